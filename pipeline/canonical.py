@@ -1,0 +1,53 @@
+"""Canonical JSON with a seal, and digests: what makes every state object checkable byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pipeline.errors import CorruptObjectError
+
+__all__ = ["canonical_json", "keyed_hash64", "seal", "sha256_hex", "unseal"]
+
+SEAL_KEY = "self_sha256"
+
+
+def canonical_json(value: object) -> bytes:
+    """Return UTF-8 JSON with sorted keys, no spaces and one newline; NaN and infinities raise ValueError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """Return the SHA-256 of `data` as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def keyed_hash64(key: str, value: str) -> int:
+    """Return 64 bits of BLAKE2b of `value` under `key`: a seeded order that no listing order can change."""
+    digest = hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8, key=key.encode()[:64])
+    return int.from_bytes(digest.digest(), "big")
+
+
+def seal(value: dict[str, Any]) -> bytes:
+    """Return the canonical bytes of `value` with `self_sha256` over the rest of itself added."""
+    body = {name: item for name, item in value.items() if name != SEAL_KEY}
+    return canonical_json({**body, SEAL_KEY: sha256_hex(canonical_json(body))})
+
+
+def unseal(data: bytes, object_path: str) -> dict[str, Any]:
+    """Return the object sealed in `data`.
+
+    Raises CorruptObjectError when it is not JSON, not canonical, or not what its seal says: any flipped bit shows.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise CorruptObjectError(object_path, f"not JSON ({error}); {len(data)} bytes") from None
+    if not isinstance(value, dict) or SEAL_KEY not in value:
+        raise CorruptObjectError(object_path, f"a JSON object with the key {SEAL_KEY} was expected")
+    if seal(value) != data:
+        raise CorruptObjectError(object_path, f"the content does not match its {SEAL_KEY} {value[SEAL_KEY]!r:.20}…")
+    del value[SEAL_KEY]
+    return value

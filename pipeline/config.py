@@ -1,0 +1,110 @@
+"""Configuration: one frozen dataclass per part, each part is given only its own. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import ConfigError, shorten
+
+__all__ = ["FitConfig", "PlanConfig", "RetryConfig", "RunConfig", "SourceConfig"]
+
+
+def _require(condition: bool, option: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{option} is {shorten(value)}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryConfig:
+    """How long a failing store is tried again before the failure counts."""
+
+    attempts: int = 5
+    first_delay_seconds: float = 0.2
+    max_delay_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require(self.attempts >= 1, "retry attempts", self.attempts, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """What counts as an input, and which columns or keys say what."""
+
+    all_files: bool = False
+    """Take every file, not only those whose extension Pillow reads."""
+    image_column: str | None = None
+    """Table column with bytes or URIs; found by name and type when None."""
+    id_column: str | None = None
+    """Table column whose values become sample ids; `path#row` when None."""
+    label: str | None = None
+    """Table column or key of a tar's .json member that holds the label; found by name when None."""
+    meta: tuple[str, ...] = ()
+    """Table columns or .json keys kept as `meta.*` columns."""
+    tars_per_shard: int = 1
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How the default tokenizer is fitted."""
+
+    size: int | None = None
+    """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
+    patch: int = 4
+    levels: int = 2
+    codes: int = 256
+    sample: int = 20_000
+    """Images looked at, at most."""
+    seed: int = 0
+    iterations: int = 12
+    max_patches: int = 100_000
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.patch <= 64, "--patch", self.patch, "1 to 64 pixels")
+        if self.size is not None:
+            ok = 8 <= self.size <= 4096 and self.size % self.patch == 0
+            _require(ok, "--size", self.size, f"8 to 4096 pixels, a multiple of --patch {self.patch}")
+        _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
+        _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
+        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    """What, besides the inputs and the tokenizer, decides the bytes of the shards; part of the plan's identity."""
+
+    shard_rows: int = 10_000
+    batch_rows: int = 64
+    codec: str = "default"
+    order_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
+        _require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How a run spends the machine; changes speed, never bytes."""
+
+    workers: int
+    max_bad: float = 0.01
+    """Largest share of permanently failed inputs; more stops the job."""
+    shard_attempts: int = 4
+    """Times a shard is tried when a store fails, before it is left uncommitted."""
+    worker_deaths: int = 3
+    """Times a shard may kill its worker before the guilty input is searched by bisection."""
+    stall_timeout_seconds: float = 300.0
+    """A worker that reports nothing for so long is killed, which counts as a death."""
+    join: bool = False
+    retry: RetryConfig = field(default_factory=RetryConfig)
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
+        _require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
+        _require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
+        _require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")

@@ -1,0 +1,172 @@
+"""Everything this package raises on purpose.
+
+    TokenshardsError                what the CLI prints as one message, without a traceback
+    ├── ConfigError                 an option or a field of a config has a value it cannot have
+    ├── SourceError                 the input location cannot be listed, or nothing in it matched
+    ├── TokenizerError              a tokenizer directory, spec or codebook cannot be used
+    ├── PlanError                   the plan is missing, damaged, or differs from what was asked
+    ├── FormatError                 an object of a dataset cannot be read
+    │   ├── FormatVersionError      written by a newer major version of the format
+    │   ├── FingerprintMismatchError  two tokenizers would be mixed
+    │   └── CorruptObjectError      bytes are not what their checksum or schema promises
+    ├── MissingObjectError          an object that must exist does not
+    ├── TransientStorageError       a store failed for a while; the retry budget is used up
+    ├── LiveRunError                another driver works on the same dataset
+    ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
+    └── TooManyBadInputsError       the share of permanent failures passed --max-bad
+
+    BadInput                        one input failed for good; it becomes a quarantine row, never an abort
+
+Every message says what failed, the value seen, the value expected, and what to do.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = [
+    "BadInput",
+    "ConfigError",
+    "CorruptObjectError",
+    "FingerprintMismatchError",
+    "FormatError",
+    "FormatVersionError",
+    "IncompleteError",
+    "LiveRunError",
+    "MissingObjectError",
+    "PlanError",
+    "Reason",
+    "SourceError",
+    "Stage",
+    "TokenizerError",
+    "TokenshardsError",
+    "TooManyBadInputsError",
+    "TransientStorageError",
+    "shorten",
+]
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """Return repr(value), cut to `limit` characters, so that messages stay one screen long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class TokenshardsError(Exception):
+    """Base of every error a user can cause or meet."""
+
+    exit_code = 1
+
+
+class ConfigError(TokenshardsError, ValueError):
+    """An option has a value it cannot have."""
+
+    exit_code = 2
+
+
+class SourceError(TokenshardsError):
+    """The input location cannot be listed, or nothing in it matched."""
+
+
+class TokenizerError(TokenshardsError):
+    """A tokenizer directory, spec or codebook cannot be used."""
+
+
+class PlanError(TokenshardsError):
+    """The plan is missing, damaged, or differs from what was asked."""
+
+
+class FormatError(TokenshardsError):
+    """An object of a dataset cannot be read."""
+
+
+class FormatVersionError(FormatError):
+    """The object was written by a newer major version of the format."""
+
+
+class FingerprintMismatchError(FormatError):
+    """Two different tokenizers would be mixed."""
+
+
+class CorruptObjectError(FormatError):
+    """The bytes of an object are not what its checksum or schema promises.
+
+    Attributes: `object_path` relative to the dataset root, `detail` what was seen and expected.
+    """
+
+    def __init__(self, object_path: str, detail: str) -> None:
+        super().__init__(f"{object_path}: {detail}")
+        self.object_path = object_path
+        self.detail = detail
+
+
+class MissingObjectError(TokenshardsError):
+    """An object that must exist does not. Attribute: `object_path`."""
+
+    def __init__(self, object_path: str, detail: str = "the object does not exist") -> None:
+        super().__init__(f"{object_path}: {detail}")
+        self.object_path = object_path
+
+
+class TransientStorageError(TokenshardsError):
+    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this."""
+
+    exit_code = 3
+
+
+class LiveRunError(TokenshardsError):
+    """Another driver works on the same dataset."""
+
+    exit_code = 4
+
+
+class IncompleteError(TokenshardsError):
+    """The job ended, but some inputs are neither committed nor quarantined; running again continues."""
+
+    exit_code = 3
+
+
+class TooManyBadInputsError(TokenshardsError):
+    """The share of permanently failed inputs passed --max-bad."""
+
+    exit_code = 5
+
+
+class Stage(StrEnum):
+    """Where in the work an input failed."""
+
+    FETCH = "fetch"
+    DECODE = "decode"
+    ENCODE = "encode"
+
+
+class Reason(StrEnum):
+    """Why an input can never become a token row as it is. Only permanent causes are listed."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    DECOMPRESSION_BOMB = "decompression_bomb"
+    UNSUPPORTED_MODE = "unsupported_mode"
+    MISSING = "missing"
+    NOT_A_FILE = "not_a_file"
+    BAD_URI = "bad_uri"
+    CHANGED_SINCE_PLAN = "changed_since_plan"
+    DUPLICATE_ID = "duplicate_id"
+    BAD_LABEL = "bad_label"
+    NO_IMAGE = "no_image"
+    BAD_CONTAINER = "bad_container"
+    KILLED_WORKER = "killed_worker"
+
+
+class BadInput(Exception):
+    """One input failed for good: raised inside a shard's work and turned into a quarantine row."""
+
+    def __init__(self, reason: Reason, detail: str, stage: Stage = Stage.DECODE) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.stage = stage

@@ -1,0 +1,183 @@
+"""What the ids of a dataset mean: layout, vocabulary, preprocessing, codebook. JSON in, JSON out, fingerprinted.
+
+Lives with the shards because the spec travels with them: a reader needs it, a tokenizer is only one of its writers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.canonical import canonical_json, sha256_hex
+from pipeline.errors import ConfigError, TokenizerError, shorten
+
+__all__ = ["CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"]
+
+LayoutKind = Literal["grid", "pyramid", "sequence", "video"]
+Combine = Literal["single", "sum", "concat"]
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {shorten(value)}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How L sites of Q ids are arranged. Consumers read these flags; nobody takes a square root of L."""
+
+    kind: LayoutKind
+    grid: tuple[int, ...] = ()
+    """(H, W) of a grid, (T, H, W) of a video, the largest allowed where `variable`; empty otherwise."""
+    scales: tuple[tuple[int, int], ...] = ()
+    """(h, w) of each level of a pyramid, coarse to fine."""
+    sites: int
+    """L, or the largest L where `variable`."""
+    ids_per_site: int = 1
+    """Q: residual levels or sub-codebooks."""
+    combine: Combine = "single"
+    """How the Q vectors of a site become one: `sum` (residual), `concat` (sub-codebooks)."""
+    variable: bool = False
+    """Rows carry their own `length` (sequence) or `shape` (grid, video)."""
+    ordered: bool = False
+    """Sites go from coarse to fine (1D tokenizers with nested dropout)."""
+    prefix_decodable: bool = False
+    """A prefix of the sites is a valid, coarser sample."""
+    min_sites: int = 1
+
+    def __post_init__(self) -> None:
+        kinds = ("grid", "pyramid", "sequence", "video")
+        _require(self.kind in kinds, "layout.kind", self.kind, f"one of {', '.join(kinds)}")
+        dims = {"grid": 2, "video": 3}.get(self.kind, 0)
+        _require(len(self.grid) == dims, "layout.grid", self.grid, f"{dims} numbers for kind {self.kind}")
+        _require(all(n > 0 for n in self.grid), "layout.grid", self.grid, "positive numbers")
+        _require(bool(self.scales) == (self.kind == "pyramid"), "layout.scales", self.scales, "scales for a pyramid only")
+        expected = {
+            "grid": math.prod(self.grid),
+            "video": math.prod(self.grid),
+            "pyramid": sum(h * w for h, w in self.scales),
+        }.get(self.kind, self.sites)
+        _require(self.sites == expected and self.sites > 0, "layout.sites", self.sites, f"{expected}, at least 1")
+        _require(self.ids_per_site > 0, "layout.ids_per_site", self.ids_per_site, "at least 1")
+        combines = ("single",) if self.ids_per_site == 1 else ("sum", "concat")
+        _require(self.combine in combines, "layout.combine", self.combine, f"one of {combines} for {self.ids_per_site} ids a site")
+        _require(not (self.variable and self.kind == "pyramid"), "layout.variable", True, "false for a pyramid")
+        _require(1 <= self.min_sites <= self.sites, "layout.min_sites", self.min_sites, f"1 to {self.sites}")
+
+    @property
+    def shape_dims(self) -> int:
+        """D of the per-row `shape` column: 2 or 3 for grids and videos that vary, else 0."""
+        return len(self.grid) if self.variable else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """How bytes become the pixels that the tokenizer was made for; run by decode.py, never by a backend."""
+
+    size: int
+    """Side of the square output in pixels."""
+    resize: Literal["squash", "crop"] = "crop"
+    """`squash` to a square, or short side to `size` and centre `crop`."""
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
+    decode_mode: Literal["full", "dct_scaled"] = "full"
+    """`dct_scaled` lets JPEG decode at a smaller DCT scale first: faster, and different in a few % of the ids."""
+    exif_orientation: bool = False
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB under transparent pixels."""
+    colour_range: tuple[float, float] = (0.0, 1.0)
+    """What uint8 0..255 is mapped to before the tokenizer sees it."""
+    decoder: str = ""
+    """Decoder library and major version, such as `pillow-12`: it changes resampling."""
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, "preprocess.size", self.size, "at least 1 pixel")
+        _require(self.resize in ("squash", "crop"), "preprocess.resize", self.resize, "squash or crop")
+        filters = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+        _require(self.filter in filters, "preprocess.filter", self.filter, f"one of {', '.join(filters)}")
+        _require(self.decode_mode in ("full", "dct_scaled"), "preprocess.decode_mode", self.decode_mode, "full or dct_scaled")
+        ok = len(self.background) == 3 and all(0 <= v <= 255 for v in self.background)
+        _require(ok, "preprocess.background", self.background, "three numbers from 0 to 255")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodebookInfo:
+    """Identity and meaning of the codebook; its table lives in codebook.safetensors as `level_0`, `level_1`, …"""
+
+    sha256: str
+    """Over sorted tensor names, dtypes, shapes and bytes, so the container does not matter."""
+    dims: tuple[int, ...]
+    """Width of each level's vectors."""
+    metric: Literal["l2", "cosine", "dot", "sign", "argmax", "fsq"] = "l2"
+    rows_normalised: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSpec:
+    """Everything that decides what an id means. Two datasets may be mixed if and only if fingerprints agree."""
+
+    family: str
+    layout: Layout
+    vocabulary: tuple[int, ...]
+    """Ids of level q are 0 .. vocabulary[q] - 1; pad and mask ids live outside and are never stored."""
+    preprocess: Preprocess
+    codebook: CodebookInfo | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Parameters of the family (patch size, seed, …)."""
+    weights_sha256: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        q = self.layout.ids_per_site
+        _require(len(self.vocabulary) == q, "vocabulary", self.vocabulary, f"{q} sizes, one per id of a site")
+        _require(all(0 < v <= 1 << 32 for v in self.vocabulary), "vocabulary", self.vocabulary, "sizes from 1 to 2**32")
+
+    @property
+    def id_dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned dtype that holds every id: uint8, uint16 or uint32."""
+        return np.min_scalar_type(max(self.vocabulary) - 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON of the whole spec."""
+        return sha256_hex(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types; `from_json` gives back an equal spec."""
+        value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: str = "tokenizer spec") -> TokenizerSpec:
+        """Build a spec from `to_json` output; unknown or missing fields raise TokenizerError naming them."""
+        try:
+            codebook = value["codebook"]
+            return cls(
+                **{
+                    **value,
+                    "layout": Layout(**_tuples(value["layout"])),
+                    "preprocess": Preprocess(**_tuples(value["preprocess"])),
+                    "codebook": None if codebook is None else CodebookInfo(**_tuples(codebook)),
+                    "vocabulary": tuple(value["vocabulary"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise TokenizerError(f"{where}: not a valid tokenizer spec ({type(error).__name__}: {error})") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    def convert(item: Any) -> Any:
+        return tuple(convert(entry) for entry in item) if isinstance(item, list) else item
+
+    return {key: convert(item) for key, item in value.items()}

@@ -1,0 +1,1 @@
+"""The right half of the hourglass: classifiers that learn from token shards alone."""
