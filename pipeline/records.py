@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.errors import BadInput
 
-__all__ = ["FailedRecord", "ImageRecord", "Label", "PlanRow", "TokenBatch"]
+__all__ = ["FailedRecord", "ImageRecord", "Label", "PlanRow", "TokenBatch", "concatenate_tokens"]
 
 Label: TypeAlias = int | str | None
 
@@ -41,6 +41,8 @@ class PlanRow:
     row_stop: int = 0
     only: tuple[str, ...] | None = None
     """For a retried slice: the sample ids to take; the others were committed earlier."""
+    skip: tuple[str, ...] | None = None
+    """For a retried container that could not be read to its end: the sample ids committed earlier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +79,30 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
+
+    def take(self, rows: npt.NDArray[np.intp]) -> TokenBatch:
+        """Return the given rows, in that order; ids stay level-major in memory."""
+        ids_BQL = self.ids_BLQ.transpose(0, 2, 1)[rows]
+        lengths = None if self.lengths_B is None else self.lengths_B[rows]
+        shapes = None if self.shapes_BD is None else self.shapes_BD[rows]
+        return TokenBatch(ids_BQL.transpose(0, 2, 1), lengths, shapes)
+
+
+def concatenate_tokens(batches: list[TokenBatch]) -> TokenBatch:
+    """Join batches of one layout; rows of different length are padded with zeros to the longest."""
+    sites = max(batch.ids_BLQ.shape[1] for batch in batches)
+    total = sum(len(batch) for batch in batches)
+    first = batches[0].ids_BLQ
+    ids_BQL = np.zeros((total, first.shape[2], sites), first.dtype)
+    start = 0
+    for batch in batches:
+        stop = start + len(batch)
+        ids_BQL[start:stop, :, : batch.ids_BLQ.shape[1]] = batch.ids_BLQ.transpose(0, 2, 1)
+        start = stop
+    lengths = [batch.lengths_B for batch in batches if batch.lengths_B is not None]
+    shapes = [batch.shapes_BD for batch in batches if batch.shapes_BD is not None]
+    return TokenBatch(
+        ids_BQL.transpose(0, 2, 1),
+        np.concatenate(lengths) if lengths else None,
+        np.concatenate(shapes) if shapes else None,
+    )

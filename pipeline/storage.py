@@ -63,6 +63,8 @@ class Store:
     """
 
     def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
+        self.location = str(url)
+        """The URL as given; `url` is the form for messages."""
         self.url = display_url(str(url))
         self.storage_options = dict(storage_options or {})
         self.retry = retry or RetryConfig()
@@ -125,10 +127,13 @@ class Store:
         except MissingObjectError:
             return
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object below the folder `prefix`, one folder in memory at a time, in no promised order."""
+    def list(self, prefix: str = "", *, temporary: bool = False) -> Iterator[ObjectInfo]:
+        """Yield every object below the folder `prefix`, one folder in memory at a time, in no promised order.
+
+        `temporary` includes the unfinished files that a killed writer may leave on a local disk.
+        """
         if self.is_local:
-            yield from self._list_local(prefix)
+            yield from self._list_local(prefix, temporary)
             return
         pending = [prefix]
         while pending:
@@ -151,7 +156,7 @@ class Store:
         name = name.strip("/")
         return name[len(root) :].lstrip("/") if root and name.startswith(root) else name
 
-    def _list_local(self, prefix: str) -> Iterator[ObjectInfo]:
+    def _list_local(self, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
         pending = [prefix]
         seen: set[tuple[int, int]] = set()
         while pending:
@@ -174,7 +179,7 @@ class Store:
                                 continue
                             seen.add((status.st_dev, status.st_ino))
                         pending.append(path)
-                    elif not entry.name.startswith(TEMPORARY_PREFIX):
+                    elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
                         yield _local_info(path, entry.path, missing_ok=True)
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:

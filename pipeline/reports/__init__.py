@@ -1,1 +1,1 @@
-"""tbd."""
+"""What is shown to people: fidelity of reconstructions, code usage, pictures."""

@@ -1,1 +1,56 @@
-"""The on-disk contract. `from pipeline.shards import open_dataset` is the public door; SPEC.md is the text."""
+"""The on-disk contract. `from pipeline.shards import open_dataset` is the public door; SPEC.md is the text.
+
+Names load on first use: importing this package, or `pipeline.shards.spec`, loads no Arrow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.shards.codecs import codec_names, get_codec
+    from pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
+    from pipeline.shards.reader import ShardData, ShardReader
+    from pipeline.shards.schema import FORMAT_VERSION
+    from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+    from pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Batch",
+    "CodebookInfo",
+    "EncodedShard",
+    "Layout",
+    "Preprocess",
+    "Sample",
+    "ShardData",
+    "ShardReader",
+    "ShardRows",
+    "TokenDataset",
+    "TokenizerSpec",
+    "codec_names",
+    "encode_shard",
+    "get_codec",
+    "open_dataset",
+]
+
+_HOMES = {
+    "codecs": ("codec_names", "get_codec"),
+    "dataset": ("Batch", "Sample", "TokenDataset", "open_dataset"),
+    "reader": ("ShardData", "ShardReader"),
+    "schema": ("FORMAT_VERSION",),
+    "spec": ("CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"),
+    "writer": ("EncodedShard", "ShardRows", "encode_shard"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

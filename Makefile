@@ -1,0 +1,33 @@
+# make demo | test | check | soak, on a machine with Python 3.11 or newer and nothing else; all of it lives in .venv
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check soak bench-setup clean
+
+demo: $(READY)
+	$(BIN)/tokenshards demo demo_out
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not soak"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pipeline stem_adaptors cli.py
+
+# The long forms of the crash and damage tests: by hand, once per issue. SOAK_SEED=7 repeats a run.
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak --timeout 3600 -s
+
+bench-setup: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+
+$(READY): pyproject.toml constraints.txt
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenshards needs Python 3.11 or newer, this is " + sys.version)'
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,demo,plot]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo_out build *.egg-info

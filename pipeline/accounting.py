@@ -1,0 +1,176 @@
+"""planned = committed + quarantined: one survey of plan, commits and objects, shared by the audit, `status` and `verify`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.canonical import sha256_hex
+from pipeline.errors import FormatError, MissingObjectError
+from pipeline.plan import Plan
+from pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, unpack_counts
+from pipeline.shards.manifest import Manifest, ShardEntry
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+
+__all__ = ["Problem", "Survey", "object_sizes", "survey_plan"]
+
+READ_THREADS = 16
+_COMMIT_NAME = re.compile(r"^commits/[0-9a-f]+/(\d{8})\.json$")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One damaged or missing object."""
+
+    object: str
+    kind: str
+    detail: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Survey:
+    """What a plan has become so far."""
+
+    plan: Plan
+    done: dict[int, ShardEntry] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    rows: int = 0
+    quarantined: int = 0
+    inputs_seen: int = 0
+    bytes_in: int = 0
+    bytes_shards: int = 0
+    token_bytes: int = 0
+    id_count: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    labels: dict[Any, int] | None = field(default_factory=dict)
+    histograms: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
+
+    @property
+    def to_do(self) -> list[int]:
+        """Shards without a valid commit, ascending."""
+        return [shard for shard in self.plan.shard_numbers if shard not in self.done]
+
+    @property
+    def planned(self) -> int:
+        """Inputs planned: exact for files and tables, for tars what was counted so far."""
+        return self.inputs_seen if self.plan.tars_planned else self.plan.images_planned
+
+    @property
+    def planned_is_exact(self) -> bool:
+        """False while uncommitted tars may hold inputs that nobody has counted."""
+        return not self.plan.tars_planned or not self.to_do
+
+    @property
+    def balanced(self) -> bool:
+        """True when every planned input is a row or a quarantine row."""
+        return not self.to_do and self.planned == self.rows + self.quarantined == self.inputs_seen
+
+
+def object_sizes(store: Store, *folders: str) -> dict[str, int]:
+    """Return path -> size of every object below the folders."""
+    return {info.path: info.size for folder in folders for info in store.list(folder)}
+
+
+def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
+    """Read every commit of a plan and check that it names existing files of the right size."""
+    sizes = object_sizes(store, "shards", "quarantine")
+    survey = Survey(plan=plan)
+    for shard, outcome in _read_commits(store, plan):
+        if isinstance(outcome, Problem):
+            survey.problems.append(outcome)
+            continue
+        commit, digest = outcome
+        missing = [ref for ref in (commit.data, commit.quarantine) if ref is not None and sizes.get(ref.path) != ref.size]
+        if missing:
+            survey.problems.extend(_wrong_size(ref, sizes) for ref in missing)
+            continue
+        survey.done[shard] = _entry(commit, digest)
+        _add(survey, commit, spec)
+    return survey
+
+
+def _wrong_size(ref: ObjectRef, sizes: dict[str, int]) -> Problem:
+    if ref.path not in sizes:
+        return Problem(ref.path, "missing", f"the commit names it with {ref.size} bytes")
+    return Problem(ref.path, "wrong_size", f"it has {sizes[ref.path]} bytes; its commit names {ref.size}")
+
+
+def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[int, tuple[Commit, str] | Problem]]:
+    listed = []
+    for info in store.list(f"commits/{plan.plan_id}"):
+        match = _COMMIT_NAME.match(info.path)
+        if match and int(match[1]) in plan.shard_numbers:
+            listed.append(int(match[1]))
+
+    def read(shard: int) -> tuple[int, tuple[Commit, str] | Problem]:
+        path = commit_path(plan.plan_id, shard)
+        try:
+            data = store.read(path)
+            commit = Commit.from_bytes(data, path)
+        except MissingObjectError:
+            return shard, Problem(path, "missing", "it vanished after it was listed")
+        except FormatError as error:
+            return shard, Problem(path, "corrupt", str(error))
+        if (commit.plan_id, commit.shard) != (plan.plan_id, shard):
+            return shard, Problem(path, "corrupt", f"it is the commit of shard {commit.shard} of plan {commit.plan_id[:12]}")
+        return shard, (commit, sha256_hex(data))
+
+    with ThreadPoolExecutor(1 if store.is_local else READ_THREADS) as pool:
+        yield from pool.map(read, sorted(listed))
+
+
+def _entry(commit: Commit, digest: str) -> ShardEntry:
+    data, quarantine = commit.data, commit.quarantine
+    return ShardEntry(
+        shard=commit.shard,
+        path=data.path if data else None,
+        sha256=data.sha256 if data else None,
+        size=data.size if data else 0,
+        rows=commit.rows,
+        quarantine_path=quarantine.path if quarantine else None,
+        quarantine_sha256=quarantine.sha256 if quarantine else None,
+        quarantine_size=quarantine.size if quarantine else 0,
+        quarantined=commit.quarantined,
+        inputs_seen=commit.inputs_seen,
+        plan_id=commit.plan_id,
+        commit_sha256=digest,
+    )
+
+
+def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
+    survey.rows += commit.rows
+    survey.quarantined += commit.quarantined
+    survey.inputs_seen += commit.inputs_seen
+    survey.bytes_in += commit.bytes_in
+    survey.bytes_shards += commit.data.size if commit.data else 0
+    survey.token_bytes += commit.token_bytes
+    survey.id_count += commit.id_count
+    for stage, seconds in commit.seconds.items():
+        survey.seconds[stage] = survey.seconds.get(stage, 0.0) + seconds
+    if commit.labels is None:
+        survey.labels = None
+    elif survey.labels is not None:
+        merge_labels(survey.labels, commit.labels)
+    survey.histograms = _merged(survey.histograms, commit, spec)
+
+
+def _merged(so_far: list[npt.NDArray[np.int64]] | None, commit: Commit, spec: TokenizerSpec) -> list[npt.NDArray[np.int64]] | None:
+    if commit.rows == 0 or so_far is None:
+        return so_far
+    if not commit.histogram:
+        return None
+    counts = [unpack_counts(text, size) for text, size in zip(commit.histogram, spec.vocabulary, strict=True)]
+    return [left + right for left, right in zip(so_far, counts, strict=True)] if so_far else counts
+
+
+def manifest_histograms(manifest: Manifest) -> list[npt.NDArray[np.int64]] | None:
+    """Return the id counts per level that a manifest carries, None where the vocabulary was too large to count."""
+    packed = manifest.statistics.get("histogram") or []
+    return [unpack_counts(text, size) for text, size in zip(packed, manifest.spec.vocabulary, strict=True)] if packed else None

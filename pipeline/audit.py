@@ -1,0 +1,76 @@
+"""The end of a job: when planned = committed + quarantined holds, the manifest is written, last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.accounting import Survey, manifest_histograms
+from pipeline.errors import IncompleteError
+from pipeline.faults import crash_point
+from pipeline.plan import Plan
+from pipeline.shards.commit import pack_counts
+from pipeline.shards.manifest import Manifest, publish_manifest
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+
+__all__ = ["class_table", "close_generation"]
+
+
+def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tuple[int | str, ...]:
+    """Return the class table: what was inherited keeps its place, new labels follow in sorted order."""
+    known = set(inherited)
+    new = sorted((label for label in counts if label not in known), key=lambda label: (isinstance(label, str), label))
+    return (*inherited, *new)
+
+
+def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:
+    """Write the manifest of a finished plan; raises IncompleteError with the numbers when they do not add up."""
+    if not survey.balanced:
+        raise IncompleteError(
+            f"{store.url}: {survey.planned:,} inputs are planned, {survey.rows:,} committed and {survey.quarantined:,} quarantined; "
+            f"{len(survey.to_do)} shards of {plan.shards} are not done. Run the same command again: it continues"
+        )
+    crash_point("after-last-commit")
+    counts = dict(survey.labels or {})
+    histograms = survey.histograms
+    if parent is not None:
+        for label, rows in zip(parent.classes, parent.class_counts, strict=True):
+            counts[label] = counts.get(label, 0) + rows
+        older = manifest_histograms(parent)
+        if older is not None and histograms is not None:
+            histograms = [left + right for left, right in zip(older, histograms, strict=True)] if histograms else older
+    classes = class_table(plan.classes, counts)
+    manifest = Manifest(
+        generation=plan.generation,
+        parent=None if parent is None else parent.name,
+        plan_ids=(*(parent.plan_ids if parent else ()), plan.plan_id),
+        spec=spec,
+        classes=classes,
+        class_counts=tuple(counts.get(label, 0) for label in classes),
+        label_type=plan.label_type,
+        totals=_totals(survey, parent),
+        statistics={"histogram": [pack_counts(counts) for counts in histograms or ()]},
+        card=plan.card,
+        tokenizer_objects=plan.tokenizer_objects,
+        shards=[*(parent.shards if parent else ()), *(survey.done[shard] for shard in plan.shard_numbers)],
+    )
+    return publish_manifest(store, manifest, between=lambda: crash_point("between-manifest-and-pointer"))
+
+
+def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
+    totals: dict[str, Any] = {
+        "images_planned": survey.planned,
+        "images_committed": survey.rows,
+        "images_quarantined": survey.quarantined,
+        "shards": survey.plan.shards,
+        "bytes_in": survey.bytes_in,
+        "bytes_shards": survey.bytes_shards,
+        "token_bytes": survey.token_bytes,
+        "id_count": survey.id_count,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in survey.seconds.items()},
+    }
+    if parent is not None:  # every input quarantined before was planned again
+        totals["images_planned"] += parent.totals["images_committed"]
+        for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
+            totals[name] += parent.totals[name]
+    return totals

@@ -1,0 +1,50 @@
+"""Crash points by name: tests kill the process there and see in a log that the point was hit. Free when unset.
+
+TOKENSHARDS_FAULT="point=after-data-put,times=3,victim=worker,log=/path/of/log[,key=text][,skip=2]" kills (SIGKILL) this process
+(`victim=self` or `worker`) or its parent (`victim=driver`, for points inside a worker) the first `times` times that the point is
+reached, after the first `skip` passes; `key` restricts it to one sample id. Every pass is a line of the log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+__all__ = ["CRASH_POINTS", "crash_point"]
+
+CRASH_POINTS = (
+    "after-listing",
+    "after-plan-part",
+    "after-plan-json",
+    "after-data-put",
+    "after-quarantine-put",
+    "after-commit-put",
+    "after-last-commit",
+    "between-manifest-and-pointer",
+    "decode",
+)
+
+_settings = dict(item.split("=", 1) for item in os.environ.get("TOKENSHARDS_FAULT", "").split(",") if "=" in item)
+_point = _settings.get("point", "")
+
+
+def crash_point(name: str, key: str = "") -> None:
+    """Die here if the environment asks for it."""
+    if name != _point or ("key" in _settings and _settings["key"] != key):
+        return
+    log = _settings["log"]
+    try:
+        with open(log) as handle:
+            passes = sum(1 for _ in handle)
+    except FileNotFoundError:
+        passes = 0
+    skip = int(_settings.get("skip", "0"))
+    kill = skip <= passes < skip + int(_settings.get("times", "1"))
+    with open(log, "a") as handle:
+        handle.write(f"{name} {os.getpid()} {'killed' if kill else 'passed'} {key}\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    if kill:
+        os.kill(os.getppid() if _settings.get("victim") == "driver" else os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # the driver's death is noticed by the watcher thread, not here

@@ -1,0 +1,107 @@
+"""Fitting the default tokenizer on a sample of the user's own images, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.canonical import sha256_hex
+from pipeline.config import FitConfig
+from pipeline.decode import DECODER, DecodedImage, decode_image
+from pipeline.errors import BadInput, TokenizerError
+from pipeline.fetch import fetch_ahead, fetch_file
+from pipeline.records import ImageRecord, PlanRow
+from pipeline.shards.spec import Preprocess
+from pipeline.sources.base import ImageSource
+from pipeline.tokenizers.base import Tokenizer
+from pipeline.tokenizers.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
+
+__all__ = ["FittedTokenizer", "fit_tokenizer"]
+
+SIZE_SAMPLE = 256
+MAX_SAMPLED_SLICES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTokenizer:
+    """A tokenizer with what was measured while it was fitted."""
+
+    tokenizer: Tokenizer
+    statistics: dict[str, Any]
+    notes: tuple[str, ...]
+    """What a person should know of the fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    sha256: str
+    bytes_in: int
+    image: DecodedImage
+
+
+def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig) -> FittedTokenizer:
+    """Fit the default tokenizer on the sampled rows of a source; the order of the rows does not matter.
+
+    Raises TokenizerError when no sampled input can be decoded.
+    """
+    size = config.size
+    if size is None:
+        probe = default_preprocess(config.patch * max(1, 32 // config.patch), DECODER)
+        sides = [min(found.image.width, found.image.height) for found in _decoded(source, sample, min(SIZE_SAMPLE, config.sample), probe)]
+        size = choose_size(sides, config.patch)
+    preprocess = default_preprocess(size, DECODER)
+    byte_counts: list[int] = []
+
+    def images() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        for found in _decoded(source, sample, config.sample, preprocess):
+            byte_counts.append(found.bytes_in)
+            yield found.sha256, found.image.pixels_HWC
+
+    tokenizer, statistics = fit_patch_kmeans(images(), config, size, preprocess)
+    notes = list(statistics.get("notes", ()))
+    raw_bytes = tokenizer.spec.layout.sites * tokenizer.spec.layout.ids_per_site * tokenizer.spec.id_dtype.itemsize
+    mean_bytes = float(np.mean(byte_counts))
+    if raw_bytes >= mean_bytes:
+        notes.append(
+            f"the tokens of an image take up to {raw_bytes:,} bytes before compression, the source {mean_bytes:,.0f} on average: "
+            "use a smaller --size, a larger --patch or --levels 1 to save space"
+        )
+    return FittedTokenizer(tokenizer, statistics, tuple(notes))
+
+
+def _decoded(source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[_Sampled]:
+    """Yield what decodes of up to `limit` images, read and decoded in threads; raises TokenizerError when nothing does."""
+
+    def load(item: PlanRow | ImageRecord) -> _Sampled:
+        data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item)
+        return _Sampled(sha256_hex(data), len(data), decode_image(data, preprocess))
+
+    threads = max(2, os.cpu_count() or 1)  # reading waits and decoding releases the GIL
+    failures: list[str] = []
+    decoded = 0
+    for item, outcome in fetch_ahead(_items(source, sample, limit), load, threads=threads, ahead=4 * threads):
+        if isinstance(outcome, BadInput):
+            failures.append(f"{item.sample_id}: {outcome}")
+        else:
+            decoded += 1
+            yield outcome
+    if not decoded:
+        raise TokenizerError(
+            f"no tokenizer can be fitted: none of {len(sample)} sampled inputs holds an image that decodes "
+            f"({'; '.join(failures[:3]) or 'no image was found'}). Check the source, or give a tokenizer with --tokenizer"
+        )
+
+
+def _items(source: ImageSource, sample: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord]:
+    """Yield up to `limit` inputs of the sampled rows; tars and table slices give an equal share each."""
+    slices = [row for row in sample if row.kind != "file"][:MAX_SAMPLED_SLICES]
+    for row in slices:
+        found = (record for record in source.read(row) if isinstance(record, ImageRecord))
+        yield from islice(found, -(-limit // len(slices)))
+    yield from [row for row in sample if row.kind == "file"][:limit]

@@ -1,0 +1,345 @@
+"""The work on one shard: planned rows in, data object, quarantine object and commit out. No runner, no CLI, no globals.
+
+Batch k of a shard is its inputs [kB, (k+1)B), B from the plan; a failed input leaves a blank slot and the last batch is padded, because
+another batching flips ids even on a CPU. Batches never cross shards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import __version__
+from pipeline.config import SourceConfig
+from pipeline.decode import DECODER, decode_image
+from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError, Reason, Stage
+from pipeline.faults import crash_point
+from pipeline.fetch import fetch_ahead, fetch_file
+from pipeline.plan import Plan, read_shard_rows
+from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, concatenate_tokens
+from pipeline.shards.codebook import carries_codebook
+from pipeline.shards.codecs import get_codec
+from pipeline.shards.commit import (
+    MAX_COMMIT_LABELS,
+    MAX_COMMIT_VOCABULARY,
+    Commit,
+    commit_path,
+    pack_counts,
+    read_commit,
+    sort_labels,
+    write_object,
+)
+from pipeline.shards.manifest import load_pointer
+from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
+from pipeline.sources import read_slice
+from pipeline.storage import Store
+from pipeline.tokenizers.base import Tokenizer
+
+__all__ = ["JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "tokenize_shard"]
+
+MAX_QUARANTINED_BYTES = 4 << 20
+REMOTE_FETCH_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """What every shard of a plan shares, opened once per worker."""
+
+    out: Store
+    plan: Plan
+    source: Store
+    source_config: SourceConfig
+    tokenizer: Tokenizer
+    join: bool = False
+    """Another driver may work on the same plan: look for a commit before a shard is begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """Work done since the last report: inputs seen, their encoded bytes, and how many of them failed for good."""
+
+    inputs: int
+    bytes_in: int
+    quarantined: int
+
+
+@dataclass(slots=True)
+class _ShardResult:
+    sample_ids: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    meta: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)  # width, height, bytes
+    tokens: list[TokenBatch] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    bytes_in: int = 0
+    inputs: int = 0
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds = {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+
+def tokenize_shard(
+    context: JobContext,
+    shard: int,
+    *,
+    attempt: int = 1,
+    killers: frozenset[str] = frozenset(),
+    on_progress: Callable[[ShardProgress], None] = lambda progress: None,
+) -> Commit:
+    """Turn one shard's planned rows into a published commit.
+
+    `killers` are sample ids known to kill their worker; they are quarantined unread. Raises TransientStorageError for an outage (nothing
+    is quarantined, nothing committed) and PlanError when a manifest already closes this generation.
+    """
+    plan, out = context.plan, context.out
+    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
+        return done
+    watch = _Stopwatch()
+    rows = read_shard_rows(out, plan, shard)
+    result = _ShardResult()
+    for batch in _batches(_records(context, rows, killers), plan.batch_rows):
+        watch.lap("fetch")
+        _tokenize_batch(context, batch, result, watch, on_progress)
+    _refuse_under_manifest(out, plan)
+    data = None
+    token_bytes = id_count = 0
+    tokens = concatenate_tokens(result.tokens) if result.tokens else None
+    if tokens is not None:
+        encoded = encode_shard(
+            _shard_rows(result, plan.meta_types),
+            tokens,
+            spec=context.tokenizer.spec,
+            codec=get_codec(plan.codec),
+            label_type=plan.label_type,  # type: ignore[arg-type]
+            meta_types=plan.meta_types,  # type: ignore[arg-type]
+            codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
+            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
+        )
+        data = write_object(out, "shards", shard, encoded.data)
+        token_bytes, id_count = encoded.token_bytes, encoded.id_count
+        crash_point("after-data-put")
+    quarantine = None
+    if result.failed:
+        quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
+        crash_point("after-quarantine-put")
+    watch.lap("write")
+    commit = Commit(
+        plan_id=plan.plan_id,
+        shard=shard,
+        data=data,
+        quarantine=quarantine,
+        rows=len(result.sample_ids),
+        quarantined=len(result.failed),
+        inputs_seen=result.inputs,
+        bytes_in=result.bytes_in,
+        token_bytes=token_bytes,
+        id_count=id_count,
+        labels=_label_counts(result.labels),
+        histogram=_histogram(tokens, context.tokenizer),
+        attempt=attempt,
+        seconds={stage: round(seconds, 4) for stage, seconds in watch.seconds.items()},
+        made_by=_made_by(context.source),
+    )
+    out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
+    crash_point("after-commit-put")
+    return commit
+
+
+def list_sample_ids(context: JobContext, shard: int, killers: frozenset[str]) -> list[str]:
+    """Return the sample id of every input of a shard in work order, without decoding any."""
+    return [record.sample_id for record in _records(context, read_shard_rows(context.out, context.plan, shard), killers)]
+
+
+def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
+    """Decode and encode inputs [start, stop) of a shard without publishing.
+
+    A runner uses it to find, by bisection, the input that kills its worker.
+    """
+    rows = read_shard_rows(context.out, context.plan, shard)
+    records = itertools.islice(_records(context, rows, killers), start, stop)
+    for batch in _batches(records, context.plan.batch_rows):
+        _tokenize_batch(context, batch, _ShardResult(), _Stopwatch(), lambda progress: None)
+
+
+def _records(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield every input of the planned rows exactly once, in plan order; later rows of an id already met fail as duplicates."""
+    seen: set[str] = set()
+    for record in _read_rows(context, rows, killers):
+        if record.sample_id in seen and isinstance(record, ImageRecord):
+            error = BadInput(Reason.DUPLICATE_ID, "another input of this shard has the same sample id", Stage.FETCH)
+            yield FailedRecord(sample_id=record.sample_id, error=error, data=record.data, label=record.label, uri=record.uri)
+            continue
+        seen.add(record.sample_id)
+        yield record
+
+
+def _read_rows(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+    store = context.source
+    files = [row for row in rows if row.kind == "file"]
+    threads = 0 if store.is_local and not any("://" in row.path for row in files) else REMOTE_FETCH_THREADS
+    wanted = [row for row in files if row.sample_id not in killers]
+    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=4 * max(1, threads))
+    for row in rows:
+        if row.kind != "file":
+            committed = frozenset(row.skip or ())
+            for record in read_slice(store, row, context.source_config, context.plan.label_type, context.plan.meta_types):  # type: ignore[arg-type]
+                if record.sample_id in committed:
+                    continue
+                yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
+        elif row.sample_id in killers:
+            yield _killer(row.sample_id, row.path)
+        else:
+            _, data = next(fetched)
+            if isinstance(data, BadInput):
+                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=row.path)
+            else:
+                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=row.path)
+
+
+def _killer(sample_id: str, uri: str) -> FailedRecord:
+    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung while it handled this input, three times", Stage.DECODE)
+    return FailedRecord(sample_id=sample_id, error=error, uri=uri)
+
+
+def _batches(records: Iterable[ImageRecord | FailedRecord], rows: int) -> Iterator[list[ImageRecord | FailedRecord]]:
+    batch: list[ImageRecord | FailedRecord] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == rows:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _tokenize_batch(
+    context: JobContext,
+    batch: list[ImageRecord | FailedRecord],
+    result: _ShardResult,
+    watch: _Stopwatch,
+    on_progress: Callable[[ShardProgress], None],
+) -> None:
+    preprocess = context.tokenizer.spec.preprocess
+    images_BHWC = np.zeros((context.plan.batch_rows, preprocess.size, preprocess.size, 3), np.uint8)
+    kept: list[int] = []
+    bytes_in = failed = 0
+    for slot, record in enumerate(batch):
+        data = record.data
+        bytes_in += len(data) if data is not None else 0
+        if isinstance(record, ImageRecord):
+            crash_point("decode", record.sample_id)
+            try:
+                image = decode_image(record.data, preprocess)
+            except BadInput as error:
+                result.failed.append(_quarantine_row(record, error))
+                failed += 1
+                continue
+            images_BHWC[slot] = image.pixels_HWC
+            kept.append(slot)
+            result.sample_ids.append(record.sample_id)
+            result.labels.append(record.label)
+            result.meta.append(record.meta)
+            result.sizes.append((image.width, image.height, len(record.data)))
+            result.bytes_in += len(record.data)
+        else:
+            result.failed.append(_quarantine_row(record, record.error))
+            failed += 1
+    watch.lap("decode")
+    if kept:
+        tokens = context.tokenizer.encode(images_BHWC)
+        result.tokens.append(tokens if len(kept) == len(images_BHWC) else tokens.take(np.array(kept)))
+    watch.lap("encode")
+    result.inputs += len(batch)
+    on_progress(ShardProgress(len(batch), bytes_in, failed))
+
+
+def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
+    data = record.data if record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES else None
+    return {
+        "sample_id": record.sample_id,
+        "uri": record.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "stage": str(error.stage),
+        "reason": str(error.reason),
+        "detail": error.detail,
+        "label": None if record.label is None else str(record.label),
+        "data": data,
+    }
+
+
+def _shard_rows(result: _ShardResult, meta_types: dict[str, str]) -> ShardRows:
+    widths, heights, sizes = zip(*result.sizes, strict=True)
+    return ShardRows(
+        sample_id=result.sample_ids,
+        view=np.zeros(len(result.sample_ids), np.int16),
+        label=result.labels,
+        meta={name: [meta.get(name) for meta in result.meta] for name in meta_types},
+        orig_width=np.array(widths, np.int32),
+        orig_height=np.array(heights, np.int32),
+        orig_bytes=np.array(sizes, np.int64),
+    )
+
+
+def _label_counts(labels: list[Any]) -> list[list[Any]] | None:
+    counts: dict[Any, int] = {}
+    for label in labels:
+        if label is not None:
+            counts[label] = counts.get(label, 0) + 1
+    return None if len(counts) > MAX_COMMIT_LABELS else sort_labels(counts)
+
+
+def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:
+    sizes = tokenizer.spec.vocabulary
+    if tokens is None or sum(sizes) > MAX_COMMIT_VOCABULARY:
+        return []
+    ids_BLQ = tokens.ids_BLQ
+    stored = slice(None)
+    lengths = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)
+    if lengths is not None:  # padding is not stored, so it is not counted
+        stored = np.arange(ids_BLQ.shape[1])[None, :] < lengths[:, None]  # type: ignore[assignment]
+    return [pack_counts(np.bincount(ids_BLQ[..., q][stored].ravel(), minlength=size)) for q, size in enumerate(sizes)]
+
+
+def _committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
+    try:
+        commit = read_commit(out, plan.plan_id, shard)
+    except (MissingObjectError, FormatError):
+        return None
+    found = [(ref, out.info(ref.path)) for ref in (commit.data, commit.quarantine) if ref is not None]
+    return commit if all(info is not None and info.size == ref.size for ref, info in found) else None
+
+
+def _refuse_under_manifest(out: Store, plan: Plan) -> None:
+    pointer = load_pointer(out)
+    if pointer is not None and int(pointer["generation"]) >= plan.generation:
+        raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
+
+
+def _made_by(source_store: Store) -> dict[str, Any]:
+    return {
+        "tokenshards": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "decoder": DECODER,
+        "device": f"cpu {platform.machine()}",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "source": source_store.url,
+    }

@@ -1,0 +1,120 @@
+"""`inspect`: spec, storage table, classes and code usage of a dataset, or what a tokenizer directory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.accounting import manifest_histograms
+from pipeline.errors import ConfigError
+from pipeline.reports.fidelity import code_usage
+from pipeline.reports.pictures import plot_usage, usage_text_histogram
+from pipeline.reports.storage import StorageReport, dataset_report, fit_rows
+from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer
+
+__all__ = ["Inspection", "inspect_dataset"]
+
+Rows = list[tuple[str, ...]]
+CLASSES_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What there is to know of a dataset without reading its shards."""
+
+    url: str
+    spec: TokenizerSpec
+    fitted: dict[str, Any]
+    manifest: Manifest | None
+    report: StorageReport | None
+    histograms: list[npt.NDArray[np.int64]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON of `inspect --json`."""
+        classes = None if self.manifest is None else list(zip(self.manifest.classes, self.manifest.class_counts, strict=True))
+        return {
+            "fingerprint": self.spec.fingerprint,
+            "spec": self.spec.to_json(),
+            "fit": self.fitted,
+            "card": {} if self.manifest is None else self.manifest.card,
+            "classes": classes,
+            "code_usage": code_usage(self.histograms),
+            **({} if self.report is None else self.report.to_json()),
+        }
+
+    def tables(self) -> list[tuple[str, Rows]]:
+        """Return (title, rows) of each table."""
+        spec = self.spec
+        preprocess = spec.preprocess
+        layout = spec.layout
+        about: Rows = [
+            ("family", spec.family),
+            ("fingerprint", spec.fingerprint),
+            (
+                "layout",
+                f"{layout.kind} {'×'.join(map(str, layout.grid)) or layout.sites}, {layout.ids_per_site} ids a site ({layout.combine})",
+            ),
+            ("vocabulary", " + ".join(f"{size:,}" for size in spec.vocabulary)),
+            (
+                "preprocessing",
+                f"{preprocess.size} px, {preprocess.resize}, {preprocess.filter}, {preprocess.decode_mode}, {preprocess.decoder}",
+            ),
+            *fit_rows(self.fitted),
+        ]
+        tables: list[tuple[str, Rows]] = [(f"{self.url}: tokenizer", about)]
+        if self.report is not None:
+            tables.append(("storage", list(self.report.rows())))
+        if self.manifest is not None:
+            tables.append(("card", [(name, str(value)) for name, value in self.manifest.card.items()]))
+            if self.manifest.classes:
+                counted = list(zip(self.manifest.classes, self.manifest.class_counts, strict=True))
+                rows: Rows = [(str(label), f"{count:,}") for label, count in counted[:CLASSES_SHOWN]]
+                if len(counted) > CLASSES_SHOWN:
+                    rows.append(("…", f"{len(counted) - CLASSES_SHOWN} more classes"))
+                tables.append((f"{len(counted)} classes", rows))
+        if self.histograms:
+            usage = code_usage(self.histograms)
+            rows = [
+                (
+                    f"level {level}",
+                    f"{row['used']} of {row['codes']} used, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits",
+                )
+                for level, row in enumerate(usage)
+            ]
+            tables.append(("code usage", rows))
+        return tables
+
+    def usage_text(self) -> str:
+        """Return a histogram of each level in block characters."""
+        if not self.histograms:
+            return "code usage was not counted"
+        parts = [f"level {level}\n{usage_text_histogram(counts)}" for level, counts in enumerate(self.histograms)]
+        return "\n\n".join(parts)
+
+    def plot(self, path: str) -> None:
+        """Write the code usage as a picture; raises ConfigError where nothing was counted."""
+        if not self.histograms:
+            raise ConfigError(f"{self.url}: no ids are counted yet, so there is nothing to plot in {path}")
+        plot_usage(self.histograms, Path(path))
+
+
+def inspect_dataset(store: Store) -> Inspection:
+    """Gather what is known; raises TokenizerError where neither a dataset nor a tokenizer directory is found."""
+    place, prefix = resolve_tokenizer(store.location, store.storage_options)
+    pointer = load_pointer(store)
+    manifest = None if pointer is None else load_manifest(store, pointer)
+    return Inspection(
+        url=store.url,
+        spec=manifest.spec if manifest is not None else load_tokenizer(place, prefix).spec,
+        fitted=load_statistics(place, prefix),
+        manifest=manifest,
+        report=dataset_report(store) if prefix and store.info("plan/current.json") is not None else None,
+        histograms=(manifest_histograms(manifest) or []) if manifest is not None else [],
+    )

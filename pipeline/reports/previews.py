@@ -1,0 +1,138 @@
+"""`preview`: a grid of reconstructions, beside the originals where the source is given."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import SourceConfig
+from pipeline.context import TOKENIZER_FOLDER
+from pipeline.decode import decode_image
+from pipeline.errors import BadInput, ConfigError
+from pipeline.plan import Plan, load_chain, read_shard_rows
+from pipeline.records import ImageRecord, PlanRow, concatenate_tokens
+from pipeline.reports.fidelity import psnr
+from pipeline.reports.pictures import image_grid, side_by_side
+from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
+from pipeline.sources import read_slice, source_root
+from pipeline.storage import Store
+from pipeline.tokenizers.directory import load_tokenizer
+
+__all__ = ["Preview", "preview_dataset"]
+
+Pixels = npt.NDArray[np.uint8]
+MAX_IMAGES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What was drawn."""
+
+    path: str
+    sample_ids: list[str]
+    psnr_db: list[float]
+    """Of each image against its original; empty without a source."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return one line for the terminal."""
+        fidelity = f", mean PSNR {np.mean(self.psnr_db):.2f} dB against the originals" if self.psnr_db else ""
+        return f"{len(self.sample_ids)} images drawn in {self.path}{fidelity}"
+
+
+def preview_dataset(
+    url: str, to: str, *, count: int, sample_ids: tuple[str, ...], label: str | None, source_url: str | None, options: dict[str, Any]
+) -> Preview:
+    """Draw up to `count` images, spread over the dataset, or those asked for by id or class."""
+    if not 1 <= count <= MAX_IMAGES:
+        raise ConfigError(f"-n is {count}; expected 1 to {MAX_IMAGES} images")
+    if Path(to).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--to is {to!r}; expected a name that ends in .png, .jpg or .webp")
+    dataset = open_dataset(url, storage_options=options)
+    samples = list(_chosen(dataset, count, sample_ids, label))
+    if not samples:
+        raise ConfigError(f"{url}: no image to show for --class {label!r}; its classes are {list(dataset.classes[:10])}")
+    tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
+    images = list(tokenizer.decode(concatenate_tokens([sample.tokens for sample in samples])))
+    ids = [str(sample.row["sample_id"]) for sample in samples]
+    captions = [_caption(sample) for sample in samples]
+    if source_url is None:
+        picture = image_grid(images, captions, columns=min(8, max(1, round(len(images) ** 0.5))))
+        _save(picture, to)
+        return Preview(to, ids, [])
+    originals = _originals(dataset, source_url, set(ids), options)
+    kept = [index for index, sample_id in enumerate(ids) if sample_id in originals]
+    if not kept:
+        raise ConfigError(f"--source {source_url}: none of {len(ids)} images is found there unchanged; give the place that was tokenized")
+    pairs = [(originals[ids[index]], images[index]) for index in kept]
+    notes = [f"{psnr(original, image):.1f} dB {captions[index]}" for index, (original, image) in zip(kept, pairs, strict=True)]
+    picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], notes)
+    _save(picture, to)
+    return Preview(to, [ids[index] for index in kept], [round(psnr(original, image), 3) for original, image in pairs])
+
+
+def _save(picture: Any, to: str) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(to).suffix.lower(), "PNG"))
+    target = Path(to).resolve()
+    Store(str(target.parent)).write(target.name, buffer.getvalue())
+
+
+def _caption(sample: Sample) -> str:
+    return str(sample.row["sample_id"]) if sample.label is None else f"{sample.label}: {sample.row['sample_id']}"
+
+
+def _chosen(dataset: TokenDataset, count: int, sample_ids: tuple[str, ...], label: str | None) -> Iterator[Sample]:
+    if sample_ids:
+        for sample_id in sample_ids:
+            yield dataset.sample(sample_id)
+        return
+    if label is None:
+        total = len(dataset)
+        for row in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)):
+            yield dataset[int(row)]
+        return
+    found = position = 0
+    for batch in dataset.batches(4096):
+        names = np.array([str(name) for name in dataset.classes] or [""])
+        for row in np.flatnonzero((batch.labels_B >= 0) & (names[batch.labels_B] == label)):
+            yield dataset[position + int(row)]
+            found += 1
+            if found == count:
+                return
+        position += len(batch)
+
+
+def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], options: dict[str, Any]) -> dict[str, Pixels]:
+    """Return the preprocessed pixels of the wanted samples, found through the plan."""
+    originals: dict[str, Pixels] = {}
+    preprocess = dataset.spec.preprocess
+    for plan in load_chain(dataset.store):
+        config = SourceConfig(**{**plan.source["options"], "meta": tuple(plan.source["options"]["meta"]), "storage_options": options})
+        root = source_root(source_url, config)
+        for row in _rows_holding(dataset.store, plan, wanted):
+            for record in read_slice(root, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
+                if isinstance(record, ImageRecord) and record.sample_id in wanted and record.sample_id not in originals:
+                    try:
+                        originals[record.sample_id] = decode_image(record.data, preprocess).pixels_HWC
+                    except BadInput:
+                        continue  # a later object of the same name; the caller reports what is missing
+                if len(originals) == len(wanted):
+                    return originals
+    return originals
+
+
+def _rows_holding(store: Store, plan: Plan, wanted: set[str]) -> Iterator[PlanRow]:
+    for shard in plan.shard_numbers:
+        for row in read_shard_rows(store, plan, shard):
+            if row.kind != "file" or row.sample_id in wanted:
+                yield row

@@ -1,0 +1,98 @@
+"""What a person sees while a job runs: a bar on a terminal, one line every 30 seconds elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["TerminalReporter", "print_table", "table_of"]
+
+LINE_SECONDS = 30.0
+
+
+class TerminalReporter:
+    """Implements the Reporter of a conversion for people."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._planned: int | None = None
+        self._before = 0
+        self._started = 0.0
+        self._last_line = 0.0
+
+    def say(self, message: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if not self._quiet:
+            self._console.print(message, markup=False)
+
+    def begin(self, planned: int | None, done: int, what: str = "images") -> None:
+        """Show a bar from `done` to `planned`; without a plan it only counts."""
+        self._planned, self._before = planned, done
+        self._started = self._last_line = time.monotonic()
+        if self._quiet or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(what, total=planned, completed=done, rate="")
+
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+        """Show the totals of this run."""
+        now = time.monotonic()
+        seconds = max(1e-9, now - self._started)
+        rate = f"{seen / seconds:,.0f} images/s  {bytes_in / seconds / 1e6:,.1f} MB/s  {quarantined} quarantined"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._before + seen, rate=rate)
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            of = f" of {self._planned:,}" if self._planned is not None else ""
+            left = f"  ETA {(self._planned - self._before - seen) * seconds / seen:,.0f} s" if self._planned and seen else ""
+            self.say(f"{self._before + seen:,}{of} images  {rate}{left}")
+
+    def count(self, done: int) -> None:
+        """Show how many of the planned things are done."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done)
+
+    def end(self) -> None:
+        """Take the bar away, leaving its last state."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def table_of(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str, ...] = ()) -> Table:
+    """Return a plain table; the first column names, the others hold values."""
+    rows = list(rows)
+    table = Table(title=title or None, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
+    for index in range(max((len(row) for row in rows), default=1)):
+        table.add_column(header[index] if header else "", style="bold" if index == 0 else None, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str, ...] = ()) -> None:
+    """Print a table on stdout, as wide as it needs to be where stdout is no terminal."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=120)
+    console.print(table_of(rows, title, header))

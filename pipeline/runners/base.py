@@ -1,0 +1,74 @@
+"""What a runner is given, what it reports, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from pipeline.config import RetryConfig, SourceConfig
+
+__all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """Where the work is; plain data, so that it can be sent to any worker."""
+
+    out_url: str
+    out_options: dict[str, Any]
+    source_url: str
+    """Root that the plan's paths are relative to."""
+    source_config: SourceConfig
+    plan_id: str
+    retry: RetryConfig
+    join: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types. May hold credentials in its options: send it, never store it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> JobSpec:
+        """Return the job that `to_json` described."""
+        source = value["source_config"]
+        config = SourceConfig(**{**source, "meta": tuple(source["meta"])})
+        return cls(**{**value, "source_config": config, "retry": RetryConfig(**value["retry"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSummary:
+    """The few numbers of a commit that travel to the driver."""
+
+    rows: int
+    quarantined: int
+    inputs_seen: int
+    bytes_in: int
+    seconds: dict[str, float]
+
+
+class RunListener(Protocol):
+    """Receives what happens, on the driver's thread."""
+
+    def started(self, shard: int) -> None:
+        """A worker began a shard, anew after a failure."""
+
+    def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
+        """More of a shard in flight was worked through."""
+
+    def committed(self, shard: int, summary: ShardSummary) -> None:
+        """A shard was published."""
+
+    def noted(self, message: str, **details: Any) -> None:
+        """Something a person may want to know: a worker died, a store failed, an input was isolated."""
+
+    def tick(self) -> None:
+        """Called several times a second; may raise to stop the run."""
+
+
+class Runner(Protocol):
+    """Runs shards until each is committed or its attempts are used up."""
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        """Return the shards that stay uncommitted, each with the last error. Stops all workers before it returns or raises."""
+        ...

@@ -1,0 +1,136 @@
+"""Commit records: a shard is done if and only if its commit is intact and names existing files of the right size."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from pipeline.canonical import seal, sha256_hex, unseal
+from pipeline.errors import CorruptObjectError
+from pipeline.shards.schema import FORMAT_VERSION, check_version
+from pipeline.storage import Store
+
+__all__ = [
+    "Commit",
+    "ObjectRef",
+    "commit_path",
+    "merge_labels",
+    "object_path",
+    "pack_counts",
+    "read_commit",
+    "sort_labels",
+    "unpack_counts",
+    "write_object",
+]
+
+MAX_COMMIT_LABELS = 65_536
+MAX_COMMIT_VOCABULARY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """A content-named object: path below OUT, sha256 and size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What one shard became. The last put of a commit wins, and any winner is right."""
+
+    plan_id: str
+    shard: int
+    data: ObjectRef | None
+    """None when every input of the shard failed."""
+    quarantine: ObjectRef | None
+    """None when no input failed."""
+    rows: int
+    quarantined: int
+    inputs_seen: int
+    bytes_in: int
+    """Encoded image bytes of the committed rows."""
+    token_bytes: int
+    """Compressed bytes of the token columns."""
+    id_count: int
+    labels: list[list[Any]] | None
+    """[label, rows] pairs in the order of `sort_labels`; None where there are more than 65,536."""
+    histogram: list[str]
+    """Id counts per level, see `pack_counts`; empty for vocabularies above 2**20."""
+    attempt: int = 1
+    seconds: dict[str, float] = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the sealed canonical JSON of this commit."""
+        return seal({"format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> Commit:
+        """Parse and check a commit; raises CorruptObjectError or FormatVersionError."""
+        value = unseal(data, path)
+        check_version(str(value.pop("format_version", "")), path)
+        try:
+            refs = {name: None if value[name] is None else ObjectRef(**value[name]) for name in ("data", "quarantine")}
+            return cls(**{name: item for name, item in {**value, **refs}.items() if name in cls.__slots__})
+        except (KeyError, TypeError) as error:
+            raise CorruptObjectError(path, f"not a commit record ({type(error).__name__}: {error})") from None
+
+
+def commit_path(plan_id: str, shard: int) -> str:
+    """Return where the commit of a shard lives."""
+    return f"commits/{plan_id}/{shard:08d}.json"
+
+
+def object_path(folder: str, shard: int, sha256: str) -> str:
+    """Return the content name of a data or quarantine object."""
+    return f"{folder}/{shard:08d}-{sha256[:12]}.parquet"
+
+
+def write_object(store: Store, folder: str, shard: int, data: bytes) -> ObjectRef:
+    """Publish `data` under its content name and return the reference to it."""
+    digest = sha256_hex(data)
+    reference = ObjectRef(path=object_path(folder, shard, digest), sha256=digest, size=len(data))
+    store.write(reference.path, data)
+    return reference
+
+
+def read_commit(store: Store, plan_id: str, shard: int) -> Commit:
+    """Read one commit and check that it is the commit of that shard."""
+    path = commit_path(plan_id, shard)
+    commit = Commit.from_bytes(store.read(path), path)
+    if (commit.plan_id, commit.shard) != (plan_id, shard):
+        raise CorruptObjectError(path, f"names shard {commit.shard} of plan {commit.plan_id[:12]}; expected {shard} of {plan_id[:12]}")
+    return commit
+
+
+def pack_counts(counts_V: npt.NDArray[np.integer[Any]]) -> str:
+    """Return id counts as base64 of zstd of little-endian uint64: a few hundred bytes for a few hundred ids."""
+    return base64.b64encode(zstandard.compress(counts_V.astype("<u8").tobytes(), 9)).decode()
+
+
+def unpack_counts(text: str, size: int) -> npt.NDArray[np.int64]:
+    """Return the `size` counts of one level from `pack_counts`."""
+    data = zstandard.ZstdDecompressor().decompress(base64.b64decode(text), max_output_size=8 * size)
+    counts = np.frombuffer(data, "<u8").astype(np.int64)
+    if counts.shape != (size,):
+        raise ValueError(f"a histogram of {counts.size} ids was found; expected {size}")
+    return counts
+
+
+def merge_labels(into: dict[Any, int], labels: list[list[Any]] | None) -> None:
+    """Add [label, rows] pairs to a running count."""
+    for label, rows in labels or ():
+        into[label] = into.get(label, 0) + rows
+
+
+def sort_labels(counts: Mapping[Any, int]) -> list[list[Any]]:
+    """Return [label, rows] pairs, integers before strings, each ascending."""
+    return [[label, counts[label]] for label in sorted(counts, key=lambda label: (isinstance(label, str), label))]

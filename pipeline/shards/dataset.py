@@ -1,0 +1,212 @@
+"""A finished dataset, opened: length, classes, spec, codebook, batches, one sample by id. Never imports torch.
+
+Shapes: B rows, L sites (the longest row of a batch where they vary), Q ids per site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, IncompleteError, MissingObjectError, shorten
+from pipeline.records import Label, TokenBatch, concatenate_tokens
+from pipeline.shards.codebook import load_codebook
+from pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
+from pipeline.shards.reader import ShardData, ShardReader
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+
+__all__ = ["Batch", "Sample", "TokenDataset", "open_dataset"]
+
+CODEBOOK_PATH = "tokenizer/codebook.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows in shard order: ids [B, L, Q], class indices, ids of the samples, and the extra columns asked for."""
+
+    tokens: TokenBatch
+    labels_B: npt.NDArray[np.int64]
+    """Index into `TokenDataset.classes`, -1 where a row has no label."""
+    sample_ids: list[str]
+    table: pa.Table
+    """The columns of `batches(columns=...)`."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ids_BLQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Ids of the batch, padded with zeros where rows vary."""
+        return self.tokens.ids_BLQ
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row with everything stored of it; `row` holds the columns besides the ids as Python values."""
+
+    tokens: TokenBatch
+    """A batch of one, so that lengths and shapes stay with the ids."""
+    label: Label
+    row: dict[str, Any]
+
+
+def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, verify: bool = False) -> TokenDataset:
+    """Open a complete dataset at any fsspec URL; with `verify`, every shard read is checked against its sha256 first.
+
+    Raises MissingObjectError where there is no dataset, IncompleteError where tokenization has not finished, CorruptObjectError and
+    FormatVersionError for a manifest that cannot be read.
+    """
+    store = Store(url, storage_options=storage_options)
+    if store.info(MANIFEST_POINTER) is None:
+        if store.info("plan/current.json") is None:
+            raise MissingObjectError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
+        raise IncompleteError(
+            f"{store.url}: the dataset is not complete, {MANIFEST_POINTER} does not exist yet. "
+            "Run `tokenshards tokenize` again to finish it, or `tokenshards status` to see what is missing"
+        )
+    return TokenDataset(store, load_manifest(store), verify=verify)
+
+
+class TokenDataset:
+    """Read access to the shards that one manifest names."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, verify: bool = False) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.verify = verify
+        self.shards: tuple[ShardEntry, ...] = tuple(entry for entry in manifest.shards if entry.path is not None)
+        """Shards that have rows, in order."""
+
+    def __len__(self) -> int:
+        return sum(entry.rows for entry in self.shards)
+
+    def __repr__(self) -> str:
+        return f"TokenDataset({self.store.url!r}, rows={len(self)}, shards={len(self.shards)}, classes={len(self.classes)})"
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What the ids mean."""
+        return self.manifest.spec
+
+    @property
+    def classes(self) -> tuple[int | str, ...]:
+        """Labels in the order of their class index."""
+        return self.manifest.classes
+
+    def codebook(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the checked code vectors as `level_0`, `level_1`, …; {} when the tokenizer has none."""
+        if self.spec.codebook is None:
+            return {}
+        return load_codebook(self.store.read(CODEBOOK_PATH), self.spec.codebook.sha256, CODEBOOK_PATH)
+
+    def open_shard(self, entry: ShardEntry) -> ShardReader:
+        """Open one of `shards` and check its size, fingerprint and rows, and its sha256 when `verify` is on."""
+        path = str(entry.path)
+        info = self.store.info(path)
+        if info is None:
+            raise MissingObjectError(path, "the manifest names this shard; run `tokenshards verify`, then `tokenshards repair`")
+        if info.size != entry.size:
+            raise CorruptObjectError(path, f"{info.size} bytes; the manifest says {entry.size}. Run `tokenshards repair`")
+        reader = ShardReader.open(self.store, path, sha256=entry.sha256 if self.verify else None)
+        if reader.fingerprint != self.spec.fingerprint:
+            raise FingerprintMismatchError(
+                f"{path}: made by the tokenizer {reader.fingerprint[:12]}…; this dataset has {self.spec.fingerprint[:12]}…. "
+                "Ids of two tokenizers cannot be mixed; tokenize the source of that shard again"
+            )
+        if reader.num_rows != entry.rows:
+            raise CorruptObjectError(path, f"{reader.num_rows} rows; the manifest says {entry.rows}")
+        return reader
+
+    def batches(self, batch_size: int, *, columns: Sequence[str] = ()) -> Iterator[Batch]:
+        """Yield every row once, in shard order, `batch_size` rows at a time and the rest last.
+
+        `columns` names further columns, such as `view` or `meta.width`, for `Batch.table`. Raises the errors of `open_shard`.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
+        names = tuple(dict.fromkeys(("sample_id", "label", *columns)))
+        pending: list[ShardData] = []
+        held = 0
+        for entry in self.shards:
+            reader = self.open_shard(entry)
+            for group in range(reader.num_row_groups):
+                data, start = reader.read_row_group(group, names), 0
+                while held + len(data) - start >= batch_size:
+                    stop = start + batch_size - held
+                    yield self._batch([*pending, _rows(data, start, stop)], columns)
+                    pending, held, start = [], 0, stop
+                if start < len(data):
+                    pending.append(_rows(data, start, len(data)))
+                    held += len(data) - start
+        if pending:
+            yield self._batch(pending, columns)
+
+    def sample(self, sample_id: str, view: int = 0) -> Sample:
+        """Return one row by its key. The first call reads the key columns of all shards, later ones a single row group.
+
+        Raises MissingObjectError when there is no such row.
+        """
+        found = pc.equal(self._keys["sample_id"], sample_id).to_numpy()
+        rows = np.flatnonzero(found)
+        rows = rows[self._keys["view"].to_numpy()[rows] == view]
+        if not rows.size:
+            raise MissingObjectError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
+        return self[int(rows[0])]
+
+    def __getitem__(self, row: int) -> Sample:
+        """Return the row at a position in shard order; meant for looking at single samples, not for training."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a dataset of {len(self)} rows")
+        ends = np.cumsum([entry.rows for entry in self.shards])
+        shard = int(np.searchsorted(ends, row, side="right"))
+        reader = self.open_shard(self.shards[shard])
+        at = row - (int(ends[shard - 1]) if shard else 0)
+        group = 0
+        while at >= reader.row_group_rows(group):
+            at -= reader.row_group_rows(group)
+            group += 1
+        data = _rows(reader.read_row_group(group), at, at + 1)
+        values = data.table.to_pylist()[0]
+        return Sample(data.tokens, values["label"], values)
+
+    @cached_property
+    def _keys(self) -> pa.Table:
+        return pa.concat_tables([self.open_shard(entry).read_columns(("sample_id", "view")) for entry in self.shards])
+
+    def _batch(self, pieces: list[ShardData], columns: Sequence[str]) -> Batch:
+        table = pa.concat_tables([piece.table for piece in pieces])
+        return Batch(
+            pieces[0].tokens if len(pieces) == 1 else concatenate_tokens([piece.tokens for piece in pieces]),
+            self._class_indices(table.column("label")),
+            table.column("sample_id").to_pylist(),
+            table.select(list(columns)),
+        )
+
+    def _class_indices(self, labels: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        if labels.null_count == len(labels):
+            return np.full(len(labels), -1, np.int64)
+        kind = pa.int64() if pa.types.is_integer(labels.type) else pa.string()
+        plain = labels.cast(kind)
+        indices = pc.index_in(plain, value_set=pa.array(self.classes, kind))
+        if indices.null_count != labels.null_count:
+            stray = plain.filter(pc.and_(indices.is_null(), plain.is_valid()))[0].as_py()
+            raise CorruptObjectError(str(self.manifest.name), f"the label {shorten(stray)} of a shard is not in its class table")
+        index_B: npt.NDArray[np.int64] = indices.fill_null(-1).to_numpy().astype(np.int64)
+        return index_B
+
+
+def _rows(data: ShardData, start: int, stop: int) -> ShardData:
+    tokens = data.tokens
+    lengths_B = None if tokens.lengths_B is None else tokens.lengths_B[start:stop]
+    shapes_BD = None if tokens.shapes_BD is None else tokens.shapes_BD[start:stop]
+    counts_B = lengths_B if shapes_BD is None else shapes_BD.prod(axis=1)
+    sites = tokens.ids_BLQ.shape[1] if counts_B is None else int(counts_B.max())
+    return ShardData(TokenBatch(tokens.ids_BLQ[start:stop, :sites], lengths_B, shapes_BD), data.table.slice(start, stop - start))

@@ -1,0 +1,197 @@
+"""The manifest: written last, and from then on the only truth for readers.
+
+`manifest.json` is a pointer to `manifest-<12 hex>.json`, which names the shard table `shards-<12 hex>.parquet`. One generation
+never rewrites the shards of an older one; its table starts with the older rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.canonical import seal, sha256_hex, unseal
+from pipeline.errors import CorruptObjectError, MissingObjectError
+from pipeline.shards.commit import ObjectRef
+from pipeline.shards.schema import FORMAT_VERSION, check_version
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+
+__all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_pointer", "publish_manifest", "read_sealed"]
+
+MANIFEST_POINTER = "manifest.json"
+
+SHARD_TABLE_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("quarantine_path", pa.string()),
+        pa.field("quarantine_sha256", pa.string()),
+        pa.field("quarantine_size", pa.int64(), nullable=False),
+        pa.field("quarantined", pa.int64(), nullable=False),
+        pa.field("inputs_seen", pa.int64(), nullable=False),
+        pa.field("plan_id", pa.string(), nullable=False),
+        pa.field("commit_sha256", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One row of the shard table; `path` is None when every input of the shard failed."""
+
+    shard: int
+    path: str | None
+    sha256: str | None
+    size: int
+    rows: int
+    quarantine_path: str | None
+    quarantine_sha256: str | None
+    quarantine_size: int
+    quarantined: int
+    inputs_seen: int
+    plan_id: str
+    commit_sha256: str
+
+    def references(self) -> list[ObjectRef]:
+        """Return the data and quarantine objects that this row names."""
+        found = [(self.path, self.sha256, self.size), (self.quarantine_path, self.quarantine_sha256, self.quarantine_size)]
+        return [ObjectRef(path=path, sha256=sha or "", size=size) for path, sha, size in found if path is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything a reader needs to know of a complete dataset."""
+
+    generation: int
+    parent: str | None
+    """Name of the manifest of the generation before."""
+    plan_ids: tuple[str, ...]
+    spec: TokenizerSpec
+    classes: tuple[int | str, ...]
+    """Class table: sorted when first written, append-only in later generations."""
+    class_counts: tuple[int, ...]
+    totals: dict[str, Any]
+    statistics: dict[str, Any]
+    """`histogram`: packed id counts per level."""
+    card: dict[str, Any]
+    """Dataset card: source, licence, created."""
+    tokenizer_objects: dict[str, str]
+    """sha256 of the objects under tokenizer/."""
+    label_type: str | None = None
+    name: str = ""
+    table: ObjectRef | None = None
+    shards: list[ShardEntry] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the tokenizer that made every id."""
+        return self.spec.fingerprint
+
+
+def read_sealed(store: Store, path: str) -> dict[str, Any]:
+    """Read one sealed JSON object and check its seal and format version."""
+    value = unseal(store.read(path), path)
+    check_version(str(value.get("format_version", "")), path)
+    return value
+
+
+def load_pointer(store: Store) -> dict[str, Any] | None:
+    """Return the pointer {manifest, sha256, generation}, or None when the dataset was never completed."""
+    try:
+        return read_sealed(store, MANIFEST_POINTER)
+    except MissingObjectError:
+        return None
+
+
+def load_manifest(store: Store, pointer: dict[str, Any] | None = None) -> Manifest:
+    """Read pointer, manifest and shard table, each against its checksum.
+
+    Raises MissingObjectError when there is no manifest, CorruptObjectError when any of the three is damaged.
+    """
+    pointer = pointer or read_sealed(store, MANIFEST_POINTER)
+    name = str(pointer["manifest"])
+    data = store.read(name)
+    if sha256_hex(data) != pointer["sha256"]:
+        raise CorruptObjectError(name, f"sha256 is {sha256_hex(data)[:12]}…; {MANIFEST_POINTER} names {str(pointer['sha256'])[:12]}…")
+    value = unseal(data, name)
+    check_version(str(value.get("format_version", "")), name)
+    try:
+        table = ObjectRef(**value["table"])
+        fields = {key: item for key, item in value.items() if key in Manifest.__dataclass_fields__}
+        manifest = Manifest(
+            **{
+                **fields,
+                "spec": TokenizerSpec.from_json(value["spec"], name),
+                "plan_ids": tuple(value["plan_ids"]),
+                "classes": tuple(value["classes"]),
+                "class_counts": tuple(value["class_counts"]),
+                "name": name,
+                "table": table,
+                "shards": read_shard_table(store, table),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptObjectError(name, f"not a manifest ({type(error).__name__}: {error})") from None
+    return manifest
+
+
+def read_shard_table(store: Store, reference: ObjectRef) -> list[ShardEntry]:
+    """Read the shard table against its checksum."""
+    data = store.read(reference.path)
+    if sha256_hex(data) != reference.sha256:
+        raise CorruptObjectError(reference.path, f"sha256 is {sha256_hex(data)[:12]}…; the manifest names {reference.sha256[:12]}…")
+    try:
+        return [ShardEntry(**row) for row in pq.read_table(pa.BufferReader(data)).select(SHARD_TABLE_SCHEMA.names).to_pylist()]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CorruptObjectError(reference.path, f"not a shard table ({error})") from None
+
+
+def encode_shard_table(entries: Iterable[ShardEntry]) -> bytes:
+    """Return the shard table as Parquet bytes."""
+    table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SHARD_TABLE_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> Manifest:
+    """Write shard table, manifest and last the pointer; return the manifest with its names filled in.
+
+    `between` is called after the manifest and before the pointer (crash tests).
+    """
+    table_data = encode_shard_table(manifest.shards)
+    digest = sha256_hex(table_data)
+    table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
+    store.write(table.path, table_data)
+    value = {
+        "format_version": FORMAT_VERSION,
+        "generation": manifest.generation,
+        "parent": manifest.parent,
+        "plan_ids": list(manifest.plan_ids),
+        "spec": manifest.spec.to_json(),
+        "fingerprint": manifest.fingerprint,
+        "classes": list(manifest.classes),
+        "class_counts": list(manifest.class_counts),
+        "label_type": manifest.label_type,
+        "totals": manifest.totals,
+        "statistics": manifest.statistics,
+        "card": manifest.card,
+        "tokenizer_objects": manifest.tokenizer_objects,
+        "table": asdict(table),
+    }
+    data = seal(value)
+    sha256 = sha256_hex(data)
+    name = f"manifest-{sha256[:12]}.json"
+    store.write(name, data)
+    if between is not None:
+        between()
+    pointer = {"format_version": FORMAT_VERSION, "manifest": name, "sha256": sha256, "generation": manifest.generation}
+    store.write(MANIFEST_POINTER, seal(pointer))
+    return load_manifest(store)

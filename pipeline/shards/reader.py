@@ -1,0 +1,271 @@
+"""The bytes of one shard back to ids: row group by row group, whole batches, never a row at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.canonical import sha256_hex
+from pipeline.errors import ConfigError, CorruptObjectError, FormatError, MissingObjectError, TokenizerError, TokenshardsError, shorten
+from pipeline.records import TokenBatch, concatenate_tokens
+from pipeline.shards.codebook import unpack_codebook
+from pipeline.shards.codecs import Codec, codec_names, get_codec
+from pipeline.shards.schema import KEY_PREFIX, META_PREFIX, check_version, row_schema
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+
+__all__ = ["ShardData", "ShardReader"]
+
+_ROW_NAMES = tuple(row_schema(None, {}).names)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardData:
+    """Rows of a shard: ids, and every other column that was asked for as an Arrow table."""
+
+    tokens: TokenBatch
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class ShardReader:
+    """One shard, opened. Not for use by two threads at once; `iter_tokens` uses threads of its own.
+
+    Every method raises CorruptObjectError where the bytes cannot be what a writer made, whatever the damage.
+    """
+
+    def __init__(self, open_file: Callable[[], Any], path: str) -> None:
+        self._open_file = open_file
+        self._file = file = self._parquet_file()
+        self.path = path
+        footer = file.metadata.metadata or {}
+        self.metadata = {
+            key.decode()[len(KEY_PREFIX) :]: value.decode() for key, value in footer.items() if key.startswith(KEY_PREFIX.encode())
+        }
+        """Our footer keys without their prefix, such as `shard` and `plan_id`."""
+        missing = {"format_version", "spec", "fingerprint", "codec"} - self.metadata.keys()
+        if missing:
+            names = ", ".join(KEY_PREFIX + name for name in sorted(missing))
+            raise CorruptObjectError(path, f"a Parquet file without the footer keys {names}; expected a shard written by tokenshards")
+        check_version(self.metadata["format_version"], path)
+        self.spec = _parse_spec(self.metadata["spec"], self.metadata["fingerprint"], path)
+        self.codec = _find_codec(self.metadata["codec"], path)
+        self._token_columns = self.codec.columns(self.spec)
+        names = file.schema_arrow.names
+        self.row_columns = tuple(name for name in names if name in _ROW_NAMES or name.startswith(META_PREFIX))
+        """Names of the columns besides the token columns; columns of a newer minor version are left out."""
+        absent = sorted({*_ROW_NAMES, *self._token_columns} - set(names))
+        if absent:
+            raise CorruptObjectError(path, f"the columns {absent} are missing; found {shorten(names)}")
+
+    @classmethod
+    def open(cls, source: bytes | Store, path: str = "shard", *, sha256: str | None = None) -> ShardReader:
+        """Open the bytes of a shard, or the object `path` of a store, of which only the ranges needed are read.
+
+        With `sha256` the whole object is read and compared first. Raises CorruptObjectError, FormatVersionError (a newer major
+        version), FormatError (a codec that this version lacks), MissingObjectError.
+        """
+        if sha256 is not None:
+            data = source.read(path) if isinstance(source, Store) else source
+            found = sha256_hex(data)
+            if found != sha256:
+                raise CorruptObjectError(path, f"the sha256 of its {len(data)} bytes is {found[:12]}…; expected {sha256[:12]}…")
+            source = data
+        if isinstance(source, Store) and source.info(path) is None:
+            raise MissingObjectError(source.join(path))
+        buffer = None if isinstance(source, Store) else pa.py_buffer(source)
+
+        def open_file() -> Any:
+            if not isinstance(source, Store):
+                return pa.BufferReader(buffer)
+            return pa.OSFile(source.join(path)) if source.is_local else pa.PythonFile(_ObjectFile(source, path), mode="r")
+
+        with _decoding(path):
+            return cls(open_file, path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the tokenizer that made the ids."""
+        return self.spec.fingerprint
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole shard."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def num_row_groups(self) -> int:
+        """Row groups, the unit of reading."""
+        return int(self._file.metadata.num_row_groups)
+
+    def row_group_rows(self, row_group: int) -> int:
+        """Return the rows of one row group."""
+        return int(self._file.metadata.row_group(row_group).num_rows)
+
+    def codebook(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the checked tables of the footer's codebook, or None when this shard carries no copy."""
+        packed = self.metadata.get("codebook")
+        if packed is None or self.spec.codebook is None:
+            return None
+        return unpack_codebook(packed, self.spec.codebook.sha256, self.path)
+
+    def read_tokens(self, row_group: int) -> TokenBatch:
+        """Return the ids of one row group.
+
+        For layouts of fixed length `ids_BLQ` is a read-only view of what Parquet decoded; where Q > 1 its memory is level-major.
+        """
+        return self._decode(self._read(self._file, row_group, self._token_columns))
+
+    def iter_tokens(self, *, threads: int = 2) -> Iterator[TokenBatch]:
+        """Yield the ids of every row group in order, the fast path: `threads` groups are decoded at once, and one waits."""
+        idle: SimpleQueue[pq.ParquetFile] = SimpleQueue()
+        for _ in range(threads):
+            idle.put(self._parquet_file())
+
+        def decode(row_group: int) -> TokenBatch:
+            file = idle.get()
+            try:
+                return self._decode(self._read(file, row_group, self._token_columns))
+            finally:
+                idle.put(file)
+
+        with ThreadPoolExecutor(threads) as pool:
+            pending: deque[Future[TokenBatch]] = deque()
+            for row_group in range(self.num_row_groups):
+                pending.append(pool.submit(decode, row_group))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def read_row_group(self, row_group: int, columns: Sequence[str] | None = None) -> ShardData:
+        """Return one row group: its ids and the named columns, all of `row_columns` when None."""
+        names = self._known(columns)
+        table = self._read(self._file, row_group, (*names, *self._token_columns))
+        return ShardData(self._decode(table), table.select(list(names)))
+
+    def read(self, columns: Sequence[str] | None = None) -> ShardData:
+        """Return the whole shard: its ids and the named columns, all of `row_columns` when None."""
+        table = self.read_columns(columns)
+        return ShardData(self._all_tokens(), table)
+
+    def read_columns(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the named columns of the whole shard, all of `row_columns` when None, without touching the ids."""
+        return self._read(self._file, None, self._known(columns))
+
+    def _all_tokens(self) -> TokenBatch:
+        layout = self.spec.layout
+        if layout.variable:
+            return concatenate_tokens(list(self.iter_tokens()))
+        # Filled as it is decoded: the memory of a row group is used again for the next one.
+        ids_BQL = np.empty((self.num_rows, layout.ids_per_site, layout.sites), self.spec.id_dtype)
+        start = 0
+        for tokens in self.iter_tokens():
+            ids_BQL[start : start + len(tokens)] = tokens.ids_BLQ.transpose(0, 2, 1)
+            start += len(tokens)
+        if start != self.num_rows:
+            raise CorruptObjectError(self.path, f"its row groups hold {start} rows; the footer says {self.num_rows}")
+        return TokenBatch(ids_BQL.transpose(0, 2, 1))
+
+    def _parquet_file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self._open_file(), page_checksum_verification=True)
+
+    def _known(self, columns: Sequence[str] | None) -> tuple[str, ...]:
+        unknown = sorted(set(columns or ()) - set(self.row_columns))
+        if unknown:
+            raise ConfigError(f"{self.path}: no columns {unknown}; it has {', '.join(self.row_columns)}")
+        return self.row_columns if columns is None else tuple(columns)
+
+    def _read(self, file: pq.ParquetFile, row_group: int | None, names: Sequence[str]) -> pa.Table:
+        if row_group is not None and not 0 <= row_group < self.num_row_groups:
+            raise IndexError(f"{self.path}: row group {row_group}; it has {self.num_row_groups}")
+        with _decoding(self.path):
+            if row_group is None:
+                expected, table = self.num_rows, file.read(columns=list(names), use_threads=False)
+            else:
+                expected = self.row_group_rows(row_group)
+                table = file.read_row_group(row_group, columns=list(names), use_threads=False)
+            if table.num_rows != expected or set(table.column_names) != set(names):
+                raise ValueError(f"{table.num_rows} rows of {table.column_names}; expected {expected} of {list(names)}")
+            return table
+
+    def _decode(self, table: pa.Table) -> TokenBatch:
+        with _decoding(self.path):
+            return self.codec.decode(table, self.spec)
+
+
+class _ObjectFile(io.RawIOBase):
+    """A seekable view of one object, so that a footer and a row group cost a few ranged reads, each retried by the store."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        super().__init__()
+        info = store.info(path)
+        if info is None:
+            raise MissingObjectError(store.join(path))
+        self._store, self._path, self._size, self._at = store, path, info.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        data = self._store.read(self._path, self._at, end) if end > self._at else b""
+        self._at += len(data)
+        return data
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    try:
+        yield
+    except TokenshardsError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        raise CorruptObjectError(path, f"cannot be decoded ({type(error).__name__}: {shorten(str(error))})") from None
+
+
+def _parse_spec(text: str, fingerprint: str, path: str) -> TokenizerSpec:
+    try:
+        spec = TokenizerSpec.from_json(json.loads(text), path)
+    except (ValueError, TypeError, TokenizerError) as error:
+        raise CorruptObjectError(path, f"its tokenizer spec cannot be read ({shorten(str(error))})") from None
+    if spec.fingerprint != fingerprint:
+        raise CorruptObjectError(path, f"its spec has the fingerprint {spec.fingerprint[:12]}…; the footer says {shorten(fingerprint, 16)}")
+    return spec
+
+
+def _find_codec(name: str, path: str) -> Codec:
+    try:
+        return get_codec(name)
+    except ConfigError:
+        known = ", ".join(codec_names())
+        raise FormatError(
+            f"{path}: stored with codec {shorten(name)}; this version reads {known}. Upgrade tokenshards to read it"
+        ) from None

@@ -1,0 +1,76 @@
+"""Versions, column names and Arrow schemas of the shard format. SPEC.md says what each column means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import pyarrow as pa
+
+from pipeline.errors import CorruptObjectError, FormatVersionError, shorten
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KEY_PREFIX",
+    "META_PREFIX",
+    "LabelType",
+    "MetaTypes",
+    "check_version",
+    "label_arrow_type",
+    "quarantine_schema",
+    "row_schema",
+]
+
+FORMAT_VERSION = "1.0"
+"""major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""
+
+KEY_PREFIX = "tokenshards."
+"""Prefix of our keys in the key-value metadata of a Parquet footer."""
+
+META_PREFIX = "meta."
+
+LabelType: TypeAlias = Literal["int64", "string"] | None
+MetaTypes: TypeAlias = Mapping[str, Literal["string", "int64", "float64", "bool"]]
+
+_META_ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+
+
+def check_version(text: str, where: str) -> None:
+    """Raise FormatVersionError when `text` is a newer major than ours, CorruptObjectError when it is no version at all."""
+    parts = text.split(".")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise CorruptObjectError(where, f"format version {shorten(text)}; expected major.minor such as {FORMAT_VERSION}")
+    major, ours = int(parts[0]), int(FORMAT_VERSION.split(".")[0])
+    if major > ours:
+        raise FormatVersionError(f"{where}: written in format {text}; this version reads up to {ours}.x. Upgrade tokenshards to read it")
+
+
+def label_arrow_type(label_type: LabelType) -> pa.DataType:
+    """Return the Arrow type of the label column; without labels it is a string column of nulls."""
+    return pa.int64() if label_type == "int64" else pa.dictionary(pa.int32(), pa.string())
+
+
+def row_schema(label_type: LabelType, meta_types: MetaTypes) -> pa.Schema:
+    """Return the columns that describe a row, in file order; the token columns go before `orig_width`."""
+    return pa.schema(
+        [
+            pa.field("sample_id", pa.string(), nullable=False),
+            pa.field("view", pa.int16(), nullable=False),
+            pa.field("label", label_arrow_type(label_type)),
+            *(pa.field(META_PREFIX + name, _META_ARROW[meta_types[name]]) for name in sorted(meta_types)),
+            pa.field("orig_width", pa.int32(), nullable=False),
+            pa.field("orig_height", pa.int32(), nullable=False),
+            pa.field("orig_bytes", pa.int64(), nullable=False),
+        ]
+    )
+
+
+def quarantine_schema() -> pa.Schema:
+    """Return the columns of a quarantine file: one row per input that failed for good."""
+    return pa.schema(
+        [
+            *(pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "uri", "stage", "reason", "detail")),
+            pa.field("label", pa.string()),
+            pa.field("data", pa.binary()),
+        ]
+    )

@@ -1,0 +1,197 @@
+"""Rows and ids in, the bytes of one shard out. Equal inputs give equal bytes under equal library versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.canonical import canonical_json
+from pipeline.errors import CorruptObjectError, shorten
+from pipeline.records import Label, TokenBatch
+from pipeline.shards.codebook import Tables, pack_codebook
+from pipeline.shards.codecs import Codec, PageOptions, check_tokens
+from pipeline.shards.schema import (
+    FORMAT_VERSION,
+    KEY_PREFIX,
+    META_PREFIX,
+    LabelType,
+    MetaTypes,
+    check_version,
+    quarantine_schema,
+    row_schema,
+)
+from pipeline.shards.spec import TokenizerSpec
+
+__all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "read_quarantine"]
+
+ROW_COMPRESSION_LEVEL = 3
+ROW_ENCODINGS = {"sample_id": "PLAIN", "orig_bytes": "PLAIN"}
+"""Columns with hardly a value twice; the others have dictionaries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRows:
+    """What is known of each row besides its ids; all members have one entry per row."""
+
+    sample_id: list[str]
+    view: npt.NDArray[np.int16]
+    label: list[Label]
+    meta: dict[str, list[Any]]
+    orig_width: npt.NDArray[np.int32]
+    orig_height: npt.NDArray[np.int32]
+    orig_bytes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedShard:
+    """The bytes of a shard and what they hold."""
+
+    data: bytes
+    rows: int
+    token_bytes: int
+    """Compressed bytes of the token columns."""
+    id_count: int
+
+
+def encode_shard(
+    rows: ShardRows,
+    tokens: TokenBatch,
+    *,
+    spec: TokenizerSpec,
+    codec: Codec,
+    label_type: LabelType,
+    meta_types: MetaTypes,
+    codebook: Tables | None = None,
+    extra_metadata: Mapping[str, str] | None = None,
+) -> EncodedShard:
+    """Return the Parquet bytes of one shard.
+
+    `extra_metadata` goes to the footer under `tokenshards.<key>`. The codebook goes there too unless it is None or too large.
+    Raises ValueError for no rows, members of unequal length, a key (sample_id, view) met twice, a label or value of another type
+    than stated, and ids that contradict the spec.
+    """
+    tokens = check_tokens(tokens, spec)
+    columns = _row_columns(rows, label_type, meta_types, expected=len(tokens))
+    at = columns.schema.get_field_index("orig_width")
+    token_columns = codec.encode(tokens, spec)
+    for name, array in reversed(token_columns.items()):
+        columns = columns.add_column(at, pa.field(name, array.type, nullable=False), array)
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "spec": canonical_json(spec.to_json()).decode().strip(),
+        "fingerprint": spec.fingerprint,
+        "codec": codec.name,
+        **(extra_metadata or {}),
+    }
+    packed = pack_codebook(codebook) if codebook else None
+    if packed is not None:
+        metadata["codebook"] = packed
+    data = min((_write(columns, options, metadata) for options in codec.page_options(spec)), key=len)
+    return EncodedShard(data, len(tokens), _column_bytes(data, set(token_columns)), _id_count(tokens, spec))
+
+
+def encode_quarantine(rows: list[dict[str, Any]]) -> bytes:
+    """Return the Parquet bytes of a quarantine file; rows have the columns of `quarantine_schema`, absent ones are null."""
+    unknown = {name for row in rows for name in row} - set(quarantine_schema().names)
+    if not rows or unknown:
+        raise ValueError(f"{len(rows)} quarantine rows with unknown columns {sorted(unknown)}; expected at least one row and none of those")
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows, schema=quarantine_schema())
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({KEY_PREFIX + "format_version": FORMAT_VERSION})
+    return bytes(sink.getvalue())
+
+
+def read_quarantine(data: bytes, path: str = "quarantine file") -> list[dict[str, Any]]:
+    """Return the rows of a quarantine file; raises CorruptObjectError, or FormatVersionError for a newer major version."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            version = (file.metadata.metadata or {}).get(f"{KEY_PREFIX}format_version".encode(), b"")
+            check_version(version.decode(), path)
+            rows: list[dict[str, Any]] = file.read().select(quarantine_schema().names).cast(quarantine_schema()).to_pylist()
+            return rows
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptObjectError(path, f"not a quarantine file ({shorten(str(error))}); {len(data)} bytes") from None
+
+
+def _row_columns(rows: ShardRows, label_type: LabelType, meta_types: MetaTypes, *, expected: int) -> pa.Table:
+    if expected == 0:
+        raise ValueError("a shard of 0 rows; expected at least 1 (a shard whose inputs all failed has no file)")
+    if rows.meta.keys() != meta_types.keys():
+        raise ValueError(f"meta columns are {sorted(rows.meta)}; expected {sorted(meta_types)}")
+    if label_type is None and any(label is not None for label in rows.label):
+        raise ValueError("a row has a label; label_type None promises that none has")
+    values: dict[str, Any] = {
+        "sample_id": rows.sample_id,
+        "view": rows.view,
+        "label": rows.label,
+        **{META_PREFIX + name: column for name, column in rows.meta.items()},
+        "orig_width": rows.orig_width,
+        "orig_height": rows.orig_height,
+        "orig_bytes": rows.orig_bytes,
+    }
+    lengths = {name: len(column) for name, column in values.items() if len(column) != expected}
+    if lengths:
+        raise ValueError(f"{expected} rows of ids, but other lengths in {lengths}; expected one entry per row")
+    if len(set(zip(rows.sample_id, rows.view.tolist(), strict=True))) != expected:
+        raise ValueError("two rows have the same sample_id and view; expected unique keys")
+    schema = row_schema(label_type, meta_types)
+    return pa.table([pa.array(values[field.name], type=field.type) for field in schema], schema=schema)
+
+
+def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str]) -> bytes:
+    leaves = {field.name: _leaf(field) for field in columns.schema}
+    tokens = leaves["tokens"]
+    encodings = {leaves[name]: encoding for name, encoding in ROW_ENCODINGS.items()}
+    if options.encoding != "RLE_DICTIONARY":
+        encodings[tokens] = options.encoding
+    levels = dict.fromkeys(leaves.values(), options.level or ROW_COMPRESSION_LEVEL)
+    if options.level is None:
+        del levels[tokens]
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        columns.schema,
+        compression=dict.fromkeys(leaves.values(), "zstd") | {tokens: options.compression},
+        compression_level=levels,
+        use_dictionary=[leaf for leaf in leaves.values() if leaf not in encodings],
+        column_encoding=encodings,
+        data_page_size=options.page_bytes,
+        write_statistics=[leaves["sample_id"]],
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(columns, row_group_size=options.row_group_rows)
+        # Not through the schema: Arrow would store schema metadata a second time in its own footer key.
+        writer.add_key_value_metadata({KEY_PREFIX + key: value for key, value in sorted(metadata.items())})
+    return bytes(sink.getvalue())
+
+
+def _leaf(field: pa.Field) -> str:
+    listed = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    return f"{field.name}.list.element" if listed else str(field.name)
+
+
+def _column_bytes(data: bytes, names: set[str]) -> int:
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    total = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            if column.path_in_schema.split(".")[0] in names:
+                total += column.total_compressed_size
+    return total
+
+
+def _id_count(tokens: TokenBatch, spec: TokenizerSpec) -> int:
+    if tokens.shapes_BD is not None:
+        return int(tokens.shapes_BD.prod(axis=1, dtype=np.int64).sum()) * spec.layout.ids_per_site
+    if tokens.lengths_B is not None:
+        return int(tokens.lengths_B.sum(dtype=np.int64)) * spec.layout.ids_per_site
+    return tokens.ids_BLQ.size

@@ -1,0 +1,263 @@
+"""What every input looks like to the plan and to the work: a stream of plan rows, then a stream of records per row."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal, Protocol
+
+import fsspec.compression
+
+from pipeline.errors import BadInput, Reason, Stage, shorten
+from pipeline.fetch import display_uri, fetch_file
+from pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
+from pipeline.storage import Store
+
+__all__ = [
+    "ImageSource",
+    "LabelType",
+    "MetaType",
+    "RangeReader",
+    "SourceSummary",
+    "as_label",
+    "as_meta",
+    "check_unchanged",
+    "extension",
+    "infer_label_type",
+    "infer_meta_type",
+    "open_stream",
+    "read_file_row",
+    "readable_text",
+]
+
+LabelType = Literal["int64", "string"]
+MetaType = Literal["string", "int64", "float64", "bool"]
+
+MAX_LABELS_COUNTED = 100_000
+STREAM_BLOCK_BYTES = 8 << 20
+_COMPRESSIONS = (".gz", ".zst")
+_NARROW_META_TYPES: tuple[MetaType, ...] = ("bool", "int64", "float64")
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(slots=True)
+class SourceSummary:
+    """What was matched and what was not; filled while the source is listed."""
+
+    noun: str = "image"
+    """What one matched file is called."""
+    files: int = 0
+    bytes: int = 0
+    rows: int = -1
+    """Rows of tables; -1 where the inputs are files or are counted later."""
+    matched: Counter[str] = field(default_factory=Counter)
+    """Files by extension."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    labels: set[int | str] = field(default_factory=set)
+    """Distinct labels met while listing, up to 100,000."""
+    label_type: LabelType | None = None
+    meta_types: dict[str, MetaType] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What a user should know besides: where the labels came from, or how to get some."""
+
+    def take(self, name: str, size: int) -> None:
+        """Count a matched file of `size` bytes."""
+        self.files += 1
+        self.bytes += max(0, size)
+        self.matched[extension(name)] += 1
+        if len(self.examples) < 3:
+            self.examples.append(name)
+
+    def take_label(self, label: Label) -> None:
+        """Count a label; None counts nothing."""
+        if label is not None and len(self.labels) < MAX_LABELS_COUNTED:
+            self.labels.add(label)
+
+    def lines(self) -> list[str]:
+        """Return the summary as text: what was matched, notes, what was ignored, examples."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
+        rows = f", {self.rows} rows" if self.rows >= 0 else ""
+        more = "+" if len(self.labels) == MAX_LABELS_COUNTED else ""
+        labels = f", {len(self.labels)}{more} labels" if self.labels else ""
+        lines = [
+            f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{labels}",
+            *self.notes,
+        ]
+        if self.ignored:
+            lines.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in self.ignored.most_common(8)))
+        if self.examples:
+            lines.append("for example " + ", ".join(self.examples))
+        return lines
+
+
+class ImageSource(Protocol):
+    """One kind of input. `list_rows` runs in the driver at planning; `read` runs where the work is."""
+
+    kind: str
+    """`folder`, `tar` or `table`."""
+    ordered: bool
+    """True where the plan keeps the order of the rows, because reading out of order costs too much."""
+    store: Store
+    summary: SourceSummary
+
+    @property
+    def root(self) -> str:
+        """Where the paths of the rows begin: an absolute path or a URL without credentials."""
+
+    def list_rows(self) -> Iterator[PlanRow]:
+        """Yield every slice of the source, one folder or table block in memory at a time, and fill `summary`.
+
+        Raises SourceError where the source cannot be what it claims to be, TransientStorageError when the store fails.
+        """
+
+    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
+        """Yield a record for each input of one slice; TransientStorageError alone is raised."""
+
+
+def extension(name: str) -> str:
+    """Return the lower-case extension of a path with its dot, and that of the content of a compressed file before it: `.csv.gz`."""
+    stem, last = posixpath.splitext(name.lower())
+    if last in _COMPRESSIONS:
+        return posixpath.splitext(stem)[1] + last
+    return last or "without extension"
+
+
+def readable_text(name: str) -> str:
+    """Return a file name as valid UTF-8; bytes that are not show as `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def integer_in(value: object) -> int | None:
+    """Return the int64 that `value` is or that its text states without padding (`7`, not `007`), else None."""
+    if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value in _INT64 else None
+
+
+def as_label(value: object, label_type: LabelType | None) -> Label:
+    """Return a label as the type that the plan found; None stays None. Raises BadInput BAD_LABEL where it does not fit."""
+    if value is None:
+        return None
+    if label_type == "int64":
+        number = integer_in(value)
+        if number is not None:
+            return number
+    elif label_type == "string" and isinstance(value, (str, int)):
+        return str(value)
+    expected = "no label, as in the inputs seen at planning" if label_type is None else f"{label_type}, as planned"
+    raise BadInput(Reason.BAD_LABEL, f"the label is {shorten(value)}; expected {expected}", Stage.FETCH)
+
+
+def as_meta(name: str, value: object, meta_type: MetaType) -> str | int | float | bool | None:
+    """Return a value of a meta column as its planned type; None stays None. Raises BadInput BAD_LABEL where it does not fit."""
+    if value is None:
+        return None
+    if meta_type == "string":
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if meta_type == "bool" and (isinstance(value, bool) or text in ("true", "false")):
+        return value if isinstance(value, bool) else text == "true"
+    if meta_type == "int64" and (number := integer_in(value)) is not None:
+        return number
+    if meta_type == "float64" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass  # falls through to the refusal below
+    raise BadInput(Reason.BAD_LABEL, f"meta.{name} is {shorten(value)}; expected {meta_type}, as planned", Stage.FETCH)
+
+
+def infer_label_type(values: Iterable[object]) -> LabelType | None:
+    """Return int64 if every value that is not None is an integer or the text of one, string otherwise, None where there is no value."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    return "int64" if all(integer_in(value) is not None for value in present) else "string"
+
+
+def infer_meta_type(values: Iterable[object]) -> MetaType:
+    """Return the narrowest of bool, int64, float64 and string that holds every value; string where there is none."""
+    present = [value for value in values if value is not None]
+    for meta_type in _NARROW_META_TYPES if present else ():
+        try:
+            for value in present:
+                as_meta("", value, meta_type)
+        except BadInput:
+            continue
+        return meta_type
+    return "string"
+
+
+def read_file_row(store: Store, row: PlanRow) -> ImageRecord | FailedRecord:
+    """Fetch the input of a `file` row; TransientStorageError alone is raised."""
+    uri = display_uri(store, row.path)
+    try:
+        data = fetch_file(store, row)
+    except BadInput as error:
+        return FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=uri)
+    return ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
+
+
+def check_unchanged(store: Store, row: PlanRow) -> None:
+    """Ask the store once whether a container is still what was planned; raises BadInput where it is missing or changed."""
+    now = store.info(row.path)
+    if now is None:
+        raise BadInput(Reason.MISSING, f"{display_uri(store, row.path)}: the object does not exist", Stage.FETCH)
+    if not now.regular:
+        raise BadInput(Reason.NOT_A_FILE, f"{display_uri(store, row.path)} is not a file", Stage.FETCH)
+    if row.size not in (-1, now.size) or row.version not in ("", now.version):
+        planned, seen = f"{row.size} bytes, version {row.version}", f"{now.size} bytes, version {now.version}"
+        raise BadInput(Reason.CHANGED_SINCE_PLAN, f"planned with {planned}; now {seen}", Stage.FETCH)
+
+
+class RangeReader(io.RawIOBase):
+    """A stored object as a seekable file whose every read is one checked, retried range request.
+
+    A failing store shows as TransientStorageError or MissingObjectError, never as the OSError or the short read that a damaged
+    container would show as; so what else a parser raises is the fault of the content.
+    """
+
+    def __init__(self, store: Store, path: str, size: int) -> None:
+        super().__init__()
+        self._store, self._path, self._size, self._position = store, path, size, 0
+
+    def readable(self) -> bool:  # noqa: D102
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def tell(self) -> int:  # noqa: D102
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._store.read(self._path, self._position, stop)
+        if len(data) != stop - self._position:
+            detail = f"{len(data)} bytes at {self._position}, expected {stop - self._position}: it was cut while it was read"
+            raise BadInput(Reason.CHANGED_SINCE_PLAN, f"{display_uri(self._store, self._path)}: {detail}", Stage.FETCH)
+        buffer[: len(data)] = data
+        self._position = stop
+        return len(data)
+
+
+def open_stream(store: Store, path: str, size: int) -> BinaryIO:
+    """Return an object as a buffered byte stream, decompressed where its name ends in .gz, .tgz or .zst."""
+    raw: Any = io.BufferedReader(RangeReader(store, path, size), STREAM_BLOCK_BYTES)
+    for ending, codec in ((".gz", "gzip"), (".tgz", "gzip"), (".zst", "zstd")):
+        if path.lower().endswith(ending):
+            raw = fsspec.compression.compr[codec](raw, mode="rb")
+    stream: BinaryIO = raw
+    return stream

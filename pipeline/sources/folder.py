@@ -1,0 +1,61 @@
+"""Loose image files below a folder; class sub-folders give labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.config import SourceConfig
+from pipeline.decode import image_extensions
+from pipeline.records import FailedRecord, ImageRecord, PlanRow
+from pipeline.sources.base import SourceSummary, extension, read_file_row, readable_text
+from pipeline.storage import Store
+
+__all__ = ["FolderSource"]
+
+
+class FolderSource:
+    """Files whose extension (any case) Pillow reads, or all files, at any depth.
+
+    The label of a file is the first folder of its path below the root; files directly in the root have none. Pipes, broken links and the
+    like that carry an image's name are planned too, so that they show up as failed inputs instead of vanishing.
+    """
+
+    kind = "folder"
+    ordered = False
+
+    def __init__(self, store: Store, config: SourceConfig) -> None:
+        self.store = store
+        self.config = config
+        self.summary = SourceSummary(noun="file" if config.all_files else "image")
+
+    @property
+    def root(self) -> str:
+        """Where the paths of the rows begin: an absolute path or a URL."""
+        return self.store.root if self.store.is_local else self.store.url
+
+    def list_rows(self) -> Iterator[PlanRow]:
+        """Yield a row per matched file, one folder in memory at a time, in no promised order; fills `summary`."""
+        self.summary = summary = SourceSummary(noun=self.summary.noun)
+        for info in self.store.list():
+            name = readable_text(info.path)
+            if not (self.config.all_files or extension(name) in image_extensions()):
+                summary.ignored[extension(name)] += 1
+                continue
+            folder, slash, _ = name.partition("/")
+            label = folder if slash else None
+            summary.take(name, info.size)
+            summary.take_label(label)
+            if label is not None:
+                summary.label_type = "string"
+            yield PlanRow(kind="file", sample_id=name, path=info.path, size=info.size, version=info.version, inputs=1, label=label)
+        if not summary.labels:
+            summary.notes.append("no labels (flat folder: put each class in a sub-folder of its own to get labels)")
+        tables = sum(count for kind, count in summary.ignored.items() if kind.startswith((".tar", ".parquet")))
+        if tables:
+            summary.notes.append(
+                f"{tables} tar or Parquet files beside the images are ignored: name them, such as FOLDER/*.tar, to take them"
+            )
+
+    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
+        """Yield the one record of a file row."""
+        yield read_file_row(self.store, row)

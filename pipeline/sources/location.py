@@ -1,0 +1,176 @@
+"""A path, URL, glob or brace pattern -> the source that lies there, decided by looking."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fsspec.core import split_protocol
+
+from pipeline.config import SourceConfig
+from pipeline.decode import image_extensions
+from pipeline.errors import SourceError, TransientStorageError
+from pipeline.records import FailedRecord, ImageRecord, PlanRow
+from pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
+from pipeline.sources.folder import FolderSource
+from pipeline.sources.table import TableSource, read_rows
+from pipeline.sources.tar import TarSource, read_tar
+from pipeline.storage import ObjectInfo, Store, display_url
+
+__all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
+
+TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
+TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
+
+_MAGIC = re.compile(r"[*?\[{]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .csv, .jsonl)"
+
+
+def open_source(url: str, config: SourceConfig) -> ImageSource:
+    """Return the source at a local path or URL: a folder, a file, a glob such as `s3://b/train/*.tar`, or braces such as `{000..123}.tar`.
+
+    A folder with any image is a folder of images; without one it is a tar dataset if it holds tars, else a table dataset. Raises
+    SourceError that says what was looked for and what was found instead, TransientStorageError when the store fails.
+    """
+    store, pattern = _split(url, config)
+    if not pattern:
+        return _open_folder(store, config)
+    is_pattern = _MAGIC.search(pattern) is not None and store.info(pattern) is None
+    return _open_files(store, pattern, list(_matches(store, pattern)) if is_pattern else [pattern], config)
+
+
+def source_root(url: str, config: SourceConfig) -> Store:
+    """Return the store below which the paths of the source's rows lie; nothing needs to exist there any more."""
+    return _split(url, config)[0]
+
+
+def read_slice(
+    store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield a record for each input of a planned row of any kind, without looking at the source again; what workers call.
+
+    `store` is the source's root, the types are those of its summary. Raises TransientStorageError alone.
+    """
+    if row.kind == "tar":
+        return read_tar(store, row, config, label_type, meta_types)
+    if row.kind == "rows":
+        return read_rows(store, row, config, label_type, meta_types)
+    return iter((read_file_row(store, row),))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return what a pattern such as `a-{000..012}.{tar,tgz}` stands for, in its order; numbers keep the width they are written with."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    choices = match[1].split(",")
+    bounds = match[1].split("..")
+    if len(bounds) == 2 and all(bound.isdigit() for bound in bounds):
+        first, last = int(bounds[0]), int(bounds[1])
+        width = max(len(bound) if bound.startswith("0") else 0 for bound in bounds)
+        step = 1 if first <= last else -1
+        choices = [str(number).zfill(width) for number in range(first, last + step, step)]
+    rest = expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + tail for choice, tail in itertools.product(choices, rest)]
+
+
+def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
+    """Return the root of a source and the file name or pattern below it, which is empty for a folder."""
+    protocol, path = split_protocol(url)
+    if protocol is None and url.startswith("pipe:"):
+        raise SourceError(f"{url[:60]}: commands are never run as a source; expected a path or a URL of files")
+    whole = Store(url.rstrip("/") or "/", storage_options=config.storage_options)
+    magic = _MAGIC.search(path)
+    named = magic is not None or extension(path) in TAR_EXTENSIONS | TABLE_EXTENSIONS
+    if not named or _is_folder(whole):
+        return whole, ""
+    cut = path.rfind("/", 0, magic.start() if magic else None)
+    folder = path[: max(cut, 0)]
+    root = f"{protocol}://{folder}" if protocol else folder or ("/" if cut == 0 else ".")
+    return Store(root, storage_options=config.storage_options), path[cut + 1 :]
+
+
+def _is_folder(store: Store) -> bool:
+    if store.is_local:
+        return Path(store.root).is_dir()
+    return next(store.list(), None) is not None
+
+
+def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
+    kinds: Counter[str] = Counter()
+    tars: list[ObjectInfo] = []
+    tables: list[ObjectInfo] = []
+    for info in store.list():
+        kind = extension(readable_text(info.path))
+        if config.all_files or kind in image_extensions():
+            return FolderSource(store, config)
+        kinds[kind] += 1
+        if kind in TAR_EXTENSIONS:
+            tars.append(info)
+        elif kind in TABLE_EXTENSIONS:
+            tables.append(info)
+    if not tars and not tables:
+        info = store.info("")
+        if kinds:
+            found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; --all-files takes every file"
+        elif info is not None and info.regular:
+            found = "a single file; name the folder that it lies in"
+        else:
+            found = "an empty folder" if store.is_local and info is not None else "nothing there; check the path"
+        raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {found}")
+    files = tars or _of_one_format(tables)
+    source: ImageSource = (TarSource if tars else TableSource)(store, config, sorted(files, key=lambda info: info.path))
+    taken = Counter(extension(readable_text(info.path)) for info in files)
+    source.summary.ignored.update(kinds - taken)
+    return source
+
+
+def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
+    """Keep the Parquet files, else the JSONL files, else the CSV files: smaller formats beside larger ones are notes about them."""
+    for name in (".parquet", ".jsonl", ".csv"):
+        chosen = [info for info in tables if extension(info.path).startswith(name)]
+        if chosen:
+            return chosen
+    return tables
+
+
+def _matches(store: Store, pattern: str) -> Iterator[str]:
+    for part in expand_braces(pattern):
+        if not _MAGIC.search(part):
+            yield part
+            continue
+        below = len(store.root.rstrip("/")) + 1
+        try:
+            names = store.fs.glob(store.join(part))
+        except Exception as error:  # clients of stores raise their own types for the same outages
+            detail = f"{type(error).__name__}: {error}"
+            raise TransientStorageError(f"{store.url}/{part}: cannot be listed ({detail}); check the store and try again") from error
+        yield from sorted(str(name)[below:] for name in names)
+
+
+def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:
+    where = f"{store.url}/{pattern}"
+    with ThreadPoolExecutor(16) as pool:
+        infos = list(pool.map(store.info, paths))
+    files = [info for info in infos if info is not None]
+    missing = [path for path, info in zip(paths, infos, strict=True) if info is None]
+    if missing or not files:
+        examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
+        raise SourceError(
+            f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or the path or a pattern of tars or tables"
+        )
+    kinds = Counter(extension(readable_text(info.path)) for info in files)
+    if kinds.keys() <= TAR_EXTENSIONS:
+        return TarSource(store, config, files)
+    if kinds.keys() <= TABLE_EXTENSIONS:
+        return TableSource(store, config, files)
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+    raise SourceError(
+        f"{where}: found {found}; expected tars alone ({', '.join(sorted(TAR_EXTENSIONS))}) or tables alone "
+        f"({', '.join(sorted(TABLE_EXTENSIONS))}). To take images, name their folder: {display_url(store.url)}"
+    )

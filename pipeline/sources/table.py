@@ -1,0 +1,338 @@
+"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet) or of URIs (all), a label column and meta columns."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import posixpath
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from pipeline.config import SourceConfig
+from pipeline.errors import BadInput, MissingObjectError, Reason, SourceError, Stage, TransientStorageError, shorten
+from pipeline.fetch import MAX_BYTES, display_uri
+from pipeline.records import FailedRecord, ImageRecord, PlanRow
+from pipeline.sources.base import (
+    LabelType,
+    MetaType,
+    RangeReader,
+    SourceSummary,
+    as_label,
+    as_meta,
+    check_unchanged,
+    infer_label_type,
+    infer_meta_type,
+    open_stream,
+    read_file_row,
+    readable_text,
+)
+from pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
+from pipeline.storage import ObjectInfo, Store
+
+__all__ = ["TableSource", "read_rows"]
+
+SLICE_ROWS = 1000
+PEEKED_ROWS = 4096
+READ_ROWS = 32
+PAGE_BUFFER_BYTES = 1 << 20
+LARGE_ROW_GROUP = 8 * SLICE_ROWS
+
+_PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error, zstandard.ZstdError)
+
+
+class TableSource:
+    """Tables of one or more files. Bytes become slices of Parquet row groups; URIs become file rows, like loose files.
+
+    Types of label and meta are those of the first file: of its Parquet schema, or of the first 4,096 rows of a CSV (where text is an
+    integer if it has no padding) or JSONL file. A value further down that does not fit stops the planning with SourceError and names its
+    row, because a table that contradicts itself is better repaired than half read.
+    """
+
+    kind = "table"
+    ordered = False
+
+    def __init__(self, store: Store, config: SourceConfig, files: Sequence[ObjectInfo]) -> None:
+        self.store = store
+        self.config = config
+        self.files = files
+        self.summary = SourceSummary(noun="table")
+
+    @property
+    def root(self) -> str:
+        """Where the paths of the rows begin: an absolute path or a URL."""
+        return self.store.root if self.store.is_local else self.store.url
+
+    def list_rows(self) -> Iterator[PlanRow]:
+        """Yield slices of at most 1,000 rows (bytes) or a row per image (URIs); fills `summary`.
+
+        Raises SourceError where a table cannot be read, lacks a column, contradicts the first, or repeats an id of `id_column`.
+        """
+        self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored)
+        id_hashes: list[npt.NDArray[np.uint64]] = []
+        first: Columns | None = None
+        for info in self.files:
+            where = display_uri(self.store, info.path)
+            summary.take(readable_text(info.path), info.size)
+            with _parsing(where):
+                if _is_parquet(info.path):
+                    table = _open_parquet(self.store, info.path, info.size)
+                    kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
+                    columns = choose_columns(kinds, self.config, where)
+                    rows = _parquet_rows(table, columns)
+                else:
+                    rows = _text_rows(self.store, info)
+                    head = list(islice(rows, PEEKED_ROWS))
+                    kinds, columns = self._text_columns(head, info.path, where)
+                    rows = chain(head, rows)
+                self._check_types(first, columns, kinds, where)
+                first = first or columns
+                if columns.holds == "bytes":
+                    yield from self._slices(info, table.metadata)
+                    if columns.id is not None:
+                        hashes = (_hash64(value) for value in _ids(table, columns.id, where))
+                        id_hashes.append(np.fromiter(hashes, np.uint64))
+                else:
+                    yield from self._uri_rows(info.path, columns, rows, where)
+        if id_hashes:
+            self._refuse_repeated_ids(np.concatenate(id_hashes))
+        if summary.label_type is None:
+            summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
+
+    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
+        """Yield a record for each row of one slice."""
+        if row.kind == "file":
+            yield read_file_row(self.store, row)
+        else:
+            yield from read_rows(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
+
+    def _text_columns(self, head: list[dict[str, Any]], path: str, where: str) -> tuple[dict[str, str], Columns]:
+        values = {name: [row.get(name) for row in head] for name in dict.fromkeys(chain.from_iterable(head))}
+        if ".csv" not in path.lower():
+            kinds = {name: kind_of_values(column) for name, column in values.items()}
+            return kinds, choose_columns(kinds, self.config, where)
+        kinds = dict.fromkeys(values, "string")
+        columns = choose_columns(kinds, self.config, where)
+        kinds |= {name: infer_meta_type(values[name]) for name in columns.meta}
+        if columns.label is not None:
+            kinds[columns.label] = infer_label_type(values[columns.label]) or "string"
+        return kinds, columns
+
+    def _check_types(self, first: Columns | None, columns: Columns, kinds: dict[str, Any], where: str) -> None:
+        label_type: LabelType | None = None if columns.label is None else kinds[columns.label]
+        meta_types: dict[str, MetaType] = {name: kinds[name] for name in columns.meta}
+        if first is None:
+            self.summary.label_type, self.summary.meta_types = label_type, meta_types
+            return
+        seen, expected = (columns.holds, label_type, meta_types), (first.holds, self.summary.label_type, self.summary.meta_types)
+        if seen != expected and (_is_parquet(where) or columns.holds != first.holds):
+            names = "(images, type of label, types of meta)"
+            raise SourceError(f"{where}: {names} are {seen}; the tables before it have {expected}; convert one, or tokenize them apart")
+
+    def _slices(self, info: ObjectInfo, metadata: Any) -> Iterator[PlanRow]:
+        name = readable_text(info.path)
+        stop = 0
+        for group in range(metadata.num_row_groups):
+            first, stop = stop, stop + metadata.row_group(group).num_rows
+            if stop - first > LARGE_ROW_GROUP and not self.summary.notes:
+                self.summary.notes.append(
+                    f"row groups of {stop - first} rows are slow to read in slices; 1,000 rows or fewer are read once"
+                )
+            for start in range(first, stop, SLICE_ROWS):
+                end = min(start + SLICE_ROWS, stop)
+                self.summary.rows += end - start
+                yield PlanRow(
+                    kind="rows",
+                    sample_id=f"{name}#{group}:{start}-{end}",
+                    path=info.path,
+                    size=info.size,
+                    version=info.version,
+                    inputs=end - start,
+                    row_group=group,
+                    row_start=start,
+                    row_stop=end,
+                )
+
+    def _uri_rows(self, path: str, columns: Columns, rows: Iterable[dict[str, Any]], where: str) -> Iterator[PlanRow]:
+        summary, name = self.summary, readable_text(path)
+        for number, row in enumerate(rows):
+            try:
+                label = None if columns.label is None else as_label(row.get(columns.label), summary.label_type)
+                meta = {key: as_meta(key, row.get(key), kind) for key, kind in summary.meta_types.items()}
+                uri = row.get(columns.image)
+                if uri is not None and not isinstance(uri, str):
+                    raise BadInput(Reason.BAD_URI, f"{columns.image} is {shorten(uri)}; expected text", Stage.FETCH)
+            except BadInput as error:
+                raise SourceError(f"{where}: row {number}: {error.detail}; correct the row, or convert the column to text") from None
+            sample_id = f"{name}#{number}" if columns.id is None else _id_text(row.get(columns.id), columns.id, number, where)
+            summary.rows += 1
+            summary.take_label(label)
+            resolved = _resolved(self.store, path, uri or "")
+            yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
+
+    def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
+        hashes.sort()
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if not suspects:
+            return
+        counts: Counter[str] = Counter()
+        for info in self.files:
+            where = display_uri(self.store, info.path)
+            with _parsing(where):
+                table = _open_parquet(self.store, info.path, info.size)
+                counts.update(value for value in _ids(table, str(self.config.id_column), where) if _hash64(value) in suspects)
+        repeated = [f"{value!r} ({count} rows)" for value, count in counts.most_common() if count > 1]
+        if repeated:
+            examples = ", ".join(repeated[:3])
+            raise SourceError(
+                f"--id-column {self.config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
+                "name a column of unique ids, or none to number the rows"
+            )
+
+
+def read_rows(
+    store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield a record for each row of a slice of a Parquet row group, reading only the columns needed.
+
+    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. Where the
+    file is missing, changed or damaged every row not yet read fails, under that id. Raises TransientStorageError alone.
+    """
+    uri = display_uri(store, row.path)
+    name = row.sample_id.rpartition("#")[0]
+    number = row.row_start
+    try:
+        check_unchanged(store, row)
+        table = _open_parquet(store, row.path, row.size)
+        kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
+        columns = choose_columns(kinds, config, uri)
+        for values in _slice_values(table, columns, row):
+            row_id = f"{name}#{number}"
+            number += 1
+            sample_id = row_id if columns.id is None else str(values[columns.id])
+            if row.only is None or sample_id in row.only or row_id in row.only:
+                yield _record(values, columns, sample_id, f"{uri}#{number - 1}", label_type, meta_types)
+        if number < row.row_stop:
+            raise EOFError(f"the row group ends before row {number}")
+    except TransientStorageError:
+        raise
+    except MissingObjectError as error:
+        failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
+    except BadInput as error:
+        failure = error
+    except (*_PARSE_ERRORS, SourceError) as error:
+        failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
+    for missing in range(number, row.row_stop):
+        row_id = f"{name}#{missing}"
+        if row.only is None or row_id in row.only:
+            yield FailedRecord(sample_id=row_id, error=failure, uri=f"{uri}#{missing}")
+
+
+def _record(
+    values: dict[str, Any], columns: Columns, sample_id: str, uri: str, label_type: LabelType | None, meta_types: dict[str, MetaType]
+) -> ImageRecord | FailedRecord:
+    cell = values[columns.image]
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    try:
+        if data is None:
+            raise BadInput(Reason.NO_IMAGE, f"{columns.image} is null; expected the bytes of an image", Stage.FETCH)
+        if len(data) > MAX_BYTES:
+            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_BYTES} are read", Stage.FETCH)
+        label = None if columns.label is None else as_label(values[columns.label], label_type)
+        meta = {name: as_meta(name, values[name], kind) for name, kind in meta_types.items()}
+    except BadInput as error:
+        return FailedRecord(sample_id=sample_id, error=error, data=data, uri=uri)
+    return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri)
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
+def _open_parquet(store: Store, path: str, size: int) -> Any:
+    return pq.ParquetFile(RangeReader(store, path, size), buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
+
+
+def _parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
+    for batch in table.iter_batches(PEEKED_ROWS, columns=columns.names):
+        yield from batch.to_pylist()
+
+
+def _slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
+    position = sum(table.metadata.row_group(group).num_rows for group in range(row.row_group))
+    # Of a struct only its bytes are read: a path beside them may be as long as they like.
+    is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
+    names = [f"{name}.bytes" if is_struct and name == columns.image else name for name in columns.names]
+    for batch in table.iter_batches(READ_ROWS, row_groups=[row.row_group], columns=names):
+        skipped = max(0, row.row_start - position)
+        wanted = min(batch.num_rows, row.row_stop - position)
+        position += batch.num_rows
+        if skipped < wanted:
+            yield from batch.slice(skipped, wanted - skipped).to_pylist()
+        if position >= row.row_stop:
+            return
+
+
+def _text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
+    with open_stream(store, info.path, info.size) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        if ".csv" in info.path.lower():
+            for number, cells in enumerate(csv.DictReader(text, strict=True)):
+                if None in cells:
+                    raise ValueError(f"row {number} has more cells than the header")
+                yield {name: cell or None for name, cell in cells.items()}
+            return
+        for number, line in enumerate(text):
+            value = json.loads(line) if line.strip() else None
+            if not isinstance(value, dict):
+                raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
+            yield value
+
+
+def _ids(table: Any, column: str, where: str) -> Iterator[str]:
+    number = 0
+    for batch in table.iter_batches(PEEKED_ROWS, columns=[column]):
+        for value in batch.column(0).to_pylist():
+            yield _id_text(value, column, number, where)
+            number += 1
+
+
+def _id_text(value: object, column: str, number: int, where: str) -> str:
+    if value is None or value == "":
+        raise SourceError(f"{where}: row {number}: --id-column {column} is empty; expected a unique id in every row")
+    return str(value)
+
+
+def _hash64(value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
+
+
+def _resolved(store: Store, table_path: str, uri: str) -> str:
+    """Return the path below the root, or the absolute path or URL, that a URI in a table means; relative ones start at the table."""
+    if not uri or "://" in uri or uri.startswith("/"):
+        return uri
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(table_path), uri))
+    if not joined.startswith("../"):
+        return joined
+    absolute = posixpath.normpath(store.join(joined))
+    return absolute if store.is_local else str(store.fs.unstrip_protocol(absolute))
+
+
+@contextmanager
+def _parsing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except _PARSE_ERRORS as error:
+        raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
+    except (BadInput, MissingObjectError) as error:
+        raise SourceError(f"{where}: the table went away or changed while it was read ({error}); plan again") from error

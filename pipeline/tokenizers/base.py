@@ -1,0 +1,88 @@
+"""What every tokenizer offers: pixels in, ids of shape (L sites, Q ids per site) out, and a spec that says what they mean.
+
+Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K codes of a level, D width of a code vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import TokenizerError
+from pipeline.records import TokenBatch
+from pipeline.shards.codebook import Tables, codebook_sha256
+from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+
+__all__ = [
+    "CodebookInfo",
+    "DecodeNotSupported",
+    "Images",
+    "Layout",
+    "Preprocess",
+    "Tables",
+    "Tokenizer",
+    "TokenizerSpec",
+    "check_ids",
+    "check_images",
+    "codebook_sha256",
+    "describe_tokenizer",
+]
+
+Images: TypeAlias = npt.NDArray[np.uint8]
+
+
+class DecodeNotSupported(TokenizerError):
+    """This tokenizer has no way back from ids to pixels."""
+
+
+class Tokenizer(Protocol):
+    """A discrete tokenizer. `encode` must give equal ids for equal batches, and no image may change the ids of another."""
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """Everything that decides what an id means."""
+
+    def encode(self, images_BHWC: Images) -> TokenBatch:
+        """Return ids [B, L, Q] in `spec.id_dtype` of uint8 RGB images that went through `spec.preprocess`."""
+
+    def decode(self, tokens: TokenBatch) -> Images:
+        """Return uint8 RGB images [B, H, W, C]; raises DecodeNotSupported where there is no decoder."""
+
+    def codebook(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the code vectors [K, D] of each level as `level_0`, `level_1`, …; {} when ids have no vectors."""
+
+    @classmethod
+    def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
+        """Build the tokenizer back from what a tokenizer directory holds; TokenizerError when the two do not fit."""
+
+
+def check_images(images_BHWC: Images, spec: TokenizerSpec) -> None:
+    """Raise TokenizerError unless the batch is uint8 [B, size, size, 3] for the spec's size."""
+    size = spec.preprocess.size
+    if images_BHWC.dtype != np.uint8 or images_BHWC.shape[1:] != (size, size, 3):
+        raise TokenizerError(
+            f"{spec.family}: got images of {images_BHWC.dtype} {images_BHWC.shape}; expected uint8 [B, {size}, {size}, 3]. "
+            "Decode them with the preprocessing of the tokenizer's spec"
+        )
+
+
+def check_ids(ids_BLQ: npt.NDArray[np.unsignedinteger[Any]], spec: TokenizerSpec) -> None:
+    """Raise TokenizerError unless ids [B, L, Q] fit the layout and the vocabulary of the spec."""
+    layout = spec.layout
+    sites_ok = ids_BLQ.ndim == 3 and (ids_BLQ.shape[1] <= layout.sites if layout.variable else ids_BLQ.shape[1] == layout.sites)
+    if not sites_ok or ids_BLQ.shape[2] != layout.ids_per_site:
+        raise TokenizerError(f"{spec.family}: got ids of shape {ids_BLQ.shape}; expected [B, {layout.sites}, {layout.ids_per_site}]")
+    for q, vocabulary in enumerate(spec.vocabulary):
+        highest = int(ids_BLQ[:, :, q].max(initial=0))
+        if highest >= vocabulary:
+            raise TokenizerError(f"{spec.family}: id {highest} at level {q}; expected 0 to {vocabulary - 1}. Was another tokenizer used?")
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return one line: family, grid, levels, vocabulary, fingerprint."""
+    spec = tokenizer.spec
+    shape = "×".join(map(str, spec.layout.grid)) or f"{spec.layout.sites} sites"
+    vocabulary = " + ".join(f"{size:,}" for size in spec.vocabulary)
+    return f"{spec.family}, {spec.preprocess.size} px, {shape} {spec.layout.kind}, {vocabulary} codes, fingerprint {spec.fingerprint[:12]}"

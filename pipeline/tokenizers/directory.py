@@ -1,0 +1,116 @@
+"""A tokenizer on a store: `tokenizer.json` (sealed) and `codebook.safetensors`. Equal tokenizers give equal bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from pipeline import __version__
+from pipeline.canonical import seal, sha256_hex, unseal
+from pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError, shorten
+from pipeline.shards.codebook import load_codebook
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.storage import Store
+from pipeline.tokenizers.base import Tables, Tokenizer, codebook_sha256
+from pipeline.tokenizers.registry import load_family
+
+__all__ = ["load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
+
+FORMAT_VERSION = "1.0"
+JSON_NAME = "tokenizer.json"
+CODEBOOK_NAME = "codebook.safetensors"
+
+
+def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statistics: dict[str, Any] | None = None) -> dict[str, str]:
+    """Write the tokenizer below `prefix`, the codebook first; return the SHA-256 of each written path.
+
+    Raises TokenizerError when the codebook is not the one that the spec names.
+    """
+    spec, tables = tokenizer.spec, tokenizer.codebook()
+    _check_codebook(spec, tables)
+    objects: dict[str, bytes] = {}
+    if tables:
+        objects[_join(prefix, CODEBOOK_NAME)] = save({name: np.ascontiguousarray(tables[name]) for name in sorted(tables)})
+    objects[_join(prefix, JSON_NAME)] = seal(
+        {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": spec.fingerprint,
+            "spec": spec.to_json(),
+            "statistics": statistics or {},
+            "made_by": {"tokenshards": __version__},
+        }
+    )
+    for path, data in objects.items():
+        store.write(path, data)
+    return {path: sha256_hex(data) for path, data in objects.items()}
+
+
+def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
+    """Read, check and build the tokenizer below `prefix`.
+
+    Raises CorruptObjectError when a byte changed, FormatVersionError for a newer major version, MissingObjectError when a file is
+    gone, TokenizerError when this version has no such family.
+    """
+    value = _read_json(store, prefix)
+    path = _join(prefix, JSON_NAME)
+    spec = TokenizerSpec.from_json(value["spec"], path)
+    if spec.fingerprint != value["fingerprint"]:
+        raise CorruptObjectError(path, f"its fingerprint is {shorten(value['fingerprint'])}; its spec has {spec.fingerprint!r}")
+    tables: Tables = {}
+    if spec.codebook is not None:
+        codebook_path = _join(prefix, CODEBOOK_NAME)
+        tables = load_codebook(store.read(codebook_path), spec.codebook.sha256, codebook_path)
+    tokenizer = load_family(spec.family).from_saved(spec, tables)
+    if tokenizer.spec.fingerprint != spec.fingerprint:
+        raise TokenizerError(
+            f"{path}: family {spec.family!r} of this version builds a tokenizer with fingerprint {tokenizer.spec.fingerprint}, "
+            f"the file says {spec.fingerprint}; load it with the version that wrote it ({shorten(value.get('made_by'))})"
+        )
+    return tokenizer
+
+
+def load_statistics(store: Store, prefix: str = "") -> dict[str, Any]:
+    """Return what was measured when the tokenizer was fitted; {} when nothing was."""
+    statistics: dict[str, Any] = _read_json(store, prefix)["statistics"]
+    return statistics
+
+
+def resolve_tokenizer(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, str]:
+    """Return the store and prefix of the tokenizer at `url`, a tokenizer directory or a dataset; else raise TokenizerError."""
+    store = Store(url, storage_options=storage_options)
+    for prefix in ("", "tokenizer"):
+        if store.info(_join(prefix, JSON_NAME)) is not None:
+            return store, prefix
+    raise TokenizerError(
+        f"{store.url}: no tokenizer here; looked for {JSON_NAME} (a tokenizer directory) and tokenizer/{JSON_NAME} (a dataset). "
+        "Give the output of fit-tokenizer or of tokenize"
+    )
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix.rstrip('/')}/{name}" if prefix else name
+
+
+def _read_json(store: Store, prefix: str) -> dict[str, Any]:
+    path = _join(prefix, JSON_NAME)
+    value = unseal(store.read(path), path)
+    version = str(value.get("format_version"))
+    if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
+        raise FormatVersionError(
+            f"{path}: format version {shorten(version)}; this version reads {FORMAT_VERSION.partition('.')[0]}.x. Upgrade tokenshards"
+        )
+    missing = {"fingerprint", "spec", "statistics"} - value.keys()
+    if missing:
+        raise CorruptObjectError(path, f"the keys {sorted(missing)} are missing; expected a tokenizer written by tokenshards")
+    return value
+
+
+def _check_codebook(spec: TokenizerSpec, tables: Tables) -> None:
+    found = codebook_sha256(tables) if tables else None
+    expected = spec.codebook.sha256 if spec.codebook else None
+    if found != expected:
+        raise TokenizerError(
+            f"{spec.family}: the codebook's sha256 is {found}; the spec expects {expected}. This tokenizer is inconsistent"
+        )

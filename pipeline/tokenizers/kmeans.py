@@ -1,0 +1,107 @@
+"""k-means in float32 with weights, pinned centres and a fixed answer for fixed input.
+
+Shapes: N points, K centres (codes), D values of a point.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK_ROWS", "NearestRow", "cover", "kmeans", "nearest_rows"]
+
+Floats = npt.NDArray[np.float32]
+
+BLOCK_ROWS = 2048
+"""Rows searched at once: their scores against 256 codes fill 2 MB and stay in the cache."""
+SEED_POINTS = 16_384
+"""Points that seeding looks at, at least; looking at all of them costs more than it gains."""
+
+
+class NearestRow:
+    """Finds the nearest row of a table [K, D] by squared distance, in one matrix product.
+
+    Values carry a last column of ones, which meets the squared norms of the table: |c|² - 2 x·c needs no second pass.
+    """
+
+    def __init__(self, table_KD: Floats) -> None:
+        self.rows = np.pad(table_KD, ((0, 0), (0, 1)))
+        """The table with a last column of zeros, so that subtracting rows keeps the ones of the values."""
+        self._weights = np.ascontiguousarray(np.vstack([-2 * table_KD.T, np.einsum("kd,kd->k", table_KD, table_KD)]))
+
+    def __call__(self, values: Floats, scores: Floats | None = None) -> npt.NDArray[np.intp]:
+        """Return the ids [N] for values [N, D + 1]; ties go to the lowest. `scores` [N, K] is room to work in."""
+        nearest_N: npt.NDArray[np.intp] = np.matmul(values, self._weights, out=scores).argmin(axis=1)
+        return nearest_N
+
+
+def nearest_rows(points_ND: Floats, table_KD: Floats) -> npt.NDArray[np.intp]:
+    """Return the id of the nearest row of the table for each point, block by block."""
+    search = NearestRow(table_KD)
+    values = np.pad(points_ND, ((0, 0), (0, 1)), constant_values=1)
+    return np.concatenate([search(values[start : start + BLOCK_ROWS]) for start in range(0, len(values), BLOCK_ROWS)])
+
+
+def cover(points_ND: Floats, count: int, radius: float) -> npt.NDArray[np.intp]:
+    """Return indices of at most `count` points such that all lie within `radius` (root mean square) of one, if so few suffice.
+
+    Greedy: the first point, then always the one farthest from those taken.
+    """
+    taken: list[int] = []
+    distance_N = np.full(len(points_ND), np.inf)
+    while len(taken) < count and len(points_ND) and distance_N.max() > radius**2 * points_ND.shape[1]:
+        taken.append(int(distance_N.argmax()))
+        np.minimum(distance_N, _squared_distance(points_ND, points_ND[taken[-1]]), out=distance_N)
+    return np.array(taken, dtype=np.intp)
+
+
+def kmeans(
+    points_ND: Floats, weights_N: npt.NDArray[np.float64], codes: int, *, pinned_PD: Floats, iterations: int, rng: np.random.Generator
+) -> Floats:
+    """Return at most `codes` centres [K, D], at least one: `pinned_PD` as they are, the others by weighted Lloyd steps.
+
+    Fewer come back where there are fewer different points. A centre that loses all its points moves to the worst served one.
+    """
+    seeds_SD = _seeds(points_ND, weights_N, codes - len(pinned_PD), pinned_PD, rng)
+    centres_KD: Floats = np.concatenate([pinned_PD, seeds_SD])
+    previous_N = None
+    for _ in range(iterations):
+        nearest_N = nearest_rows(points_ND, centres_KD)
+        if previous_N is not None and np.array_equal(nearest_N, previous_N):
+            break
+        previous_N = nearest_N
+        mass_K = np.bincount(nearest_N, weights=weights_N, minlength=len(centres_KD))
+        sums_DK = np.stack([np.bincount(nearest_N, weights=column_N * weights_N, minlength=len(centres_KD)) for column_N in points_ND.T])
+        free_K = np.arange(len(centres_KD)) >= len(pinned_PD)
+        dead, moves_K = np.flatnonzero(free_K & (mass_K == 0)), free_K & (mass_K > 0)
+        if len(dead):
+            error_N = weights_N * np.square(points_ND - centres_KD[nearest_N]).sum(axis=1)
+            centres_KD[dead] = points_ND[np.argsort(-error_N, kind="stable")[: len(dead)]]
+        centres_KD[moves_K] = (sums_DK[:, moves_K] / mass_K[moves_K]).T
+    return centres_KD
+
+
+def _seeds(points_ND: Floats, weights_N: npt.NDArray[np.float64], count: int, pinned_PD: Floats, rng: np.random.Generator) -> Floats:
+    """Draw starting centres as k-means++ does: by weight times squared distance to those that exist."""
+    if len(points_ND) > (limit := max(SEED_POINTS, 16 * count)):
+        some = np.sort(rng.choice(len(points_ND), limit, replace=False))
+        points_ND, weights_N = points_ND[some], weights_N[some]
+    distance_N = np.ones(len(points_ND))
+    if len(pinned_PD):
+        distance_N = np.min([_squared_distance(points_ND, row_D) for row_D in pinned_PD], axis=0)
+    taken: list[int] = []
+    while len(taken) < count:
+        odds_N = np.cumsum(weights_N * distance_N)
+        if odds_N[-1] <= 0:
+            break
+        pick = min(int(np.searchsorted(odds_N, rng.random() * odds_N[-1], side="right")), len(points_ND) - 1)
+        seen_N = _squared_distance(points_ND, points_ND[pick])
+        distance_N = np.minimum(distance_N, seen_N) if taken or len(pinned_PD) else seen_N
+        taken.append(pick)
+    return points_ND[taken]
+
+
+def _squared_distance(points_ND: Floats, row_D: Floats) -> npt.NDArray[np.float64]:
+    apart_ND = points_ND - row_D
+    squared_N: npt.NDArray[np.float64] = np.einsum("nd,nd->n", apart_ND, apart_ND).astype(np.float64)
+    return squared_N

@@ -1,0 +1,68 @@
+"""Tokenizer families by name. A family is imported when it is asked for, so that nobody pays for those they do not use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.errors import TokenizerError
+from pipeline.tokenizers.base import Tokenizer
+
+__all__ = ["families", "load_family", "register_family", "temporary_family"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    target: str
+    """`package.module:Class`."""
+    install: str
+    """What to run when the module's packages are missing."""
+
+
+_families: dict[str, _Entry] = {}
+
+
+def register_family(name: str, target: str, install: str = 'pip install "tokenshards"') -> None:
+    """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError."""
+    if name in _families:
+        raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
+    module, colon, attribute = target.partition(":")
+    if not (module and colon and attribute):
+        raise TokenizerError(f"tokenizer family {name!r}: target is {target!r}; expected package.module:Class")
+    _families[name] = _Entry(target, install)
+
+
+@contextmanager
+def temporary_family(name: str, target: str) -> Iterator[None]:
+    """Register a family for the length of a `with` block."""
+    register_family(name, target)
+    try:
+        yield
+    finally:
+        del _families[name]
+
+
+def families() -> list[str]:
+    """Return the names of all registered families, sorted."""
+    return sorted(_families)
+
+
+def load_family(name: str) -> type[Tokenizer]:
+    """Import and return the class of a family; unknown names and missing packages raise TokenizerError."""
+    if name not in _families:
+        raise TokenizerError(
+            f"tokenizer family {name!r} is unknown; this version knows {', '.join(families())}. "
+            "Install the version of tokenshards that wrote the tokenizer, or register the family"
+        )
+    entry = _families[name]
+    module, _, attribute = entry.target.partition(":")
+    try:
+        family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({error}); try: {entry.install}") from error
+    return family
+
+
+register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")

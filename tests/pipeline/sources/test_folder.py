@@ -1,0 +1,173 @@
+"""FolderSource and open_source on folders: what is an input, what is its label, what is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import SourceConfig
+from pipeline.errors import BadInput, Reason, SourceError
+from pipeline.records import FailedRecord, ImageRecord, PlanRow
+from pipeline.sources import ImageSource, SourceSummary, open_source, read_slice, source_root
+from pipeline.storage import Store
+from tests.pipeline.zoo import IGNORED, encoded, flat, make_zoo
+
+PNG = encoded(flat(), "PNG")
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG)
+
+
+def listed(source: ImageSource) -> dict[str, PlanRow]:
+    rows = list(source.list_rows())
+    assert len({row.sample_id for row in rows}) == len(rows)
+    return {row.sample_id: row for row in rows}
+
+
+def test_sub_folders_give_labels_at_any_depth(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "cat/images/2.JPG", "dog/3.webp", "loose.png")
+    source = open_source(str(tmp_path), SourceConfig())
+    rows = listed(source)
+    assert {name: row.label for name, row in rows.items()} == {
+        "cat/1.png": "cat",
+        "cat/images/2.JPG": "cat",
+        "dog/3.webp": "dog",
+        "loose.png": None,
+    }
+    assert all(row.kind == "file" and row.inputs == 1 and row.size == len(PNG) and row.version for row in rows.values())
+    assert (source.kind, source.ordered) == ("folder", False)
+    assert source.summary.label_type == "string" and source.summary.labels == {"cat", "dog"}
+
+
+def test_flat_folder_has_no_labels_and_says_how_to_get_them(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpeg", "b.JPEG", "c.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "Thumbs.db").write_text("x")
+    (tmp_path / "README").write_text("x")
+    source = open_source(str(tmp_path), SourceConfig())
+    assert {row.label for row in listed(source).values()} == {None}
+    assert source.summary.label_type is None
+    text = "\n".join(source.summary.lines())
+    assert text.startswith("3 images (2 .jpeg, 1 .png), ")
+    assert "no labels (flat folder" in text and "sub-folder" in text
+    for part in ("1 .txt", "1 .db", "1 without extension"):
+        assert part in text.split("ignored: ")[1]
+    assert "for example " in text
+
+
+def test_all_files(tmp_path: Path) -> None:
+    put(tmp_path, "a/1", "a/2.txt")
+    source = open_source(str(tmp_path), SourceConfig(all_files=True))
+    assert set(listed(source)) == {"a/1", "a/2.txt"}
+
+
+def test_listing_twice_counts_once(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png")
+    source = open_source(str(tmp_path), SourceConfig())
+    listed(source)
+    listed(source)
+    assert source.summary.files == 1 and source.summary.bytes == len(PNG)
+
+
+def test_zoo_is_planned_as_its_cases_say(tmp_path: Path) -> None:
+    cases = make_zoo(tmp_path / "zoo")
+    rows = listed(open_source(str(tmp_path / "zoo"), SourceConfig()))
+    assert set(rows) == {case.sample_id for case in cases if case.expected != IGNORED}
+    for row in rows.values():
+        row.sample_id.encode()  # valid UTF-8, whatever the file is called
+    store = source_root(str(tmp_path / "zoo"), SourceConfig())
+    for case in cases:
+        if case.expected == IGNORED:
+            continue
+        (record,) = read_slice(store, rows[case.sample_id], SourceConfig(), None, {})
+        if case.expected in (Reason.MISSING, Reason.NOT_A_FILE):
+            assert isinstance(record, FailedRecord) and record.error.reason == case.expected
+        else:
+            assert isinstance(record, ImageRecord) and record.data == (tmp_path / "zoo" / case.name).read_bytes()
+        record.uri.encode()
+
+
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    rows = listed(open_source(str(tmp_path), SourceConfig()))
+    assert "cat/1.png" in rows and len(rows) <= 2
+
+
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path: Path) -> None:
+    put(tmp_path, "x.jpg/1.png")
+    assert {row.label for row in listed(open_source(str(tmp_path), SourceConfig())).values()} == {"x.jpg"}
+
+
+def test_nothing_matched_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").touch()
+    (tmp_path / "b.npy").touch()
+    with pytest.raises(SourceError, match=r"looked for images .*tars .*tables.* found 2 \.npy; --all-files"):
+        open_source(str(tmp_path), SourceConfig())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="an empty folder"):
+        open_source(str(tmp_path / "empty"), SourceConfig())
+    with pytest.raises(SourceError, match="nothing there"):
+        open_source(str(tmp_path / "missing"), SourceConfig())
+    put(tmp_path, "single.png")
+    with pytest.raises(SourceError, match="a single file; name the folder"):
+        open_source(str(tmp_path / "single.png"), SourceConfig())
+
+
+def test_images_win_over_tars_beside_them(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "b.tar").touch()
+    (tmp_path / "metadata.csv").touch()
+    source = open_source(str(tmp_path), SourceConfig())
+    assert set(listed(source)) == {"a.png"}
+    text = "\n".join(source.summary.lines())
+    assert "1 .tar" in text and "name them, such as FOLDER/*.tar" in text
+
+
+def test_commands_are_refused() -> None:
+    with pytest.raises(SourceError, match="never run"):
+        open_source("pipe:touch x.tar", SourceConfig())
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_remote_and_local_urls_give_the_same_rows(kind: str, tmp_path: Path) -> None:
+    url = "memory://folder-test/images" if kind == "memory" else f"file://{tmp_path}"
+    store = Store(url)
+    for name in ("cat/1.png", "dog/2.png", "note.txt"):
+        store.write(name, PNG)
+    source = open_source(url + "/", SourceConfig())
+    rows = listed(source)
+    assert {name: row.label for name, row in rows.items()} == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    for row in rows.values():
+        (record,) = read_slice(source_root(url, SourceConfig()), row, SourceConfig(), "string", {})
+        assert isinstance(record, ImageRecord) and record.data == PNG and record.label == row.label
+
+
+def test_relative_path_gives_an_absolute_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "images/a.png")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("images", SourceConfig())
+    assert os.path.samefile(source.root, tmp_path / "images") and os.path.isabs(source.root)
+
+
+def test_summary_counts_labels_up_to_a_bound() -> None:
+    summary = SourceSummary()
+    for number in range(100_005):
+        summary.take_label(number)
+    summary.take("a.png", 10)
+    assert "100000+ labels" in summary.lines()[0]
+
+
+def test_a_changed_file_fails_with_its_label(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png")
+    source = open_source(str(tmp_path), SourceConfig())
+    (row,) = source.list_rows()
+    (tmp_path / "cat/1.png").write_bytes(b"other")
+    (record,) = source.read(row)
+    assert isinstance(record, FailedRecord) and isinstance(record.error, BadInput)
+    assert (record.error.reason, record.label) == (Reason.CHANGED_SINCE_PLAN, "cat")

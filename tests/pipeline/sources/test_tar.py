@@ -1,0 +1,359 @@
+"""Tars: webdataset's grouping, labels, and damage that costs only what lies behind it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import RetryConfig, SourceConfig
+from pipeline.errors import Reason, SourceError, TransientStorageError
+from pipeline.records import FailedRecord, ImageRecord, PlanRow
+from pipeline.sources import expand_braces, open_source, read_slice, source_root
+from pipeline.storage import Store
+from tests.pipeline.zoo import encoded, flat
+
+PNG = encoded(flat(size=(8, 8)), "PNG")
+CONFIG = SourceConfig()
+
+
+def tar_bytes(members: list[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def labelled(count: int, image: bytes = PNG) -> list[tuple[str, bytes]]:
+    return [member for n in range(count) for member in ((f"{n:04d}.png", image), (f"{n:04d}.cls", str(n % 3).encode()))]
+
+
+def records(path: Path, config: SourceConfig = CONFIG) -> list[ImageRecord | FailedRecord]:
+    source = open_source(str(path), config)
+    return [record for row in source.list_rows() for record in source.read(row)]
+
+
+def reasons(found: list[ImageRecord | FailedRecord]) -> dict[str, Reason]:
+    return {record.sample_id: record.error.reason for record in found if isinstance(record, FailedRecord)}
+
+
+def images(found: list[ImageRecord | FailedRecord]) -> list[ImageRecord]:
+    return [record for record in found if isinstance(record, ImageRecord)]
+
+
+def test_samples_keep_their_order_keys_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(5)))
+    source = open_source(str(tmp_path / "a.tar"), CONFIG)
+    (row,) = source.list_rows()
+    assert (row.kind, row.inputs, row.sample_id, source.ordered, source.kind) == ("tar", -1, "a.tar", True, "tar")
+    assert source.summary.label_type == "int64"
+    found = list(source.read(row))
+    assert [(record.sample_id, record.label) for record in found] == [(f"a.tar#{n:04d}", n % 3) for n in range(5)]
+    assert all(isinstance(record, ImageRecord) and record.data == PNG for record in found)
+
+
+def test_workers_read_without_listing(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
+    source = open_source(str(tmp_path), CONFIG)
+    (row,) = source.list_rows()
+    store = source_root(str(tmp_path), CONFIG)
+    assert list(read_slice(store, row, CONFIG, "int64", {})) == list(source.read(row))
+
+
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    members = [
+        ("a.png", PNG), ("a.cls", b"7\n"), ("a.json", b'{"label": 1}'), ("a.txt", b"text"),
+        ("b.json", b'{"class_id": 8, "score": 0.5}'), ("b.png", PNG), ("b.txt", b"text"),
+        ("c.PNG", PNG), ("c.txt", b"9"),
+        ("d.png", PNG),
+    ]  # fmt: skip
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    assert [record.label for record in records(tmp_path)] == [7, 8, 9, None]
+
+
+def test_named_key_and_meta(tmp_path: Path) -> None:
+    texts = [
+        {"species": "owl", "label": 3, "score": 1, "note": "x", "tags": ["a"], "ok": True},
+        {"species": "42", "score": 0.5, "note": None, "tags": None, "ok": False},
+    ]
+    members = [member for n, text in enumerate(texts) for member in ((f"{n}.png", PNG), (f"{n}.json", json.dumps(text).encode()))]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    config = SourceConfig(label="species", meta=("score", "note", "tags", "ok"))
+    source = open_source(str(tmp_path), config)
+    (row,) = source.list_rows()
+    assert source.summary.label_type == "string"
+    assert source.summary.meta_types == {"score": "float64", "note": "string", "tags": "string", "ok": "bool"}
+    first, second = source.read(row)
+    assert isinstance(first, ImageRecord) and isinstance(second, ImageRecord)
+    assert (first.label, second.label) == ("owl", "42")
+    assert first.meta == {"score": 1.0, "note": "x", "tags": '["a"]', "ok": True}
+    assert second.meta == {"score": 0.5, "note": None, "tags": None, "ok": False}
+
+
+def test_bad_members_cost_their_own_sample(tmp_path: Path) -> None:
+    members = [
+        *labelled(2),
+        ("no-image.json", b"{}"),
+        ("bad-label.png", PNG), ("bad-label.cls", b"owl"),
+        ("huge-label.png", PNG), ("huge-label.cls", str(1 << 63).encode()),
+        ("float-label.png", PNG), ("float-label.json", b'{"label": 1.5}'),
+        ("bad-json.png", PNG), ("bad-json.json", b"{"),
+        ("bad-text.png", PNG), ("bad-text.cls", b"\xff\xfe"),
+        ("0001.png", PNG),
+        ("fine.png", PNG), ("fine.cls", b"1"),
+    ]  # fmt: skip
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*labelled(70), *[(f"x/{name}", data) for name, data in members]]))
+    found = records(tmp_path)
+    failed = {sample_id.partition("#")[2].partition("@")[0]: reason for sample_id, reason in reasons(found).items()}
+    assert failed == {
+        "x/no-image": Reason.NO_IMAGE,
+        "x/bad-label": Reason.BAD_LABEL,
+        "x/huge-label": Reason.BAD_LABEL,
+        "x/float-label": Reason.BAD_LABEL,
+        "x/bad-json": Reason.BAD_LABEL,
+        "x/bad-text": Reason.BAD_LABEL,
+        "x/0001": Reason.DUPLICATE_ID,
+    }
+    assert len({record.sample_id for record in found}) == len(found)
+    assert len(images(found)) == 73
+    bad = next(record for record in found if isinstance(record, FailedRecord) and record.sample_id == "a.tar#x/bad-label")
+    assert bad.data == PNG
+
+
+def test_unlabelled_tars_do_not_lose_labels_silently(tmp_path: Path) -> None:
+    members = [*[(f"{n:04d}.png", PNG) for n in range(70)], ("z.png", PNG), ("z.cls", b"1")]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    assert reasons(records(tmp_path)) == {"a.tar#z": Reason.BAD_LABEL}
+
+
+def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
+    members = [
+        ("__meta__/info.png", PNG), ("noextension", b"x"), (".hidden.png", PNG), ("a/._1.png", b"resource fork"),
+        ("a.b/1.seg.png", b"mask"), ("a.b/1.png", PNG), ("a.b/1.seg.json", b"{}"),
+    ]  # fmt: skip
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    (record,) = records(tmp_path)
+    assert isinstance(record, ImageRecord) and (record.sample_id, record.data) == ("a.tar#a.b/1", PNG)
+
+
+names = st.from_regex(r"([a-c]{1,2}/)?[a-c]{1,2}\.(png|cls|json|seg\.png)", fullmatch=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(names, max_size=12))
+def test_grouping_is_that_of_webdataset(found: list[str]) -> None:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    bodies = {"png": PNG, "cls": b"1", "json": b"{}"}
+    members = [(name, bodies[name.rpartition(".")[2]]) for name in found]
+    archive = tar_bytes(members)
+    streams = [{"url": "a.tar", "stream": io.BytesIO(archive)}]
+    try:
+        expected = [
+            (str(sample["__key__"]), sorted(set(sample) - {"__key__", "__url__"})) for sample in group_by_keys(tar_file_expander(streams))
+        ]
+    except ValueError:  # one suffix twice in a sample: ours is a failure of its own
+        return
+    store = Store("memory://grouping")
+    store.write("a.tar", archive)
+    (row,) = open_source("memory://grouping/a.tar", CONFIG).list_rows()
+    ours = [record.sample_id.partition("#")[2].partition("@")[0] for record in read_slice(store, row, CONFIG, "int64", {})]
+    assert ours == [key for key, _ in expected]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_unusual_names(tar_format: int, tmp_path: Path) -> None:
+    long = "ünï-" + "n" * (60 if tar_format == tarfile.USTAR_FORMAT else 180)
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("a.png", PNG), (f"{long}.png", PNG)], tar_format))
+    assert [record.sample_id for record in records(tmp_path)] == ["a.tar#a", f"a.tar#{long}"]
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst"])
+def test_compressed_tars(ending: str, tmp_path: Path) -> None:
+    plain = tar_bytes(labelled(4))
+    packed = zstandard.compress(plain) if ending.endswith("zst") else gzip.compress(plain)
+    (tmp_path / f"a{ending}").write_bytes(packed)
+    assert len(images(records(tmp_path))) == 4
+    (tmp_path / f"a{ending}").write_bytes(packed[:-20])
+    found = records(tmp_path)
+    assert Reason.BAD_CONTAINER in reasons(found).values()
+
+
+def test_truncation_costs_only_what_lies_behind_it(tmp_path: Path) -> None:
+    whole = tar_bytes(labelled(6))
+    offsets = [whole.index(b"%04d.png" % n) for n in range(6)]
+    for cut in (offsets[3] + 700, offsets[3] + 100, offsets[3]):  # in the data, in the header, between two samples
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        found = records(tmp_path)
+        complete = images(found)
+        assert [record.sample_id for record in complete] == [f"a.tar#{n:04d}" for n in range(len(complete))]
+        assert all(record.label == n % 3 for n, record in enumerate(complete))
+        assert 2 <= len(complete) <= 3
+        assert reasons(found) == {f"a.tar#@{offsets[len(complete)]}": Reason.BAD_CONTAINER}
+        assert isinstance(found[-1], FailedRecord)
+
+
+def test_a_damaged_header_in_the_middle_does_not_end_the_tar_silently(tmp_path: Path) -> None:
+    damaged = bytearray(tar_bytes(labelled(6)))
+    at = damaged.index(b"0003.png")
+    damaged[at] ^= 1
+    (tmp_path / "a.tar").write_bytes(damaged)
+    found = records(tmp_path)
+    assert len(images(found)) == 2
+    assert list(reasons(found).values()) == [Reason.BAD_CONTAINER]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_damage_yields_true_samples_and_then_at_most_one_container_failure(data: st.DataObject) -> None:
+    damaged = bytearray(tar_bytes(labelled(4)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    store = Store("memory://damage", retry=RetryConfig(attempts=1))
+    store.write("a.tar", bytes(damaged))
+    row = PlanRow(kind="tar", sample_id="a.tar", path="a.tar", size=len(damaged), version="", inputs=-1)
+    found = list(read_slice(store, row, CONFIG, "int64", {}))
+    broken = [index for index, reason in enumerate(reasons(found).values()) if reason == Reason.BAD_CONTAINER]
+    assert len(broken) <= 1
+    assert len({record.sample_id for record in found}) == len(found)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100, bytes(100)])
+def test_an_unreadable_tar_is_one_failure(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(2)))
+    (tmp_path / "b.tar").write_bytes(content)
+    found = records(tmp_path)
+    assert len(images(found)) == 2
+    assert reasons(found) == {"b.tar": Reason.BAD_CONTAINER}
+
+
+def test_an_empty_archive_has_no_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([]))
+    assert records(tmp_path) == []
+
+
+def test_missing_and_changed_tars(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes(labelled(2)))
+    source = open_source(str(path), CONFIG)
+    (row,) = source.list_rows()
+    path.write_bytes(tar_bytes(labelled(20)))
+    assert reasons(list(source.read(row))) == {"a.tar": Reason.CHANGED_SINCE_PLAN}
+    path.unlink()
+    assert reasons(list(source.read(row))) == {"a.tar": Reason.MISSING}
+    path.mkdir()
+    assert reasons(list(source.read(row))) == {"a.tar": Reason.NOT_A_FILE}
+
+
+def test_only_the_samples_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*labelled(4), ("0000.png", PNG)]))
+    source = open_source(str(tmp_path), CONFIG)
+    (row,) = source.list_rows()
+    assert [r.sample_id for r in source.read(replace(row, only=("a.tar#0002", "a.tar#0001")))] == ["a.tar#0001", "a.tar#0002"]
+    again = [record.sample_id for record in source.read(row)][-1]
+    (failed,) = source.read(replace(row, only=(again,)))
+    assert isinstance(failed, FailedRecord) and failed.error.reason == Reason.DUPLICATE_ID
+
+
+def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(4, image=PNG * 20_000)))
+    source = open_source(str(tmp_path), CONFIG)
+    (row,) = source.list_rows()
+    reads = iter(range(100))
+
+    def failing(self: Store, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if next(reads) == 1:
+            raise TransientStorageError("an outage")
+        return original(self, path, start, end)
+
+    original = Store.read
+    monkeypatch.setattr(Store, "read", failing)
+    with pytest.raises(TransientStorageError):
+        list(source.read(row))
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "pwned"
+    evil = b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR."
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("a.png", PNG), ("a.pyd", evil), ("a.pickle", evil)]))
+    assert len(images(records(tmp_path))) == 1
+    assert not marker.exists()
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    for n in range(12):
+        (tmp_path / f"part-{n:03d}.tar").write_bytes(tar_bytes([(f"{n}.png", PNG)]))
+    (tmp_path / "other.tar").write_bytes(tar_bytes([("other.png", PNG)]))
+    (tmp_path / "stats.json").write_text("{}")
+    return tmp_path
+
+
+def rows_of(url: str) -> Iterator[str]:
+    return (row.sample_id for row in open_source(url, CONFIG).list_rows())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("part-{000..003}.tar", ["part-000.tar", "part-001.tar", "part-002.tar", "part-003.tar"]),
+        ("part-{011,002}.tar", ["part-011.tar", "part-002.tar"]),
+        ("part-00[0-2].tar", ["part-000.tar", "part-001.tar", "part-002.tar"]),
+        ("o*.tar", ["other.tar"]),
+        ("other.tar", ["other.tar"]),
+    ],
+)
+def test_patterns(many: Path, pattern: str, expected: list[str]) -> None:
+    assert list(rows_of(f"{many}/{pattern}")) == expected
+    store = Store("memory://patterns")
+    for path in many.iterdir():
+        store.write(path.name, path.read_bytes())
+    assert list(rows_of(f"memory://patterns/{pattern}")) == expected
+
+
+def test_patterns_over_folders_keep_paths_apart(many: Path) -> None:
+    for name in ("x", "y"):
+        (many / name).mkdir()
+        (many / name / "0.tar").write_bytes(tar_bytes([("0.png", PNG)]))
+    assert list(rows_of(f"{many}/{{x,y}}/*.tar")) == ["x/0.tar", "y/0.tar"]
+    source = open_source(f"{many}/{{x,y}}/*.tar", CONFIG)
+    assert source.root == str(many)
+    assert source_root(f"{many}/{{x,y}}/*.tar", CONFIG).root == str(many)
+
+
+def test_a_folder_of_tars(many: Path) -> None:
+    source = open_source(str(many), CONFIG)
+    assert len(list(source.list_rows())) == 13
+    text = "\n".join(source.summary.lines())
+    assert text.startswith("13 tars (13 .tar), ") and "ignored: 1 .json" in text and "no labels" in text
+
+
+def test_patterns_that_match_nothing(many: Path) -> None:
+    with pytest.raises(SourceError, match=r"3 of 15 are missing, such as 'part-012.tar'"):
+        open_source(f"{many}/part-{{000..014}}.tar", CONFIG)
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(f"{many}/nothing-*.tar", CONFIG)
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(f"{many}/gone.tar", CONFIG)
+    with pytest.raises(SourceError, match=r"found .*\.json; expected tars alone"):
+        open_source(f"{many}/[os]t*", CONFIG)
+
+
+def test_braces() -> None:
+    assert expand_braces("a{8..11}b") == ["a8b", "a9b", "a10b", "a11b"]
+    assert expand_braces("{008..010}") == ["008", "009", "010"]
+    assert expand_braces("{2..0}") == ["2", "1", "0"]
+    assert expand_braces("{a,b}-{1..2}") == ["a-1", "a-2", "b-1", "b-2"]
+    assert expand_braces("plain") == ["plain"]
