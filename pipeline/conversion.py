@@ -23,7 +23,7 @@ from pipeline.shards.codecs import get_codec
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import ImageSource, open_source, source_root
-from pipeline.storage import Store
+from pipeline.storage import Store, display_url
 from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
 
@@ -152,7 +152,7 @@ class Conversion:
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
                 config=request.plan,
-                source=source_record(source, request.source),
+                source=source_record(source, request.source_url, request.source),
                 tokenizer_objects=objects,
                 card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": source.root, **request.card},
                 tokenizer_json=self._store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
@@ -187,10 +187,10 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
     return tokenizer, load_statistics(store, prefix), classes
 
 
-def source_record(source: ImageSource, config: SourceConfig) -> dict[str, Any]:
+def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
     """Return what the plan records of a source; nothing in it is a secret."""
     options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
-    return {"url": source.root, "kind": source.kind, "options": {**options, "meta": list(config.meta)}}
+    return {"url": display_url(asked_url), "root": source.root, "kind": source.kind, "options": {**options, "meta": list(config.meta)}}
 
 
 def _planned_source_config(plan: Plan, asked: SourceConfig) -> SourceConfig:

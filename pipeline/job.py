@@ -23,7 +23,7 @@ from pipeline.config import SourceConfig
 from pipeline.decode import DECODER, decode_image
 from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError, Reason, Stage
 from pipeline.faults import crash_point
-from pipeline.fetch import fetch_ahead, fetch_file
+from pipeline.fetch import display_uri, fetch_ahead, fetch_file
 from pipeline.plan import Plan, read_shard_rows
 from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, concatenate_tokens
 from pipeline.shards.codebook import carries_codebook
@@ -204,13 +204,14 @@ def _read_rows(context: JobContext, rows: list[PlanRow], killers: frozenset[str]
                     continue
                 yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
         elif row.sample_id in killers:
-            yield _killer(row.sample_id, row.path)
+            yield _killer(row.sample_id, display_uri(store, row.path))
         else:
             _, data = next(fetched)
             if isinstance(data, BadInput):
-                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=row.path)
+                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=display_uri(store, row.path))
             else:
-                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=row.path)
+                uri = display_uri(store, row.path)
+                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
 
 
 def _killer(sample_id: str, uri: str) -> FailedRecord:
@@ -274,7 +275,7 @@ def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict
     data = record.data if record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES else None
     return {
         "sample_id": record.sample_id,
-        "uri": record.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "uri": record.uri,
         "stage": str(error.stage),
         "reason": str(error.reason),
         "detail": error.detail,

@@ -380,14 +380,14 @@ def part_digest(data: bytes) -> str:
     file = pq.ParquetFile(pa.BufferReader(data))
     digest = hashlib.sha256()
     for group in range(file.num_row_groups):
-        digest.update(rows_digest_input(file.read_row_group(group)))
+        digest.update(rows_digest_input(file.read_row_group(group, use_threads=False)))
     return digest.hexdigest()
 
 
 def rows_of_shard(part_data: bytes, plan: Plan, shard: int) -> list[PlanRow]:
     """Return the planned rows of one shard from the bytes of its part."""
     group = shard - plan.part_of(shard).first_shard
-    return table_to_rows(pq.ParquetFile(pa.BufferReader(part_data)).read_row_group(group), plan.label_type)
+    return table_to_rows(pq.ParquetFile(pa.BufferReader(part_data)).read_row_group(group, use_threads=False), plan.label_type)
 
 
 @lru_cache(maxsize=2)

@@ -172,7 +172,7 @@ class Store:
             with entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         if entry.is_symlink():  # only links can lead in circles
                             status = entry.stat()
                             if (status.st_dev, status.st_ino) in seen:
@@ -183,7 +183,7 @@ class Store:
                         yield _local_info(path, entry.path, missing_ok=True)
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
-        where = self.join(path)
+        where = display_url(self.fs.unstrip_protocol(self.join(path))) if not self.is_local else self.join(path)
         for attempt in range(1, self.retry.attempts + 1):
             try:
                 return operation()
@@ -228,6 +228,13 @@ def _write_local(full: str, data: bytes) -> None:
         os.close(folder)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: no folder, and whoever opens it will say what it is
+        return False
+
+
 def _local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:
     try:
         status = os.stat(full)
@@ -242,7 +249,7 @@ def _local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo
 def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
     size = int(entry.get("size") or 0)
     changed = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or entry.get("last_modified")
-    modified = changed.timestamp() if hasattr(changed, "timestamp") else float(changed or 0)
+    modified = changed.timestamp() if changed is not None and hasattr(changed, "timestamp") else float(changed or 0)
     etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
     version = str(etag).strip('"') if etag else (f"{size}-{int(modified * 1e9)}" if modified else "")
     return ObjectInfo(path, size, version, modified, regular=entry.get("type", "file") == "file")

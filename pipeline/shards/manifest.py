@@ -148,7 +148,9 @@ def read_shard_table(store: Store, reference: ObjectRef) -> list[ShardEntry]:
     if sha256_hex(data) != reference.sha256:
         raise CorruptObjectError(reference.path, f"sha256 is {sha256_hex(data)[:12]}…; the manifest names {reference.sha256[:12]}…")
     try:
-        return [ShardEntry(**row) for row in pq.read_table(pa.BufferReader(data)).select(SHARD_TABLE_SCHEMA.names).to_pylist()]
+        # Arrow's reader threads can abort the interpreter at exit (apache/arrow issue 34314); small tables do not need them.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=SHARD_TABLE_SCHEMA.names, use_threads=False)
+        return [ShardEntry(**row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CorruptObjectError(reference.path, f"not a shard table ({error})") from None
 

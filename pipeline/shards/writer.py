@@ -115,7 +115,9 @@ def read_quarantine(data: bytes, path: str = "quarantine file") -> list[dict[str
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             version = (file.metadata.metadata or {}).get(f"{KEY_PREFIX}format_version".encode(), b"")
             check_version(version.decode(), path)
-            rows: list[dict[str, Any]] = file.read().select(quarantine_schema().names).cast(quarantine_schema()).to_pylist()
+            rows: list[dict[str, Any]] = (
+                file.read(use_threads=False).select(quarantine_schema().names).cast(quarantine_schema()).to_pylist()
+            )
             return rows
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptObjectError(path, f"not a quarantine file ({shorten(str(error))}); {len(data)} bytes") from None

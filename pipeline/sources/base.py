@@ -32,6 +32,7 @@ __all__ = [
     "open_stream",
     "read_file_row",
     "readable_text",
+    "valid_utf8",
 ]
 
 LabelType = Literal["int64", "string"]
@@ -132,6 +133,11 @@ def readable_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def valid_utf8(text: str) -> str:
+    """Return `text` as it is, but for the lone surrogates that JSON can hold and UTF-8 cannot: they show as `\\ud800`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def integer_in(value: object) -> int | None:
     """Return the int64 that `value` is or that its text states without padding (`7`, not `007`), else None."""
     if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value:
@@ -148,7 +154,7 @@ def as_label(value: object, label_type: LabelType | None) -> Label:
         if number is not None:
             return number
     elif label_type == "string" and isinstance(value, (str, int)):
-        return str(value)
+        return valid_utf8(str(value))
     expected = "no label, as in the inputs seen at planning" if label_type is None else f"{label_type}, as planned"
     raise BadInput(Reason.BAD_LABEL, f"the label is {shorten(value)}; expected {expected}", Stage.FETCH)
 
@@ -158,7 +164,7 @@ def as_meta(name: str, value: object, meta_type: MetaType) -> str | int | float 
     if value is None:
         return None
     if meta_type == "string":
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return valid_utf8(value) if isinstance(value, str) else json.dumps(value)
     text = value.strip().lower() if isinstance(value, str) else ""
     if meta_type == "bool" and (isinstance(value, bool) or text in ("true", "false")):
         return value if isinstance(value, bool) else text == "true"

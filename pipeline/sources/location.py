@@ -115,13 +115,13 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         elif kind in TABLE_EXTENSIONS:
             tables.append(info)
     if not tars and not tables:
-        info = store.info("")
+        itself = store.info("")
         if kinds:
             found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; --all-files takes every file"
-        elif info is not None and info.regular:
+        elif itself is not None and itself.regular:
             found = "a single file; name the folder that it lies in"
         else:
-            found = "an empty folder" if store.is_local and info is not None else "nothing there; check the path"
+            found = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
         raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {found}")
     files = tars or _of_one_format(tables)
     source: ImageSource = (TarSource if tars else TableSource)(store, config, sorted(files, key=lambda info: info.path))

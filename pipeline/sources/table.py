@@ -37,6 +37,7 @@ from pipeline.sources.base import (
     open_stream,
     read_file_row,
     readable_text,
+    valid_utf8,
 )
 from pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
 from pipeline.storage import ObjectInfo, Store
@@ -178,7 +179,7 @@ class TableSource:
             sample_id = f"{name}#{number}" if columns.id is None else _id_text(row.get(columns.id), columns.id, number, where)
             summary.rows += 1
             summary.take_label(label)
-            resolved = _resolved(self.store, path, uri or "")
+            resolved = _resolved(self.store, path, valid_utf8(uri or ""))
             yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
 
     def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
@@ -310,7 +311,7 @@ def _ids(table: Any, column: str, where: str) -> Iterator[str]:
 def _id_text(value: object, column: str, number: int, where: str) -> str:
     if value is None or value == "":
         raise SourceError(f"{where}: row {number}: --id-column {column} is empty; expected a unique id in every row")
-    return str(value)
+    return valid_utf8(str(value))
 
 
 def _hash64(value: str) -> int:

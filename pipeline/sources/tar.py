@@ -1,8 +1,9 @@
 """WebDataset tars: members that share a key are one sample.
 
-The grouping rules are those of the webdataset package (a test compares the two); its reader is not used because it ends silently at a
-damaged header, which loses the rest of a tar, and because importing it loads torch: two seconds and 180 MB in every worker.
-Nothing is ever unpickled, and no command is run.
+The grouping rules are those of the webdataset package (a test compares the two), but for hidden files, which are left out: it takes the
+`a/._1.jpg` that macOS puts beside a picture for a sample `a/`. Its reader is not used because it ends silently at a damaged header,
+which loses the rest of a tar, and because importing it loads torch: two seconds and 180 MB in every worker. Nothing is ever
+unpickled, and no command is run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from pipeline.storage import ObjectInfo, Store
 __all__ = ["TarSource", "read_tar"]
 
 PEEKED_SAMPLES = 64
-_KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _META_MEMBER = re.compile(r"__[^/]*__($|/)")
 _LABEL_KEYS = ("label", "cls", "class", "class_id")
 

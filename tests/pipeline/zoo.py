@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms
 
 from pipeline.errors import Reason
 from pipeline.shards.spec import Preprocess

@@ -268,7 +268,7 @@ def test_only_the_samples_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(4, image=PNG * 20_000)))
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(4, image=PNG + bytes(5 << 20))))
     source = open_source(str(tmp_path), CONFIG)
     (row,) = source.list_rows()
     reads = iter(range(100))

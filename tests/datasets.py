@@ -1,0 +1,133 @@
+"""Small real image folders and datasets for tests, and what a dataset holds as plain Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
+from pipeline.conversion import Conversion, Outcome, TokenizeRequest
+from pipeline.shards import open_dataset
+from pipeline.shards.manifest import load_manifest
+from pipeline.shards.writer import read_quarantine
+from pipeline.storage import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_images(folder: Path, count: int, *, classes: int = 3, bad: int = 0, seed: int = 0, side: int = 32) -> None:
+    """Write `count` pictures (JPEG and PNG in turn) into class sub-folders (`classes=0`: flat), and `bad` broken ones."""
+    rng = np.random.default_rng(seed)
+    for index in range(count + bad):
+        place = folder / f"class_{index % classes}" if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        if index >= count:
+            (place / f"bad_{index:04d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture" * 3)
+            continue
+        coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        if index % 2:
+            picture.save(place / f"img_{index:04d}.png")
+        else:
+            picture.save(place / f"img_{index:04d}.jpg", quality=90)
+
+
+class SilentReporter:
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def begin(self, planned: int | None, done: int) -> None:
+        pass
+
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
+    """Tokenize in this process (workers are processes all the same), with small defaults."""
+    reporter = changes.pop("reporter", None) or SilentReporter()
+    runner = changes.pop("runner", None)
+    workers, max_bad = changes.pop("workers", 1), changes.pop("max_bad", 1.0)
+    shard_rows, codec = changes.pop("shard_rows", None), changes.pop("codec", "default")
+    fit = changes.pop("fit", FitConfig(size=16, codes=16, iterations=4))
+    request = TokenizeRequest(
+        source_url=str(src),
+        out_url=str(out),
+        tokenizer_url=changes.pop("tokenizer", None),
+        fit=fit,
+        source=changes.pop("source", SourceConfig()),
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec, batch_rows=changes.pop("batch_rows", 16)),
+        run=RunConfig(workers=workers, max_bad=max_bad, retry=RetryConfig(attempts=2, first_delay_seconds=0.01), **changes),
+    )
+    return Conversion(request, reporter, runner).run()
+
+
+def content(out: Path | str) -> dict[str, tuple[Any, bytes]]:
+    """Return sample id -> (label, ids) of a complete dataset; a repeated id fails."""
+    dataset = open_dataset(str(out), verify=True)
+    found: dict[str, tuple[Any, bytes]] = {}
+    for batch in dataset.batches(64):
+        for row, sample_id in enumerate(batch.sample_ids):
+            assert sample_id not in found, f"{sample_id} occurs twice"
+            index = int(batch.labels_B[row])
+            label = dataset.classes[index] if index >= 0 else None
+            found[sample_id] = (label, np.ascontiguousarray(batch.ids_BLQ[row]).tobytes())
+    return found
+
+
+def quarantine_of(out: Path | str) -> dict[str, str]:
+    """Return sample id -> reason of every quarantine row of a complete dataset."""
+    store = Store(str(out))
+    found = {}
+    for entry in load_manifest(store).shards:
+        if entry.quarantine_path is not None:
+            found.update({row["sample_id"]: row["reason"] for row in read_quarantine(store.read(entry.quarantine_path))})
+    return found
+
+
+def start_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the command line as a user would, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
+
+
+def run_cli(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> tuple[str, str]:
+    """Run the command line; return stdout and stderr, after checking the exit code."""
+    process = start_cli(*arguments, env=env)
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
+    assert "Traceback" not in err, err
+    return out, err
+
+
+def run_json(*arguments: str, expect: int = 0) -> dict[str, Any]:
+    """Run a command with --json and return what it printed."""
+    out, _ = run_cli(*arguments, "--json", expect=expect)
+    value: dict[str, Any] = json.loads(out)
+    return value
