@@ -8,8 +8,23 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _Stopped(Exception):
+    """Ctrl-C, as an exception that click does not swallow."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Turn image buckets into verified, compressed shards of discrete tokens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -435,7 +450,7 @@ def main() -> None:
     """Run the command line; an expected error is one message and an exit code, never a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Stopped):
         print("\nstopped. Run the same command again: it continues where it was", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import asdict, dataclass, field
@@ -190,13 +191,8 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
 def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
     """Return what the plan records of a source; nothing in it is a secret."""
     options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
-    return {"url": display_url(asked_url), "root": source.root, "kind": source.kind, "options": {**options, "meta": list(config.meta)}}
-
-
-def _planned_source_config(plan: Plan, asked: SourceConfig) -> SourceConfig:
-    """Return the planned reading options with the credentials of this run."""
-    options = plan.source["options"]
-    return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": asked.storage_options})
+    url = display_url(asked_url) if "://" in asked_url else os.path.abspath(asked_url)  # `repair` may run from another folder
+    return {"url": url, "root": source.root, "kind": source.kind, "options": {**options, "meta": list(config.meta)}}
 
 
 def check_request(chain: list[Plan], request: TokenizeRequest) -> None:
@@ -309,7 +305,7 @@ class _PlanRun:
             out_url=request.out_url,
             out_options=request.out_options,
             source_url=source_root(request.source_url, request.source).location,
-            source_config=_planned_source_config(plan, request.source),
+            source_config=plan.source_config(request.source.storage_options),
             plan_id=plan.plan_id,
             retry=self._store.retry,
             join=request.run.join,
@@ -373,7 +369,7 @@ def retry_failed(out_url: str, source_url: str | None, run: RunConfig, options: 
     first = load_plan(store)
     if first is None:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
-    config = _planned_source_config(first, SourceConfig(storage_options=options))
+    config = first.source_config(options)
     where = source_url or str(first.source["url"])
     planned = plan_retry(store, source_root(where, config), config)
     if planned is None:

@@ -101,10 +101,10 @@ class CorruptObjectError(FormatError):
 
 
 class MissingObjectError(TokenshardsError):
-    """An object that must exist does not. Attribute: `object_path`."""
+    """An object that must exist does not. Attribute: `object_path`, below the root of its store; `place` is the whole name for people."""
 
-    def __init__(self, object_path: str, detail: str = "the object does not exist") -> None:
-        super().__init__(f"{object_path}: {detail}")
+    def __init__(self, object_path: str, detail: str = "the object does not exist", *, place: str = "") -> None:
+        super().__init__(f"{place or object_path}: {detail}")
         self.object_path = object_path
 
 

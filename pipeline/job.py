@@ -319,7 +319,7 @@ def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:
 
 def _committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
     try:
-        commit = read_commit(out, plan.plan_id, shard)
+        commit, _ = read_commit(out, plan.plan_id, shard)
     except (MissingObjectError, FormatError):
         return None
     found = [(ref, out.info(ref.path)) for ref in (commit.data, commit.quarantine) if ref is not None]
@@ -342,5 +342,5 @@ def _made_by(source_store: Store) -> dict[str, Any]:
         "device": f"cpu {platform.machine()}",
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "source": source_store.url,
+        "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
     }

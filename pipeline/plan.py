@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.canonical import canonical_json, keyed_hash64, seal, sha256_hex, unseal
-from pipeline.config import PlanConfig
+from pipeline.config import PlanConfig, SourceConfig
 from pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
 from pipeline.faults import crash_point
 from pipeline.partition import PLAN_SCHEMA, RowSpool, table_to_rows
@@ -140,6 +140,16 @@ class Plan:
     def spec(self) -> TokenizerSpec:
         """The spec of the planned tokenizer."""
         return TokenizerSpec.from_json(json.loads(self.tokenizer_json)["spec"], self.path)
+
+    def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
+        """Return how the source was read, with the credentials of this run, which no plan holds."""
+        options = self.source["options"]
+        return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
+
+    @property
+    def config(self) -> PlanConfig:
+        """The options that shaped the shards."""
+        return PlanConfig(shard_rows=self.shard_rows, batch_rows=self.batch_rows, codec=self.codec, order_seed=self.order_seed)
 
     def to_bytes(self) -> bytes:
         """Return the sealed plan.json."""

@@ -188,12 +188,13 @@ class Store:
             try:
                 return operation()
             except (FileNotFoundError, NotADirectoryError):
-                raise MissingObjectError(where) from None
+                raise MissingObjectError(path, place=where) from None
             except (MissingObjectError, TypeError, AttributeError, KeyError, AssertionError):
                 raise
             except Exception as error:  # clients of stores raise their own types for the same outages
                 if self.is_local and isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
-                    raise MissingObjectError(where, f"cannot be opened as a file ({os.strerror(error.errno)})") from None
+                    detail = f"cannot be opened as a file ({os.strerror(error.errno)})"
+                    raise MissingObjectError(path, detail, place=where) from None
                 if attempt == self.retry.attempts:
                     raise TransientStorageError(
                         f"{where}: could not {verb} it in {attempt} attempts; last error: {type(error).__name__}: {error}. "

@@ -102,13 +102,14 @@ def write_object(store: Store, folder: str, shard: int, data: bytes) -> ObjectRe
     return reference
 
 
-def read_commit(store: Store, plan_id: str, shard: int) -> Commit:
-    """Read one commit and check that it is the commit of that shard."""
+def read_commit(store: Store, plan_id: str, shard: int) -> tuple[Commit, str]:
+    """Return the commit of a shard and the sha256 of its bytes; raises CorruptObjectError also where it is that of another shard."""
     path = commit_path(plan_id, shard)
-    commit = Commit.from_bytes(store.read(path), path)
+    data = store.read(path)
+    commit = Commit.from_bytes(data, path)
     if (commit.plan_id, commit.shard) != (plan_id, shard):
         raise CorruptObjectError(path, f"names shard {commit.shard} of plan {commit.plan_id[:12]}; expected {shard} of {plan_id[:12]}")
-    return commit
+    return commit, sha256_hex(data)
 
 
 def pack_counts(counts_V: npt.NDArray[np.integer[Any]]) -> str:

@@ -20,7 +20,7 @@ from pipeline.shards.schema import FORMAT_VERSION, check_version
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
-__all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_pointer", "publish_manifest", "read_sealed"]
+__all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_parent", "load_pointer", "publish_manifest", "read_sealed"]
 
 MANIFEST_POINTER = "manifest.json"
 
@@ -116,10 +116,22 @@ def load_manifest(store: Store, pointer: dict[str, Any] | None = None) -> Manife
     Raises MissingObjectError when there is no manifest, CorruptObjectError when any of the three is damaged.
     """
     pointer = pointer or read_sealed(store, MANIFEST_POINTER)
-    name = str(pointer["manifest"])
+    return _read_manifest(store, str(pointer["manifest"]), str(pointer["sha256"]))
+
+
+def load_parent(store: Store, manifest: Manifest) -> Manifest | None:
+    """Return the manifest of the generation before, None for the first; raises what `load_manifest` raises."""
+    return None if manifest.parent is None else _read_manifest(store, manifest.parent, _digest_in(manifest.parent))
+
+
+def _digest_in(name: str) -> str:
+    return name.removeprefix("manifest-").removesuffix(".json")
+
+
+def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     data = store.read(name)
-    if sha256_hex(data) != pointer["sha256"]:
-        raise CorruptObjectError(name, f"sha256 is {sha256_hex(data)[:12]}…; {MANIFEST_POINTER} names {str(pointer['sha256'])[:12]}…")
+    if not sha256_hex(data).startswith(sha256):
+        raise CorruptObjectError(name, f"sha256 is {sha256_hex(data)[:12]}…; expected {sha256[:12]}…")
     value = unseal(data, name)
     check_version(str(value.get("format_version", "")), name)
     try:

@@ -222,7 +222,7 @@ def read_rows(
             row_id = f"{name}#{number}"
             number += 1
             sample_id = row_id if columns.id is None else str(values[columns.id])
-            if row.only is None or sample_id in row.only or row_id in row.only:
+            if row.only is None or row_id in row.only:
                 yield _record(values, columns, sample_id, f"{uri}#{number - 1}", label_type, meta_types)
         if number < row.row_stop:
             raise EOFError(f"the row group ends before row {number}")

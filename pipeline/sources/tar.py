@@ -141,8 +141,6 @@ def read_tar(
             again = sample.key in seen
             seen.add(sample.key)
             sample_id = f"{row.sample_id}#{readable_text(sample.key)}" + (f"@{sample.offset}" if again else "")
-            if row.only is not None and sample_id not in row.only:
-                continue
             if again:
                 detail = f"the key {shorten(sample.key)} occurs again at byte {sample.offset}; the first sample of that key is kept"
                 yield FailedRecord(sample_id=sample_id, error=BadInput(Reason.DUPLICATE_ID, detail, Stage.FETCH), uri=uri)

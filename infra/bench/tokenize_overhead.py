@@ -1,0 +1,221 @@
+"""What does `tokenize` cost beside the work itself? Its images per second against a bare loop on the same cores.
+
+    python infra/bench/tokenize_overhead.py --data DIR
+
+DIR holds images at any depth (default: the sample images beside the repository, else generated JPEGs). They are hard-linked under distinct
+names into two folders of N and 2 N files. Our side is `cli.py tokenize` as anyone would run it, with planning, progress, commits and
+manifest; its marginal rate is N / (seconds for 2 N - seconds for N), so that start-up cancels. The other side is a loop in as many
+processes, one BLAS thread each, that reads the same N files, decodes and encodes them with the same functions in the same batches, and
+nothing else; its processes are started and warmed up before the clock runs. Both take turns, medians of the repeats count. The last line
+is one JSON object; `ratio` is ours over the loop with all workers and should be 0.9 or more, `workers_2_over_1` compares our own rates
+and should be 1.8 or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
+BARE = "--bare-loop"
+
+
+def generate_images(folder: Path, count: int = 200) -> None:
+    """JPEGs of about 500 x 375 pixels: smooth random ground with noise on it, so that they compress like photographs."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        ground = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        pixels = np.asarray(ground, np.int16) + rng.normal(0, 12, (375, 500, 1))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:05d}.jpg", quality=90)
+
+
+def replicate(files: list[Path], folder: Path, count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        original = files[index % len(files)]
+        copy = folder / f"{index:06d}{original.suffix.lower()}"
+        try:
+            os.link(original, copy)
+        except OSError:  # another file system
+            shutil.copyfile(original, copy)
+
+
+def cli(*arguments: str) -> tuple[float, float]:
+    """Run a command; return wall seconds, and CPU seconds with those of its workers."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, str(ROOT / "cli.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def bare_loop(tokenizer_folder: str) -> None:
+    """The other side, in a process of its own: a JSON list of files a line in, one JSON line of wall and CPU seconds out."""
+    import numpy as np
+
+    from pipeline.config import PlanConfig
+    from pipeline.decode import decode_image
+    from pipeline.storage import Store
+    from pipeline.tokenizers.directory import load_tokenizer
+
+    tokenizer = load_tokenizer(Store(tokenizer_folder), "")
+    preprocess = tokenizer.spec.preprocess
+    rows = PlanConfig().batch_rows
+    images_BHWC = np.zeros((rows, preprocess.size, preprocess.size, 3), np.uint8)
+
+    def work(files: list[str]) -> None:
+        for first in range(0, len(files), rows):
+            batch = files[first : first + rows]
+            for slot, file in enumerate(batch):
+                with open(file, "rb") as handle:
+                    data = handle.read()
+                images_BHWC[slot] = decode_image(data, preprocess).pixels_HWC
+            tokenizer.encode(images_BHWC[: len(batch)])
+
+    for line in sys.stdin:
+        start, cpu = time.perf_counter(), time.process_time()
+        work(json.loads(line))
+        print(json.dumps([time.perf_counter() - start, time.process_time() - cpu]), flush=True)
+
+
+class BareLoop:
+    """Processes that each do their share of a list of files."""
+
+    def __init__(self, tokenizer: Path, workers: int, warm_up: list[str]) -> None:
+        command = [sys.executable, __file__, BARE, str(tokenizer)]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+        self._processes = [subprocess.Popen(command, **pipes) for _ in range(workers)]  # type: ignore[call-overload]
+        self.run(warm_up)
+
+    def run(self, files: list[str]) -> tuple[float, float]:
+        """Return wall seconds until the last process is done, and the CPU seconds of all."""
+        start = time.perf_counter()
+        for index, process in enumerate(self._processes):
+            process.stdin.write(json.dumps(files[index :: len(self._processes)]) + "\n")
+            process.stdin.flush()
+        spent = [json.loads(process.stdout.readline()) for process in self._processes]
+        return time.perf_counter() - start, sum(cpu for _, cpu in spent)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.stdin.close()
+            process.wait()
+
+
+def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    data = options.data or (SAMPLES if SAMPLES.is_dir() else None)
+    if data is None:
+        data = root / "generated"
+        data.mkdir()
+        generate_images(data)
+    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+    count, all_workers = options.images, options.workers
+    few, many = root / "few", root / "many"
+    replicate(found, few, count)
+    replicate(found, many, 2 * count)
+    files = [str(path) for path in sorted(few.iterdir())]
+    size = sum(path.stat().st_size for path in found) / len(found)
+    print(f"{count} and {2 * count} files made of {len(found)} images in {data}, {size:,.0f} bytes on average")
+    tokenizer = root / "tok"
+    cli("fit-tokenizer", str(few), str(tokenizer), "--sample", "500")
+
+    def tokenize(folder: Path, workers: int) -> tuple[float, float]:
+        out = root / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        options_ = ("--workers", str(workers), "--shard-rows", str(options.shard_rows), "--quiet")
+        return cli("tokenize", str(folder), str(out), "--tokenizer", str(tokenizer), *options_)
+
+    tokenize(few, all_workers)  # byte code and page cache
+    loops = {workers: BareLoop(tokenizer, workers, files[:128]) for workers in sorted({1, all_workers})}
+    runs: dict[int, list[dict[str, float]]] = {workers: [] for workers in loops}
+    try:
+        for repeat in range(options.repeats):
+            for workers, loop in loops.items():
+                (loop_a, loop_cpu_a), (small, small_cpu) = loop.run(files), tokenize(few, workers)
+                (loop_b, loop_cpu_b), (large, large_cpu) = loop.run(files), tokenize(many, workers)
+                run = {
+                    "tokenize": count / max(1e-9, large - small),
+                    "loop": 2 * count / (loop_a + loop_b),
+                    "tokenize_cpu": (large_cpu - small_cpu) / count,
+                    "loop_cpu": (loop_cpu_a + loop_cpu_b) / 2 / count,
+                    "fixed_seconds": 2 * small - large,
+                    "large": large,
+                }
+                runs[workers].append(run)
+                print(
+                    f"repeat {repeat}, {workers} workers: tokenize {run['tokenize']:.0f} images/s (and {run['fixed_seconds']:.1f} s once), "
+                    f"bare loop {run['loop']:.0f}; CPU per image {1e3 * run['tokenize_cpu']:.2f} and {1e3 * run['loop_cpu']:.2f} ms",
+                    flush=True,
+                )
+    finally:
+        for loop in loops.values():
+            loop.stop()
+
+    def median(workers: int, name: str) -> float:
+        return statistics.median(run[name] for run in runs[workers])
+
+    per_workers = {
+        str(workers): {
+            "tokenize_images_per_second": round(median(workers, "tokenize"), 1),
+            "loop_images_per_second": round(median(workers, "loop"), 1),
+            "ratio": round(median(workers, "tokenize") / median(workers, "loop"), 3),
+            "cpu_ratio": round(median(workers, "loop_cpu") / median(workers, "tokenize_cpu"), 3),
+            "tokenize_whole_run_images_per_second": round(2 * count / median(workers, "large"), 1),
+            "fixed_seconds": round(median(workers, "fixed_seconds"), 2),
+            "runs": [{name: round(value, 5) for name, value in run.items()} for run in runs[workers]],
+        }
+        for workers in runs
+    }
+    one, most = median(1, "tokenize"), median(all_workers, "tokenize")
+    return {
+        "name": "tokenize_overhead",
+        "ratio": per_workers[str(all_workers)]["ratio"],
+        "limit": 0.9,
+        f"workers_{all_workers}_over_1": round(most / one, 3),
+        f"loop_{all_workers}_over_1": round(median(all_workers, "loop") / median(1, "loop"), 3),
+        "images": count,
+        "bytes_per_image": round(size),
+        "shard_rows": options.shard_rows,
+        "cpu_count": os.cpu_count(),
+        "workers": per_workers,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == [BARE]:
+        bare_loop(sys.argv[2])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with images; default: sample images beside the repository, else generated")
+    parser.add_argument("--images", type=int, default=2000, help="N; the runs have N and 2 N images")
+    parser.add_argument("--shard-rows", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="tokenize-overhead-"))
+    try:
+        result = measure(options, root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A runner in this process: for stores that live in one process alone (memory://) and for injected faults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.context import open_context
+from pipeline.errors import TransientStorageError
+from pipeline.job import tokenize_shard
+from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+
+
+class InlineRunner:
+    """Runs shards one after the other; a store that fails leaves its shard uncommitted."""
+
+    def __init__(self) -> None:
+        self.shards: list[int] = []
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        context = open_context(job)
+        failed = {}
+        for shard in shards:
+            listener.started(shard)
+            try:
+                commit = tokenize_shard(
+                    context, shard, on_progress=lambda done, shard=shard: listener.progressed(shard, done.inputs, done.bytes_in, done.quarantined)
+                )
+            except TransientStorageError as error:
+                failed[shard] = str(error)
+                continue
+            self.shards.append(shard)
+            names = ("rows", "quarantined", "inputs_seen", "bytes_in", "seconds")
+            listener.committed(shard, ShardSummary(**{name: getattr(commit, name) for name in names}))
+            listener.tick()
+        return failed

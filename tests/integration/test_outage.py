@@ -1,0 +1,114 @@
+"""An outage costs time, never data: a store that fails for a while quarantines nothing and completes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TransientStorageError
+from pipeline.storage import Store
+from pipeline.verification import verify_dataset
+from tests.datasets import content, convert, quarantine_of, run_cli, write_images
+
+
+class ImageServer(ThreadingHTTPServer):
+    """Serves a folder; answers with `failure` instead while that is set, and after `healthy_requests` answers."""
+
+    failure: int | None = None
+    healthy_requests = 1 << 30
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are part of the test."""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, ImageServer)
+        server.healthy_requests -= 1
+        if server.healthy_requests < 0:
+            server.failure = 503
+        if server.failure is not None:
+            self.send_error(server.failure)
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ImageServer]:
+    write_images(tmp_path / "web", 60, classes=0)
+    (tmp_path / "web" / "img_0004.jpg").unlink()
+    with ImageServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "web"))) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{served.server_address[1]}"
+        names = [f"img_{index:04d}.{'png' if index % 2 else 'jpg'}" for index in range(60)]
+        rows = "".join(f"{base}/{name},{index % 3}\n" for index, name in enumerate(names))
+        (tmp_path / "table.csv").write_text("url,label\n" + rows)
+        write_images(tmp_path / "fit", 30)
+        convert(tmp_path / "fit", tmp_path / "fitted")
+        yield served
+        served.shutdown()
+
+
+def tokenize(folder: Path, *, expect: int) -> str:
+    _, errors = run_cli(
+        "tokenize",
+        str(folder / "table.csv"),
+        str(folder / "out"),
+        *("--tokenizer", str(folder / "fitted" / "tokenizer"), "--shard-rows", "20", "--max-bad", "1"),
+        *("--workers", "1", "--retry-attempts", "2"),
+        expect=expect,
+    )
+    return errors
+
+
+@pytest.mark.parametrize("status", [503, 403, 500, 429])
+def test_an_outage_from_the_start(server: ImageServer, tmp_path: Path, status: int) -> None:
+    server.failure = status
+    errors = tokenize(tmp_path, expect=3)
+    assert "quarantined for this" in errors and "it continues" in errors
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list(tmp_path.glob("out/quarantine/*"))
+    assert not list(tmp_path.glob("out/commits/*/*"))
+
+
+def test_an_outage_in_the_middle_then_recovery(server: ImageServer, tmp_path: Path) -> None:
+    server.healthy_requests = 30
+    tokenize(tmp_path, expect=3)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    server.failure, server.healthy_requests = None, 1 << 30
+    tokenize(tmp_path, expect=0)
+    assert len(content(tmp_path / "out")) == 59
+    assert list(quarantine_of(tmp_path / "out").values()) == ["missing"]  # a 404 is an answer, not an outage
+    assert verify_dataset(Store(str(tmp_path / "out"))).ok
+
+
+def test_an_output_that_cannot_be_written_is_no_data_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "src", 30)
+    write = Store.write
+
+    def broken(self: Store, path: str, data: bytes) -> None:
+        if path.startswith("shards/"):
+            raise TransientStorageError(f"{path}: no space left on device")
+        write(self, path, data)
+
+    from tests.inline import InlineRunner
+
+    monkeypatch.setattr(Store, "write", broken)
+    with pytest.raises(Exception, match="no space left") as caught:
+        convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner())
+    assert type(caught.value).__name__ == "IncompleteError"
+    assert not list(tmp_path.glob("out/commits/*/*")) and not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.undo()
+    convert(tmp_path / "src", tmp_path / "out")
+    assert len(content(tmp_path / "out")) == 30

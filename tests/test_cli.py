@@ -1,0 +1,253 @@
+"""The command line as a contract: names, options, JSON keys, exit codes, and messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.datasets import content, run_cli, run_json, start_cli, write_images
+
+COMMANDS = {
+    "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--sample", "--seed"],
+    "tokenize": ["--tokenizer", "--shard-rows", "--codec", "--workers", "--max-bad", "--runner", "--json"],
+    "plan": ["--price-per-hour", "--json"],
+    "status": ["--json"],
+    "verify": ["--sample", "--json"],
+    "repair": ["--apply", "--min-age", "--json"],
+    "retry-failed": ["--source", "--json"],
+    "inspect": ["--plot", "--json"],
+    "preview": ["--to", "--id", "--class", "--source", "-n"],
+    "demo": [],
+}
+CONTRACT = {
+    "images_planned",
+    "images_committed",
+    "images_quarantined",
+    "shards_planned",
+    "shards_committed",
+    "bytes_in",
+    "bytes_out",
+    "bytes_shards",
+    "bits_per_token",
+    "order0_bits_per_token",
+    "images_per_second",
+    "complete",
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("cli")
+    write_images(folder / "src", 40, bad=1)
+    run_cli("tokenize", str(folder / "src"), str(folder / "out"), "--size", "16", "--codes", "16", "--max-bad", "0.1", "--workers", "1")
+    return folder / "src", folder / "out"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_options_and_an_example(command: str) -> None:
+    out, _ = run_cli(command, "--help")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert f"Example: tokenshards {command}" in " ".join(plain.split())
+    for option in COMMANDS[command]:
+        assert option in plain, option
+
+
+def test_help_lists_every_command() -> None:
+    out, _ = run_cli("--help")
+    assert [command for command in COMMANDS if command not in out] == []
+
+
+def test_json_of_tokenize_and_status(dataset: tuple[Path, Path]) -> None:
+    src, out = dataset
+    tokenized = run_json("tokenize", str(src), str(out))
+    status = run_json("status", str(out))
+    assert tokenized.keys() >= CONTRACT and status.keys() >= CONTRACT
+    expected = {"images_planned": 41, "images_committed": 40, "images_quarantined": 1, "shards_planned": 1, "complete": True}
+    assert {key: status[key] for key in expected} == expected
+    objects = [path for path in out.rglob("*") if path.is_file()]
+    assert status["bytes_out"] == sum(path.stat().st_size for path in objects)
+    assert status["bytes_shards"] == sum(path.stat().st_size for path in (out / "shards").iterdir())
+    committed = [path for path in src.glob("*/*") if not path.name.startswith("bad")]
+    assert status["bytes_in"] == sum(path.stat().st_size for path in committed)
+    assert 0 < status["order0_bits_per_token"] <= 4 and status["bits_per_token"] > 0 and status["images_per_second"] > 0
+
+
+def test_a_rerun_says_already_complete(dataset: tuple[Path, Path]) -> None:
+    src, out = dataset
+    text, _ = run_cli("tokenize", str(src), str(out))
+    assert "already complete" in text
+
+
+def test_verify_json_and_exit_code(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    import shutil
+
+    _, out = dataset
+    good = run_json("verify", str(out))
+    assert good["ok"] is True and good["rows_checked"] == 40 and good["problems"] == []
+    shutil.copytree(out, tmp_path / "out")
+    shard = next((tmp_path / "out" / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 4
+    shard.write_bytes(data)
+    bad = run_json("verify", str(tmp_path / "out"), expect=1)
+    assert [problem["object"] for problem in bad["problems"]] == [f"shards/{shard.name}"]
+    assert bad["problems"][0].keys() == {"object", "kind", "detail"}
+    text, _ = run_cli("verify", str(tmp_path / "out"), expect=1)
+    assert shard.name in text and "tokenshards repair" in text
+
+
+def test_fit_tokenizer_then_tokenize_with_it(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    src, _ = dataset
+    fitted = run_json("fit-tokenizer", str(src), str(tmp_path / "x.tok"), "--size", "32", "--codes", "32", "--levels", "1")
+    assert {path.name for path in (tmp_path / "x.tok").iterdir()} == {"tokenizer.json", "codebook.safetensors"}
+    out = run_json("tokenize", str(src), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "x.tok"), "--max-bad", "1", "-q")
+    assert out["complete"] and out["images_committed"] == 40
+    assert run_json("inspect", str(tmp_path / "out"))["fingerprint"] == fitted["fingerprint"]
+    assert run_json("inspect", str(tmp_path / "x.tok"))["fingerprint"] == fitted["fingerprint"]
+
+
+def test_plan_writes_nothing(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    src, _ = dataset
+    estimate = run_json("plan", str(src), str(tmp_path / "new"), "--price-per-hour", "3", "--workers", "2", "--size", "16", "--codes", "16")
+    assert not (tmp_path / "new").exists()
+    assert estimate["images"] == 41 and estimate["images_exact"] and estimate["shards"] == 1
+    assert estimate["requests"] >= 41 and estimate["images_per_second"] > 0 and estimate["money"] >= 0 and estimate["bytes_out"] > 0
+    assert estimate["bottleneck"] in ("fetch", "decode", "encode", "write")
+    assert estimate["bad_share"] == pytest.approx(1 / 41)
+    text, _ = run_cli("plan", str(src), str(tmp_path / "new"), "--size", "16", "--codes", "16")
+    assert "nothing was written" in text and "bottleneck" in text
+
+
+def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = dataset
+    text, _ = run_cli("inspect", str(out), "--plot", str(tmp_path / "usage.png"))
+    assert "class_0" in text and "fingerprint" in text and "█" in text
+    assert Image.open(tmp_path / "usage.png").size[0] > 300
+    value = run_json("inspect", str(out))
+    assert value["classes"] == [["class_0", 14], ["class_1", 13], ["class_2", 13]]
+    assert len(value["code_usage"]) == 2
+
+
+def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    src, out = dataset
+    picture = tmp_path / "look.png"
+    for options, count in ((["-n", "5"], 5), (["--id", "class_0/img_0000.jpg"], 1), (["--class", "class_1", "-n", "3"], 3)):
+        shown = run_json("preview", str(out), "--to", str(picture), *options)
+        assert len(shown["sample_ids"]) == count and Image.open(picture).size[0] >= 96
+        picture.unlink()
+    beside = run_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
+    assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12
+    _, errors = run_cli("preview", str(out), "--to", str(picture), "--class", "nothing", expect=2)
+    assert "class_0" in errors
+    _, errors = run_cli("preview", str(out), "--to", str(picture), "--id", "nothing", expect=1)
+    assert "nothing" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["tokenize", "missing_folder", "out"], 1, "missing_folder"),
+        (["tokenize", ".", "out", "--codec", "nope"], 2, "default, publish"),
+        (["tokenize", ".", "out", "--runner", "ray"], 2, "--runner"),
+        (["tokenize", ".", "out", "--size", "30"], 2, "multiple of --patch 4"),
+        (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),
+        (["tokenize", ".", "out", "--max-bad", "7"], 2, "0 to 1"),
+        (["tokenize", ".", "out", "--storage-option", "key"], 2, "key=value"),
+        (["tokenize", ".", "nosuch://bucket/out"], 2, "nosuch"),
+        (["status", "empty"], 1, "expected the OUT folder"),
+        (["verify", "empty"], 1, "expected the OUT folder"),
+        (["retry-failed", "empty"], 1, "expected the OUT folder"),
+        (["inspect", "empty"], 1, "tokenizer.json"),
+        (["preview", "empty", "--to", "x.png"], 1, "no dataset here"),
+        (["preview", "empty", "--to", "x.txt"], 2, ".png"),
+    ],
+)
+def test_mistakes_are_one_clear_message(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    out, errors = run_cli(*arguments, expect=code)
+    assert errors.startswith("error: ") and says in errors and out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_pipe_is_no_error_message(dataset: tuple[Path, Path]) -> None:
+    _, out = dataset
+    process = start_cli("inspect", str(out))
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(30)
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def test_one_line_every_thirty_seconds_where_there_is_no_terminal(dataset: tuple[Path, Path]) -> None:
+    from pipeline.reports import terminal
+
+    reporter = terminal.TerminalReporter()
+    said: list[str] = []
+    reporter.say = said.append  # type: ignore[method-assign]
+    clock = iter([0.0, 10.0, 31.0, 45.0, 62.0])
+    original, terminal.time.monotonic = terminal.time.monotonic, lambda: next(clock)
+    try:
+        reporter.begin(1000, 0)
+        for seen in (10, 31, 45, 62):
+            reporter.advance(seen, seen * 1_000_000, 0)
+    finally:
+        terminal.time.monotonic = original
+    assert [line.split()[0] for line in said] == ["31", "62"]
+    assert "1.0 MB/s" in said[0] and "ETA" in said[0] and "0 quarantined" in said[0]
+
+
+def test_the_progress_bar_on_a_terminal(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    src, out = dataset
+    arguments = ["tokenize", str(src), str(tmp_path / "out"), "--tokenizer", f"{out}/tokenizer", "--max-bad", "1"]
+    from tests.datasets import ROOT
+
+    command = " ".join(["python", str(ROOT / "cli.py"), *arguments])
+    import sys
+
+    shown = subprocess.run(
+        ["script", "-qec", command.replace("python", sys.executable, 1), "/dev/null"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert "images" in shown and "41/41" in shown and "1 quarantined" in shown
+    assert len(content(tmp_path / "out")) == 40
+
+
+def test_version() -> None:
+    out, _ = run_cli("--version")
+    assert re.fullmatch(r"tokenshards \d+\.\d+\.\d+\S*\n", out)
+
+
+def test_sigterm_ends_the_workers_too(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    import time
+
+    import psutil
+
+    _, out = dataset
+    write_images(tmp_path / "many", 900, side=96)
+    arguments = ["tokenize", str(tmp_path / "many"), str(tmp_path / "out"), "--tokenizer", f"{out}/tokenizer", "--workers", "2"]
+    process = start_cli(*arguments)
+    while not list(tmp_path.glob("out/commits/*/*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTERM)
+    process.wait(10)
+    psutil.wait_procs(workers, timeout=5)
+    assert workers and not any(worker.is_running() for worker in workers)
+
+
+def test_the_console_script_is_the_same(dataset: tuple[Path, Path]) -> None:
+    import sys
+
+    _, out = dataset
+    script = Path(sys.executable).with_name("tokenshards")
+    if not script.exists():
+        pytest.skip("the project is not installed in this environment")
+    shown = subprocess.run([str(script), "status", str(out), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout)["complete"] is True

@@ -1,0 +1,88 @@
+"""Who may import whom (the hourglass), read from the sources: imports inside functions count too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
+FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.canonical", "pipeline.faults", "pipeline"}
+STORES = FOUNDATION | {"pipeline.records", "pipeline.storage"}
+SHARDS = STORES | {"pipeline.shards"}
+INPUT = STORES | {"pipeline.decode", "pipeline.fetch", "pipeline.sources", "pipeline.shards.spec"}
+WORK = SHARDS | INPUT | {"pipeline.tokenizers", "pipeline.partition", "pipeline.plan"}
+ALLOWED: dict[str, set[str]] = {
+    "pipeline.errors": set(),
+    "pipeline.config": {"pipeline.errors"},
+    "pipeline.canonical": {"pipeline.errors"},
+    "pipeline.faults": set(),
+    "pipeline.records": {"pipeline.errors"},
+    "pipeline.storage": {"pipeline.errors", "pipeline.config"},
+    "pipeline.shards": STORES,
+    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec"},
+    "pipeline.fetch": STORES,
+    "pipeline.sources": INPUT,
+    "pipeline.tokenizers": SHARDS,
+    "pipeline.partition": STORES,
+    "pipeline.plan": SHARDS | {"pipeline.partition"},
+    "pipeline.job": WORK,
+    "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
+    "pipeline.runners": FOUNDATION | {"pipeline.job", "pipeline.context"},
+    "stem_adaptors": SHARDS,
+}
+RAY_ALLOWED = {"pipeline.runners.ray_jobs", "stem_adaptors.ray_train"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("pipeline", "stem_adaptors"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def below(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def test_imports_point_one_way() -> None:
+    checked = 0
+    for name, path in modules().items():
+        layers = [layer for layer in ALLOWED if below(name, layer)]
+        if not layers:
+            continue
+        layer = max(layers, key=len)
+        allowed = ALLOWED[layer] | {layer}
+        for imported in imports_of(path):
+            if imported.split(".")[0] in ("pipeline", "stem_adaptors", "cli", "infra", "tests"):
+                checked += 1
+                fits = any(imported == entry if entry == "pipeline" else below(imported, entry) for entry in allowed)
+                assert fits, f"{name} imports {imported}; {layer} may import {sorted(allowed)}"
+    assert checked > 100
+
+
+def test_every_layer_exists() -> None:
+    names = modules()
+    assert [layer for layer in ALLOWED if layer not in names] == []
+
+
+def test_nothing_imports_the_command_line_tests_infra_or_heavy_packages() -> None:
+    for name, path in modules().items():
+        heads = {imported.split(".")[0] for imported in imports_of(path)}
+        assert not heads & {"cli", "tests", "infra", "timm", "typer"}, name
+        assert "ray" not in heads or name in RAY_ALLOWED, name
+        assert not heads & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, name
