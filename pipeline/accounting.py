@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.canonical import sha256_hex
-from pipeline.errors import FormatError, MissingObjectError
+from pipeline.errors import CorruptObjectError, MissingObjectError
 from pipeline.plan import Plan
-from pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, unpack_counts
+from pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
 from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
-__all__ = ["Problem", "Survey", "object_sizes", "survey_plan"]
+__all__ = ["Problem", "Survey", "manifest_histograms", "object_sizes", "size_problem", "survey_plan"]
 
 READ_THREADS = 16
 _COMMIT_NAME = re.compile(r"^commits/[0-9a-f]+/(\d{8})\.json$")
@@ -87,19 +86,24 @@ def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
             survey.problems.append(outcome)
             continue
         commit, digest = outcome
-        missing = [ref for ref in (commit.data, commit.quarantine) if ref is not None and sizes.get(ref.path) != ref.size]
-        if missing:
-            survey.problems.extend(_wrong_size(ref, sizes) for ref in missing)
+        references = [ref for ref in (commit.data, commit.quarantine) if ref is not None]
+        wrong = [problem for ref in references if (problem := size_problem(ref, sizes)) is not None]
+        if wrong:
+            survey.problems.extend(wrong)
             continue
         survey.done[shard] = _entry(commit, digest)
         _add(survey, commit, spec)
     return survey
 
 
-def _wrong_size(ref: ObjectRef, sizes: dict[str, int]) -> Problem:
-    if ref.path not in sizes:
-        return Problem(ref.path, "missing", f"the commit names it with {ref.size} bytes")
-    return Problem(ref.path, "wrong_size", f"it has {sizes[ref.path]} bytes; its commit names {ref.size}")
+def size_problem(reference: ObjectRef, sizes: dict[str, int]) -> Problem | None:
+    """Return what is wrong with an object by the listing alone, None where it is there with the right size."""
+    seen = sizes.get(reference.path)
+    if seen is None:
+        return Problem(reference.path, "missing", f"its commit names it with {reference.size} bytes")
+    if seen != reference.size:
+        return Problem(reference.path, "wrong_size", f"it has {seen} bytes, expected {reference.size}")
+    return None
 
 
 def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[int, tuple[Commit, str] | Problem]]:
@@ -112,15 +116,11 @@ def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[int, tuple[Commit,
     def read(shard: int) -> tuple[int, tuple[Commit, str] | Problem]:
         path = commit_path(plan.plan_id, shard)
         try:
-            data = store.read(path)
-            commit = Commit.from_bytes(data, path)
+            return shard, read_commit(store, plan.plan_id, shard)
         except MissingObjectError:
             return shard, Problem(path, "missing", "it vanished after it was listed")
-        except FormatError as error:
-            return shard, Problem(path, "corrupt", str(error))
-        if (commit.plan_id, commit.shard) != (plan.plan_id, shard):
-            return shard, Problem(path, "corrupt", f"it is the commit of shard {commit.shard} of plan {commit.plan_id[:12]}")
-        return shard, (commit, sha256_hex(data))
+        except CorruptObjectError as error:
+            return shard, Problem(path, "corrupt", error.detail)
 
     with ThreadPoolExecutor(1 if store.is_local else READ_THREADS) as pool:
         yield from pool.map(read, sorted(listed))

@@ -40,9 +40,9 @@ class PlanRow:
     row_start: int = 0
     row_stop: int = 0
     only: tuple[str, ...] | None = None
-    """For a retried slice: the sample ids to take; the others were committed earlier."""
+    """For retried rows of a table: the ids `path#row` to take; the others were committed earlier."""
     skip: tuple[str, ...] | None = None
-    """For a retried container that could not be read to its end: the sample ids committed earlier."""
+    """For a retried tar or file: the sample ids committed earlier, which are not taken again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,9 @@ class InlineRunner:
             listener.started(shard)
             try:
                 commit = tokenize_shard(
-                    context, shard, on_progress=lambda done, shard=shard: listener.progressed(shard, done.inputs, done.bytes_in, done.quarantined)
+                    context,
+                    shard,
+                    on_progress=lambda done, shard=shard: listener.progressed(shard, done.inputs, done.bytes_in, done.quarantined),
                 )
             except TransientStorageError as error:
                 failed[shard] = str(error)

@@ -6,16 +6,21 @@ this for a new major or for a codec that joins; existing files are left alone, b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.canonical import canonical_json, seal
+from pipeline.plan import Plan, PlanPart, plan_pointer
 from pipeline.shards.codebook import pack_codebook
-from pipeline.shards.commit import pack_counts
+from pipeline.shards.commit import Commit, ObjectRef, pack_counts
+from pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
 from pipeline.shards.writer import encode_quarantine
+from pipeline.storage import Store
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows, make_shard, make_spec, make_tokens
 
 FOLDER = Path(__file__).parent / "data" / "golden" / "v1"
@@ -54,6 +59,89 @@ def shard(layout: str, codec: str) -> bytes:
     ).data
 
 
+COMMIT = Commit(
+    plan_id="f" * 64,
+    shard=3,
+    data=ObjectRef(path="shards/00000003-0123456789ab.parquet", sha256="0" * 64, size=1234),
+    quarantine=None,
+    rows=4,
+    quarantined=0,
+    inputs_seen=4,
+    bytes_in=4321,
+    token_bytes=99,
+    id_count=128,
+    labels=[[1, 2], ["dög", 2]],
+    histogram=[pack_counts(np.arange(4))],
+    attempt=2,
+    seconds={"decode": 0.5},
+    made_by={"tokenshards": "0.1.0"},
+)
+
+
+def plan() -> Plan:
+    """One of every field, so that a field that is renamed or lost shows."""
+    spec = make_spec("grid", VOCABULARY)
+    return Plan(
+        plan_id="e" * 64,
+        fingerprint=spec.fingerprint,
+        shard_rows=1000,
+        batch_rows=64,
+        codec="default",
+        order_seed=0,
+        view_policy="one",
+        source={"url": "s3://b/ä", "root": "s3://b/ä", "kind": "folder", "options": {"all_files": False}},
+        tokenizer_objects={"tokenizer/tokenizer.json": "1" * 64},
+        tokenizer_json=json.dumps({"spec": spec.to_json()}, sort_keys=True),
+        label_type="string",
+        meta_types={"caption": "string"},
+        classes=("cat", "dög"),
+        images_planned=1500,
+        tars_planned=0,
+        first_shard=0,
+        shards=2,
+        parts=(PlanPart(path="plan/e/part-00000.parquet", sha256="2" * 64, size=7, digest="3" * 64, first_shard=0, shards=2, rows=1500),),
+        matched=("1500 images",),
+        card={"created": "2026-11-22T00:00:00Z"},
+        generation=1,
+        earlier_plans=(),
+    )
+
+
+def manifest() -> Manifest:
+    """A manifest of two shards, one of which lost all its inputs."""
+    entry = ShardEntry(
+        shard=0,
+        path="shards/00000000-0123456789ab.parquet",
+        sha256="0" * 64,
+        size=1234,
+        rows=4,
+        quarantine_path=None,
+        quarantine_sha256=None,
+        quarantine_size=0,
+        quarantined=0,
+        inputs_seen=4,
+        plan_id="e" * 64,
+        commit_sha256="4" * 64,
+    )
+    lost = replace(
+        entry, shard=1, path=None, sha256=None, size=0, rows=0, quarantine_path="quarantine/00000001-ab.parquet", quarantine_sha256="5" * 64
+    )
+    return Manifest(
+        generation=1,
+        parent=None,
+        plan_ids=("e" * 64,),
+        spec=make_spec("grid", VOCABULARY),
+        classes=(7, "cat", "dög"),
+        class_counts=(0, 2, 2),
+        totals={"images_planned": 8, "images_committed": 4},
+        statistics={"histogram": []},
+        card={"licence": "CC0"},
+        tokenizer_objects={"tokenizer/tokenizer.json": "1" * 64},
+        label_type="string",
+        shards=[entry, replace(lost, quarantine_size=99, quarantined=4)],
+    )
+
+
 def json_bytes() -> dict[str, bytes]:
     """Samples of everything whose bytes are ours alone."""
     values = {"text": 'ä"\\\n ', "numbers": [0, -1, 1 << 60, 0.5, 1e-9], "none": None, "nested": {"b": True, "a": []}}
@@ -62,6 +150,9 @@ def json_bytes() -> dict[str, bytes]:
         "sealed.json": seal(values),
         "spec.json": canonical_json(make_spec("grid_residual", VOCABULARY, tables=codebook((VOCABULARY,) * 3)).to_json()),
         "counts.txt": pack_counts(np.arange(20, dtype=np.int64) ** 3).encode(),
+        "commit.json": COMMIT.to_bytes(),
+        "plan.json": plan().to_bytes(),
+        "current.json": plan_pointer(plan()),
         "codebook.txt": (pack_codebook(codebook((5, 3))) or "").encode(),
     }
 
@@ -91,6 +182,8 @@ def main() -> None:
         if not (FOLDER / name).exists():
             (FOLDER / name).write_bytes(data)
             print(f"{name}: {len(data)} bytes")
+    if not (FOLDER / "dataset").exists():
+        publish_manifest(Store(str(FOLDER / "dataset")), manifest())
 
 
 if __name__ == "__main__":

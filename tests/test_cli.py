@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
-from tests.datasets import content, run_cli, run_json, start_cli, write_images
+from pipeline.reports import terminal
+from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_images
 
 COMMANDS = {
     "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--sample", "--seed"],
@@ -85,8 +93,6 @@ def test_a_rerun_says_already_complete(dataset: tuple[Path, Path]) -> None:
 
 
 def test_verify_json_and_exit_code(dataset: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
     _, out = dataset
     good = run_json("verify", str(out))
     assert good["ok"] is True and good["rows_checked"] == 40 and good["problems"] == []
@@ -168,7 +174,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["preview", "empty", "--to", "x.txt"], 2, ".png"),
     ],
 )
-def test_mistakes_are_one_clear_message(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_message(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     out, errors = run_cli(*arguments, expect=code)
@@ -186,20 +192,16 @@ def test_a_closed_pipe_is_no_error_message(dataset: tuple[Path, Path]) -> None:
     assert process.stderr.read() == ""
 
 
-def test_one_line_every_thirty_seconds_where_there_is_no_terminal(dataset: tuple[Path, Path]) -> None:
-    from pipeline.reports import terminal
-
+def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = terminal.TerminalReporter()
     said: list[str] = []
     reporter.say = said.append  # type: ignore[method-assign]
     clock = iter([0.0, 10.0, 31.0, 45.0, 62.0])
-    original, terminal.time.monotonic = terminal.time.monotonic, lambda: next(clock)
-    try:
-        reporter.begin(1000, 0)
-        for seen in (10, 31, 45, 62):
-            reporter.advance(seen, seen * 1_000_000, 0)
-    finally:
-        terminal.time.monotonic = original
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    reporter.begin(1000, 0)
+    for seen in (10, 31, 45, 62):
+        reporter.advance(seen, seen * 1_000_000, 0)
+    monkeypatch.undo()
     assert [line.split()[0] for line in said] == ["31", "62"]
     assert "1.0 MB/s" in said[0] and "ETA" in said[0] and "0 quarantined" in said[0]
 
@@ -207,15 +209,16 @@ def test_one_line_every_thirty_seconds_where_there_is_no_terminal(dataset: tuple
 def test_the_progress_bar_on_a_terminal(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     src, out = dataset
     arguments = ["tokenize", str(src), str(tmp_path / "out"), "--tokenizer", f"{out}/tokenizer", "--max-bad", "1"]
-    from tests.datasets import ROOT
-
-    command = " ".join(["python", str(ROOT / "cli.py"), *arguments])
-    import sys
-
-    shown = subprocess.run(
-        ["script", "-qec", command.replace("python", sys.executable, 1), "/dev/null"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-    assert "images" in shown and "41/41" in shown and "1 quarantined" in shown
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen([sys.executable, str(ROOT / "cli.py"), *arguments], stdout=terminal, stderr=terminal, close_fds=True)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while data := os.read(screen, 65536):
+            shown += data
+    os.close(screen)
+    assert process.wait(60) == 0
+    assert b"images" in shown and b"41/41" in shown and b"1 quarantined" in shown
     assert len(content(tmp_path / "out")) == 40
 
 
@@ -225,10 +228,6 @@ def test_version() -> None:
 
 
 def test_sigterm_ends_the_workers_too(dataset: tuple[Path, Path], tmp_path: Path) -> None:
-    import time
-
-    import psutil
-
     _, out = dataset
     write_images(tmp_path / "many", 900, side=96)
     arguments = ["tokenize", str(tmp_path / "many"), str(tmp_path / "out"), "--tokenizer", f"{out}/tokenizer", "--workers", "2"]
@@ -243,8 +242,6 @@ def test_sigterm_ends_the_workers_too(dataset: tuple[Path, Path], tmp_path: Path
 
 
 def test_the_console_script_is_the_same(dataset: tuple[Path, Path]) -> None:
-    import sys
-
     _, out = dataset
     script = Path(sys.executable).with_name("tokenshards")
     if not script.exists():

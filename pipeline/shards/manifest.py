@@ -59,10 +59,16 @@ class ShardEntry:
     plan_id: str
     commit_sha256: str
 
-    def references(self) -> list[ObjectRef]:
-        """Return the data and quarantine objects that this row names."""
-        found = [(self.path, self.sha256, self.size), (self.quarantine_path, self.quarantine_sha256, self.quarantine_size)]
-        return [ObjectRef(path=path, sha256=sha or "", size=size) for path, sha, size in found if path is not None]
+    @property
+    def data(self) -> ObjectRef | None:
+        """The shard's file."""
+        return None if self.path is None else ObjectRef(path=self.path, sha256=str(self.sha256), size=self.size)
+
+    @property
+    def quarantine(self) -> ObjectRef | None:
+        """The file of what failed."""
+        path = self.quarantine_path
+        return None if path is None else ObjectRef(path=path, sha256=str(self.quarantine_sha256), size=self.quarantine_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,8 +130,8 @@ def read_tar(
     """Yield the samples of one tar; sample ids are `path#key`, and `path#key@offset` for the failure of a key that occurs again.
 
     A tar that is missing, changed or unreadable yields one failure under the id of the row. Damage further in yields the whole samples
-    before it, then one failure `path#@offset` that stands for every sample from that byte on. Where `row.only` is given, other samples
-    are left out. Raises TransientStorageError alone.
+    before it, then one failure `path#@offset` that stands for every sample from that byte on. Raises TransientStorageError
+    alone.
     """
     uri = display_uri(store, row.path)
     seen: set[str] = set()

@@ -109,7 +109,9 @@ def test_duplicate_ids_of_a_table_meet_and_one_is_quarantined(images: Path, refe
     rows = [f"{images}/{label}/{name},{index // 2}" for index, (name, _, label) in enumerate(files)]
     (tmp_path / "table.csv").write_text("url,key\n" + "\n".join(rows) + "\n")
     source = SourceConfig(id_column="key")
-    convert(tmp_path / "table.csv", tmp_path / "out", tokenizer=f"{reference}/tokenizer", source=source, runner=InlineRunner(), shard_rows=7)
+    convert(
+        tmp_path / "table.csv", tmp_path / "out", tokenizer=f"{reference}/tokenizer", source=source, runner=InlineRunner(), shard_rows=7
+    )
     assert len(content(tmp_path / "out")) == 20
     assert set(quarantine_of(tmp_path / "out").values()) == {"duplicate_id"}
     assert verify_dataset(Store(str(tmp_path / "out"))).ok

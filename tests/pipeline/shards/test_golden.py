@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.canonical import unseal
+from pipeline.plan import parse_plan, plan_pointer
 from pipeline.shards.codebook import codebook_sha256, unpack_codebook
-from pipeline.shards.commit import unpack_counts
+from pipeline.shards.commit import Commit, unpack_counts
+from pipeline.shards.manifest import load_manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.shards.writer import read_quarantine
 from pipeline.storage import Store
-from tests.make_golden import CODECS, FOLDER, LABELS, META, QUARANTINE, ROWS, VOCABULARY, json_bytes
+from tests.make_golden import CODECS, COMMIT, FOLDER, LABELS, META, QUARANTINE, ROWS, VOCABULARY, json_bytes, manifest, plan
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows
 
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_bytes())
@@ -67,6 +70,23 @@ def test_packed_values_decode() -> None:
     np.testing.assert_array_equal(tables["level_1"], codebook((5, 3))["level_1"])
 
 
+def test_state_objects_of_version_1_parse_and_keep_their_bytes() -> None:
+    data = (FOLDER / "commit.json").read_bytes()
+    commit = Commit.from_bytes(data, "commit.json")
+    # Packed counts may be compressed to other bytes by another zstd, so they are compared by value.
+    assert replace(commit, histogram=COMMIT.histogram) == COMMIT
+    assert unpack_counts(commit.histogram[0], 4).tolist() == [0, 1, 2, 3]
+    assert commit.to_bytes() == data
+    assert parse_plan((FOLDER / "plan.json").read_bytes(), "plan.json") == plan()
+    assert plan().to_bytes() == (FOLDER / "plan.json").read_bytes()
+    assert plan_pointer(plan()) == (FOLDER / "current.json").read_bytes()
+
+
+def test_a_manifest_of_version_1_loads() -> None:
+    loaded = load_manifest(Store(str(FOLDER / "dataset")))
+    assert replace(loaded, name="", table=None) == manifest()
+
+
 def test_every_golden_file_is_read_by_a_test() -> None:
     shards = {f"{layout}-{codec}.parquet" for layout in LAYOUTS for codec in CODECS}
-    assert {path.name for path in FOLDER.iterdir()} == shards | {"quarantine.parquet", "expected.json", *json_bytes()}
+    assert {path.name for path in FOLDER.iterdir()} == shards | {"quarantine.parquet", "expected.json", "dataset", *json_bytes()}

@@ -7,7 +7,6 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,14 +256,12 @@ def test_missing_and_changed_tars(tmp_path: Path) -> None:
     assert reasons(list(source.read(row))) == {"a.tar": Reason.NOT_A_FILE}
 
 
-def test_only_the_samples_asked_for(tmp_path: Path) -> None:
+def test_a_key_that_occurs_again_fails_under_an_id_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([*labelled(4), ("0000.png", PNG)]))
-    source = open_source(str(tmp_path), CONFIG)
-    (row,) = source.list_rows()
-    assert [r.sample_id for r in source.read(replace(row, only=("a.tar#0002", "a.tar#0001")))] == ["a.tar#0001", "a.tar#0002"]
-    again = [record.sample_id for record in source.read(row)][-1]
-    (failed,) = source.read(replace(row, only=(again,)))
-    assert isinstance(failed, FailedRecord) and failed.error.reason == Reason.DUPLICATE_ID
+    *found, again = records(tmp_path)
+    assert [record.sample_id for record in found] == [f"a.tar#{n:04d}" for n in range(4)]
+    assert isinstance(again, FailedRecord) and again.error.reason == Reason.DUPLICATE_ID
+    assert again.sample_id.startswith("a.tar#0000@")
 
 
 def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
