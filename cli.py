@@ -227,6 +227,8 @@ def plan_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # before numpy is imported: what is timed here is one worker, and a worker has one thread
     from pipeline.config import FitConfig, PlanConfig, SourceConfig
     from pipeline.conversion import adopt_tokenizer
     from pipeline.estimate import estimate_job
