@@ -345,13 +345,13 @@ def repair_command(
     if as_json:
         steps = [asdict(step) for step in repair.steps]
         _print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps})
-    elif not repair.steps:
-        print(f"{store.url}: nothing to repair")
     else:
-        print(f"{store.url}: {'done' if apply else 'would do (add --apply)'}:")
-        print_table([(step.action, step.object, step.detail) for step in repair.steps])
+        done = "done" if apply else "would do (add --apply)"
+        print(f"{store.url}: {f'{done}:' if repair.steps else 'nothing to repair'}")
+        if repair.steps:
+            print_table([(step.action, step.object, step.detail) for step in repair.steps])
         if repair.tokenize_needed:
-            print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does the dropped shards.")
+            print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does what is missing.")
     if repair.refused:
         raise typer.Exit(1)
 
@@ -464,7 +464,7 @@ def main() -> None:
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
         if isinstance(error, TokenshardsError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)
             sys.exit(error.exit_code)
         print(
             f"error: unexpected {type(error).__name__}: {error}. "

@@ -42,6 +42,7 @@ class Survey:
     problems: list[Problem] = field(default_factory=list)
     rows: int = 0
     quarantined: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     inputs_seen: int = 0
     bytes_in: int = 0
     bytes_shards: int = 0
@@ -147,6 +148,8 @@ def _entry(commit: Commit, digest: str) -> ShardEntry:
 def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
     survey.rows += commit.rows
     survey.quarantined += commit.quarantined
+    for reason, count in commit.reasons.items():
+        survey.reasons[reason] = survey.reasons.get(reason, 0) + count
     survey.inputs_seen += commit.inputs_seen
     survey.bytes_in += commit.bytes_in
     survey.bytes_shards += commit.data.size if commit.data else 0

@@ -62,6 +62,7 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
         "images_planned": survey.planned,
         "images_committed": survey.rows,
         "images_quarantined": survey.quarantined,
+        "quarantine_reasons": survey.reasons,
         "shards": survey.plan.shards,
         "bytes_in": survey.bytes_in,
         "bytes_shards": survey.bytes_shards,
@@ -73,4 +74,6 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
         totals["images_planned"] += parent.totals["images_committed"]
         for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
             totals[name] += parent.totals[name]
+        for stage, seconds in parent.totals["seconds"].items():
+            totals["seconds"][stage] = round(totals["seconds"].get(stage, 0.0) + seconds, 3)
     return totals

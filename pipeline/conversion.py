@@ -362,7 +362,9 @@ class _PlanRun:
         return {"images_seen": inputs, "bytes_in": bytes_in, "images_quarantined": quarantined, "shards_committed": self.tally.shards}
 
 
-def retry_failed(out_url: str, source_url: str | None, run: RunConfig, options: dict[str, Any], reporter: Reporter) -> Outcome | None:
+def retry_failed(
+    out_url: str, source_url: str | None, run: RunConfig, options: dict[str, Any], reporter: Reporter, runner: Runner | None = None
+) -> Outcome | None:
     """Try quarantined inputs again as a new generation; None when nothing stands in quarantine."""
     store = Store(out_url, storage_options=options, retry=run.retry)
     refuse_beside_live_run(store, "retry failed inputs")
@@ -377,4 +379,4 @@ def retry_failed(out_url: str, source_url: str | None, run: RunConfig, options: 
     plan, inputs = planned
     reporter.say(f"generation {plan.generation}: {inputs:,} quarantined inputs are tried again")
     request = TokenizeRequest(source_url=where, out_url=out_url, source=config, run=run, out_options=options)
-    return finish_chain(store, load_chain(store), request, LocalRunner(run), reporter)
+    return finish_chain(store, load_chain(store), request, runner or LocalRunner(run), reporter)

@@ -64,6 +64,7 @@ class DecodedImage:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
+    Image.preinit()  # puts the common formats first, so that no picture of theirs is shown to a dozen others before
     Image.init()
     return tuple(name for name in Image.ID if name in Image.OPEN and name not in _UNREADABLE_FORMATS)
 

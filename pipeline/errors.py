@@ -56,6 +56,8 @@ class TokenshardsError(Exception):
     """Base of every error a user can cause or meet."""
 
     exit_code = 1
+    hint = ""
+    """What to do about it, where that is the same for all errors of a kind."""
 
 
 class ConfigError(TokenshardsError, ValueError):
@@ -93,6 +95,8 @@ class CorruptObjectError(FormatError):
 
     Attributes: `object_path` relative to the dataset root, `detail` what was seen and expected.
     """
+
+    hint = "`tokenshards verify OUT` names everything that is damaged, `tokenshards repair OUT` what can be mended"
 
     def __init__(self, object_path: str, detail: str) -> None:
         super().__init__(f"{object_path}: {detail}")

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,6 +148,7 @@ def tokenize_shard(
         quarantine=quarantine,
         rows=len(result.sample_ids),
         quarantined=len(result.failed),
+        reasons=dict(sorted(Counter(row["reason"] for row in result.failed).items())),
         inputs_seen=result.inputs,
         bytes_in=result.bytes_in,
         token_bytes=token_bytes,
@@ -194,7 +196,7 @@ def _read_rows(context: JobContext, rows: list[PlanRow], killers: frozenset[str]
     store = context.source
     files = [row for row in rows if row.kind == "file"]
     threads = 0 if store.is_local and not any("://" in row.path for row in files) else REMOTE_FETCH_THREADS
-    wanted = [row for row in files if row.sample_id not in killers]
+    wanted = [row for row in files if row.sample_id not in killers and not row.skip]
     fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=4 * max(1, threads))
     for row in rows:
         if row.kind != "file":
@@ -203,6 +205,9 @@ def _read_rows(context: JobContext, rows: list[PlanRow], killers: frozenset[str]
                 if record.sample_id in committed:
                     continue
                 yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
+        elif row.skip:
+            error = BadInput(Reason.DUPLICATE_ID, "an earlier generation committed another input with the same sample id", Stage.FETCH)
+            yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=display_uri(store, row.path))
         elif row.sample_id in killers:
             yield _killer(row.sample_id, display_uri(store, row.path))
         else:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.canonical import keyed_hash64
+from pipeline.canonical import keyed_hashes64
 from pipeline.records import Label, PlanRow
 
 __all__ = ["PLAN_SCHEMA", "RowSpool", "rows_to_table", "table_to_rows"]
@@ -24,7 +24,7 @@ PLAN_SCHEMA = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("path", pa.binary(), nullable=False),  # bytes, because a file name need not be UTF-8
+        pa.field("path", pa.binary()),  # bytes, because a file name need not be UTF-8; null, as mostly, where it is the sample id
         pa.field("size", pa.int64(), nullable=False),
         pa.field("version", pa.string(), nullable=False),
         pa.field("inputs", pa.int64(), nullable=False),
@@ -39,15 +39,20 @@ PLAN_SCHEMA = pa.schema(
 )
 
 _BUCKETS = 64
-_FLUSH_ROWS = 16_384
+CHUNK_ROWS = 4096
+"""Rows in memory as objects at any time; fewer make the spooled batches of a bucket too small to be fast."""
 
 
 def rows_to_table(rows: list[PlanRow]) -> pa.Table:
     """Return plan rows as a table of PLAN_SCHEMA."""
-    columns: dict[str, list[Any]] = {
+    return pa.table(_columns(rows), schema=PLAN_SCHEMA)
+
+
+def _columns(rows: list[PlanRow]) -> dict[str, Any]:
+    return {
         "kind": [row.kind for row in rows],
         "sample_id": [row.sample_id for row in rows],
-        "path": [row.path.encode("utf-8", "surrogateescape") for row in rows],
+        "path": [None if row.path == row.sample_id else row.path.encode("utf-8", "surrogateescape") for row in rows],
         "size": [row.size for row in rows],
         "version": [row.version for row in rows],
         "inputs": [row.inputs for row in rows],
@@ -59,7 +64,6 @@ def rows_to_table(rows: list[PlanRow]) -> pa.Table:
         "only": [row.only for row in rows],
         "skip": [row.skip for row in rows],
     }
-    return pa.table(columns, schema=PLAN_SCHEMA)
 
 
 def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
@@ -72,7 +76,7 @@ def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
         PlanRow(
             **{
                 **value,
-                "path": value["path"].decode("utf-8", "surrogateescape"),
+                "path": value["sample_id"] if value["path"] is None else value["path"].decode("utf-8", "surrogateescape"),
                 "label": label(value["label"]),
                 "meta": json.loads(value["meta"]) if value["meta"] else {},
                 "only": None if value["only"] is None else tuple(value["only"]),
@@ -90,7 +94,6 @@ class RowSpool:
         self._folder = folder
         self._key = f"order-{order_seed}"
         self._keep_order = keep_order
-        self._pending: list[PlanRow] = []
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._schema = PLAN_SCHEMA.append(pa.field("hash", pa.uint64(), nullable=False))
         self.rows = 0
@@ -100,18 +103,28 @@ class RowSpool:
         """Rows whose inputs nobody has counted."""
 
     def extend(self, rows: Iterable[PlanRow]) -> None:
-        """Add rows; whatever arrives is on disk after every 16,384 rows."""
-        for row in rows:
-            self._pending.append(row)
-            self.rows += 1
-            self.inputs += max(0, row.inputs)
-            self.tars += row.inputs < 0
-            if len(self._pending) >= _FLUSH_ROWS:
-                self._flush()
+        """Add rows; they go to the disk in chunks."""
+        rows = iter(rows)
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            self.add(chunk)
+
+    def add(self, chunk: list[PlanRow]) -> None:
+        """Write a chunk of rows to the disk, each to the bucket of its hash."""
+        self.rows += len(chunk)
+        self.inputs += sum(row.inputs for row in chunk if row.inputs > 0)
+        self.tars += sum(row.inputs < 0 for row in chunk)
+        hashes = np.array(keyed_hashes64(self._key, [row.sample_id for row in chunk]), np.uint64)
+        table = pa.table({**_columns(chunk), "hash": hashes}, schema=self._schema)
+        buckets = np.zeros(len(chunk), np.int64) if self._keep_order else (hashes >> np.uint64(58)).astype(np.int64)
+        order = np.argsort(buckets, kind="stable")
+        cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1)).tolist()
+        table = table.take(order)
+        for bucket, (start, stop) in enumerate(pairwise(cuts)):
+            if stop > start:
+                self._writer(bucket).write_table(table.slice(start, stop - start))
 
     def shards(self, rows_per_shard: int, tars_per_shard: int = 1) -> Iterator[pa.Table]:
         """Yield the table of each shard in order; sizes differ by at most one slice, none is empty."""
-        self._flush()
         for writer in self._writers.values():
             writer.close()
         if self._keep_order:
@@ -123,7 +136,7 @@ class RowSpool:
         passed = 0  # inputs in shards already cut
         rest = self._schema.empty_table()
         for bucket in sorted(self._writers):
-            table = pa.concat_tables([rest, self._sorted_bucket(bucket)]).combine_chunks()
+            table = pa.concat_tables([rest, self._sorted_bucket(bucket)])
             ends = passed + np.cumsum(np.maximum(table["inputs"].to_numpy(), 1))
             start = 0
             while start < len(ends) and ends[-1] >= (target := boundary * total // shards):
@@ -144,21 +157,6 @@ class RowSpool:
             for start in range(0, table.num_rows, tars_per_shard):
                 yield table.slice(start, tars_per_shard).drop_columns("hash")
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        hashes = np.array([keyed_hash64(self._key, row.sample_id) for row in self._pending], np.uint64)
-        table = rows_to_table(self._pending).append_column("hash", pa.array(hashes)).cast(self._schema)
-        buckets = np.zeros(len(hashes), np.int64) if self._keep_order else (hashes >> np.uint64(58)).astype(np.int64)
-        order = np.argsort(buckets, kind="stable")
-        cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
-        table = table.take(pa.array(order)).combine_chunks()
-        for bucket in range(_BUCKETS):
-            start, stop = int(cuts[bucket]), int(cuts[bucket + 1])
-            if stop > start:
-                self._writer(bucket).write_table(table.slice(start, stop - start))
-        self._pending.clear()
-
     def _writer(self, bucket: int) -> pa.RecordBatchStreamWriter:
         if bucket not in self._writers:
             self._writers[bucket] = pa.ipc.new_stream(str(self._folder / f"bucket-{bucket:03d}.arrow"), self._schema)
@@ -169,8 +167,7 @@ class RowSpool:
             return stream.read_all()
 
     def _sorted_bucket(self, bucket: int) -> pa.Table:
-        table = self._bucket(bucket)
-        return table.take(pc.sort_indices(table, sort_keys=[("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")]))
+        return self._bucket(bucket).sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
 
 
 def _past_equal_ids(sample_ids: pa.ChunkedArray, stop: int) -> int:

@@ -12,19 +12,20 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.canonical import canonical_json, keyed_hash64, seal, sha256_hex, unseal
+from pipeline.canonical import canonical_json, keyed_hashes64, seal, sha256_hex, unseal
 from pipeline.config import PlanConfig, SourceConfig
 from pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
 from pipeline.faults import crash_point
-from pipeline.partition import PLAN_SCHEMA, RowSpool, table_to_rows
+from pipeline.partition import CHUNK_ROWS, PLAN_SCHEMA, RowSpool, table_to_rows
 from pipeline.records import PlanRow
-from pipeline.shards.manifest import read_sealed
+from pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
 from pipeline.shards.schema import FORMAT_VERSION, check_version
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
@@ -51,6 +52,8 @@ __all__ = [
 CURRENT_PLAN = "plan/current.json"
 PART_SHARDS = 16
 VIEW_POLICY = "one"
+REPETITIVE_COLUMNS = ("kind", "label", "meta")
+"""Columns of a plan part that gain from a dictionary; the others would only build one and drop it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,11 +186,13 @@ def spool_parts(spool: RowSpool, folder: Path, config: PlanConfig, first_shard: 
 
     for table in spool.shards(rows_per_shard, tars_per_shard):
         if writer is None:
-            writer = pq.ParquetWriter(str(folder / f"part-{number:05d}.parquet"), PLAN_SCHEMA, compression="zstd")
+            file = str(folder / f"part-{number:05d}.parquet")
+            writer = pq.ParquetWriter(file, PLAN_SCHEMA, compression="zstd", use_dictionary=list(REPETITIVE_COLUMNS))
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         digest.update(rows_digest_input(table))
         rows += table.num_rows
         shard += 1
+        pa.default_memory_pool().release_unused()  # else it keeps several times what it lent, for the whole run
         if shard - first == PART_SHARDS:
             writer.close()
             yield finish()
@@ -241,48 +246,38 @@ class Listing:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenshards-plan-")
         self.folder = Path(self._folder.name)
         self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order)
-        self.spool.extend(self._sampled(self._rows))
+        self._spool_and_sample()
         crash_point("after-listing")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
 
-    def _sampled(self, rows: Iterable[PlanRow]) -> Iterator[PlanRow]:
+    def _spool_and_sample(self) -> None:
         smallest: list[tuple[int, int, PlanRow]] = []  # a heap of negated hashes: the largest of the sample on top
-        for index, row in enumerate(rows):
+        rows = iter(self._rows)
+        while chunk := list(islice(rows, CHUNK_ROWS)):
             if self._sample_size:
-                entry = (-keyed_hash64(self._sample_key, f"{row.sample_id}\0{row.size}"), -index, row)
-                if len(smallest) < self._sample_size:
-                    heapq.heappush(smallest, entry)
-                elif entry > smallest[0]:
-                    heapq.heapreplace(smallest, entry)
-            yield row
+                hashes = keyed_hashes64(self._sample_key, [f"{row.sample_id}\0{row.size}" for row in chunk])
+                for index, (value, row) in enumerate(zip(hashes, chunk, strict=True), self.spool.rows):
+                    if len(smallest) < self._sample_size:
+                        heapq.heappush(smallest, (-value, -index, row))
+                    elif -value > smallest[0][0]:
+                        heapq.heapreplace(smallest, (-value, -index, row))
+            self.spool.add(chunk)
         self.sample = [row for _, _, row in sorted(smallest, reverse=True)]
 
 
 def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_shard: int) -> Plan:
-    """Partition and publish the plan of a listing, in the order parts, plan.json, current.json."""
+    """Partition and publish the plan of a listing, in the order parts, plan.json, current.json; the listing's sample is dropped."""
     spool = listing.spool
+    listing.sample.clear()  # its time is over, and partitioning needs the room
     shard_rows = request.config.rows_per_shard(spool.inputs)
     spooled = list(spool_parts(spool, listing.folder, request.config, request.first_shard, tars_per_shard))
     plan_id = plan_id_of(request, shard_rows, [part.digest for part in spooled])
     parts = []
     for part in spooled:
-        data = part.file.read_bytes()
-        path = f"plan/{plan_id}/{part.name}.parquet"
-        store.write(path, data)
-        parts.append(
-            PlanPart(
-                path=path,
-                sha256=sha256_hex(data),
-                size=len(data),
-                digest=part.digest,
-                first_shard=part.first_shard,
-                shards=part.shards,
-                rows=part.rows,
-            )
-        )
+        parts.append(_publish_part(store, plan_id, part))
         crash_point("after-plan-part")
     plan = Plan(
         plan_id=plan_id,
@@ -310,6 +305,21 @@ def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_sh
     )
     publish_plan_json(store, plan)
     return plan
+
+
+def _publish_part(store: Store, plan_id: str, part: _SpooledPart) -> PlanPart:
+    data = part.file.read_bytes()
+    path = f"plan/{plan_id}/{part.name}.parquet"
+    store.write(path, data)
+    return PlanPart(
+        path=path,
+        sha256=sha256_hex(data),
+        size=len(data),
+        digest=part.digest,
+        first_shard=part.first_shard,
+        shards=part.shards,
+        rows=part.rows,
+    )
 
 
 def publish_plan_json(store: Store, plan: Plan) -> None:
@@ -344,6 +354,7 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
         try:
             current = read_sealed(store, CURRENT_PLAN)
         except MissingObjectError:
+            _refuse_lost_plan(store)
             return None
         plan_id, sha256 = str(current["plan_id"]), current["sha256"]
     path = f"plan/{plan_id}/plan.json"
@@ -354,6 +365,12 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
     if sha256 is not None and sha256_hex(data) != sha256:
         raise CorruptObjectError(path, f"its sha256 is not the one that {CURRENT_PLAN} names. Run `tokenshards repair {store.url}`")
     return parse_plan(data, path)
+
+
+def _refuse_lost_plan(store: Store) -> None:
+    """Raise PlanError where there is work but no plan: a new plan would replace the tokenizer that the work was done with."""
+    if store.info(MANIFEST_POINTER) is not None or next(store.list("commits"), None) is not None:
+        raise PlanError(f"{store.url}/{CURRENT_PLAN} is missing, but the dataset has commits. Run `tokenshards repair {store.url}`")
 
 
 def parse_plan(data: bytes, path: str) -> Plan:

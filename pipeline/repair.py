@@ -6,26 +6,27 @@ commits, a plan part from the source if its digest agrees, plan.json from its co
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from safetensors.numpy import save
 
-from pipeline.accounting import survey_plan
+from pipeline.accounting import Survey, survey_plan
 from pipeline.audit import close_generation
 from pipeline.canonical import sha256_hex
-from pipeline.config import PlanConfig, SourceConfig
-from pipeline.errors import FormatError, MissingObjectError, PlanError, SourceError, TokenshardsError
+from pipeline.errors import FormatError, MissingObjectError, TokenshardsError
 from pipeline.heartbeat import refuse_beside_live_run
-from pipeline.plan import CURRENT_PLAN, Listing, Plan, PlanPart, load_chain, parse_plan, plan_pointer, relist_parts
+from pipeline.orphans import find_orphans
+from pipeline.plan import CURRENT_PLAN, plan_pointer
+from pipeline.relisting import Relisting
 from pipeline.shards.commit import commit_path
-from pipeline.shards.manifest import MANIFEST_POINTER, load_manifest, load_pointer
+from pipeline.shards.manifest import MANIFEST_POINTER
 from pipeline.shards.reader import ShardReader
-from pipeline.sources import open_source
-from pipeline.storage import TEMPORARY_PREFIX, Store
-from pipeline.verification import Verification, find_plans, verify_dataset
+from pipeline.state_check import PLAN_NAMES
+from pipeline.storage import Store
+from pipeline.verification import verify_dataset
 
 __all__ = ["Repair", "RepairStep", "repair_dataset"]
 
@@ -43,9 +44,9 @@ class RepairStep:
 class Repair:
     """What is or would be done, and whether `tokenize` has to run afterwards."""
 
-    steps: list[RepairStep]
     applied: bool
-    tokenize_needed: bool
+    steps: list[RepairStep] = field(default_factory=list)
+    tokenize_needed: bool = False
 
     @property
     def refused(self) -> list[RepairStep]:
@@ -59,112 +60,90 @@ def repair_dataset(
     apply: bool,
     min_age_seconds: float = 86_400.0,
     source_url: str | None = None,
-    source_options: dict[str, object] | None = None,
+    source_options: dict[str, Any] | None = None,
 ) -> Repair:
-    """Plan, and with `apply` carry out, the repair of a dataset; raises LiveRunError beside a live run."""
+    """Plan, and with `apply` carry out, the repair of a dataset; raises LiveRunError beside a live run.
+
+    The steps are decided from what can be read before any is carried out, so a dry run shows exactly what `apply` does.
+    """
     if apply:
         refuse_beside_live_run(store, "repair")
     return _Repairer(store, apply, min_age_seconds, source_url, source_options or {}).run()
 
 
 class _Repairer:
-    def __init__(
-        self, store: Store, apply: bool, min_age_seconds: float, source_url: str | None, source_options: dict[str, object]
-    ) -> None:
+    def __init__(self, store: Store, apply: bool, min_age_seconds: float, source_url: str | None, source_options: dict[str, Any]) -> None:
         self._store = store
-        self._apply = apply
         self._min_age_seconds = min_age_seconds
-        self._source_url = source_url
-        self._source_options = source_options
-        self._steps: list[RepairStep] = []
-        self._tokenize_needed = False
+        self._found = verify_dataset(store)
+        self._state = self._found.state
+        self._damaged = self._found.damaged
+        self._relisting = Relisting(store, self._state.chain, source_url, source_options) if self._state.chain else None
+        self._operations: list[Callable[[], object]] = []
+        self._addressed: set[str] = set()
+        self._repair = Repair(applied=apply)
 
     def run(self) -> Repair:
-        found = verify_dataset(self._store)
-        bad = {problem.object for problem in found.problems}
-        self._plans(bad)
-        chain = self._chain()
-        if chain:
-            self._tokenizer(chain, bad)
-            self._parts(chain, bad)
-            self._shards(found, chain)
-            self._manifest(found, chain, bad)
-            if not bad:
-                self._orphans(chain)
-        return Repair(self._steps, self._apply, self._tokenize_needed)
+        self._plans()
+        self._tokenizer()
+        self._parts()
+        self._shards()
+        self._manifest()
+        for problem in self._found.problems:
+            if problem.object in self._damaged - self._addressed:
+                self._refuse(problem.object, f"nothing that is left can mend it ({problem.detail}); give the dataset a new OUT")
+        if not self._damaged:
+            for path in find_orphans(self._store, self._state, self._found.referenced, self._min_age_seconds):
+                self._do("delete", path, "nothing references it", partial(self._store.delete, path))
+        if self._repair.applied:
+            for operation in self._operations:
+                operation()
+        return self._repair
 
-    def _do(self, action: str, path: str, detail: str, operation: Callable[[], None]) -> None:
-        self._steps.append(RepairStep(action, path, detail))
-        if self._apply:
-            operation()
+    def _do(self, action: str, path: str, detail: str, operation: Callable[[], object]) -> None:
+        self._repair.steps.append(RepairStep(action, path, detail))
+        self._operations.append(operation)
+        self._addressed.add(path)
 
     def _refuse(self, path: str, detail: str) -> None:
-        self._steps.append(RepairStep("refuse", path, detail))
+        self._repair.steps.append(RepairStep("refuse", path, detail))
+        self._addressed.add(path)
 
-    def _chain(self) -> list[Plan]:
-        try:
-            return load_chain(self._store)
-        except (TokenshardsError, KeyError):
-            # A dry run has restored nothing: look through to the plans that could be read.
-            plans = [
-                plan for plan_id, paths in find_plans(self._store).items() if (plan := self._readable_plan(plan_id, paths)) is not None
-            ]
-            current = self._current_of(plans)
-            by_id = {plan.plan_id: plan for plan in plans}
-            return [] if current is None else [by_id[plan_id] for plan_id in (*current.earlier_plans, current.plan_id) if plan_id in by_id]
+    def _write(self, action: str, path: str, detail: str, data: bytes) -> None:
+        self._do(action, path, detail, partial(self._store.write, path, data))
 
-    def _readable_plan(self, plan_id: str, paths: list[str]) -> Plan | None:
-        for path in paths:
-            try:
-                plan = parse_plan(self._store.read(path), path)
-            except (FormatError, MissingObjectError):
-                continue
-            if plan.plan_id == plan_id:
-                return plan
-        return None
-
-    def _current_of(self, plans: list[Plan]) -> Plan | None:
-        """Return the plan that current.json must have named: of the highest generation, one whose work was begun."""
-        begun = [plan for plan in plans if next(iter(self._store.list(f"commits/{plan.plan_id}")), None) is not None]
-        return max(begun or plans, key=lambda plan: (plan.generation, plan.plan_id), default=None)
-
-    def _plans(self, bad: set[str]) -> None:
-        found = find_plans(self._store)
-        plans = {plan_id: self._readable_plan(plan_id, paths) for plan_id, paths in found.items()}
-        for plan_id, plan in plans.items():
-            both = (f"plan/{plan_id}/plan.json", f"plan/{plan_id}/plan.copy.json")
+    def _plans(self) -> None:
+        for plan_id in self._state.plan_ids:
+            plan = self._state.plans.get(plan_id)
+            for name in PLAN_NAMES:
+                path = f"plan/{plan_id}/{name}"
+                if path not in self._damaged:
+                    continue
+                if plan is None:
+                    self._refuse(path, "neither plan.json nor its copy can be read, and nothing else holds the plan")
+                else:
+                    self._write("restore", path, "from its copy", plan.to_bytes())
+        if CURRENT_PLAN in self._damaged:
+            plan = self._state.plans.get(self._state.plan_ids[-1]) if self._state.plan_ids else None
             if plan is None:
-                if bad & set(both):
-                    self._refuse(both[0], "neither plan.json nor its copy can be read, and nothing else holds the plan")
-                continue
-            data = plan.to_bytes()
-            for path in both:
-                if path in bad:
-                    self._do("restore", path, "from its copy", partial(self._store.write, path, data))
-        if CURRENT_PLAN in bad:
-            current = self._current_of([plan for plan in plans.values() if plan is not None])
-            if current is None:
-                self._refuse(CURRENT_PLAN, "no readable plan is left to point to")
-                return
-            detail = f"points to plan {current.plan_id[:12]} again"
-            self._do("rebuild", CURRENT_PLAN, detail, partial(self._store.write, CURRENT_PLAN, plan_pointer(current)))
+                self._refuse(CURRENT_PLAN, "the plan that it must name cannot be read")
+            else:
+                self._write("rebuild", CURRENT_PLAN, f"points to plan {plan.plan_id[:12]} again", plan_pointer(plan))
 
-    def _tokenizer(self, chain: list[Plan], bad: set[str]) -> None:
-        plan = chain[-1]
-        for path, sha256 in plan.tokenizer_objects.items():
-            if path not in bad:
+    def _tokenizer(self) -> None:
+        for path, sha256 in self._state.tokenizer_objects.items():
+            if path not in self._damaged:
                 continue
-            if path.endswith("tokenizer.json"):
-                data: bytes | None = plan.tokenizer_json.encode()
-                origin = "from the copy in plan.json"
+            if path.endswith(".json"):
+                texts = (plan.tokenizer_json.encode() for plan in self._state.chain)
+                data, origin = next((text for text in texts if sha256_hex(text) == sha256), None), "from the copy in plan.json"
             else:
                 data, origin = self._codebook_from_footers(sha256), "from the footer of a shard"
-            if data is None or sha256_hex(data) != sha256:
-                self._refuse(
-                    path, f"no copy with sha256 {sha256[:12]}… is left; it is never fitted anew, because ids would change their meaning"
-                )
-                continue
-            self._do("restore", path, origin, partial(self._store.write, path, data))
+            if data is None:
+                why = f"no copy with sha256 {sha256[:12]}… is left; it is never fitted anew, because ids would change their meaning"
+                self._refuse(path, why)
+            else:
+                self._write("restore", path, origin, data)
 
     def _codebook_from_footers(self, sha256: str) -> bytes | None:
         for info in self._store.list("shards"):
@@ -172,115 +151,83 @@ class _Repairer:
                 tables = ShardReader.open(self._store, info.path).codebook()
             except (FormatError, MissingObjectError):
                 continue
-            if tables:
-                data = bytes(save({name: tables[name] for name in sorted(tables)}))
-                if sha256_hex(data) == sha256:
-                    return data
+            data = save({name: tables[name] for name in sorted(tables)}) if tables else b""
+            if sha256_hex(data) == sha256:
+                return data
         return None
 
-    def _parts(self, chain: list[Plan], bad: set[str]) -> None:
-        for plan in chain:
-            damaged = [part for part in plan.parts if part.path in bad]
-            if not damaged:
-                continue
-            if plan.generation > 1:
-                for part in damaged:
-                    self._refuse(part.path, "it is part of a retry plan, which cannot be listed again; give the dataset a new OUT")
+    def _parts(self) -> None:
+        for plan in self._state.chain:
+            damaged = [part for part in plan.parts if part.path in self._damaged]
+            if not damaged or self._relisting is None:
                 continue
             try:
-                rebuilt = self._relist(plan, damaged)
-            except (SourceError, PlanError, TokenshardsError) as error:
+                rebuilt = self._relisting.parts(plan, damaged)
+            except TokenshardsError as error:
                 for part in damaged:
-                    self._refuse(part.path, f"the source cannot be listed again ({error}); pass its place with --source")
+                    self._refuse(
+                        part.path, f"its inputs cannot be listed again ({error}); if the source has moved, pass its place with --source"
+                    )
                 continue
             for part in damaged:
                 data = rebuilt.get(part.path)
                 if data is None:
-                    self._refuse(part.path, "the source has changed since the plan: the digest of the relisted part differs")
-                elif sha256_hex(data) == part.sha256:
-                    self._do("rebuild", part.path, "relisted, same digest", partial(self._store.write, part.path, data))
+                    self._refuse(part.path, "the source has changed since the plan: the digest of the part made anew differs")
+                elif sha256_hex(data) != part.sha256:
+                    why = "made anew it has the same inputs and other bytes; use the tokenshards and pyarrow that the commits name"
+                    self._refuse(part.path, why)
                 else:
-                    self._refuse(
-                        part.path, "relisted with the same inputs, but this version of pyarrow writes other bytes; use the one in plan.json"
-                    )
+                    self._write("rebuild", part.path, "listed again, same digest", data)
 
-    def _relist(self, plan: Plan, damaged: list[PlanPart]) -> dict[str, bytes]:
-        options = dict(plan.source["options"])
-        config = SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": self._source_options})
-        source = open_source(self._source_url or str(plan.source["url"]), config)
-        wanted = {part.path: part for part in damaged}
-        with Listing(source.list_rows(), order_seed=plan.order_seed, keep_order=source.ordered, sample=0, sample_seed=0) as listing:
-            asked = PlanConfig(shard_rows=plan.shard_rows, batch_rows=plan.batch_rows, codec=plan.codec, order_seed=plan.order_seed)
-            return relist_parts(listing, plan, asked, config.tars_per_shard, wanted)
-
-    def _shards(self, found: Verification, chain: list[Plan]) -> None:
-        known = {plan.plan_id for plan in chain}
-        for shard, plan_id in sorted(found.bad_shards.items()):
-            if plan_id not in known:
-                continue
+    def _shards(self) -> None:
+        for shard, plan_id in sorted(self._found.bad_shards.items()):
             path = commit_path(plan_id, shard)
-            self._do("drop", path, f"shard {shard} is done again by `tokenize`", partial(self._store.delete, path))
-            self._tokenize_needed = True
+            objects = [problem.object for problem in self._found.problems if f"/{shard:08d}" in problem.object]
+            why = self._why_not_redone(plan_id, shard)
+            if why is not None:
+                self._refuse(path, f"shard {shard} has to be done again ({', '.join(objects)}) and cannot be: {why}")
+            else:
+                self._do("drop", path, f"`tokenize` does shard {shard} again ({', '.join(objects)})", partial(self._store.delete, path))
+                self._repair.tokenize_needed = True
+            self._addressed.update(objects)
 
-    def _manifest(self, found: Verification, chain: list[Plan], bad: set[str]) -> None:
-        damaged = any(name.startswith(("manifest", "shards-")) and name in bad for name in bad)
-        complete = self._store.info(MANIFEST_POINTER) is not None
-        if self._tokenize_needed:
-            if complete:
-                self._do(
-                    "drop",
-                    MANIFEST_POINTER,
-                    "the dataset is incomplete until `tokenize` has done the dropped shards",
-                    partial(self._store.delete, MANIFEST_POINTER),
-                )
-        elif damaged and not self._steps_refused():
-            self._do("rebuild", MANIFEST_POINTER, "from the commits", partial(self._rebuild_manifests, chain))
+    def _why_not_redone(self, plan_id: str, shard: int) -> str | None:
+        plan = self._state.plans.get(plan_id)
+        if plan is None or self._relisting is None or len(self._state.chain) < len(self._state.plan_ids):
+            return "a plan.json is lost"
+        lost = [step.object for step in self._repair.refused if step.object in (*plan.tokenizer_objects, plan.part_of(shard).path)]
+        if lost:
+            return f"{lost[0]} is lost"
+        return self._relisting.lost_if_redone(plan, shard)
 
-    def _steps_refused(self) -> bool:
-        return any(step.action == "refuse" for step in self._steps)
+    def _manifest(self) -> None:
+        damaged = sorted(path for path in self._damaged if path.startswith(("manifest", "shards-")))
+        if self._pointer_is_lost():
+            damaged.append(MANIFEST_POINTER)
+        if damaged and not self._repair.tokenize_needed:
+            if len(self._state.chain) < len(self._state.plan_ids):
+                for path in damaged:
+                    self._refuse(path, "it is made from commits and plan, and a plan.json is lost")
+                return
+            surveys = [survey_plan(self._store, plan, plan.spec) for plan in self._state.chain]
+            if all(survey.balanced for survey in surveys):
+                detail = f"from the commits ({', '.join(damaged)})"
+                self._do("rebuild", MANIFEST_POINTER, detail, partial(self._rebuild_manifests, surveys))
+                self._addressed.update(damaged)
+                return
+        if self._state.pointer_exists and (damaged or self._repair.tokenize_needed):
+            detail = "the dataset is incomplete until `tokenize` has done what is missing"
+            self._do("drop", MANIFEST_POINTER, detail, partial(self._store.delete, MANIFEST_POINTER))
+            self._addressed.update(damaged)
+        self._repair.tokenize_needed |= bool(damaged) or not self._found.complete
 
-    def _rebuild_manifests(self, chain: list[Plan]) -> None:
-        """Close every generation anew, oldest first; an incomplete one is left to `tokenize`."""
+    def _pointer_is_lost(self) -> bool:
+        """True where a manifest was published: its pointer was deleted, or the driver died just before it wrote one."""
+        return not self._state.pointer_exists and any(info.path.startswith("manifest-") for info in self._store.list())
+
+    def _rebuild_manifests(self, surveys: list[Survey]) -> None:
+        """Close every generation anew, oldest first."""
         self._store.delete(MANIFEST_POINTER)
         manifest = None
-        for plan in chain:
-            spec = plan.spec
-            survey = survey_plan(self._store, plan, spec)
-            if not survey.balanced:
-                self._tokenize_needed = True
-                return
-            manifest = close_generation(self._store, plan, survey, spec, manifest)
-
-    def _orphans(self, chain: list[Plan]) -> None:
-        """Delete what no manifest and no commit references, once it is old enough to be nobody's work in progress."""
-        referenced = self._referenced(chain)
-        limit = time.time() - self._min_age_seconds
-        plan_ids = {plan.plan_id for plan in chain}
-        for info in [*self._store.list("", temporary=True)]:
-            path = info.path
-            name = path.rpartition("/")[2]
-            folder, _, rest = path.partition("/")
-            ours = (
-                name.startswith(TEMPORARY_PREFIX)
-                or (folder in ("shards", "quarantine") and path not in referenced)
-                or (folder in ("plan", "commits") and "/" in rest and rest.partition("/")[0] not in plan_ids)
-                or ("/" not in path and path.startswith(("manifest-", "shards-")) and path not in referenced)
-            )
-            if ours and info.modified_seconds < limit:
-                self._do("delete", path, "nothing references it", partial(self._store.delete, path))
-
-    def _referenced(self, chain: list[Plan]) -> set[str]:
-        referenced: set[str] = set()
-        pointer = load_pointer(self._store)
-        if pointer is not None:
-            manifest = load_manifest(self._store, pointer)
-            referenced |= {manifest.name, manifest.table.path if manifest.table else ""}
-            if manifest.parent:
-                referenced.add(manifest.parent)
-                parent = load_manifest(self._store, {"manifest": manifest.parent, "sha256": sha256_hex(self._store.read(manifest.parent))})
-                referenced.add(parent.table.path if parent.table else "")
-        for plan in chain:
-            spec = plan.spec
-            for entry in survey_plan(self._store, plan, spec).done.values():
-                referenced |= {reference.path for reference in entry.references()}
-        return referenced
+        for survey in surveys:
+            manifest = close_generation(self._store, survey.plan, survey, survey.plan.spec, manifest)

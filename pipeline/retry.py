@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
-from pipeline.config import PlanConfig, SourceConfig
-from pipeline.errors import IncompleteError, MissingObjectError, Reason
+from pipeline.config import SourceConfig
+from pipeline.errors import IncompleteError, MissingObjectError, PlanError
 from pipeline.plan import Listing, Plan, PlanRequest, load_chain, read_shard_rows, write_plan
 from pipeline.records import PlanRow
+from pipeline.shards.commit import Commit, read_commit
 from pipeline.shards.manifest import Manifest, ShardEntry, load_manifest, load_pointer
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.writer import read_quarantine
+from pipeline.sources.base import readable_text
 from pipeline.storage import Store
 
-__all__ = ["failed_entries", "plan_retry"]
+__all__ = ["failed_entries", "plan_retry", "rows_to_retry"]
 
-_CONTAINER_REASONS = {Reason.BAD_CONTAINER, Reason.MISSING, Reason.CHANGED_SINCE_PLAN, Reason.NOT_A_FILE, Reason.TOO_LARGE}
+STAT_THREADS = 16
 
 
 def failed_entries(manifest: Manifest) -> list[ShardEntry]:
@@ -43,16 +48,15 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             )
         return last, last.images_planned + last.tars_planned
     manifest = load_manifest(store, pointer)
-    entries = failed_entries(manifest)
-    if not entries:
+    failed = failed_entries(manifest)
+    quarantined = sum(entry.quarantined for entry in failed)
+    if not quarantined:
         return None
-    rows = _rows_to_retry(store, source, last, entries)
-    asked = PlanConfig(shard_rows=last.shard_rows, batch_rows=last.batch_rows, codec=last.codec, order_seed=last.order_seed)
-    quarantined = sum(entry.quarantined for entry in entries)
+    rows = rows_to_retry(store, source, last, [entry.shard for entry in failed])
     with Listing(rows, order_seed=last.order_seed, keep_order=False, sample=0, sample_seed=0) as listing:
         request = PlanRequest(
             fingerprint=last.fingerprint,
-            config=asked,
+            config=last.config,
             source=last.source,
             tokenizer_objects=last.tokenizer_objects,
             tokenizer_json=last.tokenizer_json,
@@ -68,58 +72,60 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
 
 
-def _rows_to_retry(store: Store, source: Store, plan: Plan, entries: list[ShardEntry]) -> Iterator[PlanRow]:
-    for entry in entries:
-        failed = read_quarantine(store.read(str(entry.quarantine_path)))
-        failed_ids = {row["sample_id"] for row in failed}
-        committed: frozenset[str] | None = None
-        for row in read_shard_rows(store, plan, entry.shard):
-            if row.kind == "file":
-                if row.sample_id in failed_ids:
-                    yield _as_it_is_now(source, row)
-                continue
-            mine = _failed_of(row, failed)
-            if not mine:
-                continue
-            if any(failure["reason"] in _CONTAINER_REASONS and _is_container(row, failure) for failure in mine):
-                committed = _committed_ids(store, entry) if committed is None else committed
-                skip = tuple(sorted((*committed, *(row.skip or ()))))
-                yield replace(_as_it_is_now(source, row), inputs=-1, only=None, skip=skip)
-            else:
-                only = tuple(sorted(failure["sample_id"] for failure in mine))
-                yield replace(_as_it_is_now(source, row), inputs=len(only), only=only, skip=None)
+def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int]) -> Iterator[PlanRow]:
+    """Yield a plan row, with the size and version of today, for each input or slice of these shards that was quarantined.
+
+    Files are planned one by one and rows of tables by their number. A tar is read again whole but for the samples that it has given
+    already, because only its reading shows what it holds. Raises PlanError where a failed input belongs to no planned row.
+    """
+    with ThreadPoolExecutor(1 if source.is_local else STAT_THREADS) as pool:
+        for shard in shards:
+            commit, _ = read_commit(store, plan.plan_id, shard)
+            if commit.quarantine is not None:
+                yield from pool.map(lambda row: _as_it_is_now(source, row), _rows_of_shard(store, plan, commit))
 
 
-def _failed_of(row: PlanRow, failed: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the quarantine rows that came from one slice."""
-    if row.kind == "tar":
-        return [
-            failure
-            for failure in failed
-            if failure["sample_id"].partition("#")[0] == row.sample_id or failure["sample_id"] == row.sample_id
-        ]
-    found = []
-    for failure in failed:
-        container, _, number = failure["uri"].rpartition("#")  # tables name the row of the file there
-        if container.endswith(row.path) and number.isdigit() and row.row_start <= int(number) < row.row_stop:
-            found.append(failure)
-    return found
+def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow]:
+    path = commit.quarantine.path if commit.quarantine else ""
+    failures = read_quarantine(store.read(path), path)
+    by_id = Counter(failure["sample_id"] for failure in failures)
+    committed = _committed_ids(store, commit)
+    claimed = 0
+    for row in read_shard_rows(store, plan, commit.shard):
+        uri = f"{commit.made_by['source']}{readable_text(row.path)}"
+        if row.kind == "file" and by_id[row.sample_id]:  # fewer than planned where an id is not unique: one of them was committed
+            by_id[row.sample_id] -= 1
+            claimed += 1
+            yield replace(row, skip=(row.sample_id,) if row.sample_id in committed else row.skip)
+        elif row.kind == "rows" and (numbers := _failed_rows(row, uri, failures)):
+            claimed += len(numbers)
+            name = row.sample_id.rpartition("#")[0]
+            yield replace(row, inputs=len(numbers), only=tuple(f"{name}#{number}" for number in numbers))
+        elif row.kind == "tar" and (failed := sum(failure["uri"] == uri for failure in failures)):
+            claimed += failed
+            given = {sample_id for sample_id in committed if sample_id.startswith(f"{row.sample_id}#")}
+            yield replace(row, inputs=-1, skip=tuple(sorted(given.union(row.skip or ()))))
+    if claimed != len(failures):
+        raise PlanError(
+            f"{store.url}/{path}: {len(failures)} inputs are quarantined and {claimed} of them found in the plan of shard {commit.shard}. "
+            f"Run `tokenshards verify {store.url}`"
+        )
 
 
-def _is_container(row: PlanRow, failure: dict[str, str]) -> bool:
-    """True where one quarantine row of a tar stands for inputs that nobody has counted."""
-    return row.kind == "tar" and (failure["sample_id"] == row.sample_id or failure["sample_id"].startswith(f"{row.sample_id}#@"))
+def _failed_rows(row: PlanRow, uri: str, failures: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers of a slice's rows that failed; tables name them after the `#` of the uri."""
+    parts = (failure["uri"].rpartition("#") for failure in failures)
+    numbers = (int(number) for container, _, number in parts if container == uri and number.isdigit())
+    return sorted(number for number in numbers if row.row_start <= number < row.row_stop)
 
 
-def _committed_ids(store: Store, entry: ShardEntry) -> frozenset[str]:
-    if entry.path is None:
+def _committed_ids(store: Store, commit: Commit) -> frozenset[str]:
+    if commit.data is None:
         return frozenset()
-    return frozenset(ShardReader.open(store, entry.path).read_columns(("sample_id",))["sample_id"].to_pylist())
+    return frozenset(ShardReader.open(store, commit.data.path).read_columns(("sample_id",))["sample_id"].to_pylist())
 
 
 def _as_it_is_now(source: Store, row: PlanRow) -> PlanRow:
     """Return the row with the size and version that its object has today; what is still missing fails again."""
-    if "://" in row.path or row.version == "":
-        return row
-    info = source.info(row.path)
+    info = None if row.version == "" else source.info(row.path)  # a table's own URIs were never looked at
     return row if info is None else replace(row, size=info.size, version=info.version)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.accounting import Problem, size_problem
-from pipeline.canonical import keyed_hash64, sha256_hex
+from pipeline.canonical import keyed_hashes64, sha256_hex
 from pipeline.errors import CorruptObjectError, FormatError, MissingObjectError
 from pipeline.plan import Plan, read_shard_rows
 from pipeline.shards.commit import Commit, ObjectRef, commit_path, read_commit
@@ -112,7 +112,7 @@ class ShardChecker:
             check.add(path, "rows", f"{len(content)} rows; its commit says {commit.rows}")
         sample_ids: list[str] = content.table["sample_id"].to_pylist()
         keys = (f"{view}\0{sample_id}" for sample_id, view in zip(sample_ids, content.table["view"].to_pylist(), strict=True))
-        check.id_hashes = np.fromiter((keyed_hash64("verify", key) for key in keys), np.uint64, len(sample_ids))
+        check.id_hashes = np.array(keyed_hashes64("verify", keys), np.uint64)
         check.rows = len(sample_ids)
         return sample_ids
 

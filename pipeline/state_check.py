@@ -98,14 +98,14 @@ def _read_plans(store: Store, state: DatasetState) -> None:
         state.add(CURRENT_PLAN, error, "every plan with commits")
     except CorruptObjectError as error:
         state.add(CURRENT_PLAN, error, "")
-    if tip is None:  # the newest generation whose work was begun
+    closed = list(state.manifest.plan_ids) if state.manifest else []
+    guessed = tip is None
+    if guessed:  # the newest generation whose work was begun
         candidates = [plan for plan in readable.values() if plan.plan_id in begun] or list(readable.values())
         tip = max(candidates, key=lambda plan: (plan.generation, plan.plan_id)).plan_id if candidates else None
-    if tip in readable:
-        state.plan_ids = [*readable[tip].earlier_plans, tip]
-    else:
-        closed = state.manifest.plan_ids if state.manifest else ()
-        state.plan_ids = list(dict.fromkeys((*closed, *([tip] if tip else sorted(begun - readable.keys())))))
+    ids = [*readable[tip].earlier_plans, tip] if tip in readable else [*closed, *([tip] if tip else [])]
+    ids = closed if len(closed) > len(ids) else ids
+    state.plan_ids = list(dict.fromkeys([*ids, *(sorted(begun) if guessed else [])]))
     state.plans = {plan_id: readable[plan_id] for plan_id in state.plan_ids if plan_id in readable}
     for plan_id in state.plan_ids:
         for name in PLAN_NAMES:

@@ -107,7 +107,7 @@ def _check_shards(store: Store, state: DatasetState, tasks: list[tuple[str, int]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if store.is_local else 16) as pool:
         work = iter(tasks)
         while chunk := list(islice(work, CHUNK_SHARDS)):  # bounded: a finished check holds the id hashes of its shard
-            yield from pool.map(lambda task: checker.check(*task, state.plans.get(task[0])), chunk)
+            yield from pool.map(lambda task: checker.check(task[0], task[1], state.plans.get(task[0])), chunk)
 
 
 def _check_unique(hashes: list[npt.NDArray[np.uint64]], found: Verification) -> None:

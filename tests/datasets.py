@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.conversion import Conversion, Outcome, TokenizeRequest
+from pipeline.retry import failed_entries
 from pipeline.shards import open_dataset
 from pipeline.shards.manifest import load_manifest
 from pipeline.shards.writer import read_quarantine
@@ -92,12 +93,11 @@ def content(out: Path | str) -> dict[str, tuple[Any, bytes]]:
 
 
 def quarantine_of(out: Path | str) -> dict[str, str]:
-    """Return sample id -> reason of every quarantine row of a complete dataset."""
+    """Return sample id -> reason of what stands in quarantine in a complete dataset: what no later generation tried again."""
     store = Store(str(out))
     found = {}
-    for entry in load_manifest(store).shards:
-        if entry.quarantine_path is not None:
-            found.update({row["sample_id"]: row["reason"] for row in read_quarantine(store.read(entry.quarantine_path))})
+    for entry in failed_entries(load_manifest(store)):
+        found.update({row["sample_id"]: row["reason"] for row in read_quarantine(store.read(str(entry.quarantine_path)))})
     return found
 
 

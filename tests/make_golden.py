@@ -66,6 +66,7 @@ COMMIT = Commit(
     quarantine=None,
     rows=4,
     quarantined=0,
+    reasons={},
     inputs_seen=4,
     bytes_in=4321,
     token_bytes=99,

@@ -28,6 +28,7 @@ class StorageReport:
     images_planned_exact: bool
     images_committed: int
     images_quarantined: int
+    quarantine_reasons: dict[str, int]
     shards_planned: int
     shards_committed: int
     generation: int
@@ -55,12 +56,13 @@ class StorageReport:
         share = self.bytes_shards / self.bytes_in if self.bytes_in else 0.0
         entropy = "not counted" if self.order0_bits_per_token is None else f"{self.order0_bits_per_token:.2f}"
         stages = ", ".join(f"{name} {seconds / max(1e-9, sum(self.seconds.values())):.0%}" for name, seconds in self.seconds.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantine_reasons.items())
         planned = f" of {self.images_planned:,} planned" + (
             "" if self.images_planned_exact else " so far (tars are counted as they are read)"
         )
         return [
             ("images", f"{self.images_committed:,}{planned}"),
-            ("quarantined", f"{self.images_quarantined:,}"),
+            ("quarantined", f"{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
             ("bytes in", f"{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
             ("bytes in shards", f"{self.bytes_shards:,}  ({self.bytes_shards / images:,.0f} per image)"),
@@ -133,6 +135,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
         "images_planned": planned,
         "images_committed": committed,
         "images_quarantined": quarantined,
+        "quarantine_reasons": surveys[-1].reasons if surveys else totals.get("quarantine_reasons", {}),
         "shards_committed": totals.get("shards", 0) + sum(len(survey.done) for survey in surveys),
         "bytes_in": totals.get("bytes_in", 0) + sum(survey.bytes_in for survey in surveys),
         "bits_per_token": round(8 * token_bytes / id_count, 4) if id_count else 0.0,

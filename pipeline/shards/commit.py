@@ -54,6 +54,8 @@ class Commit:
     """None when no input failed."""
     rows: int
     quarantined: int
+    reasons: dict[str, int]
+    """Reason -> quarantined inputs."""
     inputs_seen: int
     bytes_in: int
     """Encoded image bytes of the committed rows."""

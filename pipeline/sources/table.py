@@ -8,10 +8,11 @@ import io
 import json
 import posixpath
 import zlib
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import numpy as np
@@ -225,7 +226,7 @@ def read_rows(
             if row.only is None or row_id in row.only:
                 yield _record(values, columns, sample_id, f"{uri}#{number - 1}", label_type, meta_types)
         if number < row.row_stop:
-            raise EOFError(f"the row group ends before row {number}")
+            raise EOFError(f"the table ends before row {number}")
     except TransientStorageError:
         raise
     except MissingObjectError as error:
@@ -271,11 +272,16 @@ def _parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
-    position = sum(table.metadata.row_group(group).num_rows for group in range(row.row_group))
+    # By row number and not by `row.row_group`: a table that is tried again may have been written anew with other row groups.
+    stops = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)))
+    groups = list(range(bisect_right(stops, row.row_start), min(bisect_left(stops, row.row_stop) + 1, len(stops))))
+    if not groups:
+        return
+    position = stops[groups[0]] - table.metadata.row_group(groups[0]).num_rows
     # Of a struct only its bytes are read: a path beside them may be as long as they like.
     is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
     names = [f"{name}.bytes" if is_struct and name == columns.image else name for name in columns.names]
-    for batch in table.iter_batches(READ_ROWS, row_groups=[row.row_group], columns=names):
+    for batch in table.iter_batches(READ_ROWS, row_groups=groups, columns=names):
         skipped = max(0, row.row_start - position)
         wanted = min(batch.num_rows, row.row_stop - position)
         position += batch.num_rows

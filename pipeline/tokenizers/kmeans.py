@@ -64,6 +64,7 @@ def kmeans(
     """
     seeds_SD = _seeds(points_ND, weights_N, codes - len(pinned_PD), pinned_PD, rng)
     centres_KD: Floats = np.concatenate([pinned_PD, seeds_SD])
+    columns_DN = np.ascontiguousarray(points_ND.T)  # one value of all points lies together: sums are several times faster
     previous_N = None
     for _ in range(iterations):
         nearest_N = nearest_rows(points_ND, centres_KD)
@@ -71,7 +72,7 @@ def kmeans(
             break
         previous_N = nearest_N
         mass_K = np.bincount(nearest_N, weights=weights_N, minlength=len(centres_KD))
-        sums_DK = np.stack([np.bincount(nearest_N, weights=column_N * weights_N, minlength=len(centres_KD)) for column_N in points_ND.T])
+        sums_DK = np.stack([np.bincount(nearest_N, weights=column_N * weights_N, minlength=len(centres_KD)) for column_N in columns_DN])
         free_K = np.arange(len(centres_KD)) >= len(pinned_PD)
         dead, moves_K = np.flatnonzero(free_K & (mass_K == 0)), free_K & (mass_K > 0)
         if len(dead):
