@@ -155,9 +155,10 @@ def tokenize_command(
 ) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
     from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
-    from pipeline.conversion import Conversion, TokenizeRequest
+    from pipeline.conversion import Conversion
     from pipeline.errors import ConfigError
     from pipeline.reports.terminal import TerminalReporter
+    from pipeline.request import TokenizeRequest
 
     if runner != "local":
         raise ConfigError(f"--runner is {runner!r}; expected local")

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import FitConfig, RunConfig
-from pipeline.conversion import Conversion, TokenizeRequest
+from pipeline.conversion import Conversion
 from pipeline.errors import ConfigError
 from pipeline.reports.previews import preview_dataset
 from pipeline.reports.storage import dataset_report
 from pipeline.reports.terminal import TerminalReporter, print_table
+from pipeline.request import TokenizeRequest
 from pipeline.shards import open_dataset
 from pipeline.storage import Store
 from pipeline.verification import verify_dataset

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
-from pipeline.conversion import Conversion, Outcome, TokenizeRequest
+from pipeline.conversion import Conversion
+from pipeline.request import Outcome, TokenizeRequest
 from pipeline.retry import failed_entries
 from pipeline.shards import open_dataset
 from pipeline.shards.manifest import load_manifest

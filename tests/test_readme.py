@@ -12,7 +12,8 @@ import pytest
 from tests.datasets import ROOT, run_cli, write_images
 
 README = (ROOT / "README.md").read_text()
-CONSOLE = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.startswith("$ ")]
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+CONSOLE = [line[2:] for block in BLOCKS for line in block.splitlines() if line.startswith("$ ")]
 
 
 def test_the_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,172 @@
+"""One run over one plan: the shards that are not done, then the audit, then the manifest."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.accounting import Survey, survey_plan
+from pipeline.audit import close_generation
+from pipeline.canonical import sha256_hex
+from pipeline.context import TOKENIZER_FOLDER
+from pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError
+from pipeline.heartbeat import Heartbeat
+from pipeline.plan import Plan
+from pipeline.request import Reporter, TokenizeRequest
+from pipeline.runners.base import JobSpec, Runner, ShardSummary
+from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from pipeline.shards.spec import TokenizerSpec
+from pipeline.sources import source_root
+from pipeline.storage import Store
+from pipeline.tokenizers.directory import load_tokenizer
+
+__all__ = ["PlanRun"]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of this run: what was committed, and what the shards in flight have done."""
+
+    inputs: int = 0
+    bytes_in: int = 0
+    quarantined: int = 0
+    shards: int = 0
+    in_flight: dict[int, list[int]] = field(default_factory=dict)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Return inputs, bytes and quarantined with those in flight."""
+        flying = [sum(column) for column in zip(*self.in_flight.values(), strict=True)] or [0, 0, 0]
+        return self.inputs + flying[0], self.bytes_in + flying[1], self.quarantined + flying[2]
+
+
+class PlanRun:
+    """Runs the shards of one plan that are not done; as the runner's listener it counts, reports, logs, and stops a hopeless run."""
+
+    def __init__(self, store: Store, plan: Plan, request: TokenizeRequest, runner: Runner, reporter: Reporter) -> None:
+        self._store = store
+        self._plan = plan
+        self._request = request
+        self._runner = runner
+        self._reporter = reporter
+        self._quarantined_before = 0
+        self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
+        self.tally = _Tally()
+        self.seconds = 0.0
+
+    def run(self, parent: Manifest | None) -> Manifest:
+        """Return the manifest of this generation once every shard is committed and the accounts balance."""
+        store, plan = self._store, self._plan
+        spec = ensure_tokenizer(store, plan)
+        survey = survey_plan(store, plan, spec)
+        if survey.done:
+            self._reporter.say(f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of {plan.shards} shards are done")
+        for problem in survey.problems:
+            self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
+        started = time.monotonic()
+        with self._heartbeat:
+            if survey.to_do:
+                survey = self._work(survey, spec)
+            check_bad_share(survey, self._request.run.max_bad)
+            pointer = load_pointer(store)
+            if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
+                return load_manifest(store, pointer)
+            manifest = close_generation(store, plan, survey, spec, parent)
+        self.seconds = time.monotonic() - started
+        return manifest
+
+    def _work(self, survey: Survey, spec: TokenizerSpec) -> Survey:
+        plan, request = self._plan, self._request
+        todo = survey.to_do
+        if request.run.join:  # two drivers that start at the same end would do the same work
+            random.Random(self._heartbeat.record.uuid).shuffle(todo)
+        self._quarantined_before = survey.quarantined
+        self._reporter.begin(None if plan.tars_planned else plan.images_planned, survey.inputs_seen)
+        job = JobSpec(
+            out_url=request.out_url,
+            out_options=request.out_options,
+            source_url=source_root(request.source_url, request.source).location,
+            source_config=plan.source_config(request.source.storage_options),
+            plan_id=plan.plan_id,
+            retry=self._store.retry,
+            join=request.run.join,
+        )
+        try:
+            failed = self._runner.run(job, todo, self)
+        finally:
+            self._reporter.end()
+        survey = survey_plan(self._store, plan, spec)
+        if failed and survey.to_do:
+            shard, message = next(iter(failed.items()))
+            raise IncompleteError(
+                f"{len(survey.to_do)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
+                "Nothing was lost and nothing was quarantined for this. Run the same command again: it continues"
+            )
+        return survey
+
+    def started(self, shard: int) -> None:
+        """Forget what an earlier attempt at this shard had done."""
+        self.tally.in_flight[shard] = [0, 0, 0]
+
+    def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
+        """Add to a shard in flight."""
+        counts = self.tally.in_flight[shard]
+        for index, value in enumerate((inputs, bytes_in, quarantined)):
+            counts[index] += value
+
+    def committed(self, shard: int, summary: ShardSummary) -> None:
+        """Move a shard from in flight to done."""
+        tally = self.tally
+        tally.in_flight.pop(shard, None)
+        tally.inputs += summary.inputs_seen
+        tally.bytes_in += summary.bytes_in
+        tally.quarantined += summary.quarantined
+        tally.shards += 1
+
+    def noted(self, message: str, **details: Any) -> None:
+        """Tell people and the run's log."""
+        self._reporter.say(message)
+        self._heartbeat.log(message, **details)
+
+    def tick(self) -> None:
+        """Report; raise TooManyBadInputsError as soon as the limit is passed for certain."""
+        inputs, bytes_in, quarantined = self.tally.totals()
+        self._reporter.advance(inputs, bytes_in, quarantined)
+        bad = self._quarantined_before + quarantined
+        # Tars are not counted before they are read, so their share is judged at the end.
+        judged = self._plan.generation == 1 and not self._plan.tars_planned
+        if judged and bad > self._request.run.max_bad * self._plan.images_planned:
+            raise _too_many(bad, self._plan.images_planned, self._request.run.max_bad)
+
+    def _counters(self) -> dict[str, Any]:
+        inputs, bytes_in, quarantined = self.tally.totals()
+        return {"images_seen": inputs, "bytes_in": bytes_in, "images_quarantined": quarantined, "shards_committed": self.tally.shards}
+
+
+def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:
+    """Return the spec of the stored tokenizer, which must be the planned one, byte for byte."""
+    for path, sha256 in plan.tokenizer_objects.items():
+        try:
+            seen = sha256_hex(store.read(path))
+        except MissingObjectError:
+            raise PlanError(f"{store.url}/{path} is missing. Run `tokenshards repair {store.url}` to see what can be restored") from None
+        if seen != sha256:
+            raise PlanError(
+                f"{store.url}/{path} is not what the plan names (sha256 {seen[:12]}…, expected {sha256[:12]}…). "
+                f"Run `tokenshards repair {store.url}` to see what can be restored"
+            )
+    return load_tokenizer(store, TOKENIZER_FOLDER).spec
+
+
+def check_bad_share(survey: Survey, max_bad: float) -> None:
+    """Raise TooManyBadInputsError when more than `max_bad` of the planned inputs failed for good; a retry may fail as it likes."""
+    if survey.plan.generation == 1 and survey.quarantined > max_bad * survey.planned:
+        raise _too_many(survey.quarantined, survey.planned, max_bad)
+
+
+def _too_many(quarantined: int, planned: int, max_bad: float) -> TooManyBadInputsError:
+    return TooManyBadInputsError(
+        f"{quarantined:,} of {planned:,} inputs failed for good, which is more than --max-bad {max_bad:g}. "
+        "The quarantine/ files name each with its reason. To accept them, run the same command with a larger --max-bad"
+    )

@@ -1,0 +1,86 @@
+"""What `tokenize` was asked to do, what it says while it works, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
+from pipeline.errors import PlanError
+from pipeline.plan import Plan
+from pipeline.shards.manifest import Manifest
+from pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
+
+__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request"]
+
+
+class Reporter(Protocol):
+    """Where a run tells people what it does."""
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+
+    def begin(self, planned: int | None, done: int) -> None:
+        """The work starts: inputs planned (None while tars are uncounted) and already done."""
+
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+        """Totals of this run so far, shards in flight included."""
+
+    def end(self) -> None:
+        """The work is over, for whatever reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeRequest:
+    """What `tokenize` was asked to do."""
+
+    source_url: str
+    out_url: str
+    tokenizer_url: str | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    run: RunConfig
+    out_options: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: a complete dataset, and what this run added to it."""
+
+    manifest: Manifest
+    already_complete: bool
+    images: int
+    seconds: float
+
+
+def check_request(plan: Plan, request: TokenizeRequest) -> None:
+    """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
+    asked, fit = request.plan, request.fit
+    spec, fitted = plan.spec, json.loads(plan.tokenizer_json)["statistics"].get("fit", {})
+    default_plan, default_fit = PlanConfig(), FitConfig()
+    different = [
+        f"{option} {wanted} (the plan has {have})"
+        for option, wanted, default, have in (
+            ("--codec", asked.codec, default_plan.codec, plan.codec),
+            ("--shard-rows", asked.shard_rows, default_plan.shard_rows, plan.shard_rows),
+            ("--size", fit.size, default_fit.size, spec.preprocess.size),
+            ("--levels", fit.levels, default_fit.levels, spec.layout.ids_per_site),
+            ("--patch", fit.patch, default_fit.patch, spec.config.get("patch", fit.patch)),
+            ("--codes", fit.codes, default_fit.codes, fitted.get("codes", fit.codes)),
+            ("--seed", fit.seed, default_fit.seed, fitted.get("seed", fit.seed)),
+        )
+        if wanted not in (default, have)
+    ]
+    if request.tokenizer_url is not None:
+        store, prefix = resolve_tokenizer(request.tokenizer_url, request.out_options)
+        fingerprint = load_tokenizer(store, prefix).spec.fingerprint
+        if fingerprint != plan.fingerprint:
+            different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
+    if different:
+        raise PlanError(
+            f"{request.out_url} already holds a plan made with other options: {'; '.join(different)}. "
+            "Leave these options out to continue it, or choose another output"
+        )
