@@ -18,7 +18,7 @@ check: $(READY)
 
 # The long forms of the crash and damage tests: by hand, once per issue. SOAK_SEED=7 repeats a run.
 soak: $(READY)
-	$(BIN)/python -m pytest -m soak --timeout 3600 -s
+	SOAK_RESULTS=infra/bench/results $(BIN)/python -m pytest -m soak --timeout 3600 -s
 
 bench-setup: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"

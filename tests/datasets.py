@@ -132,3 +132,12 @@ def run_json(*arguments: str, expect: int = 0) -> dict[str, Any]:
     out, _ = run_cli(*arguments, "--json", expect=expect)
     value: dict[str, Any] = json.loads(out)
     return value
+
+
+def keep_result(name: str, **fields: Any) -> None:
+    """Print what a long run did as one JSON line, and keep it in $SOAK_RESULTS where that is set."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    line = json.dumps({"name": name, "commit": commit, **fields}, sort_keys=True)
+    print(f"\n{line}")
+    if folder := os.environ.get("SOAK_RESULTS"):
+        (Path(folder) / f"{name}.json").write_text(line + "\n")

@@ -17,7 +17,7 @@ from pipeline.reports.inspection import inspect_dataset
 from pipeline.reports.storage import dataset_report
 from pipeline.storage import Store
 from pipeline.verification import verify_dataset
-from tests.datasets import content, convert, quarantine_of, run_cli, run_json, write_images
+from tests.datasets import content, convert, keep_result, quarantine_of, run_cli, run_json, write_images
 from tests.inline import InlineRunner
 
 FLIPS_PER_KIND = 20
@@ -176,7 +176,9 @@ def test_repair_after_every_flip(damaged: tuple[Path, Path, Path], capsys: pytes
             repaired(src, out, reference)
             clean(out)
     with capsys.disabled():
-        print(f"seed {seed}: {counts.total()} flips found and repaired: {dict(counts)}")
+        keep_result(
+            "soak_damage", seed=seed, flips=counts.total(), found=counts.total(), repaired_equal=counts.total(), per_kind=dict(counts)
+        )
 
 
 def test_from_the_command_line(damaged: tuple[Path, Path, Path]) -> None:
