@@ -77,13 +77,13 @@ def test_random_kills(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
 def test_random_kills_for_long(tmp_path: Path) -> None:
     seed = int(os.environ.get("SOAK_SEED", "0"))
     killed = random_kills(tmp_path, kills=15, seed=seed)
-    keep_result("soak_random_kills", seed=seed, images=15 * 250 + 10, killed=killed, equal_to_undisturbed=True)
+    keep_result("soak_random_kills", seed=seed, images=500 + 15 * 300 + 10, killed=killed, equal_to_undisturbed=True)
 
 
 def random_kills(folder: Path, *, kills: int, seed: int) -> dict[str, int]:
     """Kill a driver, or one of its workers and then the driver, `kills` times while shards are made; return what was killed."""
     rng = random.Random(seed)
-    write_images(folder / "src", 250 * kills, bad=10, side=96, seed=seed % 1000)
+    write_images(folder / "src", 500 + 300 * kills, bad=10, side=96, seed=seed % 1000)
     convert(folder / "src", folder / "reference", shard_rows=30, workers=2)
     arguments = command(folder / "src", folder / "out", folder / "reference")
     arguments[arguments.index("24")] = "30"
@@ -94,13 +94,13 @@ def random_kills(folder: Path, *, kills: int, seed: int) -> dict[str, int]:
         deadline = time.monotonic() + 60
         while committed(folder / "out") == seen and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.15))
         assert process.poll() is None, f"seed {seed}: the job ended after {killed}; give it more images\n{process.communicate()}"
         workers = psutil.Process(process.pid).children()
         if rng.random() < 0.5 and workers:
             rng.choice(workers).kill()
             killed["worker"] += 1
-            time.sleep(rng.uniform(0, 0.3))
+            time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.communicate()
         killed["driver"] += 1
