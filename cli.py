@@ -97,7 +97,7 @@ def fit_tokenizer_command(
     """Fit the default tokenizer (residual k-means on image patches) to a sample of your images."""
     from pipeline.config import FitConfig, SourceConfig
     from pipeline.fitting import fit_tokenizer
-    from pipeline.plan import Listing
+    from pipeline.planning import Listing
     from pipeline.reports.storage import fit_rows
     from pipeline.reports.terminal import TerminalReporter, print_table
     from pipeline.sources import open_source

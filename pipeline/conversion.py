@@ -12,8 +12,9 @@ from pipeline.context import TOKENIZER_FOLDER
 from pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from pipeline.fitting import fit_tokenizer
 from pipeline.heartbeat import live_runs, refuse_beside_live_run
-from pipeline.plan import Listing, Plan, PlanRequest, load_chain, load_plan, write_plan
+from pipeline.plan import Plan, load_chain, load_plan
 from pipeline.plan_run import PlanRun
+from pipeline.planning import Listing, PlanRequest, write_plan
 from pipeline.request import Outcome, Reporter, TokenizeRequest, check_request
 from pipeline.retry import plan_retry
 from pipeline.runners.base import Runner

@@ -11,7 +11,7 @@ from pipeline.config import FitConfig, PlanConfig, SourceConfig
 from pipeline.decode import decode_image
 from pipeline.errors import BadInput, TokenizerError
 from pipeline.fitting import fit_tokenizer
-from pipeline.plan import Listing
+from pipeline.planning import Listing
 from pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
 from pipeline.shards.codecs import get_codec
 from pipeline.shards.writer import ShardRows, encode_shard

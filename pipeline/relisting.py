@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import TokenshardsError
-from pipeline.plan import Listing, Plan, PlanPart, read_shard_rows, relist_parts
+from pipeline.plan import Plan, PlanPart, read_shard_rows
+from pipeline.planning import Listing, relist_parts
 from pipeline.records import PlanRow
 from pipeline.retry import rows_to_retry
 from pipeline.sources import open_source, source_root

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.config import SourceConfig
 from pipeline.errors import IncompleteError, MissingObjectError, PlanError
-from pipeline.plan import Listing, Plan, PlanRequest, load_chain, read_shard_rows, write_plan
+from pipeline.plan import Plan, load_chain, read_shard_rows
+from pipeline.planning import Listing, PlanRequest, write_plan
 from pipeline.records import PlanRow
 from pipeline.shards.commit import Commit, read_commit
 from pipeline.shards.manifest import Manifest, ShardEntry, load_manifest, load_pointer

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.tokenizers": SHARDS,
     "pipeline.partition": STORES,
     "pipeline.plan": SHARDS | {"pipeline.partition"},
+    "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
     "pipeline.job": WORK,
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
     "pipeline.runners": FOUNDATION | {"pipeline.job", "pipeline.context"},

@@ -29,7 +29,8 @@ CHILD = "--child"
 def plan_once(count: int) -> None:
     """Plan `count` generated inputs in this process; print peak bytes, and the seconds of listing and of planning."""
     from pipeline.config import PlanConfig
-    from pipeline.plan import Listing, PlanRequest, load_plan, write_plan
+    from pipeline.plan import load_plan
+    from pipeline.planning import Listing, PlanRequest, write_plan
     from pipeline.records import PlanRow
     from pipeline.storage import Store
 

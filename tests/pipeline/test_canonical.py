@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.canonical import canonical_json, keyed_hash64, seal, unseal
+from pipeline.canonical import canonical_json, keyed_hash64, keyed_hashes64, seal, unseal
 from pipeline.errors import CorruptObjectError
 
 values = st.recursive(
@@ -53,3 +53,8 @@ def test_bytes() -> None:
 
 def test_the_order_hash_is_pinned() -> None:
     assert keyed_hash64("order-0", "a/b.jpg") == 0x8E8D5B17142B1A52  # another value would cut every data set anew
+
+
+@given(st.text(max_size=80), st.lists(st.text(st.characters(exclude_categories=()))))
+def test_hashes_of_many_are_those_of_each(key: str, values: list[str]) -> None:
+    assert list(keyed_hashes64(key, values)) == [keyed_hash64(key, value) for value in values]

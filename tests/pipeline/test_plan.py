@@ -11,7 +11,8 @@ import pytest
 from pipeline.canonical import seal
 from pipeline.config import PlanConfig
 from pipeline.errors import CorruptObjectError, PlanError
-from pipeline.plan import CURRENT_PLAN, Listing, Plan, PlanRequest, load_plan, part_digest, read_part, read_shard_rows, write_plan
+from pipeline.plan import CURRENT_PLAN, Plan, load_plan, part_digest, read_part, read_shard_rows
+from pipeline.planning import Listing, PlanRequest, write_plan
 from pipeline.records import PlanRow
 from pipeline.storage import Store
 
