@@ -22,9 +22,9 @@ import pyarrow as pa
 from pipeline import __version__
 from pipeline.config import SourceConfig
 from pipeline.decode import DECODER, decode_image
-from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError, Reason, Stage
+from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError
 from pipeline.faults import crash_point
-from pipeline.fetch import display_uri, fetch_ahead, fetch_file
+from pipeline.inputs import read_inputs
 from pipeline.plan import Plan, read_shard_rows
 from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, concatenate_tokens
 from pipeline.shards.codebook import carries_codebook
@@ -41,14 +41,12 @@ from pipeline.shards.commit import (
 )
 from pipeline.shards.manifest import load_pointer
 from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
-from pipeline.sources import read_slice
 from pipeline.storage import Store
 from pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "tokenize_shard"]
 
 MAX_QUARANTINED_BYTES = 4 << 20
-REMOTE_FETCH_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +113,7 @@ def tokenize_shard(
     watch = _Stopwatch()
     rows = read_shard_rows(out, plan, shard)
     result = _ShardResult()
-    for batch in _batches(_records(context, rows, killers), plan.batch_rows):
+    for batch in _batches(_inputs(context, rows, killers), plan.batch_rows):
         watch.lap("fetch")
         _tokenize_batch(context, batch, result, watch, on_progress)
     _refuse_under_manifest(out, plan)
@@ -166,7 +164,7 @@ def tokenize_shard(
 
 def list_sample_ids(context: JobContext, shard: int, killers: frozenset[str]) -> list[str]:
     """Return the sample id of every input of a shard in work order, without decoding any."""
-    return [record.sample_id for record in _records(context, read_shard_rows(context.out, context.plan, shard), killers)]
+    return [record.sample_id for record in _inputs(context, read_shard_rows(context.out, context.plan, shard), killers)]
 
 
 def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
@@ -175,53 +173,13 @@ def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers:
     A runner uses it to find, by bisection, the input that kills its worker.
     """
     rows = read_shard_rows(context.out, context.plan, shard)
-    records = itertools.islice(_records(context, rows, killers), start, stop)
+    records = itertools.islice(_inputs(context, rows, killers), start, stop)
     for batch in _batches(records, context.plan.batch_rows):
         _tokenize_batch(context, batch, _ShardResult(), _Stopwatch(), lambda progress: None)
 
 
-def _records(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield every input of the planned rows exactly once, in plan order; later rows of an id already met fail as duplicates."""
-    seen: set[str] = set()
-    for record in _read_rows(context, rows, killers):
-        if record.sample_id in seen and isinstance(record, ImageRecord):
-            error = BadInput(Reason.DUPLICATE_ID, "another input of this shard has the same sample id", Stage.FETCH)
-            yield FailedRecord(sample_id=record.sample_id, error=error, data=record.data, label=record.label, uri=record.uri)
-            continue
-        seen.add(record.sample_id)
-        yield record
-
-
-def _read_rows(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
-    store = context.source
-    files = [row for row in rows if row.kind == "file"]
-    threads = 0 if store.is_local and not any("://" in row.path for row in files) else REMOTE_FETCH_THREADS
-    wanted = [row for row in files if row.sample_id not in killers and not row.skip]
-    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=4 * max(1, threads))
-    for row in rows:
-        if row.kind != "file":
-            committed = frozenset(row.skip or ())
-            for record in read_slice(store, row, context.source_config, context.plan.label_type, context.plan.meta_types):  # type: ignore[arg-type]
-                if record.sample_id in committed:
-                    continue
-                yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
-        elif row.skip:
-            error = BadInput(Reason.DUPLICATE_ID, "an earlier generation committed another input with the same sample id", Stage.FETCH)
-            yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=display_uri(store, row.path))
-        elif row.sample_id in killers:
-            yield _killer(row.sample_id, display_uri(store, row.path))
-        else:
-            _, data = next(fetched)
-            if isinstance(data, BadInput):
-                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=display_uri(store, row.path))
-            else:
-                uri = display_uri(store, row.path)
-                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
-
-
-def _killer(sample_id: str, uri: str) -> FailedRecord:
-    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung while it handled this input, three times", Stage.DECODE)
-    return FailedRecord(sample_id=sample_id, error=error, uri=uri)
+def _inputs(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+    return read_inputs(context.source, context.source_config, context.plan, rows, killers)
 
 
 def _batches(records: Iterable[ImageRecord | FailedRecord], rows: int) -> Iterator[list[ImageRecord | FailedRecord]]:
