@@ -24,6 +24,7 @@ from pipeline.config import SourceConfig
 from pipeline.decode import DECODER, decode_image
 from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError
 from pipeline.faults import crash_point
+from pipeline.fetch import display_uri
 from pipeline.inputs import read_inputs
 from pipeline.plan import Plan, read_shard_rows
 from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, concatenate_tokens
