@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -73,6 +75,12 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
         except ValueError:
             options[key] = value
     return options
+
+
+def _workers(asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # cores given to this process
 
 
 def _print_json(value: object) -> None:
@@ -179,7 +187,7 @@ def tokenize_command(
         ),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec),
         run=RunConfig(
-            workers=workers or os.cpu_count() or 1,
+            workers=_workers(workers),
             max_bad=max_bad,
             join=join,
             stall_timeout_seconds=stall_timeout,
@@ -249,7 +257,7 @@ def plan_command(
         PlanConfig(shard_rows=shard_rows, codec=codec),
         FitConfig(size=size, patch=patch, levels=levels, codes=codes, seed=seed),
         tokenizer=adopt_tokenizer(tokenizer, options)[0] if tokenizer else None,
-        workers=workers or os.cpu_count() or 1,
+        workers=_workers(workers),
         price_per_hour=price_per_hour,
     )
     if as_json:
@@ -372,7 +380,7 @@ def retry_failed_command(
     from pipeline.reports.terminal import TerminalReporter
 
     options = _options(storage_option)
-    run = RunConfig(workers=workers or os.cpu_count() or 1, max_bad=1.0)
+    run = RunConfig(workers=_workers(workers), max_bad=1.0)
     outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet))
     if outcome is None:
         print(json.dumps({"retried": 0}) if as_json else f"{out}: nothing is in quarantine")
@@ -449,8 +457,16 @@ def _version(
         raise typer.Exit
 
 
+def _terminate(signal_number: int, _frame: object) -> None:
+    raise SystemExit(128 + signal_number)  # as an exception, so that workers, temporary files and the heartbeat end in order
+
+
 def main() -> None:
     """Run the command line; an expected error is one message and an exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")  # a file name must not stop a job on a terminal that cannot show it
     try:
         app()
     except (KeyboardInterrupt, _Stopped):

@@ -11,22 +11,25 @@ from pipeline.config import RunConfig, SourceConfig
 from pipeline.context import TOKENIZER_FOLDER
 from pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from pipeline.fitting import fit_tokenizer
-from pipeline.heartbeat import live_runs, refuse_beside_live_run
+from pipeline.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
 from pipeline.plan import Plan, load_chain, load_plan
 from pipeline.plan_run import PlanRun
 from pipeline.planning import Listing, PlanRequest, write_plan
-from pipeline.request import Outcome, Reporter, TokenizeRequest, check_request
+from pipeline.request import Outcome, Reporter, TokenizeRequest, check_request, check_source
 from pipeline.retry import plan_retry
 from pipeline.runners.base import Runner
 from pipeline.runners.local import LocalRunner
 from pipeline.shards.codecs import get_codec
 from pipeline.shards.manifest import load_manifest, load_pointer
 from pipeline.sources import ImageSource, open_source, source_root
+from pipeline.sources.base import LabelType, SourceSummary, integer_in, readable_text
 from pipeline.storage import Store, display_url
 from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
 
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
+
+PLAN_POLL_SECONDS = 1.0
 
 
 class Conversion:
@@ -47,10 +50,10 @@ class Conversion:
         request, store = self._request, self._store
         self._refuse_second_driver()
         chain = load_chain(store)
-        if chain:
-            check_request(chain[0], request)
-        else:
-            chain = [self._make_plan()]
+        if not chain:
+            chain = self._plan_once()
+        check_request(chain[0], request)
+        check_source(store, chain, request)
         return finish_chain(store, chain, request, self._runner, self._reporter)
 
     def _refuse_second_driver(self) -> None:
@@ -62,9 +65,22 @@ class Conversion:
                 "Wait for it, stop it, or add --join to share its work"
             )
 
-    def _make_plan(self) -> Plan:
+    def _plan_once(self) -> list[Plan]:
+        """Make the plan, or wait for the driver that makes it: two at once would overwrite each other's tokenizer."""
+        store, source = self._store, open_source(self._request.source_url, self._request.source)
+        while True:
+            with Heartbeat(store, PLANNING, dict) as heartbeat:
+                if wins_planning(store, heartbeat.record):
+                    return load_chain(store) or [self._make_plan(source)]
+            self._refuse_second_driver()
+            self._reporter.say("another run makes the plan; waiting for it")
+            while live_runs(store):
+                if chain := load_chain(store):
+                    return chain
+                time.sleep(PLAN_POLL_SECONDS)
+
+    def _make_plan(self, source: ImageSource) -> Plan:
         request, say = self._request, self._reporter.say
-        source = open_source(request.source_url, request.source)
         sample = 0 if request.tokenizer_url else request.fit.sample
         with Listing(
             source.list_rows(),
@@ -95,10 +111,10 @@ class Conversion:
                 config=request.plan,
                 source=source_record(source, request.source_url, request.source),
                 tokenizer_objects=objects,
-                card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": source.root, **request.card},
+                card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": readable_text(source.root), **request.card},
                 tokenizer_json=self._store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
                 classes=classes,
-                label_type=source.summary.label_type,
+                label_type=common_label_type(classes, source.summary),
                 meta_types=dict(source.summary.meta_types),
                 matched=tuple(matched),
             )
@@ -128,11 +144,34 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
     return tokenizer, load_statistics(store, prefix), classes
 
 
+def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) -> LabelType | None:
+    """Return the type in which the labels of a source are stored: that of the class table that was handed over, where there is one.
+
+    `7` of a table and the folder `7` are then one class. Raises PlanError where the table has integers and a label is none.
+    """
+    if not classes or summary.label_type is None:
+        return summary.label_type
+    if any(isinstance(label, str) for label in classes):
+        return "string"
+    stray = next((label for label in summary.labels if integer_in(label) is None), None)
+    if stray is not None:
+        raise PlanError(
+            f"the label {stray!r} cannot join a class table of integers such as {classes[0]}: expected integers as labels. "
+            "Choose them with --label, or give only the tokenizer: --tokenizer DATASET/tokenizer"
+        )
+    return "int64"
+
+
 def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
     """Return what the plan records of a source; nothing in it is a secret."""
     options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
-    url = display_url(asked_url) if "://" in asked_url else os.path.abspath(asked_url)  # `repair` may run from another folder
-    return {"url": url, "root": source.root, "kind": source.kind, "options": {**options, "meta": list(config.meta)}}
+    here = asked_url if "://" in asked_url else os.path.abspath(os.path.expanduser(asked_url))  # `repair` may run from another folder
+    return {
+        "url": readable_text(display_url(here)),
+        "root": readable_text(source.root),
+        "kind": source.kind,
+        "options": {**options, "meta": list(config.meta)},
+    }
 
 
 def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runner: Runner, reporter: Reporter) -> Outcome:

@@ -21,6 +21,7 @@ from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 __all__ = ["Estimate", "estimate_job"]
 
 SAMPLE_IMAGES = 256
+TAR_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +102,14 @@ def estimate_job(
         sizes: list[tuple[int, int, int]] = []
         seen = bytes_seen = slice_bytes = 0
         for row in listing.sample:
-            slice_bytes += max(0, row.size)
+            members = 0
             for record in source.read(row):
                 lap("fetch")
                 seen += 1
                 bytes_seen += len(record.data or b"")
+                members += TAR_BLOCK * (
+                    1 + -(-len(record.data or b"") // TAR_BLOCK) + 2 * (record.label is not None)
+                )  # a header for each member
                 if isinstance(record, ImageRecord):
                     try:
                         image = decode_image(record.data, spec.preprocess)
@@ -115,9 +119,12 @@ def estimate_job(
                         pass  # counted below: seen but not in images
                 lap("decode")
                 if seen >= SAMPLE_IMAGES:
+                    slice_bytes += min(members, max(0, row.size))  # left in the middle: only what was read counts
                     break
-            if seen >= SAMPLE_IMAGES:
-                break
+            else:
+                slice_bytes += max(0, row.size)
+                continue
+            break
         if not images:
             raise TokenizerError(f"{source_url}: none of {seen} sampled inputs decodes; check the source")
         tokens = _encode(tokenizer, images, plan_config.batch_rows)

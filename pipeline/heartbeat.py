@@ -20,10 +20,14 @@ from pipeline.shards.manifest import read_sealed
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.storage import Store
 
-__all__ = ["Heartbeat", "RunRecord", "live_runs", "refuse_beside_live_run", "run_records"]
+__all__ = ["PLANNING", "Heartbeat", "RunRecord", "live_runs", "refuse_beside_live_run", "run_records", "wins_planning"]
 
 BEAT_SECONDS = 15.0
 LIVE_SECONDS = 90.0
+PLANNING = ""
+"""Plan id of a driver that makes the plan."""
+_GIVE_WAY_SECONDS = 1.0
+_GIVE_WAY_LOOKS = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +101,22 @@ def refuse_beside_live_run(store: Store, verb: str) -> None:
     """Raise LiveRunError when another driver works on the dataset."""
     for record in live_runs(store):
         raise LiveRunError(f"{store.url}: cannot {verb}, another run is at work ({record.describe(time.time())}). Wait for it or stop it")
+
+
+def wins_planning(store: Store, mine: RunRecord) -> bool:
+    """Return whether the driver of a published record may make the plan; the others must give way, or wait.
+
+    Each publishes before it looks, so of two that start at the same moment at least one sees the other. The larger uuid gives way at
+    once; the smaller one too, unless the other has withdrawn within seconds, because the other may have looked before and be at work.
+    """
+    for _ in range(_GIVE_WAY_LOOKS):
+        others = [record for record in live_runs(store) if record.uuid != mine.uuid]
+        if not others:
+            return True
+        if any(record.plan_id != PLANNING or record.uuid < mine.uuid for record in others):
+            return False
+        time.sleep(_GIVE_WAY_SECONDS)
+    return False
 
 
 class Heartbeat:

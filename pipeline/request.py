@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
-from pipeline.errors import PlanError
-from pipeline.plan import Plan
-from pipeline.shards.manifest import Manifest
+from pipeline.errors import PlanError, SourceError
+from pipeline.plan import Plan, read_shard_rows
+from pipeline.shards.manifest import Manifest, load_pointer
+from pipeline.sources import source_root
+from pipeline.sources.base import readable_text
+from pipeline.storage import Store
 from pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
-__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request"]
+__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
+
+PROBED_ROWS = 16
 
 
 class Reporter(Protocol):
@@ -83,4 +88,22 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         raise PlanError(
             f"{request.out_url} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
+        )
+
+
+def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> None:
+    """Raise SourceError when nothing of the plan is at the source: another one was named, or it moved, or its disk is not mounted.
+
+    Inputs that are gone are failures for good, so a wrong path would fill the quarantine. Looks at a few inputs, and only where the path
+    is new or work is left.
+    """
+    first = chain[0]
+    source = source_root(request.source_url, request.source)
+    if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
+        return
+    rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
+    if not any("://" in row.path or row.path.startswith("/") or source.info(row.path) is not None for row in rows):
+        raise SourceError(
+            f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
+            f"{first.source['url']}. Give the place where these inputs are now, or choose another output"
         )

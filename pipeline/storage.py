@@ -174,6 +174,8 @@ class Store:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if _is_folder(entry):
                         if entry.is_symlink():  # only links can lead in circles
+                            if _leads_back(entry.path):
+                                continue
                             status = entry.stat()
                             if (status.st_dev, status.st_ino) in seen:
                                 continue
@@ -187,8 +189,12 @@ class Store:
         for attempt in range(1, self.retry.attempts + 1):
             try:
                 return operation()
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 raise MissingObjectError(path, place=where) from None
+            except NotADirectoryError:
+                raise MissingObjectError(
+                    path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
+                ) from None
             except (MissingObjectError, TypeError, AttributeError, KeyError, AssertionError):
                 raise
             except Exception as error:  # clients of stores raise their own types for the same outages
@@ -234,6 +240,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, say: no folder, and whoever opens it will say what it is
         return False
+
+
+def _leads_back(link: str) -> bool:
+    """True where a link names a folder that it lies in: what is there is listed already, under shorter names."""
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath((target, place)) == target
 
 
 def _local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
+from pipeline.reports.fidelity import psnr
 
 __all__ = ["image_grid", "plot_usage", "side_by_side", "usage_text_histogram"]
 
@@ -52,12 +53,13 @@ def image_grid(images: Sequence[Pixels], captions: Sequence[str] | None = None, 
 def side_by_side(
     originals: Sequence[Pixels], reconstructions: Sequence[Pixels], captions: Sequence[str] | None = None, columns: int = 3
 ) -> Image.Image:
-    """Return each original with its reconstruction at its right, `columns` such pairs in a row."""
+    """Return each original with its reconstruction and its PSNR at its right, `columns` such pairs in a row."""
     if len(originals) != len(reconstructions):
         raise ConfigError(f"{len(originals)} originals and {len(reconstructions)} reconstructions; expected as many of both")
     names = captions if captions is not None else [""] * len(originals)
     images = [image for pair in zip(originals, reconstructions, strict=True) for image in pair]
-    labels = [label for name in names for label in (f"original {name}".rstrip(), "from tokens")]
+    fidelity = [f"tokens, {psnr(original, image):.1f} dB" for original, image in zip(originals, reconstructions, strict=True)]
+    labels = [label for pair in zip(names, fidelity, strict=True) for label in pair]
     return image_grid(images, labels, 2 * max(1, columns))
 
 

@@ -60,7 +60,8 @@ def preview_dataset(
     dataset = open_dataset(url, storage_options=options)
     samples = list(_chosen(dataset, count, sample_ids, label))
     if not samples:
-        raise ConfigError(f"{url}: no image to show for --class {label!r}; its classes are {list(dataset.classes[:10])}")
+        wanted = "the dataset has no rows" if label is None else f"none of --class {label!r}; its classes are {list(dataset.classes[:10])}"
+        raise ConfigError(f"{url}: no image to show, {wanted}")
     tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
     images = list(tokenizer.decode(concatenate_tokens([sample.tokens for sample in samples])))
     ids = [str(sample.row["sample_id"]) for sample in samples]
@@ -74,8 +75,7 @@ def preview_dataset(
     if not kept:
         raise ConfigError(f"--source {source_url}: none of {len(ids)} images is found there unchanged; give the place that was tokenized")
     pairs = [(originals[ids[index]], images[index]) for index in kept]
-    notes = [f"{psnr(original, image):.1f} dB {captions[index]}" for index, (original, image) in zip(kept, pairs, strict=True)]
-    picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], notes)
+    picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
     _save(picture, to)
     return Preview(to, [ids[index] for index in kept], [round(psnr(original, image), 3) for original, image in pairs])
 

@@ -20,8 +20,8 @@ class TerminalReporter:
     """Implements the Reporter of a conversion for people."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._quiet = quiet
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
+        self._quiet = quiet or sys.stderr is None  # rich would take stdout in place of a closed stderr
         self._progress: Progress | None = None
         self._task: Any = None
         self._planned: int | None = None
@@ -92,7 +92,7 @@ def table_of(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str
 
 def print_table(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str, ...] = ()) -> None:
     """Print a table on stdout, as wide as it needs to be where stdout is no terminal."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)
+        console = Console(highlight=False, markup=False, emoji=False, width=120)
     console.print(table_of(rows, title, header))

@@ -71,7 +71,7 @@ class _Worker:
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.runners.worker"],
+            [sys.executable, "-P", "-m", "pipeline.runners.worker"],  # -P: a `pipeline` folder of the user stays out
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -179,6 +179,8 @@ class TokenDataset:
 
     @cached_property
     def _keys(self) -> pa.Table:
+        if not self.shards:
+            return pa.table({"sample_id": pa.array([], pa.string()), "view": pa.array([], pa.int16())})
         return pa.concat_tables([self.open_shard(entry).read_columns(("sample_id", "view")) for entry in self.shards])
 
     def _batch(self, pieces: list[ShardData], columns: Sequence[str]) -> Batch:
