@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config import FitConfig, PlanConfig, SourceConfig
 from pipeline.decode import decode_image
@@ -98,7 +99,7 @@ def estimate_job(
 
         _encoded_bytes(tokenizer, _encode(tokenizer, [np.zeros((size, size, 3), np.uint8)], 1), [(1, 1, 1)], plan_config)  # warm-up
         last = time.perf_counter()
-        images: list[np.ndarray] = []  # type: ignore[type-arg]
+        images: list[npt.NDArray[np.uint8]] = []
         sizes: list[tuple[int, int, int]] = []
         seen = bytes_seen = slice_bytes = 0
         for row in listing.sample:
@@ -164,7 +165,7 @@ def estimate_job(
     )
 
 
-def _encode(tokenizer: Tokenizer, images: list[np.ndarray], batch_rows: int) -> TokenBatch:  # type: ignore[type-arg]
+def _encode(tokenizer: Tokenizer, images: list[npt.NDArray[np.uint8]], batch_rows: int) -> TokenBatch:
     batches = []
     for start in range(0, len(images), batch_rows):
         batches.append(tokenizer.encode(np.stack(images[start : start + batch_rows])))

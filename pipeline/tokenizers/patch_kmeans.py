@@ -68,7 +68,7 @@ class PatchKMeans:
             config={"patch": patch},
         )
         basis_DR = _span(self._tables)
-        self._searches = [NearestRow((table * np.float32(255)) @ basis_DR) for table in self._tables]
+        self._searches = [NearestRow(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
         self._basis = np.pad(basis_DR, ((0, 0), (0, 1)))
 
     @property

@@ -17,8 +17,8 @@ def images_to_patches(images_BHWC: Images, patch: int) -> Images:
     count, height, width, _ = images_BHWC.shape
     # A patch's line of pixels moves as one opaque item, which is several times faster than moving its bytes one by one.
     lines = np.ascontiguousarray(images_BHWC).reshape(count, height, width * 3).view(np.dtype((np.void, patch * 3)))
-    lines = lines.reshape(count, height // patch, patch, width // patch).swapaxes(2, 3)
-    return np.ascontiguousarray(lines).view(np.uint8).reshape(-1, patch * patch * 3)
+    by_patch = lines.reshape(count, height // patch, patch, width // patch).swapaxes(2, 3)
+    return np.ascontiguousarray(by_patch).view(np.uint8).reshape(-1, patch * patch * 3)
 
 
 def patches_to_images(patches_BLD: Images, grid: tuple[int, ...], patch: int) -> Images:
