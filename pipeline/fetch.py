@@ -133,6 +133,10 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
         raise BadInput(Reason.BAD_URI, f"{shorten(path)} cannot be a file name", Stage.FETCH) from None
     except OSError as error:
         if error.errno in _MISSING_ERRNO:
+            if not os.path.isdir(store.root):  # the disk is gone, not this file
+                raise TransientStorageError(
+                    f"{store.root}: the folder of the source is gone. Mount or move it back, then run the command again: it continues"
+                ) from None
             raise MissingObjectError(display_uri(store, path), os.strerror(error.errno)) from None
         if error.errno == errno.ENXIO:
             raise _not_a_file(store, path) from None

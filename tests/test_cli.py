@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import psutil
 import pytest
 from PIL import Image
 
+from pipeline.heartbeat import run_records
 from pipeline.reports import terminal
+from pipeline.storage import Store
 from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_images
 
 COMMANDS = {
@@ -163,6 +166,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["tokenize", ".", "out", "--runner", "ray"], 2, "--runner"),
         (["tokenize", ".", "out", "--size", "30"], 2, "multiple of --patch 4"),
         (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),
+        (["tokenize", ".", "out", "--workers", "0"], 2, "1 to 1024"),
         (["tokenize", ".", "out", "--max-bad", "7"], 2, "0 to 1"),
         (["tokenize", ".", "out", "--storage-option", "key"], 2, "key=value"),
         (["tokenize", ".", "nosuch://bucket/out"], 2, "nosuch"),
@@ -236,7 +240,8 @@ def test_sigterm_ends_the_workers_too(dataset: tuple[Path, Path], tmp_path: Path
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGTERM)
-    process.wait(10)
+    assert process.wait(10) == 143
+    assert [record.state for record in run_records(Store(str(tmp_path / "out")))].count("stopped") == 1, "a rerun elsewhere goes on at once"
     psutil.wait_procs(workers, timeout=5)
     assert workers and not any(worker.is_running() for worker in workers)
 
@@ -248,3 +253,28 @@ def test_the_console_script_is_the_same(dataset: tuple[Path, Path]) -> None:
         pytest.skip("the project is not installed in this environment")
     shown = subprocess.run([str(script), "status", str(out), "--json"], capture_output=True, text=True, check=True)
     assert json.loads(shown.stdout)["complete"] is True
+
+
+def test_a_terminal_without_unicode(dataset: tuple[Path, Path]) -> None:
+    shown, _ = run_cli("inspect", str(dataset[1]), env={"PYTHONIOENCODING": "ascii"})
+    assert "\\u2588" in shown
+
+
+def test_a_folder_of_the_user_does_not_shadow_the_package(
+    dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, out = dataset
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    run_cli("tokenize", str(src), "out", "--tokenizer", f"{out}/tokenizer", "--max-bad", "1", "--workers", "1")
+
+
+def test_plan_extrapolates_a_tar_that_it_left_in_the_middle(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1, classes=0)
+    picture = next((tmp_path / "images").iterdir())
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for index in range(1000):
+            archive.add(picture, f"{index:05d}.jpg")
+    estimate = run_json("plan", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--size", "16")
+    assert 900 <= estimate["images"] <= 1100 and not estimate["images_exact"]

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FitConfig, SourceConfig
-from pipeline.errors import LiveRunError, PlanError, TokenizerError
+from pipeline.errors import LiveRunError, PlanError, SourceError, TokenizerError
 from pipeline.heartbeat import Heartbeat
 from pipeline.plan import load_plan
 from pipeline.reports.storage import dataset_report
 from pipeline.shards import open_dataset
 from pipeline.storage import Store
 from pipeline.verification import verify_dataset
-from tests.datasets import SilentReporter, content, convert, quarantine_of, write_images
+from tests.datasets import SilentReporter, content, convert, quarantine_of, start_cli, write_images
 from tests.inline import InlineRunner
 
 FIT = FitConfig(size=16, codes=16, iterations=2)
@@ -248,3 +248,39 @@ def test_the_last_batch_and_a_bad_neighbour_do_not_change_ids(images: Path, refe
         (tmp_path / "src" / "class_0" / f"bad_{number}.png").write_bytes(b"no picture")
     convert(tmp_path / "src", tmp_path / "out", tokenizer=f"{reference}/tokenizer", runner=InlineRunner())
     assert content(tmp_path / "out") == content(reference)
+
+
+def test_a_place_without_any_planned_input_is_refused(images: Path, reference: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "others", 3, classes=0)
+    for source in (tmp_path / "others", tmp_path / "not_mounted"):
+        with pytest.raises(SourceError, match="none of 16 planned inputs is there"):
+            convert(source, reference, runner=InlineRunner())
+    images.rename(tmp_path / "moved")
+    try:
+        assert convert(tmp_path / "moved", reference, runner=InlineRunner()).already_complete
+    finally:
+        (tmp_path / "moved").rename(images)
+
+
+def test_labels_take_the_type_of_the_class_table(tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        write_images(tmp_path / "folders" / name, 4, classes=0)
+    files = sorted(str(path) for path in (tmp_path / "folders").rglob("*.*"))
+    pq.write_table(pa.table({"path": files, "label": [index % 2 for index in range(8)]}), tmp_path / "table.parquet")
+    convert(tmp_path / "folders", tmp_path / "strings", runner=InlineRunner())
+    convert(tmp_path / "table.parquet", tmp_path / "as_strings", tokenizer=str(tmp_path / "strings"), runner=InlineRunner())
+    assert {label for label, _ in content(tmp_path / "as_strings").values()} == {"0", "1"}
+    convert(tmp_path / "table.parquet", tmp_path / "integers", runner=InlineRunner())
+    convert(tmp_path / "folders", tmp_path / "as_integers", tokenizer=str(tmp_path / "integers"), runner=InlineRunner())
+    assert open_dataset(str(tmp_path / "as_integers")).classes == (0, 1)
+    write_images(tmp_path / "named", 6)
+    with pytest.raises(PlanError, match="class table of integers"):
+        convert(tmp_path / "named", tmp_path / "refused", tokenizer=str(tmp_path / "integers"), runner=InlineRunner())
+
+
+def test_two_drivers_with_other_options_at_once(images: Path, tmp_path: Path) -> None:
+    arguments = ["tokenize", str(images), str(tmp_path / "out"), "--workers", "1", "-q", "--size"]
+    drivers = [start_cli(*arguments, size) for size in ("16", "32")]
+    codes = sorted(driver.wait(60) for driver in drivers)
+    assert codes[0] == 0 and codes[1] in (1, 4), "one does it; the other meets a live run, or a plan with other options"
+    assert verify_dataset(Store(str(tmp_path / "out"))).ok

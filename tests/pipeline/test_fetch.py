@@ -286,3 +286,8 @@ def test_closing_waits_for_reads_in_flight_and_drops_the_rest() -> None:
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert len(started) < 50
+
+
+def test_a_source_that_is_not_mounted_is_an_outage(tmp_path: Path) -> None:
+    with pytest.raises(TransientStorageError, match="the folder of the source is gone"):
+        fetch_file(Store(str(tmp_path / "unmounted"), retry=QUICK), row_of("a.jpg"))

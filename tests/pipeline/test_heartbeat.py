@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import heartbeat as heartbeats
 from pipeline.errors import LiveRunError
-from pipeline.heartbeat import Heartbeat, live_runs, refuse_beside_live_run, run_records
+from pipeline.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, run_records, wins_planning
 from pipeline.storage import Store
 
 
@@ -53,3 +54,18 @@ def test_a_damaged_record_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "x.json").write_bytes(b"{half")
     assert live_runs(Store(str(tmp_path))) == []
+
+
+def test_only_one_driver_makes_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    monkeypatch.setattr(heartbeats, "_GIVE_WAY_SECONDS", 0.0)
+    with Heartbeat(store, PLANNING, dict) as first:
+        assert wins_planning(store, first.record)
+        with Heartbeat(store, PLANNING, dict) as second:
+            assert not wins_planning(store, second.record), "whatever its uuid: the first looked before it was there and is at work"
+            ordered = sorted((first.record, second.record), key=lambda record: record.uuid)
+            assert not wins_planning(store, ordered[1])
+            monkeypatch.setattr(heartbeats.time, "sleep", lambda seconds: store.delete(f"runs/{ordered[1].uuid}.json"))
+            assert wins_planning(store, ordered[0]), "of two that start at once the smaller uuid stays, once the other has withdrawn"
+    with Heartbeat(store, "p", dict), Heartbeat(store, PLANNING, dict) as late:
+        assert not wins_planning(store, late.record), "the plan is there and worked on"

@@ -102,3 +102,17 @@ def test_secrets_are_not_shown(url: str, shown: str) -> None:
 def test_an_unknown_protocol_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"nosuch://x.*expected a path or a URL"):
         Store("nosuch://x")
+
+
+def test_a_link_to_an_outer_folder_doubles_nothing(tmp_path: Path) -> None:
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "x.png").write_bytes(b"1")
+    (tmp_path / "root" / "a" / "up").symlink_to("..")
+    (tmp_path / "root" / "b").symlink_to("a")  # another name of a folder is taken
+    assert sorted(info.path for info in Store(str(tmp_path / "root")).list()) == ["a/x.png", "b/x.png"]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(MissingObjectError, match="a part of its path is a file"):
+        Store(str(tmp_path / "out")).write("plan/x.json", b"{}")

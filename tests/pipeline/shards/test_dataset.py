@@ -214,3 +214,11 @@ def test_every_exported_name_exists_and_the_package_stays_light() -> None:
     code = "import sys, pipeline.shards.spec; print(*sys.modules); from pipeline.shards import open_dataset; print(*sys.modules)"
     light, full = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert "pyarrow" not in light.split() and "torch" not in full.split()
+
+
+def test_a_dataset_whose_inputs_all_failed(tmp_path: Path) -> None:
+    build(tmp_path, [None, None])
+    dataset = open_dataset(str(tmp_path))
+    assert len(dataset) == 0 and list(dataset.batches(4)) == []
+    with pytest.raises(MissingObjectError, match="among 0 rows"):
+        dataset.sample("x")
