@@ -480,6 +480,9 @@ def main() -> None:
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
+        if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+            print(f"error: this machine is out of memory or threads ({error}); give it more, or fewer --workers", file=sys.stderr)
+            sys.exit(3)
         if isinstance(error, TokenshardsError):
             print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)
             sys.exit(error.exit_code)

@@ -49,7 +49,7 @@ class Survey:
     token_bytes: int = 0
     id_count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    labels: dict[Any, int] | None = field(default_factory=dict)
+    labels: dict[Any, int] = field(default_factory=dict)
     histograms: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
 
     @property
@@ -157,10 +157,7 @@ def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
     survey.id_count += commit.id_count
     for stage, seconds in commit.seconds.items():
         survey.seconds[stage] = survey.seconds.get(stage, 0.0) + seconds
-    if commit.labels is None:
-        survey.labels = None
-    elif survey.labels is not None:
-        merge_labels(survey.labels, commit.labels)
+    merge_labels(survey.labels, commit.labels)
     survey.histograms = _merged(survey.histograms, commit, spec)
 
 

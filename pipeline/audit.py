@@ -31,7 +31,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
             f"{len(survey.to_do)} shards of {plan.shards} are not done. Run the same command again: it continues"
         )
     crash_point("after-last-commit")
-    counts = dict(survey.labels or {})
+    counts = dict(survey.labels)
     histograms = survey.histograms
     if parent is not None:
         for label, rows in zip(parent.classes, parent.class_counts, strict=True):

@@ -31,7 +31,6 @@ from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, con
 from pipeline.shards.codebook import carries_codebook
 from pipeline.shards.codecs import get_codec
 from pipeline.shards.commit import (
-    MAX_COMMIT_LABELS,
     MAX_COMMIT_VOCABULARY,
     Commit,
     commit_path,
@@ -158,6 +157,9 @@ def tokenize_shard(
         seconds={stage: round(seconds, 4) for stage, seconds in watch.seconds.items()},
         made_by=_made_by(context.source),
     )
+    _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
+    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
+        return done
     out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
     crash_point("after-commit-put")
     return commit
@@ -168,15 +170,17 @@ def list_sample_ids(context: JobContext, shard: int, killers: frozenset[str]) ->
     return [record.sample_id for record in _inputs(context, read_shard_rows(context.out, context.plan, shard), killers)]
 
 
-def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
-    """Decode and encode inputs [start, stop) of a shard without publishing.
+def probe_shard(
+    context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> None:
+    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life after each batch.
 
     A runner uses it to find, by bisection, the input that kills its worker.
     """
     rows = read_shard_rows(context.out, context.plan, shard)
     records = itertools.islice(_inputs(context, rows, killers), start, stop)
     for batch in _batches(records, context.plan.batch_rows):
-        _tokenize_batch(context, batch, _ShardResult(), _Stopwatch(), lambda progress: None)
+        _tokenize_batch(context, batch, _ShardResult(), _Stopwatch(), on_progress)
 
 
 def _inputs(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
@@ -261,12 +265,12 @@ def _shard_rows(result: _ShardResult, meta_types: dict[str, str]) -> ShardRows:
     )
 
 
-def _label_counts(labels: list[Any]) -> list[list[Any]] | None:
+def _label_counts(labels: list[Any]) -> list[list[Any]]:
     counts: dict[Any, int] = {}
     for label in labels:
         if label is not None:
             counts[label] = counts.get(label, 0) + 1
-    return None if len(counts) > MAX_COMMIT_LABELS else sort_labels(counts)
+    return sort_labels(counts)
 
 
 def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:

@@ -73,6 +73,8 @@ class PlanRun:
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
                 return load_manifest(store, pointer)
             manifest = close_generation(store, plan, survey, spec, parent)
+        if plan.classes and (new := manifest.classes[len(plan.classes) :]):
+            self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
         self.seconds = time.monotonic() - started
         return manifest
 
@@ -168,5 +170,6 @@ def check_bad_share(survey: Survey, max_bad: float) -> None:
 def _too_many(quarantined: int, planned: int, max_bad: float) -> TooManyBadInputsError:
     return TooManyBadInputsError(
         f"{quarantined:,} of {planned:,} inputs failed for good, which is more than --max-bad {max_bad:g}. "
-        "The quarantine/ files name each with its reason. To accept them, run the same command with a larger --max-bad"
+        "Those of committed shards stand in OUT/quarantine/ with the reason of each. To accept them all, run the same command with a "
+        "larger --max-bad"
     )

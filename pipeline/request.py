@@ -79,6 +79,11 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         )
         if wanted not in (default, have)
     ]
+    planned, untouched = plan.source_config({}), SourceConfig()
+    for name in ("all_files", "image_column", "id_column", "label", "meta", "tars_per_shard"):
+        wanted, have = getattr(request.source, name), getattr(planned, name)
+        if wanted not in (getattr(untouched, name), have):
+            different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")
     if request.tokenizer_url is not None:
         store, prefix = resolve_tokenizer(request.tokenizer_url, request.out_options)
         fingerprint = load_tokenizer(store, prefix).spec.fingerprint

@@ -203,6 +203,8 @@ class _LocalRun:
             raise RuntimeError(f"a worker without a task reported {message['event']}")
         elif message["event"] == "progress":
             self._listener.progressed(task.shard, message["inputs"], message["bytes_in"], message["quarantined"])
+        elif message["event"] == "alive":
+            return  # a probe works; `receive` has noted the time
         elif message["event"] == "done":
             worker.task = None
             self._listener.committed(task.shard, ShardSummary(**message["summary"]))

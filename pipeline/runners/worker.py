@@ -83,7 +83,7 @@ def _server(job_json: dict[str, Any], report: Callable[..., None]) -> Callable[[
             case "list":
                 report("listed", sample_ids=list_sample_ids(context, shard, killers))
             case "probe":
-                probe_shard(context, shard, command["start"], command["stop"], killers)
+                probe_shard(context, shard, command["start"], command["stop"], killers, lambda done: report("alive"))
                 report("survived")
 
     return serve

@@ -29,7 +29,6 @@ __all__ = [
     "write_object",
 ]
 
-MAX_COMMIT_LABELS = 65_536
 MAX_COMMIT_VOCABULARY = 1 << 20
 
 
@@ -62,8 +61,8 @@ class Commit:
     token_bytes: int
     """Compressed bytes of the token columns."""
     id_count: int
-    labels: list[list[Any]] | None
-    """[label, rows] pairs in the order of `sort_labels`; None where there are more than 65,536."""
+    labels: list[list[Any]]
+    """[label, rows] pairs in the order of `sort_labels`."""
     histogram: list[str]
     """Id counts per level, see `pack_counts`; empty for vocabularies above 2**20."""
     attempt: int = 1
@@ -128,9 +127,9 @@ def unpack_counts(text: str, size: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def merge_labels(into: dict[Any, int], labels: list[list[Any]] | None) -> None:
+def merge_labels(into: dict[Any, int], labels: list[list[Any]]) -> None:
     """Add [label, rows] pairs to a running count."""
-    for label, rows in labels or ():
+    for label, rows in labels:
         into[label] = into.get(label, 0) + rows
 
 
