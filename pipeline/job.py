@@ -12,7 +12,7 @@ import platform
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,9 +113,7 @@ def tokenize_shard(
     watch = _Stopwatch()
     rows = read_shard_rows(out, plan, shard)
     result = _ShardResult()
-    for batch in _batches(_inputs(context, rows, killers), plan.batch_rows):
-        watch.lap("fetch")
-        _tokenize_batch(context, batch, result, watch, on_progress)
+    _tokenize(context, _inputs(context, rows, killers), result, watch, on_progress)
     _refuse_under_manifest(out, plan)
     data = None
     token_bytes = id_count = 0
@@ -179,64 +177,63 @@ def probe_shard(
     """
     rows = read_shard_rows(context.out, context.plan, shard)
     records = itertools.islice(_inputs(context, rows, killers), start, stop)
-    for batch in _batches(records, context.plan.batch_rows):
-        _tokenize_batch(context, batch, _ShardResult(), _Stopwatch(), on_progress)
+    _tokenize(context, records, _ShardResult(), _Stopwatch(), on_progress)
 
 
 def _inputs(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
     return read_inputs(context.source, context.source_config, context.plan, rows, killers)
 
 
-def _batches(records: Iterable[ImageRecord | FailedRecord], rows: int) -> Iterator[list[ImageRecord | FailedRecord]]:
-    batch: list[ImageRecord | FailedRecord] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == rows:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _tokenize_batch(
+def _tokenize(
     context: JobContext,
-    batch: list[ImageRecord | FailedRecord],
+    records: Iterator[ImageRecord | FailedRecord],
     result: _ShardResult,
     watch: _Stopwatch,
     on_progress: Callable[[ShardProgress], None],
 ) -> None:
+    while done := _tokenize_batch(context, itertools.islice(records, context.plan.batch_rows), result, watch):
+        on_progress(done)
+
+
+def _tokenize_batch(
+    context: JobContext, batch: Iterator[ImageRecord | FailedRecord], result: _ShardResult, watch: _Stopwatch
+) -> ShardProgress | None:
+    """Add a batch to the result; None when it is empty. Encoded images are held one at a time, because they can be large."""
     preprocess = context.tokenizer.spec.preprocess
     images_BHWC = np.zeros((context.plan.batch_rows, preprocess.size, preprocess.size, 3), np.uint8)
     kept: list[int] = []
-    bytes_in = failed = 0
+    inputs = bytes_in = 0
+    failed_before = len(result.failed)
     for slot, record in enumerate(batch):
-        data = record.data
-        bytes_in += len(data) if data is not None else 0
-        if isinstance(record, ImageRecord):
-            crash_point("decode", record.sample_id)
-            try:
-                image = decode_image(record.data, preprocess)
-            except BadInput as error:
-                result.failed.append(_quarantine_row(record, error))
-                failed += 1
-                continue
-            images_BHWC[slot] = image.pixels_HWC
-            kept.append(slot)
-            result.sample_ids.append(record.sample_id)
-            result.labels.append(record.label)
-            result.meta.append(record.meta)
-            result.sizes.append((image.width, image.height, len(record.data)))
-            result.bytes_in += len(record.data)
-        else:
+        watch.lap("fetch")
+        inputs += 1
+        bytes_in += len(record.data or b"")
+        if isinstance(record, FailedRecord):
             result.failed.append(_quarantine_row(record, record.error))
-            failed += 1
-    watch.lap("decode")
+            continue
+        crash_point("decode", record.sample_id)
+        try:
+            image = decode_image(record.data, preprocess)
+        except BadInput as error:
+            result.failed.append(_quarantine_row(record, error))
+            continue
+        finally:
+            watch.lap("decode")
+        images_BHWC[slot] = image.pixels_HWC
+        kept.append(slot)
+        result.sample_ids.append(record.sample_id)
+        result.labels.append(record.label)
+        result.meta.append(record.meta)
+        result.sizes.append((image.width, image.height, len(record.data)))
+        result.bytes_in += len(record.data)
+    if not inputs:
+        return None
     if kept:
         tokens = context.tokenizer.encode(images_BHWC)
         result.tokens.append(tokens if len(kept) == len(images_BHWC) else tokens.take(np.array(kept)))
     watch.lap("encode")
-    result.inputs += len(batch)
-    on_progress(ShardProgress(len(batch), bytes_in, failed))
+    result.inputs += inputs
+    return ShardProgress(inputs, bytes_in, len(result.failed) - failed_before)
 
 
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:

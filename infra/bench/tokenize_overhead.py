@@ -30,6 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+"""The loop gets what the workers of `tokenize` get."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
 BARE = "--bare-loop"
@@ -101,7 +103,7 @@ class BareLoop:
     def __init__(self, tokenizer: Path, workers: int, warm_up: list[str]) -> None:
         command = [sys.executable, __file__, BARE, str(tokenizer)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
+        env = {**os.environ, **ONE_THREAD, **KEEP_MEMORY, "PYTHONPATH": path}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
         self._processes = [subprocess.Popen(command, **pipes) for _ in range(workers)]  # type: ignore[call-overload]
         self.run(warm_up)
@@ -218,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with images; default: sample images beside the repository, else generated")
     parser.add_argument("--images", type=int, default=2000, help="N; the runs have N and 2 N images")
-    parser.add_argument("--shard-rows", type=int, default=500)
+    parser.add_argument("--shard-rows", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

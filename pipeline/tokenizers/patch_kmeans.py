@@ -9,6 +9,7 @@ Shapes: B images, L patches of an image, Q levels, N rows of patches, K codes of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -67,9 +68,6 @@ class PatchKMeans:
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),
             config={"patch": patch},
         )
-        basis_DR = _span(self._tables)
-        self._searches = [NearestRow(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
-        self._basis = np.pad(basis_DR, ((0, 0), (0, 1)))
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -89,22 +87,30 @@ class PatchKMeans:
         """Return the tables as `level_0`, `level_1`, …: float32 [K, patch * patch * 3], colours from 0 to 1."""
         return {f"level_{q}": table for q, table in enumerate(self._tables)}
 
+    @cached_property
+    def _search(self) -> tuple[Floats, list[NearestRow]]:
+        # Not in the constructor: a driver wants only the spec, and this wakes all threads of the BLAS.
+        basis_DR = _span(self._tables)
+        searches = [NearestRow(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
+        return np.pad(basis_DR, ((0, 0), (0, 1))), searches
+
     def encode(self, images_BHWC: Images) -> TokenBatch:
         """Return ids [B, L, Q] of uint8 RGB images, stored level by level in memory; ties go to the lowest id."""
         check_images(images_BHWC, self._spec)
+        basis, searches = self._search
         patches_ND = images_to_patches(images_BHWC, self._patch)
         rows, width = patches_ND.shape
         levels, block = len(self._tables), min(rows, BLOCK_ROWS)
         ids_QN = np.empty((levels, rows), dtype=self._spec.id_dtype)
         colours_ND = np.empty((block, width), dtype=np.float32)
-        room, step = (np.empty((block, self._basis.shape[1]), dtype=np.float32) for _ in range(2))
+        room, step = (np.empty((block, basis.shape[1]), dtype=np.float32) for _ in range(2))
         scores = [np.empty((block, len(table)), dtype=np.float32) for table in self._tables]
         for start in range(0, rows, BLOCK_ROWS):
             n = min(BLOCK_ROWS, rows - start)
             colours_ND[:n] = patches_ND[start : start + n]
-            rest = np.matmul(colours_ND[:n], self._basis, out=room[:n])
+            rest = np.matmul(colours_ND[:n], basis, out=room[:n])
             rest[:, -1] = 1
-            for q, search in enumerate(self._searches):
+            for q, search in enumerate(searches):
                 nearest_N = search(rest, scores[q][:n])
                 ids_QN[q, start : start + n] = nearest_N
                 if q + 1 < levels:
