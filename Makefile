@@ -1,6 +1,7 @@
 # make demo | test | check | soak, on a machine with Python 3.11 or newer and nothing else; all of it lives in .venv
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 READY := $(VENV)/.ready
 
 .PHONY: demo test check soak bench-setup clean
@@ -20,14 +21,17 @@ check: $(READY)
 soak: $(READY)
 	SOAK_RESULTS=infra/bench/results $(BIN)/python -m pytest -m soak --timeout 3600 -s
 
-bench-setup: $(READY)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+# An environment of its own: mosaicml-streaming wants an older numpy than the pinned one.
+bench-setup:
+	python3 -m venv $(BENCH)
+	sed '/^numpy==/d' constraints.txt > $(BENCH)/constraints.txt
+	$(BENCH)/bin/python -m pip install -q --disable-pip-version-check -c $(BENCH)/constraints.txt -e ".[bench]"
 
 $(READY): pyproject.toml constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenshards needs Python 3.11 or newer, this is " + sys.version)'
 	python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,demo,plot]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo_out build *.egg-info
+	rm -rf $(VENV) $(BENCH) demo_out build *.egg-info

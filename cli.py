@@ -436,6 +436,230 @@ def preview_command(
         print(shown.text())
 
 
+Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")]
+Weights = Annotated[str, typer.Option(help="`best` on the validation set, or `last`.")]
+TopClasses = Annotated[int, typer.Option(help="Classes to print of each image.")]
+
+
+@app.command("train", epilog="Example: tokenshards train photos_train --val photos_val --out run")
+def train_command(
+    data: Annotated[str, typer.Argument(help="Dataset of tokens to learn from, local or any fsspec URL.")],
+    out: Annotated[str, typer.Option(help="Run directory, local or any fsspec URL.")],
+    val: Annotated[str | None, typer.Option(help="Dataset to measure on after each epoch.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over DATA.", show_default="by its size")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="vit_micro, vit_tiny, vit_small, vit_base, or timm:NAME.", show_default="by the size of DATA"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, all processes together.", show_default="by the size of DATA")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="by the batch size")] = None,
+    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Token-space augmentations that the layout allows.")] = True,
+    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.", show_default="auto")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentations.", show_default="0")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, exactly; start it where there is none.")] = False,
+    order: Annotated[
+        str | None,
+        typer.Option(help="`global`: a true shuffle of a decoded copy; `windowed`: bounded disk at any size.", show_default="global"),
+    ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Folder of decoded copies. Default: $TOKENSHARDS_CACHE or the user's cache.")
+    ] = None,
+    cache_gb: Annotated[float | None, typer.Option(help="Most gigabytes that decoded copies may take.", show_default="64")] = None,
+    fraction: Annotated[float, typer.Option(help="Learn from this share of each class only.")] = 1.0,
+    mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset, DATA has weight 1; may be repeated.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from the ViT weights in this file (.safetensors, .pt) or run directory.")
+    ] = None,
+    train_part: Annotated[str | None, typer.Option(help="`all`, `head` (linear probe) or `attention`.", show_default="all")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of averaged weights, evaluated too; 0 for none.", show_default="0")] = None,
+    precision: Annotated[str | None, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.", show_default="auto")] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE.py", help="Settings from a recipe, such as those in infra/recipes/.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
+    ] = None,
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
+    from pipeline.errors import ConfigError
+    from pipeline.shards import open_dataset
+    from pipeline.storage import Store
+    from stem_adaptors.config import AugmentConfig, with_settings
+    from stem_adaptors.defaults import default_configs, read_recipe, training_data, with_given
+    from stem_adaptors.distributed import joined_ranks
+    from stem_adaptors.progress import TrainingReporter
+    from stem_adaptors.train import Trainer, TrainRequest
+
+    options = _options(storage_option)
+    chosen = training_data(data, fraction=fraction, seed=seed or 0, mix_with=tuple(mix or ()), storage_options=options)
+    given: dict[str, dict[str, Any]] = {
+        "model": {"name": model},
+        "loader": {"batch_size": batch_size, "seed": seed, "order": order, "cache_dir": cache_dir, "cache_gb": cache_gb},
+        "train": {
+            "epochs": epochs,
+            "lr": lr,
+            "seed": seed,
+            "device": device,
+            "train_part": train_part,
+            "ema_decay": ema,
+            "precision": precision,
+        },
+    }
+    recipe_configs = {} if recipe is None else read_recipe(recipe)
+    configs = with_given({**default_configs(chosen), **recipe_configs}, given)
+    if not augment:
+        configs["augment"] = AugmentConfig.off()
+    configs = with_settings(configs, settings or ())
+    if val is None and not quiet:
+        print("no --val given: nothing is measured, and the last weights count as the best", file=sys.stderr)
+    reporter = TrainingReporter(quiet=quiet)
+    with joined_ranks(configs["train"].device) as (ranks, place):
+        request = TrainRequest(
+            data=chosen,
+            val=open_dataset(val, storage_options=options) if val is not None else None,
+            out=Store(out, storage_options=options),
+            **configs,
+            pretrained=pretrained,
+            resume=resume,
+        )
+        try:
+            result = Trainer(request, ranks, place, reporter).fit()
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise ConfigError(
+                    f"{place} is out of memory at --batch-size {configs['loader'].batch_size}; give a smaller one, "
+                    "or --set train.accumulate=2 to keep it and take it in parts"
+                ) from None
+            raise
+        finally:
+            reporter.end()
+        if not ranks.is_main:
+            return
+    if as_json:
+        _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
+    elif result.best_top1 is not None:
+        print(f"{out}: best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}. Look at {out}/curves.png")
+    else:
+        print(f"{out}: trained. Measure it with: tokenshards evaluate {out} DATA")
+
+
+@app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")
+def evaluate_command(
+    run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
+    data: Annotated[str | None, typer.Argument(help="Dataset of tokens with labels.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Measure on pictures instead: a folder with a sub-folder per class, tars or tables.")
+    ] = None,
+    confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix.")] = None,
+    weights: Weights = "best",
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    device: Device = "auto",
+    label: LabelName = None,
+    workers: Workers = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Top-1, top-5 and per-class accuracy of a run, from token shards or from pictures that are tokenized for it."""
+    import tempfile
+    from pathlib import Path
+
+    from pipeline.errors import ConfigError
+    from pipeline.reports.terminal import print_table
+    from pipeline.shards import open_dataset
+    from pipeline.storage import Store
+    from stem_adaptors.distributed import choose_device
+    from stem_adaptors.evaluation_report import evaluate_run
+
+    options = _options(storage_option)
+    if (data is None) == (images is None):
+        raise ConfigError("evaluate takes either a DATA argument or --images DIR; expected exactly one of them")
+    store = Store(run, storage_options=options)
+    place = choose_device(device)
+    if data is not None:
+        report = evaluate_run(store, open_dataset(data, storage_options=options), weights=weights, device=place, batch_size=batch_size)
+    else:
+        with tempfile.TemporaryDirectory(prefix="tokenshards-evaluate-") as folder:
+            _tokenize_for(run, str(images), folder, label, _workers(workers), options)
+            report = evaluate_run(store, open_dataset(folder), weights=weights, device=place, batch_size=batch_size)
+    if confusion is not None:
+        target = Path(confusion).resolve()
+        Store(str(target.parent)).write(target.name, report.confusion_png())
+    if as_json:
+        _print_json(report.to_json())
+        return
+    for title, rows in report.tables():
+        print_table(rows, title=title)
+    if confusion is not None:
+        print(f"confusion matrix drawn in {confusion}")
+
+
+def _tokenize_for(run: str, images: str, folder: str, label: str | None, workers: int, options: dict[str, Any]) -> None:
+    """Tokenize pictures into a temporary dataset with the tokenizer of a run: exactly the path that made its training set."""
+    from pipeline.config import RunConfig, SourceConfig
+    from pipeline.conversion import Conversion
+    from pipeline.reports.terminal import TerminalReporter
+    from pipeline.request import TokenizeRequest
+
+    request = TokenizeRequest(
+        source_url=images,
+        out_url=folder,
+        tokenizer_url=f"{run.rstrip('/')}/tokenizer",
+        source=SourceConfig(label=label, storage_options=options),
+        run=RunConfig(workers=workers, max_bad=1.0),
+        out_options=options,
+    )
+    reporter = TerminalReporter()
+    outcome = Conversion(request, reporter).run()
+    if outcome.manifest.totals["images_quarantined"]:
+        reporter.say(f"{outcome.manifest.totals['images_quarantined']} pictures cannot be read and are left out")
+
+
+@app.command("predict", epilog="Example: tokenshards predict run cat.jpg photos/")
+def predict_command(
+    run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
+    images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures; local or any fsspec URL.")],
+    top: TopClasses = 1,
+    weights: Weights = "best",
+    device: Device = "auto",
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
+    from pipeline.errors import ConfigError
+    from pipeline.image_tokens import tokenize_images
+    from pipeline.storage import Store
+    from pipeline.tokenizers.directory import load_tokenizer
+    from stem_adaptors.distributed import choose_device
+    from stem_adaptors.evaluate import predict
+    from stem_adaptors.run_directory import open_classifier
+
+    if top < 1:
+        raise ConfigError(f"--top is {top}; expected at least 1")
+    options = _options(storage_option)
+    store = Store(run, storage_options=options)
+    place = choose_device(device)
+    model, found = open_classifier(store, weights, place)
+    tokenizer = load_tokenizer(store, "tokenizer")
+    failures = 0
+    for encoded in tokenize_images(images, tokenizer, storage_options=options):
+        probabilities_BC = () if encoded.tokens is None else predict(model, encoded.tokens, place)
+        for name, row in zip(encoded.names, probabilities_BC, strict=True):
+            best = [(found.classes[index], float(row[index])) for index in (-row).argsort()[:top]]
+            if as_json:
+                _print_json({"image": name, "classes": [{"class": label, "probability": share} for label, share in best]})
+            else:
+                print(f"{name}  " + "  ".join(f"{label} {share:.1%}" for label, share in best))
+        for name, reason in encoded.failed:
+            print(f"error: {name}: {reason}", file=sys.stderr)
+        failures += len(encoded.failed)
+    if failures:
+        raise typer.Exit(1)
+
+
 @app.command("demo", epilog="Example: tokenshards demo demo_out")
 def demo_command(
     folder: Annotated[str, typer.Argument(help="Folder for the demo's images, datasets and pictures.")] = "demo_out",
@@ -444,6 +668,72 @@ def demo_command(
     from pipeline.demo import run_demo
 
     run_demo(folder)
+
+
+import_app = typer.Typer(help="Turn tokens that another project made into a dataset.", no_args_is_help=True)
+export_app = typer.Typer(help="Write a dataset in another project's layout.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+app.add_typer(export_app, name="export")
+Split = Annotated[str, typer.Option(help="Name of the split: its files are SPLIT-token.data.bin.gz, SPLIT-token.index.npy.gz, …")]
+
+
+@import_app.command("seit", epilog="Example: tokenshards import seit seit_release/ imagenet.tokens --split train --classes names.txt")
+def import_seit_command(
+    src: Annotated[str, typer.Argument(help="Folder of a SeiT release, local or any fsspec URL.")],
+    out: Out,
+    split: Split = "train",
+    grid: Annotated[str, typer.Option(help="Rows x columns of the sites of an image.")] = "32x32",
+    codebook: Annotated[str | None, typer.Option(help="Codebook file (.safetensors, .npy, .ckpt). Default: found beside.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Label file. Default: found beside.")] = None,
+    synonyms: Annotated[str | None, typer.Option(help="Synonym table (.json). Default: found beside.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file with the name of each class, one a line.")] = None,
+    codec: Codec = "default",
+    shard_rows: ShardRows = None,
+    max_bad: MaxBad = 0.01,
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """A split in SeiT's release layout becomes a dataset; everything is checked before anything is written. Again = continue."""
+    from pipeline.config import PlanConfig
+    from pipeline.interop.seit_import import SeitImportRequest, import_seit, parse_grid
+    from pipeline.reports.terminal import TerminalReporter
+
+    options = _options(storage_option)
+    request = SeitImportRequest(
+        source_url=src,
+        out_url=out,
+        split=split,
+        grid=parse_grid(grid),
+        codebook=codebook,
+        labels=labels,
+        synonyms=synonyms,
+        classes=classes,
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec),
+        max_bad=max_bad,
+        options=options,
+    )
+    outcome = import_seit(request, TerminalReporter(quiet=quiet))
+    _finish(out, options, outcome, as_json, quiet)
+
+
+@export_app.command("seit", epilog="Example: tokenshards export seit photos.tokens seit_release/ --split train")
+def export_seit_command(
+    data: Annotated[str, typer.Argument(help="Dataset with one level of at most 510 codes on one grid, local or any fsspec URL.")],
+    out: Annotated[str, typer.Argument(help="Folder for the files, local or any fsspec URL.")],
+    split: Split = "train",
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a dataset as a split of SeiT's release layout: tokens, index, labels, codebook, synonyms and class names."""
+    from pipeline.interop.seit_export import export_seit
+    from pipeline.reports.terminal import print_table
+
+    written = export_seit(data, out, split=split, options=_options(storage_option))
+    if as_json:
+        _print_json(written.to_json())
+    else:
+        print_table(written.rows(), title=written.url)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,7 +13,8 @@
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
-    └── TooManyBadInputsError       the share of permanent failures passed --max-bad
+    ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
+    └── TrainingError               a training cannot go on: its loss is no longer a number
 
     BadInput                        one input failed for good; it becomes a quarantine row, never an abort
 
@@ -41,6 +42,7 @@ __all__ = [
     "TokenizerError",
     "TokenshardsError",
     "TooManyBadInputsError",
+    "TrainingError",
     "TransientStorageError",
     "shorten",
 ]
@@ -134,6 +136,10 @@ class TooManyBadInputsError(TokenshardsError):
     """The share of permanently failed inputs passed --max-bad."""
 
     exit_code = 5
+
+
+class TrainingError(TokenshardsError):
+    """A training cannot go on: its loss is no longer a number."""
 
 
 class Stage(StrEnum):

@@ -5,10 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-HEAVY = ("numpy", "torch", "ray", "pyarrow", "PIL", "pandas", "fsspec", "sklearn", "matplotlib", "webdataset")
+HEAVY = (
+    "numpy",
+    "torch",
+    "ray",
+    "pyarrow",
+    "PIL",
+    "pandas",
+    "fsspec",
+    "sklearn",
+    "matplotlib",
+    "webdataset",
+    "timm",
+    "torchvision",
+    "tensorboard",
+)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BRIDGES = ("timm_backbones", "ray_train")
+READING = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "stem_adaptors").rglob("*.py")
+    if path.stem not in BRIDGES
+)
 
 
 def loaded_after(code: str) -> set[str]:
@@ -27,6 +51,8 @@ def loaded_after(code: str) -> set[str]:
         ("import pipeline.tokenizers.patch_kmeans", {"numpy", "fsspec"}),
         ("import pipeline.context", {"numpy", "pyarrow", "fsspec", "PIL"}),
         ("import stem_adaptors", set()),
+        ("import stem_adaptors.config", set()),
+        (f"import {', '.join(READING)}", {"numpy", "pyarrow", "fsspec", "torch"}),
     ],
 )
 def test_heavy_packages_load_only_where_they_are_needed(code: str, allowed: set[str]) -> None:
@@ -36,3 +62,13 @@ def test_heavy_packages_load_only_where_they_are_needed(code: str, allowed: set[
 def test_help_loads_nothing_heavy() -> None:
     code = "import cli, sys\nsys.argv = ['tokenshards', '--help']\ntry:\n    cli.app()\nexcept SystemExit:\n    pass"
     assert loaded_after(code) == set()
+
+
+def test_training_loads_no_tokenizer() -> None:
+    code = f"import {', '.join(READING)}, sys, json\nprint(json.dumps([name for name in sys.modules if name.startswith('pipeline.')]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(result.stdout)
+    assert "pipeline.shards.reader" in loaded
+    assert [
+        name for name in loaded if name.startswith(("pipeline.tokenizers", "pipeline.decode", "pipeline.job", "pipeline.sources"))
+    ] == []

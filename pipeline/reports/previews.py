@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,22 @@ from pipeline.context import TOKENIZER_FOLDER
 from pipeline.decode import decode_image
 from pipeline.errors import BadInput, ConfigError
 from pipeline.plan import Plan, load_chain, read_shard_rows
-from pipeline.records import ImageRecord, PlanRow, concatenate_tokens
+from pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
 from pipeline.reports.fidelity import psnr
 from pipeline.reports.pictures import image_grid, side_by_side
+from pipeline.shards.codebook import Tables
 from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
+from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import read_slice, source_root
 from pipeline.storage import Store
 from pipeline.tokenizers.directory import load_tokenizer
 
-__all__ = ["Preview", "preview_dataset"]
+__all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 400
+Views = Callable[[TokenizerSpec, Tables, TokenBatch], list[tuple[str, TokenBatch]]]
+"""Makes named variants, all of the same samples, of the tokens of some samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +57,7 @@ def preview_dataset(
     url: str, to: str, *, count: int, sample_ids: tuple[str, ...], label: str | None, source_url: str | None, options: dict[str, Any]
 ) -> Preview:
     """Draw up to `count` images, spread over the dataset, or those asked for by id or class."""
-    if not 1 <= count <= MAX_IMAGES:
-        raise ConfigError(f"-n is {count}; expected 1 to {MAX_IMAGES} images")
-    if Path(to).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ConfigError(f"--to is {to!r}; expected a name that ends in .png, .jpg or .webp")
-    dataset = open_dataset(url, storage_options=options)
-    samples = list(_chosen(dataset, count, sample_ids, label))
-    if not samples:
-        wanted = "the dataset has no rows" if label is None else f"none of --class {label!r}; its classes are {list(dataset.classes[:10])}"
-        raise ConfigError(f"{url}: no image to show, {wanted}")
+    dataset, samples = _opened(url, to, count, sample_ids, label, options)
     tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
     images = list(tokenizer.decode(concatenate_tokens([sample.tokens for sample in samples])))
     ids = [str(sample.row["sample_id"]) for sample in samples]
@@ -78,6 +74,35 @@ def preview_dataset(
     picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
     _save(picture, to)
     return Preview(to, [ids[index] for index in kept], [round(psnr(original, image), 3) for original, image in pairs])
+
+
+def preview_views(
+    url: str, to: str, views: Views, *, count: int, sample_ids: tuple[str, ...], label: str | None, options: dict[str, Any]
+) -> Preview:
+    """Draw what `views` makes of the images that `preview_dataset` would choose: one row an image, one column a view."""
+    dataset, samples = _opened(url, to, count, sample_ids, label, options)
+    tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
+    named = views(dataset.spec, dataset.codebook(), concatenate_tokens([sample.tokens for sample in samples]))
+    columns = [tokenizer.decode(tokens) for _, tokens in named]
+    images = [column[row] for row in range(len(samples)) for column in columns]
+    _save(image_grid(images, [name for name, _ in named] * len(samples), columns=len(columns)), to)
+    return Preview(to, [str(sample.row["sample_id"]) for sample in samples], [])
+
+
+def _opened(
+    url: str, to: str, count: int, sample_ids: tuple[str, ...], label: str | None, options: dict[str, Any]
+) -> tuple[TokenDataset, list[Sample]]:
+    """Check what was asked for, and return the dataset with the samples to show."""
+    if not 1 <= count <= MAX_IMAGES:
+        raise ConfigError(f"-n is {count}; expected 1 to {MAX_IMAGES} images")
+    if Path(to).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--to is {to!r}; expected a name that ends in .png, .jpg or .webp")
+    dataset = open_dataset(url, storage_options=options)
+    samples = list(_chosen(dataset, count, sample_ids, label))
+    if not samples:
+        wanted = "the dataset has no rows" if label is None else f"none of --class {label!r}; its classes are {list(dataset.classes[:10])}"
+        raise ConfigError(f"{url}: no image to show, {wanted}")
+    return dataset, samples
 
 
 def _save(picture: Any, to: str) -> None:

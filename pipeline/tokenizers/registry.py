@@ -66,3 +66,4 @@ def load_family(name: str) -> type[Tokenizer]:
 
 
 register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
+register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")

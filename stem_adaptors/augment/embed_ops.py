@@ -1,0 +1,262 @@
+"""Augmentations of embeddings: crops, noise, mixing of samples, channel statistics, dropped sites.
+
+Every tensor is [B, D, sites]: x_BDHW, a video B D T H W (what has a grid acts on all frames alike), a sequence B D L. The layout in
+memory is free; channel-last is the fastest and what crops return. Names that end in `_` write into x, which must be the caller's own.
+All maths is float32; half-precision x is widened where sums run over sites.
+
+Shapes: B samples, D channels, H x W grid, O output side, R affected rows of a batch, C classes, N numbers per sample.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stem_adaptors.augment.keys import SampleKeys, affected_rows
+
+__all__ = [
+    "add_noise_",
+    "adapt_colour_",
+    "beta_quantiles",
+    "bicubic_taps",
+    "centre_crop",
+    "crop_boxes",
+    "cutmix_",
+    "drop_sites_",
+    "mixup",
+    "random_crop",
+    "random_resized_crop",
+    "resample",
+]
+
+CROP_TRIES = 10
+PIECE_BYTES = 4 << 20
+"""Embeddings worked on at a time on a CPU."""
+_BETA_STEPS = 1 << 20
+
+
+def random_resized_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int], *, scale_min: float, ratio_max: float) -> Tensor:
+    """Cut a random box out of each sample and resample it to `size`, bicubic (Token-RRC; SeiT, section 4.2)."""
+    return resample(x_BDHW, crop_boxes(keys, x_BDHW.shape[-2:], scale_min=scale_min, ratio_max=ratio_max), size)
+
+
+def crop_boxes(keys: SampleKeys, grid: tuple[int, ...], *, scale_min: float, ratio_max: float) -> Tensor:
+    """Return int64 [B, 4] = top, left, height, width, drawn as torchvision's RandomResizedCrop does.
+
+    Area share U(scale_min, 1), log of the aspect ratio U(-log ratio_max, log ratio_max), sides rounded; the first of CROP_TRIES that fits,
+    its place uniform; else the largest central box of an allowed ratio.
+    """
+    height, width = grid
+    draws_BT2 = keys.uniform("crop.box", 2 * CROP_TRIES).double().view(len(keys), CROP_TRIES, 2)
+    area_BT = (scale_min + (1 - scale_min) * draws_BT2[..., 0]) * (height * width)
+    ratio_BT = ((2 * draws_BT2[..., 1] - 1) * math.log(ratio_max)).exp()
+    tall_BT, wide_BT = (area_BT / ratio_BT).sqrt().round().long(), (area_BT * ratio_BT).sqrt().round().long()
+    fits_BT = (tall_BT > 0) & (tall_BT <= height) & (wide_BT > 0) & (wide_BT <= width)
+    first_B1, found_B1 = fits_BT.int().argmax(1, keepdim=True), fits_BT.any(1, keepdim=True)
+    axes = []
+    for name, side, sides_BT, fallback in zip("yx", grid, (tall_BT, wide_BT), _central_sides(height, width, ratio_max), strict=True):
+        length_B1 = torch.where(found_B1, sides_BT.gather(1, first_B1), fallback)
+        start_B1 = torch.where(found_B1, keys.integers(f"crop.{name}", side - length_B1 + 1), (side - fallback) // 2)
+        axes.append((start_B1, length_B1))
+    (top_B1, tall_B1), (left_B1, wide_B1) = axes
+    return torch.cat([top_B1, left_B1, tall_B1, wide_B1], dim=1)
+
+
+def _central_sides(height: int, width: int, ratio_max: float) -> tuple[int, int]:
+    if width / height > ratio_max:
+        return height, round(height * ratio_max)
+    if height / width > ratio_max:
+        return round(width * ratio_max), width
+    return height, width
+
+
+def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample a box (top, left, height, width) of each sample to `size`.
+
+    Equal to `F.interpolate(crop, size, mode="bicubic")` sample by sample. A row of a sample's interpolation matrix has four entries, so
+    its product with the sites is a weighted bag of four of them: on a CPU three times as fast as the batched dense product, and no
+    sample's result depends on the others.
+    """
+    x_BTHWD = x_BDHW.movedim(1, -1)
+    *lead, height, width, channels = x_BTHWD.shape
+    down_BO4, down_weights_BO4 = bicubic_taps(boxes_B4[:, 0], boxes_B4[:, 2], size[0])
+    across_BO4, across_weights_BO4 = bicubic_taps(boxes_B4[:, 1], boxes_B4[:, 3], size[1])
+    out_BTHWD = torch.empty(*lead, *size, channels, dtype=x_BDHW.dtype, device=x_BDHW.device)
+    for piece in _pieces(x_BDHW):
+        planes = len(x_BTHWD[piece]) * math.prod(lead[1:])
+        x_ND = x_BTHWD[piece].float().reshape(-1, channels)
+        x_ND = _weighted_bags(x_ND, across_BO4[piece], across_weights_BO4[piece], lines=planes * height, step=width)
+        x_NE = _weighted_bags(x_ND.view(-1, size[1] * channels), down_BO4[piece], down_weights_BO4[piece], lines=planes, step=height)
+        out_BTHWD[piece] = x_NE.view(-1, *out_BTHWD.shape[1:])
+    return out_BTHWD.movedim(-1, 1)
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    """Return slices of the batch in which work is to be done: all on a GPU; on a CPU as much as its cache and allocator keep at hand."""
+    rows = len(x)
+    if x.device.type == "cpu":
+        rows = max(1, rows * PIECE_BYTES // max(1, 4 * x.numel()))
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+def _weighted_bags(x_ND: Tensor, taps_BO4: Tensor, weights_BO4: Tensor, *, lines: int, step: int) -> Tensor:
+    """Return sums of four rows of x each, [lines * O, D]; line i starts at row i * step, and all lines of a sample have the same taps."""
+    starts_BN11 = (torch.arange(lines, dtype=torch.int32, device=x_ND.device) * step).view(len(taps_BO4), -1, 1, 1)
+    rows_N4 = (taps_BO4[:, None] + starts_BN11).view(-1, 4)
+    weights_N4 = weights_BO4[:, None].expand(-1, starts_BN11.shape[1], -1, -1).reshape(-1, 4)
+    return F.embedding_bag(rows_N4, x_ND, per_sample_weights=weights_N4, mode="sum")
+
+
+def bicubic_taps(start_B: Tensor, length_B: Tensor, out: int) -> tuple[Tensor, Tensor]:
+    """Return the sites, int32 [B, out, 4], and weights, float32 [B, out, 4], that make `out` sites of start .. start + length - 1.
+
+    Keys' cubic convolution with a = -0.75, centres at half sites, indices clamped to the box: `F.interpolate` with align_corners and
+    antialias False. The weights of a site sum to 1.
+    """
+    places_O = torch.arange(out, device=start_B.device) + 0.5
+    source_BO1 = (places_O * (length_B[:, None].float() / out) - 0.5)[:, :, None]
+    floor_BO1 = source_BO1.floor()
+    steps_4 = torch.arange(-1, 3, device=start_B.device)
+    taps_BO4 = (floor_BO1.long() + steps_4).clamp(min=0).minimum(length_B[:, None, None] - 1) + start_B[:, None, None]
+    return taps_BO4.int(), _cubic((source_BO1 - floor_BO1 - steps_4).abs())
+
+
+def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, far)
+
+
+def random_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int]) -> Tensor:
+    """Cut a window of `size`, its place uniform, out of each sample (SeiT's `--src`)."""
+    x_BHWD = x_BDHW.movedim(1, -1)
+    height, width = x_BDHW.shape[-2:]
+    top_B1, left_B1 = keys.integers("crop.y", height - size[0] + 1), keys.integers("crop.x", width - size[1] + 1)
+    rows_BH1 = (top_B1 + torch.arange(size[0], device=x_BDHW.device))[:, :, None]
+    columns_B1W = (left_B1 + torch.arange(size[1], device=x_BDHW.device))[:, None, :]
+    samples_B11 = torch.arange(len(x_BDHW), device=x_BDHW.device)[:, None, None]
+    if x_BDHW.ndim == 4:
+        return x_BHWD[samples_B11, rows_BH1, columns_B1W].movedim(-1, 1)
+    # Advanced indices apart from each other put their dimensions first: B H W T D.
+    return x_BHWD[samples_B11, :, rows_BH1, columns_B1W].movedim(-2, 1).movedim(-1, 1)
+
+
+def centre_crop(x_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a view of the central window, at offset (in - out) // 2 (SeiT, section 4.3)."""
+    top, left = (x_BDHW.shape[-2] - size[0]) // 2, (x_BDHW.shape[-1] - size[1]) // 2
+    return x_BDHW[..., top : top + size[0], left : left + size[1]]
+
+
+def add_noise_(x_BDHW: Tensor, keys: SampleKeys, *, share: float, channel_std: float, std: float, mask: Tensor | None = None) -> Tensor:
+    """Add noise to a `share` of the samples (Emb-Noise; SeiT, section 4.4).
+
+    N(0, channel_std^2) per sample and channel, the same at all sites, plus N(0, std^2) per value. `mask` [B, *sites] is
+    True at sites that exist.
+    """
+    x_BLD = x_BDHW.movedim(1, -1)
+    shape, ones = x_BLD.shape[1:], [1] * (x_BLD.ndim - 2)
+    hit_B = keys.chosen("noise", share)
+    for piece in _pieces(x_BDHW):
+        rows = affected_rows(hit_B[piece]) + piece.start
+        hit_R1 = hit_B[rows, None].float()
+        noise_RLD = keys[rows].normal("noise.value", math.prod(shape)).view(len(rows), *shape)
+        level_RD = keys[rows].normal("noise.channel", shape[-1]) * (hit_R1 * channel_std)
+        noise_RLD.mul_((hit_R1 * std).view(-1, *ones, 1)).add_(level_RD.view(len(rows), *ones, shape[-1]))
+        if mask is not None:
+            noise_RLD.mul_(mask[rows].unsqueeze(-1))
+        x_BLD.index_add_(0, rows, noise_RLD.to(x_BLD.dtype))
+    return x_BDHW
+
+
+def drop_sites_(x_BDHW: Tensor, keys: SampleKeys, share: float) -> Tensor:
+    """Set the embedding of a `share` of the sites of every sample, each one independently, to zero."""
+    sites = x_BDHW.shape[2:]
+    kept_BL = keys.uniform("dropout", math.prod(sites)) >= share
+    return x_BDHW.mul_(kept_BL.view(-1, 1, *sites))
+
+
+def adapt_colour_(x_BDHW: Tensor, keys: SampleKeys, share: float, epsilon: float = 1e-5) -> Tensor:
+    """Give a `share` of the samples the channel statistics of the sample at the mirrored place of the batch (ColorAdapt; SeiT, 4.6).
+
+    sd2 (x - mean1) / (sd1 + epsilon) + mean2, over the sites of a sample, sd unbiased.
+    """
+    x_BND = x_BDHW.movedim(1, -1).flatten(1, -2)
+    hit_B = keys.chosen("coloradapt", share)
+    rows = affected_rows(hit_B)
+    own_RND = x_BND[rows].float()
+    mean_R1D, sd_R1D = _statistics(own_RND)
+    other_mean_R1D, other_sd_R1D = _statistics(x_BND[len(x_BND) - 1 - rows].float())
+    new_RND = torch.where(hit_B[rows, None, None], (own_RND - mean_R1D) * (other_sd_R1D / (sd_R1D + epsilon)) + other_mean_R1D, own_RND)
+    x_BLD = x_BDHW.movedim(1, -1)
+    x_BLD[rows] = new_RND.view(len(rows), *x_BLD.shape[1:]).to(x_BLD.dtype)
+    return x_BDHW
+
+
+def _statistics(x_RND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased standard deviation [R, 1, D]; two passes, far quicker than torch.std_mean over a middle dimension."""
+    mean_R1D = x_RND.mean(1, keepdim=True)
+    variance_R1D = (x_RND - mean_R1D).square().sum(1, keepdim=True) / max(1, x_RND.shape[1] - 1)
+    return mean_R1D, variance_R1D.sqrt()
+
+
+def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lam x + (1 - lam) x', x' the batch in reverse order, and the targets mixed alike; `lam` is a scalar tensor."""
+    return torch.lerp(x_BDHW.flip(0), x_BDHW, lam.to(x_BDHW.dtype)), _mix_targets(targets_BC, lam)
+
+
+def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill one box, the same in all samples, from the batch in reverse order (Token-CutMix; SeiT, section 4.5).
+
+    Sides floor(H sqrt(1 - lam)) and floor(W sqrt(1 - lam)), centre uniform, clipped; targets mix by the real share of sites.
+    """
+    height, width = x_BDHW.shape[-2:]
+    top, left, bottom, right = cutmix_box(keys, (height, width), lam)
+    kept = 1 - ((bottom - top) * (right - left)) / (height * width)
+    if x_BDHW.device.type == "cpu":
+        box = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)]
+        box.copy_(box.flip(0))
+    else:
+        rows_H1, columns_W = torch.arange(height, device=x_BDHW.device)[:, None], torch.arange(width, device=x_BDHW.device)
+        inside_HW = (rows_H1 >= top) & (rows_H1 < bottom) & (columns_W >= left) & (columns_W < right)
+        x_BDHW = torch.where(inside_HW, x_BDHW.flip(0), x_BDHW)
+    return x_BDHW, _mix_targets(targets_BC, kept)
+
+
+def cutmix_box(keys: SampleKeys, grid: tuple[int, int], lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return top, left, bottom, right of the box, int64 scalars, keyed by the batch's first sample."""
+    edges = []
+    for name, side in zip("yx", grid, strict=True):
+        length = (side * (1 - lam).sqrt()).long()
+        start = keys[:1].integers(f"cutmix.{name}", side)[0, 0] - length // 2
+        edges.append((start.clamp(min=0), (start + length).clamp(max=side)))
+    (top, bottom), (left, right) = edges
+    return top, left, bottom, right
+
+
+def _mix_targets(targets_BC: Tensor, lam: Tensor) -> Tensor:
+    return torch.lerp(targets_BC.flip(0), targets_BC, lam.to(targets_BC.dtype))
+
+
+def draw_lambda(keys: SampleKeys, alpha: float) -> Tensor:
+    """Return a float64 scalar ~ Beta(alpha, alpha), keyed by the batch's first sample."""
+    word = keys[:1].integers("lambda", 1 << 16)[0, 0]
+    return beta_quantiles(alpha, word.device)[word]
+
+
+@functools.cache
+def beta_quantiles(alpha: float, device: torch.device) -> Tensor:
+    """Return float64 [65536]: quantiles of Beta(alpha, alpha) at the midpoints (i + 0.5) / 65536.
+
+    With x = t^(1/alpha) / 2 the density of the lower half becomes (2 - t^(1/alpha))^(alpha - 1) on 0 < t < 1, bounded for every alpha.
+    """
+    t = np.linspace(0.0, 1.0, _BETA_STEPS + 1)
+    x = t ** (1 / alpha) / 2
+    density = (2 - 2 * x) ** (alpha - 1)
+    cumulated = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    lower = np.interp((np.arange(1 << 15) + 0.5) / (1 << 15), cumulated / cumulated[-1], x)
+    return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]])).to(device)

@@ -1,0 +1,103 @@
+"""Random numbers that belong to a sample: functions of (seed, epoch, position, operation, index), with no generator and no state.
+
+So a sample is augmented alike whatever its batch, its rank, or the place where a run was resumed. All hashing is done in int32 tensor
+operations that wrap around, so a CPU and a GPU give the same bits.
+
+Shapes: B samples, N numbers per sample.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stem_adaptors.batch import Batch
+
+__all__ = ["SampleKeys", "affected_rows", "normal_quantiles"]
+
+# Multipliers of lowbias32, a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018), and 2^32 / golden ratio.
+_FIRST, _SECOND, _STEP = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKeys:
+    """The source of every random number of some samples; `operation` names keep the numbers of different uses apart."""
+
+    seed: int
+    epoch: int
+    positions_B: Tensor
+    """int64 place of each sample in its epoch, on the device where the numbers are wanted."""
+
+    @classmethod
+    def from_batch(cls, batch: Batch) -> SampleKeys:
+        """Return the keys of a batch's samples."""
+        return cls(batch.seed, batch.epoch, batch.positions_B)
+
+    def __len__(self) -> int:
+        return int(self.positions_B.shape[0])
+
+    def __getitem__(self, rows: slice | Tensor) -> SampleKeys:
+        """Return the keys of some of the samples."""
+        return SampleKeys(self.seed, self.epoch, self.positions_B[rows])
+
+    def words(self, operation: str, count: int) -> Tensor:
+        """Return hash words, int32 [B, count]; word i is the same for every count."""
+        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {operation}".encode(), digest_size=8).digest()
+        low_B, high_B = self.positions_B.to(torch.int32), (self.positions_B >> 32).to(torch.int32)
+        first_B, second_B = (_mix(_mix(low_B ^ int.from_bytes(half, "little", signed=True)) ^ high_B) for half in (digest[:4], digest[4:]))
+        counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device) * _STEP
+        return _mix(counters_N ^ first_B[:, None], second_B[:, None])
+
+    def uniform(self, operation: str, count: int = 1) -> Tensor:
+        """Return float32 [B, count], multiples of 2^-24 in [0, 1)."""
+        return ((self.words(operation, count) >> 8) & 0xFFFFFF) * 2.0**-24
+
+    def integers(self, operation: str, high: int | Tensor, count: int = 1) -> Tensor:
+        """Return int64 [B, count] from 0 to `high` - 1; `high` (at least 1, below 2^31) may be a tensor that broadcasts to the result."""
+        return ((self.words(operation, count).long() & 0xFFFFFFFF) * high) >> 32
+
+    def normal(self, operation: str, count: int = 1) -> Tensor:
+        """Return float32 [B, count], standard normal to 16 bits: each half of a hash word picks one of the 65,536 `normal_quantiles`.
+
+        Mean 0 and variance 1 are exact; the tails end at 4.33 standard deviations.
+        """
+        halves = self.words(operation, (count + 1) // 2).view(torch.uint16).to(torch.int32)
+        table = normal_quantiles(self.positions_B.device)
+        return table.index_select(0, halves.flatten()).view(halves.shape)[:, :count]
+
+    def chosen(self, operation: str, share: float) -> Tensor:
+        """Return bool [B]: True for a `share` of all samples."""
+        return self.uniform(operation)[:, 0] < share
+
+
+@functools.cache
+def normal_quantiles(device: torch.device) -> Tensor:
+    """Return float32 [65536]: quantiles of N(0, 1) at the midpoints (i + 0.5) / 65536, scaled to unit variance."""
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    quantiles = torch.special.ndtri(middles)
+    unit: Tensor = quantiles / quantiles.square().mean().sqrt()
+    return unit.float().to(device)
+
+
+def _mix(x: Tensor, key: Tensor | None = None) -> Tensor:
+    """Return int32 x through lowbias32, with `key` entering between the products; writes into two buffers, not into the input."""
+    # Right shifts of int32 copy the sign; the masks make them the logical shifts that the mixer means.
+    spare = x >> 16
+    spare.bitwise_and_(0xFFFF).bitwise_xor_(x).mul_(_FIRST)
+    if key is not None:
+        spare.bitwise_xor_(key)
+    mixed = spare >> 15
+    mixed.bitwise_and_(0x1FFFF).bitwise_xor_(spare).mul_(_SECOND)
+    torch.bitwise_right_shift(mixed, 16, out=spare)
+    return spare.bitwise_and_(0xFFFF).bitwise_xor_(mixed)
+
+
+def affected_rows(hit_B: Tensor) -> Tensor:
+    """Return the rows an operation has to compute: those hit on a CPU, where work costs; all on a GPU, where asking costs a wait."""
+    if hit_B.device.type == "cpu":
+        return hit_B.nonzero().flatten()
+    return torch.arange(len(hit_B), device=hit_B.device)

@@ -1,0 +1,141 @@
+"""All augmentations of a dataset, composed from its own spec: first on ids, then, after the codebook lookup, on embeddings.
+
+Shapes: B samples, L sites, Q ids per site, D channels, H x W grid, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.shards.codebook import Tables
+from pipeline.shards.spec import Layout, TokenizerSpec
+from stem_adaptors.augment import embed_ops, index_ops
+from stem_adaptors.augment.keys import SampleKeys
+from stem_adaptors.config import AugmentConfig
+
+__all__ = ["Augmentation", "default_augmentations"]
+
+
+def default_augmentations(spec: TokenizerSpec) -> AugmentConfig:
+    """Return the default augmentations, less those that the layout or a missing codebook rules out."""
+    config = AugmentConfig()
+    if spec.codebook is None:
+        config = dataclasses.replace(config, synonym_prob=0.0)
+    if not index_ops.has_plane(spec.layout):
+        config = dataclasses.replace(config, swap_prob=0.0, crop="centre", crop_share=1.0, cutmix_alpha=0.0)
+    return config
+
+
+class Augmentation:
+    """The views that training and evaluation take of token batches; embeddings are what `TokenEmbedding` makes of the ids.
+
+    Raises ConfigError for an operation that means nothing in the layout: sequences, pyramids and layouts of varying size have no common
+    grid (no swap, crop, CutMix), the first and the last nothing to mirror, and rows of varying size cannot be mixed with each other.
+    """
+
+    def __init__(self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig) -> None:
+        _check(spec.layout, config)
+        self.config = config
+        self.layout = spec.layout
+        self._id_dtype = torch.int32 if max(spec.vocabulary) < 1 << 31 else torch.int64
+        self._synonyms = index_ops.synonym_table(tables, config.synonym_count) if config.synonym_prob > 0 else []
+
+    @property
+    def out_grid(self) -> tuple[int, int] | None:
+        """(H', W') of cropped embeddings; None for a layout without a common grid, which is never cropped."""
+        if not index_ops.has_plane(self.layout):
+            return None
+        height, width = self.layout.grid[-2:]
+        return _cropped(height, self.config.crop_share), _cropped(width, self.config.crop_share)
+
+    def ids(self, ids_BLQ: Tensor, keys: SampleKeys) -> Tensor:
+        """Return ids of any integer dtype as int32 (int64 where the vocabulary needs it) after Token-EDA and mirroring."""
+        config = self.config
+        ids_BLQ = ids_BLQ.to(self._id_dtype)
+        self._synonyms = [table_KS.to(ids_BLQ.device) for table_KS in self._synonyms]
+        ids_BLQ = index_ops.token_eda(
+            ids_BLQ,
+            keys,
+            self.layout,
+            self._synonyms,
+            synonym_prob=config.synonym_prob,
+            replace_prob=config.synonym_replace_prob,
+            swap_prob=config.swap_prob,
+            swap_max_share=config.swap_max_share,
+        )
+        if config.flip_prob > 0:
+            ids_BLQ = index_ops.mirror(ids_BLQ, keys, self.layout, config.flip_prob)
+        return ids_BLQ
+
+    def embeddings(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Crop, add noise, adapt colours, drop sites, then cut and mix or mix up; return x and the targets that fit it.
+
+        x is [B, D, (T,) H, W] of a grid or video and [B, L, D] of a sequence or pyramid; it is not written to. `mask` is True at sites
+        that exist (`TokenEmbedding.site_mask`) and is needed where the layout varies. Runs in float32 also under autocast.
+        """
+        config = self.config
+        if self.layout.variable and mask is None:
+            raise ConfigError("no mask for embeddings of a layout of varying size; give TokenEmbedding.site_mask(...)")
+        with torch.autocast(x.device.type, enabled=False):
+            x = self._crop(x, keys) if self.layout.grid else x.clone().transpose(1, 2)
+            if config.noise_prob > 0:
+                stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
+                x = embed_ops.add_noise_(x, keys, share=config.noise_prob, mask=mask, **stds)
+            if config.coloradapt_prob > 0:
+                x = embed_ops.adapt_colour_(x, keys, config.coloradapt_prob)
+            if config.dropout_prob > 0:
+                x = embed_ops.drop_sites_(x, keys, config.dropout_prob)
+            if config.cutmix_prob > 0:
+                x, targets_BC = self._mix(x, keys, targets_BC)
+            return x if self.layout.grid else x.transpose(1, 2), targets_BC
+
+    def evaluation(self, x: Tensor) -> Tensor:
+        """Return the centre crop, a view; layouts without a common grid stay whole."""
+        return x if self.out_grid is None else embed_ops.centre_crop(x, self.out_grid)
+
+    def _crop(self, x_BDHW: Tensor, keys: SampleKeys) -> Tensor:
+        config, size = self.config, self.out_grid
+        if size is not None and config.crop == "rrc":
+            return embed_ops.random_resized_crop(x_BDHW, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
+        if size is not None and config.crop == "random":
+            return embed_ops.random_crop(x_BDHW, keys, size)
+        return self.evaluation(x_BDHW).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+
+    def _mix(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor) -> tuple[Tensor, Tensor]:
+        # A batch that is not to be mixed gets lam = 1, which changes nothing: asking a GPU for the draw would cost a wait.
+        config = self.config
+        draw = keys[:1].uniform("mix")[0, 0]
+        cutmix_share = 0.0 if config.cutmix_alpha == 0 else config.cutmix_prob if config.mixup_alpha == 0 else config.cutmix_prob / 2
+        if config.cutmix_alpha > 0:
+            lam = torch.where(draw < cutmix_share, embed_ops.draw_lambda(keys, config.cutmix_alpha), 1.0)
+            x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, lam)
+        if config.mixup_alpha > 0:
+            on = (draw >= cutmix_share) & (draw < config.cutmix_prob)
+            x, targets_BC = embed_ops.mixup(x, targets_BC, torch.where(on, embed_ops.draw_lambda(keys, config.mixup_alpha), 1.0))
+        return x, targets_BC
+
+
+def _cropped(side: int, share: float) -> int:
+    """Return a share of a side as an even number of sites, at least 2 (the side itself where it is shorter, or the share 1)."""
+    return side if share == 1 else min(side, max(2, 2 * round(side * share / 2)))
+
+
+def _check(layout: Layout, config: AugmentConfig) -> None:
+    mixes = config.cutmix_prob > 0
+    plane = index_ops.has_plane(layout)
+    refused = {
+        "swap_prob": config.swap_prob > 0 and not plane,
+        "crop": config.crop != "centre" and not plane,
+        "crop_share": config.crop_share != 1 and not plane,
+        "cutmix_alpha": mixes and config.cutmix_alpha > 0 and not plane,
+        "flip_prob": config.flip_prob > 0 and not index_ops.can_mirror(layout),
+        "mixup_alpha": mixes and config.mixup_alpha > 0 and layout.variable,
+        "coloradapt_prob": config.coloradapt_prob > 0 and layout.variable,
+    }
+    for option, wrong in refused.items():
+        if wrong:
+            raise ConfigError(index_ops.refusal(layout, option, getattr(config, option)))

@@ -1,0 +1,63 @@
+"""The one type that crosses the training side: a batch of token rows as tensors.
+
+Shapes: B samples, L sites (the longest row of a ragged batch), Q ids per site, D dimensions of a ragged layout's shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples of one step on one rank."""
+
+    ids_BLQ: Tensor
+    """uint8, uint16 or uint32 as stored; in a ragged batch sites past a row's end hold the pad id, one above the largest id."""
+    labels_B: Tensor
+    """int64 class indices, -1 where a sample has no label."""
+    weights_B: Tensor
+    """float32: 1, or 0 for the repeats that fill the last batch of a padded epoch."""
+    positions_B: Tensor
+    """int64 place in the epoch; with seed and epoch the key of every random number of a sample."""
+    rows_B: Tensor
+    """int64 row of the dataset, in shard order."""
+    epoch: int
+    seed: int
+    lengths_B: Tensor | None = None
+    """int64 sites per row, for ragged layouts."""
+    shapes_BD: Tensor | None = None
+    """int64 grid per row, for grids and videos of varying size."""
+
+    def __len__(self) -> int:
+        return int(self.ids_BLQ.shape[0])
+
+    @property
+    def mask_BL(self) -> Tensor | None:
+        """True at real sites; None where all rows have the same length."""
+        if self.lengths_B is None:
+            return None
+        sites = torch.arange(self.ids_BLQ.shape[1], device=self.lengths_B.device)
+        return sites < self.lengths_B[:, None]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which copies to a GPU run beside its work."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Return a slice of the samples: a micro-batch."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Any) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})

@@ -1,0 +1,236 @@
+"""Configuration of reading and training: one frozen dataclass per part, each part is given only its own. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pipeline.errors import ConfigError, shorten
+
+__all__ = ["AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
+
+_ORDERS = ("global", "windowed", "sequential")
+_END_POLICIES = ("drop", "pad")
+
+
+def _require(condition: bool, option: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{option} is {shorten(value)}; expected {expected}")
+
+
+def _require_share(option: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, option, value, "a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """How a dataset is read: the order of samples, the batches, and what may be kept on disk."""
+
+    batch_size: int = 256
+    """G, samples per step over all ranks together."""
+    order: str = "global"
+    """`global`: a true permutation of a decoded copy; `windowed`: shards, then samples within windows; `sequential`: as stored."""
+    seed: int = 0
+    window_shards: int = 64
+    """W of the windowed order."""
+    lanes: int = 1
+    """Independent streams of the windowed order, so that a node reads only its share of the windows."""
+    end: str = "drop"
+    """`drop` leaves out the last N mod G samples of an epoch, `pad` repeats the first ones with weight 0."""
+    cache_dir: str | None = None
+    """Folder of decoded and downloaded copies; None takes $TOKENSHARDS_CACHE, else the user's cache folder."""
+    cache_gb: float = 64.0
+    """Most gigabytes (1e9 bytes) that those copies of one dataset may take."""
+    prefetch_batches: int = 4
+    """Whole batches made ahead by the thread; 0 makes them in the calling thread."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(self.order in _ORDERS, "order", self.order, f"one of {', '.join(_ORDERS)}")
+        _require(self.window_shards >= 1, "window_shards", self.window_shards, "at least 1")
+        _require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
+        _require(self.end in _END_POLICIES, "end", self.end, f"one of {', '.join(_END_POLICIES)}")
+        _require(self.cache_gb > 0, "cache_gb", self.cache_gb, "more than 0")
+        _require(self.prefetch_batches >= 0, "prefetch_batches", self.prefetch_batches, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Token-space augmentations. A probability is the share of samples that get the operation: no nesting, no hidden halves.
+
+    The defaults are SeiT's (references: SeiT, section 3; its Token-EDA draws one of synonyms, swap, nothing per sample).
+    """
+
+    synonym_prob: float = 0.25
+    """Share of samples whose ids are replaced by synonyms (Token-EDA)."""
+    synonym_replace_prob: float = 0.25
+    """Share of ids replaced in such a sample."""
+    synonym_count: int = 5
+    """Nearest codes by cosine, the code itself left out, that a replacement is drawn from."""
+    swap_prob: float = 0.25
+    """Share of samples in which two blocks change places (Token-EDA); a sample gets synonyms or swap, never both."""
+    swap_max_share: float = 0.25
+    """Longest side of a swapped block as a share of the shorter side of the grid."""
+    flip_prob: float = 0.0
+    """Share of samples mirrored left to right."""
+    dropout_prob: float = 0.0
+    """Share of sites of every sample whose embedding becomes zero (the mean, where embeddings are standardised)."""
+    crop: str = "rrc"
+    """`rrc`: random-resized crop, bicubic; `random`: plain random crop; `centre`: no randomness."""
+    crop_share: float = 0.875
+    """Side of the crop's output as a share of the grid's (SeiT: 28 of 32); rounded to an even number of sites."""
+    crop_scale_min: float = 0.08
+    """Least share of the area in a random-resized crop."""
+    crop_ratio_max: float = 4 / 3
+    """Largest aspect ratio in a random-resized crop; the least is its inverse."""
+    noise_prob: float = 0.5
+    """Share of samples that get Emb-Noise."""
+    noise_channel_std: float = 1.0
+    """Standard deviation of the part that is equal over all sites of a channel."""
+    noise_std: float = 1.0
+    """Standard deviation of the part of each single value."""
+    coloradapt_prob: float = 0.0
+    """Share of samples that take channel statistics from the sample at the mirrored place of the batch (ColorAdapt)."""
+    cutmix_prob: float = 1.0
+    """Share of batches that are cut and mixed, or mixed up."""
+    cutmix_alpha: float = 1.0
+    """Beta parameter of Token-CutMix; 0 turns it off."""
+    mixup_alpha: float = 0.0
+    """Beta parameter of Token-Mixup; 0 turns it off. With both on, each batch gets one or the other with equal probability."""
+
+    def __post_init__(self) -> None:
+        names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"
+        for name in names.split():
+            _require_share(name, getattr(self, name))
+        _require(self.synonym_prob + self.swap_prob <= 1.0, "synonym_prob + swap_prob", self.synonym_prob + self.swap_prob, "at most 1")
+        _require(self.synonym_count >= 1, "synonym_count", self.synonym_count, "at least 1")
+        _require(self.crop in ("rrc", "random", "centre"), "crop", self.crop, "rrc, random or centre")
+        _require(0.0 < self.crop_share <= 1.0, "crop_share", self.crop_share, "above 0, at most 1")
+        _require(0.0 < self.crop_scale_min <= 1.0, "crop_scale_min", self.crop_scale_min, "above 0, at most 1")
+        _require(self.crop_ratio_max >= 1.0, "crop_ratio_max", self.crop_ratio_max, "at least 1")
+        for name in ("noise_channel_std", "noise_std", "cutmix_alpha", "mixup_alpha"):
+            _require(getattr(self, name) >= 0.0, name, getattr(self, name), "0 or more")
+
+    @classmethod
+    def off(cls) -> AugmentConfig:
+        """Return a config without any randomness: the centre crop alone, as in evaluation."""
+        return cls(synonym_prob=0.0, swap_prob=0.0, crop="centre", noise_prob=0.0, cutmix_prob=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """What classifies: an own ViT by size name, or any timm model as `timm:NAME`."""
+
+    name: str = "vit_tiny"
+    """`vit_tiny`, `vit_small`, `vit_base`, or `timm:NAME` (extra `timm`)."""
+    stem: str = "auto"
+    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` goes by the layout."""
+    stem_patch: int = 0
+    """Sites per side that become one token of the backbone; 0 goes by the grid."""
+    levels: str = "auto"
+    """How the vectors of a site's Q ids become one: `sum`, `concat`; `auto` goes by the spec."""
+    learned_codebook: bool = False
+    """Train the code vectors, starting from the stored ones; they stay fixed otherwise."""
+    raw_embeddings: bool = False
+    """Leave embeddings as stored (SeiT) instead of standardising each channel."""
+    drop_path: float = 0.0
+    depth: int | None = None
+    """Blocks of an own ViT, where it should differ from the size's."""
+    width: int | None = None
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.stem in ("auto", "conv", "patch", "sequence", "pyramid"), "stem", self.stem, "auto, conv, patch, sequence or pyramid")
+        _require(self.levels in ("auto", "sum", "concat"), "levels", self.levels, "auto, sum or concat")
+        _require(self.stem_patch >= 0, "stem_patch", self.stem_patch, "0 or more")
+        _require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "0 or more, less than 1")
+        for name in ("depth", "width", "heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
+        if self.width is not None and self.heads is not None:
+            _require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a classifier is optimised."""
+
+    epochs: int = 100
+    lr: float = 1e-3
+    """Peak learning rate, as it is used: nothing scales it behind your back."""
+    min_lr: float = 1e-5
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights that are evaluated beside the trained ones; 0 turns them off."""
+    clip_grad_norm: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    accumulate: int = 1
+    """Micro-batches per step."""
+    precision: str = "auto"
+    """`fp32`, `bf16`, `fp16`; `auto` takes bf16 where the device has it, fp32 on a CPU."""
+    compile: bool = False
+    train_part: str = "all"
+    """`all`, `head` (linear probe) or `attention` (attention, stem and head)."""
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints within an epoch; one is always written at an epoch's end."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints, in place of seconds; 0 goes by seconds."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
+        _require(self.lr > 0, "--lr", self.lr, "more than 0")
+        _require(0 <= self.min_lr, "min_lr", self.min_lr, "0 or more")
+        _require(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, "0 or more")
+        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        _require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "0 or more, less than 1")
+        _require(0 <= self.ema_decay < 1, "--ema", self.ema_decay, "0 or more, less than 1")
+        _require(self.clip_grad_norm >= 0, "--clip-grad", self.clip_grad_norm, "0 or more")
+        _require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1")
+        _require(self.precision in ("auto", "fp32", "bf16", "fp16"), "--precision", self.precision, "auto, fp32, bf16 or fp16")
+        _require(self.train_part in ("all", "head", "attention"), "--train-part", self.train_part, "all, head or attention")
+        _require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "more than 0")
+        _require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+
+
+def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return the configs with settings such as `augment.noise_prob=0.25` applied; the part names are the keys of `configs`.
+
+    Raises ConfigError that lists what there is for an unknown part or field, and for a value of another kind.
+    """
+    changed = dict(configs)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        part, dot, field_name = name.partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set is {shorten(setting)}; expected PART.FIELD=VALUE, such as augment.noise_prob=0.25")
+        if part not in changed:
+            raise ConfigError(f"--set {name}: no part {part!r}; expected one of {', '.join(sorted(changed))}")
+        known = {field.name: field for field in fields(changed[part])}
+        if field_name not in known:
+            raise ConfigError(f"--set {name}: {part} has no field {field_name!r}; it has {', '.join(sorted(known))}")
+        changed[part] = replace(changed[part], **{field_name: _parsed(name, text, str(known[field_name].type))})
+    return changed
+
+
+def _parsed(name: str, text: str, kind: str) -> Any:
+    if kind == "str" or (kind == "str | None" and text != "null"):
+        return text
+    try:
+        value = json.loads(text.lower())
+    except ValueError:
+        value = text
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = {
+        "bool": isinstance(value, bool),
+        "int": isinstance(value, int) and number,
+        "float": number,
+    }.get(kind.removesuffix(" | None"), False)
+    if not fits and not (value is None and kind.endswith("None")):
+        raise ConfigError(f"--set {name}: {text!r} is no {kind}")
+    return value

@@ -1,0 +1,247 @@
+"""Operations on ids, each against a loop over samples, sites and ids written from its definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.shards.spec import Layout
+from stem_adaptors.augment import index_ops
+from stem_adaptors.augment.keys import SampleKeys
+from tests.stem_adaptors.augment.layouts import CODES, GRIDS, grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
+
+LAYOUTS = [grid(*shape, levels) for shape in GRIDS for levels in (1, 2)]
+
+
+def wide(ids_BLQ: torch.Tensor) -> torch.Tensor:
+    return ids_BLQ.to(torch.int32)
+
+
+# Synonyms
+
+
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_synonym_table_ranks_by_cosine(count: int) -> None:
+    tables = tables_of(spec_of(grid(4, 4, 2)))
+    for level, table_KS in enumerate(index_ops.synonym_table(tables, count)):
+        vectors = tables[f"level_{level}"].astype(float)
+        assert table_KS.shape == (CODES, min(count, CODES - 1))
+        for code in range(CODES):
+            cosines = {
+                other: vectors[code] @ vectors[other] / np.linalg.norm(vectors[code]) / np.linalg.norm(vectors[other])
+                for other in range(CODES)
+                if other != code
+            }
+            assert table_KS[code].tolist() == sorted(cosines, key=lambda other: -cosines[other])[:count]
+
+
+def test_synonym_table_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = tables_of(spec_of(grid(4, 4)))
+    whole = index_ops.synonym_table(tables, 4)
+    monkeypatch.setattr(index_ops, "_BLOCK_CODES", 7)
+    assert torch.equal(index_ops.synonym_table(tables, 4)[0], whole[0])
+
+
+def test_synonyms_of_a_single_code_and_of_no_codebook() -> None:
+    assert index_ops.synonym_table({"level_0": np.ones((1, 3), np.float32)}, 5)[0].tolist() == [[0]]
+    with pytest.raises(ConfigError, match="synonym_prob"):
+        index_ops.synonym_table({}, 5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_synonyms_replace_ids_one_by_one(layout: Layout) -> None:
+    spec = spec_of(layout)
+    synonyms = index_ops.synonym_table(tables_of(spec), 5)
+    ids_BLQ, keys = wide(ids_of(spec, 6)), keys_of(6)
+    result = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 0.25)
+    numbers = layout.ids_per_site * layout.sites
+    shares = keys.uniform("synonyms.replace", numbers).tolist()
+    draws = keys.integers("synonyms.draw", 5, numbers).tolist()
+    expected = ids_BLQ.clone()
+    for sample in range(6):
+        for level in range(layout.ids_per_site):
+            for site in range(layout.sites):
+                index = level * layout.sites + site
+                if shares[sample][index] < 0.25:
+                    own = int(ids_BLQ[sample, site, level])
+                    expected[sample, site, level] = synonyms[level][own, draws[sample][index]]
+    assert torch.equal(result, expected)
+    assert 0 < (result != ids_BLQ).sum() < result.numel()
+
+
+def test_share_of_replaced_ids() -> None:
+    spec = spec_of(grid(16, 16))
+    ids_BLQ = wide(ids_of(spec, 64))
+    changed = index_ops.replace_synonyms(ids_BLQ, keys_of(64), index_ops.synonym_table(tables_of(spec), 5), 0.3) != ids_BLQ
+    assert changed.float().mean().item() == pytest.approx(0.3, abs=0.02), "a synonym always differs from the id"
+
+
+def test_pad_ids_have_no_synonyms() -> None:
+    spec = spec_of(sequence(9, variable=True))
+    ids_BLQ = wide(ids_of(spec, 4))
+    ids_BLQ[1, 5:] = CODES
+    result = index_ops.replace_synonyms(ids_BLQ, keys_of(4), index_ops.synonym_table(tables_of(spec), 5), 1.0)
+    assert (result[1, 5:] == CODES).all()
+    real = ids_BLQ < CODES
+    assert (result[real] != ids_BLQ[real]).all() and (result[real] < CODES).all()
+
+
+# Block swap
+
+
+def swapped(ids_HW: np.ndarray, first: list[int], second: list[int], side: int) -> np.ndarray:
+    result = ids_HW.copy()
+    for corner, other in ((first, second), (second, first)):
+        for row in range(side):
+            for column in range(side):
+                result[corner[0] + row, corner[1] + column] = ids_HW[other[0] + row, other[1] + column]
+    return result
+
+
+@pytest.mark.parametrize("share", [0.25, 0.6])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_blocks_change_places_with_all_ids_of_a_site(layout: Layout, share: float) -> None:
+    height, width = layout.grid
+    ids_BLQ, keys = wide(ids_of(spec_of(layout), 40)), keys_of(40)
+    result = index_ops.swap_blocks(ids_BLQ, keys, layout, share)
+    sides = keys.uniform("swap.side").tolist()
+    changed = 0
+    for sample in range(40):
+        side = math.floor(min(height, width) * share * sides[sample][0])
+        highs = torch.tensor([height - side, width - side]).repeat(2 * index_ops.SWAP_TRIES)
+        draws = keys[sample : sample + 1].integers("swap.corners", highs, 4 * index_ops.SWAP_TRIES)[0].tolist()
+        expected = ids_BLQ[sample].numpy()
+        for attempt in range(index_ops.SWAP_TRIES):
+            first, second = draws[4 * attempt : 4 * attempt + 2], draws[4 * attempt + 2 : 4 * attempt + 4]
+            if math.dist(first, second) > side:
+                planes = expected.reshape(height, width, -1)
+                expected = swapped(planes, first, second, side).reshape(expected.shape)
+                break
+        np.testing.assert_array_equal(result[sample].numpy(), expected)
+        changed += int(not np.array_equal(expected, ids_BLQ[sample].numpy()))
+    assert changed > 0
+
+
+def test_swap_geometry_holds_its_bounds() -> None:
+    first_B2, second_B2, side_B = index_ops.swap_corners(keys_of(5000), (32, 24), 0.25)
+    assert sorted(set(side_B.tolist())) == list(range(6)), "floor(24 * 0.25 * U)"
+    assert np.bincount(side_B.numpy()).min() > 700, "sides are even"
+    for corner_B2 in (first_B2, second_B2):
+        assert (corner_B2 >= 0).all()
+        assert (corner_B2 < torch.tensor([32, 24]) - side_B[:, None]).all()
+    distance_B = (first_B2 - second_B2).double().square().sum(1).sqrt()
+    assert (distance_B > side_B)[side_B > 0].all()
+
+
+def test_a_sample_stays_when_no_two_blocks_are_far_enough_apart() -> None:
+    _, _, side_B = index_ops.swap_corners(keys_of(2000), (32, 32), 1.0)
+    assert 0 < side_B.max() <= 18, "a side of 19 leaves corners less than 19 apart"
+    assert (side_B == 0).float().mean() > 0.35
+
+
+def test_swap_moves_the_same_blocks_of_every_frame() -> None:
+    layout, keys = video(3, 8, 6), keys_of(30)
+    ids_BLQ = wide(ids_of(spec_of(layout), 30))
+    result = index_ops.swap_blocks(ids_BLQ, keys, layout, 0.5).reshape(30, 3, 48, 1)
+    for frame in range(3):
+        alone = index_ops.swap_blocks(ids_BLQ.reshape(30, 3, 48, 1)[:, frame], keys, grid(8, 6), 0.5)
+        assert torch.equal(result[:, frame], alone)
+
+
+# One of synonyms, swap, nothing
+
+
+def eda(ids_BLQ: torch.Tensor, keys: SampleKeys, layout: Layout, synonym_prob: float, swap_prob: float) -> torch.Tensor:
+    synonyms = index_ops.synonym_table(tables_of(spec_of(layout)), 5)
+    chances = {"synonym_prob": synonym_prob, "swap_prob": swap_prob}
+    return index_ops.token_eda(ids_BLQ, keys, layout, synonyms, replace_prob=1.0, swap_max_share=0.5, **chances)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_eda_gives_each_sample_one_operation(levels: int) -> None:
+    layout, keys = grid(8, 8, levels), keys_of(50)
+    ids_BLQ = wide(ids_of(spec_of(layout), 50))
+    synonyms = index_ops.synonym_table(tables_of(spec_of(layout)), 5)
+    replaced = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 1.0)
+    moved = index_ops.swap_blocks(ids_BLQ, keys, layout, 0.5)
+    result = eda(ids_BLQ, keys, layout, 0.3, 0.4)
+    for sample, draw in enumerate(keys.uniform("eda")[:, 0].tolist()):
+        expected = replaced if draw < 0.3 else moved if draw < 0.7 else ids_BLQ
+        assert torch.equal(result[sample], expected[sample])
+
+
+def test_eda_shares() -> None:
+    layout, keys = grid(4, 4), keys_of(8000)
+    ids_BLQ = torch.arange(16, dtype=torch.int32).repeat(8000, 1)[:, :, None]
+    result = eda(ids_BLQ, keys, layout, 0.25, 0.0)
+    assert (result != ids_BLQ).any(1).float().mean().item() == pytest.approx(0.25, abs=0.025)
+    kinds = result.sort(1).values == ids_BLQ
+    assert (~kinds.all(1)).float().mean().item() == pytest.approx(0.25, abs=0.025)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_batches_without_an_affected_sample(samples: int) -> None:
+    layout = grid(4, 6, 2)
+    ids_BLQ = wide(ids_of(spec_of(layout), samples))
+    for start in range(20):
+        assert eda(ids_BLQ, keys_of(samples, start), layout, 0.2, 0.2).shape == ids_BLQ.shape
+        assert torch.equal(index_ops.mirror(ids_BLQ, keys_of(samples, start), layout, 0.0), ids_BLQ)
+
+
+# Mirroring, crops, dropped tokens
+
+
+def test_mirror_turns_rows_of_every_plane() -> None:
+    for layout, shapes in (
+        (grid(3, 5, 2), [(3, 5)]),
+        (video(2, 3, 4), [(2, 3, 4)]),
+        (pyramid((1, 1), (2, 2), (3, 4)), [(1, 1), (2, 2), (3, 4)]),
+    ):
+        ids_BLQ, keys = wide(ids_of(spec_of(layout), 20)), keys_of(20)
+        result, hit_B = index_ops.mirror(ids_BLQ, keys, layout, 0.5), keys.chosen("flip", 0.5)
+        assert 0 < hit_B.sum() < 20
+        for sample in range(20):
+            start = 0
+            for shape in shapes:
+                stop = start + math.prod(shape)
+                plane = ids_BLQ[sample, start:stop].numpy().reshape(*shape, -1)
+                expected = plane[..., ::-1, :] if hit_B[sample] else plane
+                np.testing.assert_array_equal(result[sample, start:stop].numpy().reshape(plane.shape), expected)
+                start = stop
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS[:4], video(2, 6, 7)], ids=str)
+def test_crop_windows_cut_every_plane(layout: Layout) -> None:
+    height, width = layout.grid[-2:]
+    size, ids_BLQ = (height - 2, width - 3), ids_of(spec_of(layout), 5)
+    corners_B2 = torch.tensor([[0, 0], [2, 3], [1, 0], [0, 2], [2, 1]])
+    result = index_ops.crop_windows(ids_BLQ.int(), layout, corners_B2, size).numpy()
+    planes = ids_BLQ.numpy().reshape(5, -1, height, width, layout.ids_per_site)
+    for sample, (top, left) in enumerate(corners_B2.tolist()):
+        expected = planes[sample, :, top : top + size[0], left : left + size[1]]
+        np.testing.assert_array_equal(result[sample], expected.reshape(-1, layout.ids_per_site))
+
+
+def test_dropped_tokens_hold_the_pad_id_at_every_level() -> None:
+    ids_BLQ, keys = wide(ids_of(spec_of(grid(16, 16, 2)), 40)), keys_of(40)
+    result = index_ops.drop_tokens(ids_BLQ, keys, 0.3, CODES)
+    dropped_BL = keys.uniform("dropout", 256) < 0.3
+    assert torch.equal(result == CODES, dropped_BL[:, :, None].expand(-1, -1, 2))
+    assert torch.equal(result[~dropped_BL], ids_BLQ[~dropped_BL])
+    assert dropped_BL.float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def test_layouts_without_a_grid_refuse_geometry() -> None:
+    for layout in (sequence(12), grid(3, 4, variable=True), pyramid((2, 2), (4, 2))):
+        ids_BLQ = wide(ids_of(spec_of(layout), 2))
+        with pytest.raises(ConfigError, match="swap_prob.*kind (sequence|grid of varying size|pyramid)"):
+            index_ops.swap_blocks(ids_BLQ, keys_of(2), layout, 0.25)
+        with pytest.raises(ConfigError, match="crop"):
+            index_ops.crop_windows(ids_BLQ, layout, torch.zeros(2, 2, dtype=torch.int64), (1, 1))
+        if layout.kind != "pyramid":
+            with pytest.raises(ConfigError, match="flip_prob"):
+                index_ops.mirror(ids_BLQ, keys_of(2), layout, 0.5)

@@ -1,0 +1,51 @@
+"""Settings given as text reach the field they name, or say what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import ConfigError
+from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
+
+
+def configs() -> dict[str, object]:
+    return {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig()}
+
+
+def test_settings_are_parsed_by_the_kind_of_their_field() -> None:
+    found = with_settings(
+        configs(),
+        ["augment.noise_prob=0", "train.epochs=3", "model.name=timm:resnet18", "model.width=64", "train.compile=true", "model.depth=null"],
+    )
+    assert found["augment"].noise_prob == 0
+    assert found["train"].epochs == 3 and found["train"].compile is True
+    assert (found["model"].name, found["model"].width, found["model"].depth) == ("timm:resnet18", 64, None)
+    assert found["loader"] == LoaderConfig()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("noise_prob=1", r"PART\.FIELD=VALUE"),
+        ("augment.noise_prob", r"PART\.FIELD=VALUE"),
+        ("augmentation.noise_prob=1", "expected one of augment, loader, model, train"),
+        ("augment.noise=1", "it has .*noise_prob"),
+        ("train.epochs=many", "'many' is no int"),
+        ("train.epochs=true", "'true' is no int"),
+        ("train.epochs=1.5", "is no int"),
+        ("train.compile=1", "is no bool"),
+        ("augment.noise_prob=2", "from 0 to 1"),
+        ("augment.swap_prob=0.9", "at most 1"),
+        ("model.stem=fancy", "expected auto"),
+    ],
+)
+def test_a_wrong_setting_says_what_was_expected(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_settings(configs(), [setting])
+
+
+def test_no_augmentation_is_a_centre_crop_alone() -> None:
+    off = AugmentConfig.off()
+    assert off.crop == "centre"
+    chances = ("synonym_prob", "swap_prob", "flip_prob", "dropout_prob", "noise_prob", "coloradapt_prob", "cutmix_prob")
+    assert all(getattr(off, name) == 0 for name in chances)
