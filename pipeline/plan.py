@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 CURRENT_PLAN = "plan/current.json"
+IMPORTS = ("seit",)
 PART_SHARDS = 16
 """Shards per part."""
 
@@ -106,6 +107,11 @@ class Plan:
     def spec(self) -> TokenizerSpec:
         """The spec of the planned tokenizer."""
         return TokenizerSpec.from_json(json.loads(self.tokenizer_json)["spec"], self.path)
+
+    @property
+    def is_import(self) -> bool:
+        """Whether the inputs are tokens of another project, which only its import can read."""
+        return self.source["kind"] in IMPORTS
 
     def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
         """Return how the source was read, with the credentials of this run, which no plan holds."""

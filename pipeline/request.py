@@ -63,6 +63,11 @@ class Outcome:
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:
     """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
+    if plan.is_import:
+        raise PlanError(
+            f"{request.out_url} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
+            f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
+        )
     asked, fit = request.plan, request.fit
     spec, fitted = plan.spec, json.loads(plan.tokenizer_json)["statistics"].get("fit", {})
     default_plan, default_fit = PlanConfig(), FitConfig()

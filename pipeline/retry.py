@@ -42,6 +42,11 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     if not chain:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     last = chain[-1]
+    if last.is_import:
+        raise PlanError(
+            f"{store.url} holds tokens imported from {last.source['url']}: reading the same bytes again fails again. "
+            f"Import a whole copy into another output with `tokenshards import {last.source['kind']}`"
+        )
     if pointer is None or int(pointer["generation"]) < last.generation:
         if last.generation == 1 or pointer is None:
             raise IncompleteError(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["TerminalReporter", "print_table", "table_of"]
+__all__ = ["TerminalReporter", "print_table"]
 
 LINE_SECONDS = 30.0
 
@@ -79,10 +79,10 @@ class TerminalReporter:
             self._progress = None
 
 
-def table_of(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str, ...] = ()) -> Table:
+def _table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> Table:
     """Return a plain table; the first column names, the others hold values."""
     rows = list(rows)
-    table = Table(title=title or None, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
+    table = Table(show_header=bool(header), box=None, pad_edge=False)
     for index in range(max((len(row) for row in rows), default=1)):
         table.add_column(header[index] if header else "", style="bold" if index == 0 else None, overflow="fold")
     for row in rows:
@@ -95,4 +95,6 @@ def print_table(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=120)
-    console.print(table_of(rows, title, header))
+    if title:  # as a title of the table it would be folded to the width of the table
+        console.print(title, style="italic", soft_wrap=True)
+    console.print(_table(rows, header))

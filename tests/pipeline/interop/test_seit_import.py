@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from pipeline.config import FitConfig
+from pipeline.config import FitConfig, SourceConfig
 from pipeline.errors import ConfigError, PlanError, SourceError, TokenizerError, TooManyBadInputsError
 from pipeline.interop.seit_files import open_split
 from pipeline.interop.seit_import import parse_grid
@@ -25,12 +25,13 @@ from pipeline.repair import repair_dataset
 from pipeline.reports.inspection import inspect_dataset
 from pipeline.reports.previews import preview_dataset
 from pipeline.reports.storage import dataset_report
+from pipeline.retry import plan_retry
 from pipeline.shards import open_dataset
 from pipeline.shards.writer import read_quarantine
 from pipeline.storage import Store
 from pipeline.tokenizers.directory import load_statistics, load_tokenizer
 from pipeline.verification import verify_dataset
-from tests.datasets import ROOT, SilentReporter, content, convert, write_images
+from tests.datasets import ROOT, SilentReporter, content, convert, run_cli, run_json, write_images
 from tests.pipeline.interop.releases import (
     CODES,
     GRID,
@@ -417,7 +418,7 @@ def test_a_lost_shard_is_made_again(tmp_path: Path) -> None:
     assert not verify_dataset(store).ok
     repair = repair_dataset(store, apply=True)
     assert repair.tokenize_needed and not repair.refused
-    with pytest.raises(SourceError, match="none of 1 planned inputs is there"):  # `tokenize` must not take the token file for a picture
+    with pytest.raises(PlanError, match="`tokenshards import seit`"):  # `tokenize` must not take the token file for a picture
         convert(src, tmp_path / "out", fit=FitConfig())
     assert imported(src, tmp_path / "out").images == 6
     assert content(tmp_path / "out") == before
@@ -445,3 +446,28 @@ def test_another_import_into_the_same_place_is_refused(tmp_path: Path) -> None:
     convert(tmp_path / "pictures", tmp_path / "tokens")
     with pytest.raises(PlanError, match="was made by `tokenize`"):
         imported(src, tmp_path / "tokens")
+
+
+def test_pictures_and_imports_are_not_continued_by_each_other(tmp_path: Path) -> None:
+    images = some_images(30)
+    images[3] = b"\xff\xff"
+    imported(write_release(tmp_path / "src", images), tmp_path / "out", shard_rows=6, max_bad=0.5)
+    write_images(tmp_path / "pictures", 8)
+    with pytest.raises(PlanError, match=r"holds tokens imported from .*src; .*Continue it with `tokenshards import seit`"):
+        convert(tmp_path / "pictures", tmp_path / "out")
+    with pytest.raises(PlanError, match="holds tokens imported from .*src: reading the same bytes again fails again"):
+        plan_retry(Store(str(tmp_path / "out")), Store(str(tmp_path / "src")), SourceConfig())
+
+
+def test_the_commands_round_trip_a_release(tmp_path: Path) -> None:
+    images = some_images(20)
+    src, out, back = write_release(tmp_path / "src", images), str(tmp_path / "out"), tmp_path / "back"
+    shared = ("--split", "imagenet1k-train")
+    report = run_json("import", "seit", str(src), out, "--grid", "3x4", *shared)
+    assert report["complete"] and report["images_committed"] == 20
+    assert run_json("import", "seit", str(src), out, "--grid", "3x4", *shared)["images_committed"] == 20
+    written = run_json("export", "seit", out, str(back), *shared)
+    assert written["images"] == 20
+    assert gzip.decompress((back / DATA).read_bytes()) == b"".join(images)
+    _, message = run_cli("import", "seit", str(src), out, "--split", "imagenet1k-train", "--grid", "12", expect=2)
+    assert "--grid is '12'; expected rows and columns of the sites, such as 32x32" in message and "Traceback" not in message

@@ -58,17 +58,15 @@ def test_synonyms_replace_ids_one_by_one(layout: Layout) -> None:
     synonyms = index_ops.synonym_table(tables_of(spec), 5)
     ids_BLQ, keys = wide(ids_of(spec, 6)), keys_of(6)
     result = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 0.25)
-    numbers = layout.ids_per_site * layout.sites
-    shares = keys.uniform("synonyms.replace", numbers).tolist()
-    draws = keys.integers("synonyms.draw", 5, numbers).tolist()
     expected = ids_BLQ.clone()
-    for sample in range(6):
-        for level in range(layout.ids_per_site):
+    for level in range(layout.ids_per_site):
+        shares = keys.uniform(f"synonyms.replace.{level}", layout.sites).tolist()
+        draws = keys.integers(f"synonyms.draw.{level}", 5, layout.sites).tolist()
+        for sample in range(6):
             for site in range(layout.sites):
-                index = level * layout.sites + site
-                if shares[sample][index] < 0.25:
+                if shares[sample][site] < 0.25:
                     own = int(ids_BLQ[sample, site, level])
-                    expected[sample, site, level] = synonyms[level][own, draws[sample][index]]
+                    expected[sample, site, level] = synonyms[level][own, draws[sample][site]]
     assert torch.equal(result, expected)
     assert 0 < (result != ids_BLQ).sum() < result.numel()
 
@@ -88,6 +86,16 @@ def test_pad_ids_have_no_synonyms() -> None:
     assert (result[1, 5:] == CODES).all()
     real = ids_BLQ < CODES
     assert (result[real] != ids_BLQ[real]).all() and (result[real] < CODES).all()
+
+
+def test_synonyms_of_a_short_row_do_not_depend_on_the_longest_row_of_its_batch() -> None:
+    spec = spec_of(sequence(12, ids_per_site=3, combine="sum", variable=True))
+    synonyms = index_ops.synonym_table(tables_of(spec), 5)
+    ids_BLQ, keys = wide(ids_of(spec, 4)), keys_of(4)
+    ids_BLQ[2:, 7:] = CODES
+    beside = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 0.5)
+    alone = index_ops.replace_synonyms(ids_BLQ[2:, :7], keys[2:], synonyms, 0.5)
+    assert torch.equal(beside[2:, :7], alone) and not torch.equal(alone, ids_BLQ[2:, :7])
 
 
 # Block swap
