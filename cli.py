@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -27,7 +28,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Turn image buckets into verified, compressed shards of discrete tokens.",
+    help="Turn image buckets into verified, compressed shards of discrete tokens, and train classifiers from them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -418,18 +419,30 @@ def inspect_command(
 def preview_command(
     out: Out,
     to: Annotated[str, typer.Option(metavar="FILE.png", help="Picture to write.")],
-    n: Annotated[int, typer.Option("-n", help="Images to show.")] = 16,
+    n: Annotated[int | None, typer.Option("-n", help="Images to show.", show_default="16; 6 with --augment")] = None,
     sample_id: Annotated[list[str] | None, typer.Option("--id", help="Show this sample id; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Show images of this class only.")] = None,
     source: Annotated[str | None, typer.Option(help="Show the originals beside; the place that was tokenized.")] = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """A picture of what the tokens hold: reconstructions, beside the originals if --source is given."""
-    from pipeline.reports.previews import preview_dataset
+    """A picture of what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
+    from pipeline.errors import ConfigError
+    from pipeline.reports.previews import preview_dataset, preview_views
 
-    options = _options(storage_option)
-    shown = preview_dataset(out, to, count=n, sample_ids=tuple(sample_id or ()), label=label, source_url=source, options=options)
+    options, sample_ids = _options(storage_option), tuple(sample_id or ())
+    if augment and source is not None:
+        raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
+    if augment:
+        from stem_adaptors.augment.views import augmented_views
+
+        views = functools.partial(augmented_views, seed=seed)
+        shown = preview_views(out, to, views, count=6 if n is None else n, sample_ids=sample_ids, label=label, options=options)
+    else:
+        count = 16 if n is None else n
+        shown = preview_dataset(out, to, count=count, sample_ids=sample_ids, label=label, source_url=source, options=options)
     if as_json:
         _print_json(shown.to_json())
     else:
@@ -488,12 +501,15 @@ def train_command(
     from pipeline.errors import ConfigError
     from pipeline.shards import open_dataset
     from pipeline.storage import Store
+    from stem_adaptors.augment import allowed_augmentations
     from stem_adaptors.config import AugmentConfig, with_settings
     from stem_adaptors.defaults import default_configs, read_recipe, training_data, with_given
     from stem_adaptors.distributed import joined_ranks
+    from stem_adaptors.memory import keep_freed_memory
     from stem_adaptors.progress import TrainingReporter
     from stem_adaptors.train import Trainer, TrainRequest
 
+    keep_freed_memory()
     options = _options(storage_option)
     chosen = training_data(data, fraction=fraction, seed=seed or 0, mix_with=tuple(mix or ()), storage_options=options)
     given: dict[str, dict[str, Any]] = {
@@ -512,7 +528,7 @@ def train_command(
     recipe_configs = {} if recipe is None else read_recipe(recipe)
     configs = with_given({**default_configs(chosen), **recipe_configs}, given)
     if not augment:
-        configs["augment"] = AugmentConfig.off()
+        configs["augment"] = allowed_augmentations(chosen.spec, AugmentConfig.off())
     configs = with_settings(configs, settings or ())
     if val is None and not quiet:
         print("no --val given: nothing is measured, and the last weights count as the best", file=sys.stderr)
@@ -664,10 +680,15 @@ def predict_command(
 def demo_command(
     folder: Annotated[str, typer.Argument(help="Folder for the demo's images, datasets and pictures.")] = "demo_out",
 ) -> None:
-    """The whole job on real images that need no download: digits with labels, and tiles of two photographs."""
+    """The whole job on real images that need no download: digits become tokens and then a classifier; tiles of photographs."""
     from pipeline.demo import run_demo
+    from stem_adaptors.demo import train_demo
+    from stem_adaptors.memory import keep_freed_memory
+    from stem_adaptors.progress import TrainingReporter
 
+    keep_freed_memory()
     run_demo(folder)
+    train_demo(folder, TrainingReporter())
 
 
 import_app = typer.Typer(help="Turn tokens that another project made into a dataset.", no_args_is_help=True)
@@ -773,6 +794,9 @@ def main() -> None:
         if isinstance(error, MemoryError) or "can't start new thread" in str(error):
             print(f"error: this machine is out of memory or threads ({error}); give it more, or fewer --workers", file=sys.stderr)
             sys.exit(3)
+        if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "filelock"):
+            print(f"error: this command needs {error.name}, which is not installed; pip install 'tokenshards[train]'", file=sys.stderr)
+            sys.exit(2)
         if isinstance(error, TokenshardsError):
             print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)
             sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""`demo`: the whole job on real images that need no download, ending with pictures that a person can look at."""
+"""The first half of `demo`: the whole job on real images that need no download, with pictures that a person can look at."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def run_demo(folder: str) -> None:
             options={},
         )
         print(f"   {shown.text()}")
-    print(f"\nthe demo's own work took {time.monotonic() - started:.1f} s. Look at {root}/photos.png, then try your own images:")
-    print("   tokenshards tokenize YOUR_IMAGES OUT")
+    print(f"   all of this took {time.monotonic() - started:.1f} s")
 
 
 def write_digits(folder: Path) -> int:

@@ -33,7 +33,7 @@ COMMANDS = {
     "repair": ["--apply", "--min-age", "--json"],
     "retry-failed": ["--source", "--json"],
     "inspect": ["--plot", "--json"],
-    "preview": ["--to", "--id", "--class", "--source", "-n"],
+    "preview": ["--to", "--id", "--class", "--source", "--augment", "--seed", "-n"],
     "train": [
         "--val",
         "--out",
@@ -296,3 +296,11 @@ def test_plan_extrapolates_a_tar_that_it_left_in_the_middle(tmp_path: Path) -> N
             archive.add(picture, f"{index:05d}.jpg")
     estimate = run_json("plan", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--size", "16")
     assert 900 <= estimate["images"] <= 1100 and not estimate["images_exact"]
+
+
+@pytest.mark.parametrize("command", [["train", "data", "--out", "run"], ["evaluate", "run", "data"], ["predict", "run", "a.png"]])
+def test_without_torch_a_command_says_what_to_install(command: list[str]) -> None:
+    script = f"import sys; sys.modules['torch'] = None; import cli; sys.argv = ['tokenshards', *{command!r}]; cli.main()"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: this command needs torch, which is not installed; pip install 'tokenshards[train]'"

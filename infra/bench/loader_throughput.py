@@ -52,6 +52,7 @@ from stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
 from stem_adaptors.config import AugmentConfig, LoaderConfig
 from stem_adaptors.dataset import TokenLoader
 from stem_adaptors.embedding import TokenEmbedding
+from stem_adaptors.memory import keep_freed_memory
 
 EPOCHS, RAW_BATCH, TRAIN_BATCH, CLASSES, SMOOTHING = 3, 1024, 128, 1000, 0.1
 SHARD_ROWS, WIDTH, SLOW_ROWS = 10_000, 32, 10_000
@@ -387,6 +388,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # for all sides, as `tokenshards train` does
     ids_NL = load_ids(options.data, options.rows)
     codebook_KD = load_codebook(options.data, int(ids_NL.max()) + 1)
     root = Path(tempfile.mkdtemp())

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import ConfigError
 from pipeline.reports.fidelity import psnr
 
-__all__ = ["image_grid", "plot_usage", "side_by_side", "usage_text_histogram"]
+__all__ = ["image_grid", "image_table", "plot_usage", "side_by_side", "usage_text_histogram"]
 
 Pixels = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
@@ -47,6 +47,36 @@ def image_grid(images: Sequence[Pixels], captions: Sequence[str] | None = None, 
         canvas.paste(tile, (left + (cell_width - tile.width) // 2, top + (cell_height - tile.height) // 2))
         if captions:
             draw.text((left, top + cell_height + 1), _fitted(captions[index], cell_width, draw, font), fill="black", font=font)
+    return canvas
+
+
+def image_table(rows: Sequence[Sequence[Pixels]], headers: Sequence[str], captions: Sequence[str]) -> Image.Image:
+    """Return rows of uint8 RGB images under the headers of their columns, each row with its caption below.
+
+    Headers may have several lines. Raises ConfigError without images, or where rows, headers and captions do not fit each other.
+    """
+    if not rows or not headers:
+        raise ConfigError(f"a table of {len(rows)} rows and {len(headers)} columns was asked for; expected at least 1 of both")
+    if len(captions) != len(rows) or any(len(row) != len(headers) for row in rows):
+        raise ConfigError(f"rows of {[len(row) for row in rows]} images, {len(captions)} captions and {len(headers)} headers do not fit")
+    tiles = [[_enlarged(image) for image in row] for row in rows]
+    step_x = max(tile.width for row in tiles for tile in row) + GAP
+    cell_height = max(tile.height for row in tiles for tile in row)
+    step_y = cell_height + GAP + LINE_HEIGHT
+    head = LINE_HEIGHT * max(header.count("\n") + 1 for header in headers)
+    canvas = Image.new("RGB", (GAP + len(headers) * step_x, GAP + head + GAP + len(rows) * step_y), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    for column, header in enumerate(headers):
+        for line, text in enumerate(header.split("\n")):
+            colour = "black" if line == 0 else "dimgray"
+            place = (GAP + column * step_x, GAP + line * LINE_HEIGHT)
+            draw.text(place, _fitted(text, step_x - GAP, draw, font), fill=colour, font=font)
+    for row, (tiles_of_row, caption) in enumerate(zip(tiles, captions, strict=True)):
+        top = GAP + head + GAP + row * step_y
+        for column, tile in enumerate(tiles_of_row):
+            canvas.paste(tile, (GAP + column * step_x, top + (cell_height - tile.height) // 2))
+        text = _fitted(caption, len(headers) * step_x - GAP, draw, font)
+        draw.text((GAP, top + cell_height + 1), text, fill="dimgray", font=font)
     return canvas
 
 

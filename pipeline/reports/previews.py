@@ -1,4 +1,4 @@
-"""`preview`: a grid of reconstructions, beside the originals where the source is given."""
+"""`preview`: a grid of reconstructions, beside the originals where the source is given, or beside variants of their tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from pipeline.errors import BadInput, ConfigError
 from pipeline.plan import Plan, load_chain, read_shard_rows
 from pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
 from pipeline.reports.fidelity import psnr
-from pipeline.reports.pictures import image_grid, side_by_side
-from pipeline.shards.codebook import Tables
+from pipeline.reports.pictures import image_grid, image_table, side_by_side
 from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
-from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import read_slice, source_root
 from pipeline.storage import Store
 from pipeline.tokenizers.directory import load_tokenizer
@@ -30,8 +28,8 @@ __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 400
-Views = Callable[[TokenizerSpec, Tables, TokenBatch], list[tuple[str, TokenBatch]]]
-"""Makes named variants, all of the same samples, of the tokens of some samples."""
+Views = Callable[[TokenDataset, TokenBatch], list[tuple[str, TokenBatch]]]
+"""Makes variants, all of the same samples and each with its caption, of the tokens of some samples of a dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +80,10 @@ def preview_views(
     """Draw what `views` makes of the images that `preview_dataset` would choose: one row an image, one column a view."""
     dataset, samples = _opened(url, to, count, sample_ids, label, options)
     tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
-    named = views(dataset.spec, dataset.codebook(), concatenate_tokens([sample.tokens for sample in samples]))
-    columns = [tokenizer.decode(tokens) for _, tokens in named]
-    images = [column[row] for row in range(len(samples)) for column in columns]
-    _save(image_grid(images, [name for name, _ in named] * len(samples), columns=len(columns)), to)
+    captioned = views(dataset, concatenate_tokens([sample.tokens for sample in samples]))
+    columns = [list(tokenizer.decode(tokens)) for _, tokens in captioned]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    _save(image_table(rows, [caption for caption, _ in captioned], [_caption(sample) for sample in samples]), to)
     return Preview(to, [str(sample.row["sample_id"]) for sample in samples], [])
 
 

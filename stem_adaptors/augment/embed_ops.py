@@ -34,6 +34,7 @@ __all__ = [
     "resample",
 ]
 
+COLOUR_EPSILON = 1e-5
 CROP_TRIES = 10
 PIECE_BYTES = 4 << 20
 """Embeddings worked on at a time on a CPU."""
@@ -180,7 +181,7 @@ def drop_sites_(x_BDHW: Tensor, keys: SampleKeys, share: float) -> Tensor:
     return x_BDHW.mul_(kept_BL.view(-1, 1, *sites))
 
 
-def adapt_colour_(x_BDHW: Tensor, keys: SampleKeys, share: float, epsilon: float = 1e-5) -> Tensor:
+def adapt_colour_(x_BDHW: Tensor, keys: SampleKeys, share: float, epsilon: float = COLOUR_EPSILON) -> Tensor:
     """Give a `share` of the samples the channel statistics of the sample at the mirrored place of the batch (ColorAdapt; SeiT, 4.6).
 
     sd2 (x - mean1) / (sd1 + epsilon) + mean2, over the sites of a sample, sd unbiased.
@@ -198,10 +199,13 @@ def adapt_colour_(x_BDHW: Tensor, keys: SampleKeys, share: float, epsilon: float
 
 
 def _statistics(x_RND: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased standard deviation [R, 1, D]; two passes, far quicker than torch.std_mean over a middle dimension."""
+    """Return mean and unbiased standard deviation [R, 1, D]; two passes, far quicker than torch.std_mean over a middle dimension.
+
+    A standard deviation is at least 1e-6: the root of an exact zero has no derivative, and a learned codebook asks for one.
+    """
     mean_R1D = x_RND.mean(1, keepdim=True)
     variance_R1D = (x_RND - mean_R1D).square().sum(1, keepdim=True) / max(1, x_RND.shape[1] - 1)
-    return mean_R1D, variance_R1D.sqrt()
+    return mean_R1D, variance_R1D.clamp(min=1e-12).sqrt()
 
 
 def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,14 +221,23 @@ def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam: Tensor) -
     height, width = x_BDHW.shape[-2:]
     top, left, bottom, right = cutmix_box(keys, (height, width), lam)
     kept = 1 - ((bottom - top) * (right - left)) / (height * width)
-    if x_BDHW.device.type == "cpu":
-        box = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)]
-        box.copy_(box.flip(0))
-    else:
-        rows_H1, columns_W = torch.arange(height, device=x_BDHW.device)[:, None], torch.arange(width, device=x_BDHW.device)
-        inside_HW = (rows_H1 >= top) & (rows_H1 < bottom) & (columns_W >= left) & (columns_W < right)
-        x_BDHW = torch.where(inside_HW, x_BDHW.flip(0), x_BDHW)
-    return x_BDHW, _mix_targets(targets_BC, kept)
+    fill = _fill_slice_ if x_BDHW.device.type == "cpu" else _filled_by_mask
+    return fill(x_BDHW, top, left, bottom, right), _mix_targets(targets_BC, kept)
+
+
+def _fill_slice_(x_BDHW: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+    """Fill the box where it is: touches nothing else, but asks for its numbers."""
+    box = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)]
+    box.copy_(box.flip(0))
+    return x_BDHW
+
+
+def _filled_by_mask(x_BDHW: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+    """Fill the box without asking for its numbers, which would make a GPU wait."""
+    rows_H1, columns_W = (torch.arange(side, device=x_BDHW.device) for side in x_BDHW.shape[-2:])
+    rows_H1 = rows_H1[:, None]
+    inside_HW = (rows_H1 >= top) & (rows_H1 < bottom) & (columns_W >= left) & (columns_W < right)
+    return torch.where(inside_HW, x_BDHW.flip(0), x_BDHW)
 
 
 def cutmix_box(keys: SampleKeys, grid: tuple[int, int], lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

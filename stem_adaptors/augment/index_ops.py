@@ -59,16 +59,16 @@ def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tenso
     """Replace a `share` of all ids, each one independently, by a uniform draw from its synonyms (SeiT, section 4.1a)."""
     samples, sites, levels = ids_BLQ.shape
     ids_BQL = ids_BLQ.transpose(1, 2)
-    replaced_BQL = (keys.uniform("synonyms.replace", levels * sites) < share).view(samples, levels, sites)
-    words_BQL = keys.words("synonyms.draw", levels * sites).view(samples, levels, sites)
     new_BQL = torch.empty(samples, levels, sites, dtype=ids_BLQ.dtype, device=ids_BLQ.device)
     for level, table_KS in enumerate(synonyms):
+        # Numbers of a level of their own: in a ragged batch the count of sites is that of the longest row, which must not matter.
+        replaced_BL = keys.uniform(f"synonyms.replace.{level}", sites) < share
         codes, count = table_KS.shape
         ids_BL = ids_BQL[:, level]
-        draw_BL = ((words_BQL[:, level].long() & 0xFFFFFFFF) * count) >> 32
+        draw_BL = keys.integers(f"synonyms.draw.{level}", count, sites)
         index_BL = ids_BL.clamp(max=codes - 1).long() * count + draw_BL
         other_BL = table_KS.flatten().index_select(0, index_BL.flatten()).view(samples, sites)
-        new_BQL[:, level] = torch.where(replaced_BQL[:, level] & (ids_BL < codes), other_BL.to(ids_BLQ.dtype), ids_BL)
+        new_BQL[:, level] = torch.where(replaced_BL & (ids_BL < codes), other_BL.to(ids_BLQ.dtype), ids_BL)
     return new_BQL.transpose(1, 2)
 
 

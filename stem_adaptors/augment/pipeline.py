@@ -6,6 +6,7 @@ Shapes: B samples, L sites, Q ids per site, D channels, H x W grid, C classes.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +18,23 @@ from stem_adaptors.augment import embed_ops, index_ops
 from stem_adaptors.augment.keys import SampleKeys
 from stem_adaptors.config import AugmentConfig
 
-__all__ = ["Augmentation", "default_augmentations"]
+__all__ = ["Augmentation", "allowed_augmentations", "default_augmentations"]
+
+_NEUTRAL: dict[str, Any] = {"crop": "centre", "crop_share": 1.0}
+"""What turns an option off where that is not 0."""
 
 
 def default_augmentations(spec: TokenizerSpec) -> AugmentConfig:
     """Return the default augmentations, less those that the layout or a missing codebook rules out."""
-    config = AugmentConfig()
+    return allowed_augmentations(spec, AugmentConfig())
+
+
+def allowed_augmentations(spec: TokenizerSpec, config: AugmentConfig) -> AugmentConfig:
+    """Return a config with everything off that the layout or a missing codebook rules out."""
+    ruled_out = {option: _NEUTRAL.get(option, 0.0) for option in _refused(spec.layout, config)}
     if spec.codebook is None:
-        config = dataclasses.replace(config, synonym_prob=0.0)
-    if not index_ops.has_plane(spec.layout):
-        config = dataclasses.replace(config, swap_prob=0.0, crop="centre", crop_share=1.0, cutmix_alpha=0.0)
-    return config
+        ruled_out["synonym_prob"] = 0.0
+    return dataclasses.replace(config, **ruled_out)
 
 
 class Augmentation:
@@ -45,12 +52,12 @@ class Augmentation:
         self._synonyms = index_ops.synonym_table(tables, config.synonym_count) if config.synonym_prob > 0 else []
 
     @property
-    def out_grid(self) -> tuple[int, int] | None:
-        """(H', W') of cropped embeddings; None for a layout without a common grid, which is never cropped."""
+    def out_grid(self) -> tuple[int, ...] | None:
+        """(H', W') or (T, H', W') of cropped embeddings; None for a layout without a common grid, which is never cropped."""
         if not index_ops.has_plane(self.layout):
             return None
-        height, width = self.layout.grid[-2:]
-        return _cropped(height, self.config.crop_share), _cropped(width, self.config.crop_share)
+        *frames, height, width = self.layout.grid
+        return *frames, _cropped(height, self.config.crop_share), _cropped(width, self.config.crop_share)
 
     def ids(self, ids_BLQ: Tensor, keys: SampleKeys) -> Tensor:
         """Return ids of any integer dtype as int32 (int64 where the vocabulary needs it) after Token-EDA and mirroring."""
@@ -95,10 +102,16 @@ class Augmentation:
 
     def evaluation(self, x: Tensor) -> Tensor:
         """Return the centre crop, a view; layouts without a common grid stay whole."""
-        return x if self.out_grid is None else embed_ops.centre_crop(x, self.out_grid)
+        size = self._crop_size
+        return x if size is None else embed_ops.centre_crop(x, size)
+
+    @property
+    def _crop_size(self) -> tuple[int, int] | None:
+        grid = self.out_grid
+        return None if grid is None else (grid[-2], grid[-1])
 
     def _crop(self, x_BDHW: Tensor, keys: SampleKeys) -> Tensor:
-        config, size = self.config, self.out_grid
+        config, size = self.config, self._crop_size
         if size is not None and config.crop == "rrc":
             return embed_ops.random_resized_crop(x_BDHW, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
         if size is not None and config.crop == "random":
@@ -125,6 +138,12 @@ def _cropped(side: int, share: float) -> int:
 
 
 def _check(layout: Layout, config: AugmentConfig) -> None:
+    for option in _refused(layout, config):
+        raise ConfigError(index_ops.refusal(layout, option, getattr(config, option)))
+
+
+def _refused(layout: Layout, config: AugmentConfig) -> list[str]:
+    """Return the options that are on and mean nothing in the layout."""
     mixes = config.cutmix_prob > 0
     plane = index_ops.has_plane(layout)
     refused = {
@@ -136,6 +155,4 @@ def _check(layout: Layout, config: AugmentConfig) -> None:
         "mixup_alpha": mixes and config.mixup_alpha > 0 and layout.variable,
         "coloradapt_prob": config.coloradapt_prob > 0 and layout.variable,
     }
-    for option, wrong in refused.items():
-        if wrong:
-            raise ConfigError(index_ops.refusal(layout, option, getattr(config, option)))
+    return [option for option, wrong in refused.items() if wrong]

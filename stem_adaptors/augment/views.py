@@ -17,73 +17,101 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.records import TokenBatch
 from pipeline.shards.codebook import Tables
+from pipeline.shards.dataset import TokenDataset
 from pipeline.shards.spec import TokenizerSpec
 from stem_adaptors.augment.keys import SampleKeys
-from stem_adaptors.augment.pipeline import Augmentation, default_augmentations
+from stem_adaptors.augment.pipeline import Augmentation
 from stem_adaptors.config import AugmentConfig
-from stem_adaptors.embedding import TokenEmbedding
+from stem_adaptors.defaults import default_configs
+from stem_adaptors.embedding import Statistics, TokenEmbedding, embedding_statistics
 
 __all__ = ["augmented_views", "nearest_ids"]
 
-DROPPED_SHARE = 0.25
-
-# Each operation alone, in every sample. All outputs keep the whole grid, so that they can be decoded.
-_WHOLE = dataclasses.replace(AugmentConfig.off(), crop_share=1.0)
-_IDS_ONLY = {
-    "block swap": dataclasses.replace(_WHOLE, swap_prob=1.0),
-    "mirror": dataclasses.replace(_WHOLE, flip_prob=1.0),
+# Each operation alone, in every sample, with these options; what they leave out is as `train` would have it for the dataset.
+_OPERATIONS: dict[str, dict[str, Any]] = {
+    "synonyms": {"synonym_prob": 1.0},
+    "block swap": {"swap_prob": 1.0},
+    "mirror": {"flip_prob": 1.0},
+    "resized crop": {"crop": "rrc"},
+    "noise": {"noise_prob": 1.0},
+    "ColorAdapt": {"coloradapt_prob": 1.0},
+    "site dropout": {"dropout_prob": 0.25},
+    "CutMix": {"cutmix_prob": 1.0, "cutmix_alpha": 1.0},
+    "Mixup": {"cutmix_prob": 1.0, "mixup_alpha": 1.0},
 }
-_WITH_VECTORS = {
-    "synonyms": dataclasses.replace(_WHOLE, synonym_prob=1.0),
-    "resized crop": dataclasses.replace(_WHOLE, crop="rrc"),
-    "noise": dataclasses.replace(_WHOLE, noise_prob=1.0),
-    "ColorAdapt": dataclasses.replace(_WHOLE, coloradapt_prob=1.0),
-    "dropout": dataclasses.replace(_WHOLE, dropout_prob=DROPPED_SHARE),
-    "CutMix": dataclasses.replace(_WHOLE, cutmix_prob=1.0, mixup_alpha=0.0),
-    "Mixup": dataclasses.replace(_WHOLE, cutmix_prob=1.0, cutmix_alpha=0.0, mixup_alpha=1.0),
-}
+_ON_IDS = ("synonyms", "block swap", "mirror")
+# The whole grid comes out, so that it can be decoded; training takes `crop_share` of it.
+_NOTHING = {"synonym_prob": 0.0, "swap_prob": 0.0, "flip_prob": 0.0, "dropout_prob": 0.0, "crop": "centre", "crop_share": 1.0}
+_NOTHING |= {"noise_prob": 0.0, "coloradapt_prob": 0.0, "cutmix_prob": 0.0, "cutmix_alpha": 0.0, "mixup_alpha": 0.0}
 
 
-def augmented_views(spec: TokenizerSpec, tables: Tables, tokens: TokenBatch, *, seed: int = 0) -> list[tuple[str, TokenBatch]]:
-    """Return (name, tokens): unchanged, after each operation that the layout allows, and after the default list of them.
+def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0) -> list[tuple[str, TokenBatch]]:
+    """Return (caption, tokens): unchanged, after each operation that the layout allows, and after all that `train` does by default.
 
-    Embeddings are standardised by the samples' own statistics before they are augmented, as in training by the dataset's, and come back
-    as the ids of the nearest codes. Raises ConfigError for layouts of varying size, and where nothing can be shown.
+    A caption's second line says how often `train` does it by default. Embeddings are standardised as in training, and come back as
+    the ids of the nearest codes; without a codebook only what happens to ids is shown. Raises ConfigError for layouts of varying size, and
+    where nothing can be shown.
     """
+    spec, tables = dataset.spec, dataset.codebook()
     if spec.layout.variable:
         raise ConfigError("samples of varying size cannot be shown augmented; leave --augment out")
+    defaults: AugmentConfig = default_configs(dataset)["augment"]
     ids_BLQ = torch.from_numpy(tokens.ids_BLQ.astype(np.int64))
     keys = SampleKeys(seed, 0, torch.arange(len(ids_BLQ)))
-    configs = dict(_IDS_ONLY)
-    if spec.codebook is not None:
-        configs |= _WITH_VECTORS
-        configs["all"] = dataclasses.replace(default_augmentations(spec), crop_share=1.0)
-    views = [("tokens", tokens)]
-    for name, config in configs.items():
+    statistics = embedding_statistics(dataset)
+    views = [("tokens\nas stored", tokens)]
+    for name, options in _OPERATIONS.items():
         try:
-            augmentation = Augmentation(spec, tables, config)
+            augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, **{**_NOTHING, **options}))
         except ConfigError:
             continue  # the layout has no such operation
         changed_BLQ = augmentation.ids(ids_BLQ, keys)
-        if name in _IDS_ONLY:
+        if name in _ON_IDS:
             shown = changed_BLQ.numpy().astype(spec.id_dtype)
+        elif spec.codebook is not None:
+            shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
         else:
-            shown = _through_embeddings(spec, tables, changed_BLQ, augmentation, keys)
-        views.append((name, TokenBatch(shown)))
+            continue
+        views.append((f"{name}\n{_how_often(name, defaults)}", TokenBatch(shown)))
+    if len(views) == 1:
+        raise ConfigError(
+            f"no augmentation of tokenizer family {spec.family!r} can be shown: its layout is {spec.layout.kind!r} and it has no codebook; "
+            "leave --augment out"
+        )
+    if spec.codebook is not None:
+        augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, crop_share=1.0))
+        changed_BLQ = augmentation.ids(ids_BLQ, keys)
+        shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
+        views.append(("all together\nas in training", TokenBatch(shown)))
     return views
 
 
+def _how_often(name: str, config: AugmentConfig) -> str:
+    both = 2 if config.cutmix_alpha > 0 and config.mixup_alpha > 0 else 1
+    shares = {
+        "synonyms": config.synonym_prob,
+        "block swap": config.swap_prob,
+        "mirror": config.flip_prob,
+        "resized crop": float(config.crop == "rrc"),
+        "noise": config.noise_prob,
+        "ColorAdapt": config.coloradapt_prob,
+        "site dropout": float(config.dropout_prob > 0),
+        "CutMix": config.cutmix_prob * (config.cutmix_alpha > 0) / both,
+        "Mixup": config.cutmix_prob * (config.mixup_alpha > 0) / both,
+    }
+    return f"{shares[name]:.0%} of images" if shares[name] > 0 else "off by default"
+
+
 def _through_embeddings(
-    spec: TokenizerSpec, tables: Tables, ids_BLQ: Tensor, augmentation: Augmentation, keys: SampleKeys
+    spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, ids_BLQ: Tensor, augmentation: Augmentation, keys: SampleKeys
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
-    x = TokenEmbedding(spec, tables)(ids_BLQ)
+    x = TokenEmbedding(spec, tables, standardise=statistics)(ids_BLQ)
+    x, _ = augmentation.embeddings(x, keys, torch.zeros(len(x), 1))
     x_BLD = x.flatten(2).transpose(1, 2) if spec.layout.grid else x
-    std_D, mean_D = torch.std_mean(x_BLD.flatten(0, 1), 0)
-    std_D = torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0)
-    standard = ((x_BLD - mean_D) / std_D).transpose(1, 2).view(x.shape) if spec.layout.grid else (x_BLD - mean_D) / std_D
-    augmented, _ = augmentation.embeddings(standard, keys, torch.zeros(len(x), 1))
-    augmented_BLD = augmented.flatten(2).transpose(1, 2) if spec.layout.grid else augmented
-    return nearest_ids(spec, tables, augmented_BLD * std_D + mean_D)
+    if statistics is not None:
+        mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
+        x_BLD = x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D  # as `TokenEmbedding` takes a channel of no variance
+    return nearest_ids(spec, tables, x_BLD)
 
 
 def nearest_ids(spec: TokenizerSpec, tables: Tables, x_BLD: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:

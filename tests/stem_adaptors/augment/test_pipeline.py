@@ -1,0 +1,344 @@
+"""All augmentations together: what each layout allows, that numbers belong to samples, and that every layout trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.shards.spec import Layout, TokenizerSpec
+from stem_adaptors.augment import Augmentation, SampleKeys, allowed_augmentations, default_augmentations, embed_ops, index_ops, soft_targets
+from stem_adaptors.batch import Batch
+from stem_adaptors.config import AugmentConfig, ModelConfig
+from stem_adaptors.embedding import TokenEmbedding
+from stem_adaptors.models import build_classifier
+from tests.pipeline.shards.samples import LAYOUTS, make_tokens
+from tests.stem_adaptors.augment.layouts import grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
+
+OFF = dataclasses.replace(AugmentConfig.off(), crop_share=1.0)
+EVERYTHING = AugmentConfig(
+    flip_prob=0.5, dropout_prob=0.1, coloradapt_prob=0.5, noise_prob=0.5, cutmix_prob=1.0, mixup_alpha=1.0, swap_max_share=0.5
+)
+ONE_BY_ONE = AugmentConfig(flip_prob=0.5, dropout_prob=0.1, noise_prob=0.5, cutmix_prob=0.0, swap_max_share=0.5)
+"""Everything that looks at one sample alone."""
+
+
+def batch_of(spec: TokenizerSpec, samples: int, seed: int = 0) -> Batch:
+    """A batch as the loader gives it, padded with the pad id where the layout varies."""
+    tokens = make_tokens(spec, samples, seed)
+    ids_BLQ, lengths_B, shapes_BD = torch.from_numpy(tokens.ids_BLQ.astype(np.int32)), None, None
+    if tokens.shapes_BD is not None:
+        shapes_BD = torch.from_numpy(tokens.shapes_BD.astype(np.int64))
+        lengths_B = shapes_BD.prod(1)
+    elif tokens.lengths_B is not None:
+        lengths_B = torch.from_numpy(tokens.lengths_B.astype(np.int64))
+    positions_B = torch.arange(samples)
+    batch = Batch(ids_BLQ, positions_B % 5, torch.ones(samples), positions_B, positions_B, 1, 3, lengths_B, shapes_BD)
+    if batch.mask_BL is None:
+        return batch
+    return dataclasses.replace(batch, ids_BLQ=ids_BLQ.masked_fill(~batch.mask_BL[..., None], max(spec.vocabulary)))
+
+
+def picked(batch: Batch, rows: list[int]) -> Batch:
+    """Some samples in some order, as another rank would see them: without padding that only longer rows need."""
+    taken = batch[torch.tensor(rows)]  # type: ignore[index]
+    if taken.lengths_B is None:
+        return taken
+    return dataclasses.replace(taken, ids_BLQ=taken.ids_BLQ[:, : int(taken.lengths_B.max())])
+
+
+def augmented(augmentation: Augmentation, embedding: TokenEmbedding, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    keys, mask = SampleKeys.from_batch(batch), embedding.site_mask(batch.mask_BL, batch.shapes_BD)
+    x = embedding(augmentation.ids(batch.ids_BLQ, keys), shapes_BD=batch.shapes_BD)
+    x, targets_BC = augmentation.embeddings(x, keys, soft_targets(batch.labels_B, 5, 0.1), mask)
+    return x, targets_BC, mask
+
+
+def every_layout(test: Callable[..., None]) -> Any:
+    return pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())(test)
+
+
+# Training
+
+
+@every_layout
+@pytest.mark.parametrize("codebook", ["stored", "learned", "none"])
+def test_every_layout_trains_with_its_default_augmentations(layout: Layout, codebook: str) -> None:
+    spec = spec_of(layout)
+    if codebook == "none":
+        spec = dataclasses.replace(spec, codebook=None)
+    tables = {} if codebook == "none" else tables_of(spec)
+    augmentation = Augmentation(spec, tables, default_augmentations(spec))
+    config = ModelConfig(depth=1, width=16, heads=2, learned_codebook=codebook == "learned")
+    model = build_classifier(spec, tables, None, config, 5, augmentation.out_grid)
+    batch = batch_of(spec, 7)
+    x, targets_BC, mask = augmented(augmentation, model.embedding, batch)
+    loss = -(targets_BC * model.classify(x, mask).log_softmax(1)).sum(1).mean()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    model.eval()
+    with torch.inference_mode():
+        logits_BC = model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD)
+        assert logits_BC.shape == (7, 5) and logits_BC.isfinite().all()
+        if not layout.variable:
+            x = augmentation.evaluation(model.embed(batch.ids_BLQ))
+            torch.testing.assert_close(model.classify(x), logits_BC)
+
+
+@every_layout
+def test_everything_that_a_layout_allows_trains(layout: Layout) -> None:
+    spec = spec_of(layout)
+    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
+    config = ModelConfig(depth=1, width=16, heads=2, learned_codebook=True)
+    model = build_classifier(spec, tables_of(spec), None, config, 5, augmentation.out_grid)
+    for samples in (1, 2, 5):
+        x, targets_BC, mask = augmented(augmentation, model.embedding, batch_of(spec, samples))
+        assert targets_BC.sum(1).tolist() == pytest.approx([1.0] * samples)
+        model.zero_grad()
+        model.classify(x, mask).square().sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@every_layout
+def test_no_augmentation_is_the_evaluation_of_every_layout(layout: Layout) -> None:
+    spec = spec_of(layout)
+    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, AugmentConfig.off()))
+    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 4)
+    x, targets_BC, _ = augmented(augmentation, embedding, batch)
+    assert torch.equal(x, augmentation.evaluation(embedding(batch.ids_BLQ, shapes_BD=batch.shapes_BD)))
+    assert torch.equal(targets_BC, soft_targets(batch.labels_B, 5, 0.1))
+
+
+# Numbers belong to samples
+
+
+@every_layout
+def test_a_sample_is_augmented_alike_in_any_batch_rank_and_order(layout: Layout) -> None:
+    spec = spec_of(layout)
+    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, ONE_BY_ONE))
+    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 12)
+    whole, _, mask = augmented(augmentation, embedding, batch)
+    for rows in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11], [11, 3, 7], [6], list(range(1, 12, 2))):
+        part, _, _ = augmented(augmentation, embedding, picked(batch, rows))
+        expected = whole[rows]
+        if mask is not None and layout.kind == "sequence":
+            expected = expected[:, : part.shape[1]]
+        assert torch.equal(part, expected)
+
+
+def test_seed_epoch_and_position_change_the_result() -> None:
+    spec = spec_of(grid(8, 8, 2))
+    augmentation = Augmentation(spec, tables_of(spec), ONE_BY_ONE)
+    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 16)
+    base, _, _ = augmented(augmentation, embedding, batch)
+    for change in ({"seed": 4}, {"epoch": 2}, {"positions_B": batch.positions_B + 16}):
+        other, _, _ = augmented(augmentation, embedding, dataclasses.replace(batch, **change))
+        assert (other != base).flatten(1).any(1).all(), change
+
+
+@every_layout
+def test_torchs_generator_has_no_part_in_it(layout: Layout) -> None:
+    spec = spec_of(layout)
+    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
+    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 6)
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(augmented(augmentation, embedding, batch)[0])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*results)
+
+
+@every_layout
+def test_inputs_stay_as_they_are_and_autocast_changes_nothing(layout: Layout) -> None:
+    spec = spec_of(layout)
+    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
+    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 6)
+    keys, mask = SampleKeys.from_batch(batch), embedding.site_mask(batch.mask_BL, batch.shapes_BD)
+    ids_BLQ = batch.ids_BLQ.clone()
+    augmentation.ids(batch.ids_BLQ, keys)
+    assert torch.equal(batch.ids_BLQ, ids_BLQ)
+    x, targets_BC = embedding(batch.ids_BLQ, shapes_BD=batch.shapes_BD), soft_targets(batch.labels_B, 5, 0.1)
+    before = x.clone(), targets_BC.clone()
+    result, targets = augmentation.embeddings(x, keys, targets_BC, mask)
+    assert torch.equal(x, before[0]) and torch.equal(targets_BC, before[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        under, targets_under = augmentation.embeddings(x, keys, targets_BC, mask)
+    assert under.dtype == torch.float32 and torch.equal(under, result) and torch.equal(targets_under, targets)
+    with torch.no_grad():
+        assert torch.equal(augmentation.embeddings(x, keys, targets_BC, mask)[0], result)
+
+
+# Composition
+
+
+@pytest.mark.parametrize("layout", [grid(8, 8), grid(6, 10, 2), video(2, 7, 5)], ids=str)
+def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
+    spec, keys = spec_of(layout), keys_of(9)
+    config = dataclasses.replace(EVERYTHING, mixup_alpha=0.0)
+    augmentation = Augmentation(spec, tables_of(spec), config)
+    embedding, ids_BLQ = TokenEmbedding(spec, tables_of(spec)), ids_of(spec, 9)
+    changed_BLQ = index_ops.token_eda(
+        ids_BLQ.int(),
+        keys,
+        layout,
+        index_ops.synonym_table(tables_of(spec), 5),
+        synonym_prob=0.25,
+        replace_prob=0.25,
+        swap_prob=0.25,
+        swap_max_share=0.5,
+    )
+    changed_BLQ = index_ops.mirror(changed_BLQ, keys, layout, 0.5)
+    assert torch.equal(augmentation.ids(ids_BLQ, keys), changed_BLQ)
+    assert augmentation.out_grid is not None
+    height, width = augmentation.out_grid[-2:]
+    x = embed_ops.random_resized_crop(embedding(changed_BLQ), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
+    x = embed_ops.add_noise_(x, keys, share=0.5, channel_std=1.0, std=1.0)
+    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, keys, 0.5), keys, 0.1)
+    targets_BC = soft_targets(torch.arange(9) % 5, 5)
+    x, mixed_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, 1.0))
+    found, found_BC = augmentation.embeddings(embedding(changed_BLQ), keys, targets_BC)
+    assert torch.equal(found, x) and torch.equal(found_BC, mixed_BC)
+
+
+@pytest.mark.parametrize(
+    ("layout", "share", "expected"),
+    [
+        (grid(32, 32), 0.875, (28, 28)),
+        (grid(16, 24), 0.875, (14, 20)),
+        (grid(5, 7), 0.875, (4, 6)),
+        (grid(5, 7), 1.0, (5, 7)),
+        (grid(1, 2), 0.5, (1, 2)),
+        (video(3, 32, 16), 0.875, (3, 28, 14)),
+        (sequence(9), 1.0, None),
+        (pyramid((1, 1), (2, 2)), 1.0, None),
+        (grid(5, 4, variable=True), 1.0, None),
+    ],
+    ids=str,
+)
+def test_what_is_left_after_cropping(layout: Layout, share: float, expected: tuple[int, ...] | None) -> None:
+    spec = spec_of(layout)
+    for crop in ("rrc", "random", "centre") if share < 1 or index_ops.has_plane(layout) else ("centre",):
+        augmentation = Augmentation(spec, tables_of(spec), dataclasses.replace(OFF, crop=crop, crop_share=share))
+        assert augmentation.out_grid == expected
+        x = TokenEmbedding(spec, tables_of(spec))(ids_of(spec, 3), shapes_BD=torch.tensor([[5, 4]] * 3) if layout.variable else None)
+        mask = torch.ones(3, 5, 4, dtype=torch.bool) if layout.variable else None
+        found, _ = augmentation.embeddings(x, keys_of(3), torch.zeros(3, 1), mask)
+        assert found.shape == (x.shape if expected is None else (3, 4, *expected))
+
+
+OPTIONS: dict[str, Any] = {
+    "synonym_prob": 0.5,
+    "swap_prob": 0.5,
+    "flip_prob": 0.5,
+    "dropout_prob": 0.5,
+    "crop": "rrc",
+    "crop_share": 0.5,
+    "noise_prob": 0.5,
+    "coloradapt_prob": 0.5,
+    "cutmix_alpha": 1.0,
+    "mixup_alpha": 1.0,
+}
+REFUSED = {
+    "grid": set(),
+    "video": set(),
+    "pyramid": {"swap_prob", "crop", "crop_share", "cutmix_alpha"},
+    "sequence": {"swap_prob", "crop", "crop_share", "cutmix_alpha", "flip_prob"},
+    "variable": {"swap_prob", "crop", "crop_share", "cutmix_alpha", "flip_prob", "mixup_alpha", "coloradapt_prob"},
+}
+
+
+@every_layout
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_means_nothing_in_a_layout_is_refused(layout: Layout, option: str) -> None:
+    spec = spec_of(layout)
+    mixing = {"cutmix_prob": 1.0, "cutmix_alpha": 0.0} if option.endswith("_alpha") else {}
+    config = dataclasses.replace(OFF, **{**mixing, option: OPTIONS[option]})
+    if option in REFUSED["variable" if layout.variable else layout.kind]:
+        kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
+        with pytest.raises(ConfigError, match=f"{option} is .* layout of kind {kind}; set it to"):
+            Augmentation(spec, tables_of(spec), config)
+        assert getattr(allowed_augmentations(spec, config), option) in (0.0, 1.0, "centre")
+    else:
+        Augmentation(spec, tables_of(spec), config)
+        assert allowed_augmentations(spec, config) == config
+
+
+def test_what_a_missing_codebook_or_mask_rules_out_is_said() -> None:
+    bare = dataclasses.replace(spec_of(grid(4, 4)), codebook=None)
+    with pytest.raises(ConfigError, match="synonym_prob"):
+        Augmentation(bare, {}, AugmentConfig())
+    assert default_augmentations(bare) == dataclasses.replace(AugmentConfig(), synonym_prob=0.0)
+    ragged = spec_of(sequence(6, variable=True))
+    augmentation = Augmentation(ragged, tables_of(ragged), default_augmentations(ragged))
+    with pytest.raises(ConfigError, match="site_mask"):
+        augmentation.embeddings(torch.zeros(2, 6, 4), keys_of(2), torch.zeros(2, 1))
+
+
+def test_the_defaults_are_seits() -> None:
+    config = default_augmentations(spec_of(grid(32, 32)))
+    assert config == AugmentConfig()
+    assert (config.synonym_prob, config.synonym_replace_prob, config.synonym_count) == (0.25, 0.25, 5)
+    assert (config.swap_prob, config.swap_max_share, config.crop, config.crop_share) == (0.25, 0.25, "rrc", 28 / 32)
+    assert (config.crop_scale_min, config.crop_ratio_max) == (0.08, 4 / 3)
+    assert (config.noise_prob, config.noise_channel_std, config.noise_std) == (0.5, 1.0, 1.0)
+    assert (config.cutmix_prob, config.cutmix_alpha, config.mixup_alpha, config.coloradapt_prob) == (1.0, 1.0, 0.0, 0.0)
+
+
+# Probabilities
+
+
+def within(share: float, count: int) -> Any:
+    return pytest.approx(share, abs=4.5 * (share * (1 - share) / count) ** 0.5)
+
+
+def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
+    count = 5000
+    spec, keys = spec_of(grid(4, 4)), keys_of(count)
+    config = dataclasses.replace(OFF, synonym_prob=0.25, synonym_replace_prob=1.0, noise_prob=0.5, coloradapt_prob=0.3, flip_prob=0.4)
+    augmentation = Augmentation(spec, tables_of(spec), config)
+    ids_BLQ = torch.arange(16, dtype=torch.int32).expand(count, 16)[..., None]
+    rows = augmentation.ids(ids_BLQ, keys)[:, :, 0].view(count, 4, 4)
+    plain = ids_BLQ.view(count, 4, 4)
+    unchanged, mirrored = (rows == plain).flatten(1).all(1), (rows == plain.flip(2)).flatten(1).all(1)
+    assert (~unchanged & ~mirrored).float().mean().item() == within(0.25, count)
+    assert mirrored.float().mean().item() == within(0.75 * 0.4, count), "mirrored and no synonyms: both are drawn on their own"
+    x = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    quiet = dataclasses.replace(OFF, noise_prob=0.5)
+    noisy_B, coloured_B, both_B = (
+        (Augmentation(spec, {}, part).embeddings(x, keys, torch.zeros(count, 1))[0] != x).flatten(1).any(1)
+        for part in (quiet, dataclasses.replace(OFF, coloradapt_prob=0.3), dataclasses.replace(quiet, coloradapt_prob=0.3))
+    )
+    assert noisy_B.float().mean().item() == within(0.5, count)
+    assert coloured_B.float().mean().item() == within(0.3, count)
+    assert torch.equal(both_B, noisy_B | coloured_B)
+    assert (noisy_B & coloured_B).float().mean().item() == within(0.15, count), "neither hides the other"
+
+
+@pytest.mark.parametrize(
+    ("alphas", "expected"),
+    [((1.0, 1.0), (0.3, 0.3)), ((1.0, 0.0), (0.6, 0.0)), ((0.0, 1.0), (0.0, 0.6)), ((0.0, 0.0), (0.0, 0.0))],
+    ids=str,
+)
+def test_share_of_mixed_batches(alphas: tuple[float, float], expected: tuple[float, float]) -> None:
+    config = dataclasses.replace(OFF, cutmix_prob=0.6, cutmix_alpha=alphas[0], mixup_alpha=alphas[1])
+    spec, count = spec_of(grid(32, 32)), 500
+    augmentation = Augmentation(spec, {}, config)
+    x = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    cut = blended = 0
+    for start in range(count):
+        mixed, targets_BC = augmentation.embeddings(x, keys_of(2, 2 * start), torch.eye(2))
+        values = set(mixed[0].unique().tolist())
+        assert mixed[0].mean().item() == pytest.approx(targets_BC[0, 1].item(), abs=1e-5), "targets mix by the sites that were mixed"
+        cut += values not in ({0.0}, {1.0}) and values <= {0.0, 1.0}
+        blended += not values <= {0.0, 1.0}
+    # A box of less than a site or of the whole grid is rare: one draw in 500.
+    assert (cut / count, blended / count) == (within(expected[0], count), within(expected[1], count))
