@@ -162,12 +162,12 @@ def add_noise_(x_BDHW: Tensor, keys: SampleKeys, *, share: float, channel_std: f
     x_BLD = x_BDHW.movedim(1, -1)
     shape, ones = x_BLD.shape[1:], [1] * (x_BLD.ndim - 2)
     hit_B = keys.chosen("noise", share)
+    level_BD = keys.normal("noise.channel", shape[-1]) * (hit_B[:, None] * channel_std)
     for piece in _pieces(x_BDHW):
         rows = affected_rows(hit_B[piece]) + piece.start
         hit_R1 = hit_B[rows, None].float()
         noise_RLD = keys[rows].normal("noise.value", math.prod(shape)).view(len(rows), *shape)
-        level_RD = keys[rows].normal("noise.channel", shape[-1]) * (hit_R1 * channel_std)
-        noise_RLD.mul_((hit_R1 * std).view(-1, *ones, 1)).add_(level_RD.view(len(rows), *ones, shape[-1]))
+        noise_RLD.mul_((hit_R1 * std).view(-1, *ones, 1)).add_(level_BD[rows].view(len(rows), *ones, shape[-1]))
         if mask is not None:
             noise_RLD.mul_(mask[rows].unsqueeze(-1))
         x_BLD.index_add_(0, rows, noise_RLD.to(x_BLD.dtype))

@@ -46,9 +46,9 @@ class SampleKeys:
 
     def words(self, operation: str, count: int) -> Tensor:
         """Return hash words, int32 [B, count]; word i is the same for every count."""
-        digest = hashlib.blake2b(f"{self.seed} {self.epoch} {operation}".encode(), digest_size=8).digest()
         low_B, high_B = self.positions_B.to(torch.int32), (self.positions_B >> 32).to(torch.int32)
-        first_B, second_B = (_mix(_mix(low_B ^ int.from_bytes(half, "little", signed=True)) ^ high_B) for half in (digest[:4], digest[4:]))
+        halves_21 = _operation_halves(self.seed, self.epoch, operation, self.positions_B.device)
+        first_B, second_B = _mix(_mix(low_B ^ halves_21) ^ high_B)
         counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device) * _STEP
         return _mix(counters_N ^ first_B[:, None], second_B[:, None])
 
@@ -72,6 +72,14 @@ class SampleKeys:
     def chosen(self, operation: str, share: float) -> Tensor:
         """Return bool [B]: True for a `share` of all samples."""
         return self.uniform(operation)[:, 0] < share
+
+
+@functools.lru_cache(256)
+def _operation_halves(seed: int, epoch: int, operation: str, device: torch.device) -> Tensor:
+    """Return int32 [2, 1]: the two halves of a digest of all that is equal for the samples of a batch."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {operation}".encode(), digest_size=8).digest()
+    halves = [int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])]
+    return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
 
 
 @functools.cache
