@@ -124,7 +124,7 @@ class ModelConfig:
     """What classifies: an own ViT by size name, or any timm model as `timm:NAME`."""
 
     name: str = "vit_tiny"
-    """`vit_tiny`, `vit_small`, `vit_base`, or `timm:NAME` (extra `timm`)."""
+    """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, or `timm:NAME` (extra `timm`)."""
     stem: str = "auto"
     """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` goes by the layout."""
     stem_patch: int = 0

@@ -25,8 +25,14 @@ from stem_adaptors.stems import Stem, build_stem
 
 __all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier", "parameter_groups"]
 
-SIZES = {"vit_micro": (128, 6, 4), "vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
-"""Width, depth and heads of each size (DeiT, table 1; the smallest is our own, for some thousand images and a CPU)."""
+SIZES = {
+    "vit_nano": (64, 4, 4),
+    "vit_micro": (128, 6, 4),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+}
+"""Width, depth and heads of each size (DeiT, table 1; the two smallest are our own, for some thousand images and a CPU)."""
 
 _LAYER_NORM_EPS = 1e-6
 

@@ -1,0 +1,67 @@
+"""What is each augmentation worth? Training on tokens at 512 bytes a picture with all of them, and with one after the other turned off.
+
+    python infra/bench/ablation.py --data DIR
+
+Data, split, network, recipe, options and intervals are those of `accuracy_per_byte.py`, whose prepared data and results are used where
+they are there. The last line is one JSON object; `differences` holds top-1 without the augmentation minus top-1 with all, with a 95 %
+interval of a paired bootstrap: below zero where the augmentation helps. Nothing is compared with a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+from accuracy_per_byte import options_of, prepared
+from paired_runs import Job, Recipe, correctness, interval, resampled, run_jobs
+
+SIDE = "tokens_512"
+FULL = SIDE
+"""Its runs carry the name that they have in `accuracy_per_byte.py`, so that they are not made twice."""
+OFF: dict[str, dict[str, Any]] = {
+    "synonyms": {"synonym_prob": 0.0},
+    "swap": {"swap_prob": 0.0},
+    "random-resized crop": {"crop": "centre"},
+    "noise": {"noise_prob": 0.0},
+    "CutMix": {"cutmix_prob": 0.0},
+    "mirror": {"flip_prob": 0.0},
+}
+ALL_OFF = {name: value for changes in OFF.values() for name, value in changes.items()}
+
+
+def main() -> None:
+    options = options_of(__doc__.split("\n")[0])
+    recipe = replace(Recipe(), **({"epochs": options.epochs} if options.epochs else {}))
+    changes = {f"no {name}": change for name, change in OFF.items()} | {"no augmentation": ALL_OFF}
+    names = options.only or list(changes)
+    if unknown := sorted(set(names) - set(changes)):
+        sys.exit(f"--only has {unknown}; expected some of {', '.join(changes)}")
+    work, key, made = prepared(options, [SIDE])
+    recipes = {FULL: recipe, **{name: replace(recipe, augment=replace(recipe.augment, **changes[name])) for name in names}}
+    jobs = [Job(name, SIDE, seed, changed, key) for seed in options.seeds for name, changed in recipes.items()]
+    results = run_jobs(work, jobs, options.workers)
+    right = {name: correctness(results, name, options.seeds) for name in recipes}
+    means, top1 = resampled(right), {name: float(right_SN.mean()) for name, right_SN in right.items()}
+    differences = {name: [round(top1[name] - top1[FULL], 4), *interval(means[name] - means[FULL])] for name in names}
+    print(f"{'all augmentations':<24}{top1[FULL]:>8.4f}")
+    for name, (difference, low, high) in differences.items():
+        print(f"{name:<24}{top1[name]:>8.4f}  {difference:+.4f}, {low:+.4f} to {high:+.4f}")
+    line = {
+        "name": "ablation",
+        "top1": {name: [round(top1[name], 4), *interval(means[name])] for name in recipes},
+        "differences": differences,
+        "top1_per_seed": {name: [round(float(value), 4) for value in right_SN.mean(axis=1)] for name, right_SN in right.items()},
+        "side": made["sides"][SIDE],
+        "split": made["split"],
+        "recipe": asdict(recipe),
+        "seeds": options.seeds,
+        "seconds_per_run_most": max(result["seconds"] for result in results.values()),
+        "quick": options.quick,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""How much accuracy does a byte of storage buy? Tokens against JPEG and WebP at the same bytes a picture, and against full pixels.
+
+    python infra/bench/accuracy_per_byte.py --data DIR --plot FILE.png
+
+DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, else generated pictures); everything runs on 64
+pixels. All of val/ and a part of train/, of each class alike, are held out and seen by nothing but the final count. The same network (a
+residual one through the timm bridge; extra `timm`), the same steps, batches, optimiser, schedule and augmentations train on
+- `pixels`: full pictures;
+- `tokens_N`: N bytes a picture, one byte per id, from shards through the loader, id augmentations and embedding of this project;
+- `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen).
+
+Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained. `--work` keeps what was prepared
+and every run's result, so that an interrupted bench continues; `--only` and `--seeds` do a part. Intervals are 95 % of a paired bootstrap
+over held-out pictures and seeds. The last line is one JSON object: `ratio` is top-1 of tokens at 512 bytes over that of full pixels and
+should be 0.95 or more; `over_best_baseline` should be clear of zero at 128 bytes and less; `crossover_bytes` is where the better of JPEG
+and WebP overtakes tokens, between sizes on the line through the two differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from byte_budgets import SIZES, TOKENS, generate_pictures, prepare_baseline, prepare_pictures, prepare_tokens, split_files
+from paired_runs import Job, Recipe, correctness, in_processes, interval, resampled, run_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
+HELD_OUT = 2000
+CODECS = ("jpeg", "webp")
+SHOULD_BE = {"ratio": 0.95, "clear_of_zero_up_to": 128}
+
+
+def options_of(description: str) -> argparse.Namespace:
+    """Return the options that both accuracy benches take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--data", type=Path, help="folder with train/ and val/; default: Tiny-ImageNet-10 beside the repository, else generated"
+    )
+    parser.add_argument(
+        "--work", "--results-dir", type=Path, help="folder that keeps prepared data and results; default: in the temp folder"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="train these sides alone, such as tokens_64")
+    parser.add_argument("--epochs", type=int, help="other than the recipe's")
+    parser.add_argument("--plot", type=Path, help="PNG of accuracy against bytes")
+    parser.add_argument("--quick", action="store_true", help="a run of a minute or two that shows that everything works, nothing more")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.epochs = options.seeds[:2], options.epochs or 1
+    return options
+
+
+def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, str, dict[str, Any]]:
+    """Make what is missing of the sides; return the work folder, the digest of the data, and how each side was made."""
+    data = options.data or (DATA if DATA.is_dir() else None)
+    name = hashlib.sha256(f"{data and data.resolve()} {options.quick}".encode()).hexdigest()[:8]
+    work = options.work or Path(tempfile.gettempdir()) / f"tokenshards-accuracy-{name}"
+    work.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        data = work / "generated"
+        generate_pictures(data)
+    split = split_files(data, HELD_OUT)
+    if options.quick:
+        split = replace(split, train=split.train[::10], held_out=split.held_out[::10])
+    parts = (split.train, split.held_out)
+    digest = hashlib.sha256("\n".join(f"{p.parent.name}/{p.name}" for files in parts for p in [*files, Path("/")]).encode()).hexdigest()[
+        :16
+    ]
+    settings = {"pictures": digest, "tokens": {size: asdict(choice) for size, choice in TOKENS.items()}}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    about = {"train": len(split.train), "held_out": len(split.held_out), "classes": len({path.parent.name for path in split.train})}
+    print(f"{about['train']} training and {about['held_out']} held-out pictures of {about['classes']} classes from {data}; work in {work}")
+    card = work / "sides.json"
+    made: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {}
+    if made.get("key") != key:
+        made = {"key": key, "split": about, "sides": {}}
+        prepare_pictures(work, split)
+    # The slowest first, so that the last process to finish is not a long one.
+    waiting = sorted((side for side in sides if side not in made["sides"] and side != "pixels"), key=_weight)
+    for side, found in in_processes(_prepare, [(work, side) for side in waiting], options.workers):
+        made["sides"][side] = found
+        card.write_text(json.dumps(made))
+        print(f"{side}: {json.dumps(found)}", flush=True)
+    card.write_text(json.dumps(made))
+    return work, key, made
+
+
+def _weight(side: str) -> tuple[int, int]:
+    kind, _, size = side.partition("_")
+    return ("webp", "tokens", "jpeg").index(kind), -int(size)
+
+
+def _prepare(work: Path, side: str) -> tuple[str, dict[str, Any]]:
+    kind, _, size = side.partition("_")
+    if kind == "tokens":
+        return side, prepare_tokens(work, int(size), TOKENS[int(size)])
+    return side, prepare_baseline(work, kind, int(size))
+
+
+def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[str, Any]:
+    """Return accuracies, differences and their intervals."""
+    means = resampled(right)
+    top1 = {name: float(right_SN.mean()) for name, right_SN in right.items()}
+    found: dict[str, Any] = {
+        "top1": {name: [round(top1[name], 4), *interval(means[name])] for name in right},
+        "top1_per_seed": {name: [round(float(value), 4) for value in right_SN.mean(axis=1)] for name, right_SN in right.items()},
+    }
+    differences: dict[str, Any] = {}
+    for size in sizes:
+        rivals = [f"{codec}_{size}" for codec in CODECS if f"{codec}_{size}" in top1]
+        if f"tokens_{size}" not in top1 or not rivals:
+            continue
+        # The better one is named by its mean, and again in every resample: choosing it costs tokens what it may.
+        best = max(rivals, key=lambda name: top1[name])
+        values = means[f"tokens_{size}"] - [max(draws) for draws in zip(*(means[name] for name in rivals), strict=True)]
+        differences[str(size)] = {
+            "best_baseline": best,
+            "difference": round(top1[f"tokens_{size}"] - top1[best], 4),
+            "interval": interval(means[f"tokens_{size}"] - means[best]),
+            "interval_best_redrawn": interval(values),
+        }
+    found["over_best_baseline"] = differences
+    found["crossover_bytes"] = crossover({int(size): entry["difference"] for size, entry in differences.items()})
+    largest = f"tokens_{max(SIZES)}"
+    if "pixels" in top1 and largest in top1:
+        ratio = means[largest] / means["pixels"]
+        found = {"ratio": round(top1[largest] / top1["pixels"], 4), "ratio_interval": interval(ratio), **found}
+    return {**found, "seeds": seeds}
+
+
+def crossover(differences: dict[int, float]) -> float | str | None:
+    """Return the bytes at which the difference first falls to zero, straight between sizes on a logarithmic scale."""
+    sizes = sorted(differences)
+    if not sizes:
+        return None
+    if differences[sizes[0]] <= 0:
+        return f"below {sizes[0]}"
+    for low, high in zip(sizes, sizes[1:], strict=False):
+        if differences[high] <= 0:
+            share = differences[low] / (differences[low] - differences[high])
+            return round(math.exp(math.log(low) + share * math.log(high / low)), 1)
+    return f"above {sizes[-1]}"
+
+
+def table(found: dict[str, Any], made: dict[str, Any]) -> str:
+    lines = [f"{'side':<12}{'bytes':>9}{'PSNR dB':>9}{'top-1':>8}  95 % interval"]
+    for name, (top1, low, high) in found["top1"].items():
+        side = made["sides"].get(name, {})
+        size, quality = (f"{side[key]:.1f}" if key in side else "" for key in ("bytes", "psnr_db"))
+        lines.append(f"{name:<12}{size:>9}{quality:>9}{top1:>8.4f}  {low:.4f} to {high:.4f}")
+    for size, entry in found["over_best_baseline"].items():
+        low, high = entry["interval"]
+        lines.append(f"{size} bytes: tokens over {entry['best_baseline']} {entry['difference']:+.4f}, {low:+.4f} to {high:+.4f}")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, Any], made: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind, colour, label in (("tokens", "C0", "tokens"), ("jpeg", "C1", "JPEG (scan bytes)"), ("webp", "C2", "WebP (whole files)")):
+        names = [name for name in found["top1"] if name.startswith(f"{kind}_")]
+        sizes = [made["sides"][name]["bytes"] for name in names]
+        values = [found["top1"][name] for name in names]
+        errors = [[value[0] - value[1] for value in values], [value[2] - value[0] for value in values]]
+        axes.errorbar(sizes, [value[0] for value in values], errors, marker="o", capsize=3, color=colour, label=label)
+    if "pixels" in found["top1"]:
+        top1, low, high = found["top1"]["pixels"]
+        axes.axhline(top1, color="black", linewidth=1, label="full pixels")
+        axes.axhspan(low, high, color="black", alpha=0.08)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.set_xlabel("bytes per picture")
+    axes.set_ylabel("top-1 on held-out pictures, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    options = options_of(__doc__.split("\n")[0])
+    sizes = [64, 512] if options.quick else list(SIZES)
+    every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
+    sides = options.only or every
+    if unknown := sorted(set(sides) - set(every)):
+        sys.exit(f"--only has {unknown}; expected some of {', '.join(every)}")
+    work, key, made = prepared(options, sides)
+    possible = [side for side in sides if side == "pixels" or made["sides"][side]["bytes"] is not None]
+    recipe = replace(Recipe(), **({"epochs": options.epochs} if options.epochs else {}))
+    jobs = [Job(side, side, seed, recipe, key) for seed in options.seeds for side in possible]
+    results = run_jobs(work, jobs, options.workers)
+    right = {side: correctness(results, side, options.seeds) for side in possible}
+    found = summary(right, sizes, options.seeds)
+    print(table(found, made))
+    if options.plot:
+        plot(found, made, options.plot)
+    seconds = [result["seconds"] for result in results.values()]
+    cpu_seconds = [result["cpu_seconds"] for result in results.values()]
+    line = {
+        "name": "accuracy_per_byte",
+        **found,
+        "should_be": SHOULD_BE,
+        "sides": {side: made["sides"][side] for side in sides if side in made["sides"]},
+        "split": made["split"],
+        "recipe": asdict(recipe),
+        "parameters": next(iter(results.values()))["parameters"],
+        "steps": next(iter(results.values()))["steps"],
+        "seconds_per_run": {"median": sorted(seconds)[len(seconds) // 2], "most": max(seconds), "most_cpu": max(cpu_seconds)},
+        "workers": options.workers,
+        "quick": options.quick,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The same pictures at a given number of bytes: as tokens of our own tokenizer, as JPEG, as WebP. Shared by the accuracy benches.
+
+JPEG counts its scan alone (what lies between the SOS header and the end): quantisation and Huffman tables are Pillow's standard ones, which
+all files share. WebP counts whole files. Both get what serves them best: one resolution and chroma sampling for a size, found by PSNR after
+bicubic enlargement on a sample of training pictures, and a quality for every single picture, so that the mean PSNR of all is highest while
+the mean of the bytes stays within the size. Tokens take one byte per id (256 codes), the same for every picture, nothing compressed.
+
+Shapes: N pictures, Q qualities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import FitConfig, PlanConfig, RunConfig
+from pipeline.conversion import Conversion
+from pipeline.decode import DECODER
+from pipeline.request import TokenizeRequest
+from pipeline.shards import Preprocess, open_dataset
+from pipeline.storage import Store
+from pipeline.tokenizers.directory import save_tokenizer
+from pipeline.tokenizers.patch_kmeans import fit_patch_kmeans
+
+SIDE = 64
+SIZES = (64, 128, 256, 512)
+SAMPLE = 150
+"""Training pictures that resolution and chroma sampling are chosen on."""
+SIDES = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
+QUALITIES = {
+    "jpeg": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 23, 26, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95),
+    "webp": (0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95),
+}
+SUBSAMPLINGS: dict[str, tuple[int, ...]] = {"jpeg": (0, 2), "webp": (2,)}
+"""4:4:4 and 4:2:0; lossy WebP knows 4:2:0 alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChoice:
+    """A tokenizer for a size: (side / patch)^2 sites with `levels` ids of one byte each."""
+
+    side: int
+    patch: int
+    levels: int
+
+    @property
+    def bytes(self) -> int:
+        return (self.side // self.patch) ** 2 * self.levels
+
+
+TOKENS = {
+    64: TokenChoice(side=24, patch=6, levels=4),
+    128: TokenChoice(side=32, patch=8, levels=8),
+    256: TokenChoice(side=48, patch=6, levels=4),
+    512: TokenChoice(side=64, patch=8, levels=8),
+}
+FIT_COPIES, FIT_PATCHES = 4, 200_000
+"""Shifted and mirrored copies of each training picture that a tokenizer is fitted to, so that no code belongs to a single picture."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files of the training pictures and of the held-out ones, each in a fixed order."""
+
+    train: list[Path]
+    held_out: list[Path]
+
+    @staticmethod
+    def label(path: Path) -> str:
+        return path.parent.name
+
+
+def split_files(data: Path, held_out: int) -> Split:
+    """Hold out all of val/ and as many of train/, of each class alike, as make `held_out`; at most half of a class."""
+    train: list[Path] = []
+    held = sorted(path for path in (data / "val").glob("*/*") if path.is_file())
+    classes = sorted(path for path in (data / "train").iterdir() if path.is_dir())
+    from_train = -(-max(0, held_out - len(held)) // len(classes))
+    for folder in classes:
+        files = sorted(folder.iterdir(), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+        kept = len(files) - min(from_train, len(files) // 2)
+        train += files[:kept]
+        held += files[kept:]
+    return Split(sorted(train), sorted(held))
+
+
+def generate_pictures(root: Path, *, classes: int = 10, train: int = 400, val: int = 50) -> None:
+    """Write pictures of 64 px: a coarse coloured pattern of its class, shifted and in another light, under noise."""
+    rng = np.random.default_rng(0)
+    for number in range(classes):
+        pattern = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+        for part, count in (("train", train), ("val", val)):
+            folder = root / part / f"class_{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                top, left = rng.integers(0, 96 - SIDE, 2)
+                pixels = np.asarray(pattern, np.float32)[top : top + SIDE, left : left + SIDE] * rng.uniform(0.4, 1.1)
+                pixels = pixels + rng.normal(0, 60, 3) + rng.normal(0, 45, (SIDE, SIDE, 1))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{part}_{number}_{index:04d}.png")
+
+
+def load_pixels(files: list[Path]) -> np.ndarray:
+    """Return uint8 [N, 64, 64, 3]."""
+    pictures = (Image.open(path).convert("RGB") for path in files)
+    return np.stack([np.asarray(p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures])
+
+
+def resized(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
+    if pixels_HWC.shape[0] == side:
+        return pixels_HWC
+    return np.asarray(Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def psnr(original_HWC: np.ndarray, other_HWC: np.ndarray) -> float:
+    """Return dB, after enlarging the other picture to the original's size."""
+    error = np.square(original_HWC.astype(np.float32) - resized(other_HWC, len(original_HWC))).mean()
+    return float(10 * np.log10(255**2 / max(float(error), 1e-2)))
+
+
+def scan_bytes(data: bytes) -> int:
+    """Return the bytes of a JPEG's entropy-coded data, without the marker that ends the file."""
+    at = 2
+    while True:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 2 + length
+        if marker == 0xDA:
+            return len(data) - at - 2
+
+
+def encoded(codec: str, pixels_HWC: np.ndarray, subsampling: int, quality: int) -> tuple[int, np.ndarray]:
+    """Return the bytes that count, and the decoded pixels."""
+    room = io.BytesIO()
+    picture = Image.fromarray(pixels_HWC)
+    if codec == "jpeg":
+        picture.save(room, "JPEG", quality=quality, subsampling=subsampling)
+    else:
+        picture.save(room, "WEBP", quality=quality, method=6)
+    data = room.getvalue()
+    return scan_bytes(data) if codec == "jpeg" else len(data), np.asarray(Image.open(room).convert("RGB"))
+
+
+def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling: int, most: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return bytes and PSNR [N, Q] at every quality; what takes more than `most` bytes is infinitely large."""
+    qualities = QUALITIES[codec]
+    sizes_NQ, psnr_NQ = np.full((len(pixels_NHWC), len(qualities)), np.inf), np.zeros((len(pixels_NHWC), len(qualities)))
+    for row, original in enumerate(pixels_NHWC):
+        small = resized(original, side)
+        for column, quality in enumerate(qualities):
+            size, decoded = encoded(codec, small, subsampling, quality)
+            if size > most:
+                break
+            sizes_NQ[row, column], psnr_NQ[row, column] = size, psnr(original, decoded)
+    return sizes_NQ, psnr_NQ
+
+
+def best_qualities(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> np.ndarray | None:
+    """Return a quality index per picture: highest mean PSNR with a mean of at most `budget` bytes; None where nothing is small enough.
+
+    The one price of a byte, equal for all pictures, at which the bytes just fit is found by bisection.
+    """
+    rows = np.arange(len(sizes_NQ))
+    if not np.isfinite(sizes_NQ[:, 0]).all() or sizes_NQ[:, 0].mean() > budget:
+        return None
+    low, high = 0.0, 1e3
+    finite_NQ = np.where(np.isfinite(sizes_NQ), sizes_NQ, 1e9)
+    for _ in range(60):
+        price = (low + high) / 2
+        chosen_N = (psnr_NQ - price * finite_NQ).argmax(axis=1)
+        low, high = (price, high) if finite_NQ[rows, chosen_N].mean() > budget else (low, price)
+    return (psnr_NQ - high * finite_NQ).argmax(axis=1)
+
+
+def choose_setting(codec: str, pixels_NHWC: np.ndarray, budget: int) -> dict[str, Any] | None:
+    """Return the resolution and chroma sampling of highest mean PSNR on a sample; None where no file is small enough."""
+    step = max(1, len(pixels_NHWC) // SAMPLE)
+    sample_NHWC, best = pixels_NHWC[::step][:SAMPLE], None
+    for side in SIDES:
+        for subsampling in SUBSAMPLINGS[codec]:
+            sizes_NQ, psnr_NQ = rate_and_quality(codec, sample_NHWC, side, subsampling, 4 * budget)
+            chosen_N = best_qualities(sizes_NQ, psnr_NQ, budget)
+            if chosen_N is None:
+                continue
+            found = float(psnr_NQ[np.arange(len(chosen_N)), chosen_N].mean())
+            if best is None or found > best["psnr_db_of_sample"]:
+                best = {"side": side, "subsampling": "4:4:4" if subsampling == 0 else "4:2:0", "psnr_db_of_sample": round(found, 3)}
+    return best
+
+
+def prepare_baseline(work: Path, codec: str, size: int) -> dict[str, Any]:
+    """Write `CODEC_SIZE.npz` with decoded pixels of both parts, low resolution as stored; return what was chosen and what it gives."""
+    originals = np.load(work / "pixels.npz")
+    setting = choose_setting(codec, originals["train"], size)
+    if setting is None:
+        return {"bytes": None, "reason": f"no resolution gets a {codec} file down to {size} bytes on average"}
+    side, subsampling = setting["side"], 0 if setting["subsampling"] == "4:4:4" else 2
+    everything_NHWC = np.concatenate([originals["train"], originals["held_out"]])
+    sizes_NQ, psnr_NQ = rate_and_quality(codec, everything_NHWC, side, subsampling, 4 * size)
+    chosen_N = best_qualities(sizes_NQ, psnr_NQ, size)
+    if chosen_N is None:
+        return {"bytes": None, "reason": f"{side} px of {codec} fit {size} bytes in the sample, and not in all pictures"}
+    rows, train = np.arange(len(chosen_N)), len(originals["train"])
+    qualities = np.array(QUALITIES[codec])[chosen_N]
+    decoded_NHWC = np.stack(
+        [encoded(codec, resized(p, side), subsampling, int(q))[1] for p, q in zip(everything_NHWC, qualities, strict=True)]
+    )
+    np.savez(work / f"{codec}_{size}.npz", train=decoded_NHWC[:train], held_out=decoded_NHWC[train:])
+    return {
+        **setting,
+        "quality_percentiles_5_50_95": np.percentile(qualities, [5, 50, 95]).round().astype(int).tolist(),
+        "bytes": round(float(sizes_NQ[rows, chosen_N].mean()), 2),
+        "psnr_db": round(float(psnr_NQ[rows, chosen_N][train:].mean()), 3),
+    }
+
+
+def link_pictures(files: list[Path], folder: Path) -> None:
+    """Put one part of the split where `tokenize` can read it: class folders of hard links (copies on another file system)."""
+    for path in files:
+        target = folder / Split.label(path) / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copyfile(path, target)
+
+
+def shifted_copies(pixels_NHWC: np.ndarray, side: int, patch: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each picture as it is and shifted by up to a patch, every second one mirrored, at the tokenizer's resolution."""
+    rng, reach = np.random.default_rng(0), -(-patch * SIDE // side)
+    for index, pixels_HWC in enumerate(pixels_NHWC):
+        wide = np.pad(pixels_HWC, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        for copy in range(FIT_COPIES):
+            top, left = rng.integers(0, 2 * reach + 1, 2) if copy else (reach, reach)
+            shifted = wide[top : top + SIDE, left : left + SIDE]
+            yield f"{index}.{copy}", resized(np.ascontiguousarray(shifted[:, ::-1] if copy % 2 else shifted), side)
+
+
+class _Quiet:
+    """A reporter that says nothing."""
+
+    def say(self, message: str) -> None: ...
+    def begin(self, planned: int | None, done: int) -> None: ...
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None: ...
+    def end(self) -> None: ...
+
+
+def prepare_tokens(work: Path, size: int, choice: TokenChoice) -> dict[str, Any]:
+    """Fit a tokenizer to the training pictures and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
+    root = work / f"tokens_{size}"
+    shutil.rmtree(root, ignore_errors=True)
+    originals = np.load(work / "pixels.npz")
+    preprocess = Preprocess(size=choice.side, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
+    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, max_patches=FIT_PATCHES)
+    tokenizer, statistics = fit_patch_kmeans(shifted_copies(originals["train"], choice.side, choice.patch), fit, choice.side, preprocess)
+    save_tokenizer(tokenizer, Store(str(root / "tokenizer")), "", statistics)
+    found: dict[str, Any] = {"side": choice.side, "patch": choice.patch, "levels": choice.levels, "codes": list(tokenizer.spec.vocabulary)}
+    files = split_names(work)
+    for part in ("train", "held_out"):
+        request = TokenizeRequest(
+            source_url=str(work / "pictures" / part),
+            out_url=str(root / part),
+            tokenizer_url=str(root / "tokenizer"),
+            plan=PlanConfig(),
+            run=RunConfig(workers=1, max_bad=0.0),
+        )
+        Conversion(request, _Quiet()).run()
+        dataset, place = open_dataset(str(root / part)), {name: row for row, name in enumerate(files[part])}
+        values = []
+        for batch in dataset.batches(256):
+            for name, decoded in zip(batch.sample_ids, tokenizer.decode(batch.tokens), strict=True):
+                values.append(psnr(originals[part][place[name]], decoded))
+        found["psnr_db" if part == "held_out" else "psnr_db_of_train"] = round(float(np.mean(values)), 3)
+    return {**found, "bytes": float(choice.bytes)}
+
+
+def split_names(work: Path) -> dict[str, list[str]]:
+    """Return CLASS/FILE of both parts in the order of `pixels.npz`."""
+    return {part: (work / f"{part}.txt").read_text().splitlines() for part in ("train", "held_out")}
+
+
+def prepare_pictures(work: Path, split: Split) -> None:
+    """Write what every other side is made of: `pixels.npz`, the names, and class folders of both parts."""
+    work.mkdir(parents=True, exist_ok=True)
+    for part, files in (("train", split.train), ("held_out", split.held_out)):
+        link_pictures(files, work / "pictures" / part)
+        (work / f"{part}.txt").write_text("".join(f"{Split.label(path)}/{path.name}\n" for path in files))
+    np.savez(work / "pixels.npz", train=load_pixels(split.train), held_out=load_pixels(split.held_out))

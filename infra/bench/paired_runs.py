@@ -1,0 +1,323 @@
+"""One training run of the accuracy benches, many of them in processes of one thread each, and what their differences are worth.
+
+Every side ends as the same kind of tensor, pictures [B, 3, h, w] standardised per colour at the resolution at which they are stored, and
+goes through the same mirroring, crop (to 64 x 64), noise, CutMix, network, optimiser and schedule. Pixels are read from an array; tokens
+come from shards through `TokenLoader`, the augmentations of ids, which pixels do not have, and `TokenEmbedding`; as a code of patch k-means
+is a patch, its vector is laid out as that patch.
+
+Shapes: B pictures of a batch, N held-out pictures, S seeds, D values of a patch.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from byte_budgets import SIDE, split_names
+from read_throughput import allow_torchvision
+from torch import Tensor, nn
+
+from pipeline.shards import open_dataset
+from stem_adaptors.augment import Augmentation, SampleKeys, embed_ops, soft_targets
+from stem_adaptors.config import AugmentConfig, LoaderConfig
+from stem_adaptors.dataset import TokenLoader
+from stem_adaptors.embedding import TokenEmbedding, embedding_statistics
+from stem_adaptors.models import parameter_groups
+from stem_adaptors.schedule import learning_rate
+
+RESAMPLES = 4000
+EVALUATION_BATCH = 100
+
+AUGMENT = AugmentConfig(
+    flip_prob=0.5,
+    crop_share=1.0,
+    crop_scale_min=0.35,
+    noise_prob=0.5,
+    noise_channel_std=0.2,
+    noise_std=0.2,
+    cutmix_prob=0.5,
+)
+"""SeiT's list with the strengths that suit 3,000 pictures and some minutes; synonyms and block swap act on tokens alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every side is trained."""
+
+    model: str = "resnet18"
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    """Of the four stages, one block each; the first works on 16 x 16 sites."""
+    epochs: int = 14
+    batch_size: int = 50
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup_share: float = 0.15
+    label_smoothing: float = 0.1
+    clip_grad_norm: float = 1.0
+    augment: AugmentConfig = field(default_factory=lambda: AUGMENT)
+
+
+Batches = Iterator[tuple[Tensor, Tensor, SampleKeys]]
+
+
+class PixelSide:
+    """Pictures from `SIDE.npz`."""
+
+    def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
+        stored, names = np.load(work / f"{side}.npz"), split_names(work)
+        self.classes = sorted({name.partition("/")[0] for name in names["train"]})
+        train_NHWC = torch.from_numpy(stored["train"]).float()
+        self._mean, self._std = train_NHWC.mean((0, 1, 2)), train_NHWC.std((0, 1, 2))
+        self._train, self._held_out = (self._standardised(torch.from_numpy(stored[part])) for part in ("train", "held_out"))
+        self._labels, self.labels_N = (
+            torch.tensor([self.classes.index(name.partition("/")[0]) for name in names[part]]) for part in ("train", "held_out")
+        )
+        self._seed, self._size = seed, recipe.batch_size
+        self.steps = len(self._train) // recipe.batch_size
+
+    def _standardised(self, pixels_NHWC: Tensor) -> Tensor:
+        return ((pixels_NHWC.float() - self._mean) / self._std).movedim(-1, 1)
+
+    def epoch(self, epoch: int) -> Batches:
+        """Yield pictures, labels and the keys of their random numbers."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        order_N = torch.randperm(len(self._train), generator=generator)
+        for start in range(0, self.steps * self._size, self._size):
+            rows_B = order_N[start : start + self._size]
+            yield self._train[rows_B], self._labels[rows_B], SampleKeys(self._seed, epoch, torch.arange(start, start + self._size))
+
+    def held_out(self) -> Iterator[Tensor]:
+        """Yield the held-out pictures in the order of `labels_N`."""
+        return iter(self._held_out.split(EVALUATION_BATCH))
+
+
+class TokenSide:
+    """Pictures from the shards of `SIDE/train` and `SIDE/held_out`."""
+
+    def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
+        train, held_out = (open_dataset(str(work / side / part)) for part in ("train", "held_out"))
+        self.classes = [str(name) for name in train.classes]
+        config = LoaderConfig(batch_size=recipe.batch_size, seed=seed, cache_dir=str(work / "cache"), cache_gb=4.0, prefetch_batches=2)
+        self._loader, self.steps = TokenLoader(train, config), 0
+        self.steps = len(self._loader)
+        # Mirrored sites would hold unmirrored patches: mirroring is done on the laid-out picture, as for pixels.
+        self._augmentation = Augmentation(train.spec, train.codebook(), replace(recipe.augment, flip_prob=0.0))
+        self._patch = int(train.spec.config["patch"])
+        self._embedding = TokenEmbedding(train.spec, train.codebook(), standardise=self._statistics(train))
+        place = {name: row for row, name in enumerate(split_names(work)["held_out"])}
+        ids, rows, labels = [], [], []
+        for batch in held_out.batches(EVALUATION_BATCH):
+            ids.append(torch.from_numpy(batch.ids_BLQ.astype(np.int32)))
+            rows += [place[name] for name in batch.sample_ids]
+            labels += [self.classes.index(str(held_out.classes[index])) for index in batch.labels_B]
+        order_N = torch.tensor(rows).argsort()
+        self._ids_NLQ, self.labels_N = torch.cat(ids)[order_N], torch.tensor(labels)[order_N]
+
+    @staticmethod
+    def _statistics(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return one mean and deviation per colour, repeated for the values of a patch: as pixels are standardised."""
+        mean_D, std_D = embedding_statistics(dataset)
+        mean_P3, std_P3 = mean_D.reshape(-1, 3), std_D.reshape(-1, 3)
+        deviation_3 = np.sqrt(np.square(std_P3).mean(axis=0) + mean_P3.var(axis=0))
+        return np.tile(mean_P3.mean(axis=0), len(mean_P3)), np.tile(deviation_3, len(mean_P3))
+
+    def _laid_out(self, ids_BLQ: Tensor) -> Tensor:
+        """Return [B, 3, h, w]: the vector of each site as the patch it is."""
+        x_BHWD, patch = self._embedding(ids_BLQ).movedim(1, -1), self._patch
+        batch, height, width, _ = x_BHWD.shape
+        x = x_BHWD.reshape(batch, height, width, patch, patch, 3).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, height * patch, width * patch, 3).movedim(-1, 1)
+
+    def epoch(self, epoch: int) -> Batches:
+        """Yield pictures, labels and the keys of their random numbers."""
+        for batch in self._loader.epoch(epoch):
+            keys = SampleKeys.from_batch(batch)
+            yield self._laid_out(self._augmentation.ids(batch.ids_BLQ, keys)), batch.labels_B, keys
+
+    def held_out(self) -> Iterator[Tensor]:
+        """Yield the held-out pictures in the order of `labels_N`."""
+        return (self._laid_out(ids_BLQ) for ids_BLQ in self._ids_NLQ.split(EVALUATION_BATCH))
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """Return the whole pictures at 64 x 64."""
+    box_B4 = torch.tensor([[0, 0, x.shape[2], x.shape[3]]]).expand(len(x), 4)
+    return x if x.shape[2:] == (SIDE, SIDE) else embed_ops.resample(x, box_B4, (SIDE, SIDE))
+
+
+def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """Mirror, crop to 64 x 64, add noise, cut and mix."""
+    mirrored_B111 = keys.chosen("flip", config.flip_prob)[:, None, None, None]
+    x = torch.where(mirrored_B111, x.flip(-1), x)
+    if config.crop == "rrc":
+        size = (SIDE, SIDE)
+        x = embed_ops.random_resized_crop(x, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
+    else:
+        x = enlarged(x)
+    if config.noise_prob > 0:
+        stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
+        x = embed_ops.add_noise_(x, keys, share=config.noise_prob, **stds)
+    if float(keys[:1].uniform("mix")[0, 0]) < config.cutmix_prob:
+        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, config.cutmix_alpha))
+    return x, targets_BC
+
+
+def build_model(recipe: Recipe, classes: int, seed: int) -> nn.Module:
+    allow_torchvision()
+    from stem_adaptors.timm_backbones import build_timm_backbone
+
+    options = {
+        "layers": (1,) * len(recipe.channels),
+        "channels": recipe.channels,
+        "stem_width": recipe.channels[0],
+        "pretrained_cfg_overlay": {"input_size": (3, SIDE, SIDE)},  # the size it is made for decides what its stem does
+    }
+    torch.manual_seed(seed)
+    model = build_timm_backbone(recipe.model, 3, (SIDE, SIDE), classes, options=options)
+    return model.to(memory_format=torch.channels_last)
+
+
+def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """Train on one side and return which held-out pictures were classified right, and the seconds it took."""
+    torch.set_num_threads(1)
+    start, cpu = time.perf_counter(), time.process_time()
+    data = (TokenSide if side.startswith("tokens") else PixelSide)(work, side, recipe, seed)
+    classes = len(data.classes)
+    model = build_model(recipe, classes, seed)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True)
+    total, step, losses = recipe.epochs * data.steps, 0, 0.0
+    for epoch in range(recipe.epochs):
+        model.train()
+        losses = 0.0
+        for pictures, labels_B, keys in data.epoch(epoch):
+            rate = learning_rate(
+                step, total_steps=total, warmup_steps=round(recipe.warmup_share * total), peak=recipe.lr, floor=recipe.lr / 100
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            x, targets_BC = augmented(pictures, soft_targets(labels_B, classes, recipe.label_smoothing), keys, recipe.augment)
+            logits_BC = model(x.contiguous(memory_format=torch.channels_last))
+            loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum(dim=1).mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            losses += float(loss.detach())
+    model.eval()
+    with torch.no_grad():
+        found_N = torch.cat([model(enlarged(x).contiguous(memory_format=torch.channels_last)).argmax(1) for x in data.held_out()])
+    right_N = (found_N == data.labels_N).numpy()
+    return {
+        "right": base64.b64encode(np.packbits(right_N)).decode(),
+        "images": len(right_N),
+        "top1": round(float(right_N.mean()), 5),
+        "train_loss": round(losses / data.steps, 4),
+        "steps": total,
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its results go to `NAME.SEED.json`."""
+
+    name: str
+    side: str
+    seed: int
+    recipe: Recipe
+    data: str
+    """Digest of the prepared data: results of other data do not count."""
+
+    @property
+    def key(self) -> str:
+        settings = {"side": self.side, "seed": self.seed, "recipe": asdict(self.recipe), "data": self.data}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def path(self, work: Path) -> Path:
+        return work / "runs" / f"{self.name}.{self.seed}.json"
+
+    def result(self, work: Path) -> dict[str, Any] | None:
+        """Return what an earlier run of the same settings left."""
+        path = self.path(work)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        return found if found["key"] == self.key else None
+
+
+def _work(work: Path, job: Job) -> dict[str, Any]:
+    found = {"key": job.key, "name": job.name, "side": job.side, "seed": job.seed, **train_once(work, job.side, job.seed, job.recipe)}
+    path = job.path(work)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found))
+    temporary.replace(path)
+    return found
+
+
+def run_jobs(work: Path, jobs: Sequence[Job], workers: int) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run what has no result yet, seed by seed, and return the results by name and seed."""
+    results = {(job.name, job.seed): found for job in jobs if (found := job.result(work)) is not None}
+    left = [job for job in jobs if (job.name, job.seed) not in results]
+    if results:
+        print(f"{len(results)} runs were done before, {len(left)} are left")
+    for found in in_processes(_work, [(work, job) for job in left], workers):
+        results[found["name"], found["seed"]] = found
+        print(
+            f"{len(results)}/{len(jobs)} {found['name']} seed {found['seed']}: top-1 {found['top1']:.4f}, {found['seconds']:.0f} s",
+            flush=True,
+        )
+    return results
+
+
+def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
+    """Yield results as they come from fresh processes of one thread each."""
+    if not arguments:
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(function, *values) for values in arguments]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def correctness(results: dict[tuple[str, int], dict[str, Any]], name: str, seeds: Sequence[int]) -> np.ndarray:
+    """Return float [S, N]: 1 where a held-out picture was classified right."""
+    rows = [results[name, seed] for seed in seeds]
+    bits = [np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))[: row["images"]] for row in rows]
+    return np.stack(bits).astype(np.float64)
+
+
+def resampled(right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return bootstrap means of each name, the same pictures and the same seeds drawn for all: paired."""
+    seeds, images = next(iter(right.values())).shape
+    rng, means = np.random.default_rng(0), {name: np.empty(RESAMPLES) for name in right}
+    for draw in range(RESAMPLES):
+        images_N, seeds_S = rng.integers(0, images, images), rng.integers(0, seeds, seeds)
+        for name, right_SN in right.items():
+            means[name][draw] = right_SN[seeds_S].mean(axis=0)[images_N].mean()
+    return means
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Return the central 95 %."""
+    return [round(float(value), 4) for value in np.percentile(values, [2.5, 97.5])]

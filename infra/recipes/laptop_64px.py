@@ -1,0 +1,14 @@
+"""A small ViT for some thousand pictures of 64 px, such as ten classes of Tiny ImageNet: minutes on the two cores of a laptop.
+
+    tokenshards train photos.tokens --val photos_val.tokens --out run --recipe infra/recipes/laptop_64px.py
+
+Cost: 20 epochs of 4,500 images, @@COST@@. Expected: @@EXPECTED@@
+(levels 2, 16 x 16 sites). Mild augmentation, because a small model that sees few epochs has more to learn than to forget.
+"""
+
+from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+
+MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="conv", stem_patch=2)
+AUGMENT = AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+LOADER = LoaderConfig(batch_size=64)
+TRAIN = TrainConfig(epochs=20, lr=2e-3, warmup_epochs=2)
