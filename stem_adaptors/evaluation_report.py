@@ -17,11 +17,10 @@ from stem_adaptors.dataset import TokenLoader
 from stem_adaptors.distributed import Ranks
 from stem_adaptors.evaluate import class_map, evaluate
 from stem_adaptors.metrics import Accuracy
-from stem_adaptors.run_directory import BEST, CHECKPOINT, open_classifier
+from stem_adaptors.run_directory import open_classifier
 
 __all__ = ["EvaluationReport", "evaluate_run"]
 
-WEIGHTS = {"best": BEST, "last": CHECKPOINT}
 SHOWN_CLASSES = 20
 
 
@@ -64,9 +63,7 @@ def evaluate_run(store: Store, data: TokenDataset, *, weights: str, device: torc
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
-    if weights not in WEIGHTS:
-        raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
-    model, run = open_classifier(store, WEIGHTS[weights], device)
+    model, run = open_classifier(store, weights, device)
     if data.spec.fingerprint != run.spec.fingerprint:
         raise FingerprintMismatchError(
             f"{data.store.url}: made by the tokenizer {data.spec.fingerprint[:12]}…; this run learned from {run.spec.fingerprint[:12]}…. "

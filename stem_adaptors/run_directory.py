@@ -32,7 +32,7 @@ from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, Train
 from stem_adaptors.embedding import embedding_statistics
 from stem_adaptors.models import TokenClassifier, build_classifier
 
-__all__ = ["BEST", "CHECKPOINT", "CURVES", "METRICS_CSV", "METRICS_JSONL", "Run", "load_run", "open_classifier", "statistics_of"]
+__all__ = ["BEST", "CHECKPOINT", "CURVES", "METRICS_CSV", "METRICS_JSONL", "WEIGHTS", "Run", "load_run", "open_classifier", "statistics_of"]
 
 RUN_JSON = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -40,6 +40,8 @@ BEST = "best.safetensors"
 METRICS_JSONL = "metrics.jsonl"
 METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
+WEIGHTS = {"best": BEST, "last": CHECKPOINT}
+"""Object of each choice of --weights."""
 VERSION = 1
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors")
 
@@ -132,16 +134,25 @@ def load_run(store: Store) -> Run:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None
 
 
-def open_classifier(store: Store, weights: str = BEST, device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
-    """Build the classifier of a run, ready to evaluate; raises the errors of `load_run`, and those of the weights."""
+def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
+    """Build the classifier of a run with its `best` or `last` weights, ready to evaluate.
+
+    Raises the errors of `load_run` and of the weights, ConfigError for another choice, MissingObjectError where no epoch has ended yet.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     run = load_run(store)
     tables: Mapping[str, npt.NDArray[Any]] = {}
     if run.spec.codebook is not None:
         tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])
     out_grid = Augmentation(run.spec, tables, run.augment).out_grid
     model = build_classifier(run.spec, tables, run.statistics, run.model, len(run.classes), out_grid)
-    tensors, _ = read_weights(store, weights)
-    load_model(model, tensors, weights)
+    path = WEIGHTS[weights]
+    try:
+        tensors, _ = read_weights(store, path)
+    except MissingObjectError:
+        raise MissingObjectError(path, f"the run has not come so far; continue it with train --resume ({store.url})") from None
+    load_model(model, tensors, path)
     return model.to(device).eval(), run
 
 

@@ -219,12 +219,12 @@ class Trainer:
                 self._epoch_sums["seconds"] += now - asked
                 self._epoch_sums["images"] += self.request.loader.batch_size
                 asked = now
-                self._check_loss(loss)
                 done = self.step - epoch * steps
+                stop, due = self._agree(now - saved) if done < steps else (False, True)
+                self._check_loss(loss, saved_next=stop or due)
                 if done == steps:
                     continue  # the loader moves on to the next epoch; its state is then that of a finished one
                 self._report_step(epoch, done, steps, loss)
-                stop, due = self._agree(now - saved)
                 if stop or due:
                     self._save()
                     saved = asked = time.monotonic()
@@ -258,7 +258,9 @@ class Trainer:
             self._counts.add(logits_BC.detach(), part.labels_B, part.weights_B, loss_B.detach())
         if config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
+            if not self.scaler.is_enabled():  # which leaves such a step out itself
+                total = torch.where(norm.isfinite(), total, norm)  # the weights are lost, whatever the loss was
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -270,16 +272,18 @@ class Trainer:
     def _sample_weights(batch: Batch) -> Tensor:
         return batch.weights_B * (batch.labels_B >= 0)
 
-    def _check_loss(self, loss: Tensor) -> None:
-        if self.device.type != "cpu" and self.step % CUDA_CHECK_STEPS and self.step != self.total_steps:
+    def _check_loss(self, loss: Tensor, *, saved_next: bool) -> None:
+        """Raise TrainingError for a loss that is not finite; always looked at before a checkpoint, which must not hold what it led to."""
+        if self.device.type != "cpu" and self.step % CUDA_CHECK_STEPS and not saved_next:
             return
         value = float(self.ranks.sum(loss.clone()))
         if value != value or value in (float("inf"), float("-inf")):
             config = self.request.train
             raise TrainingError(
-                f"the loss is {value} at step {self.step:,} (epoch {self.epoch + 1}); expected a finite number. The last checkpoint in "
-                f"{self.request.out.url} is from before. Try a lower --lr (it is {config.lr:g}), a longer --warmup-epochs "
-                f"({config.warmup_epochs:g}), --clip-grad ({config.clip_grad_norm:g}), or --precision fp32"
+                f"the loss or its gradient is {value} at step {self.step:,} (epoch {self.epoch + 1}); expected a finite number. "
+                f"The last checkpoint in {self.request.out.url} is from before. Try a lower --lr (it is {config.lr:g}), a longer warm-up "
+                f"(--set train.warmup_epochs={2 * config.warmup_epochs + 1:g}), tighter clipping (--set train.clip_grad_norm="
+                f"{config.clip_grad_norm / 2 or 1:g}), or --precision fp32"
             )
 
     def _end_epoch(self) -> None:
@@ -415,9 +419,7 @@ class Trainer:
 
     def _raise_stop(self) -> None:
         self._say(f"stopped after step {self.step:,} of {self.total_steps:,}, with a checkpoint; the same command with --resume continues")
-        if self._stop in (None, signal.SIGINT):
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(self._stop or 0))
+        raise SystemExit(128 + int(self._stop or signal.SIGINT))
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from accuracy_per_byte import options_of, prepared
+from accuracy_per_byte import digest_of, options_of, prepared
 from paired_runs import Job, Recipe, correctness, interval, resampled, run_jobs
 
 SIDE = "tokens_512"
@@ -38,9 +38,9 @@ def main() -> None:
     names = options.only or list(changes)
     if unknown := sorted(set(names) - set(changes)):
         sys.exit(f"--only has {unknown}; expected some of {', '.join(changes)}")
-    work, key, made = prepared(options, [SIDE])
+    work, made = prepared(options, [SIDE])
     recipes = {FULL: recipe, **{name: replace(recipe, augment=replace(recipe.augment, **changes[name])) for name in names}}
-    jobs = [Job(name, SIDE, seed, changed, key) for seed in options.seeds for name, changed in recipes.items()]
+    jobs = [Job(name, SIDE, seed, changed, digest_of(made, SIDE)) for seed in options.seeds for name, changed in recipes.items()]
     results = run_jobs(work, jobs, options.workers)
     right = {name: correctness(results, name, options.seeds) for name in recipes}
     means, top1 = resampled(right), {name: float(right_SN.mean()) for name, right_SN in right.items()}

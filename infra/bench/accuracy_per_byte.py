@@ -4,10 +4,11 @@
 
 DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, else generated pictures); everything runs on 64
 pixels. All of val/ and a part of train/, of each class alike, are held out and seen by nothing but the final count. The same network (a
-residual one through the timm bridge; extra `timm`), the same steps, batches, optimiser, schedule and augmentations train on
+residual one through the timm bridge), the same steps, batches, optimiser, schedule and augmentations train on
 - `pixels`: full pictures;
 - `tokens_N`: N bytes a picture, one byte per id, from shards through the loader, id augmentations and embedding of this project;
-- `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen).
+- `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen);
+- `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: the same with a quality for every single picture.
 
 Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained. `--work` keeps what was prepared
 and every run's result, so that an interrupted bench continues; `--only` and `--seeds` do a part. Intervals are 95 % of a paired bootstrap
@@ -36,6 +37,14 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
 HELD_OUT = 2000
 CODECS = ("jpeg", "webp")
+OWN_CODECS = ("jpeg-own", "webp-own")
+LINES = (
+    ("tokens", "C0", "-", "tokens"),
+    ("jpeg", "C1", "-", "JPEG (scan bytes)"),
+    ("webp", "C2", "-", "WebP (whole files)"),
+    ("jpeg-own", "C1", ":", "JPEG, a quality for each picture"),
+    ("webp-own", "C2", ":", "WebP, a quality for each picture"),
+)
 SHOULD_BE = {"ratio": 0.95, "clear_of_zero_up_to": 128}
 
 
@@ -51,6 +60,9 @@ def options_of(description: str) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="train these sides alone, such as tokens_64")
+    parser.add_argument(
+        "--own-qualities", type=int, nargs="+", default=[], metavar="N", choices=SIZES, help="sizes with baselines of rate control too"
+    )
     parser.add_argument("--epochs", type=int, help="other than the recipe's")
     parser.add_argument("--plot", type=Path, help="PNG of accuracy against bytes")
     parser.add_argument("--quick", action="store_true", help="a run of a minute or two that shows that everything works, nothing more")
@@ -60,8 +72,8 @@ def options_of(description: str) -> argparse.Namespace:
     return options
 
 
-def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, str, dict[str, Any]]:
-    """Make what is missing of the sides; return the work folder, the digest of the data, and how each side was made."""
+def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Make what is missing of the sides; return the work folder and how each side was made."""
     data = options.data or (DATA if DATA.is_dir() else None)
     name = hashlib.sha256(f"{data and data.resolve()} {options.quick}".encode()).hexdigest()[:8]
     work = options.work or Path(tempfile.gettempdir()) / f"tokenshards-accuracy-{name}"
@@ -71,40 +83,47 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, str, 
         generate_pictures(data)
     split = split_files(data, HELD_OUT)
     if options.quick:
-        split = replace(split, train=split.train[::10], held_out=split.held_out[::10])
+        split = replace(split, train=split.train[::15], held_out=split.held_out[::15])
     parts = (split.train, split.held_out)
     digest = hashlib.sha256("\n".join(f"{p.parent.name}/{p.name}" for files in parts for p in [*files, Path("/")]).encode()).hexdigest()[
         :16
     ]
-    settings = {"pictures": digest, "tokens": {size: asdict(choice) for size, choice in TOKENS.items()}}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     about = {"train": len(split.train), "held_out": len(split.held_out), "classes": len({path.parent.name for path in split.train})}
     print(f"{about['train']} training and {about['held_out']} held-out pictures of {about['classes']} classes from {data}; work in {work}")
     card = work / "sides.json"
     made: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {}
-    if made.get("key") != key:
-        made = {"key": key, "split": about, "sides": {}}
+    if made.get("pictures") != digest:
+        made = {"pictures": digest, "split": about, "sides": {}}
         prepare_pictures(work, split)
+    for size, choice in TOKENS.items():
+        found = made["sides"].get(f"tokens_{size}", {})
+        if found and asdict(choice) != {name: found[name] for name in asdict(choice)}:
+            del made["sides"][f"tokens_{size}"]  # made by another tokenizer
     # The slowest first, so that the last process to finish is not a long one.
     waiting = sorted((side for side in sides if side not in made["sides"] and side != "pixels"), key=_weight)
-    for side, found in in_processes(_prepare, [(work, side) for side in waiting], options.workers):
+    for side, found in in_processes(_prepare, [(work, side, options.quick) for side in waiting], options.workers):
         made["sides"][side] = found
         card.write_text(json.dumps(made))
         print(f"{side}: {json.dumps(found)}", flush=True)
     card.write_text(json.dumps(made))
-    return work, key, made
+    return work, made
+
+
+def digest_of(made: dict[str, Any], side: str) -> str:
+    """Return what tells results on a side from those on other pictures, or on other bytes of the same ones."""
+    return hashlib.sha256(json.dumps([made["pictures"], made["sides"].get(side)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _weight(side: str) -> tuple[int, int]:
     kind, _, size = side.partition("_")
-    return ("webp", "tokens", "jpeg").index(kind), -int(size)
+    return ("webp-own", "jpeg-own", "webp", "tokens", "jpeg").index(kind), -int(size)
 
 
-def _prepare(work: Path, side: str) -> tuple[str, dict[str, Any]]:
+def _prepare(work: Path, side: str, quick: bool) -> tuple[str, dict[str, Any]]:
     kind, _, size = side.partition("_")
     if kind == "tokens":
-        return side, prepare_tokens(work, int(size), TOKENS[int(size)])
-    return side, prepare_baseline(work, kind, int(size))
+        return side, prepare_tokens(work, int(size), TOKENS[int(size)], **({"fit_patches": 10_000} if quick else {}))
+    return side, prepare_baseline(work, kind, int(size), **({"sample": 10} if quick else {}))
 
 
 def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[str, Any]:
@@ -115,27 +134,32 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
         "top1": {name: [round(top1[name], 4), *interval(means[name])] for name in right},
         "top1_per_seed": {name: [round(float(value), 4) for value in right_SN.mean(axis=1)] for name, right_SN in right.items()},
     }
-    differences: dict[str, Any] = {}
-    for size in sizes:
-        rivals = [f"{codec}_{size}" for codec in CODECS if f"{codec}_{size}" in top1]
-        if f"tokens_{size}" not in top1 or not rivals:
-            continue
-        # The better one is named by its mean, and again in every resample: choosing it costs tokens what it may.
-        best = max(rivals, key=lambda name: top1[name])
-        values = means[f"tokens_{size}"] - [max(draws) for draws in zip(*(means[name] for name in rivals), strict=True)]
-        differences[str(size)] = {
-            "best_baseline": best,
-            "difference": round(top1[f"tokens_{size}"] - top1[best], 4),
-            "interval": interval(means[f"tokens_{size}"] - means[best]),
-            "interval_best_redrawn": interval(values),
-        }
-    found["over_best_baseline"] = differences
-    found["crossover_bytes"] = crossover({int(size): entry["difference"] for size, entry in differences.items()})
+    over = {size: over_best(top1, means, size, CODECS) for size in sizes}
+    found["over_best_baseline"] = {str(size): entry for size, entry in over.items() if entry}
+    found["crossover_bytes"] = crossover({size: entry["difference"] for size, entry in over.items() if entry})
+    own = {size: over_best(top1, means, size, OWN_CODECS) for size in sizes}
+    found["over_best_with_own_qualities"] = {str(size): entry for size, entry in own.items() if entry}
     largest = f"tokens_{max(SIZES)}"
     if "pixels" in top1 and largest in top1:
         ratio = means[largest] / means["pixels"]
         found = {"ratio": round(top1[largest] / top1["pixels"], 4), "ratio_interval": interval(ratio), **found}
     return {**found, "seeds": seeds}
+
+
+def over_best(top1: dict[str, float], means: dict[str, Any], size: int, kinds: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return how much tokens of a size are above the better of some baselines of that size; None where one side was not run."""
+    tokens, rivals = f"tokens_{size}", [f"{kind}_{size}" for kind in kinds if f"{kind}_{size}" in top1]
+    if tokens not in top1 or not rivals:
+        return None
+    # The better one is named by its mean, and again in every resample: choosing it costs tokens what it may.
+    best = max(rivals, key=lambda name: top1[name])
+    redrawn = means[tokens] - [max(draws) for draws in zip(*(means[name] for name in rivals), strict=True)]
+    return {
+        "best_baseline": best,
+        "difference": round(top1[tokens] - top1[best], 4),
+        "interval": interval(means[tokens] - means[best]),
+        "interval_best_redrawn": interval(redrawn),
+    }
 
 
 def crossover(differences: dict[int, float]) -> float | str | None:
@@ -158,7 +182,7 @@ def table(found: dict[str, Any], made: dict[str, Any]) -> str:
         side = made["sides"].get(name, {})
         size, quality = (f"{side[key]:.1f}" if key in side else "" for key in ("bytes", "psnr_db"))
         lines.append(f"{name:<12}{size:>9}{quality:>9}{top1:>8.4f}  {low:.4f} to {high:.4f}")
-    for size, entry in found["over_best_baseline"].items():
+    for size, entry in [*found["over_best_baseline"].items(), *found["over_best_with_own_qualities"].items()]:
         low, high = entry["interval"]
         lines.append(f"{size} bytes: tokens over {entry['best_baseline']} {entry['difference']:+.4f}, {low:+.4f} to {high:+.4f}")
     return "\n".join(lines)
@@ -171,12 +195,14 @@ def plot(found: dict[str, Any], made: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for kind, colour, label in (("tokens", "C0", "tokens"), ("jpeg", "C1", "JPEG (scan bytes)"), ("webp", "C2", "WebP (whole files)")):
+    for kind, colour, style, label in LINES:
         names = [name for name in found["top1"] if name.startswith(f"{kind}_")]
+        if not names:
+            continue
         sizes = [made["sides"][name]["bytes"] for name in names]
         values = [found["top1"][name] for name in names]
         errors = [[value[0] - value[1] for value in values], [value[2] - value[0] for value in values]]
-        axes.errorbar(sizes, [value[0] for value in values], errors, marker="o", capsize=3, color=colour, label=label)
+        axes.errorbar(sizes, [value[0] for value in values], errors, marker="o", linestyle=style, capsize=3, color=colour, label=label)
     if "pixels" in found["top1"]:
         top1, low, high = found["top1"]["pixels"]
         axes.axhline(top1, color="black", linewidth=1, label="full pixels")
@@ -196,13 +222,14 @@ def main() -> None:
     options = options_of(__doc__.split("\n")[0])
     sizes = [64, 512] if options.quick else list(SIZES)
     every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
+    every += [f"{kind}_{size}" for size in options.own_qualities for kind in OWN_CODECS]
     sides = options.only or every
     if unknown := sorted(set(sides) - set(every)):
         sys.exit(f"--only has {unknown}; expected some of {', '.join(every)}")
-    work, key, made = prepared(options, sides)
+    work, made = prepared(options, sides)
     possible = [side for side in sides if side == "pixels" or made["sides"][side]["bytes"] is not None]
     recipe = replace(Recipe(), **({"epochs": options.epochs} if options.epochs else {}))
-    jobs = [Job(side, side, seed, recipe, key) for seed in options.seeds for side in possible]
+    jobs = [Job(side, side, seed, recipe, digest_of(made, side)) for seed in options.seeds for side in possible]
     results = run_jobs(work, jobs, options.workers)
     right = {side: correctness(results, side, options.seeds) for side in possible}
     found = summary(right, sizes, options.seeds)

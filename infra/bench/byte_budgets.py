@@ -1,9 +1,11 @@
 """The same pictures at a given number of bytes: as tokens of our own tokenizer, as JPEG, as WebP. Shared by the accuracy benches.
 
-JPEG counts its scan alone (what lies between the SOS header and the end): quantisation and Huffman tables are Pillow's standard ones, which
-all files share. WebP counts whole files. Both get what serves them best: one resolution and chroma sampling for a size, found by PSNR after
-bicubic enlargement on a sample of training pictures, and a quality for every single picture, so that the mean PSNR of all is highest while
-the mean of the bytes stays within the size. Tokens take one byte per id (256 codes), the same for every picture, nothing compressed.
+JPEG counts its scan alone (what lies between the SOS header and the end): quantisation and Huffman tables are Pillow's standard ones,
+which all files share. WebP counts whole files. `jpeg` and `webp` have one resolution, chroma sampling and quality for a size: those of
+highest PSNR (after bicubic enlargement) on a sample of training pictures whose mean bytes are within the size. `jpeg-own` and `webp-own`
+are what an encoder with rate control could do: one resolution, and a quality for every single picture, so that the squared error of all is
+least while the mean of the bytes stays within the size. (The highest mean PSNR would spend the bytes on a few pictures that become free of
+loss, and leave the others at quality 1.) Tokens take one byte per id (256 codes), the same for every picture, nothing compressed.
 
 Shapes: N pictures, Q qualities.
 """
@@ -33,12 +35,14 @@ from pipeline.tokenizers.patch_kmeans import fit_patch_kmeans
 
 SIDE = 64
 SIZES = (64, 128, 256, 512)
-SAMPLE = 150
-"""Training pictures that resolution and chroma sampling are chosen on."""
+SAMPLE = 200
+"""Training pictures that resolution, chroma sampling and the common quality are chosen on."""
+MOST_BYTES = 8
+"""Times the budget that a single picture may take; where a common quality needs more it is left out."""
 SIDES = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
 QUALITIES = {
-    "jpeg": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 23, 26, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95),
-    "webp": (0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95),
+    "jpeg": (*range(1, 20), *range(20, 50, 2), *range(50, 98, 3)),
+    "webp": (*range(20), *range(20, 50, 2), *range(50, 98, 3)),
 }
 SUBSAMPLINGS: dict[str, tuple[int, ...]] = {"jpeg": (0, 2), "webp": (2,)}
 """4:4:4 and 4:2:0; lossy WebP knows 4:2:0 alone."""
@@ -163,62 +167,70 @@ def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling
 
 
 def best_qualities(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> np.ndarray | None:
-    """Return a quality index per picture: highest mean PSNR with a mean of at most `budget` bytes; None where nothing is small enough.
+    """Return a quality index per picture: least squared error with a mean of at most `budget` bytes; None where nothing is small enough.
 
     The one price of a byte, equal for all pictures, at which the bytes just fit is found by bisection.
     """
     rows = np.arange(len(sizes_NQ))
     if not np.isfinite(sizes_NQ[:, 0]).all() or sizes_NQ[:, 0].mean() > budget:
         return None
-    low, high = 0.0, 1e3
+    low, high, error_NQ = 0.0, 1e5, 255**2 / 10 ** (psnr_NQ / 10)
     finite_NQ = np.where(np.isfinite(sizes_NQ), sizes_NQ, 1e9)
     for _ in range(60):
         price = (low + high) / 2
-        chosen_N = (psnr_NQ - price * finite_NQ).argmax(axis=1)
+        chosen_N = (error_NQ + price * finite_NQ).argmin(axis=1)
         low, high = (price, high) if finite_NQ[rows, chosen_N].mean() > budget else (low, price)
-    return (psnr_NQ - high * finite_NQ).argmax(axis=1)
+    return (error_NQ + high * finite_NQ).argmin(axis=1)
 
 
-def choose_setting(codec: str, pixels_NHWC: np.ndarray, budget: int) -> dict[str, Any] | None:
-    """Return the resolution and chroma sampling of highest mean PSNR on a sample; None where no file is small enough."""
-    step = max(1, len(pixels_NHWC) // SAMPLE)
-    sample_NHWC, best = pixels_NHWC[::step][:SAMPLE], None
+def common_quality(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> np.ndarray | None:
+    """Return the one quality index, for each picture, of highest mean PSNR with a mean of at most `budget` bytes; None where none fits."""
+    fits_Q = sizes_NQ.mean(axis=0) <= budget  # pictures above the cap are infinitely large
+    if not fits_Q.any():
+        return None
+    return np.full(len(sizes_NQ), np.where(fits_Q, psnr_NQ.mean(axis=0), -np.inf).argmax())
+
+
+def choose_setting(kind: str, pixels_NHWC: np.ndarray, budget: int, sample: int) -> dict[str, Any] | None:
+    """Return the setting of highest mean PSNR on a sample; None where no file is small enough."""
+    codec, choose = kind.removesuffix("-own"), best_qualities if kind.endswith("-own") else common_quality
+    step = max(1, len(pixels_NHWC) // sample)
+    sample_NHWC, best = pixels_NHWC[::step][:sample], None
     for side in SIDES:
         for subsampling in SUBSAMPLINGS[codec]:
-            sizes_NQ, psnr_NQ = rate_and_quality(codec, sample_NHWC, side, subsampling, 4 * budget)
-            chosen_N = best_qualities(sizes_NQ, psnr_NQ, budget)
+            sizes_NQ, psnr_NQ = rate_and_quality(codec, sample_NHWC, side, subsampling, MOST_BYTES * budget)
+            chosen_N = choose(sizes_NQ, psnr_NQ, budget)
             if chosen_N is None:
                 continue
             found = float(psnr_NQ[np.arange(len(chosen_N)), chosen_N].mean())
             if best is None or found > best["psnr_db_of_sample"]:
                 best = {"side": side, "subsampling": "4:4:4" if subsampling == 0 else "4:2:0", "psnr_db_of_sample": round(found, 3)}
+                if choose is common_quality:
+                    best["quality"] = QUALITIES[codec][int(chosen_N[0])]
     return best
 
 
-def prepare_baseline(work: Path, codec: str, size: int) -> dict[str, Any]:
-    """Write `CODEC_SIZE.npz` with decoded pixels of both parts, low resolution as stored; return what was chosen and what it gives."""
-    originals = np.load(work / "pixels.npz")
-    setting = choose_setting(codec, originals["train"], size)
+def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) -> dict[str, Any]:
+    """Write `KIND_SIZE.npz` with decoded pixels of both parts, low resolution as stored; return what was chosen and what it gives."""
+    originals, codec = np.load(work / "pixels.npz"), kind.removesuffix("-own")
+    setting = choose_setting(kind, originals["train"], size, sample)
     if setting is None:
         return {"bytes": None, "reason": f"no resolution gets a {codec} file down to {size} bytes on average"}
     side, subsampling = setting["side"], 0 if setting["subsampling"] == "4:4:4" else 2
     everything_NHWC = np.concatenate([originals["train"], originals["held_out"]])
-    sizes_NQ, psnr_NQ = rate_and_quality(codec, everything_NHWC, side, subsampling, 4 * size)
-    chosen_N = best_qualities(sizes_NQ, psnr_NQ, size)
-    if chosen_N is None:
-        return {"bytes": None, "reason": f"{side} px of {codec} fit {size} bytes in the sample, and not in all pictures"}
-    rows, train = np.arange(len(chosen_N)), len(originals["train"])
-    qualities = np.array(QUALITIES[codec])[chosen_N]
-    decoded_NHWC = np.stack(
-        [encoded(codec, resized(p, side), subsampling, int(q))[1] for p, q in zip(everything_NHWC, qualities, strict=True)]
-    )
-    np.savez(work / f"{codec}_{size}.npz", train=decoded_NHWC[:train], held_out=decoded_NHWC[train:])
-    return {
-        **setting,
-        "quality_percentiles_5_50_95": np.percentile(qualities, [5, 50, 95]).round().astype(int).tolist(),
-        "bytes": round(float(sizes_NQ[rows, chosen_N].mean()), 2),
-        "psnr_db": round(float(psnr_NQ[rows, chosen_N][train:].mean()), 3),
-    }
+    if "quality" in setting:
+        qualities = np.full(len(everything_NHWC), setting["quality"])
+    else:
+        chosen_N = best_qualities(*rate_and_quality(codec, everything_NHWC, side, subsampling, MOST_BYTES * size), size)
+        if chosen_N is None:
+            return {"bytes": None, "reason": f"{side} px of {codec} fit {size} bytes in the sample, and not in all pictures"}
+        qualities = np.array(QUALITIES[codec])[chosen_N]
+        setting["quality_percentiles_5_50_95"] = np.percentile(qualities, [5, 50, 95]).round().astype(int).tolist()
+    found = [encoded(codec, resized(p, side), subsampling, int(q)) for p, q in zip(everything_NHWC, qualities, strict=True)]
+    decoded_NHWC, train = np.stack([pixels for _, pixels in found]), len(originals["train"])
+    np.savez(work / f"{kind}_{size}.npz", train=decoded_NHWC[:train], held_out=decoded_NHWC[train:])
+    quality = [psnr(original, decoded) for original, decoded in zip(originals["held_out"], decoded_NHWC[train:], strict=True)]
+    return {**setting, "bytes": round(float(np.mean([size for size, _ in found])), 2), "psnr_db": round(float(np.mean(quality)), 3)}
 
 
 def link_pictures(files: list[Path], folder: Path) -> None:
@@ -253,13 +265,13 @@ class _Quiet:
     def end(self) -> None: ...
 
 
-def prepare_tokens(work: Path, size: int, choice: TokenChoice) -> dict[str, Any]:
+def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
     """Fit a tokenizer to the training pictures and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
     root = work / f"tokens_{size}"
     shutil.rmtree(root, ignore_errors=True)
     originals = np.load(work / "pixels.npz")
     preprocess = Preprocess(size=choice.side, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
-    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, max_patches=FIT_PATCHES)
+    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, max_patches=fit_patches)
     tokenizer, statistics = fit_patch_kmeans(shifted_copies(originals["train"], choice.side, choice.patch), fit, choice.side, preprocess)
     save_tokenizer(tokenizer, Store(str(root / "tokenizer")), "", statistics)
     found: dict[str, Any] = {"side": choice.side, "patch": choice.patch, "levels": choice.levels, "codes": list(tokenizer.spec.vocabulary)}

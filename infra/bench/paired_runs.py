@@ -15,6 +15,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -286,11 +287,23 @@ def run_jobs(work: Path, jobs: Sequence[Job], workers: int) -> dict[tuple[str, i
     return results
 
 
+def _end_with_parent() -> None:
+    """Let a worker end when the bench is killed: it would go on with its run otherwise."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
     """Yield results as they come from fresh processes of one thread each."""
     if not arguments:
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
         waiting = [pool.submit(function, *values) for values in arguments]
         try:
             for done in as_completed(waiting):

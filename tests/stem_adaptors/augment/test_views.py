@@ -53,7 +53,7 @@ def test_each_view_shows_its_operation(dataset: TokenDataset) -> None:
     views = augmented_views(dataset, tokens, seed=8)
     assert [name.split("\n")[0] for name, _ in views] == ["tokens", *OPERATIONS, "all together"]
     captions = dict(name.split("\n") for name, _ in views)
-    assert (captions["synonyms"], captions["noise"], captions["CutMix"]) == ("25% of images", "50% of images", "100% of images")
+    assert (captions["synonyms"], captions["noise"], captions["CutMix"]) == ("25% of images", "25% of images", "50% of images")
     assert {name for name, caption in captions.items() if "off" in caption} == {"mirror", "ColorAdapt", "site dropout", "Mixup"}
     shown = {name.split("\n")[0]: view.ids_BLQ for name, view in views}
     original = shown["tokens"]
@@ -69,11 +69,11 @@ def test_each_view_shows_its_operation(dataset: TokenDataset) -> None:
         assert sorted(map(tuple, shown["block swap"][sample])) == sorted(map(tuple, original[sample]))
     # Sites that nothing was done to keep what a greedy search gives for their own embedding: mostly the stored ids.
     same = {name: (shown[name] == original).all(2).mean() for name in ("CutMix", "site dropout", "noise")}
-    assert same["site dropout"] > 0.6 and same["CutMix"] > 0.6 and same["noise"] < 0.5
+    assert same["site dropout"] > 0.6 and same["CutMix"] > 0.6 and 0.5 < same["noise"] < 0.85
     again = augmented_views(dataset, tokens, seed=8)
     assert all(np.array_equal(view.ids_BLQ, other.ids_BLQ) for (_, view), (_, other) in zip(views, again, strict=True))
     other = dict(augmented_views(dataset, tokens, seed=9))
-    assert (other["noise\n50% of images"].ids_BLQ != shown["noise"]).any()
+    assert (other["noise\n25% of images"].ids_BLQ != shown["noise"]).any()
 
 
 @pytest.mark.parametrize(("combine", "metric"), [("sum", "l2"), ("concat", "l2"), ("concat", "cosine")])
