@@ -23,6 +23,7 @@ CRASH_POINTS = (
     "after-last-commit",
     "between-manifest-and-pointer",
     "decode",
+    "after-training-step",
 )
 
 _settings = dict(item.split("=", 1) for item in os.environ.get("TOKENSHARDS_FAULT", "").split(",") if "=" in item)

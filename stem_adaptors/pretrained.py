@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, shorten
 from pipeline.storage import Store
+from stem_adaptors.run_directory import BEST, RUN_JSON
 
 __all__ = ["LoadReport", "load_pretrained", "trainable_parameters"]
 
-_WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.")
+_WRAPPERS = ("model/", "module.", "_orig_mod.", "backbone.", "model.")
 _POSITIONS = "pos_embed"
 
 
@@ -38,7 +39,7 @@ class LoadReport:
 def load_pretrained(model: nn.Module, path: str) -> LoadReport:
     """Copy into `model` every tensor of a checkpoint that has its name and shape; the codebook always stays the dataset's.
 
-    `path`: any fsspec URL of `.safetensors`, or of `.pt`, `.pth`, `.ckpt` (read without pickle's power to run code), the tensors
+    `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt` (read without pickle's power to run code), the tensors
     themselves or below "model" or "state_dict". A model with a `backbone` is loaded into that. A stem or head of another shape stays
     fresh; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or nothing of it fits.
     """
@@ -60,7 +61,12 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
 
 
 def read_checkpoint(path: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint file by name; ConfigError where it holds none or cannot be read safely."""
+    """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
+
+    Raises ConfigError where it holds none or cannot be read safely, MissingObjectError where there is no such file.
+    """
+    if Store(path).info(RUN_JSON) is not None:
+        path = f"{path.rstrip('/')}/{BEST}"
     folder, _, name = path.replace("\\", "/").rpartition("/")
     data = Store(folder or ".").read(name)
     try:
@@ -105,7 +111,7 @@ def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name without what wrappers (DDP, compile, our classifier) put before it."""
+    """Return the name without what wrappers (our checkpoint, DDP, compile, our classifier) put before it."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name

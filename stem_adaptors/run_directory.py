@@ -32,7 +32,19 @@ from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, Train
 from stem_adaptors.embedding import embedding_statistics
 from stem_adaptors.models import TokenClassifier, build_classifier
 
-__all__ = ["BEST", "CHECKPOINT", "CURVES", "METRICS_CSV", "METRICS_JSONL", "WEIGHTS", "Run", "load_run", "open_classifier", "statistics_of"]
+__all__ = [
+    "BEST",
+    "CHECKPOINT",
+    "CURVES",
+    "METRICS_CSV",
+    "METRICS_JSONL",
+    "RUN_JSON",
+    "WEIGHTS",
+    "Run",
+    "load_run",
+    "open_classifier",
+    "statistics_of",
+]
 
 RUN_JSON = "run.json"
 CHECKPOINT = "checkpoint.safetensors"

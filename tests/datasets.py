@@ -67,7 +67,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
     runner = changes.pop("runner", None)
     workers, max_bad = changes.pop("workers", 1), changes.pop("max_bad", 1.0)
     shard_rows, codec = changes.pop("shard_rows", None), changes.pop("codec", "default")
-    fit = changes.pop("fit", FitConfig(size=16, codes=16, iterations=4))
+    fit = changes.pop("fit", FitConfig() if "tokenizer" in changes else FitConfig(size=16, codes=16, iterations=4))
     request = TokenizeRequest(
         source_url=str(src),
         out_url=str(out),

@@ -61,7 +61,7 @@ class Recipe:
     model: str = "resnet18"
     channels: tuple[int, ...] = (32, 64, 128, 128)
     """Of the four stages, one block each; the first works on 16 x 16 sites."""
-    epochs: int = 14
+    epochs: int = 10
     batch_size: int = 50
     lr: float = 3e-3
     weight_decay: float = 0.05
