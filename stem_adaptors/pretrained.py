@@ -39,9 +39,9 @@ class LoadReport:
 def load_pretrained(model: nn.Module, path: str) -> LoadReport:
     """Copy into `model` every tensor of a checkpoint that has its name and shape; the codebook always stays the dataset's.
 
-    `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt` (read without pickle's power to run code), the tensors
-    themselves or below "model" or "state_dict". A model with a `backbone` is loaded into that. A stem or head of another shape stays
-    fresh; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or nothing of it fits.
+    `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt` (read without pickle's power to run code),
+    the tensors themselves or below "model" or "state_dict". A model with a `backbone` is loaded into that. A stem or head of another shape
+    stays fresh; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or nothing of it fits.
     """
     target = getattr(model, "backbone", model)
     stored = {_plain_name(name): tensor for name, tensor in read_checkpoint(path).items()}
