@@ -221,10 +221,12 @@ class Trainer:
                 asked = now
                 done = self.step - epoch * steps
                 stop, due = self._agree(now - saved) if done < steps else (False, True)
-                self._check_loss(loss, saved_next=stop or due)
+                value = self._checked_loss(loss, saved_next=stop or due)
                 if done == steps:
                     continue  # the loader moves on to the next epoch; its state is then that of a finished one
-                self._report_step(epoch, done, steps, loss)
+                if value is not None and self.ranks.is_main:
+                    rate = self._epoch_sums["images"] / max(1e-9, self._epoch_sums["seconds"])
+                    self.reporter.step(epoch, done, steps, rate, value)
                 if stop or due:
                     self._save()
                     saved = asked = time.monotonic()
@@ -272,10 +274,13 @@ class Trainer:
     def _sample_weights(batch: Batch) -> Tensor:
         return batch.weights_B * (batch.labels_B >= 0)
 
-    def _check_loss(self, loss: Tensor, *, saved_next: bool) -> None:
-        """Raise TrainingError for a loss that is not finite; always looked at before a checkpoint, which must not hold what it led to."""
+    def _checked_loss(self, loss: Tensor, *, saved_next: bool) -> float | None:
+        """Return the loss over all ranks, None where it is not looked at; raise TrainingError where it is not finite.
+
+        It is always looked at before a checkpoint, which must not hold what such a loss led to.
+        """
         if self.device.type != "cpu" and self.step % CUDA_CHECK_STEPS and not saved_next:
-            return
+            return None
         value = float(self.ranks.sum(loss.clone()))
         if value != value or value in (float("inf"), float("-inf")):
             config = self.request.train
@@ -285,6 +290,7 @@ class Trainer:
                 f"(--set train.warmup_epochs={2 * config.warmup_epochs + 1:g}), tighter clipping (--set train.clip_grad_norm="
                 f"{config.clip_grad_norm / 2 or 1:g}), or --precision fp32"
             )
+        return value
 
     def _end_epoch(self) -> None:
         epoch = self.epoch - 1
@@ -410,12 +416,6 @@ class Trainer:
             self.request.out.write(CURVES, curves_png(self.log.records))
         except ConfigError as error:
             self._say(f"note: no {CURVES} was drawn, {error}")
-
-    def _report_step(self, epoch: int, done: int, steps: int, loss: Tensor) -> None:
-        if not self.ranks.is_main or (self.device.type != "cpu" and self.step % CUDA_CHECK_STEPS):
-            return
-        rate = self._epoch_sums["images"] / max(1e-9, self._epoch_sums["seconds"])
-        self.reporter.step(epoch, done, steps, rate, float(loss))
 
     def _raise_stop(self) -> None:
         self._say(f"stopped after step {self.step:,} of {self.total_steps:,}, with a checkpoint; the same command with --resume continues")
