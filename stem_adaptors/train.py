@@ -198,6 +198,7 @@ class Trainer:
             load_run(out).check_same(self.run)
             if out.info(CHECKPOINT) is not None:
                 self._load(read_checkpoint(out, CHECKPOINT))
+                self._write_log()  # a kill may have come between the checkpoint and the files of its epoch
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
         elif self.ranks.is_main:
             self.run.save(out, self._dataset)
@@ -326,9 +327,8 @@ class Trainer:
             if self.ranks.is_main:
                 write_weights(self.request.out, BEST, weights, {"epoch": epoch, "val_top1": record.get("val_top1"), "weights": which})
         self._save()
+        self._write_log()
         if self.ranks.is_main:
-            self.request.out.write(METRICS_JSONL, self.log.to_jsonl())
-            self.request.out.write(METRICS_CSV, self.log.to_csv())
             if self._board is not None:
                 self._board.add(record)
             self.reporter.epoch({**record, "epochs": config.epochs})
@@ -408,6 +408,11 @@ class Trainer:
         if self.ranks.is_main:  # the sums of all ranks were saved together
             self._counts.confusion_CC += checkpoint.counts["confusion"].to(self.device)
             self._counts.sums += checkpoint.counts["sums"].to(self.device)
+
+    def _write_log(self) -> None:
+        if self.ranks.is_main and self.log.records:
+            self.request.out.write(METRICS_JSONL, self.log.to_jsonl())
+            self.request.out.write(METRICS_CSV, self.log.to_csv())
 
     def _draw_curves(self) -> None:
         if not self.log.records:

@@ -265,7 +265,7 @@ class _Quiet:
     def end(self) -> None: ...
 
 
-def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
+def prepare_tokens(work: Path, size: int | str, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
     """Fit a tokenizer to the training pictures and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
     root = work / f"tokens_{size}"
     shutil.rmtree(root, ignore_errors=True)

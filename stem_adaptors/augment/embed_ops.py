@@ -89,11 +89,12 @@ def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
     across_BO4, across_weights_BO4 = bicubic_taps(boxes_B4[:, 1], boxes_B4[:, 3], size[1])
     out_BTHWD = torch.empty(*lead, *size, channels, dtype=x_BDHW.dtype, device=x_BDHW.device)
     for piece in _pieces(x_BDHW):
+        # Down first: its rows are wide, so few bags do it, and rows outside of the boxes are never read.
         planes = len(x_BTHWD[piece]) * math.prod(lead[1:])
-        x_ND = x_BTHWD[piece].float().reshape(-1, channels)
-        x_ND = _weighted_bags(x_ND, across_BO4[piece], across_weights_BO4[piece], lines=planes * height, step=width)
-        x_NE = _weighted_bags(x_ND.view(-1, size[1] * channels), down_BO4[piece], down_weights_BO4[piece], lines=planes, step=height)
-        out_BTHWD[piece] = x_NE.view(-1, *out_BTHWD.shape[1:])
+        x_NE = x_BTHWD[piece].float().reshape(-1, width * channels)
+        x_NE = _weighted_bags(x_NE, down_BO4[piece], down_weights_BO4[piece], lines=planes, step=height)
+        x_ND = _weighted_bags(x_NE.view(-1, channels), across_BO4[piece], across_weights_BO4[piece], lines=planes * size[0], step=width)
+        out_BTHWD[piece] = x_ND.view(-1, *out_BTHWD.shape[1:])
     return out_BTHWD.movedim(-1, 1)
 
 

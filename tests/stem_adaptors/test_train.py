@@ -94,6 +94,19 @@ def test_a_training_that_died_before_any_checkpoint_starts_again(
     assert_same_run(tmp_path / "run", tmp_path / "other")
 
 
+def test_a_log_that_a_kill_left_behind_its_checkpoint_is_written_again(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path
+) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, val=pair[1], epochs=2, resume=True)
+    fit(request)
+    written = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "metrics.csv")}
+    assert written["metrics.jsonl"].count(b"\n") == 2
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(written["metrics.jsonl"].splitlines(keepends=True)[0])
+    (tmp_path / "run" / "metrics.csv").unlink()
+    fit(request)
+    assert written == {name: (tmp_path / "run" / name).read_bytes() for name in written}
+
+
 def test_a_signal_stops_after_the_step_with_a_checkpoint(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
     request = request_for(pair[0], tmp_path / "run", cache)
 

@@ -1,0 +1,104 @@
+"""A training that is killed again and again ends in the weights of one that was left alone, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.datasets import keep_result, run_cli, start_cli
+from tests.stem_adaptors.training import tokenize_pair
+
+EPOCHS = 14
+STEPS = 4
+"""Of an epoch: 70 images in batches of 16, the last incomplete one left out."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return tokenize_pair(tmp_path_factory.mktemp("pair"))
+
+
+def command(pair: tuple[Path, Path], run: Path, epochs: int) -> list[str]:
+    train, val = pair
+    settings = ["model.width=16", "model.depth=2", "model.heads=2", "model.drop_path=0.1", "train.ema_decay=0.9"]
+    settings += ["train.checkpoint_steps=2", "augment.mixup_alpha=0.4", "augment.coloradapt_prob=0.3"]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    options = ["--epochs", str(epochs), "--batch-size", "16", "--device", "cpu", "--cache-dir", str(run.parent / "cache")]
+    return ["train", str(train), "--val", str(val), "--out", str(run), "--resume", "-q", *options, *sets]
+
+
+def content(run: Path) -> dict[str, Any]:
+    """What must be equal: weights and optimiser to the byte, and what was measured but for the clock."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("images_per_second", "data_wait_share")
+    measured = [{name: value for name, value in record.items() if name not in timed} for record in records]
+    return {"best": (run / "best.safetensors").read_bytes(), "checkpoint": tensors(run / "checkpoint.safetensors"), "records": measured}
+
+
+def tensors(file: Path) -> dict[str, bytes]:
+    from safetensors.numpy import load_file
+
+    return {name: array.tobytes() for name, array in load_file(file).items()}
+
+
+def killed_at_a_step(arguments: list[str], log: Path, step: int) -> None:
+    """Run until so many steps are done and die there by SIGKILL."""
+    process = start_cli(*arguments, env={"TOKENSHARDS_FAULT": f"point=after-training-step,skip={step},log={log}"})
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert log.read_text().splitlines()[-1].split()[2] == "killed"
+
+
+def test_ten_kills_at_random_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    seed = int(time.time())
+    rng = random.Random(seed)
+    run_cli(*command(pair, tmp_path / "undisturbed", EPOCHS))
+    arguments = command(pair, tmp_path / "run", EPOCHS)
+    for kill in range(10):
+        killed_at_a_step(arguments, tmp_path / f"{kill}.log", rng.randrange(6))
+    run_cli(*arguments)
+    assert content(tmp_path / "run") == content(tmp_path / "undisturbed"), f"seed {seed}"
+    assert len(content(tmp_path / "run")["records"]) == EPOCHS
+
+
+@pytest.mark.parametrize("step", [STEPS - 1, 2 * STEPS - 1])
+def test_a_kill_at_the_end_of_an_epoch(pair: tuple[Path, Path], tmp_path: Path, step: int) -> None:
+    run_cli(*command(pair, tmp_path / "undisturbed", 2))
+    killed_at_a_step(command(pair, tmp_path / "run", 2), tmp_path / "log", step)
+    run_cli(*command(pair, tmp_path / "run", 2))
+    assert content(tmp_path / "run") == content(tmp_path / "undisturbed")
+
+
+@pytest.mark.soak
+def test_kills_at_any_moment(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Kills by the clock: in the middle of a step, of a validation, of a checkpoint that is being written."""
+    seed = int(os.environ.get("SOAK_SEED", "0"))
+    rng, kills, epochs = random.Random(seed), 40, 400
+    run_cli(*command(pair, tmp_path / "undisturbed", epochs))
+    arguments = command(pair, tmp_path / "run", epochs)
+    for _ in range(kills):
+        process = start_cli(*arguments)
+        changed, deadline = checkpoint_time(tmp_path / "run"), time.monotonic() + 60
+        while checkpoint_time(tmp_path / "run") == changed and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, f"seed {seed}: the training ended before it was killed; give it more epochs"
+        process.kill()
+        process.communicate()
+    run_cli(*arguments)
+    assert content(tmp_path / "run") == content(tmp_path / "undisturbed"), f"seed {seed}"
+    keep_result("soak_training_kills", seed=seed, epochs=epochs, kills=kills, bit_equal=True)
+
+
+def checkpoint_time(run: Path) -> int:
+    try:
+        return (run / "checkpoint.safetensors").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
