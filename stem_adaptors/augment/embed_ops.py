@@ -164,8 +164,9 @@ def add_noise_(x_BDHW: Tensor, keys: SampleKeys, *, share: float, channel_std: f
     shape, ones = x_BLD.shape[1:], [1] * (x_BLD.ndim - 2)
     hit_B = keys.chosen("noise", share)
     level_BD = keys.normal("noise.channel", shape[-1]) * (hit_B[:, None] * channel_std)
-    for piece in _pieces(x_BDHW):
-        rows = affected_rows(hit_B[piece]) + piece.start
+    every_R = affected_rows(hit_B)
+    for piece in _pieces(x_BDHW[: len(every_R)]):
+        rows = every_R[piece]
         hit_R1 = hit_B[rows, None].float()
         noise_RLD = keys[rows].normal("noise.value", math.prod(shape)).view(len(rows), *shape)
         noise_RLD.mul_((hit_R1 * std).view(-1, *ones, 1)).add_(level_BD[rows].view(len(rows), *ones, shape[-1]))
@@ -228,8 +229,9 @@ def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam: Tensor) -
 
 def _fill_slice_(x_BDHW: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
     """Fill the box where it is: touches nothing else, but asks for its numbers."""
-    box = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)]
-    box.copy_(box.flip(0))
+    # With the channels last, where a row of the box is one piece of memory.
+    box_BHWD = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)].movedim(1, -1)
+    box_BHWD.copy_(box_BHWD.flip(0))
     return x_BDHW
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from stem_adaptors.batch import Batch
 
 __all__ = ["SampleKeys", "affected_rows", "normal_quantiles"]
 
-# Multipliers of lowbias32, a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018), and 2^32 / golden ratio.
+# Of lowbias32, a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018); and 2^32 / golden ratio.
 _FIRST, _SECOND, _STEP = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
 
 
@@ -31,6 +31,14 @@ class SampleKeys:
     epoch: int
     positions_B: Tensor
     """int64 place of each sample in its epoch, on the device where the numbers are wanted."""
+    bases_2B: Tensor = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    """int32: two words of each sample, made of seed, epoch and place."""
+
+    def __post_init__(self) -> None:
+        if self.bases_2B is None:
+            low_B, high_B = self.positions_B.to(torch.int32), (self.positions_B >> 32).to(torch.int32)
+            bases_2B = _mix(_mix(low_B ^ _halves(f"{self.seed} {self.epoch}", self.positions_B.device)) ^ high_B)
+            object.__setattr__(self, "bases_2B", bases_2B)
 
     @classmethod
     def from_batch(cls, batch: Batch) -> SampleKeys:
@@ -42,23 +50,23 @@ class SampleKeys:
 
     def __getitem__(self, rows: slice | Tensor) -> SampleKeys:
         """Return the keys of some of the samples."""
-        return SampleKeys(self.seed, self.epoch, self.positions_B[rows])
+        return SampleKeys(self.seed, self.epoch, self.positions_B[rows], self.bases_2B[:, rows])
 
     def words(self, operation: str, count: int) -> Tensor:
         """Return hash words, int32 [B, count]; word i is the same for every count."""
-        low_B, high_B = self.positions_B.to(torch.int32), (self.positions_B >> 32).to(torch.int32)
-        halves_21 = _operation_halves(self.seed, self.epoch, operation, self.positions_B.device)
-        first_B, second_B = _mix(_mix(low_B ^ halves_21) ^ high_B)
-        counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device) * _STEP
-        return _mix(counters_N ^ first_B[:, None], second_B[:, None])
+        first_B, second_B = _mix(self.bases_2B ^ _halves(operation, self.positions_B.device))
+        counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device).mul_(self._numbers.step)
+        # The mixer begins with a shift and xor, which may be done before counter and key meet: on N + B numbers, not on N * B.
+        return _products_(_folded(counters_N) ^ _folded(first_B)[:, None], second_B[:, None])
 
     def uniform(self, operation: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], multiples of 2^-24 in [0, 1)."""
-        return ((self.words(operation, count) >> 8) & 0xFFFFFF) * 2.0**-24
+        numbers = self._numbers
+        return ((self.words(operation, count) >> numbers.eight) & numbers.low_24).float().mul_(numbers.unit)
 
     def integers(self, operation: str, high: int | Tensor, count: int = 1) -> Tensor:
         """Return int64 [B, count] from 0 to `high` - 1; `high` (at least 1, below 2^31) may be a tensor that broadcasts to the result."""
-        return ((self.words(operation, count).long() & 0xFFFFFFFF) * high) >> 32
+        return ((self.words(operation, count).long() & self._numbers.low_32) * high) >> self._numbers.thirty_two
 
     def normal(self, operation: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], standard normal to 16 bits: each half of a hash word picks one of the 65,536 `normal_quantiles`.
@@ -69,17 +77,36 @@ class SampleKeys:
         table = normal_quantiles(self.positions_B.device)
         return table.index_select(0, halves.flatten()).view(halves.shape)[:, :count]
 
+    @property
+    def _numbers(self) -> _Numbers:
+        return _numbers(self.positions_B.device)
+
     def chosen(self, operation: str, share: float) -> Tensor:
         """Return bool [B]: True for a `share` of all samples."""
         return self.uniform(operation)[:, 0] < share
 
 
 @functools.lru_cache(256)
-def _operation_halves(seed: int, epoch: int, operation: str, device: torch.device) -> Tensor:
-    """Return int32 [2, 1]: the two halves of a digest of all that is equal for the samples of a batch."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {operation}".encode(), digest_size=8).digest()
+def _halves(text: str, device: torch.device) -> Tensor:
+    """Return int32 [2, 1]: the two halves of a digest."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     halves = [int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])]
     return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
+
+
+class _Numbers:
+    """Constants as tensors of the dtype that they meet: a Python number costs an operation on a small tensor three times its time."""
+
+    def __init__(self, device: torch.device) -> None:
+        whole = functools.partial(torch.tensor, dtype=torch.int32, device=device)
+        self.first, self.second, self.step = whole(_FIRST), whole(_SECOND), whole(_STEP)
+        self.eight, self.fifteen, self.sixteen = whole(8), whole(15), whole(16)
+        self.low_16, self.low_17, self.low_24 = whole(0xFFFF), whole(0x1FFFF), whole(0xFFFFFF)
+        self.low_32, self.thirty_two = torch.tensor(0xFFFFFFFF, device=device), torch.tensor(32, device=device)
+        self.unit = torch.tensor(2.0**-24, device=device)
+
+
+_numbers = functools.cache(_Numbers)
 
 
 @functools.cache
@@ -91,17 +118,28 @@ def normal_quantiles(device: torch.device) -> Tensor:
     return unit.float().to(device)
 
 
-def _mix(x: Tensor, key: Tensor | None = None) -> Tensor:
-    """Return int32 x through lowbias32, with `key` entering between the products; writes into two buffers, not into the input."""
+def _mix(x: Tensor) -> Tensor:
+    """Return int32 x through lowbias32."""
+    return _products_(_folded(x))
+
+
+def _folded(x: Tensor) -> Tensor:
+    """Return x ^ (x >> 16), the mixer's first step."""
     # Right shifts of int32 copy the sign; the masks make them the logical shifts that the mixer means.
-    spare = x >> 16
-    spare.bitwise_and_(0xFFFF).bitwise_xor_(x).mul_(_FIRST)
+    numbers = _numbers(x.device)
+    return (x >> numbers.sixteen).bitwise_and_(numbers.low_16).bitwise_xor_(x)
+
+
+def _products_(x: Tensor, key: Tensor | None = None) -> Tensor:
+    """Return the rest of the mixer, with `key` entering between the products; writes into x and one more buffer."""
+    numbers = _numbers(x.device)
+    x.mul_(numbers.first)
     if key is not None:
-        spare.bitwise_xor_(key)
-    mixed = spare >> 15
-    mixed.bitwise_and_(0x1FFFF).bitwise_xor_(spare).mul_(_SECOND)
-    torch.bitwise_right_shift(mixed, 16, out=spare)
-    return spare.bitwise_and_(0xFFFF).bitwise_xor_(mixed)
+        x.bitwise_xor_(key)
+    mixed = x >> numbers.fifteen
+    mixed.bitwise_and_(numbers.low_17).bitwise_xor_(x).mul_(numbers.second)
+    torch.bitwise_right_shift(mixed, numbers.sixteen, out=x)
+    return x.bitwise_and_(numbers.low_16).bitwise_xor_(mixed)
 
 
 def affected_rows(hit_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line of the training side on real files: train, evaluate on shards and on pictures, predict, and what it says when it cannot."""
+"""The command line of the training side on real files: train, evaluate on shards and pictures, predict, and what it says when it cannot."""
 
 from __future__ import annotations
 

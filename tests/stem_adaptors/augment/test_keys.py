@@ -26,10 +26,14 @@ def mix(x: int, key: int = 0) -> int:
     return x ^ x >> 16
 
 
+def halves_of(text: str) -> list[int]:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
+
+
 def words_of(seed: int, epoch: int, position: int, operation: str, count: int) -> list[int]:
-    digest = hashlib.blake2b(f"{seed} {epoch} {operation}".encode(), digest_size=8).digest()
-    halves = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
-    first, second = (mix(mix(position & WORD ^ half) ^ position >> 32) for half in halves)
+    bases = [mix(mix(position & WORD ^ half) ^ position >> 32) for half in halves_of(f"{seed} {epoch}")]
+    first, second = (mix(base ^ half) for base, half in zip(bases, halves_of(operation), strict=True))
     return [mix(i * 0x9E3779B9 & WORD ^ first, second) for i in range(count)]
 
 
