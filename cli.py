@@ -51,6 +51,7 @@ Size = Annotated[int | None, typer.Option(help="Side of the square image in pixe
 Patch = Annotated[int, typer.Option(help="Side of a patch in pixels.")]
 Levels = Annotated[int, typer.Option(help="Residual levels, one id each per patch.")]
 Codes = Annotated[int, typer.Option(help="Codes per level.")]
+Beam = Annotated[int, typer.Option(help="Sums of codes kept of each patch while it is encoded; 8 is closer, and slower.")]
 Sample = Annotated[int, typer.Option(help="Images to fit on, at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample and the fit.")]
 Codec = Annotated[str, typer.Option(help="How ids are stored: `default` (fast, every Parquet reader) or `publish` (smallest).")]
@@ -96,6 +97,7 @@ def fit_tokenizer_command(
     patch: Patch = 4,
     levels: Levels = 2,
     codes: Codes = 256,
+    beam: Beam = 1,
     sample: Sample = 20_000,
     seed: Seed = 0,
     all_files: AllFiles = False,
@@ -115,7 +117,7 @@ def fit_tokenizer_command(
     from pipeline.tokenizers.directory import save_tokenizer
 
     options = _options(storage_option)
-    config = FitConfig(size=size, patch=patch, levels=levels, codes=codes, sample=sample, seed=seed)
+    config = FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed)
     reporter = TerminalReporter()
     source = open_source(src, SourceConfig(all_files=all_files, image_column=image_column, storage_options=options))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
@@ -146,6 +148,7 @@ def tokenize_command(
     patch: Patch = 4,
     levels: Levels = 2,
     codes: Codes = 256,
+    beam: Beam = 1,
     sample: Sample = 20_000,
     seed: Seed = 0,
     all_files: AllFiles = False,
@@ -176,7 +179,7 @@ def tokenize_command(
         source_url=src,
         out_url=out,
         tokenizer_url=tokenizer,
-        fit=FitConfig(size=size, patch=patch, levels=levels, codes=codes, sample=sample, seed=seed),
+        fit=FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed),
         source=SourceConfig(
             all_files=all_files,
             image_column=image_column,
@@ -228,6 +231,7 @@ def plan_command(
     patch: Patch = 4,
     levels: Levels = 2,
     codes: Codes = 256,
+    beam: Beam = 1,
     seed: Seed = 0,
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
@@ -256,7 +260,7 @@ def plan_command(
         src,
         SourceConfig(all_files=all_files, image_column=image_column, label=label, tars_per_shard=tars_per_shard, storage_options=options),
         PlanConfig(shard_rows=shard_rows, codec=codec),
-        FitConfig(size=size, patch=patch, levels=levels, codes=codes, seed=seed),
+        FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
         tokenizer=adopt_tokenizer(tokenizer, options)[0] if tokenizer else None,
         workers=_workers(workers),
         price_per_hour=price_per_hour,

@@ -57,6 +57,8 @@ class FitConfig:
     patch: int = 4
     levels: int = 2
     codes: int = 256
+    beam: int = 1
+    """Sums kept of each patch from level to level while it is encoded; 1 takes the nearest code of each level."""
     sample: int = 20_000
     """Images looked at, at most."""
     seed: int = 0
@@ -70,6 +72,7 @@ class FitConfig:
             _require(ok, "--size", self.size, f"8 to 4096 pixels, a multiple of --patch {self.patch}")
         _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
+        _require(1 <= self.beam <= 64, "--beam", self.beam, "1 to 64")
         _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
 
 

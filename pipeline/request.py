@@ -79,6 +79,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
             ("--size", fit.size, default_fit.size, spec.preprocess.size),
             ("--levels", fit.levels, default_fit.levels, spec.layout.ids_per_site),
             ("--patch", fit.patch, default_fit.patch, spec.config.get("patch", fit.patch)),
+            ("--beam", fit.beam, default_fit.beam, spec.config.get("beam", 1)),
             ("--codes", fit.codes, default_fit.codes, fitted.get("codes", fit.codes)),
             ("--seed", fit.seed, default_fit.seed, fitted.get("seed", fit.seed)),
         )

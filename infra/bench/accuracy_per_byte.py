@@ -97,7 +97,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
         prepare_pictures(work, split)
     for size, choice in TOKENS.items():
         found = made["sides"].get(f"tokens_{size}", {})
-        if found and asdict(choice) != {name: found[name] for name in asdict(choice)}:
+        if found and asdict(choice) != {name: found.get(name) for name in asdict(choice)}:
             del made["sides"][f"tokens_{size}"]  # made by another tokenizer
     # The slowest first, so that the last process to finish is not a long one.
     waiting = sorted((side for side in sides if side not in made["sides"] and side != "pixels"), key=_weight)

@@ -17,7 +17,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class TokenChoice:
     side: int
     patch: int
     levels: int
+    beam: int = 8
 
     @property
     def bytes(self) -> int:
@@ -265,16 +266,16 @@ class _Quiet:
     def end(self) -> None: ...
 
 
-def prepare_tokens(work: Path, size: int | str, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
+def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
     """Fit a tokenizer to the training pictures and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
     root = work / f"tokens_{size}"
     shutil.rmtree(root, ignore_errors=True)
     originals = np.load(work / "pixels.npz")
     preprocess = Preprocess(size=choice.side, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
-    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, max_patches=fit_patches)
+    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, beam=choice.beam, max_patches=fit_patches)
     tokenizer, statistics = fit_patch_kmeans(shifted_copies(originals["train"], choice.side, choice.patch), fit, choice.side, preprocess)
     save_tokenizer(tokenizer, Store(str(root / "tokenizer")), "", statistics)
-    found: dict[str, Any] = {"side": choice.side, "patch": choice.patch, "levels": choice.levels, "codes": list(tokenizer.spec.vocabulary)}
+    found: dict[str, Any] = {**asdict(choice), "codes": list(tokenizer.spec.vocabulary)}
     files = split_names(work)
     for part in ("train", "held_out"):
         request = TokenizeRequest(

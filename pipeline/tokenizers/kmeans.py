@@ -31,8 +31,12 @@ class NearestRow:
 
     def __call__(self, values: Floats, scores: Floats | None = None) -> npt.NDArray[np.intp]:
         """Return the ids [N] for values [N, D + 1]; ties go to the lowest. `scores` [N, K] is room to work in."""
-        nearest_N: npt.NDArray[np.intp] = np.matmul(values, self._weights, out=scores).argmin(axis=1)
+        nearest_N: npt.NDArray[np.intp] = self.scores(values, scores).argmin(axis=1)
         return nearest_N
+
+    def scores(self, values: Floats, out: Floats | None = None) -> Floats:
+        """Return for values [N, D + 1] and each row how much its squared distance exceeds the squared norm of the value: [N, K]."""
+        return np.matmul(values, self._weights, out=out)
 
 
 def nearest_rows(points_ND: Floats, table_KD: Floats) -> npt.NDArray[np.intp]:

@@ -1,7 +1,8 @@
 """The default tokenizer: residual k-means on raw image patches. No weights, no network, numpy only; fitted on your own images.
 
 A site is one patch; level 0 names the nearest patch of its table, each further level the nearest correction of what is still
-missing. So an id is a picture of its patch, and decoding is a sum of table rows.
+missing. So an id is a picture of its patch, and decoding is a sum of table rows. With a beam above 1 the best few sums are kept
+from level to level (beam.py).
 
 Shapes: B images, L patches of an image, Q levels, N rows of patches, K codes of a level, D = patch * patch * 3 values of a patch.
 """
@@ -29,6 +30,7 @@ from pipeline.tokenizers.base import (
     check_images,
     codebook_sha256,
 )
+from pipeline.tokenizers.beam import beam_ids
 from pipeline.tokenizers.kmeans import BLOCK_ROWS, NearestRow
 from pipeline.tokenizers.patch_fit import fit_tables
 from pipeline.tokenizers.patches import images_to_patches, patches_to_images
@@ -44,9 +46,9 @@ SPAN_TOLERANCE = 1e-5
 class PatchKMeans:
     """Residual k-means on patches; `tables` are float32 [K, patch * patch * 3], level by level, in colours from 0 to 1."""
 
-    def __init__(self, tables: Sequence[Floats], *, patch: int, preprocess: Preprocess) -> None:
+    def __init__(self, tables: Sequence[Floats], *, patch: int, preprocess: Preprocess, beam: int = 1) -> None:
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
-        self._patch = patch
+        self._patch, self._beam = patch, beam
         side = preprocess.size // patch
         width = patch * patch * 3
         if side * patch != preprocess.size or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
@@ -66,7 +68,7 @@ class PatchKMeans:
             vocabulary=tuple(len(table) for table in tables),
             preprocess=preprocess,
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),
-            config={"patch": patch},
+            config={"patch": patch} if beam == 1 else {"patch": patch, "beam": beam},
         )
 
     @property
@@ -78,10 +80,12 @@ class PatchKMeans:
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
         """Build the tokenizer back from its spec and tables."""
         names = [f"level_{q}" for q in range(spec.layout.ids_per_site)]
-        patch = spec.config.get("patch")
+        patch, beam = spec.config.get("patch"), spec.config.get("beam", 1)
         if sorted(tables) != sorted(names) or not isinstance(patch, int) or patch < 1:
             raise TokenizerError(f"patch-kmeans: tables {sorted(tables)} and patch {patch!r} do not fit the spec; expected tables {names}")
-        return cls([tables[name] for name in names], patch=patch, preprocess=spec.preprocess)
+        if not isinstance(beam, int) or beam < 1:
+            raise TokenizerError(f"patch-kmeans: beam is {beam!r}; expected a whole number, 1 or more. Fit the tokenizer again")
+        return cls([tables[name] for name in names], patch=patch, preprocess=spec.preprocess, beam=beam)
 
     def codebook(self) -> dict[str, Floats]:
         """Return the tables as `level_0`, `level_1`, …: float32 [K, patch * patch * 3], colours from 0 to 1."""
@@ -110,6 +114,10 @@ class PatchKMeans:
             colours_ND[:n] = patches_ND[start : start + n]
             rest = np.matmul(colours_ND[:n], basis, out=room[:n])
             rest[:, -1] = 1
+            if self._beam > 1:
+                for at in range(0, n, part := max(1, BLOCK_ROWS // self._beam)):
+                    ids_QN[:, start + at : start + min(n, at + part)] = beam_ids(rest[at : at + part], searches, self._beam)
+                continue
             for q, search in enumerate(searches):
                 nearest_N = search(rest, scores[q][:n])
                 ids_QN[q, start : start + n] = nearest_N
@@ -150,7 +158,7 @@ def fit_patch_kmeans(
     another shape.
     """
     tables, statistics = fit_tables(images, config, size)
-    return PatchKMeans(tables, patch=config.patch, preprocess=preprocess), statistics
+    return PatchKMeans(tables, patch=config.patch, preprocess=preprocess, beam=config.beam), statistics
 
 
 def _span(tables: Sequence[Floats]) -> Floats:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -72,6 +73,52 @@ class TestOneLevelOfManyCodes(TokenizerContract):
 
     def test_ids_need_two_bytes(self) -> None:
         assert self.tokenizer.spec.vocabulary == (300,) and self.tokenizer.spec.id_dtype == np.uint16
+
+
+class TestBeam(TokenizerContract):
+    tokenizer, _ = fit(sample_images(12, 32), codes=32, levels=3, beam=4)
+
+    def make_tokenizer(self) -> PatchKMeans:
+        return PatchKMeans(list(self.tokenizer.codebook().values()), patch=4, preprocess=self.tokenizer.spec.preprocess, beam=4)
+
+
+def squared_error(tokenizer: PatchKMeans, images: np.ndarray) -> np.ndarray:
+    """Of each patch, in float64."""
+    ids = tokenizer.encode(images).ids_BLQ.reshape(-1, tokenizer.spec.layout.ids_per_site)
+    rest = images_to_patches(images, tokenizer.spec.config["patch"]) / 255.0
+    for level, table in enumerate(tokenizer.codebook().values()):
+        rest = rest - table.astype(np.float64)[ids[:, level]]
+    return np.square(rest).sum(axis=1)
+
+
+def with_beam(tokenizer: PatchKMeans, beam: int) -> PatchKMeans:
+    return PatchKMeans(list(tokenizer.codebook().values()), patch=4, preprocess=tokenizer.spec.preprocess, beam=beam)
+
+
+def test_a_beam_of_all_codes_finds_the_nearest_of_all_sums_of_two() -> None:
+    images = textures(6, 32, seed=3)
+    tokenizer, _ = fit(images, codes=16, iterations=3)
+    first, second = (table.astype(np.float64) for table in tokenizer.codebook().values())
+    sums = (first[:, None] + second).reshape(-1, first.shape[1])
+    patches = images_to_patches(images, 4) / 255.0
+    nearest = np.square(patches[:, None] - sums).sum(axis=2).min(axis=1)
+    np.testing.assert_allclose(squared_error(with_beam(tokenizer, 16), images), nearest, rtol=1e-4, atol=1e-6)
+    assert squared_error(tokenizer, images).mean() > 1.01 * nearest.mean()
+
+
+def test_a_wider_beam_is_closer_on_the_whole_and_changes_what_the_spec_says() -> None:
+    images = textures(12, 32, seed=4)
+    tokenizer, _ = fit(images, codes=16, levels=4, iterations=3)
+    errors = [squared_error(with_beam(tokenizer, beam), images).mean() for beam in (1, 2, 8)]
+    assert errors[0] > 1.02 * errors[1] > errors[2]
+    assert with_beam(tokenizer, 1).spec == tokenizer.spec and "beam" not in tokenizer.spec.config
+    wide = with_beam(tokenizer, 8)
+    assert wide.spec.fingerprint != tokenizer.spec.fingerprint
+    again = PatchKMeans.from_saved(wide.spec, wide.codebook())
+    np.testing.assert_array_equal(again.encode(images).ids_BLQ, wide.encode(images).ids_BLQ)
+    broken = dataclasses.replace(wide.spec, config={"patch": 4, "beam": "wide"})
+    with pytest.raises(TokenizerError, match="beam is 'wide'; expected a whole number"):
+        PatchKMeans.from_saved(broken, wide.codebook())
 
 
 def test_default_layout_is_the_grid_of_patches() -> None:
