@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from contextlib import closing
 from dataclasses import replace
@@ -253,6 +254,15 @@ def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenD
     run = load_run(request.out)
     assert run.data["mix_weights"] and run.classes == data.classes
     fit(replace(request, resume=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_backbone_learns_the_same(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    plain = fit(request_for(pair[0], tmp_path / "plain", cache, epochs=1))
+    compiled = fit(request_for(pair[0], tmp_path / "compiled", cache, epochs=1, compile=True))
+    torch.testing.assert_close(torch.tensor(compiled.losses), torch.tensor(plain.losses), rtol=1e-3, atol=1e-4)
+    open_classifier(request_for(pair[0], tmp_path / "compiled", cache).out, "last")  # the weights keep their names
 
 
 def test_any_timm_model_trains(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
