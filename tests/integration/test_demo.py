@@ -1,0 +1,29 @@
+"""The demo does what it says, and the commands that it proposes run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.datasets import run_cli
+
+
+def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="its digits and photographs are the demo's pictures")
+    out, _ = run_cli("demo", str(tmp_path / "demo"))
+    found = re.search(r"top-1 on (\d+) held-out digits: ([\d.]+)%", out)
+    assert found is not None and int(found[1]) > 200 and float(found[2]) > 80, out
+    for name in ("photos.png", "run/curves.png"):
+        assert Image.open(tmp_path / "demo" / name).size > (200, 200)
+    proposed = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("   tokenshards ") and "YOUR_IMAGES" not in line]
+    assert {words[0] for words in proposed} == {"evaluate", "predict"}
+    for words in proposed:
+        run_cli(*words)
+    report = json.loads(run_cli("evaluate", str(tmp_path / "demo" / "run"), str(tmp_path / "demo" / "digits_val"), "--json")[0])
+    assert report["top1"] == pytest.approx(float(found[2]) / 100, abs=6e-4)
+    assert Image.open(tmp_path / "demo" / "confusion.png").size > (300, 300)
