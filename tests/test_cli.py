@@ -25,7 +25,7 @@ from pipeline.storage import Store
 from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_images
 
 COMMANDS = {
-    "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--sample", "--seed"],
+    "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--beam", "--sample", "--seed"],
     "tokenize": ["--tokenizer", "--shard-rows", "--codec", "--workers", "--max-bad", "--runner", "--json"],
     "plan": ["--price-per-hour", "--json"],
     "status": ["--json"],
@@ -183,6 +183,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["tokenize", ".", "out", "--codec", "nope"], 2, "default, publish"),
         (["tokenize", ".", "out", "--runner", "ray"], 2, "--runner"),
         (["tokenize", ".", "out", "--size", "30"], 2, "multiple of --patch 4"),
+        (["tokenize", ".", "out", "--beam", "0"], 2, "1 to 64"),
         (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),
         (["tokenize", ".", "out", "--workers", "0"], 2, "1 to 1024"),
         (["tokenize", ".", "out", "--max-bad", "7"], 2, "0 to 1"),
