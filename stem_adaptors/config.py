@@ -67,8 +67,10 @@ class AugmentConfig:
     """Share of samples whose ids are replaced by synonyms (Token-EDA)."""
     synonym_replace_prob: float = 0.25
     """Share of ids replaced in such a sample."""
+    synonym_metric: str = "auto"
+    """`cosine` (SeiT), `l2` (distance), or `auto`: as the tokenizer compares its codes."""
     synonym_count: int = 5
-    """Nearest codes by cosine, the code itself left out, that a replacement is drawn from."""
+    """Codes most alike, the code itself left out, that a replacement is drawn from."""
     swap_prob: float = 0.25
     """Share of samples in which two blocks change places (Token-EDA); a sample gets synonyms or swap, never both."""
     swap_max_share: float = 0.25
@@ -105,6 +107,7 @@ class AugmentConfig:
         for name in names.split():
             _require_share(name, getattr(self, name))
         _require(self.synonym_prob + self.swap_prob <= 1.0, "synonym_prob + swap_prob", self.synonym_prob + self.swap_prob, "at most 1")
+        _require(self.synonym_metric in ("auto", "cosine", "l2"), "synonym_metric", self.synonym_metric, "auto, cosine or l2")
         _require(self.synonym_count >= 1, "synonym_count", self.synonym_count, "at least 1")
         _require(self.crop in ("rrc", "random", "centre"), "crop", self.crop, "rrc, random or centre")
         _require(0.0 < self.crop_share <= 1.0, "crop_share", self.crop_share, "above 0, at most 1")

@@ -30,28 +30,32 @@ SWAP_TRIES = 10
 _BLOCK_CODES = 1024
 
 
-def synonym_table(tables: Tables, count: int) -> list[Tensor]:
-    """Return, for each level, int64 [K, S]: the S = min(count, K - 1) codes of largest cosine similarity, best first, self excluded.
+def synonym_table(tables: Tables, count: int, metric: str = "cosine") -> list[Tensor]:
+    """Return, for each level, int64 [K, S]: the S = min(count, K - 1) codes most alike, best first, self excluded.
 
-    A level of one code has that code as its only synonym. Raises ConfigError without tables. SeiT ships such a table and no way to
-    make one (references: SeiT, section 4.1a).
+    Alike by `cosine` similarity or by distance (`l2`). A level of one code has that code as its only synonym. Raises ConfigError without
+    tables. SeiT ships such a table and no way to make one (references: SeiT, section 4.1a).
     """
     if not tables:
         raise ConfigError("synonyms need code vectors, and this tokenizer has no codebook; set synonym_prob to 0")
-    return [_nearest_by_cosine(tables[f"level_{level}"], count) for level in range(len(tables))]
+    return [_most_alike(tables[f"level_{level}"], count, metric) for level in range(len(tables))]
 
 
-def _nearest_by_cosine(table_KD: npt.NDArray[Any], count: int) -> Tensor:
-    vectors_KD = torch.nn.functional.normalize(torch.from_numpy(np.asarray(table_KD, np.float64)), dim=1)
+def _most_alike(table_KD: npt.NDArray[Any], count: int, metric: str) -> Tensor:
+    vectors_KD = torch.from_numpy(np.asarray(table_KD, np.float64))
     codes = len(vectors_KD)
     if codes == 1:
         return torch.zeros(1, 1, dtype=torch.int64)
+    # The nearest c of x has the largest x.c - |c|^2 / 2.
+    handicap_K = vectors_KD.square().sum(dim=1) / 2
+    if metric == "cosine":
+        vectors_KD, handicap_K = torch.nn.functional.normalize(vectors_KD, dim=1), torch.zeros_like(handicap_K)
     found = []
     for start in range(0, codes, _BLOCK_CODES):
-        cosines = vectors_KD[start : start + _BLOCK_CODES] @ vectors_KD.T
-        own = torch.arange(len(cosines))
-        cosines[own, own + start] = -torch.inf
-        found.append(cosines.topk(min(count, codes - 1)).indices)
+        scores = vectors_KD[start : start + _BLOCK_CODES] @ vectors_KD.T - handicap_K
+        own = torch.arange(len(scores))
+        scores[own, own + start] = -torch.inf
+        found.append(scores.topk(min(count, codes - 1)).indices)
     return torch.cat(found)
 
 

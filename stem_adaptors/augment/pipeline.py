@@ -49,7 +49,8 @@ class Augmentation:
         self.config = config
         self.layout = spec.layout
         self._id_dtype = torch.int32 if max(spec.vocabulary) < 1 << 31 else torch.int64
-        self._synonyms = index_ops.synonym_table(tables, config.synonym_count) if config.synonym_prob > 0 else []
+        metric = _synonym_metric(spec, config)
+        self._synonyms = index_ops.synonym_table(tables, config.synonym_count, metric) if config.synonym_prob > 0 else []
 
     @property
     def out_grid(self) -> tuple[int, ...] | None:
@@ -130,6 +131,16 @@ class Augmentation:
             on = (draw >= cutmix_share) & (draw < config.cutmix_prob)
             x, targets_BC = embed_ops.mixup(x, targets_BC, torch.where(on, embed_ops.draw_lambda(keys, config.mixup_alpha), 1.0))
         return x, targets_BC
+
+
+def _synonym_metric(spec: TokenizerSpec, config: AugmentConfig) -> str:
+    """Return how the tokenizer itself compares codes, unless the config says otherwise.
+
+    Codes that are found by distance differ in length too: by cosine, white and dark grey patches would be the best of synonyms.
+    """
+    if config.synonym_metric != "auto":
+        return config.synonym_metric
+    return "cosine" if spec.codebook is not None and spec.codebook.metric == "cosine" else "l2"
 
 
 def _cropped(side: int, share: float) -> int:

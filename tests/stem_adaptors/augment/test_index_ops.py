@@ -39,6 +39,17 @@ def test_synonym_table_ranks_by_cosine(count: int) -> None:
             assert table_KS[code].tolist() == sorted(cosines, key=lambda other: -cosines[other])[:count]
 
 
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_synonym_table_ranks_by_distance(count: int) -> None:
+    tables = tables_of(spec_of(grid(4, 4, levels=2)), seed=2)
+    for level, table_KS in enumerate(index_ops.synonym_table(tables, count, "l2")):
+        vectors = tables[f"level_{level}"].astype(np.float64)
+        for code in range(CODES):
+            others = [other for other in range(CODES) if other != code]
+            nearest = sorted(others, key=lambda other: float(np.square(vectors[code] - vectors[other]).sum()))
+            assert table_KS[code].tolist() == nearest[:count]
+
+
 def test_synonym_table_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = tables_of(spec_of(grid(4, 4)))
     whole = index_ops.synonym_table(tables, 4)

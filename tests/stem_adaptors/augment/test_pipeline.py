@@ -190,7 +190,7 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
         ids_BLQ.int(),
         keys,
         layout,
-        index_ops.synonym_table(tables_of(spec), 5),
+        index_ops.synonym_table(tables_of(spec), 5, "l2"),
         synonym_prob=0.25,
         replace_prob=0.25,
         swap_prob=0.25,
@@ -342,3 +342,17 @@ def test_share_of_mixed_batches(alphas: tuple[float, float], expected: tuple[flo
         blended += not values <= {0.0, 1.0}
     # A box of less than a site or of the whole grid is rare: one draw in 500.
     assert (cut / count, blended / count) == (within(expected[0], count), within(expected[1], count))
+
+
+@pytest.mark.parametrize(
+    ("metric", "asked", "expected"), [("l2", "auto", "l2"), ("cosine", "auto", "cosine"), ("dot", "auto", "l2"), ("l2", "cosine", "cosine")]
+)
+def test_synonyms_go_by_the_metric_of_the_tokenizer_unless_asked_otherwise(metric: str, asked: str, expected: str) -> None:
+    spec = spec_of(grid(6, 6), metric=metric)
+    config = AugmentConfig(synonym_prob=1.0, synonym_replace_prob=1.0, synonym_count=1, synonym_metric=asked, swap_prob=0.0)
+    ids_BLQ = ids_of(spec, 16)
+    found = Augmentation(spec, tables_of(spec), config).ids(ids_BLQ, keys_of(16))
+    [table_K1] = index_ops.synonym_table(tables_of(spec), 1, expected)
+    assert torch.equal(found.long(), table_K1[ids_BLQ.long()][..., 0])
+    [other_K1] = index_ops.synonym_table(tables_of(spec), 1, "l2" if expected == "cosine" else "cosine")
+    assert not torch.equal(table_K1, other_K1)
