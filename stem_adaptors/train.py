@@ -36,7 +36,7 @@ from stem_adaptors.evaluate import class_map, evaluate
 from stem_adaptors.metrics import Accuracy, Counts, MetricsLog
 from stem_adaptors.models import TokenClassifier, build_classifier, parameter_groups
 from stem_adaptors.pretrained import load_pretrained, trainable_parameters
-from stem_adaptors.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL, Run, load_run, statistics_of
+from stem_adaptors.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL, RUN_JSON, Run, load_run, statistics_of
 from stem_adaptors.schedule import learning_rate
 from stem_adaptors.tensorboard_log import TensorBoardLog
 
@@ -192,11 +192,13 @@ class Trainer:
 
     def _begin(self) -> None:
         out, config = self.request.out, self.request.train
-        if out.info("run.json") is not None:
+        # What the main rank saw counts for all: it is the one that writes, and another may look when it has.
+        started, saved = (self.ranks.any(self.ranks.is_main and out.info(name) is not None, self.device) for name in (RUN_JSON, CHECKPOINT))
+        if started:
             if not self.request.resume:
                 raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
             load_run(out).check_same(self.run)
-            if out.info(CHECKPOINT) is not None:
+            if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
                 self._write_log()  # a kill may have come between the checkpoint and the files of its epoch
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,9 +54,12 @@ def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, di
     with joined_ranks("cpu") as (ranks, device):
         settings = {"val": open_dataset(val), **settings}
         request = request_for(open_dataset(train), out, Path(out).parent / "cache", **settings)
+        trainer = Trainer(request, ranks, device, reporter)
+        if rank:
+            time.sleep(0.5)  # the main rank begins the run meanwhile, which must not look like an older run to this one
         try:
             with death_after(death or 10**6):
-                Trainer(request, ranks, device, reporter).fit()
+                trainer.fit()
         except Stopped:
             answers.put((rank, reporter.losses, reporter.records))
             answers.close()
