@@ -85,6 +85,11 @@ def _workers(asked: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # cores given to this process
 
 
+def _share_cores() -> None:
+    """Let idle threads of torch sleep, before it is imported: beside other busy processes, spinning made training five times slower."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
@@ -502,6 +507,7 @@ def train_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
+    _share_cores()
     from pipeline.errors import ConfigError
     from pipeline.shards import open_dataset
     from pipeline.storage import Store
@@ -584,6 +590,7 @@ def evaluate_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Top-1, top-5 and per-class accuracy of a run, from token shards or from pictures that are tokenized for it."""
+    _share_cores()
     import tempfile
     from pathlib import Path
 
@@ -649,6 +656,7 @@ def predict_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
+    _share_cores()
     from pipeline.errors import ConfigError
     from pipeline.image_tokens import tokenize_images
     from pipeline.storage import Store
@@ -685,6 +693,7 @@ def demo_command(
     folder: Annotated[str, typer.Argument(help="Folder for the demo's images, datasets and pictures.")] = "demo_out",
 ) -> None:
     """The whole job on real images that need no download: digits become tokens and then a classifier; tiles of photographs."""
+    _share_cores()
     from pipeline.demo import run_demo
     from stem_adaptors.demo import train_demo
     from stem_adaptors.memory import keep_freed_memory
