@@ -65,3 +65,7 @@ def test_the_newest_change_is_the_version_of_the_package() -> None:
     newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     version = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert newest is not None and version is not None and newest[1] == version[1]
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README
