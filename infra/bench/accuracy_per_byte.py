@@ -10,7 +10,8 @@ residual one through the timm bridge), the same steps, batches, optimiser, sched
 - `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: the same with a quality for every single picture.
 
-Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained. `--work` keeps what was prepared
+Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained (for how the recipe was chosen,
+see README.md beside this file). `--work` keeps what was prepared
 and every run's result, so that an interrupted bench continues; `--only` and `--seeds` do a part. Intervals are 95 % of a paired bootstrap
 over held-out pictures and seeds. The last line is one JSON object: `ratio` is top-1 of tokens at 512 bytes over that of full pixels and
 should be 0.95 or more; `over_best_baseline` should be clear of zero at 128 bytes and less; `crossover_bytes` is where the better of JPEG

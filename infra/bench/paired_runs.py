@@ -54,7 +54,7 @@ AUGMENT = AugmentConfig(
     swap_prob=0.0,
 )
 """SeiT's list with the strengths that suit 3,000 pictures and some minutes. Synonyms and block swap, which act on tokens alone, are off:
-on grids of 4 x 4 and 8 x 8 sites an id is a large part of a picture, and the ablation shows what they cost."""
+runs on held-out pictures at 64 bytes were 0.7 to 0.8 points better without. In the ablation at 512 bytes the difference is not clear of zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
