@@ -54,7 +54,8 @@ AUGMENT = AugmentConfig(
     swap_prob=0.0,
 )
 """SeiT's list with the strengths that suit 3,000 pictures and some minutes. Synonyms and block swap, which act on tokens alone, are off:
-runs on held-out pictures at 64 bytes were 0.7 to 0.8 points better without. In the ablation at 512 bytes the difference is not clear of zero."""
+runs on held-out pictures at 64 bytes were 0.7 to 0.8 points better without. In the ablation, at 512 bytes, the difference is not clear
+of zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
