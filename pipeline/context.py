@@ -14,8 +14,8 @@ __all__ = ["TOKENIZER_FOLDER", "open_context"]
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def open_context(job: JobSpec) -> JobContext:
-    """Open dataset, plan, source and tokenizer of a job.
+def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
+    """Open dataset, plan, source and tokenizer of a job; `decode_threads` as in JobContext.
 
     Raises PlanError when the plan is gone and FingerprintMismatchError when the stored tokenizer is not the planned one.
     """
@@ -30,4 +30,12 @@ def open_context(job: JobSpec) -> JobContext:
             f"the plan was made for {plan.fingerprint[:12]}. Run `tokenshards repair` to restore the planned tokenizer"
         )
     source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
-    return JobContext(out=out, plan=plan, source=source, source_config=job.source_config, tokenizer=tokenizer, join=job.join)
+    return JobContext(
+        out=out,
+        plan=plan,
+        source=source,
+        source_config=job.source_config,
+        tokenizer=tokenizer,
+        join=job.join,
+        decode_threads=decode_threads,
+    )

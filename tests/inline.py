@@ -31,7 +31,6 @@ class InlineRunner:
                 failed[shard] = str(error)
                 continue
             self.shards.append(shard)
-            names = ("rows", "quarantined", "inputs_seen", "bytes_in", "seconds")
-            listener.committed(shard, ShardSummary(**{name: getattr(commit, name) for name in names}))
+            listener.committed(shard, ShardSummary.of(commit))
             listener.tick()
         return failed

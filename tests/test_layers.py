@@ -29,9 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.plan": SHARDS | {"pipeline.partition"},
     "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
     "pipeline.inputs": WORK,
-    "pipeline.job": WORK | {"pipeline.inputs"},
+    "pipeline.batches": INPUT,
+    "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
-    "pipeline.runners": FOUNDATION | {"pipeline.job", "pipeline.context"},
+    "pipeline.runners": FOUNDATION | {"pipeline.batches", "pipeline.job", "pipeline.context", "pipeline.shards.commit"},
     "pipeline.interop": WORK
     | {"pipeline.context", "pipeline.conversion", "pipeline.heartbeat", "pipeline.planning", "pipeline.request", "pipeline.runners.base"},
     "stem_adaptors": SHARDS,

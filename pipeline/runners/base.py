@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import RetryConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from pipeline.shards.commit import Commit
 
 __all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
 
@@ -45,6 +48,11 @@ class ShardSummary:
     inputs_seen: int
     bytes_in: int
     seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, commit: Commit) -> ShardSummary:
+        """Return the summary of a commit."""
+        return cls(**{field.name: getattr(commit, field.name) for field in fields(cls)})
 
 
 class RunListener(Protocol):
