@@ -47,22 +47,28 @@ from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from pipeline.storage import Store
 from pipeline.tokenizers.base import Tokenizer
 
-__all__ = ["JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
+__all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobContext:
-    """What every shard of a plan shares, opened once per worker."""
+class InputContext:
+    """What it takes to read and decode the inputs of a plan, opened once per worker."""
 
     out: Store
     plan: Plan
     source: Store
     source_config: SourceConfig
+    decode_threads: int = 0
+    """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext(InputContext):
+    """What every shard of a plan shares, opened once per worker."""
+
     tokenizer: Tokenizer
     join: bool = False
     """Another driver may work on the same plan: look for a commit before a shard is begun."""
-    decode_threads: int = 0
-    """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
     encode_lock: threading.Lock = field(default_factory=threading.Lock)
     """Shards in work side by side take turns at the tokenizer: while one encodes, the other reads or publishes."""
 
@@ -157,12 +163,12 @@ def tokenize_shard(
     return commit
 
 
-def shard_batches(context: JobContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
+def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
     """Yield the decoded batches of a shard in order: all of its work but the tokenizer. Raises TransientStorageError for an outage."""
     return _decoded(context, _inputs(context, shard, killers))
 
 
-def list_sample_ids(context: JobContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
+def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
     """Yield the sample id of every input of a shard in work order, without decoding any."""
     return (record.sample_id for record in _inputs(context, shard, killers))
 
@@ -178,14 +184,13 @@ def probe_shard(
     _tokenize(context, _decoded(context, records), _ShardResult(), on_progress)
 
 
-def _inputs(context: JobContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
     rows = read_shard_rows(context.out, context.plan, shard)
     return read_inputs(context.source, context.source_config, context.plan, rows, killers)
 
 
-def _decoded(context: JobContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
-    preprocess = context.tokenizer.spec.preprocess
-    return decode_batches(records, preprocess, context.plan.batch_rows, threads=context.decode_threads)
+def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
+    return decode_batches(records, context.plan.spec.preprocess, context.plan.batch_rows, threads=context.decode_threads)
 
 
 def _tokenize(

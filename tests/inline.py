@@ -8,6 +8,7 @@ from pipeline.context import open_context
 from pipeline.errors import TransientStorageError
 from pipeline.job import tokenize_shard
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from pipeline.runners.usage import RunUsage
 
 
 class InlineRunner:
@@ -33,4 +34,5 @@ class InlineRunner:
             self.shards.append(shard)
             listener.committed(shard, ShardSummary.of(commit))
             listener.tick()
+        listener.measured(RunUsage())
         return failed

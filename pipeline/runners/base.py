@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import RetryConfig, SourceConfig
+from pipeline.runners.usage import RunUsage
 
 if TYPE_CHECKING:
     from pipeline.shards.commit import Commit
@@ -25,6 +26,8 @@ class JobSpec:
     source_config: SourceConfig
     plan_id: str
     retry: RetryConfig
+    run_uuid: str
+    """Of the driver: workers write their logs below `runs/<run_uuid>/`."""
     join: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +69,9 @@ class RunListener(Protocol):
 
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
+
+    def measured(self, usage: RunUsage) -> None:
+        """How busy the workers were; once, at the end."""
 
     def noted(self, message: str, **details: Any) -> None:
         """Something a person may want to know: a worker died, a store failed, an input was isolated."""

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import TokenshardsError
+from pipeline.errors import TokenshardsError, TransientStorageError
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from pipeline.runners.shard_queue import ShardQueue, ShardTask
+from pipeline.runners.usage import RunUsage
 
 __all__ = ["LocalRunner"]
 
@@ -48,6 +49,7 @@ class _Worker:
         )
         self.task: ShardTask | None = None
         self.ready = False
+        self.ready_since = 0.0
         self.last_report = time.monotonic()
         self._partial = b""
         self.send(job_line)
@@ -111,6 +113,7 @@ class _LocalRun:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._startup_deaths = 0
+        self._usage = RunUsage()
 
     def run(self) -> dict[int, str]:
         try:
@@ -123,8 +126,9 @@ class _LocalRun:
                 self._listener.tick()
         finally:
             for worker in self._workers:
-                worker.stop()
+                self._stop(worker)
             self._selector.close()
+            self._listener.measured(self._usage)
         return self._queue.failed
 
     def _hire(self) -> None:
@@ -160,9 +164,9 @@ class _LocalRun:
     def _handle(self, worker: _Worker, message: dict[str, Any]) -> None:
         task = worker.task
         if message["event"] == "ready":
-            worker.ready, self._startup_deaths = True, 0
+            worker.ready, worker.ready_since, self._startup_deaths = True, time.monotonic(), 0
         elif message["event"] == "broken":
-            raise TokenshardsError(message["message"])
+            raise (TransientStorageError if message["kind"] == "transient" else TokenshardsError)(message["message"])
         elif task is None:
             raise RuntimeError(f"a worker without a task reported {message['event']}")
         elif message["event"] == "progress":
@@ -170,7 +174,9 @@ class _LocalRun:
                 self._listener.progressed(task.shard, message["inputs"], message["bytes_in"], message["quarantined"])
         elif message["event"] == "done":
             worker.task = None
-            self._listener.committed(task.shard, ShardSummary(**message["summary"]))
+            summary = ShardSummary(**message["summary"])
+            self._usage.add(summary.seconds)
+            self._listener.committed(task.shard, summary)
         elif message["event"] == "failed":
             worker.task = None
             self._queue.failed_once(task, message["kind"], message["message"], time.monotonic())
@@ -185,11 +191,16 @@ class _LocalRun:
             if worker.task is not None and now - worker.last_report > limit:
                 self._bury(worker, f"reported nothing for {limit:.0f} s and was killed")
 
+    def _stop(self, worker: _Worker) -> None:
+        worker.stop()
+        if worker.ready:
+            self._usage.worker_seconds += time.monotonic() - worker.ready_since
+
     def _bury(self, worker: _Worker, how: str) -> None:
         self._selector.unregister(worker.output)
         self._workers.remove(worker)
         words = worker.last_words()
-        worker.stop()
+        self._stop(worker)
         code = worker.process.returncode
         task = worker.task
         if task is None:

@@ -24,6 +24,8 @@ class _Search:
     start: int = 0
     stop: int = -1
     probed_stop: int = 0
+    deaths_of_one: int = 0
+    """Times that [start, start + 1) alone killed its worker; a machine may fail once by chance, so that one death proves nothing."""
     guilty: int | None = None
 
 
@@ -136,7 +138,10 @@ class ShardQueue:
         if search.stop < 0 or search.guilty is not None:  # died while only listing: nothing learnt
             self._not_reproduced(task)
         elif not survived and search.probed_stop - search.start == 1:
-            search.guilty = search.start
+            search.stop = search.probed_stop
+            search.deaths_of_one += 1
+            if search.deaths_of_one >= self._config.worker_deaths:
+                search.guilty = search.start
         elif not survived:
             search.stop = search.probed_stop
         elif search.probed_stop == search.stop:  # no single input is guilty

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import TokenshardsError
+from pipeline.errors import TokenshardsError, TransientStorageError
 
 if TYPE_CHECKING:
     from pipeline.job import ShardProgress
@@ -43,7 +43,8 @@ def main() -> None:
     try:
         serve = _server(commands.get(), report)
     except TokenshardsError as error:
-        report({"event": "broken", "message": str(error)})
+        kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
+        report({"event": "broken", "kind": kind, "message": str(error)})
         return
     report({"event": "ready"})
     while True:
