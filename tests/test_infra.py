@@ -274,6 +274,8 @@ def test_the_launcher_of_ray_starts_these_nodes(filled: Path, name: str, aws: No
     assert list(started) == ["head", "cpu", "gpu"] and config["head_node_type"] == "head"
     for node_type, instance in started.items():
         assert instance.get("InstanceLifecycle") == (None if node_type == "head" else "spot")
+        market = config["available_node_types"][node_type]["node_config"].get("InstanceMarketOptions")
+        assert market == (None if node_type == "head" else {"MarketType": "spot"})
         profile = instance["IamInstanceProfile"]["Arn"].rpartition("/")[2]
         assert profile == ("tokenshards-head" if node_type == "head" else "tokenshards-node")
         assert [entry["GroupId"] for entry in instance["SecurityGroups"]] == [group]
