@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,10 @@ NETWORK_PROBE_BYTES = 16 << 20
 class ShardActor:
     """Holds an opened job and serves its shards, several side by side; `pulse` answers while they are at work."""
 
-    def __init__(self, name: str, job: str, decode_threads: int, decode_cpus: int) -> None:
+    def __init__(self, name: str, job: str, decode_threads: int) -> None:
         self._name = name
         self._job = job
         self._decode_threads = decode_threads
-        self._decode_cpus = decode_cpus
         self._lock = threading.Lock()
         self._at_work: dict[int, list[float]] = {}  # shard -> inputs, bytes, quarantined, time of the last sign
         self._flushed = time.monotonic()
@@ -78,8 +77,8 @@ class ShardActor:
     def _open_server(self, job: JobSpec) -> ShardServer:
         return ShardServer(job, decode_threads=self._decode_threads)
 
-    def serve(self, text: str, decode_remotely: bool = False) -> str:
-        """Do one command of a shard and return the event."""
+    def serve(self, text: str, decode_cpus: int = 0) -> str:
+        """Do one command of a shard and return the event; `decode_cpus` above 0 decodes in a task of so many CPUs, on any node."""
         command = json.loads(text)
         shard = int(command["shard"])
         with self._lock:
@@ -95,7 +94,7 @@ class ShardActor:
 
         started = time.monotonic()
         try:
-            event = self._server.serve(command, progress, self._remote_batches if decode_remotely else None)
+            event = self._server.serve(command, progress, partial(self._remote_batches, decode_cpus) if decode_cpus else None)
         finally:
             with self._lock:
                 del self._at_work[shard]
@@ -139,15 +138,15 @@ class ShardActor:
         except TransientStorageError as error:  # a log decides nothing; the next flush tries again
             self._log.add("the log could not be written", error=str(error))
 
-    def _remote_batches(self, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
+    def _remote_batches(self, decode_cpus: int, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
         task = ray.remote(
-            num_cpus=self._decode_cpus,
+            num_cpus=decode_cpus,
             num_returns="streaming",
             max_retries=0,
             scheduling_strategy="SPREAD",
             _generator_backpressure_num_objects=BATCHES_AHEAD,
         )(_decode)
-        stream = task.remote(self._job, shard, sorted(killers), self._decode_cpus)
+        stream = task.remote(self._job, shard, sorted(killers), decode_cpus)
         try:
             for reference in stream:
                 images_BHWC, rest = ray.get(reference)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import ClusterError
 
-__all__ = ["ClusterSize", "cluster_size", "joined_cluster", "node_is_alive"]
+__all__ = ["ClusterSize", "FreeCpus", "cluster_size", "joined_cluster", "node_is_alive"]
 
 
 KNOCK_SECONDS = 10.0
+ASK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,6 @@ class ClusterSize:
     nodes: int
     cpus: int
     gpus: float
-    largest_cpus: int
-    """CPUs of the largest node."""
 
     def __str__(self) -> str:
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
@@ -42,8 +42,8 @@ class ClusterSize:
 def cluster_size() -> ClusterSize:
     """Return the size of the cluster that this process has joined."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(resources.get("CPU", 0)) for resources in alive]
-    return ClusterSize(len(alive), sum(cpus), sum(float(resources.get("GPU", 0)) for resources in alive), max(cpus, default=0))
+    cpus = sum(int(resources.get("CPU", 0)) for resources in alive)
+    return ClusterSize(len(alive), cpus, sum(float(resources.get("GPU", 0)) for resources in alive))
 
 
 def node_is_alive(node_id: str) -> bool:
@@ -51,7 +51,24 @@ def node_is_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-@contextmanager
+class FreeCpus:
+    """CPUs of each node that actors do not hold. The nodes are asked for again every few seconds, not for every shard."""
+
+    def __init__(self) -> None:
+        self._asked = -ASK_SECONDS
+        self._cpus: dict[str, int] = {}
+
+    def largest(self, held: Mapping[str, int], pending: int) -> int:
+        """Return the most free CPUs of one node; `held` by actors of each node, `pending` by actors that may start anywhere."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self._asked = now
+            self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+        free = [cpus - held.get(node_id, 0) for node_id, cpus in self._cpus.items()]
+        return max(0, min(max(free, default=0), sum(free) - pending))
+
+
+@contextlib.contextmanager
 def joined_cluster(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster for the time of the block; one that was joined before is kept.
 
@@ -71,7 +88,8 @@ def joined_cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:

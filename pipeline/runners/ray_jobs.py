@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.code_identity import code_digest
 from pipeline.config import RayConfig, RunConfig
@@ -24,7 +26,7 @@ from pipeline.errors import ClusterError, TokenshardsError, TransientStorageErro
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from pipeline.runners.decode_placement import DecodeRates, choose_placement
 from pipeline.runners.ray_actor import ShardActor
-from pipeline.runners.ray_cluster import cluster_size, joined_cluster, node_is_alive
+from pipeline.runners.ray_cluster import FreeCpus, cluster_size, joined_cluster, node_is_alive
 from pipeline.runners.shard_queue import ShardQueue, ShardTask
 from pipeline.runners.usage import RunUsage
 
@@ -91,6 +93,7 @@ class _RayRun:
         self._usage = RunUsage()
         self._remote = cluster.decode == "remote"
         self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
+        self._told_local = False
         self._startup_failures = 0
         self._hire_after = 0.0
         self._progress_at = self._waiting_noted_at = time.monotonic()
@@ -106,13 +109,13 @@ class _RayRun:
             "concurrency_groups": {"control": 2},
         }
         self._actor_type = ray.remote(**options)(actor_class)
-        self._decode_cpus = max(1, min(cluster.decode_cpus, self._size.largest_cpus))
-        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor, cluster.gpus_per_actor))
+        self._free = FreeCpus()
+        spared = 1 if self._remote else 0  # actors that take every CPU leave none to decode on
+        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor))
 
     def run(self) -> dict[int, str]:
-        self._listener.noted(
-            f"Ray cluster: {self._size}; up to {self._limit} actor{'' if self._limit == 1 else 's'} of {self._actor_size()}"
-        )
+        actors = f"{self._limit} actor{'' if self._limit == 1 else 's'}"
+        self._listener.noted(f"Ray cluster: {self._size}; up to {actors} of {self._actor_size()}")
         try:
             while self._queue or self._in_flight():
                 self._hire()
@@ -142,8 +145,7 @@ class _RayRun:
             return
         while len(self._workers) < self._wanted():
             name = uuid.uuid4().hex[:12]
-            actor = self._actor_type.remote(name, self._job, self._cluster.decode_threads, self._decode_cpus)
-            worker = _Worker(name, actor)
+            worker = _Worker(name, self._actor_type.remote(name, self._job, self._cluster.decode_threads))
             self._workers.append(worker)
             self._call(worker, "open", worker.actor.open.remote())
 
@@ -175,8 +177,7 @@ class _RayRun:
         if worker.ready:
             seconds = time.monotonic() - worker.ready_since
             self._usage.worker_seconds += seconds
-            threads = self._cluster.shards_in_flight * self._decode_cpus if self._remote else self._cluster.decode_threads
-            self._usage.decode_seconds += seconds * threads
+            self._usage.decode_seconds += seconds * self._cluster.decode_threads
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)
 
@@ -199,12 +200,31 @@ class _RayRun:
 
     def _begin(self, worker: _Worker, task: ShardTask) -> None:
         command = task.command()
+        decode_cpus = 0
         if command["op"] == "run":
             self._listener.started(task.shard)
             worker.seen[task.shard] = [0, 0, 0]
-        reference = worker.actor.serve.remote(json.dumps(command), self._remote and command["op"] == "run")
+            decode_cpus = self._decode_cpus() if self._remote else 0
+        reference = worker.actor.serve.remote(json.dumps(command), decode_cpus)
         worker.tasks[reference] = task
         self._call(worker, "serve", reference)
+
+    def _decode_cpus(self) -> int:
+        """Return the CPUs of a decoding task, 0 where every CPU is an actor's: such a task would wait for ever."""
+        held: Counter[str] = Counter()
+        pending = 0
+        for worker in self._workers:
+            if worker.ready:
+                held[worker.node_id] += self._cluster.cpus_per_actor
+            else:
+                pending += self._cluster.cpus_per_actor
+        cpus = min(self._cluster.decode_cpus, self._free.largest(held, pending))
+        if cpus == 0 and not self._told_local:
+            self._told_local = True
+            text = "no CPU is left beside the actors, so pictures are decoded by them: add CPU nodes, or give fewer --max-actors"
+            self._listener.noted(text)
+            self._usage.notes.append(text)
+        return cpus
 
     def _hear(self) -> None:
         if not self._calls:
@@ -326,18 +346,23 @@ class _RayRun:
             if task is not None:
                 self._queue.failed_once(task, "transient", _in_one_line(error), time.monotonic())
                 return
-        if not worker.ready:
-            self._drop(worker)
-            self._failed_to_start(error)
+        # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign.
+        machine_left = isinstance(error, ActorUnavailableError) or "node has died" in str(error) or getattr(error, "preempted", False)
+        if worker.ready:
+            self._bury(worker, f"died ({_in_one_line(error)})", machine_left=machine_left)
             return
-        self._bury(worker, f"died ({_in_one_line(error)})", machine_left=getattr(error, "preempted", False))
+        self._drop(worker)
+        if machine_left:
+            self._hire_after = time.monotonic() + TICK_SECONDS
+        else:
+            self._failed_to_start(error)
 
     def _bury(self, worker: _Worker, how: str, *, guilty: int | None = None, machine_left: bool = False) -> None:
         """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
         self._drop(worker)
         blamed = not machine_left and node_is_alive(worker.node_id)
         if not blamed:
-            self._listener.noted(f"node {worker.host} left with {len(worker.tasks)} shards in flight", node_id=worker.node_id)
+            self._listener.noted(f"node {worker.host} is gone or out of reach, with {len(worker.tasks)} shards in flight", how=how)
         for task in worker.tasks.values():
             self._queue.worker_died(task, how, blamed=blamed and guilty in (None, task.shard), worker=worker.name, host=worker.host)
 
@@ -373,7 +398,10 @@ class _RayRun:
 
 def _in_one_line(error: Exception) -> str:
     """Return what a person needs of Ray's errors, which run over many lines of remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if isinstance(error, RayActorError):
+        text = re.sub(r"^The actor died unexpectedly before.*?ip: \S+ ", "", " ".join(text.split()))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, RayTaskError) or "Traceback" in str(error):
         lines = lines[-1:]
     if any("No module named" in line for line in lines):

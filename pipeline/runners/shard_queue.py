@@ -17,6 +17,10 @@ from pipeline.runners.base import RunListener
 __all__ = ["ShardQueue", "ShardTask"]
 
 
+MAX_VANISHED = 5
+"""A shard whose workers vanish more often than this is blamed for it: machines do not leave that regularly."""
+
+
 @dataclass(slots=True)
 class _Search:
     """Bisection: the input that kills workers is in [start, stop); `stop=-1` while the inputs are not counted yet."""
@@ -37,6 +41,8 @@ class ShardTask:
     attempt: int = 1
     failures: int = 0
     deaths: int = 0
+    vanished: int = 0
+    """Times its worker was lost with its machine, or for no known reason."""
     killers: set[str] = field(default_factory=set)
     search: _Search | None = None
 
@@ -105,6 +111,8 @@ class ShardQueue:
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
         task.attempt += 1
         if not blamed:
+            task.vanished += 1
+        if not blamed and task.vanished <= MAX_VANISHED:
             self._at_once.appendleft(task)
             return
         if task.search is not None:
