@@ -20,7 +20,7 @@ from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import source_root
-from pipeline.storage import Store
+from pipeline.storage import Store, absolute_url
 from pipeline.tokenizers.directory import load_tokenizer
 
 __all__ = ["PlanRun"]
@@ -88,9 +88,9 @@ class PlanRun:
         self._quarantined_before = survey.quarantined
         self._reporter.begin(None if plan.tars_planned else plan.images_planned, survey.inputs_seen)
         job = JobSpec(
-            out_url=request.out_url,
+            out_url=absolute_url(request.out_url),
             out_options=request.out_options,
-            source_url=source_root(request.source_url, request.source).location,
+            source_url=absolute_url(source_root(request.source_url, request.source).location),
             source_config=plan.source_config(request.source.storage_options),
             plan_id=plan.plan_id,
             retry=self._store.retry,

@@ -23,7 +23,7 @@ from fsspec.core import split_protocol
 from pipeline.config import RetryConfig
 from pipeline.errors import ConfigError, MissingObjectError, TransientStorageError
 
-__all__ = ["ObjectInfo", "Store", "display_url"]
+__all__ = ["ObjectInfo", "Store", "absolute_url", "display_url"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,11 @@ def display_url(url: str) -> str:
     rest = rest.split("?", 1)[0]
     host, slash, path = rest.partition("/")
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def absolute_url(url: str) -> str:
+    """Return a URL as it is and a local path from the root of its disk, fit for a process with another current folder."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 class Store:
