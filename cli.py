@@ -164,7 +164,7 @@ def tokenize_command(
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
-    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 5,
+    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
     quiet: Quiet = False,

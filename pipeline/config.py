@@ -19,7 +19,7 @@ def _require(condition: bool, option: str, value: object, expected: str) -> None
 class RetryConfig:
     """How long a failing store is tried again before the failure counts."""
 
-    attempts: int = 5
+    attempts: int = 8
     first_delay_seconds: float = 0.2
     max_delay_seconds: float = 10.0
 
