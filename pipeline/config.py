@@ -42,7 +42,7 @@ class SourceConfig:
     meta: tuple[str, ...] = ()
     """Table columns or .json keys kept as `meta.*` columns."""
     tars_per_shard: int = 1
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")

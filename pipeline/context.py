@@ -22,11 +22,11 @@ def open_context(job: JobSpec) -> JobContext:
     out = Store(job.out_url, storage_options=job.out_options, retry=job.retry)
     plan = load_plan(out, job.plan_id)
     if plan is None:
-        raise PlanError(f"{job.out_url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
+        raise PlanError(f"{out.url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
     tokenizer = load_tokenizer(out, TOKENIZER_FOLDER)
     if tokenizer.spec.fingerprint != plan.fingerprint:
         raise FingerprintMismatchError(
-            f"{job.out_url}/{TOKENIZER_FOLDER} has fingerprint {tokenizer.spec.fingerprint[:12]}; "
+            f"{out.url}/{TOKENIZER_FOLDER} has fingerprint {tokenizer.spec.fingerprint[:12]}; "
             f"the plan was made for {plan.fingerprint[:12]}. Run `tokenshards repair` to restore the planned tokenizer"
         )
     source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)

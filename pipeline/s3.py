@@ -35,6 +35,8 @@ PART_CONCURRENCY = 8
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """Silence after which a connection counts as dead."""
+PAGE_KEYS = 1000
+"""Keys in an answer, the most that S3 gives."""
 FANOUT = 16
 MOST_DEPTH = 3
 MANY_FOLDERS = 500
@@ -119,7 +121,7 @@ class S3Remote(Remote):
         }
 
     def page(self, folder: Folder) -> Page:
-        """List a page of up to 1,000 keys.
+        """List a page.
 
         The first levels are listed folder by folder until there are enough folders to list in parallel, and those with all that is below
         them. A folder of very many small folders costs less as one long listing.
@@ -166,7 +168,8 @@ class S3Remote(Remote):
 
     def _list(self, folder: Folder) -> dict[str, Any]:
         bucket, key, _ = self.fs.split_path(folder.path)
-        query: dict[str, Any] = {"Prefix": f"{key.rstrip('/')}/" if key.strip("/") else "", "Delimiter": "" if folder.deep else "/"}
+        prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
+        query: dict[str, Any] = {"Prefix": prefix, "Delimiter": "" if folder.deep else "/", "MaxKeys": PAGE_KEYS}
         if folder.path.endswith("//"):  # a folder without a name
             query["Prefix"] = key
         if folder.token is not None:

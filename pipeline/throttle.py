@@ -104,6 +104,8 @@ def status_of(error: BaseException) -> tuple[int, str]:
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return int(status or 0), str(response.get("Error", {}).get("Code", ""))
+        if isinstance(code := getattr(response, "status_code", None), int):
+            return code, ""
         for name in ("status", "status_code", "code"):
             value = getattr(seen, name, None)
             if isinstance(value, int) and 100 <= value < 600:
