@@ -184,7 +184,7 @@ def tokenize_command(
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
-    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 5,
+    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
@@ -430,12 +430,13 @@ def retry_failed_command(
     from pipeline.config import RunConfig
     from pipeline.conversion import retry_failed
     from pipeline.reports.terminal import TerminalReporter
+    from pipeline.storage import Store
 
     options = _options(storage_option)
     run = RunConfig(workers=_workers(workers), max_bad=1.0)
     outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet))
     if outcome is None:
-        print(json.dumps({"retried": 0}) if as_json else f"{out}: nothing is in quarantine")
+        print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
     _finish(out, options, outcome, as_json, quiet)
 
@@ -610,9 +611,10 @@ def train_command(
     if as_json:
         _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
     elif result.best_top1 is not None:
-        print(f"{out}: best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}. Look at {out}/curves.png")
+        best = f"best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}"
+        print(f"{request.out.url}: {best}. Look at {request.out.url}/curves.png")
     else:
-        print(f"{out}: trained. Measure it with: tokenshards evaluate {out} DATA")
+        print(f"{request.out.url}: trained. Measure it with: tokenshards evaluate {request.out.url} DATA")
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")

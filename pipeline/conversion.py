@@ -94,7 +94,7 @@ class Conversion:
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.out_options)
-                say(f"tokenizer of {request.tokenizer_url}: {describe_tokenizer(tokenizer)}")
+                say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"its class table of {len(classes)} classes is kept, so labels agree")
             else:

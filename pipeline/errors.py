@@ -11,6 +11,7 @@
     │   └── CorruptObjectError      bytes are not what their checksum or schema promises
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
+    │   └── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
     ├── ClusterError                a Ray cluster cannot be reached, refuses us, or cannot run our code
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
@@ -41,6 +42,7 @@ __all__ = [
     "Reason",
     "SourceError",
     "Stage",
+    "StoreAccessError",
     "TokenizerError",
     "TokenshardsError",
     "TooManyBadInputsError",
@@ -120,6 +122,15 @@ class TransientStorageError(TokenshardsError):
     """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this."""
 
     exit_code = 3
+
+
+class StoreAccessError(TransientStorageError):
+    """A store cannot be used as it was named: no such bucket, no credentials, no such profile; trying again would not help.
+
+    It counts as an outage, because inputs that cannot be reached are not inputs that are bad.
+    """
+
+    exit_code = 2
 
 
 class ClusterError(TokenshardsError):

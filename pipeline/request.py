@@ -13,7 +13,7 @@ from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_pointer
 from pipeline.sources import source_root
 from pipeline.sources.base import readable_text
-from pipeline.storage import Store
+from pipeline.storage import Store, display_url
 from pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
@@ -48,7 +48,7 @@ class TokenizeRequest:
     source: SourceConfig = field(default_factory=SourceConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig
-    out_options: dict[str, Any] = field(default_factory=dict)
+    out_options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
     """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
     if plan.is_import:
         raise PlanError(
-            f"{request.out_url} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
+            f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
             f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
         )
     asked, fit = request.plan, request.fit
@@ -100,7 +100,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
             different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
     if different:
         raise PlanError(
-            f"{request.out_url} already holds a plan made with other options: {'; '.join(different)}. "
+            f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
         )
 

@@ -61,7 +61,7 @@ class SeitImportRequest:
     """File with the name of each class; without one the labels are the class indices."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     max_bad: float = 0.01
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
