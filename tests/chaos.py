@@ -55,6 +55,7 @@ class Chaos:
         if self.cluster is None:
             self.cluster = self._stack.enter_context(RayCluster(cpus=0, token=TOKEN, env=self.env))
             self.workers = []
+        self.workers = [node for node in self.workers if node.process.poll() is None]  # one that lost its agent leaves by itself
         while len(self.workers) < 2:
             self.workers.append(self.cluster.add_node(cpus=1))
         return self.cluster
@@ -96,7 +97,7 @@ def chaos_run(chaos: Chaos, seed: int, arguments: list[str], out: str, reference
         for fault in _plan(rng, faults):
             driver, fresh = _driver_at_work(chaos, driver, arguments)
             submissions += fresh
-            _pause(driver, rng.uniform(0.5, 3.0), deadline)
+            _pause(chaos, driver, rng.uniform(0.5, 3.0), deadline)
             if driver.poll() == 0:
                 break
             struck[fault] += 1
@@ -107,7 +108,7 @@ def chaos_run(chaos: Chaos, seed: int, arguments: list[str], out: str, reference
         while True:
             driver, fresh = _driver_at_work(chaos, driver, arguments)
             submissions += fresh
-            output = _finish(driver, deadline, f"seed {seed}: hangs after {dict(struck)}")
+            output = _finish(chaos, driver, deadline, f"seed {seed}: hangs after {dict(struck)}")
             if driver.returncode == 0:
                 break
             assert driver.returncode in STOPPED or driver.returncode < 0, f"seed {seed}: exit code {driver.returncode}\n{output}"
@@ -151,19 +152,20 @@ def _driver_at_work(chaos: Chaos, driver: subprocess.Popen[str] | None, argument
     return start_cli(*arguments, "--address", cluster.address, env={**cluster.client_env, **chaos.env}), True
 
 
-def _pause(driver: subprocess.Popen[str], seconds: float, deadline: float) -> None:
+def _pause(chaos: Chaos, driver: subprocess.Popen[str], seconds: float, deadline: float) -> None:
     until = min(time.monotonic() + seconds, deadline)
     while time.monotonic() < until and driver.poll() is None:
-        time.sleep(0.02)
+        chaos.start_cluster()  # an autoscaler brings back what leaves
+        time.sleep(0.05)
 
 
-def _finish(driver: subprocess.Popen[str], deadline: float, message: str) -> str:
-    try:
-        output, errors = driver.communicate(timeout=max(1.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
+def _finish(chaos: Chaos, driver: subprocess.Popen[str], deadline: float, message: str) -> str:
+    _pause(chaos, driver, RUN_SECONDS, deadline)
+    hangs = driver.poll() is None
+    if hangs:
         driver.kill()
-        output, errors = driver.communicate()
-        raise AssertionError(f"{message}\n{output}\n{errors}") from None
+    output, errors = driver.communicate()
+    assert not hangs, f"{message}\n{output}\n{errors}"
     assert "Traceback" not in errors, errors
     return output + errors
 
