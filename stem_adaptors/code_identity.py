@@ -1,0 +1,20 @@
+"""Which code this process runs: version and digest of the sources, so that two machines can tell whether they run the same."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pipeline
+from pipeline.canonical import sha256_hex
+
+__all__ = ["code_identity"]
+
+
+@cache
+def code_identity() -> str:
+    """Return `VERSION (DIGEST)` of the packages pipeline and stem_adaptors as this process would import them."""
+    roots = (Path(pipeline.__file__).parent, Path(__file__).parent)
+    files = sorted((f"{root.name}/{path.relative_to(root).as_posix()}", path) for root in roots for path in root.rglob("*.py"))
+    digests = "".join(f"{name} {sha256_hex(path.read_bytes())}\n" for name, path in files)
+    return f"{pipeline.__version__} ({sha256_hex(digests.encode())[:12]})"
