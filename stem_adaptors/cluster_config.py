@@ -1,12 +1,17 @@
-"""What a training asks of a cluster. Standard library only."""
+"""What a training asks of a cluster, and whether one answers. Standard library only."""
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 
-__all__ = ["ClusterConfig", "parse_workers"]
+__all__ = ["ADDRESS_ADVICE", "ClusterConfig", "answering_address", "parse_workers"]
+
+ADDRESS_ADVICE = "Start one with `ray start --head`, or give --address HOST:PORT of its head, as `ray status` shows it"
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,3 +48,21 @@ def parse_workers(text: str) -> tuple[int, int]:
     if not fewest.isdecimal() or (dash and not most.isdecimal()):
         raise ConfigError(f"--ray-workers is {text!r}; expected a number, such as 4, or the fewest and the most, such as 2-8")
     return int(fewest), int(most or fewest)
+
+
+def answering_address(address: str) -> str:
+    """Return what Ray is to be given for `auto` or HOST:PORT, after a look whether anything answers: Ray itself would try for minutes.
+
+    Raises ConfigError where nothing does, or where it is no such address.
+    """
+    target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if target == "auto":
+        return target
+    host, colon, port = target.rpartition(":")
+    if not colon or not port.isdecimal() or "://" in target:
+        raise ConfigError(f"--address is {target!r}; expected auto or HOST:PORT. {ADDRESS_ADVICE}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"--address {target}: no Ray cluster answers there ({error}). {ADDRESS_ADVICE}") from None
+    return target

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from functools import cache
 from pathlib import Path
 
 import pipeline
 from pipeline.canonical import sha256_hex
+from pipeline.errors import ConfigError
 
-__all__ = ["code_identity"]
+__all__ = ["code_identity", "require_code"]
 
 
 @cache
@@ -18,3 +20,12 @@ def code_identity() -> str:
     files = sorted((f"{root.name}/{path.relative_to(root).as_posix()}", path) for root in roots for path in root.rglob("*.py"))
     digests = "".join(f"{name} {sha256_hex(path.read_bytes())}\n" for name, path in files)
     return f"{pipeline.__version__} ({sha256_hex(digests.encode())[:12]})"
+
+
+def require_code(expected: str) -> None:
+    """Raise ConfigError unless this process runs the code of that identity."""
+    found = code_identity()
+    if found != expected:
+        raise ConfigError(
+            f"a worker on {socket.gethostname()} runs tokenshards {found}; this terminal runs {expected}. Install the same on every node"
+        )

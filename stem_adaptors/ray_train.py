@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -20,36 +19,34 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-for _name, _value in {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-}.items():
-    os.environ.setdefault(_name, _value)  # before ray is imported, which reads some of them then
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray  # noqa: E402
-import ray.exceptions  # noqa: E402
-import ray.train  # noqa: E402
-import ray.train.torch  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
-
-from pipeline.errors import ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten  # noqa: E402
-from pipeline.storage import TEMPORARY_PREFIX, Store  # noqa: E402
-from stem_adaptors.board import Board, BoardReporter, News  # noqa: E402
-from stem_adaptors.cluster_config import ClusterConfig  # noqa: E402
-from stem_adaptors.code_identity import code_identity  # noqa: E402
-from stem_adaptors.distributed import joined_ranks  # noqa: E402
-from stem_adaptors.memory import keep_freed_memory  # noqa: E402
-from stem_adaptors.run_directory import CHECKPOINT, RUN_JSON  # noqa: E402
-from stem_adaptors.train import Reporter, Trainer, TrainResult  # noqa: E402
-from stem_adaptors.training_job import TrainingJob  # noqa: E402
+from pipeline.errors import ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten
+from pipeline.storage import Store
+from stem_adaptors.board import Board, BoardReporter, News
+from stem_adaptors.cluster_config import ADDRESS_ADVICE, ClusterConfig, answering_address
+from stem_adaptors.code_identity import code_identity, require_code
+from stem_adaptors.distributed import joined_ranks
+from stem_adaptors.memory import keep_freed_memory
+from stem_adaptors.run_directory import CHECKPOINT, RUN_JSON
+from stem_adaptors.run_mark import marked, require_mark
+from stem_adaptors.train import Reporter, Trainer, TrainResult
+from stem_adaptors.training_job import TrainingJob
 
 __all__ = ["train_on_cluster"]
 
 LOOK_SECONDS = 0.2
-CONNECT_SECONDS = 5.0
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""What Ray reads from the environment, unless it is set there."""
 STOP_SECONDS = 60.0
 """How long workers may take to stop in order."""
 
@@ -60,11 +57,13 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
     Raises ConfigError where the cluster cannot be reached, runs other code or has too little room, IncompleteError where it loses its
     workers for longer than it may, TrainingError where they die again and again, and what a training raises on one machine.
     """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     job = job.made_absolute()
     out = job.open_out()
     if not resume and out.info(RUN_JSON) is not None:
         raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
-    with _connected(cluster.address), _seen_by_all(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
+    with _connected(cluster.address), marked(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
         _require_same_code()
         return _Driver(job, cluster, reporter, out, mark).run(folder)
 
@@ -211,9 +210,9 @@ def _take_part(config: dict[str, Any]) -> None:
     board, rank = config["board"], ray.train.get_context().get_world_rank()
     with BoardReporter(lambda news: ray.get(board.exchange.remote(news))) as reporter:
         try:
-            _require_code(config["code"])
+            require_code(config["code"])
             job = TrainingJob.from_json(ray.get(board.job.remote()))
-            _require_mark(job.open_out(), config["mark"])
+            require_mark(job.open_out(), config["mark"])
             keep_freed_memory()
             device = job.train.device
             if config["gpus"] and device in ("auto", "cuda"):
@@ -237,14 +236,6 @@ def _take_part(config: dict[str, Any]) -> None:
             raise  # the group starts again
         except TokenshardsError as error:
             reporter.tell("failed", message=str(error), hint=error.hint, exit_code=error.exit_code)
-
-
-def _require_code(expected: str) -> None:
-    found = code_identity()
-    if found != expected:
-        raise ConfigError(
-            f"a worker on {socket.gethostname()} runs tokenshards {found}; this terminal runs {expected}. Install the same on every node"
-        )
 
 
 def _require_same_code() -> None:
@@ -272,40 +263,9 @@ def _require_same_code() -> None:
 
 
 @contextmanager
-def _seen_by_all(out: Store) -> Iterator[str | None]:
-    """Put a mark in a local run directory for the workers to see: one on another disk would begin a second run. A URL needs none."""
-    if not out.is_local:
-        yield None
-        return
-    mark = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    out.write(mark, b"")
-    try:
-        yield mark
-    finally:
-        out.delete(mark)
-
-
-def _require_mark(out: Store, mark: str | None) -> None:
-    if mark is not None and out.info(mark) is None:
-        raise ConfigError(
-            f"--out {out.url} is another folder on {socket.gethostname()} than on the machine that started the training; expected one that "
-            "all nodes share. Give a URL, such as s3://bucket/run, or a folder of a shared file system"
-        )
-
-
-@contextmanager
 def _connected(address: str) -> Iterator[None]:
     """Join the cluster as a driver and leave it, which ends all that was started there."""
-    target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    advice = "Start one with `ray start --head`, or give --address HOST:PORT of its head, as `ray status` shows it"
-    host, colon, port = target.rpartition(":")
-    if target != "auto":
-        if not colon or not port.isdecimal() or "://" in target:
-            raise ConfigError(f"--address is {target!r}; expected auto or HOST:PORT. {advice}")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()  # Ray itself would try for minutes
-        except OSError as error:
-            raise ConfigError(f"--address {target}: no Ray cluster answers there ({error}). {advice}") from None
+    target = answering_address(address)
     try:
         ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
     except ray.exceptions.AuthenticationError as error:
@@ -314,7 +274,7 @@ def _connected(address: str) -> Iterator[None]:
             "RAY_AUTH_TOKEN_PATH to its file, as on the nodes"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"the Ray cluster at {target} cannot be joined ({_one_line(error)}). {advice}") from None
+        raise ConfigError(f"the Ray cluster at {target} cannot be joined ({_one_line(error)}). {ADDRESS_ADVICE}") from None
     try:
         yield
     finally:
