@@ -2,7 +2,7 @@
 
 It is one object in a process of its own, which both sides call. News are JSON objects with a `kind`:
 
-    began {workers}     the workers have found each other         lost {ranks, reason}           some of them died
+    began {workers}     the workers have found each other         lost {reason}                  some of them died
     say {message}       step {…}     epoch {record}               as the Reporter of a training is told
     done {result}       stopped {exit_code}                       failed {message, hint, exit_code}    how it ended
 

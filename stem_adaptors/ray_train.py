@@ -45,6 +45,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",  # after which it counts the nodes again: one that died may have been among them
 }
 """What Ray reads from the environment, unless it is set there."""
 STOP_SECONDS = 60.0
@@ -112,8 +113,14 @@ class _Driver:
                 time.sleep(LOOK_SECONDS)
 
     def _fit(self, folder: str) -> None:
+        try:
+            self._trainer(folder).fit()
+        except BaseException as error:  # whatever it is, the driver's own thread tells it
+            self._failure = error
+
+    def _trainer(self, folder: str) -> Any:
         fewest, most = self._cluster.workers
-        trainer = ray.train.torch.TorchTrainer(
+        return ray.train.torch.TorchTrainer(
             _take_part,
             train_loop_config={"board": self._board, "code": code_identity(), "mark": self._mark, "gpus": self._gpus},
             torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpus else "gloo"),
@@ -130,10 +137,6 @@ class _Driver:
                 worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
             ),
         )
-        try:
-            trainer.fit()
-        except BaseException as error:  # whatever it is, the driver's own thread tells it
-            self._failure = error
 
     def _resources(self) -> dict[str, float]:
         return {"CPU": self._cluster.cpus_per_worker, **({"GPU": self._gpus} if self._gpus else {})}
@@ -169,7 +172,7 @@ class _Driver:
                 f"workers died {self._losses} times without a new checkpoint in {self._out.url}; expected progress in between. The last "
                 f"time: {self._last_loss}. Mend that, then --resume continues"
             )
-        self._reporter.say(f"lost {news['count']} of the workers ({self._last_loss}); starting again from the last checkpoint")
+        self._reporter.say(f"lost workers ({self._last_loss}); starting again from the last checkpoint")
 
     def _require_room(self) -> None:
         """Raise where no place was found for the workers in the time for it; workers that have one may take as long as they need."""
@@ -190,6 +193,10 @@ class _Driver:
         raise ConfigError(f"{text}Add nodes, ask for less with --ray-workers, --gpus-per-worker and --cpus-per-worker, or raise --ray-wait")
 
 
+_BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+"""What a worker says whose peer is gone."""
+
+
 class _Losses(ray.train.UserCallback):  # type: ignore[misc]
     """Tells the board of dead workers; lives in Ray Train's controller."""
 
@@ -198,10 +205,10 @@ class _Losses(ray.train.UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called when at least one worker has failed."""
-        # A death breaks the connections of the others: it is the cause, and what they say is not.
-        deaths = [error for error in worker_exceptions.values() if isinstance(error, ray.exceptions.RayError)]
-        causes = [error for error in deaths if "died" in type(error).__name__.lower()] or list(worker_exceptions.values())
-        news = {"kind": "lost", "count": len(causes), "reason": _one_line(causes[0])}
+        # A death breaks the connections of the others: it is the cause, and what they say of it is not.
+        reasons = [_one_line(error) for error in worker_exceptions.values()]
+        causes = [reason for reason in reasons if not any(word in reason.lower() for word in _BROKEN)]
+        news = {"kind": "lost", "reason": causes[0] if causes else "the connection to one of them broke"}
         self._board.exchange.remote([news])
 
 

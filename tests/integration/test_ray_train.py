@@ -19,14 +19,20 @@ from safetensors.torch import load
 from pipeline.errors import ConfigError
 from pipeline.storage import Store
 from stem_adaptors.cluster_config import ClusterConfig, parse_workers
+from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from stem_adaptors.training_job import TrainingJob
 from tests.datasets import run_cli, start_cli
 from tests.ray_clusters import RayCluster, free_ports
-from tests.stem_adaptors.training import tokenize_pair
+from tests.stem_adaptors.training import KeptReporter, tokenize_pair
 
 EPOCHS = 24
 SECONDS = 100.0
 """Bound of every wait."""
+CONFIGS: dict[str, Any] = {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig()}
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1"}
+
+
+pytestmark = pytest.mark.timeout(300)  # on a busy machine: a cluster is a dozen processes, each of which imports much
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,6 @@ def test_a_stop_a_killed_worker_and_a_killed_node_change_nothing(
     assert process.returncode == 130 and "with a checkpoint; the same command with --resume continues" in err, err
     assert not (run / "curves.png").exists() or len(records(Store(str(run)))) < EPOCHS, "it ended before it was stopped"
 
-    run_cli(*arguments, env=cluster.client_env, expect=2)  # without --resume a run is never continued
     process = start_cli(*arguments, "--resume", env=cluster.client_env)
     after_checkpoints(run, process)
     workers(cluster)[-1].kill()
@@ -173,11 +178,23 @@ def test_too_few_cpus_end_in_one_sentence_after_the_wait(pair: tuple[Path, Path]
     assert len(err.splitlines()) == 1 and not (tmp_path / "run" / "run.json").exists(), err
 
 
-def test_a_cluster_that_is_not_there_and_a_missing_token(pair: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
-    arguments = command(str(pair[0]), str(pair[1]), str(tmp_path / "run"), tmp_path / "cache")
+def test_a_run_that_is_there_and_a_cluster_that_is_not(tmp_path: Path) -> None:
+    from stem_adaptors.ray_train import train_on_cluster
+
     place = f"127.0.0.1:{free_ports(1)[0]}"
-    _, err = run_cli(*arguments, "--ray-workers", "2", "--address", place, expect=2)
-    assert err.startswith(f"error: --address {place}: no Ray cluster answers there") and len(err.splitlines()) == 1, err
+    asked = ClusterConfig(workers=(2, 2), address=place)
+    job = TrainingJob(data_url="s3://bucket/train", val_url=None, out_url=str(tmp_path), **CONFIGS)
+    with pytest.raises(ConfigError, match=f"--address {place}: no Ray cluster answers there .* Start one with"):
+        train_on_cluster(job, asked, KeptReporter(), resume=False)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="already holds a run. Add --resume"):
+        train_on_cluster(job, asked, KeptReporter(), resume=False)
+    with pytest.raises(ConfigError, match="--address is 'http://head:8265'; expected auto or HOST:PORT"):
+        train_on_cluster(job, ClusterConfig(workers=(2, 2), address="http://head:8265"), KeptReporter(), resume=True)
+
+
+def test_a_missing_token_is_named(pair: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
+    arguments = command(str(pair[0]), str(pair[1]), str(tmp_path / "run"), tmp_path / "cache")
     without = {**cluster.client_env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}
     _, err = run_cli(*arguments, *on(cluster), env=without, expect=2)
     assert "asks for a token" in err and "RAY_AUTH_TOKEN" in err and len(err.splitlines()) == 1, err
