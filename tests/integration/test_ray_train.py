@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a
 
 
 pytestmark = pytest.mark.timeout(300)  # on a busy machine: a cluster is a dozen processes, each of which imports much
+
+OPTION_SECRET = "a-secret-given-as-an-option"
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +100,14 @@ def undisturbed(
     pair: tuple[Path, Path], cluster: RayCluster, s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, str, str]:
     """Train on two nodes from S3 to S3; return the run and what the terminal showed."""
-    client = {"endpoint_url": s3["AWS_ENDPOINT_URL"], "key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
+    client = {"endpoint_url": s3["AWS_ENDPOINT_URL"], "key": s3["AWS_ACCESS_KEY_ID"], "secret": OPTION_SECRET}
     for folder in pair:
         place = Store(f"s3://bucket/{folder.name}", storage_options=client)
         for info in Store(str(folder)).list():
             place.write(info.path, (folder / info.path).read_bytes())
     arguments = command("s3://bucket/train", "s3://bucket/val", "s3://bucket/run", tmp_path_factory.mktemp("cache"))
-    out, err = run_cli(*arguments, *on(cluster, "--json"), env={**cluster.client_env, **s3})
+    options = [word for name, value in client.items() for word in ("--storage-option", f"{name}={value}")]
+    out, err = run_cli(*arguments, *options, *on(cluster, "--json"), env=cluster.client_env)
     return Store("s3://bucket/run", storage_options=client), out, err
 
 
@@ -123,6 +127,20 @@ def test_two_nodes_from_s3_to_s3_equal_one_process(pair: tuple[Path, Path], undi
     assert lines[0] == "training on 2 workers of 1 CPU", err
     assert [line.split()[:2] for line in lines[1:-1]] == [["epoch", f"{epoch + 1}/{EPOCHS}"] for epoch in range(EPOCHS)]
     assert lines[-1] == f"{EPOCHS} epochs are done"
+
+
+def test_options_with_credentials_are_in_no_log_of_ray_and_not_in_the_run(cluster: RayCluster, undisturbed: tuple[Store, str, str]) -> None:
+    run, out, err = undisturbed
+    secret, searched = OPTION_SECRET.encode(), 0
+    for folder, _, names in os.walk(cluster.session_folder):  # links to the session's folder are not followed, the folder itself is
+        for name in names:
+            place = Path(folder) / name
+            if place.is_file():
+                searched += 1
+                assert secret not in place.read_bytes(), place
+    assert searched > 10
+    assert all(secret not in run.read(info.path) for info in run.list())
+    assert OPTION_SECRET not in out + err
 
 
 def test_a_stop_a_killed_worker_and_a_killed_node_change_nothing(
