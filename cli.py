@@ -545,22 +545,29 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
     ] = None,
+    ray_workers: Annotated[
+        str | None, typer.Option(help="Train on so many workers of a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        int | None, typer.Option(help="GPUs of each Ray worker.", show_default="1 where the cluster has GPUs, else 0")
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each Ray worker.")] = 1.0,
+    address: Annotated[str, typer.Option(help="Ray cluster: `auto`, or HOST:PORT of its head.")] = "auto",
+    ray_wait: Annotated[float, typer.Option(help="Seconds that the cluster may take to find a place for the workers.")] = 60.0,
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
     _share_cores()
-    from pipeline.errors import ConfigError
     from pipeline.memory import keep_freed_memory
-    from pipeline.shards import open_dataset
-    from pipeline.storage import Store
+    from pipeline.storage import display_url
     from stem_adaptors.augment import allowed_augmentations
     from stem_adaptors.config import AugmentConfig, with_settings
     from stem_adaptors.defaults import default_configs, read_recipe, training_data, with_given
     from stem_adaptors.distributed import joined_ranks
     from stem_adaptors.progress import TrainingReporter
-    from stem_adaptors.train import Trainer, TrainRequest
+    from stem_adaptors.training_job import TrainingJob
 
     keep_freed_memory()
     options = _options(storage_option)
@@ -586,35 +593,50 @@ def train_command(
     if val is None and not quiet:
         print("no --val given: nothing is measured, and the last weights count as the best", file=sys.stderr)
     reporter = TrainingReporter(quiet=quiet)
-    with joined_ranks(configs["train"].device) as (ranks, place):
-        request = TrainRequest(
-            data=chosen,
-            val=open_dataset(val, storage_options=options) if val is not None else None,
-            out=Store(out, storage_options=options),
-            **configs,
-            pretrained=pretrained,
-            resume=resume,
-        )
-        try:
-            result = Trainer(request, ranks, place, reporter).fit()
-        except RuntimeError as error:
-            if "out of memory" in str(error):
+    job = TrainingJob(
+        data_url=data,
+        val_url=val,
+        out_url=out,
+        **configs,
+        fraction=fraction,
+        fraction_seed=seed or 0,
+        mix=tuple(mix or ()),
+        pretrained=pretrained,
+        storage_options=options,
+    )
+    try:
+        if ray_workers is not None:
+            from pipeline.errors import ConfigError
+            from stem_adaptors.cluster_config import ClusterConfig, parse_workers
+
+            try:
+                from stem_adaptors.ray_train import train_on_cluster
+            except ImportError as error:
                 raise ConfigError(
-                    f"{place} is out of memory at --batch-size {configs['loader'].batch_size}; give a smaller one, "
-                    "or --set train.accumulate=2 to keep it and take it in parts"
+                    f"--ray-workers needs Ray ({error}); pip install 'tokenshards[train,ray]', here and on the nodes"
                 ) from None
-            raise
-        finally:
-            reporter.end()
-        if not ranks.is_main:
-            return
+            cluster = ClusterConfig(
+                workers=parse_workers(ray_workers),
+                gpus_per_worker=gpus_per_worker,
+                cpus_per_worker=cpus_per_worker,
+                address=address,
+                wait_seconds=ray_wait,
+            )
+            result = train_on_cluster(job, cluster, reporter, resume=resume)
+        else:
+            with joined_ranks(configs["train"].device) as (ranks, place):
+                result = job.run(chosen, ranks, place, reporter, resume=resume)
+            if not ranks.is_main:
+                return
+    finally:
+        reporter.end()
     if as_json:
         _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
     elif result.best_top1 is not None:
         best = f"best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}"
-        print(f"{request.out.url}: {best}. Look at {request.out.url}/curves.png")
+        print(f"{display_url(out)}: {best}. Look at {display_url(out)}/curves.png")
     else:
-        print(f"{request.out.url}: trained. Measure it with: tokenshards evaluate {request.out.url} DATA")
+        print(f"{display_url(out)}: trained. Measure it with: tokenshards evaluate {display_url(out)} DATA")
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")

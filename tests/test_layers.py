@@ -8,7 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
-FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.canonical", "pipeline.faults", "pipeline"}
+FOUNDATION = {
+    "pipeline.errors",
+    "pipeline.config",
+    "pipeline.canonical",
+    "pipeline.code_identity",
+    "pipeline.faults",
+    "pipeline.memory",
+    "pipeline",
+}
 STORES = FOUNDATION | {"pipeline.records", "pipeline.storage"}
 SHARDS = STORES | {"pipeline.shards"}
 INPUT = STORES | {"pipeline.decode", "pipeline.fetch", "pipeline.sources", "pipeline.shards.spec"}
