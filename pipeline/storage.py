@@ -13,9 +13,8 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.core import split_protocol
@@ -31,8 +30,7 @@ TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):  # made in half the time of a frozen dataclass, and there are as many as objects in a bucket
     """One listed object; `path` is relative to the store's root, with forward slashes."""
 
     path: str
@@ -78,6 +76,7 @@ class Store:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{self.url}: this location cannot be opened ({error}); expected a path or a URL that fsspec knows") from None
         self.root = root.rstrip("/") or "/"
+        self._prefix = f"{self.root.rstrip('/')}/"
         self.is_local = protocol in (None, "file", "local")
 
     def __repr__(self) -> str:
@@ -152,6 +151,9 @@ class Store:
                     yield _remote_info(path, entry)
 
     def _relative(self, name: str) -> str:
+        start = self._prefix
+        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/":
+            return name[len(start) :]
         root = self.root.strip("/")
         name = name.strip("/")
         return name[len(root) :].lstrip("/") if root and name.startswith(root) else name
