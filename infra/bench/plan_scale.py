@@ -5,9 +5,10 @@
 
 The objects are those of a bucket that never was: an fsspec file system answers `ls` with generated entries (60 characters of path,
 1,000 classes, 1,000 objects a folder, sizes, etags), and everything from there on is what `tokenize` does: Store.list, FolderSource,
-sample for the fit, spool, partition, parts, and the plan published to a local folder. Bars: time at most 11 times, and memory at most
-1.1 times, from one size to the next tenfold; from 1,000 objects on, memory grows by less than 50 MB. `ratio` is the worst of these over
-its bar and should be at most 1. Temporary files lie under --scratch and are removed.
+sample for the fit, spool, partition, parts, and the plan published to a local folder. Bars: CPU seconds at most 11 times, and peak memory
+at most 1.1 times, from one size to the next tenfold; from 1,000 to 10^6 objects memory grows by less than 50 MB. `ratio` is the worst of
+these over its bar and should be at most 1. Planning is one thread, so wall seconds are CPU seconds where nothing else runs; `wall_ratio`
+is told, not judged. Temporary files lie under --scratch and are removed.
 """
 
 from __future__ import annotations
@@ -164,20 +165,20 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
             worst.append(growth / GROWTH_LIMIT_BYTES)
             continue
         tenfold = large["objects"] / small["objects"] / 10
-        time_ratio = large["wall_seconds"] / small["wall_seconds"]
+        wall_ratio = large["wall_seconds"] / small["wall_seconds"]
         cpu_ratio = large["cpu_seconds"] / small["cpu_seconds"]
         memory_ratio = large["peak_bytes"] / small["peak_bytes"]
         steps.append(
             {
                 "objects": [small["objects"], large["objects"]],
-                "time_ratio": round(time_ratio, 3),
+                "wall_ratio": round(wall_ratio, 3),
                 "cpu_ratio": round(cpu_ratio, 3),
-                "time_bar": TIME_BAR * tenfold,
+                "cpu_bar": TIME_BAR * tenfold,
                 "memory_ratio": round(memory_ratio, 3),
                 "memory_bar": MEMORY_BAR,
             }
         )
-        worst += [time_ratio / (TIME_BAR * tenfold), memory_ratio / MEMORY_BAR]
+        worst += [cpu_ratio / (TIME_BAR * tenfold), memory_ratio / MEMORY_BAR]
     return {"ratio": round(max(worst), 3) if worst else None, "limit": 1, "steps": steps}
 
 
