@@ -11,6 +11,7 @@
     │   └── CorruptObjectError      bytes are not what their checksum or schema promises
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
+    ├── ClusterError                a Ray cluster cannot be reached, refuses us, or cannot run our code
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
@@ -27,6 +28,7 @@ from enum import StrEnum
 
 __all__ = [
     "BadInput",
+    "ClusterError",
     "ConfigError",
     "CorruptObjectError",
     "FingerprintMismatchError",
@@ -116,6 +118,12 @@ class MissingObjectError(TokenshardsError):
 
 class TransientStorageError(TokenshardsError):
     """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this."""
+
+    exit_code = 3
+
+
+class ClusterError(TokenshardsError):
+    """A Ray cluster cannot be reached, refuses us, or cannot run our code."""
 
     exit_code = 3
 
