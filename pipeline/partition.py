@@ -223,7 +223,8 @@ class _Buckets:
             yield from self._read(bucket)
 
     def _read(self, bucket: int) -> Iterator[pa.Table]:
-        with pa.ipc.open_stream(str(self._file(bucket))) as stream:
+        # A path alone would be mapped into memory, and counted as ours, whole.
+        with pa.OSFile(str(self._file(bucket))) as file, pa.ipc.open_stream(file) as stream:
             batches: list[pa.RecordBatch] = []
             rows = 0
             for batch in stream:
