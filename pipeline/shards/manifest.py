@@ -121,6 +121,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     digest = sha256_hex(table_data)
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
+    del table_data  # it is read back below
     value = {
         "format_version": FORMAT_VERSION,
         "generation": manifest.generation,

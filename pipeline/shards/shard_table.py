@@ -109,7 +109,7 @@ class ShardTable(Sequence[ShardEntry]):
             start, stop, step = index.indices(len(self))
             if step == 1:
                 return ShardTable.from_arrow(self._table.slice(start, max(0, stop - start)))
-            return ShardTable.from_arrow(self._table.take(list(range(start, stop, step))))
+            return ShardTable.from_arrow(self._table.take(pa.array(range(start, stop, step), pa.int64())))
         place = range(len(self))[index]
         return ShardEntry(**self._table.slice(place, 1).to_pylist()[0])
 
@@ -153,8 +153,13 @@ def read_shard_table(store: Store, reference: ObjectRef) -> ShardTable:
     if sha256_hex(data) != reference.sha256:
         raise CorruptObjectError(reference.path, f"sha256 is {sha256_hex(data)[:12]}…; the manifest names {reference.sha256[:12]}…")
     try:
-        # Arrow's reader threads can abort the interpreter at exit (apache/arrow issue 34314); small tables do not need them.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=SHARD_TABLE_SCHEMA.names, use_threads=False)
-        return ShardTable.from_arrow(table.select(SHARD_TABLE_SCHEMA.names).cast(SHARD_TABLE_SCHEMA))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = [SHARD_TABLE_SCHEMA.empty_table()]
+        for group in range(file.num_row_groups):
+            # Arrow's reader threads can abort the interpreter at exit (apache/arrow issue 34314); small tables do not need them.
+            table = file.read_row_group(group, columns=SHARD_TABLE_SCHEMA.names, use_threads=False)
+            groups.append(table.select(SHARD_TABLE_SCHEMA.names).cast(SHARD_TABLE_SCHEMA))
+            pa.default_memory_pool().release_unused()
+        return ShardTable.from_arrow(pa.concat_tables(groups))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorruptObjectError(reference.path, f"not a shard table ({error})") from None
