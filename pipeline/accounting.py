@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CorruptObjectError, MissingObjectError
+from pipeline.object_sizes import object_sizes
 from pipeline.plan import Plan
 from pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
-from pipeline.shards.manifest import Manifest, ShardEntry
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.shard_table import ShardEntry, ShardTable
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
-__all__ = ["Problem", "Survey", "manifest_histograms", "object_sizes", "size_problem", "survey_plan"]
+__all__ = ["Problem", "Survey", "manifest_histograms", "size_problem", "survey_plan"]
 
 READ_THREADS = 16
+READ_AHEAD = 256
+"""Commits read and not yet counted, at most; each may hold thousands of labels."""
 _COMMIT_NAME = re.compile(r"^commits/[0-9a-f]+/(\d{8})\.json$")
 
 
@@ -38,7 +43,8 @@ class Survey:
     """What a plan has become so far."""
 
     plan: Plan
-    done: dict[int, ShardEntry] = field(default_factory=dict)
+    done: ShardTable = field(default_factory=ShardTable)
+    """Shards with a valid commit, ascending."""
     problems: list[Problem] = field(default_factory=list)
     rows: int = 0
     quarantined: int = 0
@@ -55,7 +61,14 @@ class Survey:
     @property
     def to_do(self) -> list[int]:
         """Shards without a valid commit, ascending."""
-        return [shard for shard in self.plan.shard_numbers if shard not in self.done]
+        waiting = np.ones(self.plan.shards, np.bool_)
+        waiting[self.done.column("shard") - self.plan.first_shard] = False
+        return [self.plan.first_shard + int(place) for place in np.flatnonzero(waiting)]
+
+    @property
+    def finished(self) -> bool:
+        """True when every shard has a valid commit."""
+        return len(self.done) == self.plan.shards
 
     @property
     def planned(self) -> int:
@@ -65,24 +78,25 @@ class Survey:
     @property
     def planned_is_exact(self) -> bool:
         """False while uncommitted tars may hold inputs that nobody has counted."""
-        return not self.plan.tars_planned or not self.to_do
+        return not self.plan.tars_planned or self.finished
 
     @property
     def balanced(self) -> bool:
         """True when every planned input is a row or a quarantine row."""
-        return not self.to_do and self.planned == self.rows + self.quarantined == self.inputs_seen
-
-
-def object_sizes(store: Store, *folders: str) -> dict[str, int]:
-    """Return path -> size of every object below the folders."""
-    return {info.path: info.size for folder in folders for info in store.list(folder)}
+        return self.finished and self.planned == self.rows + self.quarantined == self.inputs_seen
 
 
 def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
     """Read every commit of a plan and check that it names existing files of the right size."""
-    sizes = object_sizes(store, "shards", "quarantine")
     survey = Survey(plan=plan)
-    for shard, outcome in _read_commits(store, plan):
+    survey.done = ShardTable(_checked_entries(store, survey, spec))
+    return survey
+
+
+def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Iterator[ShardEntry]:
+    """Yield the entry of each valid commit, ascending by shard; counts and problems go to the survey."""
+    sizes = object_sizes(store, "shards", "quarantine")
+    for outcome in _read_commits(store, survey.plan):
         if isinstance(outcome, Problem):
             survey.problems.append(outcome)
             continue
@@ -92,12 +106,11 @@ def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
         if wrong:
             survey.problems.extend(wrong)
             continue
-        survey.done[shard] = _entry(commit, digest)
         _add(survey, commit, spec)
-    return survey
+        yield _entry(commit, digest)
 
 
-def size_problem(reference: ObjectRef, sizes: dict[str, int]) -> Problem | None:
+def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | None:
     """Return what is wrong with an object by the listing alone, None where it is there with the right size."""
     seen = sizes.get(reference.path)
     if seen is None:
@@ -107,24 +120,35 @@ def size_problem(reference: ObjectRef, sizes: dict[str, int]) -> Problem | None:
     return None
 
 
-def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[int, tuple[Commit, str] | Problem]]:
-    listed = []
+def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Problem]:
+    listed = np.zeros(plan.shards, np.bool_)
     for info in store.list(f"commits/{plan.plan_id}"):
         match = _COMMIT_NAME.match(info.path)
         if match and int(match[1]) in plan.shard_numbers:
-            listed.append(int(match[1]))
+            listed[int(match[1]) - plan.first_shard] = True
 
-    def read(shard: int) -> tuple[int, tuple[Commit, str] | Problem]:
+    def read(place: int) -> tuple[Commit, str] | Problem:
+        shard = plan.first_shard + place
         path = commit_path(plan.plan_id, shard)
         try:
-            return shard, read_commit(store, plan.plan_id, shard)
+            return read_commit(store, plan.plan_id, shard)
         except MissingObjectError:
-            return shard, Problem(path, "missing", "it vanished after it was listed")
+            return Problem(path, "missing", "it vanished after it was listed")
         except CorruptObjectError as error:
-            return shard, Problem(path, "corrupt", error.detail)
+            return Problem(path, "corrupt", error.detail)
 
-    with ThreadPoolExecutor(1 if store.is_local else READ_THREADS) as pool:
-        yield from pool.map(read, sorted(listed))
+    places = map(int, np.flatnonzero(listed))
+    if store.is_local:
+        yield from map(read, places)
+        return
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        pending: deque[Future[tuple[Commit, str] | Problem]] = deque()
+        for place in places:
+            pending.append(pool.submit(read, place))
+            if len(pending) == READ_AHEAD:
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
 
 
 def _entry(commit: Commit, digest: str) -> ShardEntry:

@@ -10,6 +10,7 @@ from pipeline.faults import crash_point
 from pipeline.plan import Plan
 from pipeline.shards.commit import pack_counts
 from pipeline.shards.manifest import Manifest, publish_manifest
+from pipeline.shards.shard_table import ShardTable
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
@@ -28,7 +29,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
     if not survey.balanced:
         raise IncompleteError(
             f"{store.url}: {survey.planned:,} inputs are planned, {survey.rows:,} committed and {survey.quarantined:,} quarantined; "
-            f"{len(survey.to_do)} shards of {plan.shards} are not done. Run the same command again: it continues"
+            f"{plan.shards - len(survey.done)} shards of {plan.shards} are not done. Run the same command again: it continues"
         )
     crash_point("after-last-commit")
     counts = dict(survey.labels)
@@ -52,7 +53,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
         statistics={"histogram": [pack_counts(counts) for counts in histograms or ()]},
         card=plan.card,
         tokenizer_objects=plan.tokenizer_objects,
-        shards=[*(parent.shards if parent else ()), *(survey.done[shard] for shard in plan.shard_numbers)],
+        shards=ShardTable(parent.shards if parent else ()) + survey.done,
     )
     return publish_manifest(store, manifest, between=lambda: crash_point("between-manifest-and-pointer"))
 

@@ -62,7 +62,15 @@ def unseal(data: bytes, object_path: str) -> dict[str, Any]:
         raise CorruptObjectError(object_path, f"not JSON ({error}); {len(data)} bytes") from None
     if not isinstance(value, dict) or SEAL_KEY not in value:
         raise CorruptObjectError(object_path, f"a JSON object with the key {SEAL_KEY} was expected")
-    if seal(value) != data:
+    if not _is_sealed(value, data):
         raise CorruptObjectError(object_path, f"the content does not match its {SEAL_KEY} {value[SEAL_KEY]!r:.20}…")
     del value[SEAL_KEY]
     return value
+
+
+def _is_sealed(value: dict[str, Any], data: bytes) -> bool:
+    """Return whether `data` is `seal(value)`; mostly without writing the content a second time, which is half the work."""
+    mark = f'"{SEAL_KEY}":"{value[SEAL_KEY]}",'.encode()
+    if canonical_json(value) != data or data.count(mark) != 1:
+        return seal(value) == data
+    return sha256_hex(data.replace(mark, b"")) == str(value[SEAL_KEY])

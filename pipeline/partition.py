@@ -7,6 +7,7 @@ and equal ids meet in one shard. Tars keep the order in which they are listed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -38,9 +39,14 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
-_BUCKETS = 64
-CHUNK_ROWS = 4096
-"""Rows in memory as objects at any time; fewer make the spooled batches of a bucket too small to be fast."""
+_BUCKET_BITS = 6
+_MORE_BITS = 7
+_PIECE_ROWS = 1 << 14
+"""Rows that are sorted at once; a bucket of more is spread over up to 2**_MORE_BITS files first."""
+CHUNK_ROWS = 1 << 13
+"""Rows that go to the disk together; fewer make the batches of a bucket too small to be fast."""
+GROUP_ROWS = 256
+"""Rows in memory as objects at any time; more would keep the garbage collector busy with them."""
 
 
 def rows_to_table(rows: list[PlanRow]) -> pa.Table:
@@ -88,13 +94,13 @@ def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
 
 
 class RowSpool:
-    """Plan rows on the local disk, ready to be cut into shards; memory is bounded by one bucket of the listing."""
+    """Plan rows on the local disk, to be cut into shards; memory is bounded by a chunk, a piece and a shard, however long the listing."""
 
     def __init__(self, folder: Path, *, order_seed: int, keep_order: bool) -> None:
-        self._folder = folder
         self._key = f"order-{order_seed}"
         self._keep_order = keep_order
-        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._pending: dict[str, list[Any]] = _columns([])
+        self._buckets = _Buckets(folder, "bucket", shift=64 - _BUCKET_BITS, bits=0 if keep_order else _BUCKET_BITS)
         self._schema = PLAN_SCHEMA.append(pa.field("hash", pa.uint64(), nullable=False))
         self.rows = 0
         self.inputs = 0
@@ -103,30 +109,33 @@ class RowSpool:
         """Rows whose inputs nobody has counted."""
 
     def extend(self, rows: Iterable[PlanRow]) -> None:
-        """Add rows; they go to the disk in chunks."""
+        """Add rows, however many."""
         rows = iter(rows)
-        while chunk := list(islice(rows, CHUNK_ROWS)):
-            self.add(chunk)
+        while group := list(islice(rows, GROUP_ROWS)):
+            self.add(group)
 
-    def add(self, chunk: list[PlanRow]) -> None:
-        """Write a chunk of rows to the disk, each to the bucket of its hash."""
-        self.rows += len(chunk)
-        self.inputs += sum(row.inputs for row in chunk if row.inputs > 0)
-        self.tars += sum(row.inputs < 0 for row in chunk)
-        hashes = np.array(keyed_hashes64(self._key, [row.sample_id for row in chunk]), np.uint64)
-        table = pa.table({**_columns(chunk), "hash": hashes}, schema=self._schema)
-        buckets = np.zeros(len(chunk), np.int64) if self._keep_order else (hashes >> np.uint64(58)).astype(np.int64)
-        order = np.argsort(buckets, kind="stable")
-        cuts = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1)).tolist()
-        table = table.take(order)
-        for bucket, (start, stop) in enumerate(pairwise(cuts)):
-            if stop > start:
-                self._writer(bucket).write_table(table.slice(start, stop - start))
+    def add(self, rows: list[PlanRow]) -> None:
+        """Add a few rows; they go to the disk in chunks."""
+        self.rows += len(rows)
+        self.inputs += sum(row.inputs for row in rows if row.inputs > 0)
+        self.tars += sum(row.inputs < 0 for row in rows)
+        for name, values in _columns(rows).items():
+            self._pending[name] += values
+        if len(self._pending["kind"]) >= CHUNK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        hashes = np.array(keyed_hashes64(self._key, self._pending["sample_id"]), np.uint64)
+        table = pa.table({**self._pending, "hash": hashes}, schema=self._schema)
+        self._pending = _columns([])
+        self._buckets.add(table)
 
     def shards(self, rows_per_shard: int, tars_per_shard: int = 1) -> Iterator[pa.Table]:
-        """Yield the table of each shard in order; sizes differ by at most one slice, none is empty."""
-        for writer in self._writers.values():
-            writer.close()
+        """Yield the table of each shard in order, once: what was spooled is deleted as it is read.
+
+        Sizes differ by at most one slice, and no shard is empty.
+        """
+        self._flush()
         if self._keep_order:
             yield from self._in_order(tars_per_shard)
             return
@@ -135,8 +144,8 @@ class RowSpool:
         boundary = 1
         passed = 0  # inputs in shards already cut
         rest = self._schema.empty_table()
-        for bucket in sorted(self._writers):
-            table = pa.concat_tables([rest, self._sorted_bucket(bucket)])
+        for piece in self._buckets.sorted_pieces():
+            table = pa.concat_tables([rest, piece])
             ends = passed + np.cumsum(np.maximum(table["inputs"].to_numpy(), 1))
             start = 0
             while start < len(ends) and ends[-1] >= (target := boundary * total // shards):
@@ -152,22 +161,89 @@ class RowSpool:
             yield rest.drop_columns("hash")
 
     def _in_order(self, tars_per_shard: int) -> Iterator[pa.Table]:
-        for bucket in self._writers:
-            table = self._bucket(bucket)
-            for start in range(0, table.num_rows, tars_per_shard):
+        rest = self._schema.empty_table()
+        for chunk in self._buckets.chunks():
+            table = pa.concat_tables([rest, chunk])
+            whole = table.num_rows - table.num_rows % tars_per_shard
+            for start in range(0, whole, tars_per_shard):
                 yield table.slice(start, tars_per_shard).drop_columns("hash")
+            rest = table.slice(whole)
+        if rest.num_rows:
+            yield rest.drop_columns("hash")
 
-    def _writer(self, bucket: int) -> pa.RecordBatchStreamWriter:
+
+class _Buckets:
+    """Rows in files by `bits` bits of their hash, the lowest at `shift`; a file too large to be sorted at once is spread again."""
+
+    def __init__(self, folder: Path, name: str, *, shift: int, bits: int) -> None:
+        self._folder, self._name = folder, name
+        self._shift, self._bits = shift, bits
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._rows: Counter[int] = Counter()
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows to the files; in each they keep their order."""
+        if not self._bits:
+            self._append(0, table)
+            return
+        mask = (1 << self._bits) - 1
+        buckets = (table["hash"].to_numpy() >> np.uint64(self._shift)).astype(np.int64) & mask
+        order = np.argsort(buckets, kind="stable")
+        cuts = np.searchsorted(buckets[order], np.arange(mask + 2)).tolist()
+        table = table.take(order)
+        for bucket, (start, stop) in enumerate(pairwise(cuts)):
+            if stop > start:
+                self._append(bucket, table.slice(start, stop - start))
+
+    def _append(self, bucket: int, table: pa.Table) -> None:
         if bucket not in self._writers:
-            self._writers[bucket] = pa.ipc.new_stream(str(self._folder / f"bucket-{bucket:03d}.arrow"), self._schema)
-        return self._writers[bucket]
+            self._writers[bucket] = pa.ipc.new_stream(str(self._file(bucket)), table.schema)
+        self._writers[bucket].write_table(table)
+        self._rows[bucket] += table.num_rows
 
-    def _bucket(self, bucket: int) -> pa.Table:
-        with pa.ipc.open_stream(str(self._folder / f"bucket-{bucket:03d}.arrow")) as stream:
-            return stream.read_all()
+    def sorted_pieces(self) -> Iterator[pa.Table]:
+        """Yield all rows in the order of (hash, sample id, path), in tables of a bounded size; rows of equal hash come in one table."""
+        self._close()
+        for bucket in sorted(self._rows):
+            rows = self._rows[bucket]
+            bits = min(_MORE_BITS, self._shift, (rows // _PIECE_ROWS).bit_length())
+            if bits:
+                inner = _Buckets(self._folder, f"{self._name}-{bucket:02d}", shift=self._shift - bits, bits=bits)
+                for chunk in self._read(bucket):
+                    inner.add(chunk)
+                yield from inner.sorted_pieces()
+            else:
+                tables = list(self._read(bucket))
+                yield pa.concat_tables(tables).sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
 
-    def _sorted_bucket(self, bucket: int) -> pa.Table:
-        return self._bucket(bucket).sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
+    def chunks(self) -> Iterator[pa.Table]:
+        """Yield all rows, file by file, as they came."""
+        self._close()
+        for bucket in sorted(self._rows):
+            yield from self._read(bucket)
+
+    def _read(self, bucket: int) -> Iterator[pa.Table]:
+        # A path alone would be mapped into memory, and counted as ours, whole.
+        with pa.OSFile(str(self._file(bucket))) as file, pa.ipc.open_stream(file) as stream:
+            batches: list[pa.RecordBatch] = []
+            rows = 0
+            for batch in stream:
+                batches.append(batch)
+                rows += batch.num_rows
+                if rows >= CHUNK_ROWS:
+                    yield pa.Table.from_batches(batches)
+                    batches, rows = [], 0
+            if batches:
+                yield pa.Table.from_batches(batches)
+        self._file(bucket).unlink()
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _file(self, bucket: int) -> Path:
+        return self._folder / f"{self._name}-{bucket:02d}.arrow"
 
 
 def _past_equal_ids(sample_ids: pa.ChunkedArray, stop: int) -> int:

@@ -68,8 +68,10 @@ class PlanRun:
             self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
         started = time.monotonic()
         with self._heartbeat:
-            if survey.to_do:
-                survey = self._work(survey, spec)
+            if not survey.finished:
+                todo, seen, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                del survey  # a run takes days, and its end surveys anew
+                survey = self._work(todo, seen, spec)
             check_bad_share(survey, self._request.run.max_bad)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
@@ -80,13 +82,11 @@ class PlanRun:
         self.seconds = time.monotonic() - started
         return manifest
 
-    def _work(self, survey: Survey, spec: TokenizerSpec) -> Survey:
+    def _work(self, todo: list[int], inputs_seen: int, spec: TokenizerSpec) -> Survey:
         plan, request = self._plan, self._request
-        todo = survey.to_do
         if request.run.join:  # two drivers that start at the same end would do the same work
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
-        self._quarantined_before = survey.quarantined
-        self._reporter.begin(None if plan.tars_planned else plan.images_planned, survey.inputs_seen)
+        self._reporter.begin(None if plan.tars_planned else plan.images_planned, inputs_seen)
         job = JobSpec(
             out_url=absolute_url(request.out_url),
             out_options=request.out_options,
@@ -102,10 +102,10 @@ class PlanRun:
         finally:
             self._reporter.end()
         survey = survey_plan(self._store, plan, spec)
-        if failed and survey.to_do:
+        if failed and not survey.finished:
             shard, message = next(iter(failed.items()))
             raise IncompleteError(
-                f"{len(survey.to_do)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
+                f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
                 "Nothing was lost and nothing was quarantined for this. Run the same command again: it continues"
             )
         return survey

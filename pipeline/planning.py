@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.canonical import canonical_json, keyed_hashes64, sha256_hex
 from pipeline.config import PlanConfig
 from pipeline.faults import crash_point
-from pipeline.partition import CHUNK_ROWS, PLAN_SCHEMA, RowSpool
+from pipeline.partition import GROUP_ROWS, PLAN_SCHEMA, RowSpool
 from pipeline.plan import CURRENT_PLAN, PART_SHARDS, Plan, PlanPart, plan_pointer, rows_digest_input
 from pipeline.records import PlanRow
 from pipeline.shards.schema import FORMAT_VERSION
@@ -143,15 +143,15 @@ class Listing:
     def _spool_and_sample(self) -> None:
         smallest: list[tuple[int, int, PlanRow]] = []  # a heap of negated hashes: the largest of the sample on top
         rows = iter(self._rows)
-        while chunk := list(islice(rows, CHUNK_ROWS)):
+        while group := list(islice(rows, GROUP_ROWS)):
             if self._sample_size:
-                hashes = keyed_hashes64(self._sample_key, [f"{row.sample_id}\0{row.size}" for row in chunk])
-                for index, (value, row) in enumerate(zip(hashes, chunk, strict=True), self.spool.rows):
+                hashes = keyed_hashes64(self._sample_key, [f"{row.sample_id}\0{row.size}" for row in group])
+                for index, (value, row) in enumerate(zip(hashes, group, strict=True), self.spool.rows):
                     if len(smallest) < self._sample_size:
                         heapq.heappush(smallest, (-value, -index, row))
                     elif -value > smallest[0][0]:
                         heapq.heapreplace(smallest, (-value, -index, row))
-            self.spool.add(chunk)
+            self.spool.add(group)
         self.sample = [row for _, _, row in sorted(smallest, reverse=True)]
 
 
@@ -198,6 +198,7 @@ def _publish_part(store: Store, plan_id: str, part: _SpooledPart) -> PlanPart:
     data = part.file.read_bytes()
     path = f"plan/{plan_id}/{part.name}.parquet"
     store.write(path, data)
+    part.file.unlink()
     return PlanPart(
         path=path,
         sha256=sha256_hex(data),

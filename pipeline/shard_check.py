@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +46,7 @@ class ShardChecker:
 
     store: Store
     spec: TokenizerSpec
-    sizes: dict[str, int]
+    sizes: Mapping[str, int]
     """Listed size of every data and quarantine object."""
     entries: dict[int, ShardEntry]
     """The manifest's shard table; empty without a manifest."""

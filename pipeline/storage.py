@@ -67,6 +67,7 @@ class Store:
             why = masked(str(error), self.storage_options)
             raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
         self.root = root.rstrip("/") or "/"
+        self._prefix = f"{self.root.rstrip('/')}/"
         endpoint = self.storage_options.get("endpoint_url") or self.storage_options.get("client_kwargs", {}).get("endpoint_url")
         self._limit = shared_limit((protocol, endpoint, self.root.strip("/").partition("/")[0]))
 
@@ -153,6 +154,9 @@ class Store:
         yield from (name[below:] for name in names)
 
     def _relative(self, name: str) -> str:
+        start = self._prefix
+        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/" and "://" not in name:
+            return name[len(start) :]
         root = self.root.strip("/")
         name = name.strip("/")
         path = name[len(root) :].lstrip("/") if root and name.startswith(root) else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,8 +13,9 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.accounting import Problem, object_sizes
+from pipeline.accounting import Problem
 from pipeline.errors import PlanError
+from pipeline.object_sizes import object_sizes
 from pipeline.shard_check import ShardCheck, ShardChecker
 from pipeline.shards.manifest import MANIFEST_POINTER
 from pipeline.state_check import DatasetState, read_state
@@ -86,7 +87,7 @@ def verify_dataset(
     return found
 
 
-def _tasks(state: DatasetState, sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
+def _tasks(state: DatasetState, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
     """Yield (plan id, shard) of every shard; a plan that cannot be read does not hide its shards."""
     for plan_id in state.plan_ids or (state.manifest.plan_ids if state.manifest else ()):
         if plan_id in state.plans:
@@ -98,7 +99,7 @@ def _tasks(state: DatasetState, sizes: dict[str, int]) -> Iterator[tuple[str, in
         yield from ((plan_id, shard) for shard in sorted(shards))
 
 
-def _check_shards(store: Store, state: DatasetState, tasks: list[tuple[str, int]], sizes: dict[str, int]) -> Iterator[ShardCheck]:
+def _check_shards(store: Store, state: DatasetState, tasks: list[tuple[str, int]], sizes: Mapping[str, int]) -> Iterator[ShardCheck]:
     spec = state.spec
     if spec is None:
         return

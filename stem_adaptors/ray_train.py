@@ -26,12 +26,12 @@ import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten
+from pipeline.memory import keep_freed_memory
 from pipeline.storage import Store
 from stem_adaptors.board import Board, BoardReporter, News
 from stem_adaptors.cluster_config import ADDRESS_ADVICE, ClusterConfig, answering_address
 from stem_adaptors.code_identity import code_identity, require_code
 from stem_adaptors.distributed import joined_ranks
-from stem_adaptors.memory import keep_freed_memory
 from stem_adaptors.run_directory import CHECKPOINT, RUN_JSON
 from stem_adaptors.run_mark import marked, require_mark
 from stem_adaptors.train import Reporter, Trainer, TrainResult

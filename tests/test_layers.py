@@ -47,9 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.batches": INPUT,
     "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
-    "pipeline.runners": FOUNDATION
-    | {"pipeline.batches", "pipeline.code_identity", "pipeline.context", "pipeline.job", "pipeline.memory", "pipeline.run_log"}
-    | {"pipeline.shards.commit"},
+    "pipeline.runners": FOUNDATION | {"pipeline.batches", "pipeline.context", "pipeline.job", "pipeline.run_log", "pipeline.shards.commit"},
     "pipeline.run_log": STORES,
     "pipeline.memory": set(),
     "pipeline.code_identity": {"pipeline"},

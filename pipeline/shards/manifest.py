@@ -6,69 +6,21 @@ never rewrites the shards of an older one; its table starts with the older rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.canonical import seal, sha256_hex, unseal
 from pipeline.errors import CorruptObjectError, MissingObjectError
 from pipeline.shards.commit import ObjectRef
 from pipeline.shards.schema import FORMAT_VERSION, check_version
+from pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
 __all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_parent", "load_pointer", "publish_manifest", "read_sealed"]
 
 MANIFEST_POINTER = "manifest.json"
-
-SHARD_TABLE_SCHEMA = pa.schema(
-    [
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("path", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("rows", pa.int64(), nullable=False),
-        pa.field("quarantine_path", pa.string()),
-        pa.field("quarantine_sha256", pa.string()),
-        pa.field("quarantine_size", pa.int64(), nullable=False),
-        pa.field("quarantined", pa.int64(), nullable=False),
-        pa.field("inputs_seen", pa.int64(), nullable=False),
-        pa.field("plan_id", pa.string(), nullable=False),
-        pa.field("commit_sha256", pa.string(), nullable=False),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardEntry:
-    """One row of the shard table; `path` is None when every input of the shard failed."""
-
-    shard: int
-    path: str | None
-    sha256: str | None
-    size: int
-    rows: int
-    quarantine_path: str | None
-    quarantine_sha256: str | None
-    quarantine_size: int
-    quarantined: int
-    inputs_seen: int
-    plan_id: str
-    commit_sha256: str
-
-    @property
-    def data(self) -> ObjectRef | None:
-        """The shard's file."""
-        return None if self.path is None else ObjectRef(path=self.path, sha256=str(self.sha256), size=self.size)
-
-    @property
-    def quarantine(self) -> ObjectRef | None:
-        """The file of what failed."""
-        path = self.quarantine_path
-        return None if path is None else ObjectRef(path=path, sha256=str(self.quarantine_sha256), size=self.quarantine_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +45,7 @@ class Manifest:
     label_type: str | None = None
     name: str = ""
     table: ObjectRef | None = None
-    shards: list[ShardEntry] = field(default_factory=list)
+    shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
 
     @property
     def fingerprint(self) -> str:
@@ -160,27 +112,6 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     return manifest
 
 
-def read_shard_table(store: Store, reference: ObjectRef) -> list[ShardEntry]:
-    """Read the shard table against its checksum."""
-    data = store.read(reference.path)
-    if sha256_hex(data) != reference.sha256:
-        raise CorruptObjectError(reference.path, f"sha256 is {sha256_hex(data)[:12]}…; the manifest names {reference.sha256[:12]}…")
-    try:
-        # Arrow's reader threads can abort the interpreter at exit (apache/arrow issue 34314); small tables do not need them.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=SHARD_TABLE_SCHEMA.names, use_threads=False)
-        return [ShardEntry(**row) for row in table.to_pylist()]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise CorruptObjectError(reference.path, f"not a shard table ({error})") from None
-
-
-def encode_shard_table(entries: Iterable[ShardEntry]) -> bytes:
-    """Return the shard table as Parquet bytes."""
-    table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SHARD_TABLE_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
-
-
 def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> Manifest:
     """Write shard table, manifest and last the pointer; return the manifest with its names filled in.
 
@@ -190,6 +121,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     digest = sha256_hex(table_data)
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
+    del table_data  # it is read back below
     value = {
         "format_version": FORMAT_VERSION,
         "generation": manifest.generation,

@@ -66,11 +66,12 @@ class SourceSummary:
     notes: list[str] = field(default_factory=list)
     """What a user should know besides: where the labels came from, or how to get some."""
 
-    def take(self, name: str, size: int) -> None:
-        """Count a matched file of `size` bytes."""
+    def take(self, name: str, size: int, kind: str | None = None) -> None:
+        """Count a matched file of `size` bytes; `kind` is its extension where that is known already."""
         self.files += 1
-        self.bytes += max(0, size)
-        self.matched[extension(name)] += 1
+        if size > 0:
+            self.bytes += size
+        self.matched[kind or extension(name)] += 1
         if len(self.examples) < 3:
             self.examples.append(name)
 
@@ -122,7 +123,11 @@ class ImageSource(Protocol):
 
 def extension(name: str) -> str:
     """Return the lower-case extension of a path with its dot, and that of the content of a compressed file before it: `.csv.gz`."""
-    stem, last = posixpath.splitext(name.lower())
+    name = name.lower()
+    dot = name.rfind(".")
+    if dot > 0 and name[dot - 1] not in "./" and "/" not in name[dot:] and name[dot:] not in _COMPRESSIONS:
+        return name[dot:]  # what `splitext` says too, for nearly every file and in half its time
+    stem, last = posixpath.splitext(name)
     if last in _COMPRESSIONS:
         return posixpath.splitext(stem)[1] + last
     return last or "without extension"
@@ -130,7 +135,7 @@ def extension(name: str) -> str:
 
 def readable_text(name: str) -> str:
     """Return a file name as valid UTF-8; bytes that are not show as `\\xff`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def valid_utf8(text: str) -> str:

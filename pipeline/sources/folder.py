@@ -36,14 +36,16 @@ class FolderSource:
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield a row per matched file, one folder in memory at a time, in no promised order; fills `summary`."""
         self.summary = summary = SourceSummary(noun=self.summary.noun)
+        all_files, images = self.config.all_files, image_extensions()
         for info in self.store.list():
             name = readable_text(info.path)
-            if not (self.config.all_files or extension(name) in image_extensions()):
-                summary.ignored[extension(name)] += 1
+            kind = extension(name)
+            if not (all_files or kind in images):
+                summary.ignored[kind] += 1
                 continue
             folder, slash, _ = name.partition("/")
             label = folder if slash else None
-            summary.take(name, info.size)
+            summary.take(name, info.size, kind)
             summary.take_label(label)
             if label is not None:
                 summary.label_type = "string"

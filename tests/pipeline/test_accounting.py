@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import accounting
 from pipeline.accounting import manifest_histograms, size_problem, survey_plan
 from pipeline.audit import class_table, close_generation
 from pipeline.errors import IncompleteError
@@ -48,7 +49,7 @@ def test_a_finished_plan(out: Path) -> None:
     manifest = load_manifest(store)
     assert survey.balanced and survey.to_do == [] and survey.problems == []
     assert (survey.planned, survey.rows, survey.quarantined, survey.inputs_seen) == (44, 40, 4, 44)
-    assert [survey.done[shard] for shard in plan.shard_numbers] == manifest.shards
+    assert survey.done == manifest.shards and [entry.shard for entry in survey.done] == list(plan.shard_numbers)
     assert survey.bytes_shards == sum(path.stat().st_size for path in out.glob("shards/*"))
     dataset = open_dataset(str(out))
     ids_BLQ = next(dataset.batches(100)).ids_BLQ
@@ -80,6 +81,19 @@ def test_only_intact_commits_of_existing_objects_count(out: Path) -> None:
     assert survey.rows == sum(entry.rows for entry in kept)
     with pytest.raises(IncompleteError, match="44 inputs are planned, .* 3 shards of"):
         close_generation(store, plan, survey, plan.spec, None)
+
+
+def test_a_remote_store_gives_the_same_survey(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, plan = planned(out)
+    sorted(out.glob("commits/*/*"))[1].write_bytes(b"damaged")
+    here = survey_plan(local, plan, plan.spec)
+    remote = Store(f"memory://{out.name}-{id(out)}")
+    for info in local.list():
+        remote.write(info.path, local.read(info.path))
+    monkeypatch.setattr(accounting, "READ_AHEAD", 2)
+    there = survey_plan(remote, plan, plan.spec)
+    assert there.done == here.done and there.to_do == here.to_do == [1]
+    assert (there.problems, there.rows, there.labels, there.seconds) == (here.problems, here.rows, here.labels, here.seconds)
 
 
 def test_counts_that_do_not_add_up_never_become_a_manifest(out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,24 @@ def writable(value: object) -> bool:
 @given(st.dictionaries(st.text(min_size=1).filter(lambda key: key != "self_sha256"), values, max_size=5).filter(writable))
 def test_round_trip(value: dict[str, object]) -> None:
     assert unseal(seal(value), "x") == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"a": 1},  # the seal is the last key
+        {"z": 1},
+        {"a": {"self_sha256": "x", "b": 1}, "z": ['"self_sha256":"x",']},
+    ],
+)
+def test_a_seal_in_any_place_is_checked(value: dict[str, object]) -> None:
+    data = seal(value)
+    assert unseal(data, "x") == value
+    other = seal({**value, "more": 1})
+    swapped = data.replace(json.loads(data)["self_sha256"].encode(), json.loads(other)["self_sha256"].encode())
+    with pytest.raises(CorruptObjectError, match="does not match"):
+        unseal(swapped, "x")
 
 
 def test_every_single_flipped_bit_is_found() -> None:

@@ -89,6 +89,40 @@ def test_spooling_in_several_chunks_changes_nothing(monkeypatch: pytest.MonkeyPa
     assert cut(rows, 70) == whole
 
 
+@pytest.mark.parametrize("piece_rows", [1, 7, 64])
+def test_sorting_in_small_pieces_changes_nothing(piece_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(f"{index % 900}", label=str(index)) for index in range(2000)]  # every id occurs twice or three times
+    whole = cut(rows, 70)
+    for name, value in (("_PIECE_ROWS", piece_rows), ("CHUNK_ROWS", 64), ("_BUCKET_BITS", 2), ("_MORE_BITS", 3)):
+        monkeypatch.setattr(partition, name, value)
+    assert cut(rows, 70) == whole
+
+
+def test_more_rows_of_one_id_than_are_sorted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "_PIECE_ROWS", 8)
+    rows = [row("same", label=str(index)) for index in range(100)] + [row(f"{index}") for index in range(50)]
+    shards = cut(rows, 10)
+    assert sum(len(shard) for shard in shards) == 150
+    assert sum(any(entry.sample_id == "same" for entry in shard) for shard in shards) == 1
+
+
+def test_tars_of_several_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "CHUNK_ROWS", 8)
+    rows = [row(f"{number}.tar", -1) for number in range(500)]
+    shards = cut(rows, 10, keep_order=True, tars=3)
+    assert [entry for shard in shards for entry in shard] == rows
+    assert {len(shard) for shard in shards[:-1]} == {3} and len(shards[-1]) == 2
+
+
+def test_the_spool_is_deleted_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "_PIECE_ROWS", 16)
+    spool = RowSpool(tmp_path, order_seed=0, keep_order=False)
+    spool.extend(row(f"{index}") for index in range(20_000))
+    assert list(tmp_path.iterdir())
+    assert sum(table.num_rows for table in spool.shards(100)) == 20_000
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_field_survives() -> None:
     odd = row(
         "ä\n'\"",

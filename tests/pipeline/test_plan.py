@@ -6,15 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.canonical import seal
+from pipeline.canonical import canonical_json, seal
 from pipeline.config import PlanConfig
 from pipeline.errors import CorruptObjectError, PlanError
-from pipeline.plan import CURRENT_PLAN, Plan, load_plan, part_digest, read_part, read_shard_rows
+from pipeline.partition import PLAN_SCHEMA
+from pipeline.plan import CURRENT_PLAN, Plan, load_plan, part_digest, read_part, read_shard_rows, rows_digest_input
 from pipeline.planning import Listing, PlanRequest, write_plan
 from pipeline.records import PlanRow
 from pipeline.storage import Store
+
+TEXT = st.one_of(st.text(st.characters(codec="utf-8"), max_size=5), st.text('a"\\\n\x00\x1f\x7f é', max_size=4))
 
 
 def rows(count: int = 50, size: int = 9) -> Iterator[PlanRow]:
@@ -61,6 +67,18 @@ def test_identity_is_inputs_and_settings_and_nothing_else(tmp_path: Path) -> Non
         request(generation=2),
     ):
         assert write(store, asked=changed).plan_id != plan_id
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(TEXT, st.integers(-1, 2**63 - 1), TEXT), max_size=8), st.integers(1, 3))
+def test_the_digest_covers_canonical_json(listed: list[tuple[str, int, str]], chunk: int) -> None:
+    schema = pa.schema([PLAN_SCHEMA.field(name) for name in ("sample_id", "size", "version")])
+    tables = [
+        pa.table(dict(zip(schema.names, zip(*listed[start : start + chunk], strict=True), strict=True)), schema=schema)
+        for start in range(0, len(listed), chunk)
+    ]
+    table = pa.concat_tables([schema.empty_table(), *tables])
+    assert bytes(rows_digest_input(table)) == canonical_json([list(values) for values in listed])
 
 
 def test_the_pointer_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
