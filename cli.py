@@ -566,14 +566,13 @@ def train_command(
             reporter.end()
         if not ranks.is_main:
             return
+    where = request.out.url
     if as_json:
-        _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
+        _print_json({"run": where, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
     elif result.best_top1 is not None:
-        print(
-            f"{request.out.url}: best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}. Look at {request.out.url}/curves.png"
-        )
+        print(f"{where}: best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}. Look at {where}/curves.png")
     else:
-        print(f"{request.out.url}: trained. Measure it with: tokenshards evaluate {request.out.url} DATA")
+        print(f"{where}: trained. Measure it with: tokenshards evaluate {where} DATA")
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")
