@@ -630,13 +630,14 @@ def train_command(
                 return
     finally:
         reporter.end()
+    where = display_url(out)
     if as_json:
-        _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
+        _print_json({"run": where, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
     elif result.best_top1 is not None:
         best = f"best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}"
-        print(f"{display_url(out)}: {best}. Look at {display_url(out)}/curves.png")
+        print(f"{where}: {best}. Look at {where}/curves.png")
     else:
-        print(f"{display_url(out)}: trained. Measure it with: tokenshards evaluate {display_url(out)} DATA")
+        print(f"{where}: trained. Measure it with: tokenshards evaluate {where} DATA")
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")

@@ -35,7 +35,7 @@ class Remote:
 
     def write(self, full: str, data: bytes) -> None:
         """Put a whole object and compare what the store then holds: its size, and its MD5 where the store tells one, else its bytes."""
-        self.fs.pipe_file(full, data, **self.bound)
+        self.fs.pipe_file(full, bytes(data), **self.bound)  # of a mapped file too
         entry = self.info(full)
         if entry["size"] != len(data):
             raise OSError(f"the store holds {entry['size']} bytes after a put of {len(data)}")
@@ -48,7 +48,7 @@ class Remote:
     def check_content(self, full: str, data: bytes) -> None:
         """Raise OSError unless the store gives back exactly these bytes."""
         seen = self.read(full, None, None)
-        if seen != data:
+        if memoryview(seen) != memoryview(data):
             raise OSError(f"the store gives back other bytes ({len(seen)}) than were put ({len(data)})")
 
     def info(self, full: str) -> dict[str, Any]:

@@ -91,7 +91,10 @@ class S3Remote(Remote):
         """
         digest = hashlib.md5(data, usedforsecurity=False)
         content_md5 = base64.b64encode(digest.digest()).decode()
-        answer = self.fs.pipe_file(full, data, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound)
+        whole = data if len(data) >= 2 * PART_BYTES else bytes(data)  # a mapped file is only sent in parts
+        answer = self.fs.pipe_file(
+            full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound
+        )
         if answer is not None and _etag(answer) == digest.hexdigest():
             return
         entry = self.info(full)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +96,15 @@ def test_a_large_object_goes_in_parts_and_never_half(store: Store, proxy: Faulty
     proxy.set(lost=0.2)
     Store(store.location, storage_options=store.storage_options, retry=PATIENT).write("large", data[::-1])
     assert store.read("large") == data[::-1]
+
+
+def test_a_mapped_file_can_be_put(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    for size in (1000, 11 << 20):
+        (tmp_path / "file").write_bytes(os.urandom(size))
+        with open(tmp_path / "file", "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            store.write("mapped", mapped)  # type: ignore[arg-type]
+        assert store.read("mapped") == (tmp_path / "file").read_bytes()
 
 
 def test_a_put_that_the_store_changed_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
