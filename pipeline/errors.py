@@ -14,6 +14,7 @@
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
+    ├── ClusterError                a Ray cluster cannot be reached, or lost the job
     └── TrainingError               a training cannot go on: its loss is no longer a number
 
     BadInput                        one input failed for good; it becomes a quarantine row, never an abort
@@ -27,6 +28,7 @@ from enum import StrEnum
 
 __all__ = [
     "BadInput",
+    "ClusterError",
     "ConfigError",
     "CorruptObjectError",
     "FingerprintMismatchError",
@@ -136,6 +138,12 @@ class TooManyBadInputsError(TokenshardsError):
     """The share of permanently failed inputs passed --max-bad."""
 
     exit_code = 5
+
+
+class ClusterError(TokenshardsError):
+    """A Ray cluster cannot be reached, or lost the job; the dataset keeps what was committed."""
+
+    exit_code = 3
 
 
 class TrainingError(TokenshardsError):

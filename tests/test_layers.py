@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "stem_adaptors": SHARDS,
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
-RAY_ALLOWED = {"pipeline.runners.ray_jobs", "stem_adaptors.ray_train"}
+RAY_ALLOWED = {"pipeline.runners.ray_jobs", "pipeline.submission", "stem_adaptors.ray_train"}
 
 
 def modules() -> dict[str, Path]:
