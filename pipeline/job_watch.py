@@ -65,11 +65,12 @@ class _Watch:
                 if status in _ENDED:
                     return await self._end(found, time.monotonic() - started)
                 await asyncio.sleep(POLL_SECONDS)
+                if tail is not None and tail.done():
+                    tail.result()  # the log could not be written, say into a closed pipe
         finally:
             if tail is not None:
                 tail.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await tail
+                await asyncio.gather(tail, return_exceptions=True)
 
     async def _ask(self) -> dict[str, Any]:
         """Return what the cluster says of the job; ask again while it is away."""
@@ -98,11 +99,10 @@ class _Watch:
         """Hand on the log; after a lost connection it comes from the start again, and what was written is skipped."""
         while True:
             skip = self._written
-            # Ray's client raises RuntimeError, aiohttp errors of its own: whatever it was, the status is what tells whether it matters.
-            with contextlib.suppress(Exception):
-                async for text in self._job.client.tail_job_logs(self._job.submission_id):
-                    self._write(text[skip:])
-                    skip = max(0, skip - len(text))
+            texts = self._job.client.tail_job_logs(self._job.submission_id)
+            while (text := await _next_text(texts)) is not None:
+                self._write(text[skip:])
+                skip = max(0, skip - len(text))
             await asyncio.sleep(POLL_SECONDS)
 
     def _write(self, text: str) -> None:
@@ -128,3 +128,11 @@ class _Watch:
             seconds=seconds,
             log_end="\n".join(log.splitlines()[-SHOWN_LINES:]) if status == "FAILED" else "",
         )
+
+
+async def _next_text(texts: Any) -> str | None:
+    """Return the next part of a log, None at its end or where the connection is lost: the status tells whether that matters."""
+    try:
+        return str(await anext(texts))
+    except Exception:  # RuntimeError of Ray's client, aiohttp's own, and StopAsyncIteration
+        return None

@@ -62,6 +62,8 @@ class Dashboard:
         self.headers: dict[str, str] = {}
         """What a client must send with each request."""
         self._environ = os.environ if environ is None else environ
+        self._known = False
+        """It has answered as a dashboard: whatever it answers later, the address was right."""
 
     def connect(self) -> Versions:
         """Find the cluster, authenticate where it asks for that, and return its versions."""
@@ -84,6 +86,7 @@ class Dashboard:
         more = self._get("/api/v0/cluster_metadata", missing_ok=True)
         data = more.get("data") if isinstance(more, dict) else None
         python = data.get("pythonVersion") if isinstance(data, dict) else None
+        self._known = True
         return Versions(ray=versions["ray_version"], python=python if isinstance(python, str) else "")
 
     def job(self, submission_id: str) -> dict[str, Any] | None:
@@ -107,12 +110,14 @@ class Dashboard:
                 raise ConfigError(self._refused(error.code)) from None
             if error.code in (404, 405) and missing_ok:
                 return None
-            if error.code >= 500:
+            if error.code >= 500 or self._known:
                 raise ClusterError(f"{self.address} answers {error.code} {error.reason}; is the head healthy? Try again later") from None
             raise ConfigError(
                 f"{self.address} answers {error.code} {error.reason}, not as the dashboard of a Ray cluster; {EXPECTED}"
             ) from None
         except ValueError:
+            if self._known:
+                raise ClusterError(f"{self.address} answers with something else than JSON; is the head healthy? Try again later") from None
             if missing_ok:
                 return None
             raise ConfigError(f"{self.address} answers, but not as the dashboard of a Ray cluster; {EXPECTED}") from None
@@ -127,11 +132,11 @@ class Dashboard:
     def _unreachable(self, error: Exception) -> ClusterError | ConfigError:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         said = shorten(str(reason) or type(reason).__name__)
-        if isinstance(reason, http.client.HTTPException | ConnectionResetError):
+        if isinstance(reason, http.client.HTTPException | ConnectionResetError) and not self._known:
             return ConfigError(
                 f"{self.address} does not answer as a web address ({said}): port 6379 is for nodes, 10001 for Ray Client; {EXPECTED}"
             )
-        if isinstance(reason, ssl.SSLError):
+        if isinstance(reason, ssl.SSLError) and not self._known:
             return ConfigError(f"{self.address}: no TLS connection ({said}); {EXPECTED}, and https:// only where TLS is set up")
         return ClusterError(
             f"no answer from {self.address} ({said}): is the cluster up, its dashboard where this machine reaches it "

@@ -28,7 +28,7 @@ from pipeline.shards.codecs import get_codec
 from pipeline.storage import display_url
 from pipeline.wheel import Project, build_wheel, read_project
 
-__all__ = ["Submission", "Submitted", "check_values", "submit"]
+__all__ = ["Submission", "Submitted", "check_values", "ray_client", "submit"]
 
 MIN_PYTHON = (3, 11)
 RUNNER_ARGUMENTS = ("--runner", "local", "--join")
@@ -133,7 +133,7 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
         if submission.install_dependencies:
             environment["pip"] = list(project.requirements)
         try:
-            client = _client(dashboard)
+            client = ray_client(dashboard)
             client.submit_job(
                 entrypoint=f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
                 submission_id=submission_id,
@@ -182,7 +182,7 @@ def _new_id(out_url: str) -> str:
     return f"tokenshards-{slug}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def _client(dashboard: Dashboard) -> Any:
+def ray_client(dashboard: Dashboard) -> Any:
     """Return Ray's client of a dashboard that has already answered."""
     from ray.job_submission import JobSubmissionClient
 
