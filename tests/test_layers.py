@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.canonical": {"pipeline.errors"},
     "pipeline.faults": set(),
     "pipeline.job_entry": set(),
-    "pipeline.wheel": {"pipeline.errors", "pipeline.job_entry"},
+    "pipeline.wheel": {"pipeline", "pipeline.errors", "pipeline.job_entry"},
     "pipeline.ray_dashboard": {"pipeline.errors"},
     "pipeline.forwarding": {"pipeline.errors"},
     "pipeline.records": {"pipeline.errors"},
