@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ClusterError, ConfigError, shorten
+from pipeline.errors import ClusterError, ConfigError
 from pipeline.request import Reporter
 from pipeline.submission import Submitted
 
@@ -20,7 +21,9 @@ LOST_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 """That of a run that was ended by SIGTERM, as Ray ends one."""
 SHOWN_LINES = 20
+SHOWN_CHARACTERS = 600
 _CONTINUES = "What is committed stays; submit the same command again: it continues"
+_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception): ", re.MULTILINE)
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -117,8 +120,7 @@ class _Watch:
             log = await asyncio.to_thread(job.dashboard.log, job.submission_id)
         self._write(log[self._written :])
         if status == "FAILED" and code is None:
-            message = " ".join(str(found.get("message") or "no reason given").split())
-            raise ClusterError(f"the cluster ended job {job.submission_id}: {shorten(message, 600)}. {_CONTINUES}")
+            raise ClusterError(f"the cluster ended job {job.submission_id}: {_reason(str(found.get('message') or 'no reason given'))}")
         if status == "STOPPED":
             code = STOPPED_EXIT_CODE
         code = int(code or 0)
@@ -128,6 +130,17 @@ class _Watch:
             seconds=seconds,
             log_end="\n".join(log.splitlines()[-SHOWN_LINES:]) if status == "FAILED" else "",
         )
+
+
+def _reason(message: str) -> str:
+    """Return what Ray says of a job that never ran or lost its node, without the tracebacks of Ray, and what to do."""
+    last = list(_EXCEPTION.finditer(message))
+    said = " ".join(message[last[-1].start() if last else 0 :].split()).rstrip(". ")
+    if len(said) > SHOWN_CHARACTERS:  # what went wrong stands at the end
+        said = f"{said[: SHOWN_CHARACTERS // 4]} … {said[-3 * SHOWN_CHARACTERS // 4 :]}"
+    if "runtime_env" in message:
+        return f"{said}. Each node needs `pip` on the PATH of `ray start`, and with --install-dependencies an index that it reaches"
+    return f"{said}. {_CONTINUES}"
 
 
 async def _next_text(texts: Any) -> str | None:

@@ -155,6 +155,16 @@ def handle_of(address: str, submission_id: str) -> Submitted:
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=ray_client(dashboard))
 
 
+def test_nodes_that_cannot_install_the_code_are_one_sentence(cluster: RayCluster, tmp_path: Path) -> None:
+    handle = handle_of(cluster.dashboard, "broken")
+    (tmp_path / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel at all")
+    environment = {"py_modules": [str(tmp_path / "broken-1.0-py3-none-any.whl")]}
+    handle.client.submit_job(entrypoint="true", submission_id="broken", runtime_env=environment)
+    with pytest.raises(ClusterError, match="ended job broken: .*Failed to install.*is invalid.*needs `pip`") as caught:
+        watch_job(handle, SilentReporter())
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
 class Proxy:
     """A TCP proxy whose connections can all be cut at once."""
 
