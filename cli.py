@@ -87,6 +87,20 @@ TokenizerOption = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="all cores")]
 MaxBad = Annotated[float, typer.Option(help="Stop when a larger share of the inputs fails for good.")]
+RunnerName = Annotated[str, typer.Option("--runner", help="`local`, all cores of this machine, or `ray`, a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to join, host:port or `auto`.", show_default="$RAY_ADDRESS, a cluster of this machine, or one started for the run"
+    ),
+]
+MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold at the start")]
+CpusPerActor = Annotated[int, typer.Option(help="CPUs of each actor; more than one decode beside the tokenizer.")]
+GpusPerActor = Annotated[float, typer.Option(help="GPUs of each actor: a share such as 0.5, or a whole number.")]
+DecodePlace = Annotated[
+    str, typer.Option(help="Where pictures are decoded: `local`, beside the tokenizer; `remote`, on any CPU; `auto`, as measured.")
+]
+GiveUpAfter = Annotated[float, typer.Option(help="Stop when nothing moved for so many seconds, because no node came.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 
 
@@ -174,7 +188,13 @@ def tokenize_command(
     codec: Codec = "default",
     workers: Workers = None,
     max_bad: MaxBad = 0.01,
-    runner: Annotated[str, typer.Option(help="Where the work runs: `local`, all cores of this machine.")] = "local",
+    runner: RunnerName = "local",
+    address: Address = None,
+    max_actors: MaxActors = None,
+    cpus_per_actor: CpusPerActor = 1,
+    gpus_per_actor: GpusPerActor = 0.0,
+    decode: DecodePlace = "auto",
+    give_up_after: GiveUpAfter = 3600.0,
     size: Size = None,
     patch: Patch = 4,
     levels: Levels = 2,
@@ -197,14 +217,19 @@ def tokenize_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
-    from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
+    from pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
     from pipeline.conversion import Conversion
-    from pipeline.errors import ConfigError
     from pipeline.reports.terminal import TerminalReporter
     from pipeline.request import TokenizeRequest
 
-    if runner != "local":
-        raise ConfigError(f"--runner is {runner!r}; expected local")
+    cluster = RayConfig(
+        address=address,
+        max_actors=max_actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+        decode=decode,
+        idle_timeout_seconds=give_up_after,
+    )
     options = _options(storage_option)
     request = TokenizeRequest(
         source_url=src,
@@ -231,8 +256,23 @@ def tokenize_command(
         out_options=options,
         card={"licence": license_text} if license_text else {},
     )
-    outcome = Conversion(request, TerminalReporter(quiet=quiet)).run()
+    outcome = Conversion(request, TerminalReporter(quiet=quiet), _runner(runner, request.run, cluster)).run()
     _finish(out, options, outcome, as_json, quiet)
+
+
+def _runner(name: str, run: Any, cluster: Any) -> Any:
+    """Return the runner of that name; only here does a command load Ray."""
+    from pipeline.errors import ConfigError
+
+    if name == "ray":
+        from pipeline.runners.ray_jobs import RayRunner
+
+        return RayRunner(run, cluster)
+    if name != "local":
+        raise ConfigError(f"--runner is {name!r}; expected local or ray")
+    from pipeline.runners.local import LocalRunner
+
+    return LocalRunner(run)
 
 
 def _finish(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
@@ -243,10 +283,12 @@ def _finish(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quie
     store = Store(out, storage_options=options)
     rate = None if outcome.already_complete or not outcome.images else outcome.images / max(1e-9, outcome.seconds)
     report = dataset_report(store, rate)
+    usage = outcome.usage.rows() if outcome.usage is not None else []
     if as_json:
-        _print_json(report.to_json())
+        busy = {} if outcome.usage is None else {stage: round(share, 4) for stage, share in outcome.usage.busy_shares().items()}
+        _print_json({**report.to_json(), "busy": busy})
     elif not quiet:
-        print_table(report.rows(), title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
+        print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
 
 
 @app.command(
@@ -612,13 +654,13 @@ def train_command(
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
     _share_cores()
     from pipeline.errors import ConfigError
+    from pipeline.memory import keep_freed_memory
     from pipeline.shards import open_dataset
     from pipeline.storage import Store
     from stem_adaptors.augment import allowed_augmentations
     from stem_adaptors.config import AugmentConfig, with_settings
     from stem_adaptors.defaults import default_configs, read_recipe, training_data, with_given
     from stem_adaptors.distributed import joined_ranks
-    from stem_adaptors.memory import keep_freed_memory
     from stem_adaptors.progress import TrainingReporter
     from stem_adaptors.train import Trainer, TrainRequest
 
@@ -798,8 +840,8 @@ def demo_command(
     """The whole job on real images that need no download: digits become tokens and then a classifier; tiles of photographs."""
     _share_cores()
     from pipeline.demo import run_demo
+    from pipeline.memory import keep_freed_memory
     from stem_adaptors.demo import train_demo
-    from stem_adaptors.memory import keep_freed_memory
     from stem_adaptors.progress import TrainingReporter
 
     keep_freed_memory()
@@ -910,8 +952,9 @@ def main() -> None:
         if isinstance(error, MemoryError) or "can't start new thread" in str(error):
             print(f"error: this machine is out of memory or threads ({error}); give it more, or fewer --workers", file=sys.stderr)
             sys.exit(3)
-        if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "filelock"):
-            print(f"error: this command needs {error.name}, which is not installed; pip install 'tokenshards[train]'", file=sys.stderr)
+        if isinstance(error, ModuleNotFoundError) and error.name in ("ray", "torch", "filelock"):
+            extra = "ray" if error.name == "ray" else "train"
+            print(f"error: this command needs {error.name}, which is not installed; pip install 'tokenshards[{extra}]'", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, TokenshardsError):
             print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, shorten
 
-__all__ = ["FitConfig", "PlanConfig", "RetryConfig", "RunConfig", "SourceConfig"]
+__all__ = ["DECODE_PLACES", "FitConfig", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SourceConfig"]
 
 
 def _require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -118,3 +118,43 @@ class RunConfig:
         _require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
         _require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
         _require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")
+
+
+DECODE_PLACES = ("auto", "local", "remote")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayConfig:
+    """What a run takes of a Ray cluster; changes speed, never bytes."""
+
+    address: str | None = None
+    """`host:port` or `auto`; None takes $RAY_ADDRESS, a cluster of this machine, or starts one for the run."""
+    max_actors: int | None = None
+    """Most tokenizer actors; None takes as many as the cluster can hold when the run starts."""
+    cpus_per_actor: int = 1
+    gpus_per_actor: float = 0.0
+    shards_in_flight: int = 2
+    """Shards that one actor works on side by side: one is read or published while another is encoded."""
+    decode: str = "auto"
+    """Where pictures are decoded: `local` beside the tokenizer, `remote` on any CPU of the cluster, `auto` as measured."""
+    decode_cpus: int = 4
+    """CPUs of one remote decoding task; fewer where no node has so many."""
+    idle_timeout_seconds: float = 3600.0
+    """Give up when no shard made progress for so long, because no node came or the store stays away."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_actors is None or self.max_actors >= 1, "--max-actors", self.max_actors, "at least 1")
+        _require(1 <= self.cpus_per_actor <= 1024, "--cpus-per-actor", self.cpus_per_actor, "a whole number from 1 to 1024")
+        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
+        _require(
+            0 <= self.gpus_per_actor <= 64 and whole, "--gpus-per-actor", self.gpus_per_actor, "a share such as 0.5, or a whole number"
+        )
+        _require(self.shards_in_flight >= 1, "shards in flight", self.shards_in_flight, "at least 1")
+        _require(self.decode in DECODE_PLACES, "--decode", self.decode, f"one of {', '.join(DECODE_PLACES)}")
+        _require(self.decode_cpus >= 1, "decode CPUs", self.decode_cpus, "at least 1")
+        _require(self.idle_timeout_seconds > 0, "--give-up-after", self.idle_timeout_seconds, "seconds above 0")
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that decode beside the tokenizer: none for one CPU alone, where decoding and encoding only take turns."""
+        return self.cpus_per_actor if self.cpus_per_actor > 1 or self.gpus_per_actor > 0 else 0

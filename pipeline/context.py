@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from pipeline.errors import FingerprintMismatchError, PlanError
-from pipeline.job import JobContext
+from pipeline.job import InputContext, JobContext
 from pipeline.plan import load_plan
 from pipeline.runners.base import JobSpec
 from pipeline.storage import Store
 from pipeline.tokenizers.directory import load_tokenizer
 
-__all__ = ["TOKENIZER_FOLDER", "open_context"]
+__all__ = ["TOKENIZER_FOLDER", "open_context", "open_inputs"]
 
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def open_context(job: JobSpec) -> JobContext:
-    """Open dataset, plan, source and tokenizer of a job.
-
-    Raises PlanError when the plan is gone and FingerprintMismatchError when the stored tokenizer is not the planned one.
-    """
+def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
+    """Open dataset, plan and source of a job, for who only decodes. Raises PlanError when the plan is gone."""
     out = Store(job.out_url, storage_options=job.out_options, retry=job.retry)
     plan = load_plan(out, job.plan_id)
     if plan is None:
-        raise PlanError(f"{job.out_url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
-    tokenizer = load_tokenizer(out, TOKENIZER_FOLDER)
-    if tokenizer.spec.fingerprint != plan.fingerprint:
-        raise FingerprintMismatchError(
-            f"{job.out_url}/{TOKENIZER_FOLDER} has fingerprint {tokenizer.spec.fingerprint[:12]}; "
-            f"the plan was made for {plan.fingerprint[:12]}. Run `tokenshards repair` to restore the planned tokenizer"
-        )
+        raise PlanError(f"{out.url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
     source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
-    return JobContext(out=out, plan=plan, source=source, source_config=job.source_config, tokenizer=tokenizer, join=job.join)
+    return InputContext(out=out, plan=plan, source=source, source_config=job.source_config, decode_threads=decode_threads)
+
+
+def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
+    """Open dataset, plan, source and tokenizer of a job; `decode_threads` as in JobContext.
+
+    Raises PlanError when the plan is gone and FingerprintMismatchError when the stored tokenizer is not the planned one.
+    """
+    inputs = open_inputs(job, decode_threads=decode_threads)
+    tokenizer = load_tokenizer(inputs.out, TOKENIZER_FOLDER)
+    if tokenizer.spec.fingerprint != inputs.plan.fingerprint:
+        raise FingerprintMismatchError(
+            f"{inputs.out.url}/{TOKENIZER_FOLDER} has fingerprint {tokenizer.spec.fingerprint[:12]}; "
+            f"the plan was made for {inputs.plan.fingerprint[:12]}. Run `tokenshards repair` to restore the planned tokenizer"
+        )
+    return JobContext(
+        out=inputs.out,
+        plan=inputs.plan,
+        source=inputs.source,
+        source_config=inputs.source_config,
+        decode_threads=decode_threads,
+        tokenizer=tokenizer,
+        join=job.join,
+    )

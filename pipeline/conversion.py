@@ -178,15 +178,15 @@ def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runn
     """Run and close every generation that has no manifest yet, oldest first."""
     pointer = load_pointer(store)
     manifest = None if pointer is None else load_manifest(store, pointer)
-    images, seconds, worked = 0, 0.0, False
+    images, seconds, usage = 0, 0.0, None
     for plan in chain:
         if manifest is None or manifest.generation < plan.generation:
             run = PlanRun(store, plan, request, runner, reporter)
             manifest = run.run(manifest)
-            images, seconds, worked = images + run.tally.inputs, seconds + run.seconds, True
+            images, seconds, usage = images + run.tally.inputs, seconds + run.seconds, run.usage
     if manifest is None:
         raise PlanError(f"{store.url}: there is no plan to finish. Run `tokenshards tokenize SRC {store.url}`")
-    return Outcome(manifest=manifest, already_complete=not worked, images=images, seconds=seconds)
+    return Outcome(manifest=manifest, already_complete=usage is None, images=images, seconds=seconds, usage=usage)
 
 
 def retry_failed(

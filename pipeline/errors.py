@@ -11,10 +11,10 @@
     │   └── CorruptObjectError      bytes are not what their checksum or schema promises
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
+    ├── ClusterError                a Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
-    ├── ClusterError                a Ray cluster cannot be reached, or lost the job
     └── TrainingError               a training cannot go on: its loss is no longer a number
 
     BadInput                        one input failed for good; it becomes a quarantine row, never an abort
@@ -122,6 +122,12 @@ class TransientStorageError(TokenshardsError):
     exit_code = 3
 
 
+class ClusterError(TokenshardsError):
+    """A Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job."""
+
+    exit_code = 3
+
+
 class LiveRunError(TokenshardsError):
     """Another driver works on the same dataset."""
 
@@ -138,12 +144,6 @@ class TooManyBadInputsError(TokenshardsError):
     """The share of permanently failed inputs passed --max-bad."""
 
     exit_code = 5
-
-
-class ClusterError(TokenshardsError):
-    """A Ray cluster cannot be reached, or lost the job; the dataset keeps what was committed."""
-
-    exit_code = 3
 
 
 class TrainingError(TokenshardsError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipeline.canonical import seal
 from pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
+from pipeline.run_log import RunLog
 from pipeline.shards.manifest import read_sealed
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.storage import Store
@@ -126,8 +126,6 @@ class Heartbeat:
         now = time.time()
         self._store = store
         self._counters = counters
-        self._log: list[dict[str, Any]] = []
-        self._log_written = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self.record = RunRecord(
@@ -139,6 +137,7 @@ class Heartbeat:
             started_seconds=now,
             updated_seconds=now,
         )
+        self._log = RunLog(store, self.record.uuid, "driver")
 
     def __enter__(self) -> Heartbeat:
         self._publish()
@@ -159,7 +158,7 @@ class Heartbeat:
 
     def log(self, message: str, **details: Any) -> None:
         """Add a line to the run's JSONL log; written with the next beat."""
-        self._log.append({"time_seconds": round(time.time(), 3), "message": message, **details})
+        self._log.add(message, **details)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -171,10 +170,5 @@ class Heartbeat:
     def _publish(self) -> None:
         self.record.updated_seconds = round(time.time(), 3)
         self.record.counters = self._counters()
-        name = f"runs/{self.record.uuid}"
-        if len(self._log) > self._log_written:
-            count = len(self._log)
-            lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._log[:count])
-            self._store.write(f"{name}/driver.jsonl", lines.encode("utf-8", "backslashreplace"))
-            self._log_written = count
-        self._store.write(f"{name}.json", seal({"format_version": FORMAT_VERSION, **asdict(self.record)}))
+        self._log.flush()
+        self._store.write(f"runs/{self.record.uuid}.json", seal({"format_version": FORMAT_VERSION, **asdict(self.record)}))

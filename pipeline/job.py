@@ -6,13 +6,15 @@ another batching flips ids even on a CPU. Batches never cross shards.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import platform
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import __version__
+from pipeline.batches import DecodedBatch, DecodedRow, decode_batches
 from pipeline.config import SourceConfig
-from pipeline.decode import DECODER, decode_image
-from pipeline.errors import BadInput, FormatError, MissingObjectError, PlanError
+from pipeline.decode import DECODER
+from pipeline.errors import FormatError, MissingObjectError, PlanError
 from pipeline.faults import crash_point
 from pipeline.fetch import display_uri
 from pipeline.inputs import read_inputs
 from pipeline.plan import Plan, read_shard_rows
-from pipeline.records import FailedRecord, ImageRecord, PlanRow, TokenBatch, concatenate_tokens
+from pipeline.records import FailedRecord, ImageRecord, TokenBatch, concatenate_tokens
 from pipeline.shards.codebook import carries_codebook
 from pipeline.shards.codecs import get_codec
 from pipeline.shards.commit import (
@@ -44,22 +47,30 @@ from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from pipeline.storage import Store
 from pipeline.tokenizers.base import Tokenizer
 
-__all__ = ["JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "tokenize_shard"]
-
-MAX_QUARANTINED_BYTES = 4 << 20
+__all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobContext:
-    """What every shard of a plan shares, opened once per worker."""
+class InputContext:
+    """What it takes to read and decode the inputs of a plan, opened once per worker."""
 
     out: Store
     plan: Plan
     source: Store
     source_config: SourceConfig
+    decode_threads: int = 0
+    """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext(InputContext):
+    """What every shard of a plan shares, opened once per worker."""
+
     tokenizer: Tokenizer
     join: bool = False
     """Another driver may work on the same plan: look for a commit before a shard is begun."""
+    encode_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Shards in work side by side take turns at the tokenizer: while one encodes, the other reads or publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +84,12 @@ class ShardProgress:
 
 @dataclass(slots=True)
 class _ShardResult:
-    sample_ids: list[str] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
-    meta: list[dict[str, Any]] = field(default_factory=list)
-    sizes: list[tuple[int, int, int]] = field(default_factory=list)  # width, height, bytes
+    rows: list[DecodedRow] = field(default_factory=list)
     tokens: list[TokenBatch] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     bytes_in: int = 0
     inputs: int = 0
-
-
-class _Stopwatch:
-    def __init__(self) -> None:
-        self.seconds = {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._last
-        self._last = now
+    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
 
 
 def tokenize_shard(
@@ -101,19 +99,21 @@ def tokenize_shard(
     attempt: int = 1,
     killers: frozenset[str] = frozenset(),
     on_progress: Callable[[ShardProgress], None] = lambda progress: None,
+    batches: Generator[DecodedBatch] | None = None,
 ) -> Commit:
     """Turn one shard's planned rows into a published commit.
 
-    `killers` are sample ids known to kill their worker; they are quarantined unread. Raises TransientStorageError for an outage (nothing
+    `killers` are sample ids known to kill their worker; they are quarantined unread. `batches` are those of `shard_batches`, where another
+    process decodes them; without them they are decoded here. Raises TransientStorageError for an outage (nothing
     is quarantined, nothing committed) and PlanError when a manifest already closes this generation.
     """
     plan, out = context.plan, context.out
     if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
         return done
-    watch = _Stopwatch()
-    rows = read_shard_rows(out, plan, shard)
     result = _ShardResult()
-    _tokenize(context, _inputs(context, rows, killers), result, watch, on_progress)
+    with contextlib.closing(batches or shard_batches(context, shard, killers)) as decoded:
+        _tokenize(context, decoded, result, on_progress)
+    begun = time.perf_counter()
     _refuse_under_manifest(out, plan)
     data = None
     token_bytes = id_count = 0
@@ -136,23 +136,23 @@ def tokenize_shard(
     if result.failed:
         quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
         crash_point("after-quarantine-put")
-    watch.lap("write")
+    result.seconds["write"] = time.perf_counter() - begun
     commit = Commit(
         plan_id=plan.plan_id,
         shard=shard,
         data=data,
         quarantine=quarantine,
-        rows=len(result.sample_ids),
+        rows=len(result.rows),
         quarantined=len(result.failed),
         reasons=dict(sorted(Counter(row["reason"] for row in result.failed).items())),
         inputs_seen=result.inputs,
         bytes_in=result.bytes_in,
         token_bytes=token_bytes,
         id_count=id_count,
-        labels=_label_counts(result.labels),
+        labels=_label_counts([row.label for row in result.rows]),
         histogram=_histogram(tokens, context.tokenizer),
         attempt=attempt,
-        seconds={stage: round(seconds, 4) for stage, seconds in watch.seconds.items()},
+        seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
         made_by=_made_by(context.source),
     )
     _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
@@ -163,9 +163,14 @@ def tokenize_shard(
     return commit
 
 
-def list_sample_ids(context: JobContext, shard: int, killers: frozenset[str]) -> list[str]:
-    """Return the sample id of every input of a shard in work order, without decoding any."""
-    return [record.sample_id for record in _inputs(context, read_shard_rows(context.out, context.plan, shard), killers)]
+def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
+    """Yield the decoded batches of a shard in order: all of its work but the tokenizer. Raises TransientStorageError for an outage."""
+    return _decoded(context, _inputs(context, shard, killers))
+
+
+def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any."""
+    return (record.sample_id for record in _inputs(context, shard, killers))
 
 
 def probe_shard(
@@ -175,90 +180,49 @@ def probe_shard(
 
     A runner uses it to find, by bisection, the input that kills its worker.
     """
+    records = itertools.islice(_inputs(context, shard, killers), start, stop)
+    _tokenize(context, _decoded(context, records), _ShardResult(), on_progress)
+
+
+def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
     rows = read_shard_rows(context.out, context.plan, shard)
-    records = itertools.islice(_inputs(context, rows, killers), start, stop)
-    _tokenize(context, records, _ShardResult(), _Stopwatch(), on_progress)
-
-
-def _inputs(context: JobContext, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
     return read_inputs(context.source, context.source_config, context.plan, rows, killers)
 
 
+def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
+    return decode_batches(records, context.plan.spec.preprocess, context.plan.batch_rows, threads=context.decode_threads)
+
+
 def _tokenize(
-    context: JobContext,
-    records: Iterator[ImageRecord | FailedRecord],
-    result: _ShardResult,
-    watch: _Stopwatch,
-    on_progress: Callable[[ShardProgress], None],
+    context: JobContext, batches: Iterator[DecodedBatch], result: _ShardResult, on_progress: Callable[[ShardProgress], None]
 ) -> None:
-    while done := _tokenize_batch(context, itertools.islice(records, context.plan.batch_rows), result, watch):
-        on_progress(done)
-
-
-def _tokenize_batch(
-    context: JobContext, batch: Iterator[ImageRecord | FailedRecord], result: _ShardResult, watch: _Stopwatch
-) -> ShardProgress | None:
-    """Add a batch to the result; None when it is empty. Encoded images are held one at a time, because they can be large."""
-    preprocess = context.tokenizer.spec.preprocess
-    images_BHWC = np.zeros((context.plan.batch_rows, preprocess.size, preprocess.size, 3), np.uint8)
-    kept: list[int] = []
-    inputs = bytes_in = 0
-    failed_before = len(result.failed)
-    for slot, record in enumerate(batch):
-        watch.lap("fetch")
-        inputs += 1
-        bytes_in += len(record.data or b"")
-        if isinstance(record, FailedRecord):
-            result.failed.append(_quarantine_row(record, record.error))
-            continue
-        crash_point("decode", record.sample_id)
-        try:
-            image = decode_image(record.data, preprocess)
-        except BadInput as error:
-            result.failed.append(_quarantine_row(record, error))
-            continue
-        finally:
-            watch.lap("decode")
-        images_BHWC[slot] = image.pixels_HWC
-        kept.append(slot)
-        result.sample_ids.append(record.sample_id)
-        result.labels.append(record.label)
-        result.meta.append(record.meta)
-        result.sizes.append((image.width, image.height, len(record.data)))
-        result.bytes_in += len(record.data)
-    if not inputs:
-        return None
-    if kept:
-        tokens = context.tokenizer.encode(images_BHWC)
-        result.tokens.append(tokens if len(kept) == len(images_BHWC) else tokens.take(np.array(kept)))
-    watch.lap("encode")
-    result.inputs += inputs
-    return ShardProgress(inputs, bytes_in, len(result.failed) - failed_before)
-
-
-def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
-    data = record.data if record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES else None
-    return {
-        "sample_id": record.sample_id,
-        "uri": record.uri,
-        "stage": str(error.stage),
-        "reason": str(error.reason),
-        "detail": error.detail,
-        "label": None if record.label is None else str(record.label),
-        "data": data,
-    }
+    seconds = result.seconds
+    for batch in batches:
+        if batch.slots:
+            with context.encode_lock:
+                begun = time.perf_counter()
+                tokens = context.tokenizer.encode(batch.images_BHWC)
+                seconds["encode"] += time.perf_counter() - begun
+            result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
+        seconds["fetch"] += batch.fetch_seconds
+        seconds["decode"] += batch.decode_seconds
+        result.rows.extend(batch.rows)
+        result.failed.extend(batch.failed)
+        result.bytes_in += sum(row.bytes_in for row in batch.rows)
+        result.inputs += batch.inputs
+        on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
 
 
 def _shard_rows(result: _ShardResult, meta_types: dict[str, str]) -> ShardRows:
-    widths, heights, sizes = zip(*result.sizes, strict=True)
+    rows = result.rows
     return ShardRows(
-        sample_id=result.sample_ids,
-        view=np.zeros(len(result.sample_ids), np.int16),
-        label=result.labels,
-        meta={name: [meta.get(name) for meta in result.meta] for name in meta_types},
-        orig_width=np.array(widths, np.int32),
-        orig_height=np.array(heights, np.int32),
-        orig_bytes=np.array(sizes, np.int64),
+        sample_id=[row.sample_id for row in rows],
+        view=np.zeros(len(rows), np.int16),
+        label=[row.label for row in rows],
+        meta={name: [row.meta.get(name) for row in rows] for name in meta_types},
+        orig_width=np.array([row.width for row in rows], np.int32),
+        orig_height=np.array([row.height for row in rows], np.int32),
+        orig_bytes=np.array([row.bytes_in for row in rows], np.int64),
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.plan import Plan
 from pipeline.request import Reporter, TokenizeRequest
 from pipeline.runners.base import JobSpec, Runner, ShardSummary
+from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import source_root
@@ -53,6 +54,7 @@ class PlanRun:
         self._quarantined_before = 0
         self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
         self.tally = _Tally()
+        self.usage = RunUsage()
         self.seconds = 0.0
 
     def run(self, parent: Manifest | None) -> Manifest:
@@ -92,6 +94,7 @@ class PlanRun:
             source_config=plan.source_config(request.source.storage_options),
             plan_id=plan.plan_id,
             retry=self._store.retry,
+            run_uuid=self._heartbeat.record.uuid,
             join=request.run.join,
         )
         try:
@@ -125,6 +128,11 @@ class PlanRun:
         tally.bytes_in += summary.bytes_in
         tally.quarantined += summary.quarantined
         tally.shards += 1
+
+    def measured(self, usage: RunUsage) -> None:
+        """Keep how busy the workers were, for the report and the log."""
+        self.usage = usage
+        self._heartbeat.log("how busy the workers were", **{name: round(share, 4) for name, share in usage.busy_shares().items()})
 
     def noted(self, message: str, **details: Any) -> None:
         """Tell people and the run's log."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
 from pipeline.errors import PlanError, SourceError
 from pipeline.plan import Plan, read_shard_rows
+from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_pointer
 from pipeline.sources import source_root
 from pipeline.sources.base import readable_text
@@ -59,6 +60,8 @@ class Outcome:
     already_complete: bool
     images: int
     seconds: float
+    usage: RunUsage | None
+    """How busy the workers of the last generation were; None where there was nothing to do."""
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
+from pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig, SourceConfig
 from pipeline.errors import ConfigError, shorten
 from pipeline.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from pipeline.job_entry import CLUSTER_PYTHON
@@ -31,11 +31,11 @@ from pipeline.wheel import Project, build_wheel, read_project
 __all__ = ["Submission", "Submitted", "check_values", "ray_client", "submit"]
 
 MIN_PYTHON = (3, 11)
-RUNNER_ARGUMENTS = ("--runner", "local", "--join")
+RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """Beside --join a second submission never waits until the first one's driver counts as dead."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
-Config = TypeVar("Config", FitConfig, PlanConfig)
+Config = TypeVar("Config", FitConfig, PlanConfig, RayConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     """Raise ConfigError where an option of `tokenize` has a value that it cannot have; `values` are the parameters of the command."""
     _checked(FitConfig, values)
     get_codec(_checked(PlanConfig, values).codec)
+    _checked(RayConfig, {name: value for name, value in values.items() if name != "address"})
     SourceConfig(tars_per_shard=values.get("tars_per_shard", 1))
     RunConfig(workers=values.get("workers") or 1, max_bad=values.get("max_bad", 0.0))
 

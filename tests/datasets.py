@@ -127,9 +127,9 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None, expect: int = 0)
     return out, err
 
 
-def run_json(*arguments: str, expect: int = 0) -> dict[str, Any]:
+def run_json(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> dict[str, Any]:
     """Run a command with --json and return what it printed."""
-    out, _ = run_cli(*arguments, "--json", expect=expect)
+    out, _ = run_cli(*arguments, "--json", env=env, expect=expect)
     value: dict[str, Any] = json.loads(out)
     return value
 

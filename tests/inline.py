@@ -8,6 +8,7 @@ from pipeline.context import open_context
 from pipeline.errors import TransientStorageError
 from pipeline.job import tokenize_shard
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from pipeline.runners.usage import RunUsage
 
 
 class InlineRunner:
@@ -31,7 +32,7 @@ class InlineRunner:
                 failed[shard] = str(error)
                 continue
             self.shards.append(shard)
-            names = ("rows", "quarantined", "inputs_seen", "bytes_in", "seconds")
-            listener.committed(shard, ShardSummary(**{name: getattr(commit, name) for name in names}))
+            listener.committed(shard, ShardSummary.of(commit))
             listener.tick()
+        listener.measured(RunUsage())
         return failed

@@ -33,15 +33,27 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.plan": SHARDS | {"pipeline.partition"},
     "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
     "pipeline.inputs": WORK,
-    "pipeline.job": WORK | {"pipeline.inputs"},
+    "pipeline.batches": INPUT,
+    "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
-    "pipeline.runners": FOUNDATION | {"pipeline.job", "pipeline.context"},
+    "pipeline.runners": FOUNDATION
+    | {"pipeline.batches", "pipeline.code_identity", "pipeline.context", "pipeline.job", "pipeline.memory", "pipeline.run_log"}
+    | {"pipeline.shards.commit"},
+    "pipeline.run_log": STORES,
+    "pipeline.memory": set(),
+    "pipeline.code_identity": {"pipeline"},
     "pipeline.interop": WORK
     | {"pipeline.context", "pipeline.conversion", "pipeline.heartbeat", "pipeline.planning", "pipeline.request", "pipeline.runners.base"},
     "stem_adaptors": SHARDS,
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
-RAY_ALLOWED = {"pipeline.runners.ray_jobs", "pipeline.submission", "stem_adaptors.ray_train"}
+RAY_ALLOWED = {
+    "pipeline.runners.ray_jobs",
+    "pipeline.runners.ray_actor",
+    "pipeline.runners.ray_cluster",
+    "pipeline.submission",
+    "stem_adaptors.ray_train",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from read_throughput import SIDE, SITES, allow_torchvision, load_ids, one_row
 from safetensors.numpy import save
 
+from pipeline.memory import keep_freed_memory
 from pipeline.records import TokenBatch
 from pipeline.shards import CodebookInfo, Layout, Preprocess, ShardRows, TokenDataset, TokenizerSpec, encode_shard, get_codec, open_dataset
 from pipeline.shards.codebook import codebook_sha256
@@ -54,7 +55,6 @@ from stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
 from stem_adaptors.config import AugmentConfig, LoaderConfig
 from stem_adaptors.dataset import TokenLoader
 from stem_adaptors.embedding import TokenEmbedding
-from stem_adaptors.memory import keep_freed_memory
 
 EPOCHS, RAW_BATCH, TRAIN_BATCH, CLASSES, SMOOTHING = 3, 1024, 128, 1000, 0.1
 SHARD_ROWS, WIDTH, SLOW_ROWS = 10_000, 32, 10_000

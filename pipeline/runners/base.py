@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import RetryConfig, SourceConfig
+from pipeline.runners.usage import RunUsage
+
+if TYPE_CHECKING:
+    from pipeline.shards.commit import Commit
 
 __all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
 
@@ -22,6 +26,8 @@ class JobSpec:
     source_config: SourceConfig
     plan_id: str
     retry: RetryConfig
+    run_uuid: str
+    """Of the driver: workers write their logs below `runs/<run_uuid>/`."""
     join: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -46,6 +52,11 @@ class ShardSummary:
     bytes_in: int
     seconds: dict[str, float]
 
+    @classmethod
+    def of(cls, commit: Commit) -> ShardSummary:
+        """Return the summary of a commit."""
+        return cls(**{field.name: getattr(commit, field.name) for field in fields(cls)})
+
 
 class RunListener(Protocol):
     """Receives what happens, on the driver's thread."""
@@ -58,6 +69,9 @@ class RunListener(Protocol):
 
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
+
+    def measured(self, usage: RunUsage) -> None:
+        """How busy the workers were; once, at the end."""
 
     def noted(self, message: str, **details: Any) -> None:
         """Something a person may want to know: a worker died, a store failed, an input was isolated."""

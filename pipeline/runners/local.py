@@ -14,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import TokenshardsError
+from pipeline.errors import TokenshardsError, TransientStorageError
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from pipeline.runners.shard_queue import ShardQueue, ShardTask
+from pipeline.runners.usage import RunUsage
 
 __all__ = ["LocalRunner"]
 
@@ -33,38 +33,6 @@ _ONE_THREAD = {
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _TICK_SECONDS = 0.2
 _STARTUP_DEATHS = 3
-
-
-@dataclass(slots=True)
-class _Search:
-    """Bisection: the input that kills workers is in [start, stop)."""
-
-    sample_ids: list[str] = field(default_factory=list)
-    start: int = 0
-    stop: int = 0
-    probed_stop: int = 0
-
-
-@dataclass(slots=True)
-class _Task:
-    shard: int
-    attempt: int = 1
-    failures: int = 0
-    deaths: int = 0
-    not_before: float = 0.0
-    killers: set[str] = field(default_factory=set)
-    search: _Search | None = None
-
-    def command(self) -> dict[str, Any]:
-        """Return the next thing a worker must do for this shard."""
-        base = {"shard": self.shard, "attempt": self.attempt, "killers": sorted(self.killers)}
-        search = self.search
-        if search is None:
-            return {"op": "run", **base}
-        if not search.sample_ids:
-            return {"op": "list", **base}
-        search.probed_stop = (search.start + search.stop + 1) // 2 if search.stop - search.start > 1 else search.stop
-        return {"op": "probe", "start": search.start, "stop": search.probed_stop, **base}
 
 
 class _Worker:
@@ -79,8 +47,9 @@ class _Worker:
             stderr=self.errors,
             env={**_KEEP_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
         )
-        self.task: _Task | None = None
+        self.task: ShardTask | None = None
         self.ready = False
+        self.ready_since = 0.0
         self.last_report = time.monotonic()
         self._partial = b""
         self.send(job_line)
@@ -140,11 +109,11 @@ class _LocalRun:
         self._config = config
         self._job_line = json.dumps(job.to_json()).encode()
         self._listener = listener
-        self._queue = deque(_Task(shard) for shard in shards)
+        self._queue = ShardQueue(shards, config, listener)
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
-        self._failed: dict[int, str] = {}
         self._startup_deaths = 0
+        self._usage = RunUsage()
 
     def run(self) -> dict[int, str]:
         try:
@@ -157,9 +126,10 @@ class _LocalRun:
                 self._listener.tick()
         finally:
             for worker in self._workers:
-                worker.stop()
+                self._stop(worker)
             self._selector.close()
-        return self._failed
+            self._listener.measured(self._usage)
+        return self._queue.failed
 
     def _hire(self) -> None:
         busy = sum(worker.task is not None for worker in self._workers)
@@ -174,18 +144,14 @@ class _LocalRun:
         for worker in self._workers:
             if not worker.ready or worker.task is not None:
                 continue
-            task = next((task for task in self._queue if task.not_before <= now), None)
+            task = self._queue.next_due(now)
             if task is None:
                 return
-            self._queue.remove(task)
-            self._command(worker, task)
-
-    def _command(self, worker: _Worker, task: _Task) -> None:
-        worker.task, worker.last_report = task, time.monotonic()
-        command = task.command()
-        if command["op"] == "run":
-            self._listener.started(task.shard)
-        worker.send(json.dumps(command).encode())
+            worker.task, worker.last_report = task, now
+            command = task.command()
+            if command["op"] == "run":
+                self._listener.started(task.shard)
+            worker.send(json.dumps(command).encode())
 
     def _hear(self, worker: _Worker) -> None:
         messages = worker.receive()
@@ -198,42 +164,25 @@ class _LocalRun:
     def _handle(self, worker: _Worker, message: dict[str, Any]) -> None:
         task = worker.task
         if message["event"] == "ready":
-            worker.ready, self._startup_deaths = True, 0
+            worker.ready, worker.ready_since, self._startup_deaths = True, time.monotonic(), 0
         elif message["event"] == "broken":
-            raise TokenshardsError(message["message"])
+            raise (TransientStorageError if message["kind"] == "transient" else TokenshardsError)(message["message"])
         elif task is None:
             raise RuntimeError(f"a worker without a task reported {message['event']}")
         elif message["event"] == "progress":
-            self._listener.progressed(task.shard, message["inputs"], message["bytes_in"], message["quarantined"])
-        elif message["event"] == "alive":
-            return  # a probe works; `receive` has noted the time
+            if task.search is None:  # else a sign of life of a probe; `receive` has noted the time
+                self._listener.progressed(task.shard, message["inputs"], message["bytes_in"], message["quarantined"])
         elif message["event"] == "done":
             worker.task = None
-            self._listener.committed(task.shard, ShardSummary(**message["summary"]))
+            summary = ShardSummary(**message["summary"])
+            self._usage.add(summary.seconds)
+            self._listener.committed(task.shard, summary)
         elif message["event"] == "failed":
             worker.task = None
-            self._retry(task, message["kind"], message["message"])
-        elif message["event"] == "listed":
-            ids = message["sample_ids"]
-            task.search = _Search(sample_ids=ids, stop=len(ids)) if ids else None
-            self._command(worker, task)
-        elif message["event"] == "survived":
-            self._narrow(task, survived=True)
+            self._queue.failed_once(task, message["kind"], message["message"], time.monotonic())
+        else:
             worker.task = None
-            if not self._gave_up(task):
-                self._command(worker, task)
-
-    def _retry(self, task: _Task, kind: str, message: str) -> None:
-        task.failures += 1
-        if kind == "fatal" or task.failures >= self._config.shard_attempts:
-            self._listener.noted(f"shard {task.shard} is left uncommitted: {message}", shard=task.shard)
-            self._failed[task.shard] = message
-            return
-        task.attempt += 1
-        delay = min(self._config.retry.max_delay_seconds, self._config.retry.first_delay_seconds * 2**task.failures)
-        task.not_before = time.monotonic() + delay
-        self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard)
-        self._queue.append(task)
+            self._queue.answered(task, message)
 
     def _watch(self) -> None:
         limit = self._config.stall_timeout_seconds
@@ -242,11 +191,16 @@ class _LocalRun:
             if worker.task is not None and now - worker.last_report > limit:
                 self._bury(worker, f"reported nothing for {limit:.0f} s and was killed")
 
+    def _stop(self, worker: _Worker) -> None:
+        worker.stop()
+        if worker.ready:
+            self._usage.worker_seconds += time.monotonic() - worker.ready_since
+
     def _bury(self, worker: _Worker, how: str) -> None:
         self._selector.unregister(worker.output)
         self._workers.remove(worker)
         words = worker.last_words()
-        worker.stop()
+        self._stop(worker)
         code = worker.process.returncode
         task = worker.task
         if task is None:
@@ -254,40 +208,4 @@ class _LocalRun:
             if self._startup_deaths >= _STARTUP_DEATHS:
                 raise TokenshardsError(f"workers cannot start (exit code {code}); the last one said:\n{words or '(nothing)'}")
             return
-        self._listener.noted(f"a worker {how} on shard {task.shard} (exit code {code})", shard=task.shard, stderr=words)
-        task.attempt += 1
-        if task.search is not None:
-            self._narrow(task, survived=False)
-        else:
-            task.deaths += 1
-            if task.deaths >= self._config.worker_deaths:
-                self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
-                task.search = _Search()
-        if not self._gave_up(task):
-            self._queue.appendleft(task)
-
-    def _gave_up(self, task: _Task) -> bool:
-        if task.failures < self._config.shard_attempts:
-            return False
-        self._failed[task.shard] = f"its workers keep dying, and no single input is guilty ({task.failures} searches)"
-        self._listener.noted(f"shard {task.shard} is left uncommitted: {self._failed[task.shard]}", shard=task.shard)
-        return True
-
-    def _narrow(self, task: _Task, *, survived: bool) -> None:
-        search = task.search
-        if search is None or not search.sample_ids:  # died while only listing: nothing learnt
-            task.search = None
-            task.deaths = 0
-            task.failures += 1
-        elif not survived and search.probed_stop - search.start == 1:
-            guilty = search.sample_ids[search.start]
-            self._listener.noted(f"{guilty} kills its worker and is quarantined", shard=task.shard, sample_id=guilty)
-            task.killers.add(guilty)
-            task.search, task.deaths = None, 0
-        elif not survived:
-            search.stop = search.probed_stop
-        elif search.probed_stop == search.stop:  # not reproduced: no single input is guilty
-            task.search, task.deaths = None, 0
-            task.failures += 1
-        else:
-            search.start = search.probed_stop
+        self._queue.worker_died(task, f"{how} (exit code {code})", stderr=words)

@@ -13,9 +13,12 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import CorruptObjectError, TokenshardsError, TransientStorageError
+from pipeline.errors import TokenshardsError, TransientStorageError
+
+if TYPE_CHECKING:
+    from pipeline.job import ShardProgress
 
 __all__ = ["main"]
 
@@ -34,59 +37,30 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
 
-    def report(event: str, **fields: Any) -> None:
-        channel.write(json.dumps({"event": event, **fields}).encode() + b"\n")
+    def report(event: dict[str, Any]) -> None:
+        channel.write(json.dumps(event).encode() + b"\n")
 
     try:
         serve = _server(commands.get(), report)
     except TokenshardsError as error:
-        report("broken", message=str(error))
+        kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
+        report({"event": "broken", "kind": kind, "message": str(error)})
         return
-    report("ready")
+    report({"event": "ready"})
     while True:
-        command = commands.get()
-        try:
-            serve(command)
-        except (TransientStorageError, MemoryError) as error:
-            report("failed", kind="transient", message=f"{type(error).__name__}: {error}")
-        except CorruptObjectError as error:
-            report("failed", kind="fatal", message=str(error))
-        except TokenshardsError as error:
-            report("failed", kind="fatal", message=f"{error}")
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            report("failed", kind="transient", message=f"{type(error).__name__}: {error}")
+        report(serve(commands.get()))
 
 
-def _server(job_json: dict[str, Any], report: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
-    import pyarrow as pa
-
-    from pipeline.context import open_context
-    from pipeline.job import ShardProgress, list_sample_ids, probe_shard, tokenize_shard
+def _server(job_json: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     from pipeline.runners.base import JobSpec
+    from pipeline.runners.shard_server import ShardServer
 
-    pa.set_cpu_count(1)
-    context = open_context(JobSpec.from_json(job_json))
+    server = ShardServer(JobSpec.from_json(job_json))
 
     def progress(done: ShardProgress) -> None:
-        report("progress", **asdict(done))
+        report({"event": "progress", **asdict(done)})
 
-    def serve(command: dict[str, Any]) -> None:
-        shard, killers = int(command["shard"]), frozenset(command["killers"])
-        match command["op"]:
-            case "run":
-                commit = tokenize_shard(context, shard, attempt=command["attempt"], killers=killers, on_progress=progress)
-                names = ("rows", "quarantined", "inputs_seen", "bytes_in", "seconds")
-                report("done", summary={name: getattr(commit, name) for name in names})
-            case "list":
-                report("listed", sample_ids=list_sample_ids(context, shard, killers))
-            case "probe":
-                probe_shard(context, shard, command["start"], command["stop"], killers, lambda done: report("alive"))
-                report("survived")
-
-    return serve
+    return lambda command: server.serve(command, progress)
 
 
 if __name__ == "__main__":

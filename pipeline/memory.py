@@ -1,4 +1,4 @@
-"""Memory of a training on a CPU: blocks of many megabytes come and go with every batch, and fresh pages cost more than the sums in them."""
+"""Memory of a process whose large blocks come and go with every batch: fresh pages cost more than the sums in them."""
 
 from __future__ import annotations
 

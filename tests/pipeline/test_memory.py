@@ -11,7 +11,7 @@ from tests.datasets import ROOT
 SCRIPT = """
 import resource, sys
 import numpy as np
-from stem_adaptors.memory import keep_freed_memory
+from pipeline.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -1,0 +1,144 @@
+"""Joining a Ray cluster, what it has, and one clear sentence for everything that keeps us out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError, RayError
+
+from pipeline.errors import ClusterError
+
+__all__ = ["ClusterSize", "FreeCpus", "cluster_size", "joined_cluster", "node_is_alive"]
+
+
+KNOCK_SECONDS = 10.0
+ASK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSize:
+    """What the nodes that are alive have in all."""
+
+    nodes: int
+    cpus: int
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.nodes} node{'' if self.nodes == 1 else 's'}, {self.cpus} CPUs{gpus}"
+
+    def room_for(self, cpus: int, gpus: float) -> int:
+        """Return how many actors of this size the cluster could hold, by its totals."""
+        by_cpus = self.cpus // max(1, cpus)
+        return by_cpus if not gpus else min(by_cpus, int(self.gpus / gpus + 1e-6))
+
+
+def cluster_size() -> ClusterSize:
+    """Return the size of the cluster that this process has joined."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(int(resources.get("CPU", 0)) for resources in alive)
+    return ClusterSize(len(alive), cpus, sum(float(resources.get("GPU", 0)) for resources in alive))
+
+
+def node_is_alive(node_id: str) -> bool:
+    """Return whether the cluster still counts a node."""
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+class FreeCpus:
+    """CPUs of each node that actors do not hold. The nodes are asked for again every few seconds, not for every shard."""
+
+    def __init__(self) -> None:
+        self._asked = -ASK_SECONDS
+        self._cpus: dict[str, int] = {}
+
+    def largest(self, held: Mapping[str, int], pending: int) -> int:
+        """Return the most free CPUs of one node; `held` by actors of each node, `pending` by actors that may start anywhere."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self._asked = now
+            self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+        free = [cpus - held.get(node_id, 0) for node_id, cpus in self._cpus.items()]
+        return max(0, min(max(free, default=0), sum(free) - pending))
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str | None) -> Iterator[None]:
+    """Be a driver of the cluster for the time of the block; one that was joined before is kept.
+
+    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None and address.startswith("http"):
+        raise ClusterError(
+            f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
+            "Use `tokenshards submit` with this address"
+        )
+    where = address or os.environ.get("RAY_ADDRESS") or ""
+    if ":" in where and "://" not in where:
+        _knock(where)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
+    try:
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise _refusal(address, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
+    import grpc
+
+    token = _token()
+    headers = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=KNOCK_SECONDS, metadata=headers)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise _wants_token(address, "got another one" if token else "got none") from None
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ClusterError(
+                    f"{address}: no Ray head answers there. Start one with `ray start --head`, or check --address: expected host:port of "
+                    "the head, 6379 unless it was started with --port"
+                ) from None
+
+
+def _token() -> str:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return ""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _wants_token(where: str, what: str) -> ClusterError:
+    return ClusterError(
+        f"{where}: the Ray cluster wants a token and {what}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the "
+        "token that the cluster was started with; `ray get-auth-token` shows it on the head"
+    )
+
+
+def _refusal(address: str | None, error: Exception) -> ClusterError:
+    where = address or os.environ.get("RAY_ADDRESS") or "a Ray cluster on this machine"
+    said = " ".join(str(error).split())
+    if isinstance(error, AuthenticationError) or "token" in said.lower():
+        return _wants_token(where, "got none, or another one")
+    if "ersion mismatch" in said:
+        return ClusterError(f"{where}: {said[:300]}. Use the Python and Ray versions of the cluster here too")
+    return ClusterError(f"{where}: no Ray cluster answers there ({said[:300]}). Start one with `ray start --head`, or check --address")

@@ -1,0 +1,409 @@
+"""A Ray cluster: one actor per tokenizer, the queue of shards in this process.
+
+The driver owns every retry: actors are never restarted and calls never repeated by Ray. All actors that the run could use are created at
+once, because pending actors are the demand that an autoscaler and a node that joins both serve; they are put to work as they become
+ready, and those that are not needed any more are released. Nothing but counts and short texts passes through the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from pipeline.code_identity import code_digest
+from pipeline.config import RayConfig, RunConfig
+from pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
+from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from pipeline.runners.decode_placement import DecodeRates, choose_placement
+from pipeline.runners.ray_actor import ShardActor
+from pipeline.runners.ray_cluster import FreeCpus, cluster_size, joined_cluster, node_is_alive
+from pipeline.runners.shard_queue import ShardQueue, ShardTask
+from pipeline.runners.usage import RunUsage
+
+__all__ = ["RayRunner"]
+
+TICK_SECONDS = 0.2
+PULSE_SECONDS = 5.0
+CLOSE_SECONDS = 5.0
+STARTUP_FAILURES = 5
+"""Actors that may fail in a row before one of them was ready."""
+WAITING_SECONDS = 60.0
+"""How often a run that waits for nodes says so."""
+MIN_MEASURED_IMAGES = 32
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """The driver's side of an actor."""
+
+    name: str
+    actor: Any
+    ready: bool = False
+    ready_since: float = 0.0
+    node_id: str = ""
+    host: str = ""
+    tasks: dict[Any, ShardTask] = field(default_factory=dict)
+    seen: dict[int, list[int]] = field(default_factory=dict)
+    """Counts of each shard at work that the listener was told of."""
+    pulse: Any = None
+    pulse_sent: float = 0.0
+    last_pulse: float = 0.0
+
+
+class RayRunner:
+    """Runs shards on the cluster that `cluster.address` names."""
+
+    def __init__(self, config: RunConfig, cluster: RayConfig, *, actor_class: type[ShardActor] = ShardActor) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._actor_class = actor_class
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        """Return the shards that stay uncommitted, each with the last error. Raises ClusterError where the cluster cannot be used."""
+        with joined_cluster(self._cluster.address):
+            return _RayRun(self._config, self._cluster, self._actor_class, job, shards, listener).run()
+
+
+class _RayRun:
+    def __init__(
+        self,
+        config: RunConfig,
+        cluster: RayConfig,
+        actor_class: type[ShardActor],
+        job: JobSpec,
+        shards: Sequence[int],
+        listener: RunListener,
+    ) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._listener = listener
+        self._queue = ShardQueue(shards, config, listener)
+        self._workers: list[_Worker] = []
+        self._calls: dict[Any, tuple[_Worker, str]] = {}  # every reply that is awaited: whose, and of which call
+        self._usage = RunUsage()
+        self._remote = cluster.decode == "remote"
+        self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
+        self._told_local = False
+        self._startup_failures = 0
+        self._hire_after = 0.0
+        self._progress_at = self._waiting_noted_at = time.monotonic()
+        self._size = cluster_size()
+        # Arguments of every actor are stored once; their text may hold credentials, so it appears in no name and no log.
+        self._job = ray.put(json.dumps(job.to_json()))
+        options: dict[str, Any] = {
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "num_cpus": cluster.cpus_per_actor,
+            "num_gpus": cluster.gpus_per_actor,
+            "max_concurrency": cluster.shards_in_flight,
+            "concurrency_groups": {"control": 2},
+        }
+        self._actor_type = ray.remote(**options)(actor_class)
+        self._free = FreeCpus()
+        spared = 1 if self._remote else 0  # actors that take every CPU leave none to decode on
+        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor))
+
+    def run(self) -> dict[int, str]:
+        actors = f"{self._limit} actor{'' if self._limit == 1 else 's'}"
+        self._listener.noted(f"Ray cluster: {self._size}; up to {actors} of {self._actor_size()}")
+        try:
+            while self._queue or self._in_flight():
+                self._hire()
+                self._release()
+                self._assign()
+                self._hear()
+                self._send_pulses()
+                self._watch()
+                self._listener.tick()
+        finally:
+            self._release_all()
+            self._listener.measured(self._usage)
+        return self._queue.failed
+
+    def _in_flight(self) -> int:
+        return sum(len(worker.tasks) for worker in self._workers)
+
+    def _actor_size(self) -> str:
+        cpus, gpus = self._cluster.cpus_per_actor, self._cluster.gpus_per_actor
+        return f"{cpus} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU" if gpus else "")
+
+    def _wanted(self) -> int:
+        return min(self._limit, len(self._queue) + self._in_flight())
+
+    def _hire(self) -> None:
+        if time.monotonic() < self._hire_after:
+            return
+        while len(self._workers) < self._wanted():
+            name = uuid.uuid4().hex[:12]
+            worker = _Worker(name, self._actor_type.remote(name, self._job, self._cluster.decode_threads))
+            self._workers.append(worker)
+            self._call(worker, "open", worker.actor.open.remote())
+
+    def _release(self) -> None:
+        """Let actors go that have nothing to do: those still pending first."""
+        spare = len(self._workers) - self._wanted()
+        if spare <= 0:
+            return
+        idle = sorted((worker for worker in self._workers if not worker.tasks), key=lambda worker: worker.ready)
+        closing = [(worker, worker.actor.close.options(concurrency_group="control").remote()) for worker in idle[:spare] if worker.ready]
+        if closing:
+            ray.wait([reference for _, reference in closing], num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for worker in idle[:spare]:
+            self._drop(worker)
+
+    def _release_all(self) -> None:
+        with contextlib.suppress(RayError):
+            closing = [worker.actor.close.options(concurrency_group="control").remote() for worker in self._workers if worker.ready]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        """Kill an actor and forget it; its tasks are the caller's to take care of."""
+        self._workers.remove(worker)
+        for reference in [reference for reference, (owner, _) in self._calls.items() if owner is worker]:
+            del self._calls[reference]
+        if worker.ready:
+            seconds = time.monotonic() - worker.ready_since
+            self._usage.worker_seconds += seconds
+            self._usage.decode_seconds += seconds * self._cluster.decode_threads
+        with contextlib.suppress(RayError):
+            ray.kill(worker.actor, no_restart=True)
+
+    def _call(self, worker: _Worker, what: str, reference: Any) -> None:
+        self._calls[reference] = worker, what
+
+    def _assign(self) -> None:
+        now = time.monotonic()
+        ready = [worker for worker in self._workers if worker.ready]
+        for depth in range(self._cluster.shards_in_flight):  # everyone gets a first shard before anyone gets a second
+            for worker in ready:
+                if len(worker.tasks) != depth or any(task.suspect for task in worker.tasks.values()):
+                    continue
+                if depth and len(self._queue) < len(ready):  # near the end a second shard would only wait behind the first
+                    return
+                task = self._queue.next_due(now, suspects=depth == 0)
+                if task is None:
+                    return
+                self._begin(worker, task)
+
+    def _begin(self, worker: _Worker, task: ShardTask) -> None:
+        command = task.command()
+        decode_cpus = 0
+        if command["op"] == "run":
+            self._listener.started(task.shard)
+            worker.seen[task.shard] = [0, 0, 0]
+            decode_cpus = self._decode_cpus() if self._remote else 0
+        reference = worker.actor.serve.remote(json.dumps(command), decode_cpus)
+        worker.tasks[reference] = task
+        self._call(worker, "serve", reference)
+
+    def _decode_cpus(self) -> int:
+        """Return the CPUs of a decoding task, 0 where every CPU is an actor's: such a task would wait for ever."""
+        held: Counter[str] = Counter()
+        pending = 0
+        for worker in self._workers:
+            if worker.ready:
+                held[worker.node_id] += self._cluster.cpus_per_actor
+            else:
+                pending += self._cluster.cpus_per_actor
+        cpus = min(self._cluster.decode_cpus, self._free.largest(held, pending))
+        if cpus == 0 and not self._told_local:
+            self._told_local = True
+            text = "no CPU is left beside the actors, so pictures are decoded by them: add CPU nodes, or give fewer --max-actors"
+            self._listener.noted(text)
+            self._usage.notes.append(text)
+        return cpus
+
+    def _hear(self) -> None:
+        if not self._calls:
+            time.sleep(TICK_SECONDS)
+            return
+        references = list(self._calls)
+        if not ray.wait(references, num_returns=1, timeout=TICK_SECONDS)[0]:
+            return
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        for reference in done:
+            worker, what = self._calls.pop(reference, (None, ""))
+            if worker is None:  # dropped with its actor a moment ago
+                continue
+            try:
+                reply = ray.get(reference)
+            except RayError as error:
+                self._lost(worker, reference, error)
+                continue
+            if what == "open":
+                self._opened(worker, json.loads(reply))
+            elif what == "pulse":
+                self._pulsed(worker, json.loads(reply))
+            else:
+                self._served(worker, worker.tasks.pop(reference), json.loads(reply))
+
+    def _opened(self, worker: _Worker, reply: dict[str, Any]) -> None:
+        if reply["event"] == "broken":
+            self._drop(worker)
+            if reply["kind"] == "fatal":
+                raise TokenshardsError(reply["message"])
+            self._failed_to_start(TransientStorageError(reply["message"]))
+            return
+        if reply["code"] != code_digest():
+            raise ClusterError(
+                f"node {reply['host']} has other tokenshards code than this driver (digest {reply['code']}, here {code_digest()}). "
+                "Use one image for all nodes, or `tokenshards submit`, which brings its own code"
+            )
+        worker.ready, worker.node_id, worker.host = True, reply["node_id"], reply["host"]
+        worker.ready_since = worker.last_pulse = self._progress_at = time.monotonic()
+        self._startup_failures = 0
+
+    def _failed_to_start(self, error: Exception) -> None:
+        self._startup_failures += 1
+        if self._startup_failures >= STARTUP_FAILURES:
+            if isinstance(error, TokenshardsError):
+                raise error
+            raise ClusterError(f"actors cannot start: {_in_one_line(error)}") from error
+        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2**self._startup_failures)
+        self._hire_after = time.monotonic() + delay
+        self._listener.noted(f"an actor could not start and is tried again in {delay:.0f} s: {_in_one_line(error)}")
+
+    def _served(self, worker: _Worker, task: ShardTask, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        worker.seen.pop(task.shard, None)
+        if event["event"] == "done":
+            summary = ShardSummary(**event["summary"])
+            self._progress_at = now
+            self._usage.add(summary.seconds)
+            self._listener.committed(task.shard, summary)
+            if self._undecided and summary.inputs_seen >= MIN_MEASURED_IMAGES:
+                self._place_decoding(worker, summary)
+        elif event["event"] == "failed":
+            self._queue.failed_once(task, event["kind"], event["message"], now)
+        else:
+            self._progress_at = now
+            self._queue.answered(task, event)
+
+    def _send_pulses(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.ready and worker.tasks and worker.pulse is None and now - worker.pulse_sent >= PULSE_SECONDS:
+                worker.pulse = worker.actor.pulse.options(concurrency_group="control").remote()
+                worker.pulse_sent = now
+                self._call(worker, "pulse", worker.pulse)
+
+    def _pulsed(self, worker: _Worker, reply: dict[str, Any]) -> None:
+        worker.pulse, worker.last_pulse = None, time.monotonic()
+        limit = self._config.stall_timeout_seconds
+        for shard, *counts, idle_seconds in reply["shards"]:
+            before = worker.seen.get(shard)
+            if before is not None:
+                if counts != before:
+                    self._progress_at = worker.last_pulse
+                    inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
+                    self._listener.progressed(shard, inputs, bytes_in, quarantined)
+                worker.seen[shard] = counts
+            if idle_seconds > limit:
+                self._bury(worker, f"made no progress for {limit:.0f} s and was killed", guilty=shard)
+                return
+
+    def _watch(self) -> None:
+        now, limit = time.monotonic(), self._config.stall_timeout_seconds
+        for worker in list(self._workers):
+            if worker.pulse is not None and now - worker.pulse_sent > limit:
+                self._bury(worker, f"answered nothing for {limit:.0f} s and was killed")
+        idle = now - self._progress_at
+        if idle > self._cluster.idle_timeout_seconds:
+            raise ClusterError(
+                f"no shard made progress for {idle:,.0f} s (--give-up-after {self._cluster.idle_timeout_seconds:,.0f}): "
+                f"{self._standing()}. Nothing was lost; run the same command again: it continues"
+            )
+        if idle > WAITING_SECONDS and now - self._waiting_noted_at > WAITING_SECONDS:
+            self._waiting_noted_at = now
+            self._listener.noted(f"no progress for {idle:,.0f} s: {self._standing()}")
+
+    def _standing(self) -> str:
+        self._size = cluster_size()
+        ready = sum(worker.ready for worker in self._workers)
+        return (
+            f"{ready} actors are at work and {len(self._workers) - ready} wait for {self._actor_size()} each; the cluster has {self._size}"
+        )
+
+    def _lost(self, worker: _Worker, reference: Any, error: RayError) -> None:
+        """A call failed in Ray itself: the actor is dead, unreachable, or its code raised what it should not."""
+        if worker not in self._workers:
+            return
+        if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
+            task = worker.tasks.pop(reference, None)
+            if task is not None:
+                self._queue.failed_once(task, "transient", _in_one_line(error), time.monotonic())
+                return
+        # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign.
+        machine_left = isinstance(error, ActorUnavailableError) or "node has died" in str(error) or getattr(error, "preempted", False)
+        if worker.ready:
+            self._bury(worker, f"died ({_in_one_line(error)})", machine_left=machine_left)
+            return
+        self._drop(worker)
+        if machine_left:
+            self._hire_after = time.monotonic() + TICK_SECONDS
+        else:
+            self._failed_to_start(error)
+
+    def _bury(self, worker: _Worker, how: str, *, guilty: int | None = None, machine_left: bool = False) -> None:
+        """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
+        self._drop(worker)
+        blamed = not machine_left and node_is_alive(worker.node_id)
+        if not blamed:
+            self._listener.noted(f"node {worker.host} is gone or out of reach, with {len(worker.tasks)} shards in flight", how=how)
+        for task in worker.tasks.values():
+            self._queue.worker_died(task, how, blamed=blamed and guilty in (None, task.shard), worker=worker.name, host=worker.host)
+
+    def _place_decoding(self, worker: _Worker, summary: ShardSummary) -> None:
+        """Decide once, from the first shard of size, where pictures are decoded from now on."""
+        self._undecided = False
+        per_cpu = summary.inputs_seen / max(1e-9, summary.seconds["decode"])
+        threads = self._cluster.decode_threads
+        self._size = cluster_size()
+        rates = DecodeRates(
+            decode=per_cpu * threads,
+            decode_per_cpu=per_cpu,
+            encode=summary.inputs_seen / max(1e-9, summary.seconds["encode"]),
+            network=self._network_images_per_second(worker),
+            idle_cpus=self._size.cpus - len(self._workers) * self._cluster.cpus_per_actor,
+            actors=len(self._workers),
+        )
+        placement = choose_placement(rates)
+        self._remote = placement.remote
+        text = f"pictures are decoded {'on other nodes' if placement.remote else 'beside the tokenizer'}: {placement.why}"
+        self._listener.noted(text)
+        self._usage.notes.append(text)
+
+    def _network_images_per_second(self, worker: _Worker) -> float | None:
+        try:
+            rate, pixels_bytes = json.loads(
+                ray.get(worker.actor.network_rate.options(concurrency_group="control").remote(), timeout=CLOSE_SECONDS)
+            )
+        except RayError:
+            return None
+        return float(rate) / float(pixels_bytes) if rate else None
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what a person needs of Ray's errors, which run over many lines of remote traceback."""
+    text = str(error)
+    if isinstance(error, RayActorError):
+        text = re.sub(r"^The actor died unexpectedly before.*?ip: \S+ ", "", " ".join(text.split()))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, RayTaskError) or "Traceback" in str(error):
+        lines = lines[-1:]
+    if any("No module named" in line for line in lines):
+        return f"{lines[-1]}; the nodes lack a package that tokenshards needs. Install it in their image, or use `tokenshards submit`"
+    return " ".join(lines)[:400]

@@ -1,0 +1,72 @@
+"""What a worker of any runner does with a command: plain JSON in, plain JSON out, nothing pickled.
+
+A reply fits in a kilobyte whatever the shard holds: counts and names of single inputs travel, never lists.
+"""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.batches import DecodedBatch
+from pipeline.context import open_context
+from pipeline.errors import TokenshardsError, TransientStorageError
+from pipeline.job import JobContext, ShardProgress, list_sample_ids, probe_shard, tokenize_shard
+from pipeline.runners.base import JobSpec, ShardSummary
+
+__all__ = ["ShardServer"]
+
+MAX_MESSAGE_CHARACTERS = 800
+
+Batches = Callable[[int, frozenset[str]], Generator[DecodedBatch]]
+
+
+class ShardServer:
+    """Opens a job once and serves commands; may be called from several threads, which then take turns at the tokenizer."""
+
+    def __init__(self, job: JobSpec, *, decode_threads: int = 0) -> None:
+        pa.set_cpu_count(max(1, decode_threads))
+        self.context: JobContext = open_context(job, decode_threads=decode_threads)
+
+    def serve(
+        self, command: dict[str, Any], on_progress: Callable[[ShardProgress], None], batches: Batches | None = None
+    ) -> dict[str, Any]:
+        """Do what `ShardTask.command` asks for and return the event; `batches` decodes elsewhere. Every failure is an event."""
+        try:
+            return self._serve(command, on_progress, batches)
+        except (TransientStorageError, MemoryError) as error:
+            return _failure("transient", f"{type(error).__name__}: {error}")
+        except TokenshardsError as error:
+            return _failure("fatal", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return _failure("transient", f"{type(error).__name__}: {error}")
+
+    def _serve(self, command: dict[str, Any], on_progress: Callable[[ShardProgress], None], batches: Batches | None) -> dict[str, Any]:
+        shard, killers = int(command["shard"]), frozenset(command["killers"])
+        match command["op"]:
+            case "run":
+                decoded = None if batches is None else batches(shard, killers)
+                commit = tokenize_shard(
+                    self.context, shard, attempt=command["attempt"], killers=killers, on_progress=on_progress, batches=decoded
+                )
+                return {"event": "done", "summary": asdict(ShardSummary.of(commit))}
+            case "count":
+                return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers))}
+            case "name":
+                ids = list_sample_ids(self.context, shard, killers)
+                return {"event": "named", "sample_id": next(itertools.islice(ids, int(command["index"]), None))}
+            case "probe":
+                probe_shard(self.context, shard, command["start"], command["stop"], killers, on_progress)
+                return {"event": "survived"}
+        raise ValueError(f"unknown command {command['op']!r}")
+
+
+def _failure(kind: str, message: str) -> dict[str, Any]:
+    cut = message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[: MAX_MESSAGE_CHARACTERS - 1]}…"
+    return {"event": "failed", "kind": kind, "message": cut}
