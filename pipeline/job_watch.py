@@ -139,7 +139,7 @@ def _reason(message: str) -> str:
     if len(said) > SHOWN_CHARACTERS:  # what went wrong stands at the end
         said = f"{said[: SHOWN_CHARACTERS // 4]} … {said[-3 * SHOWN_CHARACTERS // 4 :]}"
     if "runtime_env" in message:
-        return f"{said}. Each node needs `pip` on the PATH of `ray start`, and with --install-dependencies an index that it reaches"
+        return f"{said}. Nothing ran; with --install-dependencies each node needs `pip`, and an index that it reaches"
     return f"{said}. {_CONTINUES}"
 
 

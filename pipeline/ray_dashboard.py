@@ -99,12 +99,19 @@ class Dashboard:
         found = self._get(f"/api/jobs/{quote(submission_id)}/logs", missing_ok=True)
         return str(found["logs"]) if isinstance(found, dict) and "logs" in found else ""
 
-    def _get(self, path: str, *, missing_ok: bool = False) -> Any:
-        """Return a page as JSON; None for one that is not there, or is no JSON, where `missing_ok`."""
-        request = urllib.request.Request(self.address + path, headers={"User-Agent": "tokenshards", **self.headers})
+    def upload(self, name: str, data: bytes) -> str:
+        """Hand a package to the cluster, which gives it to its nodes; return its URI. A package of this name stays as it is."""
+        self._get(f"/api/packages/gcs/{quote(name)}", data=data)
+        return f"gcs://{name}"
+
+    def _get(self, path: str, *, data: bytes | None = None, missing_ok: bool = False) -> Any:
+        """Return a page as JSON, after putting `data` there if any; None for one that is not there, or is no JSON, where `missing_ok`."""
+        headers = {"User-Agent": "tokenshards", "Content-Type": "application/octet-stream", **self.headers}
+        request = urllib.request.Request(self.address + path, data, headers, method="GET" if data is None else "PUT")
         try:
             with _OPENER.open(request, timeout=REQUEST_SECONDS) as answer:
-                return json.loads(answer.read())
+                body = answer.read()
+                return json.loads(body) if data is None else None
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise ConfigError(self._refused(error.code)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -129,21 +130,31 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *submission.arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
-    with tempfile.TemporaryDirectory(prefix="tokenshards-") as folder:
-        environment: dict[str, Any] = {"py_modules": [str(build_wheel(Path(folder), project))], "env_vars": variables}
-        if submission.install_dependencies:
-            environment["pip"] = list(project.requirements)
-        try:
-            client = ray_client(dashboard)
-            client.submit_job(
-                entrypoint=f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
-                submission_id=submission_id,
-                runtime_env=environment,
-                metadata=shown,
-            )
-        except Exception as error:  # Ray's client raises its own types, those of requests, RuntimeError and ValueError
-            raise _not_accepted(error, submission_id, dashboard.address) from None
+    environment: dict[str, Any] = {"py_modules": [_upload_code(dashboard, project)], "env_vars": variables}
+    if submission.install_dependencies:
+        environment["pip"] = list(project.requirements)
+    try:
+        client = ray_client(dashboard)
+        client.submit_job(
+            entrypoint=f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
+            submission_id=submission_id,
+            runtime_env=environment,
+            metadata=shown,
+        )
+    except Exception as error:  # Ray's client raises its own types, those of requests, RuntimeError and ValueError
+        raise _not_accepted(error, submission_id, dashboard.address) from None
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=client)
+
+
+def _upload_code(dashboard: Dashboard, project: Project) -> str:
+    """Hand the wheel to the cluster and return its URI.
+
+    It goes as the zip file that a wheel is. Ray 2.60 would install a .whl with pip, and where its folder is there already (another node on
+    the same machine, an agent that was started again) it deletes that folder under the running job; of a zip file it does neither.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenshards-") as folder:
+        data = build_wheel(Path(folder), project).read_bytes()
+    return dashboard.upload(f"_ray_pkg_{hashlib.sha256(data).hexdigest()[:40]}.zip", data)
 
 
 def _check_versions(versions: Versions, address: str, project: Project) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The running code as a wheel, for the nodes of a cluster: standard library alone, no build backend, no network, the same bytes each time.
 
-Two habits of Ray shape it. Ray caches a wheel by its file name, so the name carries a digest of the code, as a build tag. And Ray installs
-it with a plain `pip install --target`, which would fetch every requirement beside the packages of the node, so requirements stand under
-an extra that nobody asks for: `pipeline.job_entry` reads them there and says what a node lacks.
+It is made to be unpacked into a folder of the import path, beside the packages that a node has: requirements stand under an extra that
+nobody asks for, so that even a plain `pip install --target` fetches nothing; `pipeline.job_entry` reads them and says what is missing.
+The name carries a digest of the code, as a build tag.
 """
 
 from __future__ import annotations

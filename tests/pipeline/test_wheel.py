@@ -66,7 +66,7 @@ def copy_of_the_code(folder: Path) -> Path:
     return folder
 
 
-def test_pip_installs_it_as_ray_does_without_an_index(wheel: Path, tmp_path: Path) -> None:
+def test_pip_installs_it_without_an_index(wheel: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
