@@ -12,7 +12,7 @@
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
     │   └── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
-    ├── ClusterError                a Ray cluster cannot be reached, refuses us, or cannot run our code
+    ├── ClusterError                a Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
@@ -134,7 +134,7 @@ class StoreAccessError(TransientStorageError):
 
 
 class ClusterError(TokenshardsError):
-    """A Ray cluster cannot be reached, refuses us, or cannot run our code."""
+    """A Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job."""
 
     exit_code = 3
 

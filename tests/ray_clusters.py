@@ -77,12 +77,14 @@ def _descendants(pid: int) -> list[psutil.Process]:
 class RayCluster:
     """A head, and nodes that join it; use as a context manager.
 
-    `token` turns Ray's token authentication on. `env` is the environment of every node: this is where credentials belong.
+    `token` turns Ray's token authentication on. `env` is the environment of every node: this is where credentials belong. `cwd` is the
+    folder that every node is started in.
     """
 
     cpus: int = 1
     token: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    cwd: str = "/"
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> RayCluster:
@@ -160,7 +162,7 @@ class RayCluster:
         log = Path(tempfile.mkstemp(suffix=".log", dir=self._folder)[1])
         with log.open("wb") as output:
             environment = {**os.environ, **self.client_env, **_QUICK_HEALTH_CHECKS, "OMP_NUM_THREADS": "1", **self.env}
-            process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/", env=environment, start_new_session=True)
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.cwd, env=environment, start_new_session=True)
         node = Node(process, log)
         self.nodes.append(node)
         deadline = time.monotonic() + START_SECONDS

@@ -26,6 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.config": {"pipeline.errors"},
     "pipeline.canonical": {"pipeline.errors"},
     "pipeline.faults": set(),
+    "pipeline.job_entry": set(),
+    "pipeline.wheel": {"pipeline", "pipeline.errors", "pipeline.job_entry"},
+    "pipeline.ray_dashboard": {"pipeline.errors"},
+    "pipeline.forwarding": {"pipeline.errors"},
     "pipeline.records": {"pipeline.errors"},
     "pipeline.masking": set(),
     "pipeline.throttle": set(),
@@ -56,7 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     "stem_adaptors": SHARDS,
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
-RAY_ALLOWED = {"pipeline.runners.ray_jobs", "pipeline.runners.ray_actor", "pipeline.runners.ray_cluster", "stem_adaptors.ray_train"}
+RAY_ALLOWED = {
+    "pipeline.runners.ray_jobs",
+    "pipeline.runners.ray_actor",
+    "pipeline.runners.ray_cluster",
+    "pipeline.submission",
+    "stem_adaptors.ray_train",
+}
 
 
 def modules() -> dict[str, Path]:
