@@ -55,7 +55,9 @@ class Chaos:
         if self.cluster is None:
             self.cluster = self._stack.enter_context(RayCluster(cpus=0, token=TOKEN, env=self.env))
             self.workers = []
-        self.workers = [node for node in self.workers if node.process.poll() is None]  # one that lost its agent leaves by itself
+        for node in [node for node in self.workers if not node.alive]:  # one that lost its agent left by itself
+            node.kill()
+            self.workers.remove(node)
         while len(self.workers) < 2:
             self.workers.append(self.cluster.add_node(cpus=1))
         return self.cluster
@@ -156,7 +158,7 @@ def _pause(chaos: Chaos, driver: subprocess.Popen[str], seconds: float, deadline
     until = min(time.monotonic() + seconds, deadline)
     while time.monotonic() < until and driver.poll() is None:
         chaos.start_cluster()  # an autoscaler brings back what leaves
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def _finish(chaos: Chaos, driver: subprocess.Popen[str], deadline: float, message: str) -> str:
