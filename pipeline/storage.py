@@ -13,8 +13,9 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import split_protocol
@@ -30,7 +31,8 @@ TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 
 
-class ObjectInfo(NamedTuple):  # made in half the time of a frozen dataclass, and there are as many as objects in a bucket
+@dataclass(slots=True)  # not frozen, which would double the time that each of 10^8 objects takes to list
+class ObjectInfo:
     """One listed object; `path` is relative to the store's root, with forward slashes."""
 
     path: str
