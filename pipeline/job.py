@@ -168,20 +168,33 @@ def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = f
     return _decoded(context, _inputs(context, shard, killers))
 
 
-def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
-    """Yield the sample id of every input of a shard in work order, without decoding any."""
-    return (record.sample_id for record in _inputs(context, shard, killers))
+def list_sample_ids(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any; `on_progress` is a sign of life now and then."""
+    return (record.sample_id for record in _searched(context, shard, killers, on_progress))
 
 
 def probe_shard(
     context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
 ) -> None:
-    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life after each batch.
+    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life now and then.
 
     A runner uses it to find, by bisection, the input that kills its worker.
     """
-    records = itertools.islice(_inputs(context, shard, killers), start, stop)
-    _tokenize(context, _decoded(context, records), _ShardResult(), on_progress)
+    records = itertools.islice(_searched(context, shard, killers, on_progress), start, stop)
+    with contextlib.closing(_decoded(context, records)) as decoded:
+        _tokenize(context, decoded, _ShardResult(), on_progress)
+
+
+def _searched(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield the inputs of a shard; inputs that are only passed over can take longer than a worker may be silent."""
+    for index, record in enumerate(_inputs(context, shard, killers)):
+        if index % context.plan.batch_rows == 0:
+            on_progress(ShardProgress(0, 0, 0))
+        yield record
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:

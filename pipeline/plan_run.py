@@ -111,7 +111,7 @@ class PlanRun:
         return survey
 
     def started(self, shard: int) -> None:
-        """Forget what an earlier attempt at this shard had done."""
+        """Count a shard in flight from zero."""
         self.tally.in_flight[shard] = [0, 0, 0]
 
     def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
@@ -128,6 +128,10 @@ class PlanRun:
         tally.bytes_in += summary.bytes_in
         tally.quarantined += summary.quarantined
         tally.shards += 1
+
+    def abandoned(self, shard: int) -> None:
+        """Forget a shard in flight."""
+        self.tally.in_flight.pop(shard, None)
 
     def measured(self, usage: RunUsage) -> None:
         """Keep how busy the workers were, for the report and the log."""

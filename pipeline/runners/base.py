@@ -70,6 +70,9 @@ class RunListener(Protocol):
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
 
+    def abandoned(self, shard: int) -> None:
+        """An attempt at a shard ended without a commit: what it worked through counts no more."""
+
     def measured(self, usage: RunUsage) -> None:
         """How busy the workers were; once, at the end."""
 

@@ -5,6 +5,7 @@ Commands and replies are JSON text of at most a kilobyte; only decoded pixels tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import socket
@@ -103,7 +104,7 @@ class ShardActor:
 
     def _record(self, command: dict[str, Any], event: dict[str, Any], seconds: float) -> None:
         summary = event.get("summary")
-        details = summary or {key: value for key, value in event.items() if key != "event"}
+        details = summary or {("error" if key == "message" else key): value for key, value in event.items() if key != "event"}
         self._log.add(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
         if summary is None:
             return
@@ -190,8 +191,9 @@ def _opened(job: str, threads: int) -> InputContext:
 def _decode(job: str, shard: int, killers: list[str], threads: int) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
     """Yield the batches of a shard as pixels and plain values; an outage is the last item, because it is no error of Ray's."""
     try:
-        for batch in shard_batches(_opened(job, threads), shard, frozenset(killers)):
-            rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
-            yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
+        with contextlib.closing(shard_batches(_opened(job, threads), shard, frozenset(killers))) as batches:
+            for batch in batches:
+                rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
+                yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
     except TransientStorageError as error:
         yield np.zeros(0, np.uint8), {"outage": str(error)}

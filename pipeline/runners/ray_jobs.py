@@ -36,7 +36,7 @@ TICK_SECONDS = 0.2
 PULSE_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
 STARTUP_FAILURES = 5
-"""Actors that may fail in a row before one of them was ready."""
+"""Actors that may fail in a row, while none is at work, before the run gives up."""
 WAITING_SECONDS = 60.0
 """How often a run that waits for nodes says so."""
 MIN_MEASURED_IMAGES = 32
@@ -188,8 +188,12 @@ class _RayRun:
         now = time.monotonic()
         ready = [worker for worker in self._workers if worker.ready]
         for depth in range(self._cluster.shards_in_flight):  # everyone gets a first shard before anyone gets a second
+            emptied = self._queue.suspects() if depth else 0
             for worker in ready:
                 if len(worker.tasks) != depth or any(task.suspect for task in worker.tasks.values()):
+                    continue
+                if emptied:  # it works off what it has: a suspect waits for a worker to itself
+                    emptied -= 1
                     continue
                 if depth and len(self._queue) < len(ready):  # near the end a second shard would only wait behind the first
                     return
@@ -204,7 +208,8 @@ class _RayRun:
         if command["op"] == "run":
             self._listener.started(task.shard)
             worker.seen[task.shard] = [0, 0, 0]
-            decode_cpus = self._decode_cpus() if self._remote else 0
+            # A picture that kills a decoding task looks like an outage. Decoded by its actor, whose death is told apart, it is found.
+            decode_cpus = self._decode_cpus() if self._remote and not task.failures and not task.suspect else 0
         reference = worker.actor.serve.remote(json.dumps(command), decode_cpus)
         worker.tasks[reference] = task
         self._call(worker, "serve", reference)
@@ -268,11 +273,11 @@ class _RayRun:
 
     def _failed_to_start(self, error: Exception) -> None:
         self._startup_failures += 1
-        if self._startup_failures >= STARTUP_FAILURES:
+        if self._startup_failures >= STARTUP_FAILURES and not any(worker.ready for worker in self._workers):
             if isinstance(error, TokenshardsError):
                 raise error
             raise ClusterError(f"actors cannot start: {_in_one_line(error)}") from error
-        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2**self._startup_failures)
+        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2 ** min(self._startup_failures, 10))
         self._hire_after = time.monotonic() + delay
         self._listener.noted(f"an actor could not start and is tried again in {delay:.0f} s: {_in_one_line(error)}")
 
@@ -303,17 +308,16 @@ class _RayRun:
     def _pulsed(self, worker: _Worker, reply: dict[str, Any]) -> None:
         worker.pulse, worker.last_pulse = None, time.monotonic()
         limit = self._config.stall_timeout_seconds
-        for shard, *counts, idle_seconds in reply["shards"]:
+        for shard, *counts, _ in reply["shards"]:
             before = worker.seen.get(shard)
-            if before is not None:
-                if counts != before:
-                    self._progress_at = worker.last_pulse
-                    inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
-                    self._listener.progressed(shard, inputs, bytes_in, quarantined)
+            if before is not None and counts != before:
+                self._progress_at = worker.last_pulse
+                inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
+                self._listener.progressed(shard, inputs, bytes_in, quarantined)
                 worker.seen[shard] = counts
-            if idle_seconds > limit:
-                self._bury(worker, f"made no progress for {limit:.0f} s and was killed", guilty=shard)
-                return
+        # Which of its shards hangs cannot be seen from here, since the others soon wait for their turn at the tokenizer.
+        if any(idle_seconds > limit for *_, idle_seconds in reply["shards"]):
+            self._bury(worker, f"made no progress for {limit:.0f} s and was killed")
 
     def _watch(self) -> None:
         now, limit = time.monotonic(), self._config.stall_timeout_seconds
@@ -344,6 +348,7 @@ class _RayRun:
         if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
             task = worker.tasks.pop(reference, None)
             if task is not None:
+                worker.seen.pop(task.shard, None)
                 self._queue.failed_once(task, "transient", _in_one_line(error), time.monotonic())
                 return
         # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign.
@@ -357,14 +362,14 @@ class _RayRun:
         else:
             self._failed_to_start(error)
 
-    def _bury(self, worker: _Worker, how: str, *, guilty: int | None = None, machine_left: bool = False) -> None:
+    def _bury(self, worker: _Worker, how: str, *, machine_left: bool = False) -> None:
         """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
         self._drop(worker)
         blamed = not machine_left and node_is_alive(worker.node_id)
         if not blamed:
             self._listener.noted(f"node {worker.host} is gone or out of reach, with {len(worker.tasks)} shards in flight", how=how)
         for task in worker.tasks.values():
-            self._queue.worker_died(task, how, blamed=blamed and guilty in (None, task.shard), worker=worker.name, host=worker.host)
+            self._queue.worker_died(task, how, blamed=blamed, worker=worker.name, host=worker.host)
 
     def _place_decoding(self, worker: _Worker, summary: ShardSummary) -> None:
         """Decide once, from the first shard of size, where pictures are decoded from now on."""

@@ -78,6 +78,10 @@ class ShardQueue:
         self._counter = itertools.count()
         self.failed: dict[int, str] = {}
 
+    def suspects(self) -> int:
+        """Return how many tasks wait, with their time come, for a worker to themselves."""
+        return sum(task.suspect for task in self._at_once)
+
     def __len__(self) -> int:
         """Return the tasks that wait, those of a later time included."""
         return self._fresh_left + len(self._at_once) + len(self._later)
@@ -97,6 +101,7 @@ class ShardQueue:
 
     def failed_once(self, task: ShardTask, kind: str, message: str, now: float) -> None:
         """A worker reported a failure of `kind` `transient` or `fatal`: the task waits for its next try, or its budget is used up."""
+        self._listener.abandoned(task.shard)
         task.failures += 1
         if kind == "fatal" or task.failures >= self._config.shard_attempts:
             self._give_up(task, message)
@@ -109,6 +114,7 @@ class ShardQueue:
     def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, **details: Any) -> None:
         """The worker of a task died or hung. Not `blamed` where its machine left: then the task just goes on elsewhere."""
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
+        self._listener.abandoned(task.shard)
         task.attempt += 1
         if not blamed:
             task.vanished += 1
@@ -135,6 +141,8 @@ class ShardQueue:
                 self._not_reproduced(task)
         elif message["event"] == "survived":
             self._narrow(task, search, survived=True)
+        elif message["sample_id"] is None:  # the inputs are not those that were counted
+            self._not_reproduced(task)
         else:
             guilty = str(message["sample_id"])
             self._listener.noted(f"{guilty} kills its worker and is quarantined", shard=task.shard, sample_id=guilty)
