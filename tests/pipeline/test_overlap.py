@@ -25,7 +25,7 @@ DEVICE_SECONDS = 0.25
 
 
 class Device:
-    """The tokenizer that it is given, on a thread that works off what was begun; notes what was under way when."""
+    """The tokenizer that it is given, whose ids are there when they are asked for; counts the batches that are under way."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
