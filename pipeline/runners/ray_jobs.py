@@ -195,9 +195,9 @@ class _RayRun:
         for reference in [reference for reference, (owner, _) in self._calls.items() if owner is worker]:
             del self._calls[reference]
         if worker.ready:
+            threads = self._cluster.decode_cpus if self._remote else self._cluster.decode_threads
             seconds = time.monotonic() - worker.ready_since
-            self._usage.worker_seconds += seconds
-            self._usage.decode_seconds += seconds * self._cluster.decode_threads
+            self._usage.count_worker(seconds, lanes=self._cluster.shards_in_flight, decode_threads=threads)
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)
 
