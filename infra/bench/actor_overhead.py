@@ -12,8 +12,8 @@ the real actor, driver, plan, shards and commits, where decoded batches are made
 from the end of the --warm-up batches to the end of its last shard, publishing included. Both take turns, medians count; `ratio` is ours
 over the loop and should be at least 0.95; `cpu_ratio` compares CPU per image, which other work on the machine disturbs least. Then real
 JPEGs (DIR, else generated ones) go through the same actor with --decode-threads: `jpeg` tells the bottleneck that the run reports, and how
-many times as many images the bare loop would take. On a CPU the network is the limit by far, so the default tokenizer, for which decoding
-is, goes the same way.
+many times as many images the bare loop would take. On a CPU the network is the limit by far, so there the
+default tokenizer goes the same way too.
 """
 
 from __future__ import annotations
