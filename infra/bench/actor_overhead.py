@@ -12,8 +12,8 @@ the real actor, driver, plan, shards and commits, where decoded batches are made
 from the end of the --warm-up batches to the end of its last shard, publishing included. Both take turns, medians count; `ratio` is ours
 over the loop and should be at least 0.95; `cpu_ratio` compares CPU per image, which other work on the machine disturbs least. Then real
 JPEGs (DIR, else generated ones) go through the same actor with --decode-threads: `jpeg` tells the bottleneck that the run reports, and how
-many times as many images the bare loop would take. On a CPU the network is the limit by far, so the default tokenizer, for which decoding
-is, goes the same way.
+many times as many images the bare loop would take. On a CPU the network is the limit by far, so there the
+default tokenizer goes the same way too.
 """
 
 from __future__ import annotations
@@ -224,13 +224,20 @@ def register() -> None:
 
 
 class NetworkActor(ShardActor):
-    """The real actor; it only knows one more family of tokenizers, and marks the end of each shard."""
+    """The real actor; it knows one more family of tokenizers, warms its network up, and marks the end of each shard."""
 
     def _open_server(self, job: JobSpec) -> ShardServer:
         from actor_overhead import register
 
         register()
-        return super()._open_server(job)
+        return self._warm(super()._open_server(job))
+
+    def _warm(self, server: ShardServer) -> ShardServer:
+        from actor_overhead import predecoded
+
+        tokenizer = server.context.tokenizer  # a run of hours would not feel that it is built, and compiled, with its first batch
+        tokenizer.encode(predecoded(tokenizer.spec.preprocess.size)[0])
+        return server
 
     def serve(self, text: str, decode_cpus: int = 0) -> str:
         from actor_overhead import MARKS, mark
@@ -265,7 +272,7 @@ class PredecodedActor(NetworkActor):
         from actor_overhead import PredecodedServer, register
 
         register()
-        return PredecodedServer(job, decode_threads=self._decode_threads)
+        return self._warm(PredecodedServer(job, decode_threads=self._decode_threads))
 
 
 class BareLoop:
@@ -301,7 +308,7 @@ def predecoded(size: int) -> list[Images]:
 def marked_rate(marks: Path, warm_up: int) -> tuple[float, float]:
     """Return images per second, and CPU milliseconds per image, from the end of the warm-up batches to the end of the last shard."""
     lines = [tuple(map(float, line.split())) for line in marks.read_text().splitlines()]
-    batches = [line for line in lines if line[2]]
+    batches = [line for line in lines if line[2]][1:]  # without the one that warmed the network up
     first, last = batches[warm_up - 1], lines[-1]
     images = sum(images for _, _, images in batches[warm_up:])
     return round(images / (last[0] - first[0]), 2), round(1e3 * (last[1] - first[1]) / images, 3)
@@ -365,10 +372,11 @@ class Bench:
     def jpegs(self, tokenizer: str | None) -> dict[str, Any]:
         usage = self.convert("jpegs", NetworkActor, self.options.decode_threads, tokenizer)
         busy = {stage: round(share, 4) for stage, share in usage.busy_shares().items()}
-        return {"bottleneck": usage.bottleneck(), "busy_shares": busy, "images_per_second": self.jpeg_rate(usage)}
-
-    def jpeg_rate(self, usage: Any) -> float:
-        return round(self.options.jpegs / usage.worker_seconds, 1)
+        return {
+            "bottleneck": usage.bottleneck(),
+            "busy_shares": busy,
+            "images_per_second": round(self.options.jpegs / usage.worker_seconds, 1),
+        }
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -433,7 +441,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with images; else the sample images beside the repository, else generated")
     parser.add_argument("--images", type=int, default=100_000 if cuda else 1024, help="pre-decoded images of one run")
-    parser.add_argument("--jpegs", type=int, default=8_000 if cuda else 1024, help="real images of the run that decodes")
+    parser.add_argument("--jpegs", type=int, default=40_000 if cuda else 1024, help="real images of the run that decodes")
     parser.add_argument("--size", type=int, default=256 if cuda else 64, help="side of a picture in pixels")
     parser.add_argument("--shard-rows", type=int, default=5_000 if cuda else 256)
     parser.add_argument("--cpus", type=int, default=min(4, cpus) if cuda else 1, help="CPUs of the actor and of the loop")
