@@ -10,7 +10,7 @@ from pipeline.fetch import display_uri, fetch_ahead, fetch_file
 from pipeline.plan import Plan
 from pipeline.records import FailedRecord, ImageRecord, PlanRow
 from pipeline.sources import read_slice
-from pipeline.storage import Store
+from pipeline.storage import Store, is_absolute
 
 __all__ = ["read_inputs"]
 
@@ -39,7 +39,7 @@ def _read_rows(
     store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
 ) -> Iterator[ImageRecord | FailedRecord]:
     files = [row for row in rows if row.kind == "file"]
-    threads = 0 if store.is_local and not any("://" in row.path for row in files) else REMOTE_FETCH_THREADS
+    threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
     fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=2 * max(1, threads))
     for row in rows:

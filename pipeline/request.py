@@ -13,7 +13,7 @@ from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_pointer
 from pipeline.sources import source_root
 from pipeline.sources.base import readable_text
-from pipeline.storage import Store, display_url
+from pipeline.storage import Store, display_url, is_absolute
 from pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
@@ -116,7 +116,7 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
     if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
         return
     rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
-    if not any("://" in row.path or row.path.startswith("/") or source.info(row.path) is not None for row in rows):
+    if not any(is_absolute(row.path) or source.info(row.path) is not None for row in rows):
         raise SourceError(
             f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
             f"{first.source['url']}. Give the place where these inputs are now, or choose another output"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +27,13 @@ from pipeline.masking import display_url, has_credentials, masked
 from pipeline.remote import Remote
 from pipeline.throttle import is_throttling, shared_limit, status_of
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
 
 T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 _S3 = ("s3", "s3a")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _GONE = 410
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
@@ -39,6 +41,14 @@ _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 def absolute_url(url: str) -> str:
     """Return a URL as it is and a local path from the root of its disk, fit for a process with another current folder."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def is_absolute(path: str) -> bool:
+    """Return whether a planned path is a place of its own, a URL or a path from the root of a disk, and not one below its source.
+
+    Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
+    """
+    return path.startswith("/") or _SCHEME.match(path) is not None
 
 
 class Store:
@@ -155,13 +165,13 @@ class Store:
 
     def _relative(self, name: str) -> str:
         start = self._prefix
-        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/" and "://" not in name:
+        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/" and not _SCHEME.match(name, len(start)):
             return name[len(start) :]
         root = self.root.strip("/")
         name = name.strip("/")
         path = name[len(root) :].lstrip("/") if root and name.startswith(root) else name
-        # Keys such as `photos/http://host/x.jpg` exist, and must not be taken for an address elsewhere.
-        return path.replace("://", ":/")
+        # A key that begins like a URL would be read from elsewhere; under another name it is missed, which shows.
+        return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
         where = self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
