@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+import cli
 from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.conversion import Conversion
 from pipeline.request import Outcome, TokenizeRequest
@@ -125,6 +129,21 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None, expect: int = 0)
     assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
     assert "Traceback" not in err, err
     return out, err
+
+
+def call_cli(*arguments: str, expect: int = 0) -> tuple[str, str]:
+    """Run the command line in this process, which spares its start; return stdout and stderr, after checking the exit code."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with patch.object(sys, "argv", ["tokenshards", *arguments]), redirect_stdout(out), redirect_stderr(err):
+            cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == expect, f"exit code {code}, expected {expect}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
 
 
 def run_json(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> dict[str, Any]:
