@@ -525,19 +525,25 @@ def retry_failed_command(
     out: Out,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
     workers: Workers = None,
+    runner: RunnerName = "local",
+    address: Address = None,
+    max_actors: MaxActors = None,
+    cpus_per_actor: CpusPerActor = 1,
+    gpus_per_actor: GpusPerActor = 0.0,
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try the quarantined inputs again as a new generation; older shards stay as they are."""
-    from pipeline.config import RunConfig
+    from pipeline.config import RayConfig, RunConfig
     from pipeline.conversion import retry_failed
     from pipeline.reports.terminal import TerminalReporter
     from pipeline.storage import Store
 
     options = _options(storage_option)
     run = RunConfig(workers=_workers(workers), max_bad=1.0)
-    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet))
+    cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
+    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), _runner(runner, run, cluster))
     if outcome is None:
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return

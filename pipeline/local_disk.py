@@ -6,8 +6,8 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pipeline.errors import TransientStorageError
 
@@ -16,7 +16,8 @@ __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "list_local", "local_info", "write_
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
 
 
-class ObjectInfo(NamedTuple):  # made in half the time of a frozen dataclass, and there are as many as objects in a bucket
+@dataclass(slots=True)  # not frozen, which would double the time that each of 10^8 objects takes to list
+class ObjectInfo:
     """One listed object; `path` is relative to the store's root, with forward slashes."""
 
     path: str

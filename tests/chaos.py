@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +25,9 @@ from tests.s3_servers import FaultyProxy, S3Server
 TOKEN = "c4a05" * 8
 ACTOR, ANY_WORKER = "ray::ShardActor", "ray::"
 STORE_FAULTS = ("slow_down", "internal_error", "reset", "truncated", "lost")
-VICTIMS = ("actor", "actor", "worker", "driver", "node", "store", "store", "forbidden", "stall")
+VICTIMS = ("actor", "actor", "worker", "driver", "node", "store", "store", "store", "forbidden", "stall")
+COMMIT_SECONDS = 20.0
+EARLY_SHARE = 0.3
 HEAD_SHARE = 0.06
 """Share of the faults that strike the head, and with it the cluster."""
 RUN_SECONDS = 110.0
@@ -55,7 +56,9 @@ class Chaos:
         if self.cluster is None:
             self.cluster = self._stack.enter_context(RayCluster(cpus=0, token=TOKEN, env=self.env))
             self.workers = []
-        self.workers = [node for node in self.workers if node.process.poll() is None]  # one that lost its agent leaves by itself
+        for node in [node for node in self.workers if not node.alive]:  # one that lost its agent left by itself
+            node.kill()
+            self.workers.remove(node)
         while len(self.workers) < 2:
             self.workers.append(self.cluster.add_node(cpus=1))
         return self.cluster
@@ -94,10 +97,12 @@ def chaos_run(chaos: Chaos, seed: int, arguments: list[str], out: str, reference
     chaos.proxy.calm()
     driver: subprocess.Popen[str] | None = None
     try:
-        for fault in _plan(rng, faults):
+        for fault, early, seconds in planned_faults(rng, faults):
             driver, fresh = _driver_at_work(chaos, driver, arguments)
             submissions += fresh
-            _pause(chaos, driver, rng.uniform(0.5, 3.0), deadline)
+            if not early:
+                _await_commit(chaos, driver, out)
+            _pause(chaos, driver, seconds, deadline)
             if driver.poll() == 0:
                 break
             struck[fault] += 1
@@ -137,9 +142,12 @@ def _check_same(server: S3Server, out: str, reference: Path, message: str) -> No
         assert found.ok, f"{message}: {found.problems}"
 
 
-def _plan(rng: random.Random, faults: int) -> Iterator[str]:
-    for _ in range(faults):
-        yield "head" if rng.random() < HEAD_SHARE else rng.choice(VICTIMS)
+def planned_faults(rng: random.Random, faults: int) -> list[tuple[str, bool, float]]:
+    """Return what will fail, whether it may before the run has committed anything more, and after how many further seconds."""
+    return [
+        ("head" if rng.random() < HEAD_SHARE else rng.choice(VICTIMS), rng.random() < EARLY_SHARE, rng.uniform(0.0, 2.0))
+        for _ in range(faults)
+    ]
 
 
 def _driver_at_work(chaos: Chaos, driver: subprocess.Popen[str] | None, arguments: list[str]) -> tuple[subprocess.Popen[str], bool]:
@@ -152,11 +160,24 @@ def _driver_at_work(chaos: Chaos, driver: subprocess.Popen[str] | None, argument
     return start_cli(*arguments, "--address", cluster.address, env={**cluster.client_env, **chaos.env}), True
 
 
+def _await_commit(chaos: Chaos, driver: subprocess.Popen[str], out: str) -> None:
+    bucket, _, prefix = out.removeprefix("s3://").partition("/")
+    client = chaos.server.client()
+
+    def committed() -> int:
+        return int(client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/commits/")["KeyCount"])
+
+    before, until = committed(), time.monotonic() + COMMIT_SECONDS
+    while committed() == before and driver.poll() is None and time.monotonic() < until:
+        chaos.start_cluster()
+        time.sleep(0.2)
+
+
 def _pause(chaos: Chaos, driver: subprocess.Popen[str], seconds: float, deadline: float) -> None:
     until = min(time.monotonic() + seconds, deadline)
     while time.monotonic() < until and driver.poll() is None:
         chaos.start_cluster()  # an autoscaler brings back what leaves
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def _finish(chaos: Chaos, driver: subprocess.Popen[str], deadline: float, message: str) -> str:
@@ -187,7 +208,7 @@ def _strike(chaos: Chaos, fault: str, driver: subprocess.Popen[str], rng: random
         case "forbidden":
             chaos.proxy.set(forbidden_seconds=rng.uniform(0.5, 6.0))
         case "stall":
-            chaos.proxy.set(stall=0.02)
+            chaos.proxy.set(stall=0.05)
 
 
 def _kill_one(nodes: list[Node], title: str, rng: random.Random) -> None:

@@ -55,6 +55,12 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
+    @property
+    def alive(self) -> bool:
+        """True while its raylet runs: where that ends in order, as after the loss of an agent, `ray start --block` stays behind."""
+        children = psutil.Process(self.process.pid).children() if self.process.poll() is None else []
+        return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
     def find(self, *words: str) -> list[psutil.Process]:
         """Return the node's processes whose command line or title holds each of `words`."""
         found = []

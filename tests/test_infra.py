@@ -98,13 +98,13 @@ RAYS = arguments_of("ray")
 
 def parse(command: Any, words: Sequence[str]) -> dict[str, Any]:
     """Parse arguments as the command line would, without running anything; an unknown option or a bad value raises."""
-    rest, name, parent = list(words), "root", None
+    rest, name, context = list(words), "root", None
     while hasattr(command, "commands"):
-        parent = command.context_class(command, info_name=name, parent=parent)
         name = rest.pop(0)
         assert name in command.commands, f"there is no command {name}; expected one of {sorted(command.commands)}"
+        context = command.make_context(name, [name, *rest], parent=context)
         command = command.commands[name]
-    params: dict[str, Any] = command.make_context(name, rest, parent=parent).params
+    params: dict[str, Any] = command.make_context(name, rest, parent=context).params
     return params
 
 

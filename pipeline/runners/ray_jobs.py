@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -90,6 +93,8 @@ class _RayRun:
         self._queue = ShardQueue(shards, config, listener)
         self._workers: list[_Worker] = []
         self._calls: dict[Any, tuple[_Worker, str]] = {}  # every reply that is awaited: whose, and of which call
+        self._replies: queue.SimpleQueue[tuple[Any, Future[str]]] = queue.SimpleQueue()  # filled by a thread of Ray's
+        self._round_at = 0.0
         self._usage = RunUsage()
         self._remote = cluster.decode == "remote"
         self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
@@ -118,17 +123,25 @@ class _RayRun:
         self._listener.noted(f"Ray cluster: {self._size}; up to {actors} of {self._actor_size()}")
         try:
             while self._queue or self._in_flight():
-                self._hire()
-                self._release()
+                self._make_round()
                 self._assign()
                 self._hear()
-                self._send_pulses()
-                self._watch()
-                self._listener.tick()
+            self._listener.tick()
         finally:
             self._release_all()
             self._listener.measured(self._usage)
         return self._queue.failed
+
+    def _make_round(self) -> None:
+        """Look after all actors, now and then: done at every reply it would cost the driver more than the reply itself."""
+        if time.monotonic() < self._round_at:
+            return
+        self._hire()
+        self._release()
+        self._send_pulses()
+        self._watch()
+        self._listener.tick()
+        self._round_at = time.monotonic() + TICK_SECONDS
 
     def _in_flight(self) -> int:
         return sum(len(worker.tasks) for worker in self._workers)
@@ -183,6 +196,11 @@ class _RayRun:
 
     def _call(self, worker: _Worker, what: str, reference: Any) -> None:
         self._calls[reference] = worker, what
+        # `ray.wait` would look at every awaited reply for each that arrives.
+        reference.future().add_done_callback(partial(self._arrived, reference))
+
+    def _arrived(self, reference: Any, reply: Future[str]) -> None:
+        self._replies.put((reference, reply))
 
     def _assign(self) -> None:
         now = time.monotonic()
@@ -232,28 +250,27 @@ class _RayRun:
         return cpus
 
     def _hear(self) -> None:
-        if not self._calls:
-            time.sleep(TICK_SECONDS)
+        """Take in the replies that are there; wait a moment for the first."""
+        with contextlib.suppress(queue.Empty):
+            self._heard(*self._replies.get(timeout=TICK_SECONDS))
+            while True:
+                self._heard(*self._replies.get_nowait())
+
+    def _heard(self, reference: Any, reply: Future[str]) -> None:
+        worker, what = self._calls.pop(reference, (None, ""))
+        if worker is None:  # dropped with its actor a moment ago
             return
-        references = list(self._calls)
-        if not ray.wait(references, num_returns=1, timeout=TICK_SECONDS)[0]:
+        try:
+            text = reply.result()
+        except RayError as error:
+            self._lost(worker, reference, error)
             return
-        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        for reference in done:
-            worker, what = self._calls.pop(reference, (None, ""))
-            if worker is None:  # dropped with its actor a moment ago
-                continue
-            try:
-                reply = ray.get(reference)
-            except RayError as error:
-                self._lost(worker, reference, error)
-                continue
-            if what == "open":
-                self._opened(worker, json.loads(reply))
-            elif what == "pulse":
-                self._pulsed(worker, json.loads(reply))
-            else:
-                self._served(worker, worker.tasks.pop(reference), json.loads(reply))
+        if what == "open":
+            self._opened(worker, json.loads(text))
+        elif what == "pulse":
+            self._pulsed(worker, json.loads(text))
+        else:
+            self._served(worker, worker.tasks.pop(reference), json.loads(text))
 
     def _opened(self, worker: _Worker, reply: dict[str, Any]) -> None:
         if reply["event"] == "broken":

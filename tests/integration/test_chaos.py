@@ -13,7 +13,8 @@ from tests.chaos import Chaos, chaos_run
 from tests.datasets import convert, keep_result, write_images
 from tests.s3_servers import S3Server, faulty_proxy, moto_server
 
-SEEDS = (1, 2, 3, 4)
+SEEDS = (19, 71, 87, 90)
+"""Between them they strike everything that can fail, the head once."""
 SOAK_RUNS = 50
 
 

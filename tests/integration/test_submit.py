@@ -61,7 +61,7 @@ def pictures(place: Path) -> Path:
 
 
 def many(folder: Path) -> Path:
-    """Enough work to be interrupted in the middle: shards of 2 pictures."""
+    """Enough work to be interrupted in the middle: many small shards."""
     if not folder.exists():
         write_images(folder, 240, side=96)
     return folder
@@ -116,7 +116,7 @@ def test_the_exit_code_and_the_end_of_the_log_of_a_failing_job(cluster: RayClust
 
 
 def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place: Path) -> None:
-    arguments = (str(many(place / "many")), str(place / "killed"), "--local-paths", *SMALL, "--shard-rows", "2")
+    arguments = (str(many(place / "many")), str(place / "killed"), "--local-paths", *SMALL, "--shard-rows", "4")
     env = {**NO_CREDENTIALS, **cluster.client_env}
     process = start_cli("submit", *arguments, "--address", cluster.dashboard, env=env)
     await_commits(place / "killed")
@@ -208,7 +208,7 @@ class Proxy:
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # how Ray's client calls aiohttp
 def test_a_tail_that_loses_its_connection_shows_every_line_once(cluster: RayCluster) -> None:
     handle = handle_of(cluster.dashboard, "counting")
-    handle.client.submit_job(entrypoint="for i in $(seq 20); do echo line $i; sleep 0.1; done", submission_id="counting")
+    handle.client.submit_job(entrypoint="for i in $(seq 40); do echo line $i; sleep 0.1; done", submission_id="counting")
     proxy = Proxy(cluster.dashboard)
     shown: list[str] = []
 
@@ -221,7 +221,7 @@ def test_a_tail_that_loses_its_connection_shows_every_line_once(cluster: RayClus
     end = watch_job(handle_of(proxy.address, "counting"), SilentReporter(), write_log=write_log)
     proxy.close()
     assert end.exit_code == 0 and len(shown) > 2
-    assert [line for line in "".join(shown).splitlines() if line.startswith("line ")] == [f"line {i}" for i in range(1, 21)]
+    assert [line for line in "".join(shown).splitlines() if line.startswith("line ")] == [f"line {i}" for i in range(1, 41)]
 
 
 class _Answers(BaseHTTPRequestHandler):
