@@ -71,6 +71,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
     runner = changes.pop("runner", None)
     workers, max_bad = changes.pop("workers", 1), changes.pop("max_bad", 1.0)
     shard_rows, codec = changes.pop("shard_rows", None), changes.pop("codec", "default")
+    retry = changes.pop("retry", RetryConfig(attempts=2, first_delay_seconds=0.01))
     fit = changes.pop("fit", FitConfig() if "tokenizer" in changes else FitConfig(size=16, codes=16, iterations=4))
     request = TokenizeRequest(
         source_url=str(src),
@@ -79,7 +80,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
         fit=fit,
         source=changes.pop("source", SourceConfig()),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, batch_rows=changes.pop("batch_rows", 16)),
-        run=RunConfig(workers=workers, max_bad=max_bad, retry=RetryConfig(attempts=2, first_delay_seconds=0.01), **changes),
+        run=RunConfig(workers=workers, max_bad=max_bad, retry=retry, **changes),
     )
     return Conversion(request, reporter, runner).run()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import RetryConfig
 from pipeline.errors import IncompleteError
 from pipeline.plan_run import PlanRun
 from pipeline.storage import Store
@@ -213,11 +214,14 @@ FAULTS = {"slow_down": 0.03, "internal_error": 0.03, "forbidden": 0.002, "reset"
 def test_every_input_exactly_once_through_a_faulty_store(
     env: dict[str, str], server: S3Server, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    retry = RetryConfig(attempts=6, first_delay_seconds=0.1)  # enough for most of the times when everything is forbidden
     with faulty_proxy(server, seed=11, rates=FAULTS) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         for _ in range(6):  # to join: a run that could not say its end counts as live while its process, this one, is alive
             try:
-                convert("s3://src/images", "s3://out/chaos", tokenizer="s3://src/tokenizer", shard_rows=20, workers=2, join=True)
+                convert(
+                    "s3://src/images", "s3://out/chaos", tokenizer="s3://src/tokenizer", shard_rows=20, workers=2, join=True, retry=retry
+                )
                 break
             except Exception as error:
                 assert "Nothing was lost" in str(error) or "it continues" in str(error), error
