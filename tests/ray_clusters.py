@@ -91,6 +91,7 @@ class RayCluster:
     token: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     cwd: str = "/"
+    object_store_bytes: int = 200 << 20
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> RayCluster:
@@ -161,7 +162,7 @@ class RayCluster:
         command = [
             RAY, "start", "--block", "--disable-usage-stats",
             "--num-cpus", str(self.cpus if cpus is None else cpus),
-            "--object-store-memory", str(200 << 20),
+            "--object-store-memory", str(self.object_store_bytes),
             "--include-log-monitor", "false",
             *arguments,
         ]  # fmt: skip

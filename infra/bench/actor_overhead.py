@@ -392,7 +392,8 @@ def measure(bench: Bench) -> dict[str, Any]:
             bare.append(bench.bare())
             ours.append(bench.predecoded())
             print(f"repeat {repeat}: images/s and CPU ms per image of the bare loop {bare[-1]}, of the actor {ours[-1]}", flush=True)
-        (bare_rate, bare_cpu), (our_rate, our_cpu) = ([statistics.median(column) for column in zip(*side)] for side in (bare, ours))
+        bare_rate, bare_cpu = map(statistics.median, zip(*bare, strict=True))
+        our_rate, our_cpu = map(statistics.median, zip(*ours, strict=True))
         jpeg = {FAMILY: bench.jpegs(str(bench.root / "network"))}
         jpeg[FAMILY]["bare_loop_over_jpeg"] = round(bare_rate / jpeg[FAMILY]["images_per_second"], 2)
         if not bench.cuda:

@@ -4,7 +4,7 @@ plain Ray Data pipeline.
     python infra/bench/ray_scaling.py --data DIR
 
 DIR holds images at any depth (default: the sample images beside the repository, else generated JPEGs). They are hard-linked under distinct
-names into two folders of N and 3 N files on the local disk. Every rate is (3 N - N) / (seconds for 3 N - seconds for N) of whole commands,
+names into two folders of N and 5 N files on the local disk. Every rate is (5 N - N) / (seconds for 5 N - seconds for N) of whole commands,
 so that start-up cancels. The sides take turns, medians count:
 
 - `local`: `cli.py tokenize --workers 2`;
@@ -15,7 +15,7 @@ so that start-up cancels. The sides take turns, medians count:
 - `one_node` and `two_nodes`: `cli.py tokenize --runner ray` on one and on two nodes of one CPU, separate `ray start` processes.
 
 Bars: `ray_over_local` 0.9, `two_nodes_over_one` 1.7, `over_ray_data` 1.6; `ratio` is the smallest of the three over its bar. Of the two Ray
-sides only ours commits, verifies and resumes. `object_store` holds the peaks of the node's object store in runs of N and of 3 N, sampled
+sides only ours commits, verifies and resumes. `object_store` holds the peaks of the node's object store in runs of N and of 5 N, sampled
 while nothing is timed: bounded where the second is no larger. `whole_seconds` are whole commands over N files, start-up included.
 """
 
@@ -56,6 +56,9 @@ LAYOUTS = {
 FUSED = {"decoders": 0, "actors": 2}
 READ_CPUS, DECODE_CPUS, ACTOR_CPUS, WRITE_CPUS = 0.25, 0.25, 0.25, 0.25
 HANGS_SECONDS = 900
+OBJECT_STORE_BYTES = 1 << 30  # of a node
+TIMES = 5
+"""How many times as many images the long run has."""
 
 
 def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout: dict[str, int]) -> None:
@@ -64,17 +67,18 @@ def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout:
     import ray
     import ray.data
 
+    from pipeline.decode import decode_image
+    from pipeline.storage import Store
+    from pipeline.tokenizers.directory import load_tokenizer
+
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
-    def decode(batch: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.decode import decode_image
-        from pipeline.storage import Store
-        from pipeline.tokenizers.directory import load_tokenizer
+    preprocess = load_tokenizer(Store(tokenizer_folder), "").spec.preprocess
 
-        preprocess = load_tokenizer(Store(tokenizer_folder), "").spec.preprocess
+    def decode(batch: dict[str, Any]) -> dict[str, Any]:
         images = [decode_image(data, preprocess) for data in batch["bytes"]]
         return {
             "path": batch["path"],
@@ -85,28 +89,31 @@ def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout:
 
     class Tokenize:
         def __init__(self) -> None:
-            from pipeline.storage import Store
-            from pipeline.tokenizers.directory import load_tokenizer
-
             self._tokenizer = load_tokenizer(Store(tokenizer_folder), "")
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            if "bytes" in batch:
-                batch = decode(batch)
             ids_BLQ = self._tokenizer.encode(np.ascontiguousarray(batch.pop("pixels"))).ids_BLQ
             return {**batch, "ids": np.ascontiguousarray(ids_BLQ).reshape(len(ids_BLQ), -1)}
 
+    class ReadDecodeTokenize(Tokenize):
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            data = [Path(path).read_bytes() for path in batch["path"]]
+            return super().__call__(decode({"path": batch["path"], "bytes": data}))
+
     files = sorted(str(path) for path in Path(folder).iterdir())
     blocks = max(2, len(files) // FILES_PER_BLOCK)
-    data = ray.data.read_binary_files(
-        files, include_paths=True, override_num_blocks=blocks, ray_remote_args={"num_cpus": READ_CPUS}, concurrency=2
-    )
+    stage: type[Tokenize] = Tokenize
     if layout["decoders"]:
+        read: dict[str, Any] = {"override_num_blocks": blocks, "ray_remote_args": {"num_cpus": READ_CPUS}, "concurrency": 2}
+        data = ray.data.read_binary_files(files, include_paths=True, **read)
         tasks = ray.data.TaskPoolStrategy(size=layout["decoders"])
         data = data.map_batches(decode, batch_size=BATCH_ROWS, num_cpus=DECODE_CPUS, compute=tasks)
+    else:
+        data = ray.data.from_items([{"path": file} for file in files], override_num_blocks=blocks)
+        stage = ReadDecodeTokenize
     actors = ray.data.ActorPoolStrategy(size=layout["actors"])
-    tokens = data.map_batches(Tokenize, batch_size=BATCH_ROWS, num_cpus=ACTOR_CPUS, compute=actors)
-    tokens.write_parquet(out, compression="zstd", ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=1)
+    tokens = data.map_batches(stage, batch_size=BATCH_ROWS, num_cpus=ACTOR_CPUS, compute=actors)
+    tokens.write_parquet(out, compression="zstd", ray_remote_args={"num_cpus": WRITE_CPUS})
     ray.shutdown()
 
 
@@ -124,10 +131,9 @@ def sample_object_store(address: str) -> None:
     while not select.select([sys.stdin], [], [], 0.25)[0]:
         used = spilled_now = 0
         for node in ray.nodes():
-            with contextlib.suppress(Exception):  # a node that leaves in between
-                stats = get_memory_info_reply(state, node["NodeManagerAddress"], node["NodeManagerPort"]).store_stats
-                used += stats.object_store_bytes_used
-                spilled_now += stats.spilled_bytes_total
+            stats = get_memory_info_reply(state, node["NodeManagerAddress"], node["NodeManagerPort"]).store_stats
+            used += stats.object_store_bytes_used
+            spilled_now += stats.spilled_bytes_total
         peak, spilled = max(peak, used), max(spilled, spilled_now)
     print(json.dumps({"peak_bytes": peak, "spilled_bytes": spilled}), flush=True)
 
@@ -158,7 +164,7 @@ class Bench:
         self.bytes_per_image = round(sum(path.stat().st_size for path in found) / len(found))
         self.few, self.many, self.tokenizer = root / "few", root / "many", root / "tok"
         replicate(found, self.few, options.images)
-        replicate(found, self.many, 3 * options.images)
+        replicate(found, self.many, TIMES * options.images)
         cli("fit-tokenizer", str(self.few), str(self.tokenizer), "--sample", "500")
 
     def tokenize(self, folder: Path, *more: str, env: dict[str, str] | None = None) -> float:
@@ -190,7 +196,7 @@ class Bench:
         return seconds
 
     def cluster(self, cpus: int) -> RayCluster:
-        return RayCluster(cpus=cpus, env={**ONE_THREAD, **KEEP_MEMORY})
+        return RayCluster(cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, env={**ONE_THREAD, **KEEP_MEMORY})
 
     def _fresh_out(self) -> Path:
         out = self.root / "out"
@@ -207,7 +213,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         bench.on_ray_data(cluster, FUSED, bench.few)  # Ray Data's own actors of the cluster
         for name, layout in LAYOUTS.items():
             seconds = [bench.on_ray_data(cluster, layout, folder) for folder in (bench.few, bench.many)]
-            tried[name] = round(2 * count / (seconds[1] - seconds[0]), 1)
+            tried[name] = rate({"few": seconds[:1], "many": seconds[1:]}, count)
             print(f"Ray Data with {name}: {tried[name]} images/s", flush=True)
         best = max(tried, key=lambda name: tried[name])
         sides: dict[str, Callable[[Path], float]] = {
@@ -216,7 +222,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         }
         for side, run in sides.items():
             stores[side] = {}
-            for name, folder in (("n", bench.few), ("three_n", bench.many)):
+            for name, folder in (("few", bench.few), ("many", bench.many)):
                 found: dict[str, Any] = {}
                 with sampled(cluster, found):
                     run(folder)
@@ -242,6 +248,7 @@ def measure(bench: Bench) -> dict[str, Any]:
             cluster.add_node()
             time_both("two_nodes", lambda folder, here=here: bench.on_ray(here, folder))
     rates = {side: rate(seconds, count) for side, seconds in seconds_of.items()}
+    assert all(rates.values()), f"the runs are too short for this machine, so give more --images: {seconds_of}"
     ratios = {
         "ray_over_local": rates["ray"] / rates["local"],
         "two_nodes_over_one": rates["two_nodes"] / rates["one_node"],
@@ -272,9 +279,9 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def rate(seconds: dict[str, list[float]], count: int) -> float:
-    """Return marginal images per second: the larger run has two times `count` more than the smaller."""
+    """Return marginal images per second; 0 where the long run was no longer, because the runs are too short for this machine."""
     more = statistics.median(seconds["many"]) - statistics.median(seconds["few"])
-    return round(2 * count / max(1e-9, more), 1)
+    return round((TIMES - 1) * count / more, 1) if more > 0 else 0.0
 
 
 def main() -> None:
@@ -287,7 +294,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, help="folder with images; default: sample images beside the repository, else generated")
-    parser.add_argument("--images", type=int, default=2000, help="N; the runs have N and 3 N images")
+    parser.add_argument("--images", type=int, default=2000, help="N; the runs have N and 5 N images")
     parser.add_argument("--shard-rows", type=int, default=250)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()

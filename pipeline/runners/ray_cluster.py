@@ -14,11 +14,12 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import ClusterError
 
-__all__ = ["ClusterSize", "FreeCpus", "cluster_size", "joined_cluster", "node_is_alive"]
+__all__ = ["ClusterSize", "FreeCpus", "HeadWatch", "cluster_size", "joined_cluster", "node_is_alive"]
 
 
 KNOCK_SECONDS = 10.0
 ASK_SECONDS = 5.0
+HEAD_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,40 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+class HeadWatch:
+    """Notices that the head is gone before Ray does, which after a minute ends the whole process with a line of its own."""
+
+    def __init__(self) -> None:
+        self._address = str(ray.get_runtime_context().gcs_address)
+        self._asked = self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Ask the head, every few seconds, whether it is there; raise ClusterError when it has not answered for 40 seconds."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self.answers()
+        silent = now - self._answered
+        if silent > HEAD_SECONDS:
+            raise ClusterError(
+                f"{self._address}: the head of the Ray cluster has not answered for {silent:.0f} s. Nothing that was committed is lost; "
+                "when the cluster is back, or on another, run the same command again: it continues"
+            )
+
+    def answers(self) -> bool:
+        """Ask the head now. Calls of Ray that need it, such as a new actor, block without an end where it is gone."""
+        now = time.monotonic()
+        if now - self._asked > HEAD_SECONDS:  # nobody asked for a while, so the silence proves nothing
+            self._answered = now
+        self._asked = now
+        try:
+            _knock(self._address, timeout_seconds=1.0)
+        except ClusterError:
+            return False
+        self._answered = now
+        return True
+
+
+def _knock(address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
     """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
     import grpc
 
@@ -106,7 +140,7 @@ def _knock(address: str) -> None:
     headers = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=KNOCK_SECONDS, metadata=headers)
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise _wants_token(address, "got another one" if token else "got none") from None

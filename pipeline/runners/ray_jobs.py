@@ -29,7 +29,7 @@ from pipeline.errors import ClusterError, TokenshardsError, TransientStorageErro
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from pipeline.runners.decode_placement import DecodeRates, choose_placement
 from pipeline.runners.ray_actor import ShardActor
-from pipeline.runners.ray_cluster import FreeCpus, cluster_size, joined_cluster, node_is_alive
+from pipeline.runners.ray_cluster import FreeCpus, HeadWatch, cluster_size, joined_cluster, node_is_alive
 from pipeline.runners.shard_queue import ShardQueue, ShardTask
 from pipeline.runners.usage import RunUsage
 
@@ -73,8 +73,14 @@ class RayRunner:
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
         """Return the shards that stay uncommitted, each with the last error. Raises ClusterError where the cluster cannot be used."""
-        with joined_cluster(self._cluster.address):
-            return _RayRun(self._config, self._cluster, self._actor_class, job, shards, listener).run()
+        try:
+            with joined_cluster(self._cluster.address):
+                return _RayRun(self._config, self._cluster, self._actor_class, job, shards, listener).run()
+        except RayError as error:
+            raise ClusterError(
+                f"the Ray cluster was lost ({_in_one_line(error)}). Nothing that was committed is lost; when the cluster is back, run the "
+                "same command again: it continues"
+            ) from error
 
 
 class _RayRun:
@@ -115,6 +121,7 @@ class _RayRun:
         }
         self._actor_type = ray.remote(**options)(actor_class)
         self._free = FreeCpus()
+        self._head = HeadWatch()
         spared = 1 if self._remote else 0  # actors that take every CPU leave none to decode on
         self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor))
 
@@ -154,7 +161,7 @@ class _RayRun:
         return min(self._limit, len(self._queue) + self._in_flight())
 
     def _hire(self) -> None:
-        if time.monotonic() < self._hire_after:
+        if time.monotonic() < self._hire_after or len(self._workers) >= self._wanted() or not self._head.answers():
             return
         while len(self._workers) < self._wanted():
             name = uuid.uuid4().hex[:12]
@@ -188,9 +195,9 @@ class _RayRun:
         for reference in [reference for reference, (owner, _) in self._calls.items() if owner is worker]:
             del self._calls[reference]
         if worker.ready:
+            threads = self._cluster.decode_cpus if self._remote else self._cluster.decode_threads
             seconds = time.monotonic() - worker.ready_since
-            self._usage.worker_seconds += seconds
-            self._usage.decode_seconds += seconds * self._cluster.decode_threads
+            self._usage.count_worker(seconds, lanes=self._cluster.shards_in_flight, decode_threads=threads)
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)
 
@@ -342,6 +349,8 @@ class _RayRun:
             if worker.pulse is not None and now - worker.pulse_sent > limit:
                 self._bury(worker, f"answered nothing for {limit:.0f} s and was killed")
         idle = now - self._progress_at
+        if idle > PULSE_SECONDS:
+            self._head.check()
         if idle > self._cluster.idle_timeout_seconds:
             raise ClusterError(
                 f"no shard made progress for {idle:,.0f} s (--give-up-after {self._cluster.idle_timeout_seconds:,.0f}): "

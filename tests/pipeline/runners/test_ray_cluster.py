@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.errors import ClusterError
 from pipeline.runners import ray_cluster
-from pipeline.runners.ray_cluster import ASK_SECONDS, ClusterSize, FreeCpus, cluster_size, node_is_alive
+from pipeline.runners.ray_cluster import ASK_SECONDS, HEAD_SECONDS, ClusterSize, FreeCpus, HeadWatch, cluster_size, node_is_alive
 
 
 class Nodes:
@@ -74,3 +77,22 @@ def test_size_and_life_of_nodes(nodes: Nodes) -> None:
 def test_room_for_actors(cpus: int, gpus: float, room: int) -> None:
     count: Callable[[int, float], int] = ClusterSize(3, 12, 2.0).room_for
     assert count(cpus, gpus) == room
+
+
+def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(monkeypatch)
+    with socket.socket() as closed:  # bound and not listening: nobody answers, and nobody else takes the port
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        watch = HeadWatch()
+        for seconds in range(0, int(HEAD_SECONDS), 6):
+            nodes.now = 1000.0 + seconds
+            watch.check()
+        assert not watch.answers()
+        nodes.now = 1001.0 + HEAD_SECONDS
+        with pytest.raises(ClusterError, match=r"has not answered for 41 s\. .* run the same command again"):
+            watch.check()
+    long_silence = 10 * HEAD_SECONDS
+    nodes.now += long_silence
+    watch.check()  # nobody had asked meanwhile: it begins to count only now
