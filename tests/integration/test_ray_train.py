@@ -143,8 +143,9 @@ def test_options_with_credentials_are_in_no_log_of_ray_and_not_in_the_run(cluste
     assert OPTION_SECRET not in out + err
 
 
-def test_a_stop_a_killed_worker_and_a_killed_node_change_nothing(
-    pair: tuple[Path, Path], cluster: RayCluster, undisturbed: tuple[Store, str, str], tmp_path: Path
+@pytest.mark.parametrize("victims", [("node",), pytest.param(("worker", "node"), marks=pytest.mark.soak)])
+def test_a_stop_and_what_is_killed_change_nothing(
+    pair: tuple[Path, Path], cluster: RayCluster, undisturbed: tuple[Store, str, str], tmp_path: Path, victims: tuple[str, ...]
 ) -> None:
     run = tmp_path / "run"
     arguments = [*command(str(pair[0]), str(pair[1]), str(run), tmp_path / "cache"), *on(cluster)]
@@ -156,15 +157,17 @@ def test_a_stop_a_killed_worker_and_a_killed_node_change_nothing(
     assert not (run / "curves.png").exists() or len(records(Store(str(run)))) < EPOCHS, "it ended before it was stopped"
 
     process = start_cli(*arguments, "--resume", env=cluster.client_env)
-    after_checkpoints(run, process)
-    workers(cluster)[-1].kill()
-    after_checkpoints(run, process)
-    cluster.nodes[1].kill()
-    cluster.nodes.pop(1)
-    cluster.add_node()
+    for victim in victims:
+        after_checkpoints(run, process)
+        if victim == "worker":
+            workers(cluster)[-1].kill()
+            continue
+        cluster.nodes.pop(1).kill()
+        cluster.add_node()
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
-    assert err.count("starting again from the last checkpoint") == 2 and err.count("training again on 2 workers") == 2, err
+    again = len(victims)
+    assert err.count("starting again from the last checkpoint") == again and err.count("training again on 2 workers") == again, err
     assert "Traceback" not in err
     expected, found = tensors(undisturbed[0]), tensors(Store(str(run)))
     assert {name for name in expected if not torch.equal(found[name], expected[name])} == set()

@@ -26,7 +26,7 @@ from pipeline.storage import Store
 from pipeline.submission import Submission, Submitted, ray_client, submit
 from tests.datasets import SilentReporter, content, convert, start_cli, write_images
 from tests.ray_clusters import RayCluster, free_ports
-from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, moto_server
+from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, moto_server, rclone_server
 from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, submit_cli
 
 TOKEN = "a-token-of-the-cluster-0123456789abcdef"
@@ -34,10 +34,9 @@ PICTURES = 60
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with moto_server() as server:
-        server.create_bucket("bucket")
-        yield server
+def servers(place: Path) -> Iterator[dict[str, S3Server]]:
+    with moto_server() as moto, rclone_server(place / "rclone") as rclone:
+        yield {server.name: server for server in (moto, rclone)}
 
 
 @pytest.fixture(scope="module")
@@ -46,32 +45,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(place: Path, s3: S3Server) -> Iterator[RayCluster]:
-    """One whose nodes stand in, and have on their path, a folder with another `pipeline` and `cli.py`."""
+def cluster(place: Path) -> Iterator[RayCluster]:
+    """Two nodes that stand in, and have on their path, a folder with another `pipeline` and `cli.py`."""
     foreign = foreign_folder(place / "foreign_node")
     env = node_env(PYTHONPATH=str(foreign), AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
-    with RayCluster(cpus=2, token=TOKEN, env=env, cwd=str(foreign)) as started:
+    with RayCluster(cpus=1, token=TOKEN, env=env, cwd=str(foreign)) as started:
+        started.add_node()
         yield started
 
 
 @pytest.fixture(scope="module")
-def pictures(place: Path, s3: S3Server) -> Path:
+def pictures(place: Path) -> Path:
     write_images(place / "src", PICTURES)
-    s3.upload(place / "src", "s3://bucket/src")
     return place / "src"
 
 
 def many(folder: Path) -> Path:
-    """Enough work to be interrupted in the middle: shards of 8 pictures."""
+    """Enough work to be interrupted in the middle: many small shards."""
     if not folder.exists():
         write_images(folder, 240, side=96)
     return folder
 
 
+@pytest.mark.parametrize("name", ["moto", "rclone"])
 def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
-    cluster: RayCluster, s3: S3Server, pictures: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, servers: dict[str, S3Server], name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(foreign_folder(place / "foreign_client"))
+    s3 = servers[name]
+    s3.upload(pictures, "s3://bucket/src")
+    monkeypatch.chdir(foreign_folder(tmp_path / "foreign_client"))
     env = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1", "RAY_ADDRESS": "127.0.0.1:1"}
     out, errors = submit_cli(cluster, "s3://bucket/src", "s3://bucket/out", *SMALL, "--tail", "--license", "it's ours; $HOME", env=env)
     assert "s3://bucket/out: complete" in out and "the job" not in out
@@ -81,10 +83,10 @@ def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
     assert job["metadata"]["src"] == "s3://bucket/src" and job["metadata"]["out"] == "s3://bucket/out"
     assert {name for name in job["runtime_env"]["env_vars"] if name.startswith("AWS_")} == {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}
     assert [Path(uri).suffix for uri in job["runtime_env"]["py_modules"]] == [".zip"] and "working_dir" not in job["runtime_env"]
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
-    convert(pictures, place / "local", tokenizer="s3://bucket/out/tokenizer")
-    assert content("s3://bucket/out") == content(place / "local")
+    for variable, value in s3.env.items():
+        monkeypatch.setenv(variable, value)
+    convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer")
+    assert content("s3://bucket/out") == content(tmp_path / "local")
     assert load_manifest(Store("s3://bucket/out")).card["licence"] == "it's ours; $HOME"
 
 
@@ -114,7 +116,7 @@ def test_the_exit_code_and_the_end_of_the_log_of_a_failing_job(cluster: RayClust
 
 
 def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place: Path) -> None:
-    arguments = (str(many(place / "many")), str(place / "killed"), "--local-paths", *SMALL, "--shard-rows", "8")
+    arguments = (str(many(place / "many")), str(place / "killed"), "--local-paths", *SMALL, "--shard-rows", "4")
     env = {**NO_CREDENTIALS, **cluster.client_env}
     process = start_cli("submit", *arguments, "--address", cluster.dashboard, env=env)
     await_commits(place / "killed")
@@ -130,7 +132,7 @@ def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place:
 
 
 def test_ctrl_c_leaves_the_job_and_ray_stops_it(cluster: RayCluster, place: Path) -> None:
-    arguments = (str(many(place / "many")), str(place / "left"), "--local-paths", *SMALL, "--shard-rows", "8", "--submission-id", "left")
+    arguments = (str(many(place / "many")), str(place / "left"), "--local-paths", *SMALL, "--shard-rows", "2", "--submission-id", "left")
     process = start_cli("submit", *arguments, "--address", cluster.dashboard, "--tail", env={**NO_CREDENTIALS, **cluster.client_env})
     await_commits(place / "left")
     process.send_signal(signal.SIGINT)
@@ -206,7 +208,7 @@ class Proxy:
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # how Ray's client calls aiohttp
 def test_a_tail_that_loses_its_connection_shows_every_line_once(cluster: RayCluster) -> None:
     handle = handle_of(cluster.dashboard, "counting")
-    handle.client.submit_job(entrypoint="for i in $(seq 50); do echo line $i; sleep 0.1; done", submission_id="counting")
+    handle.client.submit_job(entrypoint="for i in $(seq 40); do echo line $i; sleep 0.1; done", submission_id="counting")
     proxy = Proxy(cluster.dashboard)
     shown: list[str] = []
 
@@ -219,7 +221,7 @@ def test_a_tail_that_loses_its_connection_shows_every_line_once(cluster: RayClus
     end = watch_job(handle_of(proxy.address, "counting"), SilentReporter(), write_log=write_log)
     proxy.close()
     assert end.exit_code == 0 and len(shown) > 2
-    assert [line for line in "".join(shown).splitlines() if line.startswith("line ")] == [f"line {i}" for i in range(1, 51)]
+    assert [line for line in "".join(shown).splitlines() if line.startswith("line ")] == [f"line {i}" for i in range(1, 41)]
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -294,17 +296,13 @@ def test_an_address_that_cannot_work_is_one_sentence(cluster: RayCluster, tmp_pa
     assert errors.startswith("error: ") and "refuses the token" in errors and errors.count("\n") == 1
 
 
-def test_a_head_that_dies_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "src", 240, side=96)
-    with RayCluster(cpus=1, env=node_env()) as cluster:
-        dashboard = Dashboard(cluster.dashboard, {})
-        asked = Submission(
-            source_url=str(tmp_path / "src"), out_url=str(tmp_path / "out"), arguments=(*SMALL, "--shard-rows=8"), local_paths=True
-        )
-        job = submit(asked, dashboard, SilentReporter())
-        await_commits(tmp_path / "out")
-        cluster.nodes[0].kill()
-        reporter = SilentReporter()
-        with pytest.raises(ClusterError, match="was lost while job .*submit the same command again") as caught:
-            watch_job(job, reporter, lost_seconds=1.0)
+def test_a_head_that_dies_is_one_sentence(cluster: RayCluster) -> None:
+    """The last of this file, because it ends the cluster."""
+    job = handle_of(cluster.dashboard, "lost")
+    job.client.submit_job(entrypoint="sleep 100", submission_id="lost")
+    await_job(cluster, "lost", "RUNNING")
+    cluster.nodes[0].kill()
+    reporter = SilentReporter()
+    with pytest.raises(ClusterError, match="was lost while job .*submit the same command again") as caught:
+        watch_job(job, reporter, lost_seconds=1.0)
     assert caught.value.exit_code == 3 and any("does not answer" in line for line in reporter.lines)
