@@ -353,13 +353,16 @@ def submit_command(
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
     try:
-        end = watch_job(job, reporter, write_log=write_log if tail else None)
+        end = watch_job(job, reporter, write_log=write_log if tail else reporter.retell)
     except KeyboardInterrupt:
+        reporter.end()
         print(
             f"\nno longer waiting; the job goes on. Watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
+    finally:
+        reporter.end()
     if as_json:
         _print_json({**report, "status": end.status, "exit_code": end.exit_code, "seconds": end.seconds})
     if end.exit_code and not tail and end.log_end:

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, shorten
 from pipeline.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from pipeline.job_entry import CLUSTER_PYTHON
 from pipeline.ray_dashboard import Dashboard, Versions
+from pipeline.reports.terminal import LINE_SECONDS_VARIABLE
 from pipeline.request import Reporter
 from pipeline.shards.codecs import get_codec
 from pipeline.storage import display_url
@@ -32,6 +33,8 @@ from pipeline.wheel import Project, build_wheel, read_project
 __all__ = ["Submission", "Submitted", "check_values", "ray_client", "submit"]
 
 MIN_PYTHON = (3, 11)
+LINE_SECONDS = 5.0
+"""How often a job tells its progress; the terminal that submitted it shows a bar of it."""
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """Beside --join a second submission never waits until the first one's driver counts as dead."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -127,6 +130,7 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
         reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
+    variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
     words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *submission.arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
