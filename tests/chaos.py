@@ -87,7 +87,7 @@ class ChaosResult:
     seconds: float
 
 
-def chaos_run(chaos: Chaos, seed: int, arguments: list[str], out: str, reference: Path, *, faults: int = 5) -> ChaosResult:
+def chaos_run(chaos: Chaos, seed: int, arguments: list[str], out: str, reference: Path, *, faults: int) -> ChaosResult:
     """Convert under `faults` faults, submit again until it is complete, and check that the dataset is the undisturbed one."""
     rng = random.Random(seed)
     began = time.monotonic()

@@ -24,7 +24,7 @@ from tests.datasets import ROOT
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 60.0
 # A node that leaves is noticed in about 10 seconds, not 30: the tests would only wait for it.
-_QUICK_HEALTH_CHECKS = {
+_QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "5000",
@@ -168,7 +168,7 @@ class RayCluster:
         ]  # fmt: skip
         log = Path(tempfile.mkstemp(suffix=".log", dir=self._folder)[1])
         with log.open("wb") as output:
-            environment = {**os.environ, **self.client_env, **_QUICK_HEALTH_CHECKS, "OMP_NUM_THREADS": "1", **self.env}
+            environment = {**os.environ, **self.client_env, **_QUICK, "OMP_NUM_THREADS": "1", **self.env}
             process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.cwd, env=environment, start_new_session=True)
         node = Node(process, log)
         self.nodes.append(node)

@@ -13,9 +13,10 @@ from tests.chaos import Chaos, chaos_run
 from tests.datasets import convert, keep_result, write_images
 from tests.s3_servers import S3Server, faulty_proxy, moto_server
 
-SEEDS = (19, 71, 87, 90)
+SEEDS = (0, 49, 53, 90)
 """Between them they strike everything that can fail, the head once."""
-SOAK_RUNS = 50
+FAULTS = 4
+SOAK_RUNS, SOAK_FAULTS = 50, 5
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def chaos(server: S3Server) -> Iterator[Chaos]:
 @pytest.fixture(scope="module")
 def reference(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    write_images(folder / "src", 600, bad=6, side=160)
+    write_images(folder / "src", 420, bad=6, side=160)
     convert(folder / "src", folder / "out", shard_rows=12, workers=2)
     server.upload(folder / "src", "s3://chaos/src")
     server.upload(folder / "out" / "tokenizer", "s3://chaos/photos.tok")
@@ -51,7 +52,8 @@ def arguments(out: str) -> list[str]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos(chaos: Chaos, reference: Path, seed: int) -> None:
-    result = chaos_run(chaos, seed, arguments(f"s3://chaos/out-{seed}"), f"s3://chaos/out-{seed}", reference)
+    out = f"s3://chaos/out-{seed}"
+    result = chaos_run(chaos, seed, arguments(out), out, reference, faults=FAULTS)
     print(result)
     assert sum(result.faults.values()) > 0
 
@@ -66,7 +68,7 @@ def test_chaos_for_long(chaos: Chaos, reference: Path) -> None:
     submissions = 0
     for seed in range(first, first + runs):
         out = f"s3://chaos/soak-{seed}"
-        result = chaos_run(chaos, seed, arguments(out), out, reference)
+        result = chaos_run(chaos, seed, arguments(out), out, reference, faults=SOAK_FAULTS)
         print(result, flush=True)
         faults.update(result.faults)
         store_faults.update(result.store_faults)

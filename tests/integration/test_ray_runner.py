@@ -69,11 +69,9 @@ def actors(nodes: list[Node]) -> list[psutil.Process]:
     return [process for node in nodes for process in node.find(ACTOR)]
 
 
-@pytest.mark.parametrize("more", [(), ("--cpus-per-actor", "2", "--decode", "remote"), ("--max-actors", "1", "--decode", "remote")])
+@pytest.mark.parametrize("more", [(), ("--max-actors", "1", "--decode", "remote")])
 def test_equal_to_the_local_runner(undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path, more: tuple[str, ...]) -> None:
     src, reference = undisturbed
-    if "--cpus-per-actor" in more:
-        cluster.add_node(cpus=2)
     arguments = command(src, tmp_path / "out", reference, cluster, *more)
     report = run_json(*arguments, env=cluster.client_env)
     check_same(tmp_path / "out", reference)
@@ -99,8 +97,9 @@ def test_actors_and_driver_are_killed_and_a_resubmission_continues(
 ) -> None:
     _, reference = undisturbed
     src = tmp_path / "src"
-    write_images(src, 400, side=200)
+    write_images(src, 500, side=200)
     convert(src, tmp_path / "reference", shard_rows=12, tokenizer=f"{reference}/tokenizer")
+    total = committed(tmp_path / "reference")
     arguments = command(src, tmp_path / "out", reference, cluster, "--join")
     process = start_cli(*arguments, env=cluster.client_env)
     for goal in (1, 6):
@@ -109,8 +108,9 @@ def test_actors_and_driver_are_killed_and_a_resubmission_continues(
             actor.kill()
     wait_until(lambda: committed(tmp_path / "out") >= 12, process)
     process.kill()
-    process.communicate()
-    assert committed(tmp_path / "out") < 33
+    out, _ = process.communicate()
+    assert out == "", "what raylets say of killed workers must not reach stdout"
+    assert 6 <= committed(tmp_path / "out") < total
     _, errors = run_cli(*arguments, env=cluster.client_env)
     assert "shards are done" in errors
     check_same(tmp_path / "out", tmp_path / "reference")
@@ -136,7 +136,7 @@ def test_a_frozen_actor_is_replaced(undisturbed: tuple[Path, Path], cluster: Ray
 def test_a_node_leaves_and_pending_actors_start_on_one_that_joins(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     _, reference = undisturbed
     src = tmp_path / "src"
-    write_images(src, 400, side=200)
+    write_images(src, 240, side=160)
     convert(src, tmp_path / "reference", shard_rows=12, tokenizer=f"{reference}/tokenizer")
     with RayCluster(cpus=0, token=TOKEN) as cluster:
         first = cluster.add_node(cpus=1)
