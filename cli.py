@@ -11,7 +11,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 
 class _Stopped(Exception):
@@ -24,6 +24,32 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Stopped from None
+
+
+class _SubmitCommand(TyperCommand):
+    """`submit` takes what `tokenize` takes, and hands it on: parsed, checked and listed by --help as its own, from one list of options."""
+
+    def _handed_on(self, ctx: Any) -> list[Any]:
+        own = {param.name for param in self.params} | {"runner", "join"}  # the job has these two of its own accord
+        return [param for param in ctx.parent.command.commands["tokenize"].params if param.name not in own]
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*self._handed_on(ctx), *super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        arguments: list[str] = []
+        values = {param.name: ctx.params.pop(param.name) for param in self._handed_on(ctx)}
+        for param in self._handed_on(ctx):
+            given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+            if not given or param.param_type_name != "option":
+                continue
+            value, name = values[param.name], max(param.opts, key=len)
+            if param.is_flag:
+                arguments.append(name if value else param.secondary_opts[0])
+            else:
+                arguments += [f"{name}={one}" for one in (value if param.multiple else [value])]
+        ctx.obj = (values, arguments)
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -184,7 +210,7 @@ def tokenize_command(
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
-    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 5,
+    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
@@ -263,6 +289,86 @@ def _finish(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quie
         _print_json({**report.to_json(), "busy": busy})
     elif not quiet:
         print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
+
+
+@app.command(
+    "submit",
+    cls=_SubmitCommand,
+    epilog="Example: tokenshards submit s3://bucket/photos s3://bucket/tokens --address http://head:8265 --tail",
+)
+def submit_command(
+    ctx: typer.Context,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster.", rich_help_panel="Submission")
+    ] = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the job ends.", rich_help_panel="Submission")] = True,
+    tail: Annotated[bool, typer.Option("--tail", help="Show the log of the job while waiting.", rich_help_panel="Submission")] = False,
+    submission_id: Annotated[
+        str | None, typer.Option(help="Name of the job, never used before.", show_default="made of OUT", rich_help_panel="Submission")
+    ] = None,
+    local_paths: Annotated[
+        bool, typer.Option("--local-paths", help="Paths without :// are on a disk that all nodes mount.", rich_help_panel="Submission")
+    ] = False,
+    forward_credentials: Annotated[
+        bool,
+        typer.Option("--forward-credentials", help="Send your AWS credentials; Ray shows them.", rich_help_panel="Submission"),
+    ] = False,
+    install_dependencies: Annotated[
+        bool, typer.Option("--install-dependencies", help="Install on the nodes what they lack.", rich_help_panel="Submission")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run `tokenize` as a job of a Ray cluster. Takes the options of `tokenize` too. Submit again to continue."""
+    from pipeline.job_watch import watch_job
+    from pipeline.ray_dashboard import Dashboard
+    from pipeline.reports.terminal import TerminalReporter
+    from pipeline.submission import Submission, check_values, submit
+
+    values, arguments = ctx.obj
+    check_values(values)
+    submission = Submission(
+        source_url=values["src"],
+        out_url=values["out"],
+        arguments=(*arguments, *(["--quiet"] if quiet else [])),
+        storage_options=_options(values["storage_option"]),
+        tokenizer_url=values["tokenizer"],
+        submission_id=submission_id,
+        local_paths=local_paths,
+        forward_credentials=forward_credentials,
+        install_dependencies=install_dependencies,
+    )
+    reporter = TerminalReporter(quiet=quiet)
+    dashboard = Dashboard(address)
+    job = submit(submission, dashboard, reporter)
+    about = f"--address {dashboard.address} {job.submission_id}"
+    report: dict[str, Any] = {"submission_id": job.submission_id, "address": dashboard.address}
+    if not wait:
+        reporter.say(f"submitted; watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`")
+        print(json.dumps(report) if as_json else job.submission_id)
+        return
+    reporter.say(f"submitted job {job.submission_id}; Ctrl-C leaves it running")
+
+    def write_log(text: str) -> None:
+        print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+
+    try:
+        end = watch_job(job, reporter, write_log=write_log if tail else reporter.retell)
+    except KeyboardInterrupt:
+        reporter.end()
+        print(
+            f"\nno longer waiting; the job goes on. Watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        reporter.end()
+    if as_json:
+        _print_json({**report, "status": end.status, "exit_code": end.exit_code, "seconds": end.seconds})
+    if end.exit_code and not tail and end.log_end:
+        print(f"the job ended with exit code {end.exit_code}; its log ends with:\n{end.log_end}", file=sys.stderr)
+    if end.exit_code:
+        raise typer.Exit(end.exit_code)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")
@@ -422,20 +528,27 @@ def retry_failed_command(
     out: Out,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
     workers: Workers = None,
+    runner: RunnerName = "local",
+    address: Address = None,
+    max_actors: MaxActors = None,
+    cpus_per_actor: CpusPerActor = 1,
+    gpus_per_actor: GpusPerActor = 0.0,
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try the quarantined inputs again as a new generation; older shards stay as they are."""
-    from pipeline.config import RunConfig
+    from pipeline.config import RayConfig, RunConfig
     from pipeline.conversion import retry_failed
     from pipeline.reports.terminal import TerminalReporter
+    from pipeline.storage import Store
 
     options = _options(storage_option)
     run = RunConfig(workers=_workers(workers), max_bad=1.0)
-    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet))
+    cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
+    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), _runner(runner, run, cluster))
     if outcome is None:
-        print(json.dumps({"retried": 0}) if as_json else f"{out}: nothing is in quarantine")
+        print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
     _finish(out, options, outcome, as_json, quiet)
 
@@ -544,22 +657,29 @@ def train_command(
         list[str] | None,
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
     ] = None,
+    ray_workers: Annotated[
+        str | None, typer.Option(help="Train on so many workers of a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        int | None, typer.Option(help="GPUs of each Ray worker.", show_default="1 where the cluster has GPUs, else 0")
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each Ray worker.")] = 1.0,
+    address: Annotated[str, typer.Option(help="Ray cluster: `auto`, or HOST:PORT of its head.")] = "auto",
+    ray_wait: Annotated[float, typer.Option(help="Seconds that the cluster may take to find a place for the workers.")] = 60.0,
     storage_option: StorageOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
     _share_cores()
-    from pipeline.errors import ConfigError
     from pipeline.memory import keep_freed_memory
-    from pipeline.shards import open_dataset
-    from pipeline.storage import Store
+    from pipeline.storage import display_url
     from stem_adaptors.augment import allowed_augmentations
     from stem_adaptors.config import AugmentConfig, with_settings
     from stem_adaptors.defaults import default_configs, read_recipe, training_data, with_given
     from stem_adaptors.distributed import joined_ranks
     from stem_adaptors.progress import TrainingReporter
-    from stem_adaptors.train import Trainer, TrainRequest
+    from stem_adaptors.training_job import TrainingJob
 
     keep_freed_memory()
     options = _options(storage_option)
@@ -585,34 +705,51 @@ def train_command(
     if val is None and not quiet:
         print("no --val given: nothing is measured, and the last weights count as the best", file=sys.stderr)
     reporter = TrainingReporter(quiet=quiet)
-    with joined_ranks(configs["train"].device) as (ranks, place):
-        request = TrainRequest(
-            data=chosen,
-            val=open_dataset(val, storage_options=options) if val is not None else None,
-            out=Store(out, storage_options=options),
-            **configs,
-            pretrained=pretrained,
-            resume=resume,
-        )
-        try:
-            result = Trainer(request, ranks, place, reporter).fit()
-        except RuntimeError as error:
-            if "out of memory" in str(error):
+    job = TrainingJob(
+        data_url=data,
+        val_url=val,
+        out_url=out,
+        **configs,
+        fraction=fraction,
+        fraction_seed=seed or 0,
+        mix=tuple(mix or ()),
+        pretrained=pretrained,
+        storage_options=options,
+    )
+    try:
+        if ray_workers is not None:
+            from pipeline.errors import ConfigError
+            from stem_adaptors.cluster_config import ClusterConfig, parse_workers
+
+            try:
+                from stem_adaptors.ray_train import train_on_cluster
+            except ImportError as error:
                 raise ConfigError(
-                    f"{place} is out of memory at --batch-size {configs['loader'].batch_size}; give a smaller one, "
-                    "or --set train.accumulate=2 to keep it and take it in parts"
+                    f"--ray-workers needs Ray ({error}); pip install 'tokenshards[train,ray]', here and on the nodes"
                 ) from None
-            raise
-        finally:
-            reporter.end()
-        if not ranks.is_main:
-            return
+            cluster = ClusterConfig(
+                workers=parse_workers(ray_workers),
+                gpus_per_worker=gpus_per_worker,
+                cpus_per_worker=cpus_per_worker,
+                address=address,
+                wait_seconds=ray_wait,
+            )
+            result = train_on_cluster(job, cluster, reporter, resume=resume)
+        else:
+            with joined_ranks(configs["train"].device) as (ranks, place):
+                result = job.run(chosen, ranks, place, reporter, resume=resume)
+            if not ranks.is_main:
+                return
+    finally:
+        reporter.end()
+    where = display_url(out)
     if as_json:
-        _print_json({"run": out, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
+        _print_json({"run": where, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
     elif result.best_top1 is not None:
-        print(f"{out}: best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}. Look at {out}/curves.png")
+        best = f"best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}"
+        print(f"{where}: {best}. Look at {where}/curves.png")
     else:
-        print(f"{out}: trained. Measure it with: tokenshards evaluate {out} DATA")
+        print(f"{where}: trained. Measure it with: tokenshards evaluate {where} DATA")
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")

@@ -67,8 +67,8 @@ def decode_batches(
     """Yield the batches of a shard in order.
 
     `threads=0` decodes inline and holds one encoded picture at a time, because they can be large. With threads a batch is decoded while the
-    one before it is in use: at most three batches of pixels and 2 x `threads` encoded pictures are held. What `records` raises is raised.
-    Closing the generator stops the threads.
+    one before it is in use: at most three batches of pixels besides it, and 2 x `threads` encoded pictures. What `records` raises is
+    raised once the whole batches before it are taken. Closing the generator stops the threads, after the read that is under way.
     """
     if threads == 0:
         while (batch := _decode_inline(records, preprocess, batch_rows)).inputs:
@@ -164,9 +164,10 @@ class _Decoders:
 
     def __exit__(self, *error: object) -> None:
         self._stopped.set()
-        while self._feeder.is_alive():  # it may wait for room in the queue
-            with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.05)
+        while self._feeder.is_alive():
+            with contextlib.suppress(queue.Empty):  # it may wait for room in the queue
+                self._ready.get_nowait()
+            self._feeder.join(timeout=0.05)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def batches(self) -> Iterator[DecodedBatch]:
@@ -176,7 +177,9 @@ class _Decoders:
             batch, outcomes = item
             for slot, outcome in enumerate(outcomes):
                 _take(batch, slot, outcome.result())
+            del item, outcomes
             yield batch
+            del batch  # while the next one is awaited, the one who took it decides how long it lives
 
     def _feed(self) -> None:
         last: BaseException | None = None
@@ -190,14 +193,16 @@ class _Decoders:
     def _submit_batch(self) -> _Pending:
         batch = _blank(self._preprocess, self._batch_rows)
         outcomes: list[Future[_Outcome]] = []
-        last = time.perf_counter()
-        for slot, record in enumerate(itertools.islice(self._records, self._batch_rows)):
-            batch.fetch_seconds += time.perf_counter() - last
-            self._room.acquire()
-            outcomes.append(self._pool.submit(self._decode, batch.images_BHWC, slot, record))
-            if self._stopped.is_set():
+        for slot in range(self._batch_rows):
+            self._room.acquire()  # before the read: what waits for room must not be in memory yet
+            begun = time.perf_counter()
+            record = None if self._stopped.is_set() else next(self._records, None)
+            batch.fetch_seconds += time.perf_counter() - begun
+            if record is None:
+                self._room.release()
                 break
-            last = time.perf_counter()
+            outcomes.append(self._pool.submit(self._decode, batch.images_BHWC, slot, record))
+            del record
         return batch, outcomes
 
     def _decode(self, images_BHWC: npt.NDArray[np.uint8], slot: int, record: ImageRecord | FailedRecord) -> _Outcome:

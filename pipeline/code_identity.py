@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pipeline
 
-__all__ = ["code_digest"]
+__all__ = ["code_digest", "sources_digest"]
+
+
+def sources_digest(*roots: Path) -> str:
+    """Return 12 hex digits over every Python file below the package folders."""
+    files = sorted((f"{root.name}/{path.relative_to(root).as_posix()}", path) for root in roots for path in root.rglob("*.py"))
+    lines = "".join(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for name, path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 @cache
 def code_digest() -> str:
-    """Return 12 hex digits over every Python file of the package that is imported here."""
-    root = Path(pipeline.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:12]
+    """Return the digest of the package `pipeline` as this process imports it."""
+    return sources_digest(Path(pipeline.__file__).parent)

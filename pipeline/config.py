@@ -19,7 +19,7 @@ def _require(condition: bool, option: str, value: object, expected: str) -> None
 class RetryConfig:
     """How long a failing store is tried again before the failure counts."""
 
-    attempts: int = 5
+    attempts: int = 8
     first_delay_seconds: float = 0.2
     max_delay_seconds: float = 10.0
 
@@ -42,7 +42,7 @@ class SourceConfig:
     meta: tuple[str, ...] = ()
     """Table columns or .json keys kept as `meta.*` columns."""
     tars_per_shard: int = 1
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")

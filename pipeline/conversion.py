@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +22,7 @@ from pipeline.shards.codecs import get_codec
 from pipeline.shards.manifest import load_manifest, load_pointer
 from pipeline.sources import ImageSource, open_source, source_root
 from pipeline.sources.base import LabelType, SourceSummary, integer_in, readable_text
-from pipeline.storage import Store, display_url
+from pipeline.storage import Store, absolute_url, display_url
 from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
 
@@ -95,7 +94,7 @@ class Conversion:
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.out_options)
-                say(f"tokenizer of {request.tokenizer_url}: {describe_tokenizer(tokenizer)}")
+                say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"its class table of {len(classes)} classes is kept, so labels agree")
             else:
@@ -165,9 +164,8 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
 def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
     """Return what the plan records of a source; nothing in it is a secret."""
     options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
-    here = asked_url if "://" in asked_url else os.path.abspath(os.path.expanduser(asked_url))  # `repair` may run from another folder
     return {
-        "url": readable_text(display_url(here)),
+        "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
         "root": readable_text(source.root),
         "kind": source.kind,
         "options": {**options, "meta": list(config.meta)},

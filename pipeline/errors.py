@@ -11,7 +11,8 @@
     │   └── CorruptObjectError      bytes are not what their checksum or schema promises
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
-    ├── ClusterError                a Ray cluster cannot be reached, refuses us, or cannot run our code
+    │   └── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
+    ├── ClusterError                a Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
@@ -41,6 +42,7 @@ __all__ = [
     "Reason",
     "SourceError",
     "Stage",
+    "StoreAccessError",
     "TokenizerError",
     "TokenshardsError",
     "TooManyBadInputsError",
@@ -122,8 +124,17 @@ class TransientStorageError(TokenshardsError):
     exit_code = 3
 
 
+class StoreAccessError(TransientStorageError):
+    """A store cannot be used as it was named: no such bucket, no credentials, no such profile; trying again would not help.
+
+    It counts as an outage, because inputs that cannot be reached are not inputs that are bad.
+    """
+
+    exit_code = 2
+
+
 class ClusterError(TokenshardsError):
-    """A Ray cluster cannot be reached, refuses us, or cannot run our code."""
+    """A Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job."""
 
     exit_code = 3
 

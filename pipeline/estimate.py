@@ -17,6 +17,7 @@ from pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
 from pipeline.shards.codecs import get_codec
 from pipeline.shards.writer import ShardRows, encode_shard
 from pipeline.sources import open_source
+from pipeline.storage import display_url
 from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 
 __all__ = ["Estimate", "estimate_job"]
@@ -127,7 +128,7 @@ def estimate_job(
                 continue
             break
         if not images:
-            raise TokenizerError(f"{source_url}: none of {seen} sampled inputs decodes; check the source")
+            raise TokenizerError(f"{display_url(source_url)}: none of {seen} sampled inputs decodes; check the source")
         tokens = _encode(tokenizer, images, plan_config.batch_rows)
         lap("encode")
         size_out = _encoded_bytes(tokenizer, tokens, sizes, plan_config)

@@ -17,7 +17,7 @@ from fsspec.core import split_protocol
 
 from pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
 from pipeline.records import PlanRow
-from pipeline.storage import Store, display_url
+from pipeline.storage import Store, display_url, is_absolute
 
 __all__ = ["MAX_BYTES", "display_uri", "fetch_ahead", "fetch_file"]
 
@@ -86,19 +86,15 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
 
 def display_uri(store: Store, path: str) -> str:
     """Return where `path` lies, without credentials and as valid UTF-8, fit for messages and quarantine rows."""
-    uri = display_url(path) if _is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
+    uri = display_url(path) if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
     return uri.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith("/") or "://" in path
 
 
 def _locate(store: Store, path: str) -> tuple[Store, str]:
     """Return the store that holds `path` and the path inside it; stores of other hosts are made once."""
     if not path:
         raise BadInput(Reason.BAD_URI, "the table gives no URI; expected a path or a URL", Stage.FETCH)
-    if not _is_absolute(path):
+    if not is_absolute(path):
         return store, path
     protocol, rest = split_protocol(path)
     if protocol in (None, "file", "local"):
@@ -164,13 +160,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
 def _read_remote(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
     # A range of one byte more than expected shows growth, bounds memory, and spares s3fs the size request it makes before a whole read.
     expected = row.size if row.size >= 0 else max_bytes
-    if expected == 0:
-        data = store.read(path)
-    else:
-        try:
-            data = store.read(path, 0, expected + 1)
-        except TransientStorageError:
-            data = store.read(path)  # stores refuse any range of an empty object
+    data = store.read(path) if expected == 0 else store.read(path, 0, expected + 1)
     _checked_length(data, row, max_bytes)
     if _MD5.fullmatch(row.version) and hashlib.md5(data, usedforsecurity=False).hexdigest() != row.version:
         now = store.info(path)

@@ -10,11 +10,12 @@ from pipeline.fetch import display_uri, fetch_ahead, fetch_file
 from pipeline.plan import Plan
 from pipeline.records import FailedRecord, ImageRecord, PlanRow
 from pipeline.sources import read_slice
-from pipeline.storage import Store
+from pipeline.storage import Store, is_absolute
 
 __all__ = ["read_inputs"]
 
-REMOTE_FETCH_THREADS = 16
+REMOTE_FETCH_THREADS = 32
+"""Of one shard; how many of them ask a store at once is decided by its limit (throttle.py), which the process shares."""
 
 
 def read_inputs(
@@ -38,9 +39,9 @@ def _read_rows(
     store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
 ) -> Iterator[ImageRecord | FailedRecord]:
     files = [row for row in rows if row.kind == "file"]
-    threads = 0 if store.is_local and not any("://" in row.path for row in files) else REMOTE_FETCH_THREADS
+    threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
-    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=4 * max(1, threads))
+    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=2 * max(1, threads))
     for row in rows:
         if row.kind != "file":
             committed = frozenset(row.skip or ())

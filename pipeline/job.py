@@ -13,7 +13,7 @@ import platform
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,9 +45,13 @@ from pipeline.shards.commit import (
 from pipeline.shards.manifest import load_pointer
 from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from pipeline.storage import Store
-from pipeline.tokenizers.base import Tokenizer
+from pipeline.tokenizers.base import Images, OverlappedTokenizer, Tokenizer
 
 __all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
+
+
+_Encoding = Callable[[], tuple[TokenBatch, float]]
+"""Waits for the ids of a batch; with them come the seconds that they took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,20 +172,33 @@ def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = f
     return _decoded(context, _inputs(context, shard, killers))
 
 
-def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
-    """Yield the sample id of every input of a shard in work order, without decoding any."""
-    return (record.sample_id for record in _inputs(context, shard, killers))
+def list_sample_ids(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any; `on_progress` is a sign of life now and then."""
+    return (record.sample_id for record in _searched(context, shard, killers, on_progress))
 
 
 def probe_shard(
     context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
 ) -> None:
-    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life after each batch.
+    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life now and then.
 
     A runner uses it to find, by bisection, the input that kills its worker.
     """
-    records = itertools.islice(_inputs(context, shard, killers), start, stop)
-    _tokenize(context, _decoded(context, records), _ShardResult(), on_progress)
+    records = itertools.islice(_searched(context, shard, killers, on_progress), start, stop)
+    with contextlib.closing(_decoded(context, records)) as decoded:
+        _tokenize(context, decoded, _ShardResult(), on_progress)
+
+
+def _searched(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield the inputs of a shard; inputs that are only passed over can take longer than a worker may be silent."""
+    for index, record in enumerate(_inputs(context, shard, killers)):
+        if index % context.plan.batch_rows == 0:
+            on_progress(ShardProgress(0, 0, 0))
+        yield record
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
@@ -196,21 +213,39 @@ def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord
 def _tokenize(
     context: JobContext, batches: Iterator[DecodedBatch], result: _ShardResult, on_progress: Callable[[ShardProgress], None]
 ) -> None:
-    seconds = result.seconds
+    ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0  # a device has the next batch before this one is done
+    begun: deque[tuple[DecodedBatch, _Encoding | None]] = deque()
     for batch in batches:
-        if batch.slots:
-            with context.encode_lock:
-                begun = time.perf_counter()
-                tokens = context.tokenizer.encode(batch.images_BHWC)
-                seconds["encode"] += time.perf_counter() - begun
-            result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
-        seconds["fetch"] += batch.fetch_seconds
-        seconds["decode"] += batch.decode_seconds
-        result.rows.extend(batch.rows)
-        result.failed.extend(batch.failed)
-        result.bytes_in += sum(row.bytes_in for row in batch.rows)
-        result.inputs += batch.inputs
-        on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
+        begun.append((batch, _begin(context, batch.images_BHWC) if batch.slots else None))
+        if len(begun) > ahead:
+            _finish(*begun.popleft(), result, on_progress)
+    for batch, encoding in begun:
+        _finish(batch, encoding, result, on_progress)
+
+
+def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
+    tokenizer = context.tokenizer
+    with context.encode_lock:
+        if isinstance(tokenizer, OverlappedTokenizer):
+            return tokenizer.begin(images_BHWC)
+        started = time.perf_counter()
+        tokens = tokenizer.encode(images_BHWC)
+        seconds = time.perf_counter() - started
+    return lambda: (tokens, seconds)
+
+
+def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResult, on_progress: Callable[[ShardProgress], None]) -> None:
+    if encoding is not None:
+        tokens, seconds = encoding()
+        result.seconds["encode"] += seconds
+        result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
+    result.seconds["fetch"] += batch.fetch_seconds
+    result.seconds["decode"] += batch.decode_seconds
+    result.rows.extend(batch.rows)
+    result.failed.extend(batch.failed)
+    result.bytes_in += sum(row.bytes_in for row in batch.rows)
+    result.inputs += batch.inputs
+    on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
 
 
 def _shard_rows(result: _ShardResult, meta_types: dict[str, str]) -> ShardRows:

@@ -20,7 +20,7 @@ from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.sources import source_root
-from pipeline.storage import Store
+from pipeline.storage import Store, absolute_url
 from pipeline.tokenizers.directory import load_tokenizer
 
 __all__ = ["PlanRun"]
@@ -88,9 +88,9 @@ class PlanRun:
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
         self._reporter.begin(None if plan.tars_planned else plan.images_planned, inputs_seen)
         job = JobSpec(
-            out_url=request.out_url,
+            out_url=absolute_url(request.out_url),
             out_options=request.out_options,
-            source_url=source_root(request.source_url, request.source).location,
+            source_url=absolute_url(source_root(request.source_url, request.source).location),
             source_config=plan.source_config(request.source.storage_options),
             plan_id=plan.plan_id,
             retry=self._store.retry,
@@ -111,7 +111,7 @@ class PlanRun:
         return survey
 
     def started(self, shard: int) -> None:
-        """Forget what an earlier attempt at this shard had done."""
+        """Count a shard in flight from zero."""
         self.tally.in_flight[shard] = [0, 0, 0]
 
     def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
@@ -128,6 +128,10 @@ class PlanRun:
         tally.bytes_in += summary.bytes_in
         tally.quarantined += summary.quarantined
         tally.shards += 1
+
+    def abandoned(self, shard: int) -> None:
+        """Forget a shard in flight."""
+        self.tally.in_flight.pop(shard, None)
 
     def measured(self, usage: RunUsage) -> None:
         """Keep how busy the workers were, for the report and the log."""

@@ -13,7 +13,7 @@ from pipeline.runners.usage import RunUsage
 from pipeline.shards.manifest import Manifest, load_pointer
 from pipeline.sources import source_root
 from pipeline.sources.base import readable_text
-from pipeline.storage import Store
+from pipeline.storage import Store, display_url, is_absolute
 from pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
@@ -48,7 +48,7 @@ class TokenizeRequest:
     source: SourceConfig = field(default_factory=SourceConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig
-    out_options: dict[str, Any] = field(default_factory=dict)
+    out_options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
     """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
     if plan.is_import:
         raise PlanError(
-            f"{request.out_url} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
+            f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
             f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
         )
     asked, fit = request.plan, request.fit
@@ -100,7 +100,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
             different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
     if different:
         raise PlanError(
-            f"{request.out_url} already holds a plan made with other options: {'; '.join(different)}. "
+            f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
         )
 
@@ -116,7 +116,7 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
     if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
         return
     rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
-    if not any("://" in row.path or row.path.startswith("/") or source.info(row.path) is not None for row in rows):
+    if not any(is_absolute(row.path) or source.info(row.path) is not None for row in rows):
         raise SourceError(
             f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
             f"{first.source['url']}. Give the place where these inputs are now, or choose another output"

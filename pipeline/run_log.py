@@ -27,6 +27,7 @@ class RunLog:
         self._text = b""
         self._written = 0
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
 
     def add(self, message: str, **details: Any) -> None:
         """Add a line; it is written with the next flush."""
@@ -37,11 +38,13 @@ class RunLog:
 
     def flush(self) -> None:
         """Publish what was added since the last flush; raises TransientStorageError, and then nothing is lost."""
-        with self._lock:
-            if len(self._text) == self._written:
+        with self._flushing:
+            text = self._text
+            if len(text) == self._written:
                 return
             name = f"{self._stem}.jsonl" if self._part == 0 else f"{self._stem}-{self._part:04d}.jsonl"
-            self._store.write(name, self._text)
-            self._written = len(self._text)
+            self._store.write(name, text)  # a store that fails takes its time, and nobody who adds a line must wait for it
+            self._written = len(text)
             if self._written >= PART_BYTES:
-                self._part, self._text, self._written = self._part + 1, b"", 0
+                with self._lock:
+                    self._part, self._text, self._written = self._part + 1, self._text[len(text) :], 0

@@ -1,7 +1,8 @@
 """A root on any fsspec store: whole objects in, whole objects out, with retries. Nothing here knows what an object means.
 
 Objects are published whole: complete bytes in one put; on a local disk a temporary file, fsync and rename. Nothing relies on rename,
-append, directories or conditional puts of a remote store.
+append, directories or conditional puts of a remote store. Requests to remote stores (remote.py, s3.py) are one attempt each, and share a
+limit of requests in flight (throttle.py); all retries are made here.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import random
-import stat
+import re
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,45 +20,42 @@ import fsspec
 from fsspec.core import split_protocol
 
 from pipeline.config import RetryConfig
-from pipeline.errors import ConfigError, MissingObjectError, TransientStorageError
+from pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
+from pipeline.listing import Folder, Page, walk
+from pipeline.local_disk import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
+from pipeline.masking import display_url, has_credentials, masked
+from pipeline.remote import Remote
+from pipeline.throttle import is_throttling, shared_limit, status_of
 
-__all__ = ["ObjectInfo", "Store", "display_url"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
 
 T = TypeVar("T")
 
-TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
+_S3 = ("s3", "s3a")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
+_GONE = 410
+_BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
 
-@dataclass(slots=True)  # not frozen, which would double the time that each of 10^8 objects takes to list
-class ObjectInfo:
-    """One listed object; `path` is relative to the store's root, with forward slashes."""
-
-    path: str
-    size: int
-    version: str
-    """etag, else `size-mtime_ns`; empty where the store tells neither."""
-    modified_seconds: float
-    """Unix time of the last change, 0 where unknown."""
-    regular: bool = True
-    """False for sockets, pipes, devices and broken links on a local disk."""
+def absolute_url(url: str) -> str:
+    """Return a URL as it is and a local path from the root of its disk, fit for a process with another current folder."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def display_url(url: str) -> str:
-    """Return `url` without user, password and query, fit for messages, plans and logs."""
-    protocol, rest = split_protocol(url)
-    if protocol is None:
-        return url
-    rest = rest.split("?", 1)[0]
-    host, slash, path = rest.partition("/")
-    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+def is_absolute(path: str) -> bool:
+    """Return whether a planned path is a place of its own, a URL or a path from the root of a disk, and not one below its source.
+
+    Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
+    """
+    return path.startswith("/") or _SCHEME.match(path) is not None
 
 
 class Store:
     """Objects under one root URL or local path.
 
-    Missing objects raise MissingObjectError; every other failure is retried with back-off and jitter and then raises
-    TransientStorageError, because an outage must cost time, never data.
+    Missing objects raise MissingObjectError, a missing bucket or missing credentials StoreAccessError; every other failure is retried
+    with back-off and jitter and then raises TransientStorageError, because an outage must cost time, never data.
     """
 
     def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
@@ -69,17 +65,32 @@ class Store:
         self.storage_options = dict(storage_options or {})
         self.retry = retry or RetryConfig()
         protocol = split_protocol(str(url))[0]
-        options = dict(self.storage_options)
-        if protocol in ("s3", "s3a"):
-            # A cached listing hides objects that other writers published since.
-            options = {"use_listings_cache": False, "skip_instance_cache": True, **options}
+        if protocol in _S3 and has_credentials(self.location):
+            raise ConfigError(
+                f"{self.url} was given with credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
+                "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
+            )
+        self.is_local = protocol in (None, "file", "local")
         try:
-            self.fs, root = fsspec.core.url_to_fs(str(url), **options)
+            self.fs, root = self._open(str(protocol))
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{self.url}: this location cannot be opened ({error}); expected a path or a URL that fsspec knows") from None
+            why = masked(str(error), self.storage_options)
+            raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
-        self.is_local = protocol in (None, "file", "local")
+        endpoint = self.storage_options.get("endpoint_url") or self.storage_options.get("client_kwargs", {}).get("endpoint_url")
+        self._limit = shared_limit((protocol, endpoint, self.root.strip("/").partition("/")[0]))
+
+    def _open(self, protocol: str) -> tuple[Any, str]:
+        self._remote: Remote
+        if protocol in _S3:
+            from pipeline.s3 import S3Remote, open_s3
+
+            self._remote = S3Remote(open_s3(self.storage_options))
+            return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
+        fs, root = fsspec.core.url_to_fs(self.location, **self.storage_options)
+        self._remote = Remote(fs)
+        return fs, str(root)
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -93,30 +104,23 @@ class Store:
         full = self.join(path)
         if self.is_local and start is None and end is None:
             return self._tried(path, "read", lambda: Path(full).read_bytes())
-        return self._tried(path, "read", lambda: bytes(self.fs.cat_file(full, start=start, end=end)))
+        return self._tried(path, "read", lambda: self._remote.read(full, start, end))
 
     def write(self, path: str, data: bytes) -> None:
-        """Publish a whole object; readers see all of it or none of it. The size is read back from remote stores."""
+        """Publish a whole object; readers see all of it or none of it. Size and checksum are compared with what a remote store holds."""
         full = self.join(path)
         if self.is_local:
-            self._tried(path, "write", lambda: _write_local(full, data))
-            return
-
-        def put() -> None:
-            self.fs.pipe_file(full, data)
-            seen = self.fs.info(full)["size"]
-            if seen != len(data):
-                raise OSError(f"the store holds {seen} bytes after a put of {len(data)}")
-
-        self._tried(path, "write", put)
+            self._tried(path, "write", lambda: write_local(full, data))
+        else:
+            self._tried(path, "write", lambda: self._remote.write(full, data))
 
     def info(self, path: str) -> ObjectInfo | None:
         """Return what the store knows of one object, None where there is none."""
         full = self.join(path)
         try:
             if self.is_local:
-                return self._tried(path, "stat", lambda: _local_info(path, full))
-            return _remote_info(path, self._tried(path, "stat", lambda: self.fs.info(full)))
+                return self._tried(path, "stat", lambda: local_info(path, full))
+            return _remote_info(path, self._tried(path, "stat", lambda: self._remote.info(full)))
         except MissingObjectError:
             return None
 
@@ -124,143 +128,96 @@ class Store:
         """Remove an object; a missing one is not an error."""
         full = self.join(path)
         try:
-            self._tried(path, "delete", lambda: self.fs.rm_file(full))
+            self._tried(path, "delete", lambda: self._remote.delete(full))
         except MissingObjectError:
             return
 
     def list(self, prefix: str = "", *, temporary: bool = False) -> Iterator[ObjectInfo]:
-        """Yield every object below the folder `prefix`, one folder in memory at a time, in no promised order.
+        """Yield every object below the folder `prefix`, a few pages or one folder in memory at a time, in no promised order.
 
         `temporary` includes the unfinished files that a killed writer may leave on a local disk.
         """
         if self.is_local:
-            yield from self._list_local(prefix, temporary)
+            yield from list_local(self.root, prefix, temporary)
             return
-        pending = [prefix]
-        while pending:
-            folder = pending.pop()
-            full = self.join(folder)
+
+        def fetch(folder: Folder) -> Page:
             try:
-                entries = self._tried(folder, "list", lambda full=full: self.fs.ls(full, detail=True))  # type: ignore[misc]
+                return self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
             except MissingObjectError:
-                continue
-            for entry in entries:
+                return Page()  # a folder that is not there is an empty one
+
+        for page in walk(Folder(self.join(prefix)), fetch):
+            for entry in page.entries:
                 path = self._relative(entry["name"])
-                if entry["type"] == "directory":
-                    if path != folder:
-                        pending.append(path)
-                elif path and path != folder:
+                if path and path != prefix:
                     yield _remote_info(path, entry)
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Yield the paths that match a pattern with `*`, `?`, `[…]` or `**`, sorted."""
+        below = len(self.root.rstrip("/")) + 1
+        full = self.join(pattern)
+        try:
+            names = self._tried(pattern, "list", lambda: self._remote.glob(full))
+        except MissingObjectError:
+            return
+        yield from (name[below:] for name in names)
 
     def _relative(self, name: str) -> str:
         start = self._prefix
-        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/":
+        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/" and not _SCHEME.match(name, len(start)):
             return name[len(start) :]
         root = self.root.strip("/")
         name = name.strip("/")
-        return name[len(root) :].lstrip("/") if root and name.startswith(root) else name
-
-    def _list_local(self, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
-        pending = [prefix]
-        seen: set[tuple[int, int]] = set()
-        while pending:
-            folder = pending.pop()
-            try:
-                entries = os.scandir(self.join(folder))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise TransientStorageError(
-                    f"{self.join(folder)}: cannot be listed ({error}); check its permissions and try again"
-                ) from None
-            with entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if _is_folder(entry):
-                        if entry.is_symlink():  # only links can lead in circles
-                            if _leads_back(entry.path):
-                                continue
-                            status = entry.stat()
-                            if (status.st_dev, status.st_ino) in seen:
-                                continue
-                            seen.add((status.st_dev, status.st_ino))
-                        pending.append(path)
-                    elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
-                        yield _local_info(path, entry.path, missing_ok=True)
+        path = name[len(root) :].lstrip("/") if root and name.startswith(root) else name
+        # A key that begins like a URL would be read from elsewhere; under another name it is missed, which shows.
+        return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
-        where = display_url(self.fs.unstrip_protocol(self.join(path))) if not self.is_local else self.join(path)
+        where = self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
         for attempt in range(1, self.retry.attempts + 1):
             try:
-                return operation()
-            except FileNotFoundError:
-                raise MissingObjectError(path, place=where) from None
+                if self.is_local:
+                    return operation()
+                with self._limit.slot():
+                    return operation()
             except NotADirectoryError:
                 raise MissingObjectError(
                     path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
                 ) from None
-            except (MissingObjectError, TypeError, AttributeError, KeyError, AssertionError):
+            except TokenshardsError:
                 raise
             except Exception as error:  # clients of stores raise their own types for the same outages
-                if self.is_local and isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
-                    detail = f"cannot be opened as a file ({os.strerror(error.errno)})"
-                    raise MissingObjectError(path, detail, place=where) from None
+                if (final := self._final(error, path, where, verb, attempt)) is not None:
+                    raise final from None
                 if attempt == self.retry.attempts:
+                    if isinstance(error, _BUGS):
+                        raise
+                    cause = masked(f"{type(error).__name__}: {error}", self.storage_options)
                     raise TransientStorageError(
-                        f"{where}: could not {verb} it in {attempt} attempts; last error: {type(error).__name__}: {error}. "
+                        f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
                         "Check the store, the network and the credentials, then run the command again: it continues"
-                    ) from error
+                    ) from None  # the messages of clients may hold what must not be shown
+                if not self.is_local and is_throttling(error):
+                    self._limit.throttled()
                 delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
                 time.sleep(delay * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-
-def _write_local(full: str, data: bytes) -> None:
-    target = Path(full)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    try:
-        handle = open(temporary, "xb")
-    except FileNotFoundError:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(temporary, "xb")
-    try:
-        with handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut before anything refers to the object
-    finally:
-        os.close(folder)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say: no folder, and whoever opens it will say what it is
-        return False
-
-
-def _leads_back(link: str) -> bool:
-    """True where a link names a folder that it lies in: what is there is listed already, under shorter names."""
-    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
-    return os.path.commonpath((target, place)) == target
-
-
-def _local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:
-    try:
-        status = os.stat(full)
-    except OSError:
-        if not missing_ok:
-            raise
-        return ObjectInfo(path, -1, "", 0.0, regular=False)
-    version = f"{status.st_size}-{status.st_mtime_ns}"
-    return ObjectInfo(path, status.st_size, version, status.st_mtime, regular=stat.S_ISREG(status.st_mode))
+    def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
+        """Return what to raise for an error that another attempt cannot mend."""
+        if self.is_local:
+            if isinstance(error, FileNotFoundError):
+                return MissingObjectError(path, place=where)
+            if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
+                return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(error.errno)})", place=where)
+            return error if isinstance(error, _BUGS) else None
+        if (hopeless := self._remote.hopeless(error, where, attempt)) is not None:
+            return hopeless
+        # While writing, what a store does not find is an upload that it forgot: it is begun again.
+        if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
+            return MissingObjectError(path, place=where)
+        return None
 
 
 def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:

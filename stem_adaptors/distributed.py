@@ -77,11 +77,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def joined_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the group that torchrun's environment names, if it names one, and leave it at the end; yield (ranks, device)."""
+    """Join the group that torchrun's environment names, if it names one, and leave it at the end; yield (ranks, device).
+
+    A group that whoever started this process has joined already, as Ray Train does, is used and left as it is.
+    """
     world_size = _number("WORLD_SIZE", 1)
     ranks = Ranks(rank=_number("RANK", 0), world_size=world_size, local_rank=_number("LOCAL_RANK", 0))
     chosen = choose_device(device, ranks.local_rank)
-    if world_size == 1:
+    if world_size == 1 or dist.is_initialized():
         yield ranks, chosen
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

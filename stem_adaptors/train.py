@@ -179,6 +179,10 @@ class Trainer:
         measured = self.request.val is not None
         return TrainResult(self.log.records[-1], self.best["top1"] if measured else None, self.best["epoch"])
 
+    def request_stop(self, signal_number: int) -> None:
+        """End after the step in hand, with a checkpoint, as that signal would; from any thread."""
+        self._stop = signal_number
+
     @property
     def epoch(self) -> int:
         """The epoch that the next step belongs to, counted from 0."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+import cli
 from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.conversion import Conversion
 from pipeline.request import Outcome, TokenizeRequest
@@ -67,6 +71,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
     runner = changes.pop("runner", None)
     workers, max_bad = changes.pop("workers", 1), changes.pop("max_bad", 1.0)
     shard_rows, codec = changes.pop("shard_rows", None), changes.pop("codec", "default")
+    retry = changes.pop("retry", RetryConfig(attempts=2, first_delay_seconds=0.01))
     fit = changes.pop("fit", FitConfig() if "tokenizer" in changes else FitConfig(size=16, codes=16, iterations=4))
     request = TokenizeRequest(
         source_url=str(src),
@@ -75,7 +80,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
         fit=fit,
         source=changes.pop("source", SourceConfig()),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, batch_rows=changes.pop("batch_rows", 16)),
-        run=RunConfig(workers=workers, max_bad=max_bad, retry=RetryConfig(attempts=2, first_delay_seconds=0.01), **changes),
+        run=RunConfig(workers=workers, max_bad=max_bad, retry=retry, **changes),
     )
     return Conversion(request, reporter, runner).run()
 
@@ -127,9 +132,24 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None, expect: int = 0)
     return out, err
 
 
-def run_json(*arguments: str, expect: int = 0) -> dict[str, Any]:
+def call_cli(*arguments: str, expect: int = 0) -> tuple[str, str]:
+    """Run the command line in this process, which spares its start; return stdout and stderr, after checking the exit code."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with patch.object(sys, "argv", ["tokenshards", *arguments]), redirect_stdout(out), redirect_stderr(err):
+            cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == expect, f"exit code {code}, expected {expect}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
+
+
+def run_json(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> dict[str, Any]:
     """Run a command with --json and return what it printed."""
-    out, _ = run_cli(*arguments, "--json", expect=expect)
+    out, _ = run_cli(*arguments, "--json", env=env, expect=expect)
     value: dict[str, Any] = json.loads(out)
     return value
 

@@ -23,6 +23,12 @@ from tests.datasets import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 60.0
+# A node that leaves is noticed in about 10 seconds, not 30: the tests would only wait for it.
+_QUICK_HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_timeout_ms": "5000",
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,6 +55,12 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
+    @property
+    def alive(self) -> bool:
+        """True while its raylet runs: where that ends in order, as after the loss of an agent, `ray start --block` stays behind."""
+        children = psutil.Process(self.process.pid).children() if self.process.poll() is None else []
+        return any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
     def find(self, *words: str) -> list[psutil.Process]:
         """Return the node's processes whose command line or title holds each of `words`."""
         found = []
@@ -71,12 +83,15 @@ def _descendants(pid: int) -> list[psutil.Process]:
 class RayCluster:
     """A head, and nodes that join it; use as a context manager.
 
-    `token` turns Ray's token authentication on. `env` is the environment of every node: this is where credentials belong.
+    `token` turns Ray's token authentication on. `env` is the environment of every node: this is where credentials belong. `cwd` is the
+    folder that every node is started in.
     """
 
     cpus: int = 1
     token: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    cwd: str = "/"
+    object_store_bytes: int = 200 << 20
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> RayCluster:
@@ -147,14 +162,14 @@ class RayCluster:
         command = [
             RAY, "start", "--block", "--disable-usage-stats",
             "--num-cpus", str(self.cpus if cpus is None else cpus),
-            "--object-store-memory", str(200 << 20),
+            "--object-store-memory", str(self.object_store_bytes),
             "--include-log-monitor", "false",
             *arguments,
         ]  # fmt: skip
         log = Path(tempfile.mkstemp(suffix=".log", dir=self._folder)[1])
         with log.open("wb") as output:
-            environment = {**os.environ, **self.client_env, "OMP_NUM_THREADS": "1", **self.env}
-            process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/", env=environment, start_new_session=True)
+            environment = {**os.environ, **self.client_env, **_QUICK_HEALTH_CHECKS, "OMP_NUM_THREADS": "1", **self.env}
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.cwd, env=environment, start_new_session=True)
         node = Node(process, log)
         self.nodes.append(node)
         deadline = time.monotonic() + START_SECONDS

@@ -27,6 +27,16 @@ from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_im
 COMMANDS = {
     "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--beam", "--sample", "--seed"],
     "tokenize": ["--tokenizer", "--shard-rows", "--codec", "--workers", "--max-bad", "--runner", "--json"],
+    "submit": [
+        "--address",
+        "--tail",
+        "--no-wait",
+        "--submission-id",
+        "--forward-credentials",
+        "--install-dependencies",
+        "--size",
+        "--json",
+    ],
     "plan": ["--price-per-hour", "--json"],
     "status": ["--json"],
     "verify": ["--sample", "--json"],

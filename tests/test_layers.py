@@ -8,7 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
-FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.canonical", "pipeline.faults", "pipeline"}
+FOUNDATION = {
+    "pipeline.errors",
+    "pipeline.config",
+    "pipeline.canonical",
+    "pipeline.code_identity",
+    "pipeline.faults",
+    "pipeline.memory",
+    "pipeline",
+}
 STORES = FOUNDATION | {"pipeline.records", "pipeline.storage"}
 SHARDS = STORES | {"pipeline.shards"}
 INPUT = STORES | {"pipeline.decode", "pipeline.fetch", "pipeline.sources", "pipeline.shards.spec"}
@@ -18,8 +26,19 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.config": {"pipeline.errors"},
     "pipeline.canonical": {"pipeline.errors"},
     "pipeline.faults": set(),
+    "pipeline.job_entry": set(),
+    "pipeline.wheel": {"pipeline", "pipeline.errors", "pipeline.job_entry"},
+    "pipeline.ray_dashboard": {"pipeline.errors"},
+    "pipeline.forwarding": {"pipeline.errors"},
     "pipeline.records": {"pipeline.errors"},
-    "pipeline.storage": {"pipeline.errors", "pipeline.config"},
+    "pipeline.masking": set(),
+    "pipeline.throttle": set(),
+    "pipeline.listing": set(),
+    "pipeline.local_disk": {"pipeline.errors"},
+    "pipeline.remote": {"pipeline.errors", "pipeline.listing", "pipeline.throttle"},
+    "pipeline.s3": {"pipeline.errors", "pipeline.listing", "pipeline.remote", "pipeline.throttle"},
+    "pipeline.storage": FOUNDATION
+    | {"pipeline.masking", "pipeline.throttle", "pipeline.listing", "pipeline.local_disk", "pipeline.remote", "pipeline.s3"},
     "pipeline.shards": STORES,
     "pipeline.decode": FOUNDATION | {"pipeline.shards.spec"},
     "pipeline.fetch": STORES,
@@ -32,9 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.batches": INPUT,
     "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
-    "pipeline.runners": FOUNDATION
-    | {"pipeline.batches", "pipeline.code_identity", "pipeline.context", "pipeline.job", "pipeline.memory", "pipeline.run_log"}
-    | {"pipeline.shards.commit"},
+    "pipeline.runners": FOUNDATION | {"pipeline.batches", "pipeline.context", "pipeline.job", "pipeline.run_log", "pipeline.shards.commit"},
     "pipeline.run_log": STORES,
     "pipeline.memory": set(),
     "pipeline.code_identity": {"pipeline"},
@@ -43,7 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     "stem_adaptors": SHARDS,
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
-RAY_ALLOWED = {"pipeline.runners.ray_jobs", "pipeline.runners.ray_actor", "pipeline.runners.ray_cluster", "stem_adaptors.ray_train"}
+RAY_ALLOWED = {
+    "pipeline.runners.ray_jobs",
+    "pipeline.runners.ray_actor",
+    "pipeline.runners.ray_cluster",
+    "pipeline.submission",
+    "stem_adaptors.ray_train",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -9,7 +9,6 @@ Shapes: K codes.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -34,7 +33,7 @@ from pipeline.planning import Listing, PlanRequest, write_plan
 from pipeline.records import PlanRow
 from pipeline.request import Outcome, Reporter, TokenizeRequest
 from pipeline.shards.codecs import get_codec
-from pipeline.storage import Store, display_url
+from pipeline.storage import Store, absolute_url, display_url
 from pipeline.tokenizers.base import describe_tokenizer
 from pipeline.tokenizers.directory import save_tokenizer
 
@@ -62,7 +61,7 @@ class SeitImportRequest:
     """File with the name of each class; without one the labels are the class indices."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     max_bad: float = 0.01
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
@@ -148,7 +147,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
     if source.synonyms is not None:
         store.write(SYNONYMS_PATH, source.synonyms)
         objects[SYNONYMS_PATH] = sha256_hex(source.synonyms)
-    where = request.source_url if "://" in request.source_url else os.path.abspath(os.path.expanduser(request.source_url))
+    where = absolute_url(request.source_url)
     options = {name: value for name, value in asdict(SourceConfig()).items() if name != "storage_options"}
     rows_per_shard = request.plan.rows_per_shard(len(split))
     ranges = (_range_row(source, start, min(start + rows_per_shard, len(split))) for start in range(0, len(split), rows_per_shard))

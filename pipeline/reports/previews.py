@@ -21,7 +21,7 @@ from pipeline.reports.fidelity import psnr
 from pipeline.reports.pictures import image_grid, image_table, side_by_side
 from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
 from pipeline.sources import read_slice, source_root
-from pipeline.storage import Store
+from pipeline.storage import Store, display_url
 from pipeline.tokenizers.directory import load_tokenizer
 
 __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
@@ -67,7 +67,9 @@ def preview_dataset(
     originals = _originals(dataset, source_url, set(ids), options)
     kept = [index for index, sample_id in enumerate(ids) if sample_id in originals]
     if not kept:
-        raise ConfigError(f"--source {source_url}: none of {len(ids)} images is found there unchanged; give the place that was tokenized")
+        raise ConfigError(
+            f"--source {display_url(source_url)}: none of {len(ids)} images is found there unchanged; give the place that was tokenized"
+        )
     pairs = [(originals[ids[index]], images[index]) for index in kept]
     picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
     _save(picture, to)
@@ -99,7 +101,7 @@ def _opened(
     samples = list(_chosen(dataset, count, sample_ids, label))
     if not samples:
         wanted = "the dataset has no rows" if label is None else f"none of --class {label!r}; its classes are {list(dataset.classes[:10])}"
-        raise ConfigError(f"{url}: no image to show, {wanted}")
+        raise ConfigError(f"{display_url(url)}: no image to show, {wanted}")
     return dataset, samples
 
 

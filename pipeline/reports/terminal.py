@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -11,9 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["TerminalReporter", "print_table"]
+__all__ = ["LINE_SECONDS_VARIABLE", "TerminalReporter", "print_table"]
 
 LINE_SECONDS = 30.0
+LINE_SECONDS_VARIABLE = "TOKENSHARDS_LINE_SECONDS"
+"""Set by a submitted job, whose lines become the bar of the terminal that submitted it."""
+_TOLD = re.compile(r"^([\d,]+)(?: of ([\d,]+))? images  (.*?)(?:  ETA .*)?$", re.MULTILINE)
 
 
 class TerminalReporter:
@@ -28,6 +33,7 @@ class TerminalReporter:
         self._before = 0
         self._started = 0.0
         self._last_line = 0.0
+        self._line_seconds = float(os.environ.get(LINE_SECONDS_VARIABLE, LINE_SECONDS))
 
     def say(self, message: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -61,7 +67,7 @@ class TerminalReporter:
         rate = f"{seen / seconds:,.0f} images/s  {bytes_in / seconds / 1e6:,.1f} MB/s  {quarantined} quarantined"
         if self._progress is not None:
             self._progress.update(self._task, completed=self._before + seen, rate=rate)
-        elif now - self._last_line >= LINE_SECONDS:
+        elif now - self._last_line >= self._line_seconds:
             self._last_line = now
             of = f" of {self._planned:,}" if self._planned is not None else ""
             left = f"  ETA {(self._planned - self._before - seen) * seconds / seen:,.0f} s" if self._planned and seen else ""
@@ -71,6 +77,20 @@ class TerminalReporter:
         """Show how many of the planned things are done."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
+
+    def retell(self, log: str) -> None:
+        """Show the last progress that the log of a run elsewhere tells, as if it ran here."""
+        told = list(_TOLD.finditer(log))
+        if not told:
+            return
+        seen, planned, rate = told[-1].groups()
+        if self._progress is None:
+            if not self._console.is_terminal:
+                self.say(told[-1][0])
+                return
+            self.begin(int(planned.replace(",", "")) if planned else None, 0)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=int(seen.replace(",", "")), rate=rate)
 
     def end(self) -> None:
         """Take the bar away, leaving its last state."""

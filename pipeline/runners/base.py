@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import RetryConfig, SourceConfig
@@ -20,7 +20,7 @@ class JobSpec:
     """Where the work is; plain data, so that it can be sent to any worker."""
 
     out_url: str
-    out_options: dict[str, Any]
+    out_options: dict[str, Any] = field(repr=False)
     source_url: str
     """Root that the plan's paths are relative to."""
     source_config: SourceConfig
@@ -69,6 +69,9 @@ class RunListener(Protocol):
 
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
+
+    def abandoned(self, shard: int) -> None:
+        """An attempt at a shard ended without a commit: what it worked through counts no more."""
 
     def measured(self, usage: RunUsage) -> None:
         """How busy the workers were; once, at the end."""

@@ -194,7 +194,7 @@ class _LocalRun:
     def _stop(self, worker: _Worker) -> None:
         worker.stop()
         if worker.ready:
-            self._usage.worker_seconds += time.monotonic() - worker.ready_since
+            self._usage.count_worker(time.monotonic() - worker.ready_since)
 
     def _bury(self, worker: _Worker, how: str) -> None:
         self._selector.unregister(worker.output)

@@ -5,6 +5,7 @@ Commands and replies are JSON text of at most a kilobyte; only decoded pixels tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import socket
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,10 @@ NETWORK_PROBE_BYTES = 16 << 20
 class ShardActor:
     """Holds an opened job and serves its shards, several side by side; `pulse` answers while they are at work."""
 
-    def __init__(self, name: str, job: str, decode_threads: int, decode_cpus: int) -> None:
+    def __init__(self, name: str, job: str, decode_threads: int) -> None:
         self._name = name
         self._job = job
         self._decode_threads = decode_threads
-        self._decode_cpus = decode_cpus
         self._lock = threading.Lock()
         self._at_work: dict[int, list[float]] = {}  # shard -> inputs, bytes, quarantined, time of the last sign
         self._flushed = time.monotonic()
@@ -78,8 +78,8 @@ class ShardActor:
     def _open_server(self, job: JobSpec) -> ShardServer:
         return ShardServer(job, decode_threads=self._decode_threads)
 
-    def serve(self, text: str, decode_remotely: bool = False) -> str:
-        """Do one command of a shard and return the event."""
+    def serve(self, text: str, decode_cpus: int = 0) -> str:
+        """Do one command of a shard and return the event; `decode_cpus` above 0 decodes in a task of so many CPUs, on any node."""
         command = json.loads(text)
         shard = int(command["shard"])
         with self._lock:
@@ -95,7 +95,7 @@ class ShardActor:
 
         started = time.monotonic()
         try:
-            event = self._server.serve(command, progress, self._remote_batches if decode_remotely else None)
+            event = self._server.serve(command, progress, partial(self._remote_batches, decode_cpus) if decode_cpus else None)
         finally:
             with self._lock:
                 del self._at_work[shard]
@@ -104,7 +104,7 @@ class ShardActor:
 
     def _record(self, command: dict[str, Any], event: dict[str, Any], seconds: float) -> None:
         summary = event.get("summary")
-        details = summary or {key: value for key, value in event.items() if key != "event"}
+        details = summary or {("error" if key == "message" else key): value for key, value in event.items() if key != "event"}
         self._log.add(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
         if summary is None:
             return
@@ -139,15 +139,15 @@ class ShardActor:
         except TransientStorageError as error:  # a log decides nothing; the next flush tries again
             self._log.add("the log could not be written", error=str(error))
 
-    def _remote_batches(self, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
+    def _remote_batches(self, decode_cpus: int, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
         task = ray.remote(
-            num_cpus=self._decode_cpus,
+            num_cpus=decode_cpus,
             num_returns="streaming",
             max_retries=0,
             scheduling_strategy="SPREAD",
             _generator_backpressure_num_objects=BATCHES_AHEAD,
         )(_decode)
-        stream = task.remote(self._job, shard, sorted(killers), self._decode_cpus)
+        stream = task.remote(self._job, shard, sorted(killers), decode_cpus)
         try:
             for reference in stream:
                 images_BHWC, rest = ray.get(reference)
@@ -191,8 +191,9 @@ def _opened(job: str, threads: int) -> InputContext:
 def _decode(job: str, shard: int, killers: list[str], threads: int) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
     """Yield the batches of a shard as pixels and plain values; an outage is the last item, because it is no error of Ray's."""
     try:
-        for batch in shard_batches(_opened(job, threads), shard, frozenset(killers)):
-            rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
-            yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
+        with contextlib.closing(shard_batches(_opened(job, threads), shard, frozenset(killers))) as batches:
+            for batch in batches:
+                rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
+                yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
     except TransientStorageError as error:
         yield np.zeros(0, np.uint8), {"outage": str(error)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import ClusterError
 
-__all__ = ["ClusterSize", "cluster_size", "joined_cluster", "node_is_alive"]
+__all__ = ["ClusterSize", "FreeCpus", "HeadWatch", "cluster_size", "joined_cluster", "node_is_alive"]
 
 
 KNOCK_SECONDS = 10.0
+ASK_SECONDS = 5.0
+HEAD_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,6 @@ class ClusterSize:
     nodes: int
     cpus: int
     gpus: float
-    largest_cpus: int
-    """CPUs of the largest node."""
 
     def __str__(self) -> str:
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
@@ -42,8 +43,8 @@ class ClusterSize:
 def cluster_size() -> ClusterSize:
     """Return the size of the cluster that this process has joined."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(resources.get("CPU", 0)) for resources in alive]
-    return ClusterSize(len(alive), sum(cpus), sum(float(resources.get("GPU", 0)) for resources in alive), max(cpus, default=0))
+    cpus = sum(int(resources.get("CPU", 0)) for resources in alive)
+    return ClusterSize(len(alive), cpus, sum(float(resources.get("GPU", 0)) for resources in alive))
 
 
 def node_is_alive(node_id: str) -> bool:
@@ -51,7 +52,24 @@ def node_is_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-@contextmanager
+class FreeCpus:
+    """CPUs of each node that actors do not hold. The nodes are asked for again every few seconds, not for every shard."""
+
+    def __init__(self) -> None:
+        self._asked = -ASK_SECONDS
+        self._cpus: dict[str, int] = {}
+
+    def largest(self, held: Mapping[str, int], pending: int) -> int:
+        """Return the most free CPUs of one node; `held` by actors of each node, `pending` by actors that may start anywhere."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self._asked = now
+            self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+        free = [cpus - held.get(node_id, 0) for node_id, cpus in self._cpus.items()]
+        return max(0, min(max(free, default=0), sum(free) - pending))
+
+
+@contextlib.contextmanager
 def joined_cluster(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster for the time of the block; one that was joined before is kept.
 
@@ -71,7 +89,8 @@ def joined_cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:
@@ -80,7 +99,40 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+class HeadWatch:
+    """Notices that the head is gone before Ray does, which after a minute ends the whole process with a line of its own."""
+
+    def __init__(self) -> None:
+        self._address = str(ray.get_runtime_context().gcs_address)
+        self._asked = self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Ask the head, every few seconds, whether it is there; raise ClusterError when it has not answered for 40 seconds."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self.answers()
+        silent = now - self._answered
+        if silent > HEAD_SECONDS:
+            raise ClusterError(
+                f"{self._address}: the head of the Ray cluster has not answered for {silent:.0f} s. Nothing that was committed is lost; "
+                "when the cluster is back, or on another, run the same command again: it continues"
+            )
+
+    def answers(self) -> bool:
+        """Ask the head now. Calls of Ray that need it, such as a new actor, block without an end where it is gone."""
+        now = time.monotonic()
+        if now - self._asked > HEAD_SECONDS:  # nobody asked for a while, so the silence proves nothing
+            self._answered = now
+        self._asked = now
+        try:
+            _knock(self._address, timeout_seconds=1.0)
+        except ClusterError:
+            return False
+        self._answered = now
+        return True
+
+
+def _knock(address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
     """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
     import grpc
 
@@ -88,7 +140,7 @@ def _knock(address: str) -> None:
     headers = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=KNOCK_SECONDS, metadata=headers)
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise _wants_token(address, "got another one" if token else "got none") from None

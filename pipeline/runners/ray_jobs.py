@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
+import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.code_identity import code_digest
 from pipeline.config import RayConfig, RunConfig
@@ -24,7 +29,7 @@ from pipeline.errors import ClusterError, TokenshardsError, TransientStorageErro
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from pipeline.runners.decode_placement import DecodeRates, choose_placement
 from pipeline.runners.ray_actor import ShardActor
-from pipeline.runners.ray_cluster import cluster_size, joined_cluster, node_is_alive
+from pipeline.runners.ray_cluster import FreeCpus, HeadWatch, cluster_size, joined_cluster, node_is_alive
 from pipeline.runners.shard_queue import ShardQueue, ShardTask
 from pipeline.runners.usage import RunUsage
 
@@ -34,7 +39,7 @@ TICK_SECONDS = 0.2
 PULSE_SECONDS = 5.0
 CLOSE_SECONDS = 5.0
 STARTUP_FAILURES = 5
-"""Actors that may fail in a row before one of them was ready."""
+"""Actors that may fail in a row, while none is at work, before the run gives up."""
 WAITING_SECONDS = 60.0
 """How often a run that waits for nodes says so."""
 MIN_MEASURED_IMAGES = 32
@@ -68,8 +73,14 @@ class RayRunner:
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
         """Return the shards that stay uncommitted, each with the last error. Raises ClusterError where the cluster cannot be used."""
-        with joined_cluster(self._cluster.address):
-            return _RayRun(self._config, self._cluster, self._actor_class, job, shards, listener).run()
+        try:
+            with joined_cluster(self._cluster.address):
+                return _RayRun(self._config, self._cluster, self._actor_class, job, shards, listener).run()
+        except RayError as error:
+            raise ClusterError(
+                f"the Ray cluster was lost ({_in_one_line(error)}). Nothing that was committed is lost; when the cluster is back, run the "
+                "same command again: it continues"
+            ) from error
 
 
 class _RayRun:
@@ -88,9 +99,12 @@ class _RayRun:
         self._queue = ShardQueue(shards, config, listener)
         self._workers: list[_Worker] = []
         self._calls: dict[Any, tuple[_Worker, str]] = {}  # every reply that is awaited: whose, and of which call
+        self._replies: queue.SimpleQueue[tuple[Any, Future[str]]] = queue.SimpleQueue()  # filled by a thread of Ray's
+        self._round_at = 0.0
         self._usage = RunUsage()
         self._remote = cluster.decode == "remote"
         self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
+        self._told_local = False
         self._startup_failures = 0
         self._hire_after = 0.0
         self._progress_at = self._waiting_noted_at = time.monotonic()
@@ -106,26 +120,35 @@ class _RayRun:
             "concurrency_groups": {"control": 2},
         }
         self._actor_type = ray.remote(**options)(actor_class)
-        self._decode_cpus = max(1, min(cluster.decode_cpus, self._size.largest_cpus))
-        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor, cluster.gpus_per_actor))
+        self._free = FreeCpus()
+        self._head = HeadWatch()
+        spared = 1 if self._remote else 0  # actors that take every CPU leave none to decode on
+        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor))
 
     def run(self) -> dict[int, str]:
-        self._listener.noted(
-            f"Ray cluster: {self._size}; up to {self._limit} actor{'' if self._limit == 1 else 's'} of {self._actor_size()}"
-        )
+        actors = f"{self._limit} actor{'' if self._limit == 1 else 's'}"
+        self._listener.noted(f"Ray cluster: {self._size}; up to {actors} of {self._actor_size()}")
         try:
             while self._queue or self._in_flight():
-                self._hire()
-                self._release()
+                self._make_round()
                 self._assign()
                 self._hear()
-                self._send_pulses()
-                self._watch()
-                self._listener.tick()
+            self._listener.tick()
         finally:
             self._release_all()
             self._listener.measured(self._usage)
         return self._queue.failed
+
+    def _make_round(self) -> None:
+        """Look after all actors, now and then: done at every reply it would cost the driver more than the reply itself."""
+        if time.monotonic() < self._round_at:
+            return
+        self._hire()
+        self._release()
+        self._send_pulses()
+        self._watch()
+        self._listener.tick()
+        self._round_at = time.monotonic() + TICK_SECONDS
 
     def _in_flight(self) -> int:
         return sum(len(worker.tasks) for worker in self._workers)
@@ -138,12 +161,11 @@ class _RayRun:
         return min(self._limit, len(self._queue) + self._in_flight())
 
     def _hire(self) -> None:
-        if time.monotonic() < self._hire_after:
+        if time.monotonic() < self._hire_after or len(self._workers) >= self._wanted() or not self._head.answers():
             return
         while len(self._workers) < self._wanted():
             name = uuid.uuid4().hex[:12]
-            actor = self._actor_type.remote(name, self._job, self._cluster.decode_threads, self._decode_cpus)
-            worker = _Worker(name, actor)
+            worker = _Worker(name, self._actor_type.remote(name, self._job, self._cluster.decode_threads))
             self._workers.append(worker)
             self._call(worker, "open", worker.actor.open.remote())
 
@@ -173,22 +195,30 @@ class _RayRun:
         for reference in [reference for reference, (owner, _) in self._calls.items() if owner is worker]:
             del self._calls[reference]
         if worker.ready:
+            threads = self._cluster.decode_cpus if self._remote else self._cluster.decode_threads
             seconds = time.monotonic() - worker.ready_since
-            self._usage.worker_seconds += seconds
-            threads = self._cluster.shards_in_flight * self._decode_cpus if self._remote else self._cluster.decode_threads
-            self._usage.decode_seconds += seconds * threads
+            self._usage.count_worker(seconds, lanes=self._cluster.shards_in_flight, decode_threads=threads)
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)
 
     def _call(self, worker: _Worker, what: str, reference: Any) -> None:
         self._calls[reference] = worker, what
+        # `ray.wait` would look at every awaited reply for each that arrives.
+        reference.future().add_done_callback(partial(self._arrived, reference))
+
+    def _arrived(self, reference: Any, reply: Future[str]) -> None:
+        self._replies.put((reference, reply))
 
     def _assign(self) -> None:
         now = time.monotonic()
         ready = [worker for worker in self._workers if worker.ready]
         for depth in range(self._cluster.shards_in_flight):  # everyone gets a first shard before anyone gets a second
+            emptied = self._queue.suspects() if depth else 0
             for worker in ready:
                 if len(worker.tasks) != depth or any(task.suspect for task in worker.tasks.values()):
+                    continue
+                if emptied:  # it works off what it has: a suspect waits for a worker to itself
+                    emptied -= 1
                     continue
                 if depth and len(self._queue) < len(ready):  # near the end a second shard would only wait behind the first
                     return
@@ -199,36 +229,55 @@ class _RayRun:
 
     def _begin(self, worker: _Worker, task: ShardTask) -> None:
         command = task.command()
+        decode_cpus = 0
         if command["op"] == "run":
             self._listener.started(task.shard)
             worker.seen[task.shard] = [0, 0, 0]
-        reference = worker.actor.serve.remote(json.dumps(command), self._remote and command["op"] == "run")
+            # A picture that kills a decoding task looks like an outage. Decoded by its actor, whose death is told apart, it is found.
+            decode_cpus = self._decode_cpus() if self._remote and not task.failures and not task.suspect else 0
+        reference = worker.actor.serve.remote(json.dumps(command), decode_cpus)
         worker.tasks[reference] = task
         self._call(worker, "serve", reference)
 
-    def _hear(self) -> None:
-        if not self._calls:
-            time.sleep(TICK_SECONDS)
-            return
-        references = list(self._calls)
-        if not ray.wait(references, num_returns=1, timeout=TICK_SECONDS)[0]:
-            return
-        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        for reference in done:
-            worker, what = self._calls.pop(reference, (None, ""))
-            if worker is None:  # dropped with its actor a moment ago
-                continue
-            try:
-                reply = ray.get(reference)
-            except RayError as error:
-                self._lost(worker, reference, error)
-                continue
-            if what == "open":
-                self._opened(worker, json.loads(reply))
-            elif what == "pulse":
-                self._pulsed(worker, json.loads(reply))
+    def _decode_cpus(self) -> int:
+        """Return the CPUs of a decoding task, 0 where every CPU is an actor's: such a task would wait for ever."""
+        held: Counter[str] = Counter()
+        pending = 0
+        for worker in self._workers:
+            if worker.ready:
+                held[worker.node_id] += self._cluster.cpus_per_actor
             else:
-                self._served(worker, worker.tasks.pop(reference), json.loads(reply))
+                pending += self._cluster.cpus_per_actor
+        cpus = min(self._cluster.decode_cpus, self._free.largest(held, pending))
+        if cpus == 0 and not self._told_local:
+            self._told_local = True
+            text = "no CPU is left beside the actors, so pictures are decoded by them: add CPU nodes, or give fewer --max-actors"
+            self._listener.noted(text)
+            self._usage.notes.append(text)
+        return cpus
+
+    def _hear(self) -> None:
+        """Take in the replies that are there; wait a moment for the first."""
+        with contextlib.suppress(queue.Empty):
+            self._heard(*self._replies.get(timeout=TICK_SECONDS))
+            while True:
+                self._heard(*self._replies.get_nowait())
+
+    def _heard(self, reference: Any, reply: Future[str]) -> None:
+        worker, what = self._calls.pop(reference, (None, ""))
+        if worker is None:  # dropped with its actor a moment ago
+            return
+        try:
+            text = reply.result()
+        except RayError as error:
+            self._lost(worker, reference, error)
+            return
+        if what == "open":
+            self._opened(worker, json.loads(text))
+        elif what == "pulse":
+            self._pulsed(worker, json.loads(text))
+        else:
+            self._served(worker, worker.tasks.pop(reference), json.loads(text))
 
     def _opened(self, worker: _Worker, reply: dict[str, Any]) -> None:
         if reply["event"] == "broken":
@@ -248,11 +297,11 @@ class _RayRun:
 
     def _failed_to_start(self, error: Exception) -> None:
         self._startup_failures += 1
-        if self._startup_failures >= STARTUP_FAILURES:
+        if self._startup_failures >= STARTUP_FAILURES and not any(worker.ready for worker in self._workers):
             if isinstance(error, TokenshardsError):
                 raise error
             raise ClusterError(f"actors cannot start: {_in_one_line(error)}") from error
-        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2**self._startup_failures)
+        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2 ** min(self._startup_failures, 10))
         self._hire_after = time.monotonic() + delay
         self._listener.noted(f"an actor could not start and is tried again in {delay:.0f} s: {_in_one_line(error)}")
 
@@ -283,17 +332,16 @@ class _RayRun:
     def _pulsed(self, worker: _Worker, reply: dict[str, Any]) -> None:
         worker.pulse, worker.last_pulse = None, time.monotonic()
         limit = self._config.stall_timeout_seconds
-        for shard, *counts, idle_seconds in reply["shards"]:
+        for shard, *counts, _ in reply["shards"]:
             before = worker.seen.get(shard)
-            if before is not None:
-                if counts != before:
-                    self._progress_at = worker.last_pulse
-                    inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
-                    self._listener.progressed(shard, inputs, bytes_in, quarantined)
+            if before is not None and counts != before:
+                self._progress_at = worker.last_pulse
+                inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
+                self._listener.progressed(shard, inputs, bytes_in, quarantined)
                 worker.seen[shard] = counts
-            if idle_seconds > limit:
-                self._bury(worker, f"made no progress for {limit:.0f} s and was killed", guilty=shard)
-                return
+        # Which of its shards hangs cannot be seen from here, since the others soon wait for their turn at the tokenizer.
+        if any(idle_seconds > limit for *_, idle_seconds in reply["shards"]):
+            self._bury(worker, f"made no progress for {limit:.0f} s and was killed")
 
     def _watch(self) -> None:
         now, limit = time.monotonic(), self._config.stall_timeout_seconds
@@ -301,6 +349,8 @@ class _RayRun:
             if worker.pulse is not None and now - worker.pulse_sent > limit:
                 self._bury(worker, f"answered nothing for {limit:.0f} s and was killed")
         idle = now - self._progress_at
+        if idle > PULSE_SECONDS:
+            self._head.check()
         if idle > self._cluster.idle_timeout_seconds:
             raise ClusterError(
                 f"no shard made progress for {idle:,.0f} s (--give-up-after {self._cluster.idle_timeout_seconds:,.0f}): "
@@ -324,22 +374,28 @@ class _RayRun:
         if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
             task = worker.tasks.pop(reference, None)
             if task is not None:
+                worker.seen.pop(task.shard, None)
                 self._queue.failed_once(task, "transient", _in_one_line(error), time.monotonic())
                 return
-        if not worker.ready:
-            self._drop(worker)
-            self._failed_to_start(error)
+        # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign.
+        machine_left = isinstance(error, ActorUnavailableError) or "node has died" in str(error) or getattr(error, "preempted", False)
+        if worker.ready:
+            self._bury(worker, f"died ({_in_one_line(error)})", machine_left=machine_left)
             return
-        self._bury(worker, f"died ({_in_one_line(error)})", machine_left=getattr(error, "preempted", False))
+        self._drop(worker)
+        if machine_left:
+            self._hire_after = time.monotonic() + TICK_SECONDS
+        else:
+            self._failed_to_start(error)
 
-    def _bury(self, worker: _Worker, how: str, *, guilty: int | None = None, machine_left: bool = False) -> None:
+    def _bury(self, worker: _Worker, how: str, *, machine_left: bool = False) -> None:
         """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
         self._drop(worker)
         blamed = not machine_left and node_is_alive(worker.node_id)
         if not blamed:
-            self._listener.noted(f"node {worker.host} left with {len(worker.tasks)} shards in flight", node_id=worker.node_id)
+            self._listener.noted(f"node {worker.host} is gone or out of reach, with {len(worker.tasks)} shards in flight", how=how)
         for task in worker.tasks.values():
-            self._queue.worker_died(task, how, blamed=blamed and guilty in (None, task.shard), worker=worker.name, host=worker.host)
+            self._queue.worker_died(task, how, blamed=blamed, worker=worker.name, host=worker.host)
 
     def _place_decoding(self, worker: _Worker, summary: ShardSummary) -> None:
         """Decide once, from the first shard of size, where pictures are decoded from now on."""
@@ -373,7 +429,10 @@ class _RayRun:
 
 def _in_one_line(error: Exception) -> str:
     """Return what a person needs of Ray's errors, which run over many lines of remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if isinstance(error, RayActorError):
+        text = re.sub(r"^The actor died unexpectedly before.*?ip: \S+ ", "", " ".join(text.split()))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, RayTaskError) or "Traceback" in str(error):
         lines = lines[-1:]
     if any("No module named" in line for line in lines):

@@ -17,6 +17,10 @@ from pipeline.runners.base import RunListener
 __all__ = ["ShardQueue", "ShardTask"]
 
 
+MAX_VANISHED = 5
+"""A shard whose workers vanish more often than this is blamed for it: machines do not leave that regularly."""
+
+
 @dataclass(slots=True)
 class _Search:
     """Bisection: the input that kills workers is in [start, stop); `stop=-1` while the inputs are not counted yet."""
@@ -37,6 +41,8 @@ class ShardTask:
     attempt: int = 1
     failures: int = 0
     deaths: int = 0
+    vanished: int = 0
+    """Times its worker was lost with its machine, or for no known reason."""
     killers: set[str] = field(default_factory=set)
     search: _Search | None = None
 
@@ -72,6 +78,10 @@ class ShardQueue:
         self._counter = itertools.count()
         self.failed: dict[int, str] = {}
 
+    def suspects(self) -> int:
+        """Return how many tasks wait, with their time come, for a worker to themselves."""
+        return sum(task.suspect for task in self._at_once)
+
     def __len__(self) -> int:
         """Return the tasks that wait, those of a later time included."""
         return self._fresh_left + len(self._at_once) + len(self._later)
@@ -91,6 +101,7 @@ class ShardQueue:
 
     def failed_once(self, task: ShardTask, kind: str, message: str, now: float) -> None:
         """A worker reported a failure of `kind` `transient` or `fatal`: the task waits for its next try, or its budget is used up."""
+        self._listener.abandoned(task.shard)
         task.failures += 1
         if kind == "fatal" or task.failures >= self._config.shard_attempts:
             self._give_up(task, message)
@@ -103,8 +114,11 @@ class ShardQueue:
     def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, **details: Any) -> None:
         """The worker of a task died or hung. Not `blamed` where its machine left: then the task just goes on elsewhere."""
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
+        self._listener.abandoned(task.shard)
         task.attempt += 1
         if not blamed:
+            task.vanished += 1
+        if not blamed and task.vanished <= MAX_VANISHED:
             self._at_once.appendleft(task)
             return
         if task.search is not None:
@@ -127,6 +141,8 @@ class ShardQueue:
                 self._not_reproduced(task)
         elif message["event"] == "survived":
             self._narrow(task, search, survived=True)
+        elif message["sample_id"] is None:  # the inputs are not those that were counted
+            self._not_reproduced(task)
         else:
             guilty = str(message["sample_id"])
             self._listener.noted(f"{guilty} kills its worker and is quarantined", shard=task.shard, sample_id=guilty)

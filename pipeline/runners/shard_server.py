@@ -1,11 +1,13 @@
 """What a worker of any runner does with a command: plain JSON in, plain JSON out, nothing pickled.
 
-A reply fits in a kilobyte whatever the shard holds: counts and names of single inputs travel, never lists.
+A reply fits in a kilobyte whatever the shard holds: counts and the name of one input travel, never lists. A name travels whole, because
+the input is found by it; those of S3 are themselves at most a kilobyte.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import traceback
 from collections.abc import Callable, Generator
 from dataclasses import asdict
@@ -21,7 +23,8 @@ from pipeline.runners.base import JobSpec, ShardSummary
 
 __all__ = ["ShardServer"]
 
-MAX_MESSAGE_CHARACTERS = 800
+MAX_MESSAGE_BYTES = 900
+"""Of the JSON text, where a letter that is not ASCII takes six or twelve."""
 
 Batches = Callable[[int, frozenset[str]], Generator[DecodedBatch]]
 
@@ -57,10 +60,10 @@ class ShardServer:
                 )
                 return {"event": "done", "summary": asdict(ShardSummary.of(commit))}
             case "count":
-                return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers))}
+                return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers, on_progress))}
             case "name":
-                ids = list_sample_ids(self.context, shard, killers)
-                return {"event": "named", "sample_id": next(itertools.islice(ids, int(command["index"]), None))}
+                ids = list_sample_ids(self.context, shard, killers, on_progress)
+                return {"event": "named", "sample_id": next(itertools.islice(ids, int(command["index"]), None), None)}
             case "probe":
                 probe_shard(self.context, shard, command["start"], command["stop"], killers, on_progress)
                 return {"event": "survived"}
@@ -68,5 +71,6 @@ class ShardServer:
 
 
 def _failure(kind: str, message: str) -> dict[str, Any]:
-    cut = message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[: MAX_MESSAGE_CHARACTERS - 1]}…"
-    return {"event": "failed", "kind": kind, "message": cut}
+    sizes = itertools.accumulate(len(json.dumps(letter)) - 2 for letter in message[:MAX_MESSAGE_BYTES])
+    kept = sum(size <= MAX_MESSAGE_BYTES for size in sizes)
+    return {"event": "failed", "kind": kind, "message": message if kept == len(message) else f"{message[:kept]}…"}

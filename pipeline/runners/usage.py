@@ -16,11 +16,19 @@ class RunUsage:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Work of committed shards, all workers together; `fetch` is time spent waiting for bytes."""
     worker_seconds: float = 0.0
-    """Time that workers were there, all together."""
+    """Time that workers were there, all together: what the tokenizers had."""
+    lane_seconds: float = 0.0
+    """The same, times the shards that a worker works on side by side: what reading and publishing had."""
     decode_seconds: float = 0.0
-    """Time that decoding threads were there beside the tokenizers; 0 where each worker decodes and encodes in turn."""
+    """Time that decoding threads were there beside the tokenizers; 0 where each lane decodes and encodes in turn."""
     notes: list[str] = field(default_factory=list)
     """What else a person should know of the run, such as where pictures were decoded and why."""
+
+    def count_worker(self, seconds: float, *, lanes: int = 1, decode_threads: int = 0) -> None:
+        """Count the time that a worker was there; each lane has decoding threads of its own."""
+        self.worker_seconds += seconds
+        self.lane_seconds += seconds * lanes
+        self.decode_seconds += seconds * lanes * decode_threads
 
     def add(self, seconds: dict[str, float]) -> None:
         """Count the stages of a committed shard."""
@@ -29,9 +37,9 @@ class RunUsage:
 
     def busy_shares(self) -> dict[str, float]:
         """Return for each stage the share of its capacity that was used, 0 to 1."""
-        capacity = dict.fromkeys(self.seconds, self.worker_seconds)
-        if self.decode_seconds:
-            capacity["decode"] = capacity["fetch"] = self.decode_seconds
+        capacity = dict.fromkeys(self.seconds, self.lane_seconds)
+        capacity["decode"] = self.decode_seconds or self.lane_seconds
+        capacity["encode"] = self.worker_seconds
         return {stage: min(1.0, spent / capacity[stage]) if capacity[stage] else 0.0 for stage, spent in self.seconds.items()}
 
     def rows(self) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from fsspec.core import split_protocol
 
 from pipeline.config import SourceConfig
 from pipeline.decode import image_extensions
-from pipeline.errors import SourceError, TransientStorageError
+from pipeline.errors import SourceError
 from pipeline.records import FailedRecord, ImageRecord, PlanRow
 from pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
 from pipeline.sources.folder import FolderSource
@@ -87,7 +87,7 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
     whole = Store(url.rstrip("/") or "/", storage_options=config.storage_options)
     magic = _MAGIC.search(path)
     named = magic is not None or extension(path) in TAR_EXTENSIONS | TABLE_EXTENSIONS
-    if not named or _is_folder(whole):
+    if not named or (protocol not in ("http", "https") and _is_folder(whole)):  # a web server would send the whole tar as its "listing"
         return whole, ""
     cut = path.rfind("/", 0, magic.start() if magic else None)
     folder = path[: max(cut, 0)]
@@ -144,13 +144,7 @@ def _matches(store: Store, pattern: str) -> Iterator[str]:
         if not _MAGIC.search(part):
             yield part
             continue
-        below = len(store.root.rstrip("/")) + 1
-        try:
-            names = store.fs.glob(store.join(part))
-        except Exception as error:  # clients of stores raise their own types for the same outages
-            detail = f"{type(error).__name__}: {error}"
-            raise TransientStorageError(f"{store.url}/{part}: cannot be listed ({detail}); check the store and try again") from error
-        yield from sorted(str(name)[below:] for name in names)
+        yield from store.glob(part)
 
 
 def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:

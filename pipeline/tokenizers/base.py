@@ -5,7 +5,8 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, TypeAlias
+from collections.abc import Callable
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ __all__ = [
     "DecodeNotSupported",
     "Images",
     "Layout",
+    "OverlappedTokenizer",
     "Preprocess",
     "Tables",
     "Tokenizer",
@@ -56,6 +58,18 @@ class Tokenizer(Protocol):
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
         """Build the tokenizer back from what a tokenizer directory holds; TokenizerError when the two do not fit."""
+
+
+@runtime_checkable
+class OverlappedTokenizer(Tokenizer, Protocol):
+    """A tokenizer on a device: the next batch is copied there, and its work queued, while the one before it is still encoded."""
+
+    def begin(self, images_BHWC: Images) -> Callable[[], tuple[TokenBatch, float]]:
+        """Start on a batch; return what waits for its ids, which are those of `encode`, and the seconds that the device worked on them.
+
+        Called by one thread at a time, while others may wait. The pixels stay as they are until the ids are there. At most two batches of
+        each shard in flight are begun and not finished.
+        """
 
 
 def check_images(images_BHWC: Images, spec: TokenizerSpec) -> None:

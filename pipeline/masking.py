@@ -1,0 +1,48 @@
+"""Text without credentials: URLs without user, password and query, messages without the secrets of the storage options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fsspec.core import split_protocol
+
+__all__ = ["display_url", "has_credentials", "masked"]
+
+MASK = "***"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|,;)\]}]+")
+_PUBLIC_OPTIONS = {"region", "region_name", "endpoint_url", "profile", "project", "username", "account_name"}
+"""Options whose values may be shown: they name places, and appear in messages for good reasons."""
+_SHORTEST_SECRET = 4
+
+
+def display_url(url: str) -> str:
+    """Return `url` without user, password and query, fit for messages, plans and logs."""
+    protocol, rest = split_protocol(url)
+    if protocol is None:
+        return url
+    rest = rest.split("?", 1)[0]
+    host, slash, path = rest.partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def has_credentials(url: str) -> bool:
+    """Return whether a URL carries a user or password before its host."""
+    protocol, rest = split_protocol(url)
+    return protocol is not None and "@" in rest.partition("/")[0]
+
+
+def masked(text: str, options: Mapping[str, Any]) -> str:
+    """Return a message of a store's client as it may be shown: URLs cut to `display_url`, values of storage options replaced."""
+    for secret in sorted(_secrets(options), key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return _URL.sub(lambda match: display_url(match[0]), text)
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif isinstance(value, str) and name not in _PUBLIC_OPTIONS and len(value) >= _SHORTEST_SECRET:
+            yield value

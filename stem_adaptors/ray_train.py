@@ -1,0 +1,323 @@
+"""Training on a Ray cluster: Ray Train starts, watches and restarts the workers, each of which trains as under torchrun.
+
+The run directory is the only memory: a group that starts again resumes from its last checkpoint, with as many workers as there are
+then. Ray Train is given no checkpoint to keep, so it needs no storage that nodes share; it writes to a folder of this machine that goes
+at the end. News and the wish to stop pass over a board, one small actor beside the terminal (board.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten
+from pipeline.memory import keep_freed_memory
+from pipeline.storage import Store
+from stem_adaptors.board import Board, BoardReporter, News
+from stem_adaptors.cluster_config import ADDRESS_ADVICE, ClusterConfig, answering_address
+from stem_adaptors.code_identity import code_identity, require_code
+from stem_adaptors.distributed import joined_ranks
+from stem_adaptors.run_directory import CHECKPOINT, RUN_JSON
+from stem_adaptors.run_mark import marked, require_mark
+from stem_adaptors.train import Reporter, Trainer, TrainResult
+from stem_adaptors.training_job import TrainingJob
+
+__all__ = ["train_on_cluster"]
+
+LOOK_SECONDS = 0.2
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",  # after which it counts the nodes again: one that died may have been among them
+}
+"""What Ray reads from the environment, unless it is set there."""
+STOP_SECONDS = 60.0
+"""How long workers may take to stop in order."""
+
+
+def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporter, *, resume: bool) -> TrainResult:
+    """Train on the workers of a Ray cluster and show here what they say; SIGINT and SIGTERM end it with a checkpoint.
+
+    Raises ConfigError where the cluster cannot be reached, runs other code or has too little room, IncompleteError where it loses its
+    workers for longer than it may, TrainingError where they die again and again, and what a training raises on one machine.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    job = job.made_absolute()
+    out = job.open_out()
+    if not resume and out.info(RUN_JSON) is not None:
+        raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
+    with _connected(cluster.address), marked(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
+        _require_same_code()
+        return _Driver(job, cluster, reporter, out, mark).run(folder)
+
+
+class _Driver:
+    """Starts the workers and follows them to the end."""
+
+    def __init__(self, job: TrainingJob, cluster: ClusterConfig, reporter: Reporter, out: Store, mark: str | None) -> None:
+        self._job, self._cluster, self._reporter, self._out, self._mark = job, cluster, reporter, out, mark
+        gpus = cluster.gpus_per_worker
+        self._gpus = gpus if gpus is not None else int(ray.cluster_resources().get("GPU", 0) >= cluster.workers[0])
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(job.to_json())
+        self._running = False
+        self._groups = 0
+        self._waiting_since = time.monotonic()
+        self._losses, self._version_at_loss, self._last_loss = 0, "", ""
+
+    def run(self, folder: str) -> TrainResult:
+        """Return the result of the workers, or raise what ended them."""
+        thread = threading.Thread(target=self._fit, args=(folder,), name="ray-train", daemon=True)
+        self._failure: BaseException | None = None
+        with _noted_signals() as signals:
+            thread.start()
+            asked: float | None = None
+            while True:
+                finished = not thread.is_alive()
+                for news in ray.get(self._board.take.remote()):
+                    result = self._hear(news)
+                    if result is not None:
+                        thread.join(STOP_SECONDS)
+                        return result
+                if signals and asked is None:
+                    asked = time.monotonic()
+                    ray.get(self._board.stop.remote(signals[0]))
+                    self._reporter.say("stopping: the workers save a checkpoint")
+                if asked is not None and (not self._running or time.monotonic() - asked > STOP_SECONDS):
+                    self._reporter.say("stopped; the same command with --resume continues from the last checkpoint")
+                    raise SystemExit(128 + signals[0])
+                if finished:
+                    raise TrainingError(
+                        f"Ray Train ended without a result ({_one_line(self._failure)}); expected one. --resume continues from the last "
+                        "checkpoint; Ray's logs of this cluster say more"
+                    )
+                self._require_room()
+                time.sleep(LOOK_SECONDS)
+
+    def _fit(self, folder: str) -> None:
+        try:
+            self._trainer(folder).fit()
+        except BaseException as error:  # whatever it is, the driver's own thread tells it
+            self._failure = error
+
+    def _trainer(self, folder: str) -> Any:
+        fewest, most = self._cluster.workers
+        return ray.train.torch.TorchTrainer(
+            _take_part,
+            train_loop_config={"board": self._board, "code": code_identity(), "mark": self._mark, "gpus": self._gpus},
+            torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=most if fewest == most else (fewest, most),
+                use_gpu=bool(self._gpus),
+                resources_per_worker=self._resources(),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"tokenshards-{uuid.uuid4().hex[:12]}",
+                storage_path=folder,
+                failure_config=ray.train.FailureConfig(max_failures=-1),  # how often is decided here, where a new checkpoint is seen
+                callbacks=[_Losses(self._board)],
+                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            ),
+        )
+
+    def _resources(self) -> dict[str, float]:
+        return {"CPU": self._cluster.cpus_per_worker, **({"GPU": self._gpus} if self._gpus else {})}
+
+    def _hear(self, news: News) -> TrainResult | None:
+        kind = news.pop("kind")
+        if kind in ("say", "step", "epoch"):
+            getattr(self._reporter, kind)(**news)
+        elif kind == "began":
+            self._running, self._groups = True, self._groups + 1
+            again = " again" if self._groups > 1 else ""
+            self._reporter.say(f"training{again} on {news['workers']} workers of {_amount(self._resources())}")
+        elif kind == "lost":
+            self._count_loss(news)
+        elif kind == "failed":
+            error = TrainingError(news["message"])
+            error.hint, error.exit_code = news["hint"], news["exit_code"]
+            raise error
+        elif kind == "stopped":
+            raise SystemExit(news["exit_code"])
+        elif kind == "done":
+            return TrainResult(**news["result"])
+        return None
+
+    def _count_loss(self, news: News) -> None:
+        self._running, self._waiting_since, self._last_loss = False, time.monotonic(), news["reason"]
+        info = self._out.info(CHECKPOINT)
+        version = "" if info is None else info.version
+        self._losses = self._losses + 1 if version == self._version_at_loss else 1
+        self._version_at_loss = version
+        if self._losses >= self._cluster.losses:
+            raise TrainingError(
+                f"workers died {self._losses} times without a new checkpoint in {self._out.url}; expected progress in between. The last "
+                f"time: {self._last_loss}. Mend that, then --resume continues"
+            )
+        self._reporter.say(f"lost workers ({self._last_loss}); starting again from the last checkpoint")
+
+    def _require_room(self) -> None:
+        """Raise where no place was found for the workers in the time for it; workers that have one may take as long as they need."""
+        waited = time.monotonic() - self._waiting_since
+        if self._running or waited < self._cluster.wait_seconds or _has_place():
+            return
+        total, free = ray.cluster_resources(), ray.available_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        text = (
+            f"no place for the workers after {waited:.0f} s: asked for {self._cluster.workers[0]} workers of {_amount(self._resources())} "
+            f"each; the cluster has {nodes} nodes with {_amount(total, always_gpu=True)}, of which {_amount(free, always_gpu=True)} "
+            "are free. "
+        )
+        if self._groups:
+            raise IncompleteError(
+                f"{text}Add nodes, then --resume continues, or give fewer --ray-workers (such as 1-{self._cluster.workers[1]})"
+            )
+        raise ConfigError(f"{text}Add nodes, ask for less with --ray-workers, --gpus-per-worker and --cpus-per-worker, or raise --ray-wait")
+
+
+_BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+"""What a worker says whose peer is gone."""
+
+
+class _Losses(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells the board of dead workers; lives in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called when at least one worker has failed."""
+        # A death breaks the connections of the others: it is the cause, and what they say of it is not.
+        reasons = [_one_line(error) for error in worker_exceptions.values()]
+        causes = [reason for reason in reasons if not any(word in reason.lower() for word in _BROKEN)]
+        news = {"kind": "lost", "reason": causes[0] if causes else "the connection to one of them broke"}
+        self._board.exchange.remote([news])
+
+
+def _take_part(config: dict[str, Any]) -> None:
+    """Train as one worker of the group that Ray Train made."""
+    board, rank = config["board"], ray.train.get_context().get_world_rank()
+    with BoardReporter(lambda news: ray.get(board.exchange.remote(news))) as reporter:
+        try:
+            require_code(config["code"])
+            job = TrainingJob.from_json(ray.get(board.job.remote()))
+            require_mark(job.open_out(), config["mark"])
+            keep_freed_memory()
+            device = job.train.device
+            if config["gpus"] and device in ("auto", "cuda"):
+                device = str(ray.train.torch.get_device())  # Ray's own choice, where a worker has several
+            with joined_ranks(device) as (ranks, place):
+                if ranks.is_main:
+                    reporter.tell("began", workers=ranks.world_size)
+
+                def listen(trainer: Trainer) -> None:
+                    reporter.on_stop = trainer.request_stop
+
+                # Who started this saw no older run, or was told to continue it: what is here now is this very run.
+                result = job.run(job.open_data(), ranks, place, reporter, resume=True, started=listen)
+            if ranks.is_main:
+                fields = {"record": result.record, "best_top1": result.best_top1, "best_epoch": result.best_epoch}
+                reporter.tell("done", result=fields)
+        except SystemExit as stop:
+            if rank == 0:
+                reporter.tell("stopped", exit_code=stop.code)
+        except TransientStorageError:
+            raise  # the group starts again
+        except TokenshardsError as error:
+            reporter.tell("failed", message=str(error), hint=error.hint, exit_code=error.exit_code)
+
+
+def _require_same_code() -> None:
+    """Ask every node for its code, before a worker fails over it."""
+
+    def identity() -> str:
+        try:
+            from stem_adaptors.code_identity import code_identity
+        except ImportError:
+            return ""
+        return code_identity()
+
+    expected, asked = code_identity(), {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+            asked[node["NodeManagerAddress"]] = ray.remote(identity).options(num_cpus=0, scheduling_strategy=there).remote()
+    for host, answer in asked.items():
+        found = ray.get(answer)
+        if found != expected:
+            raise ConfigError(
+                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards[train]'}; this terminal runs {expected}. "
+                "Install the same on every node, or start the training with `tokenshards submit`, which brings its code along"
+            )
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Join the cluster as a driver and leave it, which ends all that was started there."""
+    target = answering_address(address)
+    try:
+        ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"the Ray cluster at {target} asks for a token ({_one_line(error)}). Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to its file, as on the nodes"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"the Ray cluster at {target} cannot be joined ({_one_line(error)}). {ADDRESS_ADVICE}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Yield a list that the first SIGINT or SIGTERM is put into; the second one ends the process."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _has_place() -> bool:
+    """Whether the workers of this driver have been given their place: the ids of its placement groups end in that of its job."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = ray.util.placement_group_table().values()
+    return any(group["state"] == "CREATED" and group["placement_group_id"].endswith(job) for group in groups)
+
+
+def _amount(resources: dict[str, float], *, always_gpu: bool = False) -> str:
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus or always_gpu else "")
+
+
+def _one_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shorten(lines[-1] if lines else type(error).__name__, 200)

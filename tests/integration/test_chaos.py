@@ -1,0 +1,84 @@
+"""Exactly once while workers, nodes, driver, head and the store fail: the dataset of an undisturbed local run, every time."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import Chaos, chaos_run
+from tests.datasets import convert, keep_result, write_images
+from tests.s3_servers import S3Server, faulty_proxy, moto_server
+
+SEEDS = (19, 71, 87, 90)
+"""Between them they strike everything that can fail, the head once."""
+SOAK_RUNS = 50
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chaos(server: S3Server) -> Iterator[Chaos]:
+    with faulty_proxy(server) as proxy:
+        chaos = Chaos(server, proxy)
+        try:
+            yield chaos
+        finally:
+            chaos.stop()
+
+
+@pytest.fixture(scope="module")
+def reference(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_images(folder / "src", 600, bad=6, side=160)
+    convert(folder / "src", folder / "out", shard_rows=12, workers=2)
+    server.upload(folder / "src", "s3://chaos/src")
+    server.upload(folder / "out" / "tokenizer", "s3://chaos/photos.tok")
+    return folder / "out"
+
+
+def arguments(out: str) -> list[str]:
+    same = ["--tokenizer", "s3://chaos/photos.tok", "--shard-rows", "12", "--max-bad", "1"]
+    return ["tokenize", "s3://chaos/src", out, *same, "--runner", "ray", "--join", "--max-actors", "2"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chaos(chaos: Chaos, reference: Path, seed: int) -> None:
+    result = chaos_run(chaos, seed, arguments(f"s3://chaos/out-{seed}"), f"s3://chaos/out-{seed}", reference)
+    print(result)
+    assert sum(result.faults.values()) > 0
+
+
+@pytest.mark.soak
+def test_chaos_for_long(chaos: Chaos, reference: Path) -> None:
+    first = int(os.environ.get("SOAK_SEED", "1000"))
+    runs = int(os.environ.get("SOAK_RUNS", SOAK_RUNS))
+    faults: Counter[str] = Counter()
+    store_faults: Counter[str] = Counter()
+    seconds: list[float] = []
+    submissions = 0
+    for seed in range(first, first + runs):
+        out = f"s3://chaos/soak-{seed}"
+        result = chaos_run(chaos, seed, arguments(out), out, reference)
+        print(result, flush=True)
+        faults.update(result.faults)
+        store_faults.update(result.store_faults)
+        seconds.append(result.seconds)
+        submissions += result.submissions
+    keep_result(
+        "soak_chaos",
+        seed=first,
+        runs=runs,
+        faults=dict(faults),
+        store_faults=dict(store_faults),
+        submissions=submissions,
+        longest_seconds=max(seconds),
+        equal_to_undisturbed=True,
+    )

@@ -1,0 +1,271 @@
+"""Stores on real S3 servers of two makes: verified puts, listings, errors that tell what is wrong, faults that heal."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import s3
+from pipeline.config import RetryConfig
+from pipeline.errors import BadInput, ConfigError, MissingObjectError, StoreAccessError, TransientStorageError
+from pipeline.fetch import fetch_file
+from pipeline.listing import Folder, Page, walk
+from pipeline.masking import masked
+from pipeline.records import PlanRow
+from pipeline.storage import Store
+from pipeline.throttle import AdaptiveLimit
+from tests.s3_servers import FaultyProxy, S3Server, faulty_proxy, moto_server, rclone_server
+
+QUICK = RetryConfig(attempts=4, first_delay_seconds=0.01)
+PATIENT = RetryConfig(attempts=12, first_delay_seconds=0.01, max_delay_seconds=0.05)
+
+
+@pytest.fixture(scope="module", params=["moto", "rclone"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    running = moto_server() if request.param == "moto" else rclone_server(tmp_path_factory.mktemp("rclone"))
+    with running as found:
+        found.create_bucket("bucket")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def proxied(server: S3Server) -> Iterator[tuple[S3Server, FaultyProxy]]:
+    with faulty_proxy(server, seed=5) as proxy:
+        yield server.through(proxy.endpoint), proxy
+
+
+@pytest.fixture
+def proxy(proxied: tuple[S3Server, FaultyProxy]) -> Iterator[FaultyProxy]:
+    proxied[1].calm()
+    yield proxied[1]
+    proxied[1].calm()
+
+
+@pytest.fixture
+def store(proxied: tuple[S3Server, FaultyProxy], proxy: FaultyProxy, request: pytest.FixtureRequest) -> Store:
+    return Store(f"s3://bucket/{request.node.originalname}", storage_options=proxied[0].options, retry=QUICK)
+
+
+def operations(proxy: FaultyProxy) -> dict[str, int]:
+    found: dict[str, int] = proxy.report()["operations"]
+    return found
+
+
+def test_one_request_for_each_operation(store: Store, proxy: FaultyProxy) -> None:
+    store.write("a/b c%d+é.bin", b"123")
+    assert operations(proxy) == {"put": 1}, "the etag of the answer is the check"
+    assert store.read("a/b c%d+é.bin") == b"123" and store.read("a/b c%d+é.bin", 1, 9) == b"23"
+    assert operations(proxy) == {"put": 1, "get": 2}
+    info = store.info("a/b c%d+é.bin")
+    assert info is not None and (info.size, info.version, info.regular) == (3, hashlib.md5(b"123").hexdigest(), True)
+    assert operations(proxy) == {"put": 1, "get": 2, "head": 1}
+    assert [(entry.path, entry.version) for entry in store.list()] == [(info.path, info.version)]
+    store.delete("a/b c%d+é.bin")
+    store.delete("a/b c%d+é.bin")
+    assert store.info("a/b c%d+é.bin") is None and list(store.list()) == []
+    with pytest.raises(MissingObjectError, match="b c"):
+        store.read("a/b c%d+é.bin")
+
+
+def test_empty_objects_and_ranges_beyond_the_end(store: Store, proxy: FaultyProxy) -> None:
+    store.write("empty", b"")
+    store.write("three", b"123")
+    proxy.calm()
+    assert store.read("empty") == b"" == store.read("empty", 0, 5) == store.read("three", 3, 9)
+    assert operations(proxy) == {"get": 3}
+
+
+def test_a_large_object_goes_in_parts_and_never_half(store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = os.urandom(12 << 20)
+    store.write("large", data)
+    assert operations(proxy) == {"multipart": 5, "head": 1}  # begin, three parts, complete
+    assert store.read("large") == data and store.read("large", 5 << 20, (5 << 20) + 3) == data[5 << 20 : (5 << 20) + 3]
+    proxy.set(internal_error=0.6)
+    with pytest.raises(TransientStorageError):
+        Store(store.location, storage_options=store.storage_options, retry=RetryConfig(attempts=1)).write("half", data)
+    proxy.calm()
+    assert store.info("half") is None
+    proxy.set(lost=0.2)
+    Store(store.location, storage_options=store.storage_options, retry=PATIENT).write("large", data[::-1])
+    assert store.read("large") == data[::-1]
+
+
+def test_a_mapped_file_can_be_put(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    for size in (1000, 11 << 20):
+        (tmp_path / "file").write_bytes(os.urandom(size))
+        with open(tmp_path / "file", "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            store.write("mapped", mapped)  # type: ignore[arg-type]
+        assert store.read("mapped") == (tmp_path / "file").read_bytes()
+
+
+def test_a_put_that_the_store_changed_is_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = store.fs.pipe_file
+    monkeypatch.setattr(store.fs, "pipe_file", lambda path, data, **options: original(path, data[:-1] + b"?"))
+    with pytest.raises(TransientStorageError, match="gives back other bytes"):
+        store.write("x", b"123")
+
+
+def tree(store: Store, paths: list[str]) -> set[str]:
+    bucket, _, root = store.root.partition("/")
+    client = S3Server("", store.storage_options["client_kwargs"]["endpoint_url"]).client()
+    for path in paths:
+        client.put_object(Bucket=bucket, Key=f"{root}/{path}", Body=b"1")
+    return set(paths)
+
+
+def test_listings_are_complete_whatever_the_shape(store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ["top.jpg", *(f"a/b{b}/c/x{x}.jpg" for b in range(3) for x in range(3)), *(f"many/{n:02d}/x.jpg" for n in range(20))]
+    wanted = tree(store, shape)
+    monkeypatch.setattr(s3, "PAGE_KEYS", 4)
+    for fanout, many in ((16, 500), (2, 500), (2, 3)):
+        monkeypatch.setattr(s3, "FANOUT", fanout)
+        monkeypatch.setattr(s3, "MANY_FOLDERS", many)
+        found = [entry.path for entry in store.list()]
+        assert len(found) == len(wanted) and set(found) == wanted, (fanout, many)
+    assert sorted(entry.path for entry in store.list("a/b1")) == [f"a/b1/c/x{x}.jpg" for x in range(3)]
+    assert list(store.glob("many/0?/*.jpg")) == [f"many/{n:02d}/x.jpg" for n in range(10)]
+    assert next(store.list("many"), None) is not None  # and the requests in flight are waited for
+    assert operations(proxy)["list"] > 10
+
+
+def test_a_missing_bucket_is_one_sentence_and_never_a_missing_object(proxied: tuple[S3Server, FaultyProxy], proxy: FaultyProxy) -> None:
+    gone = Store("s3://no-such-bucket/x", storage_options=proxied[0].options)
+    began = time.monotonic()
+    for use in (
+        lambda: gone.read("a.jpg"),
+        lambda: gone.write("a.jpg", b"1"),
+        lambda: gone.info("a.jpg"),
+        lambda: list(gone.list()),
+        lambda: fetch_file(gone, PlanRow(kind="file", sample_id="a", path="a.jpg", size=3, version="", inputs=1)),
+    ):
+        with pytest.raises(StoreAccessError, match="there is no such bucket at http"):
+            use()
+    assert proxy.report()["requests"] <= 6, f"no retries, for {time.monotonic() - began:.0f} s"
+
+
+def test_missing_credentials_are_one_sentence(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**server.env, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreAccessError, match="there are no credentials for S3"):
+        Store("s3://bucket", retry=QUICK).read("x")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreAccessError, match="nobody"):
+        Store("s3://bucket", retry=QUICK).read("x")
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "internal_error", "reset", "truncated", "lost"])
+def test_faults_heal(store: Store, proxy: FaultyProxy, fault: str) -> None:
+    patient = Store(store.location, storage_options=store.storage_options, retry=PATIENT)
+    data = os.urandom(100_000)
+    patient.write("first", data)
+    proxy.set(**{fault: 0.4})
+    for index in range(6):
+        patient.write(f"x{index}", data)
+        assert patient.read(f"x{index}") == data == patient.read("first") and patient.read("first", 10, 20) == data[10:20]
+    assert len(list(patient.list())) == 7
+    assert proxy.report()["injected"][fault] > 0
+
+
+def test_a_while_of_403_is_an_outage_and_each_attempt_one_request(store: Store, proxy: FaultyProxy) -> None:
+    store.write("x", b"1")
+    proxy.calm()
+    proxy.set(forbidden_seconds=60)
+    with pytest.raises(TransientStorageError, match="it continues"):
+        fetch_file(store, PlanRow(kind="file", sample_id="x", path="x", size=1, version="", inputs=1))
+    assert proxy.report()["requests"] == QUICK.attempts
+    proxy.calm()
+    proxy.set(forbidden_seconds=0.05)
+    assert Store(store.location, storage_options=store.storage_options, retry=PATIENT).read("x") == b"1"
+
+
+def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> None:
+    store.write("x", b"123")
+    info = store.info("x")
+    assert info is not None
+    row = PlanRow(kind="file", sample_id="x", path="x", size=info.size, version=info.version, inputs=1)
+    assert fetch_file(store, row) == b"123"
+    store.write("x", b"124")
+    with pytest.raises(BadInput, match="changed_since_plan"):
+        fetch_file(store, row)
+    assert fetch_file(store, replace(row, version="")) == b"124"
+
+
+def test_credentials_in_an_s3_url_are_refused_unseen() -> None:
+    with pytest.raises(ConfigError, match="credentials in the URL") as caught:
+        Store("s3://akey:topsecret@bucket/x")
+    assert "topsecret" not in str(caught.value) and "akey" not in str(caught.value)
+
+
+def test_messages_of_clients_are_masked() -> None:
+    options = {"key": "AKIAKEY", "client_kwargs": {"aws_secret_access_key": "topsecret", "region_name": "us-east-1"}}
+    text = "AKIAKEY/topsecret in us-east-1 at https://user:pw@host/x.jpg?X-Amz-Signature=abc, said 403"
+    assert masked(text, options) == "***/*** in us-east-1 at https://host/x.jpg, said 403"
+
+
+def test_the_limit_of_requests_grows_while_it_helps_and_halves_when_throttled() -> None:
+    clock = [0.0]
+    limit = AdaptiveLimit(start=8, most=32, clock=lambda: clock[0])
+
+    def window(seconds_per_request: float, requests: int = 400) -> None:
+        for _ in range(requests):
+            with limit.slot():
+                limit._used_up = True
+                clock[0] += seconds_per_request / limit.value
+
+    window(1.0)  # twice the requests in flight are twice the rate
+    grown = limit.value
+    assert grown > 16
+    limit.throttled()
+    limit.throttled()  # of the same burst
+    assert limit.value == grown // 2
+    clock[0] += 2
+    limit.throttled()
+    assert limit.value == grown // 4
+
+    steady = AdaptiveLimit(start=8, most=32, clock=lambda: clock[0])
+    for _ in range(400):
+        with steady.slot():
+            steady._used_up = True
+            clock[0] += 0.01  # the store gives so much and no more
+    assert steady.value <= 9
+
+
+def test_a_walk_keeps_few_pages_and_passes_errors_on() -> None:
+    asked: list[str] = []
+
+    def fetch(folder: Folder) -> Page:
+        asked.append(folder.path)
+        if folder.path == "bad":
+            raise TransientStorageError("an outage")
+        further = [Folder(f"{folder.path}{n}", folder.depth + 1) for n in range(10)] if folder.depth < 2 else []
+        return Page([{"name": folder.path}], further)
+
+    assert len([page for page in walk(Folder("x"), fetch)]) == 111
+    asked.clear()
+    pages = walk(Folder("x"), fetch, threads=4)
+    next(pages)
+    next(pages)
+    pages.close()  # type: ignore[attr-defined]
+    assert len(asked) < 12
+    with pytest.raises(TransientStorageError):
+        list(walk(Folder("x"), lambda folder: fetch(Folder("bad") if folder.depth else folder)))
+
+
+def test_a_key_with_a_url_inside_is_listed_and_read_under_its_own_name(store: Store, proxied: tuple[S3Server, FaultyProxy]) -> None:
+    if proxied[0].name == "rclone":
+        pytest.skip("rclone keeps objects as files, which have no such names")
+    store.write("scraped/http://host/x.jpg", b"picture")
+    assert [info.path for info in store.list()] == ["scraped/http://host/x.jpg"]
+    row = PlanRow(kind="file", sample_id="x", path="scraped/http://host/x.jpg", size=7, version="", inputs=1)
+    assert fetch_file(store, row) == b"picture"
