@@ -45,6 +45,8 @@ _PIECE_ROWS = 1 << 14
 """Rows that are sorted at once; a bucket of more is spread over up to 2**_MORE_BITS files first."""
 CHUNK_ROWS = 1 << 13
 """Rows that go to the disk together; fewer make the batches of a bucket too small to be fast."""
+_SPREAD_ROWS = 1 << 14
+"""The same where a bucket is spread, over twice as many files."""
 GROUP_ROWS = 256
 """Rows in memory as objects at any time; more would keep the garbage collector busy with them."""
 
@@ -209,20 +211,24 @@ class _Buckets:
             bits = min(_MORE_BITS, self._shift, (rows // _PIECE_ROWS).bit_length())
             if bits:
                 inner = _Buckets(self._folder, f"{self._name}-{bucket:02d}", shift=self._shift - bits, bits=bits)
-                for chunk in self._read(bucket):
+                for chunk in self._read(bucket, _SPREAD_ROWS):
                     inner.add(chunk)
+                    del chunk
                 yield from inner.sorted_pieces()
             else:
-                tables = list(self._read(bucket))
-                yield pa.concat_tables(tables).sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
+                yield self._sorted(bucket)
+
+    def _sorted(self, bucket: int) -> pa.Table:
+        table = pa.concat_tables(self._read(bucket, CHUNK_ROWS))
+        return table.sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
 
     def chunks(self) -> Iterator[pa.Table]:
         """Yield all rows, file by file, as they came."""
         self._close()
         for bucket in sorted(self._rows):
-            yield from self._read(bucket)
+            yield from self._read(bucket, CHUNK_ROWS)
 
-    def _read(self, bucket: int) -> Iterator[pa.Table]:
+    def _read(self, bucket: int, chunk_rows: int) -> Iterator[pa.Table]:
         # A path alone would be mapped into memory, and counted as ours, whole.
         with pa.OSFile(str(self._file(bucket))) as file, pa.ipc.open_stream(file) as stream:
             batches: list[pa.RecordBatch] = []
@@ -230,7 +236,7 @@ class _Buckets:
             for batch in stream:
                 batches.append(batch)
                 rows += batch.num_rows
-                if rows >= CHUNK_ROWS:
+                if rows >= chunk_rows:
                     yield pa.Table.from_batches(batches)
                     batches, rows = [], 0
             if batches:
