@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -1001,5 +1002,20 @@ def main() -> None:
         sys.exit(70)
 
 
+def run() -> None:
+    """Run the command line as a process of its own, and end it."""
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    if "ray" in sys.modules:  # its threads now and then crash an interpreter that ends in order, when all work is done
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(code or 0))
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    run()

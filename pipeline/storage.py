@@ -95,6 +95,14 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
+    def __getstate__(self) -> tuple[str, dict[str, Any], RetryConfig]:
+        """Return what opens the same store in another process: clients and limits stay where they are."""
+        return self.location, self.storage_options, self.retry
+
+    def __setstate__(self, state: tuple[str, dict[str, Any], RetryConfig]) -> None:
+        location, storage_options, retry = state
+        Store.__init__(self, location, storage_options=storage_options, retry=retry)
+
     def join(self, path: str) -> str:
         """Return the store's own name of the object at `path` below the root."""
         return f"{self.root.rstrip('/')}/{path}" if path else self.root

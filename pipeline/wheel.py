@@ -86,7 +86,7 @@ def build_wheel(folder: Path, project: Project | None = None) -> Path:
     stated = [*project.requirements, project.ray]
     requires = "".join(f'Requires-Dist: {text}; extra == "{EXTRA}"\n' for text in stated)
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\nProvides-Extra: {EXTRA}\n{requires}".encode()
-    files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{NAME} = cli:main\n".encode()
+    files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{NAME} = cli:run\n".encode()
     digest = hashlib.sha256()
     for name, data in sorted(files.items()):
         digest.update(f"{len(name)}:{name}:{len(data)}:".encode() + data)

@@ -273,6 +273,7 @@ def _require_same_code() -> None:
 def _connected(address: str) -> Iterator[None]:
     """Join the cluster as a driver and leave it, which ends all that was started there."""
     target = answering_address(address)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
     except ray.exceptions.AuthenticationError as error:
@@ -282,6 +283,7 @@ def _connected(address: str) -> Iterator[None]:
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster at {target} cannot be joined ({_one_line(error)}). {ADDRESS_ADVICE}") from None
+    signal.signal(signal.SIGTERM, before)  # `ray.init` sets one of its own, which ends the process before anything is put in order
     try:
         yield
     finally:

@@ -191,7 +191,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
     [
         (["tokenize", "missing_folder", "out"], 1, "missing_folder"),
         (["tokenize", ".", "out", "--codec", "nope"], 2, "default, publish"),
-        (["tokenize", ".", "out", "--runner", "ray"], 2, "--runner"),
+        (["tokenize", ".", "out", "--runner", "spark"], 2, "--runner"),
         (["tokenize", ".", "out", "--size", "30"], 2, "multiple of --patch 4"),
         (["tokenize", ".", "out", "--beam", "0"], 2, "1 to 64"),
         (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),

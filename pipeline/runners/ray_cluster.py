@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,7 +93,8 @@ def joined_cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
         with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            with _own_sigterm():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:
@@ -99,6 +102,17 @@ def joined_cluster(address: str | None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: `ray.init` sets one of its own, which ends the process before anything is put in order."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 class HeadWatch:

@@ -64,7 +64,9 @@ class CountingStore(Store):
                 count = len(self.reads)
             return spoil(count, data)
 
-        self.fs = type("Spoiled", (), {"cat_file": staticmethod(cat_file), "__getattr__": lambda _, name: getattr(real.__self__, name)})()
+        self._remote.fs = type(
+            "Spoiled", (), {"cat_file": staticmethod(cat_file), "__getattr__": lambda _, name: getattr(real.__self__, name)}
+        )()
 
 
 def counted(local: Path, **options: Callable[[int, bytes], bytes]) -> tuple[TokenDataset, CountingStore]:
