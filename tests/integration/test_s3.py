@@ -210,7 +210,7 @@ def test_a_bucket_that_vanishes_quarantines_nothing(
 FAULTS = {"slow_down": 0.03, "internal_error": 0.03, "forbidden": 0.002, "reset": 0.03, "truncated": 0.03, "lost": 0.05, "stall": 0.001}
 
 
-@pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
+@pytest.mark.parametrize("server", [pytest.param("moto", marks=pytest.mark.soak), "rclone"], indirect=True)
 def test_every_input_exactly_once_through_a_faulty_store(
     env: dict[str, str], server: S3Server, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,6 +256,7 @@ def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenD
     fit(replace(request, resume=True))
 
 
+@pytest.mark.soak  # compiling takes 20 seconds
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_backbone_learns_the_same(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
