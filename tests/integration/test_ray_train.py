@@ -143,7 +143,7 @@ def test_options_with_credentials_are_in_no_log_of_ray_and_not_in_the_run(cluste
     assert OPTION_SECRET not in out + err
 
 
-@pytest.mark.parametrize("victims", [("node",), pytest.param(("stop", "worker", "node"), marks=pytest.mark.soak)])
+@pytest.mark.parametrize("victims", [pytest.param(("stop", "worker", "node"), marks=pytest.mark.soak)])
 def test_a_stop_and_what_is_killed_change_nothing(
     pair: tuple[Path, Path], cluster: RayCluster, undisturbed: tuple[Store, str, str], tmp_path: Path, victims: tuple[str, ...]
 ) -> None:
