@@ -34,15 +34,14 @@ def crash_point(name: str, key: str = "") -> None:
     """Die here if the environment asks for it."""
     if name != _point or ("key" in _settings and _settings["key"] != key):
         return
-    log = _settings["log"]
-    try:
-        with open(log) as handle:
-            passes = sum(1 for _ in handle)
-    except FileNotFoundError:
-        passes = 0
-    skip = int(_settings.get("skip", "0"))
-    kill = skip <= passes < skip + int(_settings.get("times", "1"))
-    with open(log, "a") as handle:
+    import fcntl  # Not on Windows, where no test asks for a death.
+
+    with open(_settings["log"], "a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two workers that count at once would die once too often
+        handle.seek(0)
+        passes = sum(1 for _ in handle)
+        skip = int(_settings.get("skip", "0"))
+        kill = skip <= passes < skip + int(_settings.get("times", "1"))
         handle.write(f"{name} {os.getpid()} {'killed' if kill else 'passed'} {key}\n")
         handle.flush()
         os.fsync(handle.fileno())

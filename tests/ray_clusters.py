@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from types import TracebackType
 import psutil
 
 from tests.datasets import ROOT
+from tests.ports import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 60.0
@@ -29,15 +29,6 @@ _QUICK = {
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "5000",
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on; all are held open until the last is found."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
 
 
 @dataclass

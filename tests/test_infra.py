@@ -23,6 +23,7 @@ import yaml
 
 import cli
 from tests.datasets import ROOT
+from tests.ports import free_ports
 
 INFRA = ROOT / "infra"
 PAGES = [INFRA / "README.md", INFRA / "local_s3" / "README.md"]
@@ -193,12 +194,6 @@ def test_the_token_reaches_every_node_of_the_cluster(name: str) -> None:
     assert 0 < config["idle_timeout_minutes"] <= 15
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + 60
     while True:
@@ -214,7 +209,7 @@ def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
 @pytest.fixture(scope="module")
 def ec2_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a moto server, in a process of its own: what moto holds is global to a process, and other tests use it too."""
-    port = free_port()
+    (port,) = free_ports(1)
     with (tmp_path_factory.mktemp("moto") / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
         try:
@@ -412,7 +407,7 @@ def test_every_pod_finds_a_pool_and_workers_live_on_spot(filled: Path) -> None:
 @pytest.mark.parametrize("server", ["rclone", "moto_server"])
 def test_the_local_s3_of_the_page_is_filled(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = INFRA / "local_s3" / "README.md"
-    port = free_port()
+    (port,) = free_ports(1)
     (words,) = [words for line in lines_of(page) for words in calls_in(line.replace("9000", str(port))) if words[0] == server]
     exports = re.findall(r"(AWS_\w+)=(\S+)", next(block for block in blocks_of(page) if "AWS_ENDPOINT_URL" in block))
     for variable, value in exports:

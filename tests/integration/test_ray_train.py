@@ -23,7 +23,8 @@ from stem_adaptors.cluster_config import ClusterConfig, parse_workers
 from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from stem_adaptors.training_job import TrainingJob
 from tests.datasets import run_cli, start_cli
-from tests.ray_clusters import RayCluster, free_ports
+from tests.ports import free_ports
+from tests.ray_clusters import RayCluster
 from tests.stem_adaptors.training import KeptReporter, tokenize_pair
 
 EPOCHS = 24

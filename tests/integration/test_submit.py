@@ -25,7 +25,8 @@ from pipeline.shards.manifest import load_manifest
 from pipeline.storage import Store
 from pipeline.submission import Submission, Submitted, ray_client, submit
 from tests.datasets import SilentReporter, content, convert, start_cli, write_images
-from tests.ray_clusters import RayCluster, free_ports
+from tests.ports import free_ports
+from tests.ray_clusters import RayCluster
 from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, moto_server, rclone_server
 from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, submit_cli
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from stem_adaptors.config import AugmentConfig
 from stem_adaptors.distributed import choose_device, joined_ranks
 from stem_adaptors.train import Trainer
 from tests.datasets import ROOT
+from tests.ports import free_ports
 from tests.stem_adaptors.training import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
 
 PER_SAMPLE = AugmentConfig(flip_prob=0.5, crop_share=1.0, cutmix_prob=0.0, mixup_alpha=0.0, dropout_prob=0.2)
@@ -37,12 +37,6 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tokenize_pair(tmp_path_factory.mktemp("pair"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, dict[str, Any], int], answers: Any) -> None:
@@ -71,7 +65,7 @@ def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, di
 def train_with(world_size: int, *job: Any) -> list[tuple[list[float], list[dict[str, Any]]]]:
     """Train with so many processes; return what each reported."""
     context = get_context("spawn")
-    answers, port = context.Queue(), free_port()
+    answers, (port,) = context.Queue(), free_ports(1)
     processes = [context.Process(target=one_rank, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
     for process in processes:
         process.start()
@@ -122,7 +116,7 @@ def test_torchrun_trains_with_the_command_of_one_process(places: tuple[Path, Pat
         "--nproc-per-node",
         "2",
         "--master-port",
-        str(free_port()),
+        str(free_ports(1)[0]),
         str(ROOT / "cli.py"),
     ]
     options = ["--val", val, "--out", str(tmp_path / "run"), "--epochs", "2", "--device", "cpu", "--json", "-q"]
