@@ -27,9 +27,13 @@ from pipeline.faults import crash_point
 from pipeline.records import FailedRecord, ImageRecord, Label
 from pipeline.shards.spec import Preprocess
 
-__all__ = ["DecodedBatch", "DecodedRow", "decode_batches"]
+__all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
 
 MAX_QUARANTINED_BYTES = 4 << 20
+
+CpuSlots = contextlib.AbstractContextManager[Any]
+"""Held by a thread that computes."""
+UNBOUNDED: CpuSlots = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +66,25 @@ class DecodedBatch:
 
 
 def decode_batches(
-    records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, *, threads: int = 0
+    records: Iterator[ImageRecord | FailedRecord],
+    preprocess: Preprocess,
+    batch_rows: int,
+    *,
+    threads: int = 0,
+    cpus: CpuSlots = UNBOUNDED,
 ) -> Generator[DecodedBatch]:
     """Yield the batches of a shard in order.
 
     `threads=0` decodes inline and holds one encoded picture at a time, because they can be large. With threads a batch is decoded while the
     one before it is in use: at most three batches of pixels besides it, and 2 x `threads` encoded pictures. What `records` raises is
     raised once the whole batches before it are taken. Closing the generator stops the threads, after the read that is under way.
+    `cpus` is held while a picture is decoded, and bounds how many are at once over all shards that share it.
     """
     if threads == 0:
-        while (batch := _decode_inline(records, preprocess, batch_rows)).inputs:
+        while (batch := _decode_inline(records, preprocess, batch_rows, cpus)).inputs:
             yield batch
         return
-    with _Decoders(records, preprocess, batch_rows, threads) as decoders:
+    with _Decoders(records, preprocess, batch_rows, threads, cpus) as decoders:
         yield from decoders.batches()
 
 
@@ -92,12 +102,14 @@ class _Outcome:
     failed: dict[str, Any] | None = None
 
 
-def _decode_inline(records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int) -> DecodedBatch:
+def _decode_inline(records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, cpus: CpuSlots) -> DecodedBatch:
     batch = _blank(preprocess, batch_rows)
     last = time.perf_counter()
     for slot, record in enumerate(itertools.islice(records, batch_rows)):
         batch.fetch_seconds += time.perf_counter() - last
-        _take(batch, slot, _decode_into(batch.images_BHWC, slot, record, preprocess))
+        with cpus:
+            outcome = _decode_into(batch.images_BHWC, slot, record, preprocess)
+        _take(batch, slot, outcome)
         last = time.perf_counter()
     batch.fetch_seconds += time.perf_counter() - last
     return batch
@@ -148,10 +160,13 @@ _Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
 class _Decoders:
     """A thread that reads records and hands them to decoding threads, one batch ahead of the one who takes them."""
 
-    def __init__(self, records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, threads: int) -> None:
+    def __init__(
+        self, records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, threads: int, cpus: CpuSlots
+    ) -> None:
         self._records = records
         self._preprocess = preprocess
         self._batch_rows = batch_rows
+        self._cpus = cpus
         self._room = threading.Semaphore(2 * threads)
         self._stopped = threading.Event()
         self._ready: queue.Queue[_Pending | BaseException | None] = queue.Queue(maxsize=1)
@@ -207,6 +222,7 @@ class _Decoders:
 
     def _decode(self, images_BHWC: npt.NDArray[np.uint8], slot: int, record: ImageRecord | FailedRecord) -> _Outcome:
         try:
-            return _decode_into(images_BHWC, slot, record, self._preprocess)
+            with self._cpus:
+                return _decode_into(images_BHWC, slot, record, self._preprocess)
         finally:
             self._room.release()

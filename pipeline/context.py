@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
+from pipeline.decode import DECODER
 from pipeline.errors import FingerprintMismatchError, PlanError
 from pipeline.job import InputContext, JobContext
 from pipeline.plan import load_plan
@@ -15,13 +19,29 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
-    """Open dataset, plan and source of a job, for who only decodes. Raises PlanError when the plan is gone."""
+    """Open dataset, plan and source of a job, for who only decodes.
+
+    Raises PlanError when the plan is gone and FingerprintMismatchError where pictures would be decoded by another library than planned.
+    """
     out = Store(job.out_url, storage_options=job.out_options, retry=job.retry)
     plan = load_plan(out, job.plan_id)
     if plan is None:
         raise PlanError(f"{out.url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
+    planned = plan.spec.preprocess.decoder
+    if planned not in ("", "unknown", DECODER):
+        raise FingerprintMismatchError(
+            f"{out.url} is planned for pictures decoded by {planned}; {socket.gethostname()} has {DECODER}, which gives other pixels. "
+            f"Install {planned.replace('-', ' ')} there, or fit a tokenizer with the decoder that is there"
+        )
     source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
-    return InputContext(out=out, plan=plan, source=source, source_config=job.source_config, decode_threads=decode_threads)
+    return InputContext(
+        out=out,
+        plan=plan,
+        source=source,
+        source_config=job.source_config,
+        decode_threads=decode_threads,
+        cpus=threading.BoundedSemaphore(max(1, decode_threads)),
+    )
 
 
 def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
@@ -42,6 +62,7 @@ def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
         source=inputs.source,
         source_config=inputs.source_config,
         decode_threads=decode_threads,
+        cpus=inputs.cpus,
         tokenizer=tokenizer,
         join=job.join,
     )

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import __version__
-from pipeline.batches import DecodedBatch, DecodedRow, decode_batches
+from pipeline.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
 from pipeline.config import SourceConfig
 from pipeline.decode import DECODER
 from pipeline.errors import FormatError, MissingObjectError, PlanError
@@ -64,6 +64,8 @@ class InputContext:
     source_config: SourceConfig
     decode_threads: int = 0
     """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
+    cpus: CpuSlots = field(default_factory=threading.Lock)
+    """One slot per decoding thread, or a single one: shards side by side use no more CPUs than the worker asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,7 @@ def tokenize_shard(
     with contextlib.closing(batches or shard_batches(context, shard, killers)) as decoded:
         _tokenize(context, decoded, result, on_progress)
     begun = time.perf_counter()
+    alive = ShardProgress(0, 0, 0)  # a store that is tried again for minutes is no worker that hangs
     _refuse_under_manifest(out, plan)
     data = None
     token_bytes = id_count = 0
@@ -133,11 +136,13 @@ def tokenize_shard(
             codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
             extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
         )
+        on_progress(alive)
         data = write_object(out, "shards", shard, encoded.data)
         token_bytes, id_count = encoded.token_bytes, encoded.id_count
         crash_point("after-data-put")
     quarantine = None
     if result.failed:
+        on_progress(alive)
         quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
         crash_point("after-quarantine-put")
     result.seconds["write"] = time.perf_counter() - begun
@@ -162,6 +167,7 @@ def tokenize_shard(
     _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
     if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
         return done
+    on_progress(alive)
     out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
     crash_point("after-commit-put")
     return commit
@@ -207,7 +213,8 @@ def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Itera
 
 
 def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
-    return decode_batches(records, context.plan.spec.preprocess, context.plan.batch_rows, threads=context.decode_threads)
+    plan = context.plan
+    return decode_batches(records, plan.spec.preprocess, plan.batch_rows, threads=context.decode_threads, cpus=context.cpus)
 
 
 def _tokenize(
@@ -228,9 +235,10 @@ def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
     with context.encode_lock:
         if isinstance(tokenizer, OverlappedTokenizer):
             return tokenizer.begin(images_BHWC)
-        started = time.perf_counter()
-        tokens = tokenizer.encode(images_BHWC)
-        seconds = time.perf_counter() - started
+        with contextlib.nullcontext() if context.decode_threads else context.cpus:
+            started = time.perf_counter()
+            tokens = tokenizer.encode(images_BHWC)
+            seconds = time.perf_counter() - started
     return lambda: (tokens, seconds)
 
 

@@ -24,6 +24,11 @@ class DecodeRates:
     """CPUs of the cluster that no actor holds."""
     actors: int
 
+    @property
+    def network_matters(self) -> bool:
+        """Whether the decision hangs on the network, so that measuring it is worth a task on another node."""
+        return self.decode < ENOUGH * self.encode and self.idle_cpus >= 1
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

@@ -11,7 +11,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
@@ -24,7 +24,7 @@ from ray.util.metrics import Counter
 from pipeline.batches import DecodedBatch, DecodedRow
 from pipeline.code_identity import code_digest
 from pipeline.context import open_inputs
-from pipeline.errors import TokenshardsError, TransientStorageError
+from pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
 from pipeline.job import InputContext, ShardProgress, shard_batches
 from pipeline.memory import keep_freed_memory
 from pipeline.run_log import RunLog
@@ -34,6 +34,8 @@ from pipeline.runners.shard_server import ShardServer
 __all__ = ["ShardActor"]
 
 LOG_SECONDS = 15.0
+QUEUE_SECONDS = 60.0
+"""How long a decoding task may wait for free CPUs."""
 BATCHES_AHEAD = 4
 """Decoded batches of one shard that may wait in the object store."""
 NETWORK_PROBE_BYTES = 16 << 20
@@ -95,7 +97,7 @@ class ShardActor:
 
         started = time.monotonic()
         try:
-            event = self._server.serve(command, progress, partial(self._remote_batches, decode_cpus) if decode_cpus else None)
+            event = self._server.serve(command, progress, partial(self._remote_batches, decode_cpus, progress) if decode_cpus else None)
         finally:
             with self._lock:
                 del self._at_work[shard]
@@ -125,7 +127,8 @@ class ShardActor:
         with self._lock:
             shards = [[shard, *map(int, counts[:3]), round(now - counts[3], 1)] for shard, counts in self._at_work.items()]
         if now - self._flushed > LOG_SECONDS:
-            self._flush()
+            self._flushed = now
+            threading.Thread(target=self._flush, name="log", daemon=True).start()  # a store that fails must not look like a dead worker
         return json.dumps({"shards": shards})
 
     def close(self) -> None:
@@ -133,13 +136,15 @@ class ShardActor:
         self._flush()
 
     def _flush(self) -> None:
-        self._flushed = time.monotonic()
         try:
             self._log.flush()
         except TransientStorageError as error:  # a log decides nothing; the next flush tries again
             self._log.add("the log could not be written", error=str(error))
 
-    def _remote_batches(self, decode_cpus: int, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
+    def _remote_batches(
+        self, decode_cpus: int, on_progress: Callable[[ShardProgress], None], shard: int, killers: frozenset[str]
+    ) -> Generator[DecodedBatch]:
+        """Yield the batches that a task on any node decodes; they are decoded here where no node has room for it in time."""
         task = ray.remote(
             num_cpus=decode_cpus,
             num_returns="streaming",
@@ -147,13 +152,20 @@ class ShardActor:
             scheduling_strategy="SPREAD",
             _generator_backpressure_num_objects=BATCHES_AHEAD,
         )(_decode)
-        stream = task.remote(self._job, shard, sorted(killers), decode_cpus)
+        stream = task.remote(self._job, shard, sorted(killers), decode_cpus, code_digest())
         try:
+            if not _has_begun(stream, on_progress):
+                self._log.add("decoded here, since no node had CPUs free for it", shard=shard, waited_seconds=QUEUE_SECONDS)
+                ray.cancel(stream)
+                yield from shard_batches(self._server.context, shard, killers)
+                return
             for reference in stream:
                 images_BHWC, rest = ray.get(reference)
                 del reference  # its pixels leave the object store when the batch is encoded, not one batch later
                 if rest.get("outage") is not None:
                     raise TransientStorageError(rest["outage"])
+                if rest.get("refusal") is not None:
+                    raise ClusterError(rest["refusal"])
                 rows = [DecodedRow(**row) for row in rest.pop("rows")]
                 yield DecodedBatch(images_BHWC, rows=rows, **rest)
         finally:
@@ -166,10 +178,11 @@ class ShardActor:
 
     def _measure_network(self) -> float:
         here = ray.get_runtime_context().get_node_id()
-        elsewhere = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+        elsewhere = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
         if not elsewhere:
             return 0.0
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(elsewhere[0], soft=False)
+        largest = max(elsewhere, key=lambda node: float(node["Resources"].get("CPU", 0)))  # where decoding would most likely go
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(largest["NodeID"], soft=False)
         probe = ray.remote(_zeros).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
         ray.get(probe.remote(1))  # starts the process
         reference = probe.remote(NETWORK_PROBE_BYTES)
@@ -188,12 +201,35 @@ def _opened(job: str, threads: int) -> InputContext:
     return open_inputs(JobSpec.from_json(json.loads(job)), decode_threads=threads)
 
 
-def _decode(job: str, shard: int, killers: list[str], threads: int) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
-    """Yield the batches of a shard as pixels and plain values; an outage is the last item, because it is no error of Ray's."""
+def _has_begun(stream: ray.ObjectRefGenerator, on_progress: Callable[[ShardProgress], None]) -> bool:
+    """Wait until a decoding task says that it began, False after QUEUE_SECONDS: what waits for free CPUs does not hang."""
+    given_up = time.monotonic() + QUEUE_SECONDS
+    while not ray.wait([stream], timeout=min(5.0, QUEUE_SECONDS))[0]:
+        if time.monotonic() >= given_up:
+            return False
+        on_progress(ShardProgress(0, 0, 0))
+    ray.get(next(stream))
+    return True
+
+
+def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
+    """Yield an empty item at once, then the batches of a shard as pixels and plain values.
+
+    An outage, or that this node must not decode, is the last item, because it is no error of Ray's.
+    """
+    nothing = np.zeros(0, np.uint8)
+    yield nothing, {}
     try:
+        if code != code_digest():
+            raise ClusterError(
+                f"node {socket.gethostname()} has other tokenshards code than its actor (digest {code_digest()}, there {code}). "
+                "Use one image for all nodes, or `tokenshards submit`, which brings its own code"
+            )
         with contextlib.closing(shard_batches(_opened(job, threads), shard, frozenset(killers))) as batches:
             for batch in batches:
                 rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
                 yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
     except TransientStorageError as error:
-        yield np.zeros(0, np.uint8), {"outage": str(error)}
+        yield nothing, {"outage": str(error)}
+    except TokenshardsError as error:
+        yield nothing, {"refusal": str(error)}

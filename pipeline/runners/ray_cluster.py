@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, what it has, and one clear sentence for everything that keeps us out."""
+"""Joining a Ray cluster, noticing the loss of its head, and one clear sentence for everything that keeps us out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -17,59 +16,11 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import ClusterError
 
-__all__ = ["ClusterSize", "FreeCpus", "HeadWatch", "cluster_size", "joined_cluster", "node_is_alive"]
-
+__all__ = ["HeadWatch", "joined_cluster"]
 
 KNOCK_SECONDS = 10.0
 ASK_SECONDS = 5.0
 HEAD_SECONDS = 40.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSize:
-    """What the nodes that are alive have in all."""
-
-    nodes: int
-    cpus: int
-    gpus: float
-
-    def __str__(self) -> str:
-        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.nodes} node{'' if self.nodes == 1 else 's'}, {self.cpus} CPUs{gpus}"
-
-    def room_for(self, cpus: int, gpus: float) -> int:
-        """Return how many actors of this size the cluster could hold, by its totals."""
-        by_cpus = self.cpus // max(1, cpus)
-        return by_cpus if not gpus else min(by_cpus, int(self.gpus / gpus + 1e-6))
-
-
-def cluster_size() -> ClusterSize:
-    """Return the size of the cluster that this process has joined."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(int(resources.get("CPU", 0)) for resources in alive)
-    return ClusterSize(len(alive), cpus, sum(float(resources.get("GPU", 0)) for resources in alive))
-
-
-def node_is_alive(node_id: str) -> bool:
-    """Return whether the cluster still counts a node."""
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-
-
-class FreeCpus:
-    """CPUs of each node that actors do not hold. The nodes are asked for again every few seconds, not for every shard."""
-
-    def __init__(self) -> None:
-        self._asked = -ASK_SECONDS
-        self._cpus: dict[str, int] = {}
-
-    def largest(self, held: Mapping[str, int], pending: int) -> int:
-        """Return the most free CPUs of one node; `held` by actors of each node, `pending` by actors that may start anywhere."""
-        now = time.monotonic()
-        if now - self._asked >= ASK_SECONDS:
-            self._asked = now
-            self._cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-        free = [cpus - held.get(node_id, 0) for node_id, cpus in self._cpus.items()]
-        return max(0, min(max(free, default=0), sum(free) - pending))
 
 
 @contextlib.contextmanager

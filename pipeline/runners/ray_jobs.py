@@ -16,20 +16,21 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pipeline.code_identity import code_digest
 from pipeline.config import RayConfig, RunConfig
 from pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from pipeline.runners.cluster_view import ClusterView
 from pipeline.runners.decode_placement import DecodeRates, choose_placement
 from pipeline.runners.ray_actor import ShardActor
-from pipeline.runners.ray_cluster import FreeCpus, HeadWatch, cluster_size, joined_cluster, node_is_alive
+from pipeline.runners.ray_cluster import HeadWatch, joined_cluster
 from pipeline.runners.shard_queue import ShardQueue, ShardTask
 from pipeline.runners.usage import RunUsage
 
@@ -60,7 +61,6 @@ class _Worker:
     """Counts of each shard at work that the listener was told of."""
     pulse: Any = None
     pulse_sent: float = 0.0
-    last_pulse: float = 0.0
 
 
 class RayRunner:
@@ -104,11 +104,11 @@ class _RayRun:
         self._usage = RunUsage()
         self._remote = cluster.decode == "remote"
         self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
+        self._measured: tuple[_Worker, DecodeRates] | None = None  # all but the network, which this worker is asked for
         self._told_local = False
         self._startup_failures = 0
         self._hire_after = 0.0
         self._progress_at = self._waiting_noted_at = time.monotonic()
-        self._size = cluster_size()
         # Arguments of every actor are stored once; their text may hold credentials, so it appears in no name and no log.
         self._job = ray.put(json.dumps(job.to_json()))
         options: dict[str, Any] = {
@@ -120,14 +120,20 @@ class _RayRun:
             "concurrency_groups": {"control": 2},
         }
         self._actor_type = ray.remote(**options)(actor_class)
-        self._free = FreeCpus()
         self._head = HeadWatch()
+        self._cluster_view = ClusterView(self._head)
         spared = 1 if self._remote else 0  # actors that take every CPU leave none to decode on
-        self._limit = cluster.max_actors or max(1, self._size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor))
+        self._limit = cluster.max_actors or max(
+            1, self._cluster_view.size.room_for(cluster.cpus_per_actor + spared, cluster.gpus_per_actor)
+        )
 
     def run(self) -> dict[int, str]:
         actors = f"{self._limit} actor{'' if self._limit == 1 else 's'}"
-        self._listener.noted(f"Ray cluster: {self._size}; up to {actors} of {self._actor_size()}")
+        self._listener.noted(f"Ray cluster: {self._cluster_view.size}; up to {actors} of {self._actor_size()}")
+        if self._cluster.decode == "auto" and not self._cluster.decode_threads:
+            self._listener.noted(
+                "pictures are decoded beside the tokenizer: where an actor has one CPU, idle CPUs do more as further actors"
+            )
         try:
             while self._queue or self._in_flight():
                 self._make_round()
@@ -194,10 +200,12 @@ class _RayRun:
         self._workers.remove(worker)
         for reference in [reference for reference, (owner, _) in self._calls.items() if owner is worker]:
             del self._calls[reference]
+        if self._measured is not None and self._measured[0] is worker:
+            self._measured, self._undecided = None, True  # another one is measured
         if worker.ready:
-            threads = self._cluster.decode_cpus if self._remote else self._cluster.decode_threads
-            seconds = time.monotonic() - worker.ready_since
-            self._usage.count_worker(seconds, lanes=self._cluster.shards_in_flight, decode_threads=threads)
+            lanes = self._cluster.shards_in_flight
+            threads = lanes * self._cluster.decode_cpus if self._remote else self._cluster.decode_threads
+            self._usage.count_worker(time.monotonic() - worker.ready_since, lanes=lanes, decode_threads=threads)
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)
 
@@ -241,14 +249,10 @@ class _RayRun:
 
     def _decode_cpus(self) -> int:
         """Return the CPUs of a decoding task, 0 where every CPU is an actor's: such a task would wait for ever."""
-        held: Counter[str] = Counter()
-        pending = 0
-        for worker in self._workers:
-            if worker.ready:
-                held[worker.node_id] += self._cluster.cpus_per_actor
-            else:
-                pending += self._cluster.cpus_per_actor
-        cpus = min(self._cluster.decode_cpus, self._free.largest(held, pending))
+        actors = Counter(worker.node_id for worker in self._workers if worker.ready)
+        pending = len(self._workers) - actors.total()
+        free = self._cluster_view.free_cpus(actors, pending, cpus=self._cluster.cpus_per_actor, gpus=self._cluster.gpus_per_actor)
+        cpus = min(self._cluster.decode_cpus, free)
         if cpus == 0 and not self._told_local:
             self._told_local = True
             text = "no CPU is left beside the actors, so pictures are decoded by them: add CPU nodes, or give fewer --max-actors"
@@ -270,12 +274,18 @@ class _RayRun:
         try:
             text = reply.result()
         except RayError as error:
-            self._lost(worker, reference, error)
+            if what == "network" and isinstance(error, RayTaskError):
+                self._choose_placement(None)
+            else:
+                self._lost(worker, reference, error)
             return
         if what == "open":
             self._opened(worker, json.loads(text))
         elif what == "pulse":
             self._pulsed(worker, json.loads(text))
+        elif what == "network":
+            bytes_per_second, picture_bytes = json.loads(text)
+            self._choose_placement(bytes_per_second / picture_bytes if bytes_per_second else None)
         else:
             self._served(worker, worker.tasks.pop(reference), json.loads(text))
 
@@ -292,7 +302,7 @@ class _RayRun:
                 "Use one image for all nodes, or `tokenshards submit`, which brings its own code"
             )
         worker.ready, worker.node_id, worker.host = True, reply["node_id"], reply["host"]
-        worker.ready_since = worker.last_pulse = self._progress_at = time.monotonic()
+        worker.ready_since = self._progress_at = time.monotonic()
         self._startup_failures = 0
 
     def _failed_to_start(self, error: Exception) -> None:
@@ -330,12 +340,12 @@ class _RayRun:
                 self._call(worker, "pulse", worker.pulse)
 
     def _pulsed(self, worker: _Worker, reply: dict[str, Any]) -> None:
-        worker.pulse, worker.last_pulse = None, time.monotonic()
+        worker.pulse = None
         limit = self._config.stall_timeout_seconds
         for shard, *counts, _ in reply["shards"]:
             before = worker.seen.get(shard)
             if before is not None and counts != before:
-                self._progress_at = worker.last_pulse
+                self._progress_at = time.monotonic()
                 inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
                 self._listener.progressed(shard, inputs, bytes_in, quarantined)
                 worker.seen[shard] = counts
@@ -361,11 +371,9 @@ class _RayRun:
             self._listener.noted(f"no progress for {idle:,.0f} s: {self._standing()}")
 
     def _standing(self) -> str:
-        self._size = cluster_size()
         ready = sum(worker.ready for worker in self._workers)
-        return (
-            f"{ready} actors are at work and {len(self._workers) - ready} wait for {self._actor_size()} each; the cluster has {self._size}"
-        )
+        waiting = len(self._workers) - ready
+        return f"{ready} actors are at work and {waiting} wait for {self._actor_size()} each; the cluster has {self._cluster_view.size}"
 
     def _lost(self, worker: _Worker, reference: Any, error: RayError) -> None:
         """A call failed in Ray itself: the actor is dead, unreachable, or its code raised what it should not."""
@@ -377,8 +385,10 @@ class _RayRun:
                 worker.seen.pop(task.shard, None)
                 self._queue.failed_once(task, "transient", _in_one_line(error), time.monotonic())
                 return
-        # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign.
-        machine_left = isinstance(error, ActorUnavailableError) or "node has died" in str(error) or getattr(error, "preempted", False)
+        # A connection that breaks says nothing of the cause; for what is seen of a node that leaves, it is the first sign. Ray kills for
+        # memory whoever is there when a node has none left.
+        innocent = isinstance(error, ActorUnavailableError | OutOfMemoryError) or getattr(error, "preempted", False)
+        machine_left = innocent or "node has died" in str(error)
         if worker.ready:
             self._bury(worker, f"died ({_in_one_line(error)})", machine_left=machine_left)
             return
@@ -391,50 +401,54 @@ class _RayRun:
     def _bury(self, worker: _Worker, how: str, *, machine_left: bool = False) -> None:
         """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
         self._drop(worker)
-        blamed = not machine_left and node_is_alive(worker.node_id)
+        blamed = not machine_left and self._cluster_view.has(worker.node_id)
         if not blamed:
-            self._listener.noted(f"node {worker.host} is gone or out of reach, with {len(worker.tasks)} shards in flight", how=how)
+            self._listener.noted(
+                f"node {worker.host} is gone, out of reach or out of memory, with {len(worker.tasks)} shards in flight", how=how
+            )
         for task in worker.tasks.values():
             self._queue.worker_died(task, how, blamed=blamed, worker=worker.name, host=worker.host)
 
     def _place_decoding(self, worker: _Worker, summary: ShardSummary) -> None:
-        """Decide once, from the first shard of size, where pictures are decoded from now on."""
+        """Decide once, from the first shard of size, where pictures are decoded from now on; the network is measured where it matters."""
         self._undecided = False
+        config, size = self._cluster, self._cluster_view.size
+        actors = min(len(self._workers), size.room_for(config.cpus_per_actor, config.gpus_per_actor))
         per_cpu = summary.inputs_seen / max(1e-9, summary.seconds["decode"])
-        threads = self._cluster.decode_threads
-        self._size = cluster_size()
         rates = DecodeRates(
-            decode=per_cpu * threads,
+            decode=per_cpu * config.decode_threads,
             decode_per_cpu=per_cpu,
             encode=summary.inputs_seen / max(1e-9, summary.seconds["encode"]),
-            network=self._network_images_per_second(worker),
-            idle_cpus=self._size.cpus - len(self._workers) * self._cluster.cpus_per_actor,
-            actors=len(self._workers),
+            network=None,
+            idle_cpus=size.cpus - actors * config.cpus_per_actor,
+            actors=actors,
         )
-        placement = choose_placement(rates)
+        self._measured = worker, rates
+        if rates.network_matters:
+            self._call(worker, "network", worker.actor.network_rate.options(concurrency_group="control").remote())
+        else:
+            self._choose_placement(None)
+
+    def _choose_placement(self, images_per_second: float | None) -> None:
+        if self._measured is None:
+            return
+        placement = choose_placement(replace(self._measured[1], network=images_per_second))
+        self._measured = None
         self._remote = placement.remote
         text = f"pictures are decoded {'on other nodes' if placement.remote else 'beside the tokenizer'}: {placement.why}"
         self._listener.noted(text)
         self._usage.notes.append(text)
 
-    def _network_images_per_second(self, worker: _Worker) -> float | None:
-        try:
-            rate, pixels_bytes = json.loads(
-                ray.get(worker.actor.network_rate.options(concurrency_group="control").remote(), timeout=CLOSE_SECONDS)
-            )
-        except RayError:
-            return None
-        return float(rate) / float(pixels_bytes) if rate else None
-
 
 def _in_one_line(error: Exception) -> str:
     """Return what a person needs of Ray's errors, which run over many lines of remote traceback."""
-    text = str(error)
-    if isinstance(error, RayActorError):
-        text = re.sub(r"^The actor died unexpectedly before.*?ip: \S+ ", "", " ".join(text.split()))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, RayTaskError) or "Traceback" in str(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RayTaskError) or any(line.startswith("Traceback") for line in lines):
         lines = lines[-1:]
-    if any("No module named" in line for line in lines):
-        return f"{lines[-1]}; the nodes lack a package that tokenshards needs. Install it in their image, or use `tokenshards submit`"
-    return " ".join(lines)[:400]
+    text = " ".join(lines)
+    if isinstance(error, RayActorError):
+        text = re.sub(r"^The actor died unexpectedly before.*?ip: \S+ ", "", text)
+    text = text[:400]
+    if "No module named" in text:
+        return f"{text}; the nodes lack a package that tokenshards needs. Install it in their image, or use `tokenshards submit`"
+    return text

@@ -20,15 +20,15 @@ class RunUsage:
     lane_seconds: float = 0.0
     """The same, times the shards that a worker works on side by side: what reading and publishing had."""
     decode_seconds: float = 0.0
-    """Time that decoding threads were there beside the tokenizers; 0 where each lane decodes and encodes in turn."""
+    """Time that decoding threads were there beside the tokenizers; 0 where pictures are decoded and encoded in turn."""
     notes: list[str] = field(default_factory=list)
     """What else a person should know of the run, such as where pictures were decoded and why."""
 
     def count_worker(self, seconds: float, *, lanes: int = 1, decode_threads: int = 0) -> None:
-        """Count the time that a worker was there; each lane has decoding threads of its own."""
+        """Count the time that a worker was there with so many lanes for shards, and so many decoding threads for all of them."""
         self.worker_seconds += seconds
         self.lane_seconds += seconds * lanes
-        self.decode_seconds += seconds * lanes * decode_threads
+        self.decode_seconds += seconds * decode_threads
 
     def add(self, seconds: dict[str, float]) -> None:
         """Count the stages of a committed shard."""
@@ -38,7 +38,7 @@ class RunUsage:
     def busy_shares(self) -> dict[str, float]:
         """Return for each stage the share of its capacity that was used, 0 to 1."""
         capacity = dict.fromkeys(self.seconds, self.lane_seconds)
-        capacity["decode"] = self.decode_seconds or self.lane_seconds
+        capacity["decode"] = self.decode_seconds or self.worker_seconds
         capacity["encode"] = self.worker_seconds
         return {stage: min(1.0, spent / capacity[stage]) if capacity[stage] else 0.0 for stage, spent in self.seconds.items()}
 

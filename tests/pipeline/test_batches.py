@@ -212,3 +212,38 @@ def test_the_source_is_closed_with_the_batches() -> None:
     made.close()
     del made
     assert len(closed) == 1
+
+
+class Counted:
+    """Counts how many threads decode at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._lock = threading.Lock()
+        self._now = self.most = 0
+        monkeypatch.setattr(batches, "decode_image", self.decode)
+
+    def decode(self, data: bytes, preprocess: Preprocess) -> DecodedImage:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.002)
+        with self._lock:
+            self._now -= 1
+        return decode_image(data, preprocess)
+
+
+@pytest.mark.parametrize(("threads", "slots"), [(0, 1), (3, 2), (2, 2)])
+def test_shards_side_by_side_decode_on_no_more_cpus_than_they_share(threads: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, cpus = Counted(monkeypatch), threading.BoundedSemaphore(slots)
+    inputs: list[int] = []
+
+    def take() -> None:
+        made = decode_batches((good(index) for index in range(20)), PREPROCESS, 8, threads=threads, cpus=cpus)
+        inputs.extend(batch.inputs for batch in made)
+
+    takers = [threading.Thread(target=take) for _ in range(3)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(SECONDS)
+    assert sorted(inputs) == [4, 4, 4, 8, 8, 8, 8, 8, 8] and counted.most == slots

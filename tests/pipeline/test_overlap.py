@@ -92,6 +92,7 @@ class DeviceRunner:
                         listener.started(shard)
                     reports: list[int] = []
                     commit = tokenize_shard(context, shard, on_progress=lambda done, reports=reports: reports.append(done.inputs))
+                    reports = [inputs for inputs in reports if inputs]  # without the signs of life before each put
                     assert sum(reports) == commit.inputs_seen
                     with lock:
                         self.encode_seconds[shard] = commit.seconds["encode"]

@@ -1,98 +1,32 @@
-"""What a cluster has room for, by its nodes."""
+"""The head of a cluster: noticed when it is gone."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import ClusterError
 from pipeline.runners import ray_cluster
-from pipeline.runners.ray_cluster import ASK_SECONDS, HEAD_SECONDS, ClusterSize, FreeCpus, HeadWatch, cluster_size, node_is_alive
-
-
-class Nodes:
-    """The nodes that Ray would show, and how often it was asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cpus: dict[str, float] = {}
-        self.gone: set[str] = set()
-        self.asked = 0
-        self.now = 1000.0
-        monkeypatch.setattr(ray_cluster.ray, "nodes", self.shown)
-        monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: self.now)
-
-    def shown(self) -> list[dict[str, object]]:
-        self.asked += 1
-        resources = {name: {"CPU": cpus, "GPU": 1.0, "memory": 1e9} if cpus else {"memory": 1e9} for name, cpus in self.cpus.items()}
-        return [{"NodeID": name, "Alive": name not in self.gone, "Resources": found} for name, found in resources.items()]
-
-
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
-    return Nodes(monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("cpus", "held", "pending", "largest"),
-    [
-        ({"a": 4, "b": 8}, {}, 0, 8),
-        ({"a": 4, "b": 8}, {"b": 6}, 0, 4),
-        ({"a": 4, "b": 8}, {"a": 4, "b": 8}, 0, 0),
-        ({"a": 4, "b": 8}, {"a": 4, "b": 4}, 2, 2),
-        ({"a": 4, "b": 8}, {"a": 4, "b": 4}, 6, 0),
-        ({"a": 4}, {"a": 4, "left": 16}, 0, 0),
-        ({"head": 0, "a": 2}, {"a": 1}, 0, 1),
-        ({"head": 0}, {}, 0, 0),
-        ({}, {}, 0, 0),
-    ],
-)
-def test_free_cpus_of_one_node(nodes: Nodes, cpus: dict[str, float], held: dict[str, int], pending: int, largest: int) -> None:
-    nodes.cpus = cpus
-    assert FreeCpus().largest(held, pending) == largest
-
-
-def test_nodes_are_asked_for_every_few_seconds_and_those_that_left_have_no_cpus(nodes: Nodes) -> None:
-    nodes.cpus = {"a": 4, "b": 2}
-    free = FreeCpus()
-    assert [free.largest({}, 0) for _ in range(50)] == [4] * 50 and nodes.asked == 1
-    nodes.gone.add("a")
-    assert free.largest({}, 0) == 4, "not asked again yet"
-    nodes.now += ASK_SECONDS
-    assert free.largest({}, 0) == 2 and nodes.asked == 2
-
-
-def test_size_and_life_of_nodes(nodes: Nodes) -> None:
-    nodes.cpus = {"head": 0, "a": 4, "b": 2}
-    nodes.gone.add("b")
-    assert str(cluster_size()) == "2 nodes, 4 CPUs, 1 GPUs" and str(ClusterSize(1, 3, 0.0)) == "1 node, 3 CPUs"
-    assert [node_is_alive(name) for name in ("a", "b", "c")] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "room"), [(1, 0.0, 12), (5, 0.0, 2), (0, 0.0, 12), (1, 0.5, 4), (5, 0.5, 2), (1, 0.3, 6), (1, 4.0, 0), (16, 0.0, 0)]
-)
-def test_room_for_actors(cpus: int, gpus: float, room: int) -> None:
-    count: Callable[[int, float], int] = ClusterSize(3, 12, 2.0).room_for
-    assert count(cpus, gpus) == room
+from pipeline.runners.ray_cluster import HEAD_SECONDS, HeadWatch
 
 
 def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = Nodes(monkeypatch)
+    now = 1000.0
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now)
     with socket.socket() as closed:  # bound and not listening: nobody answers, and nobody else takes the port
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
         watch = HeadWatch()
         for seconds in range(0, int(HEAD_SECONDS), 6):
-            nodes.now = 1000.0 + seconds
+            now = 1000.0 + seconds
             watch.check()
         assert not watch.answers()
-        nodes.now = 1001.0 + HEAD_SECONDS
+        now = 1001.0 + HEAD_SECONDS
         with pytest.raises(ClusterError, match=r"has not answered for 41 s\. .* run the same command again"):
             watch.check()
     long_silence = 10 * HEAD_SECONDS
-    nodes.now += long_silence
+    now += long_silence
     watch.check()  # nobody had asked meanwhile: it begins to count only now

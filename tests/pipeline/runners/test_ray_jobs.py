@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from PIL import Image
+from ray.exceptions import RayActorError, RayError
 
+from pipeline.code_identity import code_digest
 from pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.errors import TransientStorageError
 from pipeline.job import ShardProgress
-from pipeline.runners import ray_jobs
+from pipeline.runners import decode_placement, ray_actor, ray_jobs
 from pipeline.runners.base import JobSpec
 from pipeline.runners.ray_actor import ShardActor
 from pipeline.runners.ray_cluster import joined_cluster
@@ -78,15 +83,50 @@ class ScriptedActor(ShardActor):
         return ScriptedServer(job)
 
 
+class ImpatientActor(ShardActor):
+    """Waits less long for a decoding task than a run of hours would."""
+
+    def open(self) -> str:
+        from pipeline.runners import ray_actor
+
+        ray_actor.QUEUE_SECONDS = 1.0
+        return super().open()
+
+
+class PatientActor(ShardActor):
+    """Does one shard, and the others when the network is measured, however long this machine takes for it."""
+
+    def __init__(self, name: str, job: str, decode_threads: int) -> None:
+        super().__init__(name, job, decode_threads)
+        self._first = threading.Lock()
+        self._known = threading.Event()
+
+    def serve(self, text: str, decode_cpus: int = 0) -> str:
+        if not self._first.acquire(blocking=False):
+            self._known.wait(90)
+        return super().serve(text, decode_cpus)
+
+    def network_rate(self) -> str:
+        try:
+            return super().network_rate()
+        finally:
+            self._known.set()
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster with room for two actors, joined by this process; one picture kills whatever decodes it there."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """Room for two actors, joined by this process; one picture kills whatever decodes it there."""
     fault = f"point=decode,times=1000,key={GUILTY},log={tmp_path_factory.mktemp('fault') / 'log'}"
     with RayCluster(cpus=2, env={"TOKENSHARDS_FAULT": fault}) as cluster, pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.client_env.items():
             patch.setenv(name, value)
         with joined_cluster(cluster.address):
-            yield cluster.address
+            yield cluster
+
+
+@pytest.fixture
+def address(cluster: RayCluster) -> str:
+    return cluster.address
 
 
 class Run:
@@ -164,3 +204,68 @@ def test_a_picture_that_kills_the_task_which_decodes_it_is_isolated(address: str
     assert quarantine_of(tmp_path / "out") == {GUILTY: "killed_worker"}
     assert set(content(tmp_path / "out")) == {path.name for path in (tmp_path / "src").iterdir()} - {GUILTY}
     assert any("failed and is tried again" in line for line in reporter.lines), "the first to die was the task, which looks like an outage"
+
+
+def hold_a_cpu() -> None:
+    time.sleep(600)
+
+
+def test_a_decoding_task_that_finds_no_free_cpus_is_done_by_the_actor(address: str, tmp_path: Path) -> None:
+    """The driver counts CPUs that actors do not hold; here another program holds them."""
+    write_images(tmp_path / "src", 2, classes=0)
+    other = ray.remote(num_cpus=1)(hold_a_cpu).remote()
+    try:
+        runner = RayRunner(RunConfig(workers=1), RayConfig(address=address, decode="remote", max_actors=1), actor_class=ImpatientActor)
+        convert(tmp_path / "src", tmp_path / "out", runner=runner)
+    finally:
+        ray.cancel(other, force=True)
+    assert len(content(tmp_path / "out")) == 2 and quarantine_of(tmp_path / "out") == {}
+    log = "".join(path.read_text() for path in tmp_path.glob("out/runs/*/worker-*.jsonl"))
+    assert "decoded here, since no node had CPUs free" in log
+
+
+def test_a_node_with_other_code_decodes_nothing() -> None:
+    (_, begun), (_, refused) = ray_actor._decode("{}", 0, [], 1, "0123")
+    assert begun == {} and "has other tokenshards code than its actor" in refused["refusal"] and code_digest() in refused["refusal"]
+
+
+def test_where_to_decode_is_decided_once_from_what_was_measured(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_placement, "ENOUGH", 1e9)  # however fast this machine decodes, the network counts
+    cluster.add_node(cpus=2)
+    (tmp_path / "src").mkdir()
+    for index in range(120):
+        Image.effect_noise((40, 40), 50).save(tmp_path / "src" / f"{index}.png")
+    reporter = SilentReporter()
+    cluster_config = RayConfig(address=cluster.address, cpus_per_actor=2, max_actors=1)
+    runner = RayRunner(RunConfig(workers=1), cluster_config, actor_class=PatientActor)
+    outcome = convert(tmp_path / "src", tmp_path / "out", runner=runner, reporter=reporter, shard_rows=40)
+    (said,) = [line for line in reporter.lines if "pictures are decoded" in line]
+    assert "an actor decodes" in said and ("2 idle CPUs" in said or "the network carries" in said), said
+    assert outcome.usage is not None and outcome.usage.notes == [said]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RayActorError(
+                None,
+                "The actor died because of an error raised in its creation task, x\nTraceback (most recent call last):\n  y\nValueError: z",
+            ),
+            "ValueError: z",
+        ),
+        (
+            RayActorError(
+                None, "The actor died, x\nTraceback (most recent call last):\n  y\nModuleNotFoundError: No module named 'pipeline'"
+            ),
+            "ModuleNotFoundError: No module named 'pipeline'; the nodes lack a package",
+        ),
+        (RayActorError(None, "The actor died unexpectedly before finishing this task.\n\tclass_name: A\n\tip: 1.2.3.4\nKilled"), "Killed"),
+        (RayError("x" * 1000), "x" * 400),
+    ],
+)
+def test_errors_of_ray_are_told_in_one_line(error: RayError, says: str) -> None:
+    said = ray_jobs._in_one_line(error)
+    assert said.startswith(says) and "\n" not in said

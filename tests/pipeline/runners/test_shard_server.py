@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipeline.context
+from pipeline import batches
 from pipeline.errors import (
     FingerprintMismatchError,
     IncompleteError,
@@ -77,10 +81,43 @@ def test_a_shard_is_committed_and_its_batches_are_reported(job: JobSpec, threads
     assert event["event"] == "done" and size(event) <= 1024
     summary = event["summary"]
     assert (summary["rows"], summary["quarantined"], summary["inputs_seen"]) == (GOOD, BAD, GOOD + BAD)
-    assert [done.inputs for done in seen] == [8, 8, 7]
+    assert [done.inputs for done in seen if done.inputs] == [8, 8, 7]
     assert sum(done.quarantined for done in seen) == BAD and sum(done.bytes_in for done in seen) >= summary["bytes_in"] > 0
     commit, _ = read_commit(server.context.out, job.plan_id, 0)
     assert commit.attempt == 3 and commit.rows == GOOD
+
+
+def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ShardServer(job)
+    at_work, most = [0], [0]
+
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            at_work[0] += 1  # under the lock that is tested: where it does not hold, counts go wrong or above one
+            most[0] = max(most[0], at_work[0])
+            time.sleep(0.002)
+            try:
+                return work(*arguments)
+            finally:
+                at_work[0] -= 1
+
+        return run
+
+    monkeypatch.setattr(batches, "decode_image", counted(batches.decode_image))
+    monkeypatch.setattr(type(server.context.tokenizer), "encode", counted(type(server.context.tokenizer).encode))
+    threads = [threading.Thread(target=server.serve, args=(command("run"), nothing)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and at_work == [0]
+
+
+def test_another_decoder_than_planned_is_refused(job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = ShardServer(job).context.plan.spec.preprocess.decoder
+    monkeypatch.setattr(pipeline.context, "DECODER", "pillow-3")
+    with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} there"):
+        ShardServer(job)
 
 
 def test_a_search_counts_names_and_probes(server: ShardServer) -> None:

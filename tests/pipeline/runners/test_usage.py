@@ -57,10 +57,17 @@ def test_shares_end_at_one_and_notes_follow() -> None:
     assert found.rows()[-1] == ("note", "pictures are decoded beside the tokenizer")
 
 
-def test_shards_side_by_side_share_the_tokenizer_and_nothing_else() -> None:
+def test_shards_side_by_side_share_the_tokenizer_and_the_decoders() -> None:
     found = RunUsage()
     found.count_worker(50.0, lanes=2, decode_threads=4)
     found.count_worker(50.0, lanes=2, decode_threads=4)
-    assert (found.worker_seconds, found.lane_seconds, found.decode_seconds) == (100.0, 200.0, 800.0)
-    found.add({"fetch": 20.0, "decode": 400.0, "encode": 40.0, "write": 10.0})
+    assert (found.worker_seconds, found.lane_seconds, found.decode_seconds) == (100.0, 200.0, 400.0)
+    found.add({"fetch": 20.0, "decode": 200.0, "encode": 40.0, "write": 10.0})
     assert found.busy_shares() == {"fetch": 0.1, "decode": 0.5, "encode": 0.4, "write": 0.05}
+
+
+def test_shards_side_by_side_on_one_cpu_take_turns() -> None:
+    found = RunUsage()
+    found.count_worker(100.0, lanes=2)
+    found.add({"fetch": 20.0, "decode": 60.0, "encode": 40.0, "write": 10.0})
+    assert found.busy_shares() == {"fetch": 0.1, "decode": 0.6, "encode": 0.4, "write": 0.05}
