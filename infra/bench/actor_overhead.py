@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import numpy as np  # noqa: E402
-from tokenize_overhead import SAMPLES, SUFFIXES, generate_images, replicate  # noqa: E402
+from tokenize_overhead import find_images, replicate  # noqa: E402
 
 from pipeline.batches import DecodedBatch, DecodedRow  # noqa: E402
 from pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig  # noqa: E402
@@ -319,12 +319,7 @@ class Bench:
         self.options, self.root, self.runs = options, root, 0
         self.cuda = device_name() == "cuda"
         self.marks = root / "marks"
-        data = options.data or (SAMPLES if SAMPLES.is_dir() else None)
-        if data is None:
-            data = root / "generated"
-            data.mkdir()
-            generate_images(data)
-        found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = find_images(options.data, root)
         replicate(found, root / "predecoded", options.images)
         replicate(found, root / "jpegs", options.jpegs)
         register()

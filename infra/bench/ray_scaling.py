@@ -38,7 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tokenize_overhead import KEEP_MEMORY, ONE_THREAD, SAMPLES, SUFFIXES, cli, generate_images, replicate  # noqa: E402
+from tokenize_overhead import KEEP_MEMORY, ONE_THREAD, cli, find_images, replicate  # noqa: E402
 
 from tests.ray_clusters import RayCluster  # noqa: E402
 
@@ -155,12 +155,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, root: Path) -> None:
         self.root, self.options = root, options
-        data = options.data or (SAMPLES if SAMPLES.is_dir() else None)
-        if data is None:
-            data = root / "generated"
-            data.mkdir()
-            generate_images(data)
-        found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = find_images(options.data, root)
         self.bytes_per_image = round(sum(path.stat().st_size for path in found) / len(found))
         self.few, self.many, self.tokenizer = root / "few", root / "many", root / "tok"
         replicate(found, self.few, options.images)

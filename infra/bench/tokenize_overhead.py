@@ -49,6 +49,16 @@ def generate_images(folder: Path, count: int = 200) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:05d}.jpg", quality=90)
 
 
+def find_images(data: Path | None, root: Path) -> list[Path]:
+    """Return the images below `data`, else the sample images beside the repository, else generated ones below `root`."""
+    folder = data or (SAMPLES if SAMPLES.is_dir() else None)
+    if folder is None:
+        folder = root / "generated"
+        folder.mkdir()
+        generate_images(folder)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
 def replicate(files: list[Path], folder: Path, count: int) -> None:
     folder.mkdir()
     for index in range(count):
@@ -124,12 +134,7 @@ class BareLoop:
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    data = options.data or (SAMPLES if SAMPLES.is_dir() else None)
-    if data is None:
-        data = root / "generated"
-        data.mkdir()
-        generate_images(data)
-    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = find_images(options.data, root)
     count, all_workers = options.images, options.workers
     few, many = root / "few", root / "many"
     replicate(found, few, count)
