@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     replicate(found, many, 2 * count)
     files = [str(path) for path in sorted(few.iterdir())]
     size = sum(path.stat().st_size for path in found) / len(found)
-    print(f"{count} and {2 * count} files made of {len(found)} images in {data}, {size:,.0f} bytes on average")
+    print(f"{count} and {2 * count} files made of {len(found)} images, {size:,.0f} bytes on average")
     tokenizer = root / "tok"
     cli("fit-tokenizer", str(few), str(tokenizer), "--sample", "500")
 
