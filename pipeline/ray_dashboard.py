@@ -14,13 +14,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import ClusterError, ConfigError, shorten
+from pipeline.ray_token import find_token
 
-__all__ = ["Dashboard", "Versions", "find_token"]
+__all__ = ["Dashboard", "Versions"]
 
 REQUEST_SECONDS = 15.0
 EXPECTED = "expected the address of the dashboard, such as http://head:8265"
@@ -32,26 +32,6 @@ class Versions:
 
     ray: str
     python: str
-
-
-def find_token(environ: Mapping[str, str]) -> str:
-    """Return the token that Ray's rules name: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; empty where there is none.
-
-    Raises ConfigError where the named file cannot be read.
-    """
-    if token := environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = environ.get("RAY_AUTH_TOKEN_PATH", "")
-    path = Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if not named:
-            return ""
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which cannot be read ({error}); expected a file with the token") from None
-    if named and not token:
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which is empty; expected a file with the token")
-    return token
 
 
 class Dashboard:

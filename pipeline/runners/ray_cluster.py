@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.ray_token import find_token
 
 __all__ = ["ClusterSize", "FreeCpus", "HeadWatch", "cluster_size", "joined_cluster", "node_is_alive"]
 
@@ -76,19 +76,23 @@ class FreeCpus:
 def joined_cluster(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster for the time of the block; one that was joined before is kept.
 
-    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python.
+    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python, ConfigError where the
+    address holds a password or the token here is none.
     """
     if ray.is_initialized():
         yield
         return
+    where = address or os.environ.get("RAY_ADDRESS") or ""
+    if "@" in where:
+        raise ConfigError(f"{'--address' if address else 'RAY_ADDRESS'} holds a user or password; expected host:port, such as head:6379")
     if address is not None and address.startswith("http"):
         raise ClusterError(
             f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
             "Use `tokenshards submit` with this address"
         )
-    where = address or os.environ.get("RAY_ADDRESS") or ""
+    token = _token()
     if ":" in where and "://" not in where:
-        _knock(where)
+        _knock(where, token)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
@@ -120,6 +124,7 @@ class HeadWatch:
 
     def __init__(self) -> None:
         self._address = str(ray.get_runtime_context().gcs_address)
+        self._token = _token()  # once: a file that goes away later ends no run
         self._asked = self._answered = time.monotonic()
 
     def check(self) -> None:
@@ -141,18 +146,17 @@ class HeadWatch:
             self._answered = now
         self._asked = now
         try:
-            _knock(self._address, timeout_seconds=1.0)
+            _knock(self._address, self._token, timeout_seconds=1.0)
         except ClusterError:
             return False
         self._answered = now
         return True
 
 
-def _knock(address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
+def _knock(address: str, token: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
     """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
     import grpc
 
-    token = _token()
     headers = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         try:
@@ -168,13 +172,8 @@ def _knock(address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
 
 
 def _token() -> str:
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return ""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
-    except OSError:
-        return ""
+    """Return the token that Ray would send: none unless RAY_AUTH_MODE says so. Raises ConfigError."""
+    return find_token(os.environ) if os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token" else ""
 
 
 def _wants_token(where: str, what: str) -> ClusterError:

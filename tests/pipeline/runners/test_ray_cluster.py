@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import grpc
 import pytest
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, ConfigError, TokenshardsError
 from pipeline.runners import ray_cluster
-from pipeline.runners.ray_cluster import ASK_SECONDS, HEAD_SECONDS, ClusterSize, FreeCpus, HeadWatch, cluster_size, node_is_alive
+from pipeline.runners.ray_cluster import (
+    ASK_SECONDS,
+    HEAD_SECONDS,
+    ClusterSize,
+    FreeCpus,
+    HeadWatch,
+    cluster_size,
+    joined_cluster,
+    node_is_alive,
+)
 
 
 class Nodes:
@@ -96,3 +110,85 @@ def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pyte
     long_silence = 10 * HEAD_SECONDS
     nodes.now += long_silence
     watch.check()  # nobody had asked meanwhile: it begins to count only now
+
+
+class Head(grpc.GenericRpcHandler):
+    """Answers a knock as a head with token authentication does, and keeps what it was sent."""
+
+    def __init__(self, token: str = "") -> None:
+        self._token = token
+        self.sent: list[str | None] = []
+
+    def service(self, handler_call_details: Any) -> Any:
+        self.sent.append(dict(handler_call_details.invocation_metadata).get("authorization"))
+
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if self._token and self.sent[-1] != f"Bearer {self._token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@contextlib.contextmanager
+def listening(head: Head, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2), handlers=(head,))
+    where = "127.0.0.1:0"
+    port = server.add_insecure_port(where) if credentials is None else server.add_secure_port(where, credentials)
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def no_init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The knock alone: what follows it would start or join a real cluster."""
+    monkeypatch.setattr(ray_cluster.ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_USE_TLS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_init")
+def test_a_token_goes_as_ray_sends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-the-file\n")
+    head = Head()
+    with listening(head) as address:
+        for mode, token in (("", ""), ("disabled", "here"), ("token", ""), ("token", "here\n")):
+            monkeypatch.setenv("RAY_AUTH_MODE", mode)
+            monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+            with joined_cluster(address):
+                pass
+    assert head.sent == [None, None, "Bearer of-the-file", "Bearer here"]
+
+
+@pytest.mark.usefixtures("no_init")
+def test_a_token_that_no_header_can_carry_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    (tmp_path / "token").write_bytes(b"s3cr3t\xff")
+    cases = [{"RAY_AUTH_TOKEN": "s3cr3t\nline"}, {"RAY_AUTH_TOKEN": "s3cr3té"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}]
+    with listening(Head("another")) as address:
+        for environ in cases:
+            monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+            for name, value in environ.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN.*expected") as caught, joined_cluster(address):
+                pass
+            assert "s3cr3t" not in str(caught.value)
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cr3t")
+        with pytest.raises(ClusterError, match="got another one") as refused, joined_cluster(address):
+            pass
+        assert "s3cr3t" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_init")
+@pytest.mark.parametrize("address", ["me:s3cr3t@head:6379", "http://me:s3cr3t@head:8265", "ray://me:s3cr3t@head"])
+def test_a_password_in_an_address_is_never_shown(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for asked in (address, None):
+        with pytest.raises(TokenshardsError, match="holds a user or password") as caught, joined_cluster(asked):
+            pass
+        assert "s3cr3t" not in str(caught.value)
