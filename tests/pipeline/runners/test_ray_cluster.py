@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,3 +193,33 @@ def test_a_password_in_an_address_is_never_shown(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(TokenshardsError, match="holds a user or password") as caught, joined_cluster(asked):
             pass
         assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_init")
+def test_a_cluster_with_tls_is_reached_as_ray_reaches_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {
+        "RAY_TLS_SERVER_KEY": tmp_path / "key.pem",
+        "RAY_TLS_SERVER_CERT": tmp_path / "cert.pem",
+        "RAY_TLS_CA_CERT": tmp_path / "cert.pem",
+    }
+    ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*ask, "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
+    key, certificate = (tmp_path / "key.pem").read_bytes(), (tmp_path / "cert.pem").read_bytes()
+    head = Head()
+    with listening(head, grpc.ssl_server_credentials([(key, certificate)], certificate, require_client_auth=True)) as address:
+        monkeypatch.setenv("RAY_USE_TLS", "1")
+        with pytest.raises(ConfigError, match="RAY_TLS_CA_CERT is not set"), joined_cluster(address):
+            pass
+        for name, path in files.items():
+            monkeypatch.setenv(name, str(path))
+        with joined_cluster(address):
+            pass
+        monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        watch = HeadWatch()
+        (tmp_path / "key.pem").unlink()
+        assert watch.answers() and len(head.sent) == 2
+        with pytest.raises(ConfigError, match=r"key\.pem', which cannot be read \(No such file"), joined_cluster(address):
+            pass
+        monkeypatch.setenv("RAY_USE_TLS", "0")
+        with pytest.raises(ClusterError, match="no Ray head answers there.* RAY_USE_TLS must be as there"), joined_cluster(address):
+            pass
