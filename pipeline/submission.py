@@ -115,6 +115,8 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
 
     Raises ConfigError where the request or the cluster is not fit for it, ClusterError where the cluster cannot be reached.
     """
+    from ray.runtime_env import RuntimeEnv
+
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
@@ -137,16 +139,15 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     environment: dict[str, Any] = {"py_modules": [_upload_code(dashboard, project)], "env_vars": variables}
     if submission.install_dependencies:
         environment["pip"] = list(project.requirements)
-    try:
-        client = ray_client(dashboard)
-        client.submit_job(
-            entrypoint=f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
-            submission_id=submission_id,
-            runtime_env=environment,
-            metadata=shown,
-        )
-    except Exception as error:  # Ray's client raises its own types, those of requests, RuntimeError and ValueError
-        raise _not_accepted(error, submission_id, dashboard.address) from None
+    client = ray_client(dashboard)
+    dashboard.submit(
+        {
+            "entrypoint": f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
+            "submission_id": submission_id,
+            "runtime_env": RuntimeEnv(**environment).to_dict(),
+            "metadata": shown,
+        }
+    )
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=client)
 
 
@@ -199,13 +200,20 @@ def _new_id(out_url: str) -> str:
 
 
 def ray_client(dashboard: Dashboard) -> Any:
-    """Return Ray's client of a dashboard that has already answered."""
-    from ray.job_submission import JobSubmissionClient
+    """Return Ray's client of a dashboard that has already answered. Raises ConfigError where Ray is here without it."""
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ConfigError(f"Ray's client of jobs cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
+            """Ask nothing: the dashboard has answered, and Ray would wait for an answer without an end."""
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray lets them overrule the address that it is given
-        return JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
+        return Client(dashboard.address, headers=dict(dashboard.headers))
 
 
 @contextlib.contextmanager
@@ -215,13 +223,3 @@ def _without(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
-
-
-def _not_accepted(error: Exception, submission_id: str, address: str) -> ConfigError:
-    text = str(error)
-    if "already" in text and submission_id in text:
-        return ConfigError(
-            f"the cluster at {address} has had a job {submission_id} before, and never takes an id twice; "
-            "leave --submission-id out, or choose another: the new job continues the same OUT"
-        )
-    return ConfigError(f"the cluster at {address} did not accept the job ({shorten(text, 400)}); nothing was started")
