@@ -37,9 +37,13 @@ _SECRET_WORDS = {
     "authorization",
     "bearer",
     "cookie",
+    "cookies",
     "credential",
     "credentials",
+    "jwt",
     "key",
+    "oauth",
+    "pass",
     "passphrase",
     "passwd",
     "password",
@@ -68,22 +72,21 @@ def refuse_secret_options(options: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ConfigError where a storage option, nested ones included, would hold a secret; the message names it and hides its value."""
     for name, value in options.items():
         full = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            refuse_secret_options(value, f"{full}.")
-        elif looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
+        if looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
             raise ConfigError(
                 f"--storage-option {full} looks like a secret, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}"
             )
-        else:
-            refuse_secret_urls(f"--storage-option {full}", _texts(value))
+        _refuse_secrets_in(value, full)
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
+def _refuse_secrets_in(value: Any, full: str) -> None:
     if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
+        refuse_secret_options(value, f"{full}.")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_secrets_in(item, full)
+    elif isinstance(value, str):
+        refuse_secret_urls(f"--storage-option {full}", [value])
 
 
 def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:

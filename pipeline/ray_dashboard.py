@@ -209,6 +209,9 @@ _WHERE_TOKENS_ARE = (
 
 
 def _checked(address: str) -> str:
+    if set("@?#") & set(address):  # before anything that would show it
+        seen = "a user or password" if "@" in address else "a query"
+        raise ConfigError(f"--address holds {seen}; {EXPECTED}, and a token as Ray keeps it: {_WHERE_TOKENS_ARE}")
     scheme, separator, rest = address.strip().partition("://")
     if not separator:
         scheme, rest = "http", scheme
@@ -220,8 +223,6 @@ def _checked(address: str) -> str:
         port = parts.port
     except ValueError:
         raise ConfigError(f"--address is {shorten(address)}; {EXPECTED}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"--address holds a user or password; {EXPECTED}, and a token as Ray keeps it: {_WHERE_TOKENS_ARE}")
-    if not parts.hostname or parts.query or parts.fragment or (port is not None and port == 0):
+    if not parts.hostname or (port is not None and port == 0):
         raise ConfigError(f"--address is {shorten(address)}; {EXPECTED}")
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"

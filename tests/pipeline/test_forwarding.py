@@ -39,6 +39,14 @@ def submission(**changes: Any) -> Submission:
         {"proxies": [f"http://me:{SECRET}@proxy"]},
         {"base": f"https://host/blob?sv=2024&sig={SECRET}"},
         {"password": 12345},
+        {"client_kwargs": {"cookies": {"session": SECRET}}},
+        {"auth": {"user": "me", "pass": SECRET}},
+        {"token": {"type": "authorized_user", "id": SECRET}},
+        {"login": ["me", {"pass": SECRET}]},
+        {"servers": [[{"endpoint_url": f"http://me:{SECRET}@host:9000"}]]},
+        {"headers": {"Cookie": SECRET}},
+        {"oauth2": SECRET},
+        {"jwt": [SECRET]},
     ],
 )
 def test_a_secret_option_is_named_and_its_value_hidden(options: dict[str, Any]) -> None:
@@ -58,6 +66,9 @@ def test_options_without_a_secret_pass() -> None:
             "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "1234"},
             "config_kwargs": {"s3": {"addressing_style": "path"}},
             "key": None,
+            "cookies": None,
+            "servers": [{"region_name": "eu-west-1", "ports": [9000, 9001]}, "http://host:9000"],
+            "compass": "north",
         }
     )
 

@@ -125,3 +125,22 @@ def test_a_cluster_that_goes_away_before_the_job_is_sent(fake: FakeDashboard) ->
     with pytest.raises(ClusterError, match="no answer from .* is the cluster up") as caught:
         dashboard.submit({"submission_id": "mine"})
     assert "may have started" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://me:s3cr3t@head:82x5", "user or password"),
+        ("ray://me:s3cr3t@head", "user or password"),
+        ("me:s3cr3t@head", "user or password"),
+        ("http://[me:s3cr3t@head", "user or password"),
+        ("http://head:82x5?token=s3cr3t", "holds a query"),
+        ("http://head:8265/#s3cr3t", "holds a query"),
+        ("http://head:82x5", "head:82x5"),
+        ("ray://head", "Ray Client"),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_it(address: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        Dashboard(address)
+    assert "s3cr3t" not in str(caught.value)
