@@ -118,13 +118,18 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def credentials(profile: str | None = None) -> dict[str, str]:
-    """Return the AWS credentials of this machine as variables, from where botocore finds them. Raises ConfigError where there are none."""
+    """Return the AWS credentials of this machine as variables, from where botocore finds them; of a named profile its region too.
+
+    Raises ConfigError where there are none.
+    """
     import botocore.exceptions
     import botocore.session
 
     try:
-        found = botocore.session.Session(profile=profile).get_credentials()
+        session = botocore.session.Session(profile=profile)
+        found = session.get_credentials()
         frozen = None if found is None else found.get_frozen_credentials()
+        region = session.get_config_variable("region") if profile else None
     except botocore.exceptions.BotoCoreError as error:
         raise ConfigError(f"--forward-credentials: the AWS credentials of this machine cannot be had ({error})") from None
     if frozen is None or not frozen.access_key or not frozen.secret_key:
@@ -132,4 +137,4 @@ def credentials(profile: str | None = None) -> dict[str, str]:
             "--forward-credentials: this machine has no AWS credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     pairs = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key, "AWS_SESSION_TOKEN": frozen.token}
-    return {name: value for name, value in pairs.items() if value}
+    return {name: value for name, value in {**pairs, "AWS_DEFAULT_REGION": region}.items() if value}

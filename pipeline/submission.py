@@ -120,7 +120,8 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
-        variables |= credentials()
+        profile = submission.storage_options.get("profile")
+        variables = credentials(None if profile is None else str(profile)) | variables
         reporter.say(
             "warning: --forward-credentials puts your AWS credentials into the job's runtime_env, which Ray shows in job info, "
             "the dashboard and logs to everybody who reaches this cluster"
@@ -133,7 +134,10 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
     variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
-    words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *submission.arguments)
+    arguments = submission.arguments
+    if submission.forward_credentials:  # the nodes get what the profile holds, and have no such profile
+        arguments = tuple(word for word in arguments if not word.startswith("--storage-option=profile="))
+    words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
     environment: dict[str, Any] = {"py_modules": [_upload_code(dashboard, project)], "env_vars": variables}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +146,33 @@ def test_an_address_with_a_secret_is_refused_without_it(address: str, says: str)
     with pytest.raises(ConfigError, match=says) as caught:
         Dashboard(address)
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
+    fake: FakeDashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "default")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "default")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    (tmp_path / "config").write_text("[profile prod]\nregion = eu-west-1\n")
+    (tmp_path / "credentials").write_text("[prod]\naws_access_key_id = prod-id\naws_secret_access_key = prod-value\n")
+    given = ("--storage-option=profile=prod", "--storage-option=anon=false")
+    options = {"profile": "prod", "anon": False}
+    fake.submit(arguments=given, storage_options=options)
+    fake.submit(arguments=given, storage_options=options, forward_credentials=True)
+    fake.submit(forward_credentials=True)
+    kept, forwarded, default = fake.jobs
+    sent = [{name: value for name, value in job["runtime_env"]["env_vars"].items() if name.startswith("AWS_A")} for job in fake.jobs]
+    assert sent == [{}, {"AWS_ACCESS_KEY_ID": "prod-id"}, {"AWS_ACCESS_KEY_ID": "default"}]
+    assert forwarded["runtime_env"]["env_vars"]["AWS_SECRET_ACCESS_KEY"] == "prod-value"
+    assert forwarded["runtime_env"]["env_vars"]["AWS_DEFAULT_REGION"] == "eu-west-1"
+    assert "AWS_DEFAULT_REGION" not in default["runtime_env"]["env_vars"]
+    assert shlex.split(kept["entrypoint"])[-2:] == list(given)
+    words = shlex.split(forwarded["entrypoint"])
+    assert words[-1] == given[1] and given[0] not in words
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    fake.submit(arguments=given, storage_options=options, forward_credentials=True)
+    assert fake.jobs[-1]["runtime_env"]["env_vars"]["AWS_DEFAULT_REGION"] == "eu-north-1"
