@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig, SourceConfig
+from pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.errors import ConfigError, shorten
 from pipeline.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from pipeline.job_entry import CLUSTER_PYTHON
@@ -101,9 +101,15 @@ def check_values(values: Mapping[str, Any]) -> None:
     """Raise ConfigError where an option of `tokenize` has a value that it cannot have; `values` are the parameters of the command."""
     _checked(FitConfig, values)
     get_codec(_checked(PlanConfig, values).codec)
-    _checked(RayConfig, {name: value for name, value in values.items() if name != "address"})
-    SourceConfig(tars_per_shard=values.get("tars_per_shard", 1))
-    RunConfig(workers=values.get("workers") or 1, max_bad=values.get("max_bad", 0.0))
+    cluster = {name: value for name, value in values.items() if name != "address"}
+    _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
+    SourceConfig(tars_per_shard=values["tars_per_shard"])
+    RunConfig(
+        workers=1 if values["workers"] is None else values["workers"],
+        max_bad=values["max_bad"],
+        stall_timeout_seconds=values["stall_timeout"],
+        retry=RetryConfig(attempts=values["retry_attempts"]),
+    )
 
 
 def _checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
