@@ -139,6 +139,7 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
         reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
+    variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
     variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
     arguments = submission.arguments
     if submission.forward_credentials:  # the nodes get what the profile holds, and have no such profile
@@ -152,7 +153,7 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     client = ray_client(dashboard)
     dashboard.submit(
         {
-            "entrypoint": f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
+            "entrypoint": f"exec python -m pipeline.job_entry {shlex.join(words)}",
             "submission_id": submission_id,
             "runtime_env": RuntimeEnv(**environment).to_dict(),
             "metadata": shown,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +20,12 @@ import ray
 
 from pipeline import ray_dashboard
 from pipeline.errors import ClusterError, ConfigError, TokenshardsError
+from pipeline.job_entry import CLUSTER_PYTHON
 from pipeline.ray_dashboard import Dashboard
 from pipeline.submission import Submission, Submitted, submit
+from pipeline.wheel import build_wheel
 from tests.datasets import SilentReporter
+from tests.submitting import foreign_folder
 
 PAGES = {"/api/version": {"ray_version": ray.__version__}, "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.11.7"}}}
 TRACEBACK = 'Traceback (most recent call last):\n  File "/ray/job_head.py", line 420, in submit_job\n    raise it\n'
@@ -176,3 +183,19 @@ def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
     fake.submit(arguments=given, storage_options=options, forward_credentials=True)
     assert fake.jobs[-1]["runtime_env"]["env_vars"]["AWS_DEFAULT_REGION"] == "eu-north-1"
+
+
+def test_the_entry_speaks_under_an_old_python_and_never_runs_the_code_of_a_foreign_folder(fake: FakeDashboard, tmp_path: Path) -> None:
+    fake.submit()
+    job = fake.jobs[0]
+    with zipfile.ZipFile(build_wheel(tmp_path)) as archive:
+        archive.extractall(tmp_path / "at")
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    # As a Python before 3.11 does: it knows no -P.
+    python.write_text(f'#!/bin/sh\n[ "$1" = -P ] && {{ echo "Unknown option: -P" >&2; exit 2; }}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    sent = {**job["runtime_env"]["env_vars"], "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path / "at")}
+    env = {**os.environ, **sent, CLUSTER_PYTHON: "3.8.1"}
+    shown = subprocess.run(job["entrypoint"], shell=True, cwd=foreign_folder(tmp_path / "foreign"), env=env, capture_output=True, text=True)
+    assert shown.returncode == 2 and "Ray runs Python 3.8.1 here" in shown.stderr, shown.stderr
