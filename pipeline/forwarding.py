@@ -37,9 +37,13 @@ _SECRET_WORDS = {
     "authorization",
     "bearer",
     "cookie",
+    "cookies",
     "credential",
     "credentials",
+    "jwt",
     "key",
+    "oauth",
+    "pass",
     "passphrase",
     "passwd",
     "password",
@@ -68,22 +72,21 @@ def refuse_secret_options(options: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ConfigError where a storage option, nested ones included, would hold a secret; the message names it and hides its value."""
     for name, value in options.items():
         full = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            refuse_secret_options(value, f"{full}.")
-        elif looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
+        if looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
             raise ConfigError(
                 f"--storage-option {full} looks like a secret, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}"
             )
-        else:
-            refuse_secret_urls(f"--storage-option {full}", _texts(value))
+        _refuse_secrets_in(value, full)
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
+def _refuse_secrets_in(value: Any, full: str) -> None:
     if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
+        refuse_secret_options(value, f"{full}.")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_secrets_in(item, full)
+    elif isinstance(value, str):
+        refuse_secret_urls(f"--storage-option {full}", [value])
 
 
 def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
@@ -115,13 +118,18 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def credentials(profile: str | None = None) -> dict[str, str]:
-    """Return the AWS credentials of this machine as variables, from where botocore finds them. Raises ConfigError where there are none."""
+    """Return the AWS credentials of this machine as variables, from where botocore finds them; of a named profile its region too.
+
+    Raises ConfigError where there are none.
+    """
     import botocore.exceptions
     import botocore.session
 
     try:
-        found = botocore.session.Session(profile=profile).get_credentials()
+        session = botocore.session.Session(profile=profile)
+        found = session.get_credentials()
         frozen = None if found is None else found.get_frozen_credentials()
+        region = session.get_config_variable("region") if profile else None
     except botocore.exceptions.BotoCoreError as error:
         raise ConfigError(f"--forward-credentials: the AWS credentials of this machine cannot be had ({error})") from None
     if frozen is None or not frozen.access_key or not frozen.secret_key:
@@ -129,4 +137,4 @@ def credentials(profile: str | None = None) -> dict[str, str]:
             "--forward-credentials: this machine has no AWS credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     pairs = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key, "AWS_SESSION_TOKEN": frozen.token}
-    return {name: value for name, value in pairs.items() if value}
+    return {name: value for name, value in {**pairs, "AWS_DEFAULT_REGION": region}.items() if value}

@@ -1,4 +1,4 @@
-"""`python -P -m pipeline.job_entry ARGUMENTS`: what a submitted job runs on its node: check the node, then become the command line.
+"""`python -m pipeline.job_entry ARGUMENTS`: what a submitted job runs on its node: check the node, then become the command line.
 
 Standard library alone and plain syntax: it must come as far as its message under a Python that cannot run the rest.
 """

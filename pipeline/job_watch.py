@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.ray_dashboard import said_by_ray
 from pipeline.request import Reporter
 from pipeline.submission import Submitted
 
@@ -21,9 +21,7 @@ LOST_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 """That of a run that was ended by SIGTERM, as Ray ends one."""
 SHOWN_LINES = 20
-SHOWN_CHARACTERS = 600
 _CONTINUES = "What is committed stays; submit the same command again: it continues"
-_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception): ", re.MULTILINE)
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -134,10 +132,7 @@ class _Watch:
 
 def _reason(message: str) -> str:
     """Return what Ray says of a job that never ran or lost its node, without the tracebacks of Ray, and what to do."""
-    last = list(_EXCEPTION.finditer(message))
-    said = " ".join(message[last[-1].start() if last else 0 :].split()).rstrip(". ")
-    if len(said) > SHOWN_CHARACTERS:  # what went wrong stands at the end
-        said = f"{said[: SHOWN_CHARACTERS // 4]} … {said[-3 * SHOWN_CHARACTERS // 4 :]}"
+    said = said_by_ray(message)
     if "runtime_env" in message:
         return f"{said}. Nothing ran; with --install-dependencies each node needs `pip`, and an index that it reaches"
     return f"{said}. {_CONTINUES}"

@@ -75,6 +75,7 @@ class PlanRun:
             check_bad_share(survey, self._request.run.max_bad)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
+                self.seconds = time.monotonic() - started
                 return load_manifest(store, pointer)
             manifest = close_generation(store, plan, survey, spec, parent)
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):

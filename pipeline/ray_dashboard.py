@@ -6,23 +6,28 @@ in one clear sentence, is asked here.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import re
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import ClusterError, ConfigError, shorten
+from pipeline.ray_token import find_token
 
-__all__ = ["Dashboard", "Versions", "find_token"]
+__all__ = ["Dashboard", "Versions", "said_by_ray"]
 
 REQUEST_SECONDS = 15.0
+SUBMIT_SECONDS = 30.0
+"""A head looks for an agent that takes a job for ten seconds."""
+SHOWN_CHARACTERS = 600
 EXPECTED = "expected the address of the dashboard, such as http://head:8265"
 
 
@@ -34,28 +39,23 @@ class Versions:
     python: str
 
 
-def find_token(environ: Mapping[str, str]) -> str:
-    """Return the token that Ray's rules name: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; empty where there is none.
+_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception)(?=: |$)", re.MULTILINE)
 
-    Raises ConfigError where the named file cannot be read.
-    """
-    if token := environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = environ.get("RAY_AUTH_TOKEN_PATH", "")
-    path = Path(named) if named else Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if not named:
-            return ""
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which cannot be read ({error}); expected a file with the token") from None
-    if named and not token:
-        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which is empty; expected a file with the token")
-    return token
+
+def said_by_ray(message: str) -> str:
+    """Return what a message of Ray says on one line, without its tracebacks: the last exception, and where that is long its end."""
+    last = list(_EXCEPTION.finditer(message))
+    said = " ".join(message[last[-1].start() if last else 0 :].split()).rstrip(". ")
+    if len(said) > SHOWN_CHARACTERS:  # what went wrong stands at the end
+        said = f"{said[: SHOWN_CHARACTERS // 4]} … {said[-3 * SHOWN_CHARACTERS // 4 :]}"
+    return said
 
 
 class Dashboard:
-    """One cluster's dashboard. Every answer comes within `REQUEST_SECONDS`, or is a ClusterError or a ConfigError."""
+    """One cluster's dashboard. Every answer comes within `REQUEST_SECONDS`, that to a new job within `SUBMIT_SECONDS`, or is an error.
+
+    A ConfigError means that the request or the address is wrong, a ClusterError that the cluster is in no state to answer.
+    """
 
     def __init__(self, address: str, environ: Mapping[str, str] | None = None) -> None:
         self.address = _checked(address)
@@ -103,6 +103,49 @@ class Dashboard:
         """Hand a package to the cluster, which gives it to its nodes; return its URI. A package of this name stays as it is."""
         self._get(f"/api/packages/gcs/{quote(name)}", data=data)
         return f"gcs://{name}"
+
+    def submit(self, job: Mapping[str, Any]) -> None:
+        """Start a job of these fields of Ray's REST interface, `submission_id` among them.
+
+        Raises ConfigError where the cluster will never take it, ClusterError where it could not, or where nobody knows whether it did.
+        """
+        name = str(job["submission_id"])
+        headers = {"User-Agent": "tokenshards", "Content-Type": "application/json", **self.headers}
+        request = urllib.request.Request(f"{self.address}/api/jobs/", json.dumps(job).encode(), headers, method="POST")
+        try:
+            with _OPENER.open(request, timeout=SUBMIT_SECONDS) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise ConfigError(self._refused(error.code)) from None
+            body = ""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                body = error.read().decode(errors="replace")
+            raise self._not_accepted(name, error.code, str(error.reason), body) from None
+        except urllib.error.URLError as error:  # it never left this machine as a whole
+            raise self._unreachable(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            said = str(error) or type(error).__name__
+            raise ClusterError(f"no answer of {self.address} to job {name} ({said}): {self._in_doubt(name)}") from None
+
+    def _not_accepted(self, name: str, code: int, reason: str, body: str) -> ClusterError | ConfigError:
+        if "already" in body and name in body:
+            return ConfigError(
+                f"the cluster at {self.address} has had a job {name} before, and never takes an id twice; "
+                "leave --submission-id out, or choose another: the new job continues the same OUT"
+            )
+        said = reason if not body.strip() or body.lstrip().startswith("<") else said_by_ray(body)  # a proxy answers with a page
+        if code < 500 or "status code 400" in body:  # the head hands on what its agent answered
+            return ConfigError(f"the cluster at {self.address} did not accept the job ({code}: {said}); nothing was started")
+        if "No available agent" in body:
+            return ClusterError(f"the cluster at {self.address} did not start the job ({code}: {said}); nothing was started")
+        return ClusterError(f"the cluster at {self.address} failed while it took job {name} ({code}: {said}): {self._in_doubt(name)}")
+
+    def _in_doubt(self, name: str) -> str:
+        return (
+            f"it may have started. See `ray job status --address {self.address} {name}`; "
+            "the same command again continues its work, beside it if it runs"
+        )
 
     def _get(self, path: str, *, data: bytes | None = None, missing_ok: bool = False) -> Any:
         """Return a page as JSON, after putting `data` there if any; None for one that is not there, or is no JSON, where `missing_ok`."""
@@ -166,6 +209,9 @@ _WHERE_TOKENS_ARE = (
 
 
 def _checked(address: str) -> str:
+    if set("@?#") & set(address):  # before anything that would show it
+        seen = "a user or password" if "@" in address else "a query"
+        raise ConfigError(f"--address holds {seen}; {EXPECTED}, and a token as Ray keeps it: {_WHERE_TOKENS_ARE}")
     scheme, separator, rest = address.strip().partition("://")
     if not separator:
         scheme, rest = "http", scheme
@@ -177,8 +223,6 @@ def _checked(address: str) -> str:
         port = parts.port
     except ValueError:
         raise ConfigError(f"--address is {shorten(address)}; {EXPECTED}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"--address holds a user or password; {EXPECTED}, and a token as Ray keeps it: {_WHERE_TOKENS_ARE}")
-    if not parts.hostname or parts.query or parts.fragment or (port is not None and port == 0):
+    if not parts.hostname or (port is not None and port == 0):
         raise ConfigError(f"--address is {shorten(address)}; {EXPECTED}")
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"

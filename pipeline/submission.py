@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig, SourceConfig
+from pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from pipeline.errors import ConfigError, shorten
 from pipeline.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from pipeline.job_entry import CLUSTER_PYTHON
@@ -101,9 +101,15 @@ def check_values(values: Mapping[str, Any]) -> None:
     """Raise ConfigError where an option of `tokenize` has a value that it cannot have; `values` are the parameters of the command."""
     _checked(FitConfig, values)
     get_codec(_checked(PlanConfig, values).codec)
-    _checked(RayConfig, {name: value for name, value in values.items() if name != "address"})
-    SourceConfig(tars_per_shard=values.get("tars_per_shard", 1))
-    RunConfig(workers=values.get("workers") or 1, max_bad=values.get("max_bad", 0.0))
+    cluster = {name: value for name, value in values.items() if name != "address"}
+    _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
+    SourceConfig(tars_per_shard=values["tars_per_shard"])
+    RunConfig(
+        workers=1 if values["workers"] is None else values["workers"],
+        max_bad=values["max_bad"],
+        stall_timeout_seconds=values["stall_timeout"],
+        retry=RetryConfig(attempts=values["retry_attempts"]),
+    )
 
 
 def _checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
@@ -115,10 +121,13 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
 
     Raises ConfigError where the request or the cluster is not fit for it, ClusterError where the cluster cannot be reached.
     """
+    from ray.runtime_env import RuntimeEnv
+
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
-        variables |= credentials()
+        profile = submission.storage_options.get("profile")
+        variables = credentials(None if profile is None else str(profile)) | variables
         reporter.say(
             "warning: --forward-credentials puts your AWS credentials into the job's runtime_env, which Ray shows in job info, "
             "the dashboard and logs to everybody who reaches this cluster"
@@ -130,23 +139,26 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
         reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
+    variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
     variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
-    words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *submission.arguments)
+    arguments = submission.arguments
+    if submission.forward_credentials:  # the nodes get what the profile holds, and have no such profile
+        arguments = tuple(word for word in arguments if not word.startswith("--storage-option=profile="))
+    words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
     environment: dict[str, Any] = {"py_modules": [_upload_code(dashboard, project)], "env_vars": variables}
     if submission.install_dependencies:
         environment["pip"] = list(project.requirements)
-    try:
-        client = ray_client(dashboard)
-        client.submit_job(
-            entrypoint=f"exec python -P -m pipeline.job_entry {shlex.join(words)}",
-            submission_id=submission_id,
-            runtime_env=environment,
-            metadata=shown,
-        )
-    except Exception as error:  # Ray's client raises its own types, those of requests, RuntimeError and ValueError
-        raise _not_accepted(error, submission_id, dashboard.address) from None
+    client = ray_client(dashboard)
+    dashboard.submit(
+        {
+            "entrypoint": f"exec python -m pipeline.job_entry {shlex.join(words)}",
+            "submission_id": submission_id,
+            "runtime_env": RuntimeEnv(**environment).to_dict(),
+            "metadata": shown,
+        }
+    )
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=client)
 
 
@@ -199,13 +211,20 @@ def _new_id(out_url: str) -> str:
 
 
 def ray_client(dashboard: Dashboard) -> Any:
-    """Return Ray's client of a dashboard that has already answered."""
-    from ray.job_submission import JobSubmissionClient
+    """Return Ray's client of a dashboard that has already answered. Raises ConfigError where Ray is here without it."""
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ConfigError(f"Ray's client of jobs cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
+            """Ask nothing: the dashboard has answered, and Ray would wait for an answer without an end."""
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray lets them overrule the address that it is given
-        return JobSubmissionClient(dashboard.address, headers=dict(dashboard.headers))
+        return Client(dashboard.address, headers=dict(dashboard.headers))
 
 
 @contextlib.contextmanager
@@ -215,13 +234,3 @@ def _without(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
-
-
-def _not_accepted(error: Exception, submission_id: str, address: str) -> ConfigError:
-    text = str(error)
-    if "already" in text and submission_id in text:
-        return ConfigError(
-            f"the cluster at {address} has had a job {submission_id} before, and never takes an id twice; "
-            "leave --submission-id out, or choose another: the new job continues the same OUT"
-        )
-    return ConfigError(f"the cluster at {address} did not accept the job ({shorten(text, 400)}); nothing was started")

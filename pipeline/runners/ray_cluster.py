@@ -10,36 +10,46 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.ray_token import find_token
+
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = ["HeadWatch", "joined_cluster"]
 
 KNOCK_SECONDS = 10.0
 ASK_SECONDS = 5.0
 HEAD_SECONDS = 40.0
+_TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
 
 
 @contextlib.contextmanager
 def joined_cluster(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster for the time of the block; one that was joined before is kept.
 
-    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python.
+    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python, ConfigError where the
+    address holds a password, or the token or the TLS files here cannot be used.
     """
     if ray.is_initialized():
         yield
         return
+    where = address or os.environ.get("RAY_ADDRESS") or ""
+    if "@" in where:
+        raise ConfigError(f"{'--address' if address else 'RAY_ADDRESS'} holds a user or password; expected host:port, such as head:6379")
     if address is not None and address.startswith("http"):
         raise ClusterError(
             f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
             "Use `tokenshards submit` with this address"
         )
-    where = address or os.environ.get("RAY_ADDRESS") or ""
+    door = _Door.of_environment()
     if ":" in where and "://" not in where:
-        _knock(where)
+        door.knock(where)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
@@ -71,6 +81,7 @@ class HeadWatch:
 
     def __init__(self) -> None:
         self._address = str(ray.get_runtime_context().gcs_address)
+        self._door = _Door.of_environment()  # once: a file that goes away later ends no run
         self._asked = self._answered = time.monotonic()
 
     def check(self) -> None:
@@ -92,40 +103,57 @@ class HeadWatch:
             self._answered = now
         self._asked = now
         try:
-            _knock(self._address, timeout_seconds=1.0)
+            self._door.knock(self._address, timeout_seconds=1.0)
         except ClusterError:
             return False
         self._answered = now
         return True
 
 
-def _knock(address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
-    """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Door:
+    """How Ray would speak with a head."""
+
+    token: str
+    tls: grpc.ChannelCredentials | None
+
+    @classmethod
+    def of_environment(cls) -> _Door:
+        """Return what RAY_AUTH_MODE and RAY_USE_TLS ask for. Raises ConfigError where a token or a file that they name cannot be used."""
+        with_token = os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token"
+        with_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+        return cls(token=find_token(os.environ) if with_token else "", tls=_tls_credentials() if with_tls else None)
+
+    def knock(self, address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
+        """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
+        import grpc
+
+        headers = [("authorization", f"Bearer {self.token}")] if self.token else []
+        with grpc.insecure_channel(address) if self.tls is None else grpc.secure_channel(address, self.tls) as channel:
+            try:
+                channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise _wants_token(address, "got another one" if self.token else "got none") from None
+                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise ClusterError(
+                        f"{address}: no Ray head answers there{'' if self.tls is None else ' over TLS'}. Start one with "
+                        "`ray start --head`, or check --address: expected host:port of the head, 6379 unless it was started with --port. "
+                        "RAY_USE_TLS must be as there"
+                    ) from None
+
+
+def _tls_credentials() -> grpc.ChannelCredentials:
     import grpc
 
-    token = _token()
-    headers = [("authorization", f"Bearer {token}")] if token else []
-    with grpc.insecure_channel(address) as channel:
+    read = []
+    for name in _TLS_FILES:
         try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise _wants_token(address, "got another one" if token else "got none") from None
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise ClusterError(
-                    f"{address}: no Ray head answers there. Start one with `ray start --head`, or check --address: expected host:port of "
-                    "the head, 6379 unless it was started with --port"
-                ) from None
-
-
-def _token() -> str:
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return ""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
-    except OSError:
-        return ""
+            read.append(Path(os.environ[name]).read_bytes())
+        except (KeyError, OSError) as error:
+            seen = f"is {os.environ[name]!r}, which cannot be read ({error.strerror})" if isinstance(error, OSError) else "is not set"
+            raise ConfigError(f"RAY_USE_TLS is set, but {name} {seen}; expected a PEM file, as the nodes of the cluster have it") from None
+    return grpc.ssl_channel_credentials(*read)
 
 
 def _wants_token(where: str, what: str) -> ClusterError:

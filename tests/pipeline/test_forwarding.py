@@ -39,6 +39,14 @@ def submission(**changes: Any) -> Submission:
         {"proxies": [f"http://me:{SECRET}@proxy"]},
         {"base": f"https://host/blob?sv=2024&sig={SECRET}"},
         {"password": 12345},
+        {"client_kwargs": {"cookies": {"session": SECRET}}},
+        {"auth": {"user": "me", "pass": SECRET}},
+        {"token": {"type": "authorized_user", "id": SECRET}},
+        {"login": ["me", {"pass": SECRET}]},
+        {"servers": [[{"endpoint_url": f"http://me:{SECRET}@host:9000"}]]},
+        {"headers": {"Cookie": SECRET}},
+        {"oauth2": SECRET},
+        {"jwt": [SECRET]},
     ],
 )
 def test_a_secret_option_is_named_and_its_value_hidden(options: dict[str, Any]) -> None:
@@ -58,6 +66,9 @@ def test_options_without_a_secret_pass() -> None:
             "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "1234"},
             "config_kwargs": {"s3": {"addressing_style": "path"}},
             "key": None,
+            "cookies": None,
+            "servers": [{"region_name": "eu-west-1", "ports": [9000, 9001]}, "http://host:9000"],
+            "compass": "north",
         }
     )
 
@@ -151,6 +162,13 @@ def test_a_submission_id_is_a_plain_name(name: str) -> None:
         (["--size", "30"], "multiple of --patch 4"),
         (["--codec", "nope"], "default, publish"),
         (["--max-bad", "7"], "0 to 1"),
+        (["--give-up-after", "0"], "--give-up-after is 0"),
+        (["--stall-timeout", "-1"], "--stall-timeout is -1"),
+        (["--retry-attempts", "0"], "retry attempts is 0"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--tars-per-shard", "0"], "--tars-per-shard is 0"),
+        (["--max-actors", "0"], "--max-actors is 0"),
+        (["--decode", "nowhere"], "--decode is 'nowhere'"),
         (["--storage-option", "key"], "key=value"),
         (["--storage-option", json.dumps({"a": 1})], "key=value"),
         (["--storage-option", f"secret={SECRET}"], "--storage-option secret"),

@@ -98,3 +98,15 @@ def test_bad_inputs_of_an_attempt_that_failed_stop_nothing(src: Path, tmp_path: 
 
     with pytest.raises(TooManyBadInputsError, match="4 of 12 inputs failed for good"):
         convert(src, tmp_path / "flying", runner=Telling(still_flying), shard_rows=4, max_bad=0.2)
+
+
+def test_a_run_that_another_driver_finished_took_its_time_too(src: Path, tmp_path: Path) -> None:
+    """Images per second are images by seconds: without these they were counted in trillions."""
+
+    def story(listener: RunListener) -> None:
+        convert(src, tmp_path / "out", shard_rows=4, join=True)
+        listener.committed(0, summary(4))
+
+    outcome = convert(src, tmp_path / "out", runner=Telling(story), shard_rows=4, join=True)
+    assert outcome.images == 4 and not outcome.already_complete
+    assert outcome.seconds > 0.01
