@@ -70,10 +70,6 @@ class Remote:
                 page.further.append(Folder(entry["name"], folder.depth + 1))
         return page
 
-    def glob(self, pattern: str) -> list[str]:
-        """Return the names that match a pattern, sorted."""
-        return sorted(str(name) for name in self.fs.glob(pattern, **self.bound))
-
     def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
         """Return what to raise instead of trying again, None where another attempt may succeed."""
         return None

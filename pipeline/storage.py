@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import split_protocol
+from fsspec.utils import glob_translate
 
 from pipeline.config import RetryConfig
 from pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 _S3 = ("s3", "s3a")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
+_WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
@@ -140,20 +142,22 @@ class Store:
         except MissingObjectError:
             return
 
-    def list(self, prefix: str = "", *, temporary: bool = False) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, temporary: bool = False, levels: int | None = None) -> Iterator[ObjectInfo]:
         """Yield every object below the folder `prefix`, a few pages or one folder in memory at a time, in no promised order.
 
-        `temporary` includes the unfinished files that a killed writer may leave on a local disk.
+        `temporary` includes the unfinished files that a killed writer may leave on a local disk. With `levels` no folder is opened whose
+        files would lie more levels below `prefix` than that; 1 is the files right in it.
         """
         if self.is_local:
-            yield from list_local(self.root, prefix, temporary)
+            yield from list_local(self.root, prefix, temporary, levels)
             return
 
         def fetch(folder: Folder) -> Page:
             try:
-                return self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
+                page = self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
             except MissingObjectError:
                 return Page()  # a folder that is not there is an empty one
+            return page if levels is None else page.above(levels)
 
         for page in walk(Folder(self.join(prefix)), fetch):
             for entry in page.entries:
@@ -162,14 +166,18 @@ class Store:
                     yield _remote_info(path, entry)
 
     def glob(self, pattern: str) -> Iterator[str]:
-        """Yield the paths that match a pattern with `*`, `?`, `[…]` or `**`, sorted."""
-        below = len(self.root.rstrip("/")) + 1
-        full = self.join(pattern)
+        """Yield the paths of objects that match a pattern with `*`, `?`, `[…]` or `**`, sorted. Raises ConfigError for `**` beside a name.
+
+        fsspec's own glob leaves out folders that fail while they are listed.
+        """
         try:
-            names = self._tried(pattern, "list", lambda: self._remote.glob(full))
-        except MissingObjectError:
-            return
-        yield from (name[below:] for name in names)
+            matches = re.compile(glob_translate(pattern)).match
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected such as train/**/*.tar") from None
+        magic = _WILDCARD.search(pattern)
+        folder, _, rest = pattern[: magic.start() if magic else None].rpartition("/")
+        levels = None if "**" in pattern else f"{rest}{pattern[magic.start() :] if magic else ''}".count("/") + 1
+        yield from sorted(info.path for info in self.list(folder, levels=levels) if matches(info.path))
 
     def _relative(self, name: str) -> str:
         start = self._prefix

@@ -137,6 +137,21 @@ def test_listings_are_complete_whatever_the_shape(store: Store, proxy: FaultyPro
     assert operations(proxy)["list"] > 10
 
 
+def test_a_pattern_loses_no_folder_to_an_outage(store: Store, proxy: FaultyProxy) -> None:
+    wanted = sorted(tree(store, [f"data/{folder}/{part}.tar" for folder in range(9) for part in range(2)]))
+    tree(store, ["data/top.tar", "data/0/deeper/x.tar", "data/0/x.jpg"])
+    proxy.calm()
+    assert list(store.glob("data/*/*.tar")) == wanted
+    assert operations(proxy) == {"list": 10}, "folders that cannot match are not listed"
+    patient = Store(store.location, storage_options=store.storage_options, retry=PATIENT)
+    proxy.set(slow_down=0.4)
+    assert list(patient.glob("data/*/*.tar")) == wanted
+    proxy.calm()
+    proxy.set(forbidden_seconds=60)
+    with pytest.raises(TransientStorageError, match="it continues"):
+        list(store.glob("data/*/*.tar"))
+
+
 def test_a_missing_bucket_is_one_sentence_and_never_a_missing_object(proxied: tuple[S3Server, FaultyProxy], proxy: FaultyProxy) -> None:
     gone = Store("s3://no-such-bucket/x", storage_options=proxied[0].options)
     began = time.monotonic()
