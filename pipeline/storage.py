@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, T
 from pipeline.listing import Folder, Page, walk
 from pipeline.local_disk import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
 from pipeline.masking import display_url, has_credentials, masked
-from pipeline.remote import Remote
+from pipeline.remote import Remote, WebRemote
 from pipeline.throttle import is_throttling, shared_limit, status_of
 
 __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 _S3 = ("s3", "s3a")
+_WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
@@ -73,6 +74,7 @@ class Store:
                 "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
             )
         self.is_local = protocol in (None, "file", "local")
+        self.is_web = protocol in _WEB
         try:
             self.fs, root = self._open(str(protocol))
         except (ImportError, ValueError) as error:
@@ -91,7 +93,7 @@ class Store:
             self._remote = S3Remote(open_s3(self.storage_options))
             return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
         fs, root = fsspec.core.url_to_fs(self.location, **self.storage_options)
-        self._remote = Remote(fs)
+        self._remote = WebRemote(fs) if self.is_web else Remote(fs)
         return fs, str(root)
 
     def __repr__(self) -> str:

@@ -40,8 +40,7 @@ def open_source(url: str, config: SourceConfig) -> ImageSource:
     store, pattern = _split(url, config)
     if not pattern:
         return _open_folder(store, config)
-    is_pattern = _MAGIC.search(pattern) is not None and store.info(pattern) is None
-    return _open_files(store, pattern, list(_matches(store, pattern)) if is_pattern else [pattern], config)
+    return _open_files(store, pattern, list(_matches(store, pattern)) if _is_pattern(store, pattern) else [pattern], config)
 
 
 def source_root(url: str, config: SourceConfig) -> Store:
@@ -93,6 +92,13 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
     folder = path[: max(cut, 0)]
     root = f"{protocol}://{folder}" if protocol else folder or ("/" if cut == 0 else ".")
     return Store(root, storage_options=config.storage_options), path[cut + 1 :]
+
+
+def _is_pattern(store: Store, pattern: str) -> bool:
+    """Return whether a name stands for many files, and is not a file's own."""
+    if store.is_web:  # there `?` begins the query, and what is no name may be answered with any status
+        return _MAGIC.search(pattern.partition("?")[0]) is not None
+    return _MAGIC.search(pattern) is not None and store.info(pattern) is None
 
 
 def _is_folder(store: Store) -> bool:
