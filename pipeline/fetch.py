@@ -49,7 +49,7 @@ def fetch_file(store: Store, row: PlanRow, *, max_bytes: int = MAX_BYTES) -> byt
     try:
         return _read_local(store, path, row, max_bytes) if store.is_local else _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
-        raise BadInput(Reason.MISSING, f"{display_uri(store, path)}: {error}", Stage.FETCH) from None
+        raise BadInput(Reason.MISSING, _readable(str(error)), Stage.FETCH) from None
 
 
 def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahead: int) -> Iterator[tuple[R, T | BadInput]]:
@@ -86,8 +86,12 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
 
 def display_uri(store: Store, path: str) -> str:
     """Return where `path` lies, without credentials and as valid UTF-8, fit for messages and quarantine rows."""
-    uri = display_url(path) if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
-    return uri.encode("utf-8", "backslashreplace").decode()
+    uri = path if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
+    return _readable(display_url(uri) if store.is_web or is_absolute(path) else uri)
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _locate(store: Store, path: str) -> tuple[Store, str]:

@@ -11,7 +11,9 @@ from fsspec.core import split_protocol
 __all__ = ["display_url", "has_credentials", "masked"]
 
 MASK = "***"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|,;)\]}]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_AFTER_URL = ".,;:!|)]}"
+"""Punctuation that belongs to the sentence around a URL where it ends one; inside it may belong to a secret."""
 _PUBLIC_OPTIONS = {"region", "region_name", "endpoint_url", "profile", "project", "username", "account_name"}
 """Options whose values may be shown: they name places, and appear in messages for good reasons."""
 _SHORTEST_SECRET = 4
@@ -37,7 +39,12 @@ def masked(text: str, options: Mapping[str, Any]) -> str:
     """Return a message of a store's client as it may be shown: URLs cut to `display_url`, values of storage options replaced."""
     for secret in sorted(_secrets(options), key=len, reverse=True):
         text = text.replace(secret, MASK)
-    return _URL.sub(lambda match: display_url(match[0]), text)
+    return _URL.sub(_cut, text)
+
+
+def _cut(match: re.Match[str]) -> str:
+    url = match[0].rstrip(_AFTER_URL)
+    return display_url(url) + match[0][len(url) :]
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:

@@ -111,6 +111,13 @@ class Store:
         """Return the store's own name of the object at `path` below the root."""
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
+    def place(self, path: str) -> str:
+        """Return where the object at `path` lies, without credentials, fit for messages."""
+        if self.is_local:
+            return self.join(path)
+        whole = f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        return display_url(whole) if self.is_web else whole  # in keys of other stores `?` is a letter
+
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of an object, or of its range [start, end)."""
         full = self.join(path)
@@ -192,7 +199,7 @@ class Store:
         return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
-        where = self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        where = self.place(path)
         for attempt in range(1, self.retry.attempts + 1):
             try:
                 if self.is_local:

@@ -14,6 +14,7 @@ from fsspec.core import split_protocol
 from pipeline.config import SourceConfig
 from pipeline.decode import image_extensions
 from pipeline.errors import SourceError
+from pipeline.fetch import display_uri
 from pipeline.records import FailedRecord, ImageRecord, PlanRow
 from pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
 from pipeline.sources.folder import FolderSource
@@ -154,13 +155,13 @@ def _matches(store: Store, pattern: str) -> Iterator[str]:
 
 
 def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:
-    where = f"{store.url}/{pattern}"
+    where = display_uri(store, pattern)
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(store.info, paths))
     files = [info for info in infos if info is not None]
     missing = [path for path, info in zip(paths, infos, strict=True) if info is None]
     if missing or not files:
-        examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
+        examples = f"; {len(missing)} of {len(paths)} are missing, such as {display_uri(store, missing[0])}" if missing else ""
         raise SourceError(
             f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or the path or a pattern of tars or tables"
         )

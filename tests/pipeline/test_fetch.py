@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import RetryConfig, SourceConfig
-from pipeline.errors import BadInput, Reason, Stage, TransientStorageError
+from pipeline.errors import BadInput, Reason, SourceError, Stage, TransientStorageError
 from pipeline.fetch import display_uri, fetch_ahead, fetch_file
 from pipeline.records import PlanRow
 from pipeline.sources.base import check_unchanged
@@ -239,6 +239,18 @@ def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypa
     monkeypatch.setattr(Handler, "failures", 100)
     with pytest.raises(TransientStorageError, match="503"):
         check_unchanged(store, row)
+
+
+@pytest.mark.parametrize("name", ["gone", "outage"])
+def test_signatures_stay_out_of_messages(local: Store, web: str, name: str) -> None:
+    for store, path in ((local, f"{web}/{name}.jpg?X-Amz-Signature=secret"), (Store(web, retry=QUICK), f"{name}.jpg?sig=secret")):
+        with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
+            fetch_file(store, row_of(path))
+        assert "secret" not in str(caught.value)
+        assert display_uri(store, path) == f"{web}/{name}.jpg"
+    with pytest.raises((SourceError, TransientStorageError), match=name) as refused:
+        open_source(f"{web}/{name}.tar?X-Amz-Signature=secret", SourceConfig())
+    assert "secret" not in str(refused.value)
 
 
 def test_a_pattern_is_no_name_to_ask_a_web_server_for(web: str) -> None:

@@ -226,6 +226,8 @@ def test_messages_of_clients_are_masked() -> None:
     options = {"key": "AKIAKEY", "client_kwargs": {"aws_secret_access_key": "topsecret", "region_name": "us-east-1"}}
     text = "AKIAKEY/topsecret in us-east-1 at https://user:pw@host/x.jpg?X-Amz-Signature=abc, said 403"
     assert masked(text, options) == "***/*** in us-east-1 at https://host/x.jpg, said 403"
+    azure = "az://c/x.jpg (https://a.blob.core.windows.net/c/x.jpg?spr=https,http;x=[1]&sig=abc): 403, see 'https://host/?sig=abc'"
+    assert masked(azure, {}) == "az://c/x.jpg (https://a.blob.core.windows.net/c/x.jpg): 403, see 'https://host/'"
 
 
 def test_the_limit_of_requests_grows_while_it_helps_and_halves_when_throttled() -> None:
