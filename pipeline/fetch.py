@@ -16,6 +16,7 @@ import fsspec
 from fsspec.core import split_protocol
 
 from pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
+from pipeline.masking import S3_PROTOCOLS, has_credentials
 from pipeline.records import PlanRow
 from pipeline.storage import Store, display_url, is_absolute
 
@@ -110,6 +111,9 @@ def _locate(store: Store, path: str) -> tuple[Store, str]:
     except ValueError as error:
         expected = "expected a path or a URL whose scheme fsspec knows, such as s3://bucket/key"
         raise BadInput(Reason.BAD_URI, f"{shorten(display_url(path))} cannot be opened ({error}); {expected}", Stage.FETCH) from None
+    if protocol in S3_PROTOCOLS and has_credentials(path):
+        detail = f"{display_url(path)} was given with credentials in the URL; expected s3://BUCKET/KEY"
+        raise BadInput(Reason.BAD_URI, detail, Stage.FETCH)
     host, _, inside = rest.partition("/")
     return _foreign_store(store, protocol, host, f"{protocol}://{host}"), inside
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from fsspec.core import split_protocol
 
-__all__ = ["display_url", "has_credentials", "masked"]
+__all__ = ["S3_PROTOCOLS", "display_url", "has_credentials", "masked"]
 
+S3_PROTOCOLS = ("s3", "s3a")
 MASK = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _AFTER_URL = ".,;:!|)]}"
@@ -25,6 +26,8 @@ def display_url(url: str) -> str:
     if protocol is None:
         return url
     rest = rest.split("?", 1)[0]
+    if _has_secret_key(protocol, rest):
+        return f"{protocol}://{rest.rpartition('@')[2]}"
     host, slash, path = rest.partition("/")
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
@@ -32,7 +35,13 @@ def display_url(url: str) -> str:
 def has_credentials(url: str) -> bool:
     """Return whether a URL carries a user or password before its host."""
     protocol, rest = split_protocol(url)
-    return protocol is not None and "@" in rest.partition("/")[0]
+    return protocol is not None and ("@" in rest.partition("/")[0] or _has_secret_key(protocol, rest))
+
+
+def _has_secret_key(protocol: str, rest: str) -> bool:
+    """Return whether `KEY:SECRET@` stands before a bucket: secrets of S3 may hold a `/`, names of buckets no `:`."""
+    first = rest.partition("/")[0]
+    return protocol in S3_PROTOCOLS and ":" in first and not first.startswith("arn:") and "@" in rest
 
 
 def masked(text: str, options: Mapping[str, Any]) -> str:

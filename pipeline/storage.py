@@ -24,7 +24,7 @@ from pipeline.config import RetryConfig
 from pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
 from pipeline.listing import Folder, Page, walk
 from pipeline.local_disk import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
-from pipeline.masking import display_url, has_credentials, masked
+from pipeline.masking import S3_PROTOCOLS, display_url, has_credentials, masked
 from pipeline.remote import Remote, WebRemote
 from pipeline.throttle import is_throttling, shared_limit, status_of
 
@@ -33,7 +33,6 @@ __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_u
 T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
-_S3 = ("s3", "s3a")
 _WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -68,7 +67,7 @@ class Store:
         self.storage_options = dict(storage_options or {})
         self.retry = retry or RetryConfig()
         protocol = split_protocol(str(url))[0]
-        if protocol in _S3 and has_credentials(self.location):
+        if protocol in S3_PROTOCOLS and has_credentials(self.location):
             raise ConfigError(
                 f"{self.url} was given with credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
                 "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
@@ -87,7 +86,7 @@ class Store:
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
-        if protocol in _S3:
+        if protocol in S3_PROTOCOLS:
             from pipeline.s3 import S3Remote, open_s3
 
             self._remote = S3Remote(open_s3(self.storage_options))

@@ -16,8 +16,9 @@ from pipeline import s3
 from pipeline.config import RetryConfig
 from pipeline.errors import BadInput, ConfigError, MissingObjectError, StoreAccessError, TransientStorageError
 from pipeline.fetch import fetch_file
+from pipeline.forwarding import refuse_secret_urls
 from pipeline.listing import Folder, Page, walk
-from pipeline.masking import masked
+from pipeline.masking import display_url, has_credentials, masked
 from pipeline.records import PlanRow
 from pipeline.storage import Store
 from pipeline.throttle import AdaptiveLimit
@@ -216,10 +217,23 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
     assert fetch_file(store, replace(row, version="")) == b"124"
 
 
-def test_credentials_in_an_s3_url_are_refused_unseen() -> None:
-    with pytest.raises(ConfigError, match="credentials in the URL") as caught:
-        Store("s3://akey:topsecret@bucket/x")
-    assert "topsecret" not in str(caught.value) and "akey" not in str(caught.value)
+@pytest.mark.parametrize("secret", ["topsecret", "top/secret", "/topsecret/", "topsecret/+"])
+def test_credentials_in_an_s3_url_are_refused_unseen(secret: str, tmp_path: Path) -> None:
+    url = f"s3://akey:{secret}@bucket/x"
+    with pytest.raises(ConfigError, match="s3://bucket/x was given with credentials in the URL") as caught:
+        Store(url)
+    with pytest.raises(BadInput, match="bad_uri: s3://bucket/x was given with credentials in the URL") as refused:
+        fetch_file(Store(str(tmp_path)), PlanRow(kind="file", sample_id="a", path=url, size=3, version="", inputs=1))
+    with pytest.raises(ConfigError, match="--to is a URL with user:password@") as unsent:
+        refuse_secret_urls("--to", [url])
+    for message in (str(caught.value), str(refused.value), str(unsent.value), masked(f"no {url}", {})):
+        assert "topsecret" not in message and "top/secret" not in message and "akey" not in message
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a:b@c/x", "s3://arn:aws:s3:us-west-2:1:accesspoint/point/a@b", "s3://bucket/x"])
+def test_an_at_sign_in_a_key_is_no_password(url: str) -> None:
+    assert not has_credentials(url) and display_url(url) == url == masked(url, {})
+    refuse_secret_urls("--to", [url])
 
 
 def test_messages_of_clients_are_masked() -> None:
