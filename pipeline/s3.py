@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from typing import Any
 
 import fsspec
@@ -24,6 +25,7 @@ from botocore.exceptions import (
 
 from pipeline.errors import MissingObjectError, StoreAccessError, TokenshardsError
 from pipeline.listing import Folder, Page
+from pipeline.masking import display_url, masked
 from pipeline.remote import Remote
 from pipeline.throttle import MOST, status_of
 
@@ -148,7 +150,7 @@ class S3Remote(Remote):
 
     def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
         """Return a StoreAccessError for a missing bucket, credentials or profile, MissingObjectError for a key that cannot exist."""
-        code = status_of(error)[1]
+        code, why = status_of(error)[1], masked(str(error), self.fs.storage_options)
         if code in ("NoSuchBucket", "InvalidBucketName"):
             return self._no_bucket(where)
         if code == "KeyTooLongError":
@@ -162,11 +164,12 @@ class S3Remote(Remote):
                 "this machine, or --storage-option key=… and secret=…; for a public bucket give --storage-option anon=true"
             )
         if isinstance(error, ProfileNotFound | PartialCredentialsError | InvalidRegionError):
-            return StoreAccessError(f"{where}: S3 cannot be opened: {error}. Check the profile, the AWS_ variables and --storage-option")
+            return StoreAccessError(f"{where}: S3 cannot be opened: {why}. Check the profile, the AWS_ variables and --storage-option")
         if isinstance(error, ParamValidationError):
             return StoreAccessError(f"{where}: no name that S3 can have; expected s3://BUCKET/KEY with a bucket of 3 to 63 small letters")
         if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-            return StoreAccessError(f"{where}: {error}; expected an endpoint such as https://host:9000 in AWS_ENDPOINT_URL")
+            why = re.sub(r"\S+@", "", why)  # what is no URL may hold a password all the same
+            return StoreAccessError(f"{where}: {why}; expected an endpoint such as https://host:9000 in AWS_ENDPOINT_URL")
         return None
 
     def _list(self, folder: Folder) -> dict[str, Any]:
@@ -196,7 +199,7 @@ class S3Remote(Remote):
             pass  # it exists, and may be read without the right to list it
 
     def _no_bucket(self, where: str) -> StoreAccessError:
-        endpoint = self.fs.s3.meta.endpoint_url
+        endpoint = display_url(self.fs.s3.meta.endpoint_url)
         return StoreAccessError(
             f"{where}: there is no such bucket at {endpoint}. Create it, or correct the URL or the endpoint (AWS_ENDPOINT_URL); "
             "nothing is quarantined for this"

@@ -180,6 +180,14 @@ def test_missing_credentials_are_one_sentence(server: S3Server, monkeypatch: pyt
         Store("s3://bucket", retry=QUICK).read("x")
 
 
+@pytest.mark.parametrize("endpoint", ["http://me:topsecret@no host:9000", "me:topsecret@host", "https://me:topsecret@host:port"])
+def test_a_password_in_the_endpoint_is_in_no_message(endpoint: str) -> None:
+    store = Store("s3://bucket", storage_options={"key": "k", "secret": "s", "endpoint_url": endpoint}, retry=QUICK)
+    with pytest.raises(TransientStorageError, match=r"s3://bucket/x: .*host") as caught:
+        store.read("x")
+    assert "topsecret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("fault", ["slow_down", "internal_error", "reset", "truncated", "lost"])
 def test_faults_heal(store: Store, proxy: FaultyProxy, fault: str) -> None:
     patient = Store(store.location, storage_options=store.storage_options, retry=PATIENT)
