@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline import s3
 from pipeline.config import RetryConfig
-from pipeline.errors import BadInput, ConfigError, MissingObjectError, StoreAccessError, TransientStorageError
+from pipeline.errors import BadInput, ConfigError, MissingObjectError, Reason, StoreAccessError, TransientStorageError
 from pipeline.fetch import fetch_file
 from pipeline.forwarding import refuse_secret_urls
 from pipeline.listing import Folder, Page, walk
@@ -166,6 +167,31 @@ def test_a_missing_bucket_is_one_sentence_and_never_a_missing_object(proxied: tu
         with pytest.raises(StoreAccessError, match="there is no such bucket at http"):
             use()
     assert proxy.report()["requests"] <= 6, f"no retries, for {time.monotonic() - began:.0f} s"
+
+
+def test_a_uri_of_a_table_that_names_no_bucket_is_one_bad_input(server: S3Server, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("a.jpg", b"123")
+
+    def fetch(path: str) -> bytes:
+        return fetch_file(store, PlanRow(kind="file", sample_id="a", path=path, size=-1, version="", inputs=1))
+
+    assert fetch(f"{store.url}/a.jpg") == b"123"
+    for path, reason in (
+        ("s3://no-such-bucket/a.jpg", "missing: s3://no-such-bucket/a.jpg"),
+        ("s3://No Bucket!/a.jpg", "bad_uri: s3://No Bucket!/a.jpg"),
+        ("s3:///a.jpg", "bad_uri: "),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            fetch(path)
+    again = pickle.loads(pickle.dumps(StoreAccessError("it is gone", bad_name=Reason.MISSING)))
+    assert (str(again), again.bad_name) == ("it is gone", Reason.MISSING), "workers send it to the driver"
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, "" if "KEY" in name else value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    elsewhere = PlanRow(kind="file", sample_id="a", path="s3://bucket/a.jpg", size=-1, version="", inputs=1)
+    with pytest.raises(StoreAccessError, match="there are no credentials"):
+        fetch_file(Store("memory://elsewhere", retry=QUICK), elsewhere)
 
 
 def test_missing_credentials_are_one_sentence(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
