@@ -127,10 +127,15 @@ class TransientStorageError(TokenshardsError):
 class StoreAccessError(TransientStorageError):
     """A store cannot be used as it was named: no such bucket, no credentials, no such profile; trying again would not help.
 
-    It counts as an outage, because inputs that cannot be reached are not inputs that are bad.
+    It counts as an outage, because inputs that cannot be reached are not inputs that are bad. Attribute: `bad_name`, the reason for which
+    one input whose own URI names this store is bad, None where the name is not what is wrong.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, bad_name: Reason | None = None) -> None:
+        super().__init__(message)
+        self.bad_name = bad_name
 
 
 class ClusterError(TokenshardsError):

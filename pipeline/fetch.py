@@ -15,7 +15,8 @@ from typing import TypeVar
 import fsspec
 from fsspec.core import split_protocol
 
-from pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
+from pipeline.errors import BadInput, MissingObjectError, Reason, Stage, StoreAccessError, TransientStorageError, shorten
+from pipeline.masking import S3_PROTOCOLS, has_credentials
 from pipeline.records import PlanRow
 from pipeline.storage import Store, display_url, is_absolute
 
@@ -41,15 +42,19 @@ def fetch_file(store: Store, row: PlanRow, *, max_bytes: int = MAX_BYTES) -> byt
     content; only on a mismatch is the store asked again, since an etag of an encrypted object is no MD5. Other versions would
     cost a request per object and are not compared. An absolute URL is read with the options of `store` where both use one protocol.
     Raises BadInput at stage FETCH for permanent causes (missing, not a file, too large, changed since the plan, a URI that cannot be
-    opened) and TransientStorageError when the store fails.
+    opened or names a bucket that is not there) and TransientStorageError when the store fails, or the bucket of the source is not there.
     """
-    store, path = _locate(store, row.path)
+    source, (store, path) = store, _locate(store, row.path)
     if row.size > max_bytes:
         raise _too_large(row.size, max_bytes)
     try:
         return _read_local(store, path, row, max_bytes) if store.is_local else _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
-        raise BadInput(Reason.MISSING, f"{display_uri(store, path)}: {error}", Stage.FETCH) from None
+        raise BadInput(Reason.MISSING, _readable(str(error)), Stage.FETCH) from None
+    except StoreAccessError as error:
+        if store is source or error.bad_name is None:
+            raise
+        raise BadInput(error.bad_name, _readable(str(error)), Stage.FETCH) from None
 
 
 def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahead: int) -> Iterator[tuple[R, T | BadInput]]:
@@ -86,8 +91,12 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
 
 def display_uri(store: Store, path: str) -> str:
     """Return where `path` lies, without credentials and as valid UTF-8, fit for messages and quarantine rows."""
-    uri = display_url(path) if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
-    return uri.encode("utf-8", "backslashreplace").decode()
+    uri = path if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
+    return _readable(display_url(uri) if store.is_web or is_absolute(path) else uri)
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _locate(store: Store, path: str) -> tuple[Store, str]:
@@ -106,6 +115,9 @@ def _locate(store: Store, path: str) -> tuple[Store, str]:
     except ValueError as error:
         expected = "expected a path or a URL whose scheme fsspec knows, such as s3://bucket/key"
         raise BadInput(Reason.BAD_URI, f"{shorten(display_url(path))} cannot be opened ({error}); {expected}", Stage.FETCH) from None
+    if protocol in S3_PROTOCOLS and has_credentials(path):
+        detail = f"{display_url(path)} was given with credentials in the URL; expected s3://BUCKET/KEY"
+        raise BadInput(Reason.BAD_URI, detail, Stage.FETCH)
     host, _, inside = rest.partition("/")
     return _foreign_store(store, protocol, host, f"{protocol}://{host}"), inside
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import ConfigError
+from pipeline.masking import has_credentials
 
 __all__ = ["FORWARDED", "credentials", "forwarded_variables", "looks_secret", "refuse_secret_options", "refuse_secret_urls"]
 
@@ -94,19 +95,17 @@ def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
     for text in texts:
         for url in re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", text):
             location, _, query = url.partition("?")
-            authority = location.partition("://")[2].partition("/")[0]
             secret = [name for name, _ in parse_qsl(query, keep_blank_values=True) if looks_secret(name)]
-            if _has_password(url, authority) or secret:
+            if _has_password(location) or secret:
                 seen = f"a signed query ({', '.join(secret)})" if secret else "user:password@"
                 raise ConfigError(f"{what} is a URL with {seen}, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}")
 
 
-def _has_password(url: str, authority: str) -> bool:
-    user, at, _ = authority.rpartition("@")
-    if not at:
-        return False
-    protocol = urlsplit(url).scheme
-    return protocol not in ("abfs", "abfss", "wasb", "wasbs") or ":" in user  # there it is container@account
+def _has_password(location: str) -> bool:
+    user, at, _ = location.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and urlsplit(location).scheme in ("abfs", "abfss", "wasb", "wasbs"):
+        return ":" in user  # there it is container@account
+    return has_credentials(location)
 
 
 def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = ["Folder", "Page", "walk"]
@@ -31,6 +31,11 @@ class Page:
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     further: list[Folder] = field(default_factory=list)
+
+    def above(self, levels: int) -> Page:
+        """Return the page without folders that lie `levels` or more below the first one; the others are to be listed one by one."""
+        # The next page of a listing goes on as that began.
+        return Page(self.entries, [f if f.token else replace(f, deep=False) for f in self.further if f.depth < levels])
 
 
 def walk(first: Folder, fetch: Callable[[Folder], Page], *, threads: int = LIST_THREADS) -> Iterator[Page]:

@@ -55,10 +55,11 @@ def write_local(full: str, data: bytes) -> None:
         os.close(folder)
 
 
-def list_local(root: str, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
+def list_local(root: str, prefix: str, temporary: bool, levels: int | None = None) -> Iterator[ObjectInfo]:
     """Yield every file below `root`/`prefix`, one folder in memory at a time; `temporary` includes unfinished ones.
 
-    Raises TransientStorageError for a folder that cannot be opened.
+    With `levels` no folder is opened that lies so many levels below `prefix` or more. Raises TransientStorageError for a folder that
+    cannot be opened.
     """
     pending = [prefix]
     seen: set[tuple[int, int]] = set()
@@ -75,6 +76,8 @@ def list_local(root: str, prefix: str, temporary: bool) -> Iterator[ObjectInfo]:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if _is_folder(entry):
+                    if levels is not None and path.removeprefix(prefix).strip("/").count("/") + 1 >= levels:
+                        continue
                     if entry.is_symlink():  # only links can lead in circles
                         if _leads_back(entry.path):
                             continue

@@ -8,10 +8,13 @@ from typing import Any
 
 from fsspec.core import split_protocol
 
-__all__ = ["display_url", "has_credentials", "masked"]
+__all__ = ["S3_PROTOCOLS", "display_url", "has_credentials", "masked"]
 
+S3_PROTOCOLS = ("s3", "s3a")
 MASK = "***"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|,;)\]}]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_AFTER_URL = ".,;:!|)]}"
+"""Punctuation that belongs to the sentence around a URL where it ends one; inside it may belong to a secret."""
 _PUBLIC_OPTIONS = {"region", "region_name", "endpoint_url", "profile", "project", "username", "account_name"}
 """Options whose values may be shown: they name places, and appear in messages for good reasons."""
 _SHORTEST_SECRET = 4
@@ -23,6 +26,8 @@ def display_url(url: str) -> str:
     if protocol is None:
         return url
     rest = rest.split("?", 1)[0]
+    if _has_secret_key(protocol, rest):
+        return f"{protocol}://{rest.rpartition('@')[2]}"
     host, slash, path = rest.partition("/")
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
@@ -30,14 +35,25 @@ def display_url(url: str) -> str:
 def has_credentials(url: str) -> bool:
     """Return whether a URL carries a user or password before its host."""
     protocol, rest = split_protocol(url)
-    return protocol is not None and "@" in rest.partition("/")[0]
+    return protocol is not None and ("@" in rest.partition("/")[0] or _has_secret_key(protocol, rest))
+
+
+def _has_secret_key(protocol: str, rest: str) -> bool:
+    """Return whether `KEY:SECRET@` stands before a bucket: secrets of S3 may hold a `/`, names of buckets no `:`."""
+    first = rest.partition("/")[0]
+    return protocol in S3_PROTOCOLS and ":" in first and not first.startswith("arn:") and "@" in rest
 
 
 def masked(text: str, options: Mapping[str, Any]) -> str:
     """Return a message of a store's client as it may be shown: URLs cut to `display_url`, values of storage options replaced."""
     for secret in sorted(_secrets(options), key=len, reverse=True):
         text = text.replace(secret, MASK)
-    return _URL.sub(lambda match: display_url(match[0]), text)
+    return _URL.sub(_cut, text)
+
+
+def _cut(match: re.Match[str]) -> str:
+    url = match[0].rstrip(_AFTER_URL)
+    return display_url(url) + match[0][len(url) :]
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:

@@ -10,11 +10,12 @@ from pipeline.errors import TokenshardsError
 from pipeline.listing import Folder, Page
 from pipeline.throttle import status_of
 
-__all__ = ["REQUEST_SECONDS", "Remote"]
+__all__ = ["REQUEST_SECONDS", "Remote", "WebRemote"]
 
 REQUEST_SECONDS = 600.0
 """An upper bound for one request, whatever trickles in meanwhile."""
 _RANGE_NOT_SATISFIABLE = 416
+_NOT_THERE = (404, 410)
 
 
 class Remote:
@@ -70,13 +71,22 @@ class Remote:
                 page.further.append(Folder(entry["name"], folder.depth + 1))
         return page
 
-    def glob(self, pattern: str) -> list[str]:
-        """Return the names that match a pattern, sorted."""
-        return sorted(str(name) for name in self.fs.glob(pattern, **self.bound))
-
     def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
         """Return what to raise instead of trying again, None where another attempt may succeed."""
         return None
+
+
+class WebRemote(Remote):
+    """A web server."""
+
+    def info(self, full: str) -> dict[str, Any]:
+        """Return the entry of one object; FileNotFoundError where the server says that there is none."""
+        try:
+            return super().info(full)
+        except FileNotFoundError as error:  # what fsspec makes of every failure, an outage as well
+            if isinstance(error.__cause__, Exception) and status_of(error)[0] not in _NOT_THERE:
+                raise error.__cause__ from None
+            raise
 
 
 def _md5_told(entry: dict[str, Any]) -> bytes | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from typing import Any
 
 import fsspec
@@ -22,8 +23,9 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from pipeline.errors import MissingObjectError, StoreAccessError, TokenshardsError
+from pipeline.errors import MissingObjectError, Reason, StoreAccessError, TokenshardsError
 from pipeline.listing import Folder, Page
+from pipeline.masking import display_url, masked
 from pipeline.remote import Remote
 from pipeline.throttle import MOST, status_of
 
@@ -148,9 +150,9 @@ class S3Remote(Remote):
 
     def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
         """Return a StoreAccessError for a missing bucket, credentials or profile, MissingObjectError for a key that cannot exist."""
-        code = status_of(error)[1]
+        code, why = status_of(error)[1], masked(str(error), self.fs.storage_options)
         if code in ("NoSuchBucket", "InvalidBucketName"):
-            return self._no_bucket(where)
+            return self._no_bucket(where, Reason.MISSING if code == "NoSuchBucket" else Reason.BAD_URI)
         if code == "KeyTooLongError":
             return MissingObjectError(where, "S3 keeps no name as long as this")
         if isinstance(error, NoCredentialsError):
@@ -162,11 +164,13 @@ class S3Remote(Remote):
                 "this machine, or --storage-option key=… and secret=…; for a public bucket give --storage-option anon=true"
             )
         if isinstance(error, ProfileNotFound | PartialCredentialsError | InvalidRegionError):
-            return StoreAccessError(f"{where}: S3 cannot be opened: {error}. Check the profile, the AWS_ variables and --storage-option")
+            return StoreAccessError(f"{where}: S3 cannot be opened: {why}. Check the profile, the AWS_ variables and --storage-option")
         if isinstance(error, ParamValidationError):
-            return StoreAccessError(f"{where}: no name that S3 can have; expected s3://BUCKET/KEY with a bucket of 3 to 63 small letters")
+            expected = "expected s3://BUCKET/KEY with a bucket of 3 to 63 small letters"
+            return StoreAccessError(f"{where}: no name that S3 can have; {expected}", bad_name=Reason.BAD_URI)
         if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-            return StoreAccessError(f"{where}: {error}; expected an endpoint such as https://host:9000 in AWS_ENDPOINT_URL")
+            why = re.sub(r"\S+@", "", why)  # what is no URL may hold a password all the same
+            return StoreAccessError(f"{where}: {why}; expected an endpoint such as https://host:9000 in AWS_ENDPOINT_URL")
         return None
 
     def _list(self, folder: Folder) -> dict[str, Any]:
@@ -195,11 +199,11 @@ class S3Remote(Remote):
         except PermissionError:
             pass  # it exists, and may be read without the right to list it
 
-    def _no_bucket(self, where: str) -> StoreAccessError:
-        endpoint = self.fs.s3.meta.endpoint_url
+    def _no_bucket(self, where: str, bad_name: Reason = Reason.MISSING) -> StoreAccessError:
+        endpoint = display_url(self.fs.s3.meta.endpoint_url)
         return StoreAccessError(
-            f"{where}: there is no such bucket at {endpoint}. Create it, or correct the URL or the endpoint (AWS_ENDPOINT_URL); "
-            "nothing is quarantined for this"
+            f"{where}: there is no such bucket at {endpoint}. Create it, or correct the URL or the endpoint (AWS_ENDPOINT_URL)",
+            bad_name=bad_name,
         )
 
 

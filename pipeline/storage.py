@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import split_protocol
+from fsspec.utils import glob_translate
 
 from pipeline.config import RetryConfig
 from pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
 from pipeline.listing import Folder, Page, walk
 from pipeline.local_disk import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
-from pipeline.masking import display_url, has_credentials, masked
-from pipeline.remote import Remote
+from pipeline.masking import S3_PROTOCOLS, display_url, has_credentials, masked
+from pipeline.remote import Remote, WebRemote
 from pipeline.throttle import is_throttling, shared_limit, status_of
 
 __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
@@ -32,8 +33,9 @@ __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_u
 T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
-_S3 = ("s3", "s3a")
+_WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
+_WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
@@ -65,12 +67,13 @@ class Store:
         self.storage_options = dict(storage_options or {})
         self.retry = retry or RetryConfig()
         protocol = split_protocol(str(url))[0]
-        if protocol in _S3 and has_credentials(self.location):
+        if protocol in S3_PROTOCOLS and has_credentials(self.location):
             raise ConfigError(
                 f"{self.url} was given with credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
                 "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
             )
         self.is_local = protocol in (None, "file", "local")
+        self.is_web = protocol in _WEB
         try:
             self.fs, root = self._open(str(protocol))
         except (ImportError, ValueError) as error:
@@ -83,13 +86,13 @@ class Store:
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
-        if protocol in _S3:
+        if protocol in S3_PROTOCOLS:
             from pipeline.s3 import S3Remote, open_s3
 
             self._remote = S3Remote(open_s3(self.storage_options))
             return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
         fs, root = fsspec.core.url_to_fs(self.location, **self.storage_options)
-        self._remote = Remote(fs)
+        self._remote = WebRemote(fs) if self.is_web else Remote(fs)
         return fs, str(root)
 
     def __repr__(self) -> str:
@@ -106,6 +109,13 @@ class Store:
     def join(self, path: str) -> str:
         """Return the store's own name of the object at `path` below the root."""
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def place(self, path: str) -> str:
+        """Return where the object at `path` lies, without credentials, fit for messages."""
+        if self.is_local:
+            return self.join(path)
+        whole = f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        return display_url(whole) if self.is_web else whole  # in keys of other stores `?` is a letter
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of an object, or of its range [start, end)."""
@@ -140,20 +150,22 @@ class Store:
         except MissingObjectError:
             return
 
-    def list(self, prefix: str = "", *, temporary: bool = False) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, temporary: bool = False, levels: int | None = None) -> Iterator[ObjectInfo]:
         """Yield every object below the folder `prefix`, a few pages or one folder in memory at a time, in no promised order.
 
-        `temporary` includes the unfinished files that a killed writer may leave on a local disk.
+        `temporary` includes the unfinished files that a killed writer may leave on a local disk. With `levels` no folder is opened whose
+        files would lie more levels below `prefix` than that; 1 is the files right in it.
         """
         if self.is_local:
-            yield from list_local(self.root, prefix, temporary)
+            yield from list_local(self.root, prefix, temporary, levels)
             return
 
         def fetch(folder: Folder) -> Page:
             try:
-                return self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
+                page = self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
             except MissingObjectError:
                 return Page()  # a folder that is not there is an empty one
+            return page if levels is None else page.above(levels)
 
         for page in walk(Folder(self.join(prefix)), fetch):
             for entry in page.entries:
@@ -162,14 +174,18 @@ class Store:
                     yield _remote_info(path, entry)
 
     def glob(self, pattern: str) -> Iterator[str]:
-        """Yield the paths that match a pattern with `*`, `?`, `[…]` or `**`, sorted."""
-        below = len(self.root.rstrip("/")) + 1
-        full = self.join(pattern)
+        """Yield the paths of objects that match a pattern with `*`, `?`, `[…]` or `**`, sorted. Raises ConfigError for `**` beside a name.
+
+        fsspec's own glob leaves out folders that fail while they are listed.
+        """
         try:
-            names = self._tried(pattern, "list", lambda: self._remote.glob(full))
-        except MissingObjectError:
-            return
-        yield from (name[below:] for name in names)
+            matches = re.compile(glob_translate(pattern)).match
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected such as train/**/*.tar") from None
+        magic = _WILDCARD.search(pattern)
+        folder, _, rest = pattern[: magic.start() if magic else None].rpartition("/")
+        levels = None if "**" in pattern else f"{rest}{pattern[magic.start() :] if magic else ''}".count("/") + 1
+        yield from sorted(info.path for info in self.list(folder, levels=levels) if matches(info.path))
 
     def _relative(self, name: str) -> str:
         start = self._prefix
@@ -182,7 +198,7 @@ class Store:
         return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
-        where = self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        where = self.place(path)
         for attempt in range(1, self.retry.attempts + 1):
             try:
                 if self.is_local:

@@ -14,6 +14,7 @@ from fsspec.core import split_protocol
 from pipeline.config import SourceConfig
 from pipeline.decode import image_extensions
 from pipeline.errors import SourceError
+from pipeline.fetch import display_uri
 from pipeline.records import FailedRecord, ImageRecord, PlanRow
 from pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
 from pipeline.sources.folder import FolderSource
@@ -40,8 +41,7 @@ def open_source(url: str, config: SourceConfig) -> ImageSource:
     store, pattern = _split(url, config)
     if not pattern:
         return _open_folder(store, config)
-    is_pattern = _MAGIC.search(pattern) is not None and store.info(pattern) is None
-    return _open_files(store, pattern, list(_matches(store, pattern)) if is_pattern else [pattern], config)
+    return _open_files(store, pattern, list(_matches(store, pattern)) if _is_pattern(store, pattern) else [pattern], config)
 
 
 def source_root(url: str, config: SourceConfig) -> Store:
@@ -93,6 +93,13 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
     folder = path[: max(cut, 0)]
     root = f"{protocol}://{folder}" if protocol else folder or ("/" if cut == 0 else ".")
     return Store(root, storage_options=config.storage_options), path[cut + 1 :]
+
+
+def _is_pattern(store: Store, pattern: str) -> bool:
+    """Return whether a name stands for many files, and is not a file's own."""
+    if store.is_web:  # there `?` begins the query, and what is no name may be answered with any status
+        return _MAGIC.search(pattern.partition("?")[0]) is not None
+    return _MAGIC.search(pattern) is not None and store.info(pattern) is None
 
 
 def _is_folder(store: Store) -> bool:
@@ -148,13 +155,13 @@ def _matches(store: Store, pattern: str) -> Iterator[str]:
 
 
 def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:
-    where = f"{store.url}/{pattern}"
+    where = display_uri(store, pattern)
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(store.info, paths))
     files = [info for info in infos if info is not None]
     missing = [path for path, info in zip(paths, infos, strict=True) if info is None]
     if missing or not files:
-        examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
+        examples = f"; {len(missing)} of {len(paths)} are missing, such as {display_uri(store, missing[0])}" if missing else ""
         raise SourceError(
             f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or the path or a pattern of tars or tables"
         )

@@ -13,7 +13,8 @@ import pytest
 from pipeline.errors import TransientStorageError
 from pipeline.storage import Store
 from pipeline.verification import verify_dataset
-from tests.datasets import content, convert, quarantine_of, run_cli, write_images
+from tests.datasets import call_cli, content, convert, quarantine_of, run_cli, write_images
+from tests.secret_scan import SecretScan
 
 
 class ImageServer(ThreadingHTTPServer):
@@ -91,6 +92,20 @@ def test_an_outage_in_the_middle_then_recovery(server: ImageServer, tmp_path: Pa
     assert len(content(tmp_path / "out")) == 59
     assert list(quarantine_of(tmp_path / "out").values()) == ["missing"]  # a 404 is an answer, not an outage
     assert verify_dataset(Store(str(tmp_path / "out"))).ok
+
+
+def test_signatures_of_a_table_stay_in_its_plan(server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, out, secret = tmp_path / "table.csv", tmp_path / "out", "c2lnbmF0dXJl,0123"
+    header, *rows = table.read_text().splitlines()
+    signed = (f'"{row.split(",")[0]}?X-Amz-Signature={secret}",0' for row in rows[:10])
+    table.write_text("\n".join((header, *signed, "")))
+    scan = SecretScan(secret)
+    monkeypatch.setattr("tests.integration.test_outage.run_cli", call_cli)
+    for server.failure in (403, None):
+        assert secret not in tokenize(tmp_path, expect=3 if server.failure else 0)
+        left = [path for path in out.rglob("*") if path.is_file() and path.relative_to(out).parts[0] != "plan"]
+        assert [path for path in left if scan.has(path.read_bytes())] == []
+    assert list(quarantine_of(out).values()) == ["missing"]
 
 
 def test_an_output_that_cannot_be_written_is_no_data_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RetryConfig
-from pipeline.errors import BadInput, Reason, Stage, TransientStorageError
+from pipeline.config import RetryConfig, SourceConfig
+from pipeline.errors import BadInput, Reason, SourceError, Stage, TransientStorageError
 from pipeline.fetch import display_uri, fetch_ahead, fetch_file
 from pipeline.records import PlanRow
+from pipeline.sources.base import check_unchanged
+from pipeline.sources.location import open_source
 from pipeline.storage import ObjectInfo, Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
@@ -183,15 +185,24 @@ def test_secrets_stay_out_of_messages(local: Store) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802
-        status = {"/ok.jpg": 200, "/empty.jpg": 200, "/gone.jpg": 404}.get(self.path.partition("?")[0], 503)
+    failures = 0
+    """Requests that get a 503 from now on."""
+
+    def do_GET(self) -> None:
+        status = {"/ok.jpg": 200, "/empty.jpg": 200, "/gone.jpg": 404, "/1.tar": 200, "/2.tar": 200}.get(self.path.partition("?")[0], 503)
         if self.path == "/empty.jpg" and "Range" in self.headers:
             status = 416
-        body = b"picture" if self.path.startswith("/ok.jpg") else b""
+        if Handler.failures > 0:
+            Handler.failures -= 1
+            status = 503
+        body = b"picture" if status == 200 and self.path.startswith("/ok.jpg") else b""
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         return
@@ -215,6 +226,36 @@ def test_web_addresses(local: Store, web: str) -> None:
     assert reason(local, row_of(f"{web}/gone.jpg")) == Reason.MISSING
     with pytest.raises(TransientStorageError):
         fetch_file(local, row_of(f"{web}/outage.jpg"))
+
+
+def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, row = Store(web, retry=QUICK), row_of("ok.jpg", 7)
+    monkeypatch.setattr(Handler, "failures", 2)  # HEAD and GET of the first attempt
+    check_unchanged(store, row)
+    assert Handler.failures == 0
+    assert store.info("gone.jpg") is None
+    with pytest.raises(TransientStorageError, match="503"):
+        store.info("outage.jpg")
+    monkeypatch.setattr(Handler, "failures", 100)
+    with pytest.raises(TransientStorageError, match="503"):
+        check_unchanged(store, row)
+
+
+@pytest.mark.parametrize("name", ["gone", "outage"])
+def test_signatures_stay_out_of_messages(local: Store, web: str, name: str) -> None:
+    for store, path in ((local, f"{web}/{name}.jpg?X-Amz-Signature=secret"), (Store(web, retry=QUICK), f"{name}.jpg?sig=secret")):
+        with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
+            fetch_file(store, row_of(path))
+        assert "secret" not in str(caught.value)
+        assert display_uri(store, path) == f"{web}/{name}.jpg"
+    with pytest.raises((SourceError, TransientStorageError), match=name) as refused:
+        open_source(f"{web}/{name}.tar?X-Amz-Signature=secret", SourceConfig())
+    assert "secret" not in str(refused.value)
+
+
+def test_a_pattern_is_no_name_to_ask_a_web_server_for(web: str) -> None:
+    source = open_source(f"{web}/{{1..2}}.tar", SourceConfig())  # a pattern itself would be answered with 503
+    assert [row.path for row in source.list_rows()] == ["1.tar", "2.tar"]
 
 
 def test_a_closed_door_is_an_outage(local: Store) -> None:

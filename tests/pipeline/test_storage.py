@@ -36,6 +36,31 @@ def test_write_read_info_list_delete(store: Store) -> None:
         store.read("a/b.bin")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.tar", ["top.tar"]),
+        ("data/?/*.tar", ["data/a/1.tar", "data/a/2.tar", "data/b/1.tar"]),
+        ("data/a/[2-9].tar", ["data/a/2.tar"]),
+        ("data/a*/x/*", ["data/a/x/3.tar"]),
+        ("data/**/?.tar", ["data/a/1.tar", "data/a/2.tar", "data/a/x/3.tar", "data/b/1.tar"]),
+        ("**/1.tar", ["data/a/1.tar", "data/b/1.tar"]),
+        ("data/{odd*", ["data/{odd.tar"]),
+        ("nothing/*.tar", []),
+        ("data/*", ["data/{odd.tar"]),
+    ],
+)
+def test_patterns(store: Store, pattern: str, found: list[str]) -> None:
+    for path in ("top.tar", "data/a/1.tar", "data/a/2.tar", "data/a/x/3.tar", "data/b/1.tar", "data/{odd.tar"):
+        store.write(path, b"1")
+    assert list(store.glob(pattern)) == found
+
+
+def test_a_pattern_that_cannot_be(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"expected such as train/\*\*/\*\.tar"):
+        list(store.glob("a**/b.tar"))
+
+
 def test_a_failed_write_leaves_the_old_object_and_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path), retry=QUICK)
     store.write("x", b"old")

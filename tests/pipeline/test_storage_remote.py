@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +15,11 @@ import pytest
 
 from pipeline import s3
 from pipeline.config import RetryConfig
-from pipeline.errors import BadInput, ConfigError, MissingObjectError, StoreAccessError, TransientStorageError
+from pipeline.errors import BadInput, ConfigError, MissingObjectError, Reason, StoreAccessError, TransientStorageError
 from pipeline.fetch import fetch_file
+from pipeline.forwarding import refuse_secret_urls
 from pipeline.listing import Folder, Page, walk
-from pipeline.masking import masked
+from pipeline.masking import display_url, has_credentials, masked
 from pipeline.records import PlanRow
 from pipeline.storage import Store
 from pipeline.throttle import AdaptiveLimit
@@ -137,6 +139,21 @@ def test_listings_are_complete_whatever_the_shape(store: Store, proxy: FaultyPro
     assert operations(proxy)["list"] > 10
 
 
+def test_a_pattern_loses_no_folder_to_an_outage(store: Store, proxy: FaultyProxy) -> None:
+    wanted = sorted(tree(store, [f"data/{folder}/{part}.tar" for folder in range(9) for part in range(2)]))
+    tree(store, ["data/top.tar", "data/0/deeper/x.tar", "data/0/x.jpg"])
+    proxy.calm()
+    assert list(store.glob("data/*/*.tar")) == wanted
+    assert operations(proxy) == {"list": 10}, "folders that cannot match are not listed"
+    patient = Store(store.location, storage_options=store.storage_options, retry=PATIENT)
+    proxy.set(slow_down=0.4)
+    assert list(patient.glob("data/*/*.tar")) == wanted
+    proxy.calm()
+    proxy.set(forbidden_seconds=60)
+    with pytest.raises(TransientStorageError, match="it continues"):
+        list(store.glob("data/*/*.tar"))
+
+
 def test_a_missing_bucket_is_one_sentence_and_never_a_missing_object(proxied: tuple[S3Server, FaultyProxy], proxy: FaultyProxy) -> None:
     gone = Store("s3://no-such-bucket/x", storage_options=proxied[0].options)
     began = time.monotonic()
@@ -152,6 +169,31 @@ def test_a_missing_bucket_is_one_sentence_and_never_a_missing_object(proxied: tu
     assert proxy.report()["requests"] <= 6, f"no retries, for {time.monotonic() - began:.0f} s"
 
 
+def test_a_uri_of_a_table_that_names_no_bucket_is_one_bad_input(server: S3Server, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("a.jpg", b"123")
+
+    def fetch(path: str) -> bytes:
+        return fetch_file(store, PlanRow(kind="file", sample_id="a", path=path, size=-1, version="", inputs=1))
+
+    assert fetch(f"{store.url}/a.jpg") == b"123"
+    for path, reason in (
+        ("s3://no-such-bucket/a.jpg", "missing: s3://no-such-bucket/a.jpg"),
+        ("s3://No Bucket!/a.jpg", "bad_uri: s3://No Bucket!/a.jpg"),
+        ("s3:///a.jpg", "bad_uri: "),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            fetch(path)
+    again = pickle.loads(pickle.dumps(StoreAccessError("it is gone", bad_name=Reason.MISSING)))
+    assert (str(again), again.bad_name) == ("it is gone", Reason.MISSING), "workers send it to the driver"
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, "" if "KEY" in name else value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    elsewhere = PlanRow(kind="file", sample_id="a", path="s3://bucket/a.jpg", size=-1, version="", inputs=1)
+    with pytest.raises(StoreAccessError, match="there are no credentials"):
+        fetch_file(Store("memory://elsewhere", retry=QUICK), elsewhere)
+
+
 def test_missing_credentials_are_one_sentence(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**server.env, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}.items():
         monkeypatch.setenv(name, value)
@@ -162,6 +204,14 @@ def test_missing_credentials_are_one_sentence(server: S3Server, monkeypatch: pyt
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(StoreAccessError, match="nobody"):
         Store("s3://bucket", retry=QUICK).read("x")
+
+
+@pytest.mark.parametrize("endpoint", ["http://me:topsecret@no host:9000", "me:topsecret@host", "https://me:topsecret@host:port"])
+def test_a_password_in_the_endpoint_is_in_no_message(endpoint: str) -> None:
+    store = Store("s3://bucket", storage_options={"key": "k", "secret": "s", "endpoint_url": endpoint}, retry=QUICK)
+    with pytest.raises(TransientStorageError, match=r"s3://bucket/x: .*host") as caught:
+        store.read("x")
+    assert "topsecret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "internal_error", "reset", "truncated", "lost"])
@@ -201,16 +251,31 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
     assert fetch_file(store, replace(row, version="")) == b"124"
 
 
-def test_credentials_in_an_s3_url_are_refused_unseen() -> None:
-    with pytest.raises(ConfigError, match="credentials in the URL") as caught:
-        Store("s3://akey:topsecret@bucket/x")
-    assert "topsecret" not in str(caught.value) and "akey" not in str(caught.value)
+@pytest.mark.parametrize("secret", ["topsecret", "top/secret", "/topsecret/", "topsecret/+"])
+def test_credentials_in_an_s3_url_are_refused_unseen(secret: str, tmp_path: Path) -> None:
+    url = f"s3://akey:{secret}@bucket/x"
+    with pytest.raises(ConfigError, match="s3://bucket/x was given with credentials in the URL") as caught:
+        Store(url)
+    with pytest.raises(BadInput, match="bad_uri: s3://bucket/x was given with credentials in the URL") as refused:
+        fetch_file(Store(str(tmp_path)), PlanRow(kind="file", sample_id="a", path=url, size=3, version="", inputs=1))
+    with pytest.raises(ConfigError, match="--to is a URL with user:password@") as unsent:
+        refuse_secret_urls("--to", [url])
+    for message in (str(caught.value), str(refused.value), str(unsent.value), masked(f"no {url}", {})):
+        assert "topsecret" not in message and "top/secret" not in message and "akey" not in message
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a:b@c/x", "s3://arn:aws:s3:us-west-2:1:accesspoint/point/a@b", "s3://bucket/x"])
+def test_an_at_sign_in_a_key_is_no_password(url: str) -> None:
+    assert not has_credentials(url) and display_url(url) == url == masked(url, {})
+    refuse_secret_urls("--to", [url])
 
 
 def test_messages_of_clients_are_masked() -> None:
     options = {"key": "AKIAKEY", "client_kwargs": {"aws_secret_access_key": "topsecret", "region_name": "us-east-1"}}
     text = "AKIAKEY/topsecret in us-east-1 at https://user:pw@host/x.jpg?X-Amz-Signature=abc, said 403"
     assert masked(text, options) == "***/*** in us-east-1 at https://host/x.jpg, said 403"
+    azure = "az://c/x.jpg (https://a.blob.core.windows.net/c/x.jpg?spr=https,http;x=[1]&sig=abc): 403, see 'https://host/?sig=abc'"
+    assert masked(azure, {}) == "az://c/x.jpg (https://a.blob.core.windows.net/c/x.jpg): 403, see 'https://host/'"
 
 
 def test_the_limit_of_requests_grows_while_it_helps_and_halves_when_throttled() -> None:
