@@ -97,7 +97,7 @@ def test_several_processes_equal_one_with_the_global_batch(
             assert found[name] == expected[name]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes_continues(places: tuple[Path, Path], tmp_path: Path, before: int, after: int) -> None:
     train, val = map(str, places)
     whole = train_with(1, train, val, str(tmp_path / "whole"), SETTINGS, 0)[0]
