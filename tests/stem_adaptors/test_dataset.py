@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,8 @@ def test_windows_are_loaded_ahead_bounded_and_only_in_lanes_that_a_rank_needs(
         share = 24 * lanes_read // lanes
         assert len(loaded) == 2 * share and len(set(loaded[:share])) == share
         loader.close()
+        with pytest.raises(ConfigError, match=f"; {2 * lanes_read} windows of 2 shards need"):
+            TokenLoader(data, replace(config, cache_gb=1e-9), rank=rank, world_size=ranks)
 
 
 def test_tails_of_uneven_lanes_stay_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
