@@ -43,8 +43,9 @@ TrainingData: TypeAlias = TokenDataset | Selection | Mix
 class TokenLoader:
     """Epoch after epoch of batches of one rank, made ahead by a thread.
 
-    Every rank gets the same number of steps; rank r of R takes every R-th sample of a global batch from r on. With the order
-    `windowed` and as many lanes as ranks, each rank reads windows of its own. One iterator at a time: a new one ends the older.
+    Every rank gets the same number of steps; rank r of R takes every R-th sample of a global batch from r on, so where R does not
+    divide the batch, the first ranks take one more. With the order `windowed`, as many lanes as ranks and a batch that they divide, each
+    rank reads windows of its own. One iterator at a time: a new one ends the older.
     """
 
     def __init__(
@@ -186,11 +187,11 @@ class BatchReader:
 
 
 def check_ranks(data: TrainingData, config: LoaderConfig, rank: int, world_size: int) -> None:
-    """Raise ConfigError unless the ranks share a global batch evenly and an epoch has one."""
+    """Raise ConfigError unless every rank has a share of a global batch and an epoch has one."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; expected 0 to {world_size - 1}")
-    if config.batch_size % world_size:
-        raise ConfigError(f"batch_size is {config.batch_size}; expected a multiple of the {world_size} ranks, which share it evenly")
+    if config.batch_size < world_size:
+        raise ConfigError(f"batch_size is {config.batch_size}; expected at least 1 sample for each of the {world_size} ranks that share it")
     if not epoch_steps(len(data), config.batch_size, config.end):
         raise ConfigError(
             f"batch_size is {config.batch_size}, of {len(data)} samples; an epoch with end='{config.end}' would have no batch. "

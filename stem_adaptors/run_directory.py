@@ -116,8 +116,8 @@ class Run:
                         f"--resume: {part}.{field.name} is {shorten(now)}; this run was started with {shorten(before)}. "
                         "Give the same options, or start a new run in another directory"
                     )
-        # The digests tell the data; a copy of them may lie elsewhere.
-        data, other_data = ({**run.data, "url": None} for run in (self, other))
+        # The digests tell the data; a copy of them may lie elsewhere, and so may the file of the first weights.
+        data, other_data = ({**run.data, "url": None, "pretrained": run.data.get("pretrained") is not None} for run in (self, other))
         if self.spec.fingerprint != other.spec.fingerprint or self.classes != other.classes or data != other_data:
             raise ConfigError(
                 f"--resume: the data set is {shorten(other.data)}; this run was started with {shorten(self.data)}. Start a new run"

@@ -89,8 +89,8 @@ class _WindowedSource:
         self._size, self._config = len(data), config
         self._counts_S = data.counts_S if isinstance(data, Selection) else np.array([entry.rows for entry in dataset.shards], np.int64)
         self._shuffle = config.order == "windowed"
-        # A rank's positions are world_size apart, so they meet every gcd-th lane.
-        lanes = config.lanes // math.gcd(config.lanes, world_size) if self._shuffle else 1
+        # A rank's positions are world_size apart in a batch and batch_size from batch to batch, so they meet every gcd-th lane.
+        lanes = config.lanes // math.gcd(config.lanes, config.batch_size, world_size) if self._shuffle else 1
         self._store = WindowStore(
             dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb, window_shards=config.window_shards, lanes=lanes
         )

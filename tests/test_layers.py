@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
 RAY_ALLOWED = {
+    "pipeline.runners.cluster_view",
     "pipeline.runners.ray_jobs",
     "pipeline.runners.ray_actor",
     "pipeline.runners.ray_cluster",

@@ -13,6 +13,9 @@ from tests.chaos import Chaos, chaos_run
 from tests.datasets import convert, keep_result, write_images
 from tests.s3_servers import S3Server, faulty_proxy, moto_server
 
+# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+pytestmark = pytest.mark.timeout(300)
+
 SEEDS = (0, 49, 53, 90)
 """Between them they strike everything that can fail, the head once."""
 FAULTS = 4

@@ -22,6 +22,9 @@ from pipeline.verification import verify_dataset
 from tests.datasets import ROOT, content, convert, quarantine_of, run_cli, run_json, start_cli, write_images
 from tests.ray_clusters import Node, RayCluster
 
+# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+pytestmark = pytest.mark.timeout(300)
+
 TOKEN = "0123456789abcdef" * 4
 ACTOR = "ray::ShardActor"
 

@@ -106,7 +106,7 @@ def test_credentials_leave_no_trace(servers: dict[str, S3Server]) -> None:
 
 def test_the_other_commands(env: dict[str, str], place: Path, tmp_path: Path) -> None:
     convert("s3://src/images", "s3://out/commands", tokenizer="s3://src/tokenizer", shard_rows=20, runner=InlineRunner())
-    assert "16 codes" in call_cli("inspect", "s3://out/commands")[0] or "codes" in call_cli("inspect", "s3://src/tokenizer")[0]
+    assert "16 + 16" in call_cli("inspect", "s3://out/commands")[0]
     call_cli("preview", "s3://out/commands", "--to", str(tmp_path / "look.png"), "-n", "4", "--source", "s3://src/images")
     assert (tmp_path / "look.png").stat().st_size > 500
     call_cli("retry-failed", "s3://out/commands", "--workers", "1")
@@ -132,8 +132,9 @@ def test_training_from_and_to_a_bucket(env: dict[str, str], tmp_path: Path) -> N
     small = ("--model", "vit_nano", "--batch-size", "16", "--device", "cpu", "--cache-dir", str(tmp_path), "--order", "windowed")
     call_cli("train", "s3://out/train", "--val", "s3://out/train", "--out", "s3://out/run", *small, "--epochs", "2")
     _, said = call_cli("train", "s3://out/train", "--val", "s3://out/train", "--out", "s3://out/run", *small, "--epochs", "2", "--resume")
+    assert "continuing at step" in said and "2 epochs are done" in said
     report = json.loads(call_cli("evaluate", "s3://out/run", "s3://out/train", "--device", "cpu", "--json")[0])
-    assert report, said
+    assert report["images"] == len(content("s3://out/train"))
     out, _ = call_cli("predict", "s3://out/run", "s3://src/images/class_0/img_0000.jpg", "--device", "cpu")
     assert "class_" in out
 
@@ -210,7 +211,7 @@ def test_a_bucket_that_vanishes_quarantines_nothing(
 FAULTS = {"slow_down": 0.03, "internal_error": 0.03, "forbidden": 0.002, "reset": 0.03, "truncated": 0.03, "lost": 0.05, "stall": 0.001}
 
 
-@pytest.mark.parametrize("server", [pytest.param("moto", marks=pytest.mark.soak), "rclone"], indirect=True)
+@pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
 def test_every_input_exactly_once_through_a_faulty_store(
     env: dict[str, str], server: S3Server, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

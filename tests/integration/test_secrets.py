@@ -6,6 +6,9 @@ import io
 import random
 import re
 import string
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +26,9 @@ from tests.ray_clusters import RayCluster
 from tests.s3_servers import NO_CREDENTIALS, S3Server, faulty_proxy, moto_server
 from tests.secret_scan import SecretScan
 from tests.submitting import SMALL, node_env, rest, submit_cli
+
+# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+pytestmark = pytest.mark.timeout(300)
 
 KEY_ID, SECRET, SESSION = "AKIANODESONLY0123456", "only/the+nodes/know+this/secret/0123456789", "session-token-of-the-nodes-abcdefghij"
 TOKEN = "token-of-the-cluster-that-is-secret-too-012345"
@@ -44,6 +50,16 @@ def cluster(s3: S3Server) -> Iterator[RayCluster]:
     with RayCluster(cpus=1, token=TOKEN, env=node_env(**CREDENTIALS, TOKENSHARDS_TRACEBACK="1")) as started:
         started.add_node()
         yield started
+
+
+def test_the_watch_sees_a_command_line() -> None:
+    with SCAN.watch_command_lines() as shown:
+        process = subprocess.Popen([sys.executable, "-c", "input()", f"--key={SECRET}"], stdin=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not shown and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.communicate(b"\n")
+    assert shown and all(SECRET in line for line in shown)
 
 
 def pages(cluster: RayCluster, submission_ids: list[str]) -> dict[str, bytes]:

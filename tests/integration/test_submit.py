@@ -30,6 +30,9 @@ from tests.ray_clusters import RayCluster
 from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, moto_server, rclone_server
 from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, submit_cli
 
+# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+pytestmark = pytest.mark.timeout(300)
+
 TOKEN = "a-token-of-the-cluster-0123456789abcdef"
 PICTURES = 60
 

@@ -89,7 +89,7 @@ def test_spooling_in_several_chunks_changes_nothing(monkeypatch: pytest.MonkeyPa
     assert cut(rows, 70) == whole
 
 
-@pytest.mark.parametrize("piece_rows", [pytest.param(1, marks=pytest.mark.soak), 7, 64])
+@pytest.mark.parametrize("piece_rows", [1, 7, 64])
 def test_sorting_in_small_pieces_changes_nothing(piece_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(f"{index % 900}", label=str(index)) for index in range(2000)]  # every id occurs twice or three times
     whole = cut(rows, 70)

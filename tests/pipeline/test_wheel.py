@@ -61,7 +61,8 @@ def test_the_same_code_gives_the_same_file_and_other_code_another_name(wheel: Pa
 def copy_of_the_code(folder: Path) -> Path:
     folder.mkdir()
     for package in ("pipeline", "stem_adaptors"):
-        shutil.copytree(ROOT / package, folder / package)
+        # Another process may be writing the compiled files at this moment, under names that go at once.
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "cli.py", folder)
     return folder
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from stem_adaptors.board import Board, BoardReporter
+from stem_adaptors.board import Board, BoardReporter, News
 
 SECONDS = 30
 
@@ -15,28 +15,31 @@ def test_news_arrive_in_order_and_only_the_last_of_waiting_steps() -> None:
     board = Board({"the": "job"})
     with BoardReporter(board.exchange) as reporter:
         reporter.say("hello")
-    with BoardReporter(board.exchange) as reporter:
-        for step in range(3):
-            reporter.tell("step", step=step)
-        reporter.epoch({"epoch": 0})
-        reporter.tell("done")
-    news = board.take()
-    assert [item["kind"] for item in news if item["kind"] != "step"] == ["say", "epoch", "done"]
-    assert [item["step"] for item in news if item["kind"] == "step"][-1] == 2
-    assert news[0] == {"kind": "say", "message": "hello"} and board.take() == [] and board.job() == {"the": "job"}
+    waiting = BoardReporter(board.exchange)
+    for step in range(3):
+        waiting.tell("step", step=step)
+    waiting.epoch({"epoch": 0})
+    waiting.tell("done")
+    waiting._send()
+    expected = [{"kind": "say", "message": "hello"}, {"kind": "step", "step": 2}, {"kind": "epoch", "record": {"epoch": 0}}]
+    assert board.take() == [*expected, {"kind": "done"}]
+    assert board.take() == [] and board.job() == {"the": "job"}
 
 
-def test_a_stop_is_passed_on_once() -> None:
-    board, heard, stopped = Board({}), list[int](), threading.Event()
+def test_a_stop_is_passed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stem_adaptors.board.SEND_SECONDS", 0.01)
+    board, heard, again = Board({}), list[int](), threading.Semaphore(0)
 
-    def stop(number: int) -> None:
-        heard.append(number)
-        stopped.set()
+    def exchange(news: list[News]) -> int | None:
+        if heard:
+            again.release()
+        return board.exchange(news)
 
-    with BoardReporter(board.exchange) as reporter:
-        reporter.on_stop = stop
+    with BoardReporter(exchange) as reporter:
+        reporter.on_stop = heard.append
         board.stop(15)
-        assert stopped.wait(SECONDS)
+        for _ in range(5):
+            assert again.acquire(timeout=SECONDS)
     assert heard == [15]
 
 

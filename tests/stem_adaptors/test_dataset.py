@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_a_url_and_a_loop_are_enough(dataset: TokenDataset, stored: tuple[np.nda
     order=st.sampled_from(ORDERS),
     end=st.sampled_from(["drop", "pad"]),
     size=st.integers(1, TOTAL),
-    share=st.integers(1, 6),
+    total=st.integers(4, 30),
     ranks=st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 4), (3, 2), (4, 3)]),
     stop=st.integers(0, 30),
     window=st.integers(1, 4),
@@ -104,7 +105,7 @@ def test_each_sample_once_on_any_ranks_and_after_any_resume(
     order: str,
     end: str,
     size: int,
-    share: int,
+    total: int,
     ranks: tuple[int, int],
     stop: int,
     window: int,
@@ -112,13 +113,9 @@ def test_each_sample_once_on_any_ranks_and_after_any_resume(
     epoch: int,
     depth: int,
 ) -> None:
-    total = share * math.lcm(*ranks)
     if end == "drop":
-        size = max(size, min(total, TOTAL))
-        total = min(total, size // math.lcm(*ranks) * math.lcm(*ranks))
+        size = max(size, total)
     data = dataset if size == TOTAL else select(dataset, rows=range(TOTAL - size, TOTAL))
-    if total == 0:
-        return
     config = LoaderConfig(
         order=order, end=end, batch_size=total, window_shards=window, lanes=lanes, cache_dir=cache, prefetch_batches=depth, seed=3
     )
@@ -312,7 +309,7 @@ class WatchedStore:
         monkeypatch.setattr(WindowStore, name, watched)
 
 
-@pytest.mark.parametrize(("ranks", "lanes"), [(1, 1), (1, 3), (2, 2), (2, 1), (3, 3), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("ranks", "lanes"), [(1, 1), (1, 3), (2, 2), (2, 1), (3, 3), (2, 4), (4, 2), (8, 8)])
 def test_windows_are_loaded_ahead_bounded_and_only_in_lanes_that_a_rank_needs(
     ranks: int, lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +317,7 @@ def test_windows_are_loaded_ahead_bounded_and_only_in_lanes_that_a_rank_needs(
     data = open_dataset(str(tmp_path))
     config = LoaderConfig(order="windowed", batch_size=12, window_shards=2, lanes=lanes, cache_dir=str(tmp_path / "cache"))
     store = WatchedStore(monkeypatch)
-    lanes_read = lanes // math.gcd(lanes, ranks)
+    lanes_read = lanes // math.gcd(lanes, ranks, config.batch_size)
     for rank in range(ranks):
         store.events.clear()
         loader = TokenLoader(data, config, rank=rank, world_size=ranks)
@@ -338,6 +335,8 @@ def test_windows_are_loaded_ahead_bounded_and_only_in_lanes_that_a_rank_needs(
         share = 24 * lanes_read // lanes
         assert len(loaded) == 2 * share and len(set(loaded[:share])) == share
         loader.close()
+        with pytest.raises(ConfigError, match=f"; {2 * lanes_read} windows of 2 shards need"):
+            TokenLoader(data, replace(config, cache_gb=1e-9), rank=rank, world_size=ranks)
 
 
 def test_tails_of_uneven_lanes_stay_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,9 +389,9 @@ def test_a_corrupt_shard_is_named_with_its_rows(tmp_path: Path, cache: str) -> N
     assert not prefetch_threads()
 
 
-def test_what_cannot_be_read_evenly_is_refused(dataset: TokenDataset, cache: str) -> None:
+def test_ranks_and_batch_sizes_that_do_not_fit_are_refused(dataset: TokenDataset, cache: str) -> None:
     for ranks, options, message in (
-        ((0, 3), {"batch_size": 8}, "multiple of the 3 ranks"),
+        ((0, 3), {"batch_size": 2}, "at least 1 sample for each of the 3 ranks"),
         ((3, 3), {"batch_size": 9}, "rank is 3"),
         ((0, 1), {"batch_size": 66}, "no batch"),
     ):

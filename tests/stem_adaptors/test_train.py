@@ -246,6 +246,19 @@ def test_a_run_starts_from_another_run(pair: tuple[TokenDataset, TokenDataset], 
     assert all(torch.equal(tensor, learned[name]) for name, tensor in trainer.model.state_dict().items())
 
 
+def test_a_run_continues_from_another_folder_and_with_its_first_weights_elsewhere(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(request_for(pair[0], tmp_path / "first", cache, epochs=1))
+    monkeypatch.chdir(tmp_path)
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=1, pretrained="first")
+    fit(request)
+    monkeypatch.chdir("/")
+    assert "1 epochs are done" in fit(replace(request, resume=True, pretrained=str(tmp_path / "first"))).lines[-1]
+    with pytest.raises(ConfigError, match="this run was started with"):
+        fit(replace(request, resume=True, pretrained=None))
+
+
 def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenDataset], cache: Path) -> None:
     data, val = pair
     mixed = mix([(select(data, fraction=0.5), 1.0), (data, 0.5)])
@@ -256,7 +269,6 @@ def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenD
     fit(replace(request, resume=True))
 
 
-@pytest.mark.soak  # compiling takes 20 seconds
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_backbone_learns_the_same(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:

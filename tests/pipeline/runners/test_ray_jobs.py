@@ -31,6 +31,9 @@ from tests.datasets import SilentReporter, content, convert, quarantine_of, writ
 from tests.pipeline.runners.listening import KeptListener
 from tests.ray_clusters import RayCluster
 
+# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+pytestmark = pytest.mark.timeout(300)
+
 GUILTY = "img_0002.jpg"
 SUMMARY = {
     "rows": 4,
