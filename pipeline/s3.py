@@ -80,10 +80,10 @@ def _client_settings() -> dict[str, Any]:
 class S3Remote(Remote):
     """One request where s3fs would make two, and answers checked."""
 
-    def read(self, full: str, start: int | None, end: int | None) -> bytes:
-        """Return an object, or its range [start, end) as far as it goes."""
+    def read(self, full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
+        """Return an object, or its range [start, end) as far as it goes; `size` is what is expected of a whole one, where that is known."""
         if start is None and end is None:
-            return bytes(self.fs.cat_file(full, max_concurrency=1, **self.bound))  # several would cost a request for the size
+            return bytes(self.fs.cat_file(full, max_concurrency=1, **self.bound_of(size)))  # several would cost a request for the size
         return super().read(full, start, end)
 
     def write(self, full: str, data: bytes) -> None:
@@ -95,7 +95,7 @@ class S3Remote(Remote):
         content_md5 = base64.b64encode(digest.digest()).decode()
         whole = data if len(data) >= 2 * PART_BYTES else bytes(data)  # a mapped file is only sent in parts
         answer = self.fs.pipe_file(
-            full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound
+            full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound_of(len(data))
         )
         if answer is not None and _etag(answer) == digest.hexdigest():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mmap
 import os
@@ -10,10 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
-from pipeline import s3
+from pipeline import remote, s3
 from pipeline.config import RetryConfig
 from pipeline.errors import BadInput, ConfigError, MissingObjectError, Reason, StoreAccessError, TransientStorageError
 from pipeline.fetch import fetch_file
@@ -249,6 +253,72 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
     with pytest.raises(BadInput, match="changed_since_plan"):
         fetch_file(store, row)
     assert fetch_file(store, replace(row, version="")) == b"124"
+
+
+def test_each_web_host_has_a_limit_of_its_own() -> None:
+    first, second, again = (Store(url) for url in ("https://a.org/x", "https://b.org/x", "https://a.org/y"))
+    assert first._limit is again._limit is not second._limit
+    one, other, same = (Store(f"s3://{bucket}/x") for bucket in ("a", "b", "a"))
+    assert one._limit is same._limit is not other._limit
+
+
+class ListingClient(AsyncFileSystem):  # type: ignore[misc]
+    """An asynchronous client with a cache of listings, as those of Google's and Azure's stores; its answers take some time."""
+
+    protocol = "listingtest"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] | None = self.dircache.get(path)
+        if found is None:
+            await asyncio.sleep(0.2)
+            found = [{"name": name, "size": len(data), "type": "file"} for name, data in self.objects.items()]
+            self.dircache[path] = found
+        return found
+
+    async def _pipe_file(self, path: str, data: bytes, **options: Any) -> None:
+        await asyncio.sleep(len(data) / 2_000_000)
+        self.objects[path] = data
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        await asyncio.sleep(len(self.objects[path]) / 2_000_000)
+        return self.objects[path][start:end]
+
+    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
+        await asyncio.sleep(1.0 if path.endswith("slow") else 0)
+        return {"name": path, "size": len(self.objects[path]), "type": "file"}
+
+
+@pytest.fixture
+def listing_client() -> Iterator[type[ListingClient]]:
+    fsspec.register_implementation("listingtest", ListingClient, clobber=True)
+    yield ListingClient
+    ListingClient.objects.clear()
+
+
+def test_listings_are_not_cached_but_for_those_who_ask_for_it(listing_client: type[ListingClient]) -> None:
+    asked = {"use_listings_cache": True, "skip_instance_cache": False}
+    for options, found in (({}, ["a", "b"]), (asked, ["a"])):
+        here, there = (Store("listingtest://bucket", storage_options=options, retry=QUICK) for _ in range(2))
+        assert (here.fs is there.fs) == bool(options)
+        listing_client.objects.clear()
+        listing_client.objects["bucket/a"] = b"1"
+        assert [info.path for info in here.list()] == ["a"]
+        listing_client.objects["bucket/b"] = b"1"
+        assert [info.path for info in here.list()] == [info.path for info in there.list()] == found
+
+
+def test_large_objects_and_listings_get_the_time_that_they_need(
+    listing_client: type[ListingClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 0.1)
+    store = Store("listingtest://bucket", retry=RetryConfig(attempts=1))
+    store.write("large", bytes(400_000))
+    assert [info.size for info in store.list()] == [400_000]
+    assert len(store.read("large", 0, 400_000)) == 400_000
+    listing_client.objects["bucket/slow"] = b""
+    with pytest.raises(TransientStorageError, match="FSTimeoutError: it did not end in time"):
+        store.info("slow")
 
 
 @pytest.mark.parametrize("secret", ["topsecret", "top/secret", "/topsecret/", "topsecret/+"])
