@@ -2,7 +2,8 @@
 
 Checksums of botocore are asked for only where S3 requires them: other makes of S3 fail its defaults (rclone sends a checksum of the whole
 object with a range of it; others refuse the trailers of puts), and everything here is compared by stronger means anyway: puts by
-Content-MD5 and etag, reads by planned size and etag or by sha256. Settings of the environment or of --storage-option win.
+Content-MD5 and etag, reads by planned size and etag or by sha256. Settings of --storage-option win over all, those of the environment over
+what is set here for checksums alone: AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change nothing, because retries are the Store's.
 """
 
 from __future__ import annotations
