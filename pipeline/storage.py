@@ -77,20 +77,23 @@ class Store:
         self.is_web = protocol in _WEB
         try:
             self.fs, root = self._open(str(protocol))
+        except ConfigError:
+            raise
         except (ImportError, ValueError) as error:
             why = masked(str(error), self.storage_options)
             raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
-        endpoint = self.storage_options.get("endpoint_url") or self.storage_options.get("client_kwargs", {}).get("endpoint_url")
+        endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
         host = urlsplit(self.root).netloc if "://" in self.root else self.root.strip("/").partition("/")[0]
         self._limit = shared_limit((protocol, endpoint, host))
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
         if protocol in S3_PROTOCOLS:
-            from pipeline.s3 import S3Remote, open_s3
+            from pipeline.s3 import S3Remote, checked_options, open_s3
 
+            self.storage_options = checked_options(self.storage_options)
             self._remote = S3Remote(open_s3(self.storage_options))
             return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
         fs, root = fsspec.core.url_to_fs(self.location, **{**self._uncached(protocol), **self.storage_options})

@@ -255,6 +255,35 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
     assert fetch_file(store, replace(row, version="")) == b"124"
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"endpoint": "http://host:9000"}, "--storage-option endpoint is no option of S3; expected endpoint_url"),
+        ({"region": "eu-west-1"}, 'region is no option of S3; expected client_kwargs={"region_name": "eu-west-1"}'),
+        ({"aws_secret_access_key": "topsecret"}, "aws_secret_access_key is no option of S3; expected secret"),
+        ({"nonsense": 1}, "nonsense is no option of S3; expected one of anon, "),
+        ({"client_kwargs": "foo"}, 'client_kwargs is of type str; expected a JSON object, such as client_kwargs={"region_name"'),
+        ({"config_kwargs": "foo"}, "config_kwargs is of type str; expected a JSON object, such as config_kwargs={"),
+        ({"s3_additional_kwargs": 1}, "s3_additional_kwargs is of type int; expected a JSON object, such as s3_additional_kwargs={}"),
+        ({"client_kwargs": {"region": "x"}}, "client_kwargs.region is no option of S3; expected client_kwargs={"),
+        ({"config_kwargs": {"timeout": 1}}, "config_kwargs.timeout is no option of S3; expected one of "),
+        ({"secret": 1e5}, "secret is of type float; expected text"),
+    ],
+)
+def test_a_wrong_option_is_named_at_once_and_its_value_hidden(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store("s3://bucket", storage_options=options)
+    assert says in str(caught.value) and not any(hidden in str(caught.value) for hidden in ("topsecret", "100000"))
+
+
+def test_right_options_pass_and_a_secret_of_digits_is_text(server: S3Server) -> None:
+    options = {**server.options, "profile": None, "config_kwargs": None, "use_ssl": False, "max_concurrency": 2, "listings_expiry_time": 1}
+    options["client_kwargs"] = {**options["client_kwargs"], "verify": False}
+    assert Store("s3://bucket", storage_options=options).info("nothing") is None
+    digits = Store("s3://bucket", storage_options={"key": 123, "secret": 45678})
+    assert digits.storage_options == {"key": "123", "secret": "45678"} and (digits.fs.key, digits.fs.secret) == ("123", "45678")
+
+
 def test_each_web_host_has_a_limit_of_its_own() -> None:
     first, second, again = (Store(url) for url in ("https://a.org/x", "https://b.org/x", "https://a.org/y"))
     assert first._limit is again._limit is not second._limit
