@@ -66,7 +66,7 @@ Source = Annotated[str, typer.Argument(help="Images: a folder, tars (globs and {
 Out = Annotated[str, typer.Argument(help="Dataset root, local or any fsspec URL.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 StorageOptions = Annotated[
-    list[str] | None, typer.Option("--storage-option", help="key=value for the store (endpoint, profile, …); may be repeated.")
+    list[str] | None, typer.Option("--storage-option", help="key=value for the store (endpoint_url, profile, …); may be repeated.")
 ]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: found by name.")]

@@ -141,14 +141,17 @@ def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Pro
     if store.is_local:
         yield from map(read, places)
         return
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        pending: deque[Future[tuple[Commit, str] | Problem]] = deque()
+    pool = ThreadPoolExecutor(READ_THREADS)
+    pending: deque[Future[tuple[Commit, str] | Problem]] = deque()
+    try:
         for place in places:
             pending.append(pool.submit(read, place))
             if len(pending) == READ_AHEAD:
                 yield pending.popleft().result()
-        for future in pending:
-            yield future.result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after an error or Ctrl-C the reads that wait would each be tried for minutes
 
 
 def _entry(commit: Commit, digest: str) -> ShardEntry:

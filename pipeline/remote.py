@@ -1,4 +1,4 @@
-"""Requests to any fsspec store that is not a local disk: one attempt each, bounded in time. Retries are the Store's."""
+"""Requests to any fsspec store that is not a local disk: one attempt each, bounded in time but for listings. Retries are the Store's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pipeline.throttle import status_of
 __all__ = ["REQUEST_SECONDS", "Remote", "WebRemote"]
 
 REQUEST_SECONDS = 600.0
-"""An upper bound for one request, whatever trickles in meanwhile."""
+"""An upper bound for one request, whatever trickles in meanwhile; for large objects see SLOWEST."""
+SLOWEST = 100_000
+"""Bytes per second below which the transfer of an object counts as dead."""
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_THERE = (404, 410)
 
@@ -25,10 +27,15 @@ class Remote:
         self.fs = fs
         self.bound: dict[str, Any] = {"timeout": REQUEST_SECONDS} if getattr(fs, "async_impl", False) else {}
 
-    def read(self, full: str, start: int | None, end: int | None) -> bytes:
-        """Return an object, or its range [start, end) as far as it goes."""
+    def bound_of(self, size: int) -> dict[str, Any]:
+        """Return the bound of a request that moves so many bytes."""
+        return {name: max(seconds, size / SLOWEST) for name, seconds in self.bound.items()}
+
+    def read(self, full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
+        """Return an object, or its range [start, end) as far as it goes; `size` is what is expected of a whole one, where that is known."""
         try:
-            return bytes(self.fs.cat_file(full, start=start, end=end, **self.bound))
+            size = end - start if start is not None and end is not None else size
+            return bytes(self.fs.cat_file(full, start=start, end=end, **self.bound_of(size)))
         except Exception as error:
             if start is not None and status_of(error)[0] == _RANGE_NOT_SATISFIABLE:
                 return b""  # it ends before `start`
@@ -36,7 +43,7 @@ class Remote:
 
     def write(self, full: str, data: bytes) -> None:
         """Put a whole object and compare what the store then holds: its size, and its MD5 where the store tells one, else its bytes."""
-        self.fs.pipe_file(full, bytes(data), **self.bound)  # of a mapped file too
+        self.fs.pipe_file(full, bytes(data), **self.bound_of(len(data)))  # of a mapped file too
         entry = self.info(full)
         if entry["size"] != len(data):
             raise OSError(f"the store holds {entry['size']} bytes after a put of {len(data)}")
@@ -48,7 +55,7 @@ class Remote:
 
     def check_content(self, full: str, data: bytes) -> None:
         """Raise OSError unless the store gives back exactly these bytes."""
-        seen = self.read(full, None, None)
+        seen = self.read(full, None, None, size=len(data))
         if memoryview(seen) != memoryview(data):
             raise OSError(f"the store gives back other bytes ({len(seen)}) than were put ({len(data)})")
 
@@ -64,7 +71,7 @@ class Remote:
     def page(self, folder: Folder) -> Page:
         """List one folder; its folders are further ones to list."""
         page = Page()
-        for entry in self.fs.ls(folder.path, detail=True, **self.bound):
+        for entry in self.fs.ls(folder.path, detail=True):  # not bounded: it pages inside, for as long as the folder is large
             if entry["type"] != "directory":
                 page.entries.append(entry)
             elif entry["name"].strip("/") != folder.path.strip("/"):

@@ -2,15 +2,18 @@
 
 Checksums of botocore are asked for only where S3 requires them: other makes of S3 fail its defaults (rclone sends a checksum of the whole
 object with a range of it; others refuse the trailers of puts), and everything here is compared by stronger means anyway: puts by
-Content-MD5 and etag, reads by planned size and etag or by sha256. Settings of the environment or of --storage-option win.
+Content-MD5 and etag, reads by planned size and etag or by sha256. Settings of --storage-option win over all, those of the environment over
+what is set here for checksums alone: AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change nothing, because retries are the Store's.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import os
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fsspec
@@ -23,13 +26,13 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from pipeline.errors import MissingObjectError, Reason, StoreAccessError, TokenshardsError
+from pipeline.errors import ConfigError, MissingObjectError, Reason, StoreAccessError, TokenshardsError
 from pipeline.listing import Folder, Page
 from pipeline.masking import display_url, masked
 from pipeline.remote import Remote
 from pipeline.throttle import MOST, status_of
 
-__all__ = ["S3Remote", "open_s3"]
+__all__ = ["S3Remote", "checked_options", "open_s3"]
 
 PART_BYTES = 16 << 20
 """Objects of twice as many bytes and more are put in parts of this size."""
@@ -47,7 +50,64 @@ CREDENTIAL_ATTEMPTS = 3
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 _NOT_FOUND = 404
 
+_CREDENTIALS = ("key", "secret", "token", "username", "password")
+_OF_FSSPEC = {"use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache"}
+_OF_CLIENT = {
+    *("region_name", "api_version", "use_ssl", "verify", "endpoint_url"),
+    *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_account_id"),
+}
+"""What `create_client` takes; its own signature does not tell."""
+_REGION = 'client_kwargs={"region_name": "eu-west-1"}'
+_EXAMPLES = {"client_kwargs": _REGION, "config_kwargs": 'config_kwargs={"s3": {"addressing_style": "path"}}'}
+_MEANT = {
+    "endpoint": "endpoint_url",
+    "url": "endpoint_url",
+    "region": _REGION,
+    "region_name": _REGION,
+    "aws_access_key_id": "key",
+    "access_key": "key",
+    "aws_secret_access_key": "secret",
+    "secret_key": "secret",
+    "aws_session_token": "token",
+    "session_token": "token",
+    "client_kwargs.region": _REGION,
+}
+"""Names that other tools give to an option."""
+
 _filesystems: dict[str, Any] = {}
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return storage options as s3fs takes them, credentials as text. Raises ConfigError for a name or a type that it does not take."""
+    from aiobotocore.session import AioSession
+    from s3fs import S3FileSystem
+
+    known = _parameters(S3FileSystem.__init__) | _parameters(AioSession.__init__) | _OF_FSSPEC
+    _refuse_unknown("", options, known)
+    for name, value in options.items():
+        if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
+            expected = f"a JSON object, such as {_EXAMPLES.get(name, f'{name}={{}}')}"
+            raise ConfigError(f"--storage-option {name} is of type {type(value).__name__}; expected {expected}")
+        # Digits alone are a number to who reads the command line.
+        if name in _CREDENTIALS and not isinstance(value, str | None) and type(value) is not int:
+            seen = type(value).__name__
+            raise ConfigError(f"--storage-option {name} is of type {seen}; expected text, in quotes of its own: '{name}=\"…\"'")
+    _refuse_unknown("client_kwargs.", options.get("client_kwargs") or {}, _OF_CLIENT)
+    _refuse_unknown("config_kwargs.", options.get("config_kwargs") or {}, set(Config.OPTION_DEFAULTS))
+    return {name: str(value) if name in _CREDENTIALS and type(value) is int else value for name, value in options.items()}
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds} - {"self"}
+
+
+def _refuse_unknown(prefix: str, options: Mapping[str, Any], known: set[str]) -> None:
+    for name in options:
+        if name not in known:
+            meant = _MEANT.get(f"{prefix}{name}")
+            expected = f"expected {meant}" if meant else f"expected one of {', '.join(sorted(known))}"
+            raise ConfigError(f"--storage-option {prefix}{name} is no option of S3; {expected}")
 
 
 def open_s3(options: dict[str, Any]) -> Any:
@@ -56,7 +116,7 @@ def open_s3(options: dict[str, Any]) -> Any:
     key = repr((os.getpid(), sorted(settings.items()), sorted(options.items(), key=str)))
     found = _filesystems.get(key)
     if found is None:
-        config = {**_client_settings(), **options.get("config_kwargs", {})}
+        config = {**_client_settings(), **(options.get("config_kwargs") or {})}
         # A cached listing hides objects that other writers published since.
         always = {"use_listings_cache": False, "skip_instance_cache": True}
         found = _filesystems[key] = fsspec.filesystem("s3", **{**always, **options, "config_kwargs": config})
@@ -80,10 +140,10 @@ def _client_settings() -> dict[str, Any]:
 class S3Remote(Remote):
     """One request where s3fs would make two, and answers checked."""
 
-    def read(self, full: str, start: int | None, end: int | None) -> bytes:
-        """Return an object, or its range [start, end) as far as it goes."""
+    def read(self, full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
+        """Return an object, or its range [start, end) as far as it goes; `size` is what is expected of a whole one, where that is known."""
         if start is None and end is None:
-            return bytes(self.fs.cat_file(full, max_concurrency=1, **self.bound))  # several would cost a request for the size
+            return bytes(self.fs.cat_file(full, max_concurrency=1, **self.bound_of(size)))  # several would cost a request for the size
         return super().read(full, start, end)
 
     def write(self, full: str, data: bytes) -> None:
@@ -95,7 +155,7 @@ class S3Remote(Remote):
         content_md5 = base64.b64encode(digest.digest()).decode()
         whole = data if len(data) >= 2 * PART_BYTES else bytes(data)  # a mapped file is only sent in parts
         answer = self.fs.pipe_file(
-            full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound
+            full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound_of(len(data))
         )
         if answer is not None and _etag(answer) == digest.hexdigest():
             return

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import split_protocol
@@ -76,24 +77,36 @@ class Store:
         self.is_web = protocol in _WEB
         try:
             self.fs, root = self._open(str(protocol))
+        except ConfigError:
+            raise
         except (ImportError, ValueError) as error:
             why = masked(str(error), self.storage_options)
             raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
-        endpoint = self.storage_options.get("endpoint_url") or self.storage_options.get("client_kwargs", {}).get("endpoint_url")
-        self._limit = shared_limit((protocol, endpoint, self.root.strip("/").partition("/")[0]))
+        endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
+        host = urlsplit(self.root).netloc if "://" in self.root else self.root.strip("/").partition("/")[0]
+        self._limit = shared_limit((protocol, endpoint, host))
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
         if protocol in S3_PROTOCOLS:
-            from pipeline.s3 import S3Remote, open_s3
+            from pipeline.s3 import S3Remote, checked_options, open_s3
 
+            self.storage_options = checked_options(self.storage_options)
             self._remote = S3Remote(open_s3(self.storage_options))
             return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
-        fs, root = fsspec.core.url_to_fs(self.location, **self.storage_options)
+        fs, root = fsspec.core.url_to_fs(self.location, **{**self._uncached(protocol), **self.storage_options})
         self._remote = WebRemote(fs) if self.is_web else Remote(fs)
         return fs, str(root)
+
+    def _uncached(self, protocol: str) -> dict[str, Any]:
+        """Return the options against listings that hide what other writers published since."""
+        # A web server has one session for all hosts, and fsspec keeps no listings of it; clients that are not asynchronous, such as that
+        # of sftp, take no such options.
+        if self.is_local or self.is_web or "::" in protocol or not fsspec.get_filesystem_class(protocol).async_impl:
+            return {}
+        return {"use_listings_cache": False, "skip_instance_cache": True}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -217,7 +230,8 @@ class Store:
                 if attempt == self.retry.attempts:
                     if isinstance(error, _BUGS):
                         raise
-                    cause = masked(f"{type(error).__name__}: {error}", self.storage_options)
+                    said = str(error) or ("it did not end in time" if isinstance(error, TimeoutError) else "its client gives no reason")
+                    cause = masked(f"{type(error).__name__}: {said}", self.storage_options)
                     raise TransientStorageError(
                         f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
                         "Check the store, the network and the credentials, then run the command again: it continues"

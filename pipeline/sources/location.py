@@ -159,9 +159,10 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(store.info, paths))
     files = [info for info in infos if info is not None]
-    missing = [path for path, info in zip(paths, infos, strict=True) if info is None]
+    # The query of a web address may be a signature.
+    missing = [path.partition("?")[0] if store.is_web else path for path, info in zip(paths, infos, strict=True) if info is None]
     if missing or not files:
-        examples = f"; {len(missing)} of {len(paths)} are missing, such as {display_uri(store, missing[0])}" if missing else ""
+        examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
         raise SourceError(
             f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or the path or a pattern of tars or tables"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 from pipeline import accounting
 from pipeline.accounting import manifest_histograms, size_problem, survey_plan
 from pipeline.audit import class_table, close_generation
-from pipeline.errors import IncompleteError
+from pipeline.errors import IncompleteError, TransientStorageError
 from pipeline.plan import Plan, load_plan
 from pipeline.shards import open_dataset
-from pipeline.shards.commit import ObjectRef
+from pipeline.shards.commit import Commit, ObjectRef
 from pipeline.shards.manifest import load_manifest
 from pipeline.storage import Store
 from tests.datasets import convert, write_images
@@ -94,6 +95,25 @@ def test_a_remote_store_gives_the_same_survey(out: Path, monkeypatch: pytest.Mon
     there = survey_plan(remote, plan, plan.spec)
     assert there.done == here.done and there.to_do == here.to_do == [1]
     assert (there.problems, there.rows, there.labels, there.seconds) == (here.problems, here.rows, here.labels, here.seconds)
+
+
+def test_an_outage_ends_a_survey_without_the_reads_that_wait(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, plan = planned(out)
+    remote = Store(f"memory://{out.name}-{id(out)}")
+    for info in local.list():
+        remote.write(info.path, local.read(info.path))
+    asked: list[int] = []
+
+    def failing(store: Store, plan_id: str, shard: int) -> tuple[Commit, str]:
+        asked.append(shard)
+        time.sleep(0.05)  # as a read does, while the error of the one before is noticed
+        raise TransientStorageError("an outage")
+
+    monkeypatch.setattr(accounting, "READ_THREADS", 1)
+    monkeypatch.setattr(accounting, "read_commit", failing)
+    with pytest.raises(TransientStorageError):
+        survey_plan(remote, plan, plan.spec)
+    assert len(asked) < plan.shards
 
 
 def test_counts_that_do_not_add_up_never_become_a_manifest(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mmap
 import os
@@ -10,10 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
-from pipeline import s3
+from pipeline import remote, s3
 from pipeline.config import RetryConfig
 from pipeline.errors import BadInput, ConfigError, MissingObjectError, Reason, StoreAccessError, TransientStorageError
 from pipeline.fetch import fetch_file
@@ -249,6 +253,101 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
     with pytest.raises(BadInput, match="changed_since_plan"):
         fetch_file(store, row)
     assert fetch_file(store, replace(row, version="")) == b"124"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"endpoint": "http://host:9000"}, "--storage-option endpoint is no option of S3; expected endpoint_url"),
+        ({"region": "eu-west-1"}, 'region is no option of S3; expected client_kwargs={"region_name": "eu-west-1"}'),
+        ({"aws_secret_access_key": "topsecret"}, "aws_secret_access_key is no option of S3; expected secret"),
+        ({"nonsense": 1}, "nonsense is no option of S3; expected one of anon, "),
+        ({"client_kwargs": "foo"}, 'client_kwargs is of type str; expected a JSON object, such as client_kwargs={"region_name"'),
+        ({"config_kwargs": "foo"}, "config_kwargs is of type str; expected a JSON object, such as config_kwargs={"),
+        ({"s3_additional_kwargs": 1}, "s3_additional_kwargs is of type int; expected a JSON object, such as s3_additional_kwargs={}"),
+        ({"client_kwargs": {"region": "x"}}, "client_kwargs.region is no option of S3; expected client_kwargs={"),
+        ({"config_kwargs": {"timeout": 1}}, "config_kwargs.timeout is no option of S3; expected one of "),
+        ({"secret": 1e5}, "secret is of type float; expected text"),
+    ],
+)
+def test_a_wrong_option_is_named_at_once_and_its_value_hidden(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store("s3://bucket", storage_options=options)
+    assert says in str(caught.value) and not any(hidden in str(caught.value) for hidden in ("topsecret", "100000"))
+
+
+def test_right_options_pass_and_a_secret_of_digits_is_text(server: S3Server) -> None:
+    options = {**server.options, "profile": None, "config_kwargs": None, "use_ssl": False, "max_concurrency": 2, "listings_expiry_time": 1}
+    options["client_kwargs"] = {**options["client_kwargs"], "verify": False}
+    assert Store("s3://bucket", storage_options=options).info("nothing") is None
+    digits = Store("s3://bucket", storage_options={"key": 123, "secret": 45678})
+    assert digits.storage_options == {"key": "123", "secret": "45678"} and (digits.fs.key, digits.fs.secret) == ("123", "45678")
+
+
+def test_each_web_host_has_a_limit_of_its_own() -> None:
+    first, second, again = (Store(url) for url in ("https://a.org/x", "https://b.org/x", "https://a.org/y"))
+    assert first._limit is again._limit is not second._limit
+    one, other, same = (Store(f"s3://{bucket}/x") for bucket in ("a", "b", "a"))
+    assert one._limit is same._limit is not other._limit
+
+
+class ListingClient(AsyncFileSystem):  # type: ignore[misc]
+    """An asynchronous client with a cache of listings, as those of Google's and Azure's stores; its answers take some time."""
+
+    protocol = "listingtest"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] | None = self.dircache.get(path)
+        if found is None:
+            await asyncio.sleep(0.2)
+            found = [{"name": name, "size": len(data), "type": "file"} for name, data in self.objects.items()]
+            self.dircache[path] = found
+        return found
+
+    async def _pipe_file(self, path: str, data: bytes, **options: Any) -> None:
+        await asyncio.sleep(len(data) / 2_000_000)
+        self.objects[path] = data
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        await asyncio.sleep(len(self.objects[path]) / 2_000_000)
+        return self.objects[path][start:end]
+
+    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
+        await asyncio.sleep(1.0 if path.endswith("slow") else 0)
+        return {"name": path, "size": len(self.objects[path]), "type": "file"}
+
+
+@pytest.fixture
+def listing_client() -> Iterator[type[ListingClient]]:
+    fsspec.register_implementation("listingtest", ListingClient, clobber=True)
+    yield ListingClient
+    ListingClient.objects.clear()
+
+
+def test_listings_are_not_cached_but_for_those_who_ask_for_it(listing_client: type[ListingClient]) -> None:
+    asked = {"use_listings_cache": True, "skip_instance_cache": False}
+    for options, found in (({}, ["a", "b"]), (asked, ["a"])):
+        here, there = (Store("listingtest://bucket", storage_options=options, retry=QUICK) for _ in range(2))
+        assert (here.fs is there.fs) == bool(options)
+        listing_client.objects.clear()
+        listing_client.objects["bucket/a"] = b"1"
+        assert [info.path for info in here.list()] == ["a"]
+        listing_client.objects["bucket/b"] = b"1"
+        assert [info.path for info in here.list()] == [info.path for info in there.list()] == found
+
+
+def test_large_objects_and_listings_get_the_time_that_they_need(
+    listing_client: type[ListingClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 0.1)
+    store = Store("listingtest://bucket", retry=RetryConfig(attempts=1))
+    store.write("large", bytes(400_000))
+    assert [info.size for info in store.list()] == [400_000]
+    assert len(store.read("large", 0, 400_000)) == 400_000
+    listing_client.objects["bucket/slow"] = b""
+    with pytest.raises(TransientStorageError, match="FSTimeoutError: it did not end in time"):
+        store.info("slow")
 
 
 @pytest.mark.parametrize("secret", ["topsecret", "top/secret", "/topsecret/", "topsecret/+"])
