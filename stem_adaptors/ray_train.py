@@ -7,15 +7,16 @@ at the end. News and the wish to stop pass over a board, one small actor beside 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -23,10 +24,13 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten
+from pipeline.errors import ClusterError, ConfigError, IncompleteError, TokenshardsError, TrainingError, TransientStorageError, shorten
 from pipeline.memory import keep_freed_memory
+from pipeline.runners.ray_cluster import HeadWatch
 from pipeline.storage import Store
 from stem_adaptors.board import Board, BoardReporter, News
 from stem_adaptors.cluster_config import ADDRESS_ADVICE, ClusterConfig, answering_address
@@ -56,8 +60,13 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
     """Train on the workers of a Ray cluster and show here what they say; SIGINT and SIGTERM end it with a checkpoint.
 
     Raises ConfigError where the cluster cannot be reached, runs other code or has too little room, IncompleteError where it loses its
-    workers for longer than it may, TrainingError where they die again and again, and what a training raises on one machine.
+    head, or its workers for longer than it may, TrainingError where they die again and again, and what a training raises on one machine.
     """
+    most, batch_size = cluster.workers[1], job.loader.batch_size
+    if most > batch_size:
+        raise ConfigError(
+            f"--ray-workers is {most}; expected at most --batch-size, which is {batch_size}: each worker takes a share of every batch"
+        )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     job = job.made_absolute()
@@ -82,13 +91,21 @@ class _Driver:
         self._groups = 0
         self._waiting_since = time.monotonic()
         self._losses, self._version_at_loss, self._last_loss = 0, "", ""
+        self._head = HeadWatch()
 
     def run(self, folder: str) -> TrainResult:
         """Return the result of the workers, or raise what ended them."""
-        thread = threading.Thread(target=self._fit, args=(folder,), name="ray-train", daemon=True)
-        self._failure: BaseException | None = None
+        try:
+            return self._follow(folder)
+        except (ClusterError, ray.exceptions.RayError) as error:
+            raise IncompleteError(
+                f"the training lost the head of the Ray cluster, or its own process there ({_one_line(error)}); expected both to last. "
+                "What is in the checkpoint is kept: when the cluster answers again, or on another, --resume continues"
+            ) from None
+
+    def _follow(self, folder: str) -> TrainResult:
         with _noted_signals() as signals:
-            thread.start()
+            thread = self._started(folder)
             asked: float | None = None
             while True:
                 finished = not thread.is_alive()
@@ -105,12 +122,27 @@ class _Driver:
                     self._reporter.say("stopped; the same command with --resume continues from the last checkpoint")
                     raise SystemExit(128 + signals[0])
                 if finished:
-                    raise TrainingError(
-                        f"Ray Train ended without a result ({_one_line(self._failure)}); expected one. --resume continues from the last "
-                        "checkpoint; Ray's logs of this cluster say more"
-                    )
+                    self._count_end(self._failure)
+                    thread = self._started(folder)
+                self._head.check()
                 self._require_room()
                 time.sleep(LOOK_SECONDS)
+
+    def _started(self, folder: str) -> threading.Thread:
+        """Start Ray Train in a thread of its own, and return that."""
+        self._failure: BaseException | None = None
+        thread = threading.Thread(target=self._fit, args=(folder,), name="ray-train", daemon=True)
+        thread.start()
+        return thread
+
+    def _count_end(self, failure: BaseException | None) -> None:
+        """Count what ended Ray Train itself, such as a death before the workers had found each other."""
+        if failure is None:
+            raise TrainingError("Ray Train ended without a result; expected one. --resume continues; Ray's logs of this cluster say more")
+        if isinstance(getattr(failure, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            return  # nobody died: there was no place yet, and how long that may last is --ray-wait
+        _give_places_back()  # Ray Train does so itself, unless it was killed
+        self._count_loss({"reason": _one_line(failure)})
 
     def _fit(self, folder: str) -> None:
         try:
@@ -132,7 +164,8 @@ class _Driver:
             run_config=ray.train.RunConfig(
                 name=f"tokenshards-{uuid.uuid4().hex[:12]}",
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=-1),  # how often is decided here, where a new checkpoint is seen
+                # How often workers may die is decided here, where a new checkpoint is seen; Ray tells of deaths after the start alone.
+                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=self._cluster.losses),
                 callbacks=[_Losses(self._board)],
                 worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
             ),
@@ -177,7 +210,7 @@ class _Driver:
     def _require_room(self) -> None:
         """Raise where no place was found for the workers in the time for it; workers that have one may take as long as they need."""
         waited = time.monotonic() - self._waiting_since
-        if self._running or waited < self._cluster.wait_seconds or _has_place():
+        if self._running or waited < self._cluster.wait_seconds or not self._head.answers() or _has_place():
             return
         total, free = ray.cluster_resources(), ray.available_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -265,17 +298,18 @@ def _require_same_code() -> None:
         if found != expected:
             raise ConfigError(
                 f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards[train]'}; this terminal runs {expected}. "
-                "Install the same on every node, or start the training with `tokenshards submit`, which brings its code along"
+                "Install the same on every node"
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     """Join the cluster as a driver and leave it, which ends all that was started there."""
     target = answering_address(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+            ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             f"the Ray cluster at {target} asks for a token ({_one_line(error)}). Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
@@ -285,12 +319,13 @@ def _connected(address: str) -> Iterator[None]:
         raise ConfigError(f"the Ray cluster at {target} cannot be joined ({_one_line(error)}). {ADDRESS_ADVICE}") from None
     signal.signal(signal.SIGTERM, before)  # `ray.init` sets one of its own, which ends the process before anything is put in order
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray's own threads print what raylets and autoscaler say: no place for it
+            yield
     finally:
         ray.shutdown()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
     """Yield a list that the first SIGINT or SIGTERM is put into; the second one ends the process."""
     received: list[int] = []
@@ -309,10 +344,20 @@ def _noted_signals() -> Iterator[list[int]]:
 
 
 def _has_place() -> bool:
-    """Whether the workers of this driver have been given their place: the ids of its placement groups end in that of its job."""
-    job = ray.get_runtime_context().get_job_id()
-    groups = ray.util.placement_group_table().values()
-    return any(group["state"] == "CREATED" and group["placement_group_id"].endswith(job) for group in groups)
+    """Whether the workers of this driver have been given their place."""
+    return any(state == "CREATED" for state in _places().values())
+
+
+def _places() -> dict[str, str]:
+    """Return the state of each placement group of this driver: their ids end in that of its job."""
+    job, groups = ray.get_runtime_context().get_job_id(), ray.util.placement_group_table().values()
+    return {group["placement_group_id"]: group["state"] for group in groups if group["placement_group_id"].endswith(job)}
+
+
+def _give_places_back() -> None:
+    for name, state in _places().items():
+        if state != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _amount(resources: dict[str, float], *, always_gpu: bool = False) -> str:

@@ -107,7 +107,7 @@ def quarantine_of(out: Path | str) -> dict[str, str]:
     return found
 
 
-def start_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start_cli(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start the command line as a user would, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *arguments],
@@ -116,14 +116,17 @@ def start_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.
         text=True,
         env={**os.environ, **(env or {})},
         start_new_session=True,
+        cwd=cwd,
     )
 
 
-def run_cli(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> tuple[str, str]:
+def run_cli(
+    *arguments: str, env: dict[str, str] | None = None, expect: int = 0, cwd: Path | None = None, timeout: float = 100.0
+) -> tuple[str, str]:
     """Run the command line; return stdout and stderr, after checking the exit code."""
-    process = start_cli(*arguments, env=env)
+    process = start_cli(*arguments, env=env, cwd=cwd)
     try:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

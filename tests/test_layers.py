@@ -60,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.interop": WORK
     | {"pipeline.context", "pipeline.conversion", "pipeline.heartbeat", "pipeline.planning", "pipeline.request", "pipeline.runners.base"},
     "stem_adaptors": SHARDS,
+    "stem_adaptors.ray_train": SHARDS | {"stem_adaptors", "pipeline.runners.ray_cluster"},
 }
 TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
 RAY_ALLOWED = {
