@@ -139,7 +139,16 @@ class RayCluster:
         self._await_dashboard()
 
     def add_node(self, *, cpus: int | None = None) -> Node:
-        """Start another node and wait until the cluster counts it."""
+        """Start another node and wait until the cluster counts it; once more where Ray itself gives up after 30 seconds on a busy machine."""
+        try:
+            return self._join(cpus)
+        except RuntimeError as error:
+            if "timed out during startup" not in str(error):
+                raise
+            self.nodes.pop().kill()
+            return self._join(cpus)
+
+    def _join(self, cpus: int | None) -> Node:
         agent, metrics, runtime_env = free_ports(3)
         return self._start(
             "--address", self.address,
