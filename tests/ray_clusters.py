@@ -139,7 +139,7 @@ class RayCluster:
         self._await_dashboard()
 
     def add_node(self, *, cpus: int | None = None) -> Node:
-        """Start another node and wait until the cluster counts it; once more where Ray itself gives up after 30 seconds on a busy machine."""
+        """Start another node and wait until the cluster counts it; again where Ray gives up after 30 s on a busy machine."""
         try:
             return self._join(cpus)
         except RuntimeError as error:
