@@ -62,6 +62,7 @@ def test_chaos(chaos: Chaos, reference: Path, seed: int) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3 * 3600)
 def test_chaos_for_long(chaos: Chaos, reference: Path) -> None:
     first = int(os.environ.get("SOAK_SEED", "1000"))
     runs = int(os.environ.get("SOAK_RUNS", SOAK_RUNS))
