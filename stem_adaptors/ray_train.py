@@ -24,6 +24,7 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray._private.state import available_resources_per_node
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -54,6 +55,9 @@ SETTINGS = {
 """What Ray reads from the environment, unless it is set there."""
 STOP_SECONDS = 60.0
 """How long workers may take to stop in order."""
+WITHDRAW_SECONDS = 5.0
+DEMAND_SECONDS = 200.0
+"""How long Ray Train keeps places for a training that was killed and could not withdraw what it had asked for."""
 
 
 def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporter, *, resume: bool) -> TrainResult:
@@ -91,6 +95,7 @@ class _Driver:
         self._groups = 0
         self._waiting_since = time.monotonic()
         self._losses, self._version_at_loss, self._last_loss = 0, "", ""
+        self._train_run, self._told_of_demand = "", False
         self._head = HeadWatch()
 
     def run(self, folder: str) -> TrainResult:
@@ -102,6 +107,9 @@ class _Driver:
                 f"the training lost the head of the Ray cluster, or its own process there ({_one_line(error)}); expected both to last. "
                 "What is in the checkpoint is kept: when the cluster answers again, or on another, --resume continues"
             ) from None
+        finally:
+            if self._head.answers():
+                _withdraw_demand(self._train_run)
 
     def _follow(self, folder: str) -> TrainResult:
         with _noted_signals() as signals:
@@ -141,12 +149,15 @@ class _Driver:
             raise TrainingError("Ray Train ended without a result; expected one. --resume continues; Ray's logs of this cluster say more")
         if isinstance(getattr(failure, "controller_failure", None), WorkerGroupStartupTimeoutError):
             return  # nobody died: there was no place yet, and how long that may last is --ray-wait
-        _give_places_back()  # Ray Train does so itself, unless it was killed
+        _give_places_back()  # Ray Train does so itself, and withdraws its demand, unless it was killed
+        _withdraw_demand(self._train_run)
         self._count_loss({"reason": _one_line(failure)})
 
     def _fit(self, folder: str) -> None:
         try:
-            self._trainer(folder).fit()
+            trainer = self._trainer(folder)
+            self._train_run = trainer.train_run_context.run_id
+            trainer.fit()
         except BaseException as error:  # whatever it is, the driver's own thread tells it
             self._failure = error
 
@@ -213,9 +224,17 @@ class _Driver:
         if self._running or waited < self._cluster.wait_seconds or not self._head.answers() or _has_place():
             return
         total, free = ray.cluster_resources(), ray.available_resources()
+        fewest, resources = self._cluster.workers[0], self._resources()
+        if waited < DEMAND_SECONDS and fewest < self._cluster.workers[1] and _free_places(resources) >= fewest:
+            if not self._told_of_demand:
+                self._told_of_demand = True
+                self._reporter.say(
+                    "waiting: there is room, but Ray keeps it for another training, for three minutes even if that was killed"
+                )
+            return
         nodes = sum(node["Alive"] for node in ray.nodes())
         text = (
-            f"no place for the workers after {waited:.0f} s: asked for {self._cluster.workers[0]} workers of {_amount(self._resources())} "
+            f"no place for the workers after {waited:.0f} s: asked for {fewest} workers of {_amount(resources)} "
             f"each; the cluster has {nodes} nodes with {_amount(total, always_gpu=True)}, of which {_amount(free, always_gpu=True)} "
             "are free. "
         )
@@ -348,6 +367,13 @@ def _has_place() -> bool:
     return any(state == "CREATED" for state in _places().values())
 
 
+def _free_places(resources: dict[str, float]) -> int:
+    """Return how many workers of this size would fit on what is free now."""
+    asked = {name: amount for name, amount in resources.items() if amount > 0}
+    nodes = available_resources_per_node().values()
+    return sum(int(min((free.get(name, 0) // amount for name, amount in asked.items()), default=0)) for free in nodes)
+
+
 def _places() -> dict[str, str]:
     """Return the state of each placement group of this driver: their ids end in that of its job."""
     job, groups = ray.get_runtime_context().get_job_id(), ray.util.placement_group_table().values()
@@ -358,6 +384,13 @@ def _give_places_back() -> None:
     for name, state in _places().items():
         if state != "REMOVED":
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+def _withdraw_demand(train_run: str) -> None:
+    """Take back what a run of Ray Train asked for: else the next one, where it may have fewer workers, starts with what that leaves."""
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # no coordinator, or none that can be reached
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.cancel_request.remote(f"train-{train_run}"), timeout=WITHDRAW_SECONDS)
 
 
 def _amount(resources: dict[str, float], *, always_gpu: bool = False) -> str:

@@ -197,6 +197,7 @@ def test_the_loss_of_the_terminals_own_process_on_the_cluster_is_one_sentence(
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 3 and "or its own process there" in err and "--resume continues" in err, err
     assert "bug" not in err and "Traceback" not in err, err
+    assert demands(cluster) == [], "Ray would keep these places for three minutes, although nobody wants them any more"
 
 
 def test_what_ray_prints_is_not_in_the_output(cluster: RayCluster) -> None:
@@ -204,6 +205,18 @@ def test_what_ray_prints_is_not_in_the_output(cluster: RayCluster) -> None:
     env = {**os.environ, **cluster.client_env}
     shown = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=SECONDS)
     assert shown.returncode == 0 and shown.stdout == "" and "from a thread of Ray" in shown.stderr, shown
+
+
+def demands(cluster: RayCluster) -> list[str]:
+    """Who has asked Ray for places that a training with `--ray-workers 1-3` leaves alone."""
+    code = f"""import json, ray
+ray.init(address={cluster.address!r}, log_to_driver=False, logging_level="ERROR")
+coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+print(json.dumps(ray.get(coordinator.__ray_call__.remote(lambda self: list(self._ongoing_reqs)))))
+"""
+    env = {**os.environ, **cluster.client_env}
+    shown = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=SECONDS, check=True)
+    return json.loads(shown.stdout)
 
 
 def workers(cluster: RayCluster) -> list[Any]:
@@ -287,3 +300,20 @@ def test_fewer_nodes_go_on_where_fewer_are_allowed_and_three_share_a_batch_of_16
     assert process.returncode == 0 and "training on 3 workers" in err and "training again on 2 workers" in err, err
     for name, tensor in tensors(undisturbed[0]).items():
         torch.testing.assert_close(tensors(Store(str(run)))[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_resume_soon_after_the_terminal_was_killed_waits_until_ray_forgets_what_that_asked_for(
+    pair: tuple[Path, Path], cluster: RayCluster, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*command(str(pair[0]), str(pair[1]), str(run), tmp_path / "cache"), *on(cluster, "--ray-wait", "20", workers="2-3")]
+    process = start_cli(*arguments, env=cluster.client_env)
+    after_checkpoints(run, process)
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    assert len(demands(cluster)) == 1
+    _, err = run_cli(*arguments, "--resume", env=cluster.client_env, timeout=600)
+    assert "waiting: there is room, but Ray keeps it for another training" in err and "training on 2 workers" in err, err
+    assert len(records(Store(str(run)))) == EPOCHS
