@@ -81,7 +81,7 @@ def test_kills_at_any_moment(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Kills by the clock: in the middle of a step, of a validation, of a checkpoint that is being written."""
     seed = int(os.environ.get("SOAK_SEED", "0"))
     rng, kills, epochs = random.Random(seed), 40, 400
-    run_cli(*command(pair, tmp_path / "undisturbed", epochs))
+    run_cli(*command(pair, tmp_path / "undisturbed", epochs), timeout=1800)
     arguments = command(pair, tmp_path / "run", epochs)
     for _ in range(kills):
         process = start_cli(*arguments)
