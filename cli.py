@@ -138,11 +138,15 @@ def _print_json(value: object) -> None:
 @app.command("fit-tokenizer", epilog="Example: tokenshards fit-tokenizer photos/ photos.tok --size 128 --levels 2")
 def fit_tokenizer_command(
     src: Source,
-    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json and codebook.safetensors.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
+    kind: Annotated[str, typer.Option(help="`patch-kmeans`, or `latent-kmeans`: codes for the latents of --encoder.")] = "patch-kmeans",
+    encoder: Annotated[str | None, typer.Option(help="Weights of a TAESD-family encoder, local or any fsspec URL.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="Weights of its decoder, to draw tokens again.")] = None,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Fit latents of mirror images too.")] = False,
     size: Size = None,
     patch: Patch = 4,
-    levels: Levels = 2,
-    codes: Codes = 256,
+    levels: Annotated[int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; latents 1")] = None,
+    codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; latents 1024")] = None,
     beam: Beam = 1,
     sample: Sample = 20_000,
     seed: Seed = 0,
@@ -151,9 +155,10 @@ def fit_tokenizer_command(
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit the default tokenizer (residual k-means on image patches) to a sample of your images."""
-    from pipeline.config import FitConfig, SourceConfig
-    from pipeline.fitting import fit_tokenizer
+    """Fit a tokenizer to a sample of your images: residual k-means on their patches, or on the latents of a published encoder."""
+    from pipeline.config import FitConfig, LatentFitConfig, SourceConfig
+    from pipeline.errors import ConfigError
+    from pipeline.fitting import fit_latent_tokenizer, fit_tokenizer
     from pipeline.planning import Listing
     from pipeline.reports.storage import fit_rows
     from pipeline.reports.terminal import TerminalReporter, print_table
@@ -163,13 +168,26 @@ def fit_tokenizer_command(
     from pipeline.tokenizers.directory import save_tokenizer
 
     options = _options(storage_option)
-    config = FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed)
+    given = {name: value for name, value in (("size", size), ("levels", levels), ("codes", codes)) if value is not None}
+    if kind == "latent-kmeans" and encoder is not None:
+        from pipeline.tokenizers.latent_kmeans import open_encoder
+
+        config = LatentFitConfig(mirrored=mirrored, sample=sample, seed=seed, **given)
+        networks = open_encoder(encoder, decoder, options)  # before the listing, which may take long
+        fit = functools.partial(fit_latent_tokenizer, config=config, encoder=networks)
+    elif kind == "patch-kmeans" and encoder is None and decoder is None and not mirrored:
+        fit = functools.partial(fit_tokenizer, config=FitConfig(patch=patch, beam=beam, sample=sample, seed=seed, **given))
+    else:
+        raise ConfigError(
+            f"--kind is {kind!r} and --encoder {encoder!r}; expected `patch-kmeans` without --encoder, --decoder and --mirrored, or "
+            "`latent-kmeans` with --encoder"
+        )
     reporter = TerminalReporter()
     source = open_source(src, SourceConfig(all_files=all_files, image_column=image_column, storage_options=options))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
         for line in source.summary.lines():
             reporter.say(line)
-        fitted = fit_tokenizer(source, listing.sample, config)
+        fitted = fit(source, listing.sample)
     for note in fitted.notes:
         reporter.say(f"note: {note}")
     store = Store(out, storage_options=options)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, shorten
 
-__all__ = ["DECODE_PLACES", "FitConfig", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SourceConfig"]
+__all__ = ["DECODE_PLACES", "FitConfig", "LatentFitConfig", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SourceConfig"]
 
 
 def _require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -73,6 +73,29 @@ class FitConfig:
         _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         _require(1 <= self.beam <= 64, "--beam", self.beam, "1 to 64")
+        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentFitConfig:
+    """How codes are fitted to the latents of a published encoder."""
+
+    size: int = 256
+    """Side in pixels, a multiple of 8."""
+    levels: int = 1
+    codes: int = 1024
+    mirrored: bool = False
+    """Fit to the mirror image of each picture too, for twice as many latents."""
+    sample: int = 20_000
+    """Images looked at, at most."""
+    seed: int = 0
+    iterations: int = 12
+    max_latents: int = 600_000
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.size <= 4096 and self.size % 8 == 0, "--size", self.size, "8 to 4096 pixels, a multiple of 8")
+        _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
+        _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
 
 

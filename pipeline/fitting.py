@@ -1,4 +1,4 @@
-"""Fitting the default tokenizer on a sample of the user's own images, in bounded memory."""
+"""Fitting a tokenizer on a sample of the user's own images, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.canonical import sha256_hex
-from pipeline.config import FitConfig
+from pipeline.config import FitConfig, LatentFitConfig
 from pipeline.decode import DECODER, DecodedImage, decode_image
 from pipeline.errors import BadInput, TokenizerError
 from pipeline.fetch import fetch_ahead, fetch_file
@@ -22,7 +22,10 @@ from pipeline.sources.base import ImageSource
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
 
-__all__ = ["FittedTokenizer", "fit_tokenizer"]
+if TYPE_CHECKING:
+    from pipeline.tokenizers.latent_kmeans import LatentEncoder  # loads torch
+
+__all__ = ["FittedTokenizer", "fit_latent_tokenizer", "fit_tokenizer"]
 
 SIZE_SAMPLE = 256
 MAX_SAMPLED_SLICES = 64
@@ -64,6 +67,29 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
             yield found.sha256, found.image.pixels_HWC
 
     tokenizer, statistics = fit_patch_kmeans(images(), config, size, preprocess)
+    return _with_notes(tokenizer, statistics, byte_counts)
+
+
+def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: LatentFitConfig, encoder: LatentEncoder) -> FittedTokenizer:
+    """Fit codes to the latents of a published encoder on the sampled rows of a source; the order of the rows does not matter.
+
+    Raises TokenizerError when no sampled input can be decoded.
+    """
+    from pipeline.tokenizers.latent_fit import fit_latent_kmeans  # loads torch
+
+    preprocess = Preprocess(size=config.size, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
+    byte_counts: list[int] = []
+
+    def images() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        for found in _decoded(source, sample, config.sample, preprocess):
+            byte_counts.append(found.bytes_in)
+            yield found.sha256, found.image.pixels_HWC
+
+    tokenizer, statistics = fit_latent_kmeans(images(), encoder, config, preprocess)
+    return _with_notes(tokenizer, statistics, byte_counts)
+
+
+def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], byte_counts: list[int]) -> FittedTokenizer:
     notes = list(statistics.get("notes", ()))
     raw_bytes = tokenizer.spec.layout.sites * tokenizer.spec.layout.ids_per_site * tokenizer.spec.id_dtype.itemsize
     mean_bytes = float(np.mean(byte_counts))

@@ -55,7 +55,7 @@ CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT}
 """Object of each choice of --weights."""
 VERSION = 1
-TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors")
+TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
 # What may change between the parts of one training: where it runs, and how often it is saved.
 FREE_FIELDS = {

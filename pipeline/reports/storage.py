@@ -84,10 +84,11 @@ def entropy_per_id(histograms: Sequence[npt.NDArray[np.int64]] | None) -> float 
 
 def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was measured when a tokenizer was fitted as (name, value) text."""
-    rows = [("images", f"{statistics['images']:,}"), ("patches", f"{statistics['patches']:,}")] if "images" in statistics else []
+    rows: list[tuple[str, str]] = [(name, f"{statistics[name]:,}") for name in ("images", "patches", "latents") if name in statistics]
     for level, measured in enumerate(statistics.get("levels", ())):
         usage = f"{measured['codes']} codes, {measured['dead_codes']} dead, perplexity {measured['perplexity']:.0f}"
-        rows.append((f"level {level}", f"{usage}, PSNR {measured['psnr_db']:.2f} dB"))
+        fidelity = f", PSNR {measured['psnr_db']:.2f} dB" if "psnr_db" in measured else ""
+        rows.append((f"level {level}", usage + fidelity))
     return rows
 
 

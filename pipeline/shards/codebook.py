@@ -60,13 +60,13 @@ def unpack_codebook(text: str | bytes, sha256: str, where: str) -> dict[str, npt
     return load_codebook(data, sha256, where)
 
 
-def load_codebook(data: bytes, sha256: str, where: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the tables of safetensors bytes; CorruptObjectError unless their digest is `sha256`."""
+def load_codebook(data: bytes, sha256: str, where: str, what: str = "codebook") -> dict[str, npt.NDArray[Any]]:
+    """Return the tables of safetensors bytes; CorruptObjectError unless their digest is `sha256`. `what` they are is for the message."""
     try:
         tables: dict[str, npt.NDArray[Any]] = load(data)
         found = codebook_sha256(tables)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptObjectError(where, f"not a safetensors codebook ({error}); {len(data)} bytes") from None
+        raise CorruptObjectError(where, f"no {what} in safetensors ({error}); {len(data)} bytes") from None
     if found != sha256:
-        raise CorruptObjectError(where, f"the codebook's sha256 is {found}; the tokenizer's spec expects {sha256}")
+        raise CorruptObjectError(where, f"the sha256 of the {what} is {found}; the tokenizer's spec expects {sha256}")
     return tables

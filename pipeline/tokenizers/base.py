@@ -26,6 +26,7 @@ __all__ = [
     "Tables",
     "Tokenizer",
     "TokenizerSpec",
+    "WeightedTokenizer",
     "check_ids",
     "check_images",
     "codebook_sha256",
@@ -57,7 +58,15 @@ class Tokenizer(Protocol):
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
-        """Build the tokenizer back from what a tokenizer directory holds; TokenizerError when the two do not fit."""
+        """Build the tokenizer back from what a tokenizer directory holds, codebook and weights; TokenizerError when the two do not fit."""
+
+
+@runtime_checkable
+class WeightedTokenizer(Tokenizer, Protocol):
+    """A tokenizer with networks, whose parameters are kept beside its codebook."""
+
+    def weights(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the parameters by name; `spec.weights_sha256` is their digest."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""A tokenizer on a store: `tokenizer.json` (sealed) and `codebook.safetensors`. Equal tokenizers give equal bytes."""
+"""A tokenizer on a store: `tokenizer.json` (sealed) and its tensors, codebook and weights. Equal tokenizers give equal bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerErr
 from pipeline.shards.codebook import load_codebook
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
-from pipeline.tokenizers.base import Tables, Tokenizer, codebook_sha256
+from pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
 from pipeline.tokenizers.registry import load_family
 
 __all__ = ["load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
@@ -21,18 +21,22 @@ __all__ = ["load_statistics", "load_tokenizer", "resolve_tokenizer", "save_token
 FORMAT_VERSION = "1.0"
 JSON_NAME = "tokenizer.json"
 CODEBOOK_NAME = "codebook.safetensors"
+WEIGHTS_NAME = "weights.safetensors"
 
 
 def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statistics: dict[str, Any] | None = None) -> dict[str, str]:
-    """Write the tokenizer below `prefix`, the codebook first; return the SHA-256 of each written path.
+    """Write the tokenizer below `prefix`, its tensors first; return the SHA-256 of each written path.
 
-    Raises TokenizerError when the codebook is not the one that the spec names.
+    Raises TokenizerError when codebook or weights are not those that the spec names.
     """
     spec, tables = tokenizer.spec, tokenizer.codebook()
-    _check_codebook(spec, tables)
+    weights = tokenizer.weights() if isinstance(tokenizer, WeightedTokenizer) else {}
+    _check_tensors(spec, "codebook", tables, spec.codebook.sha256 if spec.codebook else None)
+    _check_tensors(spec, "weights", weights, spec.weights_sha256 or None)
     objects: dict[str, bytes] = {}
-    if tables:
-        objects[_join(prefix, CODEBOOK_NAME)] = save({name: np.ascontiguousarray(tables[name]) for name in sorted(tables)})
+    for name, tensors in ((CODEBOOK_NAME, tables), (WEIGHTS_NAME, weights)):
+        if tensors:
+            objects[_join(prefix, name)] = save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
     objects[_join(prefix, JSON_NAME)] = seal(
         {
             "format_version": FORMAT_VERSION,
@@ -62,6 +66,9 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     if spec.codebook is not None:
         codebook_path = _join(prefix, CODEBOOK_NAME)
         tables = load_codebook(store.read(codebook_path), spec.codebook.sha256, codebook_path)
+    if spec.weights_sha256:
+        weights_path = _join(prefix, WEIGHTS_NAME)
+        tables = {**tables, **load_codebook(store.read(weights_path), spec.weights_sha256, weights_path, "weights")}
     tokenizer = load_family(spec.family).from_saved(spec, tables)
     if tokenizer.spec.fingerprint != spec.fingerprint:
         raise TokenizerError(
@@ -107,10 +114,9 @@ def _read_json(store: Store, prefix: str) -> dict[str, Any]:
     return value
 
 
-def _check_codebook(spec: TokenizerSpec, tables: Tables) -> None:
-    found = codebook_sha256(tables) if tables else None
-    expected = spec.codebook.sha256 if spec.codebook else None
+def _check_tensors(spec: TokenizerSpec, what: str, tensors: Tables, expected: str | None) -> None:
+    found = codebook_sha256(tensors) if tensors else None
     if found != expected:
         raise TokenizerError(
-            f"{spec.family}: the codebook's sha256 is {found}; the spec expects {expected}. This tokenizer is inconsistent"
+            f"{spec.family}: the sha256 of its {what} is {found}; the spec expects {expected}. This tokenizer is inconsistent"
         )

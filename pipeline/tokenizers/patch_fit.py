@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.canonical import keyed_hash64
 from pipeline.config import FitConfig
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import Images
 from pipeline.tokenizers.kmeans import cover, kmeans, nearest_rows
 from pipeline.tokenizers.patches import images_to_patches
+from pipeline.tokenizers.row_sample import RowSample
 
 __all__ = ["fit_tables"]
 
@@ -87,30 +87,15 @@ def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: in
 
 def _draw_patches(images: Iterable[tuple[str, Images]], config: FitConfig, size: int) -> dict[str, Images]:
     """Return some patches [m, D] of each image by content hash: as many of each as `max_patches` allows."""
-    drawn: dict[str, Images] = {}
+    sample = RowSample(config.max_patches, config.seed)
     for sha256, pixels_HWC in images:
         if pixels_HWC.shape != (size, size, 3) or pixels_HWC.dtype != np.uint8:
             raise TokenizerError(f"fit: image {sha256} is {pixels_HWC.dtype} {pixels_HWC.shape}; expected uint8 ({size}, {size}, 3)")
-        patches_LD = images_to_patches(pixels_HWC[None], config.patch)
-        order_L = np.random.default_rng(keyed_hash64(str(config.seed), sha256)).permutation(len(patches_LD))
-        drawn[sha256] = patches_LD[order_L[: _share(config, len(drawn) + 1)]]
-        if len(drawn).bit_count() == 1:  # at 1, 2, 4, 8, … images: memory stays within twice max_patches
-            _trim(drawn, config)
+        sample.add(sha256, images_to_patches(pixels_HWC[None], config.patch))
+    drawn = sample.rows()
     if not drawn:
         raise TokenizerError("fit: there is no image to fit a tokenizer to; expected at least 1. Check that the source can be decoded")
-    _trim(drawn, config)
     return drawn
-
-
-def _share(config: FitConfig, images: int) -> int:
-    return max(1, config.max_patches // images)
-
-
-def _trim(drawn: dict[str, Images], config: FitConfig) -> None:
-    share = _share(config, len(drawn))
-    for sha256, patches_LD in drawn.items():
-        if len(patches_LD) > share:
-            drawn[sha256] = patches_LD[:share].copy()
 
 
 def _distinct(patches_ND: Images) -> tuple[Images, npt.NDArray[np.intp], npt.NDArray[np.float64]]:

@@ -66,4 +66,5 @@ def load_family(name: str) -> type[Tokenizer]:
 
 
 register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
+register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", 'pip install "tokenshards[train]"')
 register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")

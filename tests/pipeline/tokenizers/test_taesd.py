@@ -1,0 +1,60 @@
+"""Both networks against plain tensor operations on the published names; a trait that was left out would show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import TokenizerError
+from pipeline.tokenizers.taesd import build_decoder, build_encoder
+from pipeline.tokenizers.weights import load_into
+from tests.pipeline.tokenizers import taesd_reference
+
+
+def pixels(count: int = 2, side: int = 32) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def latents(count: int = 2, scale: float = 1.0) -> Tensor:
+    return torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(2)) * scale
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_encoder_is_the_published_one(pooled: bool) -> None:
+    state = taesd_reference.random_state("encoder", pooled=pooled)
+    module, channels = build_encoder(state, "x")
+    found, expected = load_into(module, state, "x")(pixels()), taesd_reference.encode(state, pixels())
+    assert channels == 4 and found.shape == (2, 4, 4, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_the_decoder_is_the_published_one(pooled: bool, scale: float) -> None:
+    state = taesd_reference.random_state("decoder", pooled=pooled)
+    module, channels = build_decoder(state, "x")
+    found, expected = load_into(module, state, "x")(latents(scale=scale)), taesd_reference.decode(state, latents(scale=scale))
+    assert channels == 4 and found.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_what_the_reference_would_notice() -> None:
+    """The traits that a wrong module would lack all change the result by far more than the tolerance above."""
+    state = taesd_reference.random_state("encoder")
+    whole = taesd_reference.encode(state, pixels())
+    without_pool = {key: value for key, value in state.items() if ".pool." not in key}
+    for changed in (taesd_reference.encode(without_pool, pixels()), taesd_reference.encode(state, pixels() * 2 - 1)):
+        assert (changed - whole).abs().max() > 0.05 * whole.abs().max()
+    back = taesd_reference.random_state("decoder")
+    squeezed = taesd_reference.decode(back, torch.full((1, 4, 4, 4), 30.0))
+    torch.testing.assert_close(squeezed, taesd_reference.decode(back, torch.full((1, 4, 4, 4), 60.0)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("part", "key"), [("encoder", "14.weight"), ("decoder", "1.weight")])
+def test_other_weights_are_refused(part: str, key: str) -> None:
+    state = taesd_reference.random_state(part)
+    build = build_encoder if part == "encoder" else build_decoder
+    del state[key]
+    with pytest.raises(TokenizerError, match=f"no convolution {key}, the keys begin with .* TAESD family"):
+        build(state, "some.pth")
