@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import TokenizerError, shorten
+from pipeline.errors import MissingObjectError, TokenizerError, shorten
 from pipeline.storage import Store
 
 __all__ = ["as_arrays", "as_tensors", "load_into", "read_state_dict"]
@@ -32,7 +32,8 @@ _CONVERT = (
     'Where you trust the file and have the code of its classes, convert it once: python -c "import sys, torch; '
     "from safetensors.torch import save_file; m = torch.load(sys.argv[1], 'cpu', weights_only=False); "
     "m = m if isinstance(m, dict) else m.state_dict(); "
-    "m = m.get('state_dict', m); save_file({k: v.contiguous() for k, v in m.items()}, sys.argv[2])\" IN OUT.safetensors"
+    "m = m.get('state_dict', m.get('model', m)); m = m if isinstance(m, dict) else m.state_dict(); "
+    'save_file({k: v.contiguous() for k, v in m.items() if isinstance(v, torch.Tensor)}, sys.argv[2])" IN OUT.safetensors'
 )
 
 
@@ -44,6 +45,8 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
     folder, _, name = url.rpartition("/")
     store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
     where = f"{store.url}/{name}"
+    if store.info(name) is None:
+        raise MissingObjectError(where, "no weights are here; expected a state dict, as safetensors or from torch.save. Check the path")
     data = store.read(name)
     state = _safetensors(data, where) if _is_safetensors(data) else _torch_file(data, where)
     tensors = {key: value for key, value in _unwrapped(state).items() if isinstance(key, str) and isinstance(value, Tensor)}
