@@ -902,7 +902,9 @@ def demo_command(
     train_demo(folder, TrainingReporter())
 
 
-import_app = typer.Typer(help="Turn tokens that another project made into a dataset.", no_args_is_help=True)
+import_app = typer.Typer(
+    help="Take over what another project made: tokens as a dataset, a checkpoint as a tokenizer.", no_args_is_help=True
+)
 export_app = typer.Typer(help="Write a dataset in another project's layout.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 app.add_typer(export_app, name="export")
@@ -947,6 +949,63 @@ def import_seit_command(
     )
     outcome = import_seit(request, TerminalReporter(quiet=quiet))
     _finish(out, options, outcome, as_json, quiet)
+
+
+@import_app.command(
+    "tokenizer", epilog="Example: tokenshards import tokenizer imagenet_vitvq_base.ckpt vit.tok --kind vit-vqgan --keep-codes photos/"
+)
+def import_tokenizer_command(
+    weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
+    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them.")],
+    keep_codes: Annotated[str | None, typer.Option(metavar="SRC", help="Keep only the codes that these images use.")] = None,
+    min_uses: Annotated[int, typer.Option(help="Uses in --keep-codes SRC that let a code stay.")] = 1,
+    sample: Annotated[int, typer.Option(help="Images of --keep-codes SRC to count on, at most.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
+    decoder: Annotated[bool, typer.Option(help="Keep the way back to pixels, about half of the weights.")] = True,
+    dtype: Annotated[
+        str, typer.Option(help="What the networks run in: `float32`, or `bfloat16` for a GPU. Part of the identity.")
+    ] = "float32",
+    resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
+    resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
+    ] = None,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
+    from pipeline.config import ImportConfig, SourceConfig
+    from pipeline.published import CodeSample, keep_used_codes, open_published, tokenizer_rows
+    from pipeline.reports.storage import fit_rows
+    from pipeline.reports.terminal import print_table
+    from pipeline.storage import Store
+    from pipeline.tokenizers.base import describe_tokenizer
+    from pipeline.tokenizers.directory import save_tokenizer
+
+    options = _options(storage_option)
+    config = ImportConfig(
+        resize=resize,  # type: ignore[arg-type]  # it checks them
+        filter=resample,  # type: ignore[arg-type]
+        dtype=dtype,
+        decoder=decoder,
+        size=size,
+        max_tokens=max_tokens,
+    )
+    tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
+    if keep_codes is not None:
+        pictures = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+        counted = CodeSample(source_url=keep_codes, source=pictures, images=sample, seed=seed, min_uses=min_uses)
+        tokenizer, statistics = keep_used_codes(tokenizer, counted)
+    store = Store(out, storage_options=options)
+    save_tokenizer(tokenizer, store, "", statistics)
+    if as_json:
+        _print_json({"fingerprint": tokenizer.spec.fingerprint, "spec": tokenizer.spec.to_json(), **statistics})
+        return
+    print_table([*tokenizer_rows(tokenizer), *fit_rows(statistics)], title=f"{store.url}: {describe_tokenizer(tokenizer)}")
 
 
 @export_app.command("seit", epilog="Example: tokenshards export seit photos.tokens seit_release/ --split train")

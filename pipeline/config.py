@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError, shorten
 
-__all__ = ["DECODE_PLACES", "FitConfig", "LatentFitConfig", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SourceConfig"]
+__all__ = [
+    "DECODE_PLACES",
+    "Filter",
+    "FitConfig",
+    "ImportConfig",
+    "LatentFitConfig",
+    "PlanConfig",
+    "RayConfig",
+    "Resize",
+    "RetryConfig",
+    "RunConfig",
+    "SourceConfig",
+]
 
 
 def _require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -97,6 +109,34 @@ class LatentFitConfig:
         _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+Resize = Literal["squash", "crop"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """How a published tokenizer is taken over; None leaves what its own project does."""
+
+    resize: Resize | None = None
+    filter: Filter | None = None
+    dtype: str = "float32"
+    """What matrix products of its networks run in; the search for codes is float32 in any case."""
+    decoder: bool = True
+    """Keep the way back to pixels, which is half of the weights."""
+    size: int | None = None
+    """Side in pixels, for networks that take any."""
+    max_tokens: int | None = None
+    """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
+
+    def __post_init__(self) -> None:
+        _require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))
+        _require(self.filter in (None, *get_args(Filter)), "--filter", self.filter, f"one of {', '.join(get_args(Filter))}")
+        _require(self.size is None or 8 <= self.size <= 4096, "--size", self.size, "8 to 4096 pixels")
+        _require(self.max_tokens is None or self.max_tokens >= 1, "--max-tokens", self.max_tokens, "at least 1")
+        _require(self.dtype in DTYPES, "--dtype", self.dtype, " or ".join(DTYPES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

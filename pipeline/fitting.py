@@ -25,10 +25,11 @@ from pipeline.tokenizers.patch_kmeans import choose_size, default_preprocess, fi
 if TYPE_CHECKING:
     from pipeline.tokenizers.latent_kmeans import LatentEncoder  # loads torch
 
-__all__ = ["FittedTokenizer", "fit_latent_tokenizer", "fit_tokenizer"]
+__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_tokenizer"]
 
 SIZE_SAMPLE = 256
 MAX_SAMPLED_SLICES = 64
+COUNTED_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,7 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
         size = choose_size(sides, config.patch)
     preprocess = default_preprocess(size, DECODER)
     byte_counts: list[int] = []
-
-    def images() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-        for found in _decoded(source, sample, config.sample, preprocess):
-            byte_counts.append(found.bytes_in)
-            yield found.sha256, found.image.pixels_HWC
-
-    tokenizer, statistics = fit_patch_kmeans(images(), config, size, preprocess)
+    tokenizer, statistics = fit_patch_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), config, size, preprocess)
     return _with_notes(tokenizer, statistics, byte_counts)
 
 
@@ -79,14 +74,30 @@ def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: Lat
 
     preprocess = Preprocess(size=config.size, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
     byte_counts: list[int] = []
-
-    def images() -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-        for found in _decoded(source, sample, config.sample, preprocess):
-            byte_counts.append(found.bytes_in)
-            yield found.sha256, found.image.pixels_HWC
-
-    tokenizer, statistics = fit_latent_kmeans(images(), encoder, config, preprocess)
+    tokenizer, statistics = fit_latent_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), encoder, config, preprocess)
     return _with_notes(tokenizer, statistics, byte_counts)
+
+
+def count_codes(source: ImageSource, sample: list[PlanRow], limit: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Return how often each code of a tokenizer of one level occurs in up to `limit` images of a source, as [K].
+
+    Raises TokenizerError when no sampled input can be decoded.
+    """
+    counts_K = np.zeros(tokenizer.spec.vocabulary[0], np.int64)
+    decoded = _decoded(source, sample, limit, tokenizer.spec.preprocess)
+    while some := list(islice(decoded, COUNTED_TOGETHER)):
+        ids_BLQ = tokenizer.encode(np.stack([found.image.pixels_HWC for found in some])).ids_BLQ
+        counts_K += np.bincount(ids_BLQ.ravel(), minlength=len(counts_K))
+    return counts_K
+
+
+def _hashed(
+    source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, byte_counts: list[int]
+) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """Yield content hash and pixels of each image that decodes; its bytes are added to `byte_counts`."""
+    for found in _decoded(source, sample, limit, preprocess):
+        byte_counts.append(found.bytes_in)
+        yield found.sha256, found.image.pixels_HWC
 
 
 def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], byte_counts: list[int]) -> FittedTokenizer:

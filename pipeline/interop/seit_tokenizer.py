@@ -15,6 +15,7 @@ from pipeline.records import TokenBatch
 from pipeline.shards.codebook import Tables, codebook_sha256
 from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
 from pipeline.tokenizers.base import DecodeNotSupported, Images
+from pipeline.tokenizers.code_usage import code_moments
 
 __all__ = ["FAMILY", "SeitTokens"]
 
@@ -74,7 +75,4 @@ class SeitTokens:
 
     def statistics(self, counts_K: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Return what training wants to know, for counted ids: mean and standard deviation of each embedding channel, as `embedding`."""
-        rows_KD = self._codebook_KD.astype(np.float64)
-        mean_D = np.average(rows_KD, axis=0, weights=counts_K)
-        std_D = np.sqrt(np.average(np.square(rows_KD - mean_D), axis=0, weights=counts_K))
-        return {"embedding": {"mean": [float(f"{value:.6g}") for value in mean_D], "std": [float(f"{value:.6g}") for value in std_D]}}
+        return {"embedding": code_moments(self._codebook_KD, counts_K)}

@@ -85,6 +85,9 @@ def entropy_per_id(histograms: Sequence[npt.NDArray[np.int64]] | None) -> float 
 def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was measured when a tokenizer was fitted as (name, value) text."""
     rows: list[tuple[str, str]] = [(name, f"{statistics[name]:,}") for name in ("images", "patches", "latents") if name in statistics]
+    if "published_codes" in statistics:
+        codes, ids = statistics["levels"][0]["codes"], statistics["kept_share"]
+        rows.append(("codes kept", f"{codes:,} of {statistics['published_codes']:,}, which are {ids:.2%} of the ids of these images"))
     for level, measured in enumerate(statistics.get("levels", ())):
         usage = f"{measured['codes']} codes, {measured['dead_codes']} dead, perplexity {measured['perplexity']:.0f}"
         fidelity = f", PSNR {measured['psnr_db']:.2f} dB" if "psnr_db" in measured else ""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from pipeline.canonical import canonical_json, sha256_hex
+from pipeline.config import Filter, Resize
 from pipeline.errors import ConfigError, TokenizerError, shorten
 
 __all__ = ["CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"]
@@ -80,9 +81,9 @@ class Preprocess:
 
     size: int
     """Side of the square output in pixels."""
-    resize: Literal["squash", "crop"] = "crop"
+    resize: Resize = "crop"
     """`squash` to a square, or short side to `size` and centre `crop`."""
-    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
+    filter: Filter = "bicubic"
     decode_mode: Literal["full", "dct_scaled"] = "full"
     """`dct_scaled` lets JPEG decode at a smaller DCT scale first: faster, and different in a few % of the ids."""
     exif_orientation: bool = False
@@ -96,8 +97,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         _require(self.size > 0, "preprocess.size", self.size, "at least 1 pixel")
         _require(self.resize in ("squash", "crop"), "preprocess.resize", self.resize, "squash or crop")
-        filters = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-        _require(self.filter in filters, "preprocess.filter", self.filter, f"one of {', '.join(filters)}")
+        _require(self.filter in get_args(Filter), "preprocess.filter", self.filter, f"one of {', '.join(get_args(Filter))}")
         _require(self.decode_mode in ("full", "dct_scaled"), "preprocess.decode_mode", self.decode_mode, "full or dct_scaled")
         ok = len(self.background) == 3 and all(0 <= v <= 255 for v in self.background)
         _require(ok, "preprocess.background", self.background, "three numbers from 0 to 255")

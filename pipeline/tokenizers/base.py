@@ -5,12 +5,13 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import ImportConfig
 from pipeline.errors import TokenizerError
 from pipeline.records import TokenBatch
 from pipeline.shards.codebook import Tables, codebook_sha256
@@ -23,6 +24,7 @@ __all__ = [
     "Layout",
     "OverlappedTokenizer",
     "Preprocess",
+    "PublishedTokenizer",
     "Tables",
     "Tokenizer",
     "TokenizerSpec",
@@ -70,6 +72,21 @@ class WeightedTokenizer(Tokenizer, Protocol):
 
 
 @runtime_checkable
+class PublishedTokenizer(WeightedTokenizer, Protocol):
+    """A tokenizer that somebody trained and published."""
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:
+        """Build it from the tensors of a checkpoint by their published names; `decoder` names the library that decodes pictures.
+
+        Raises TokenizerError that names a key which is missing, of another shape, or of no use here; `where` says whose.
+        """
+
+    def keep(self, codes: Sequence[int]) -> Self:
+        """Return it with these codes alone, renumbered from 0 in this order; TokenizerError where ids have no vectors."""
+
+
+@runtime_checkable
 class OverlappedTokenizer(Tokenizer, Protocol):
     """A tokenizer on a device: the next batch is copied there, and its work queued, while the one before it is still encoded."""
 
@@ -94,7 +111,8 @@ def check_images(images_BHWC: Images, spec: TokenizerSpec) -> None:
 def check_ids(ids_BLQ: npt.NDArray[np.unsignedinteger[Any]], spec: TokenizerSpec) -> None:
     """Raise TokenizerError unless ids [B, L, Q] fit the layout and the vocabulary of the spec."""
     layout = spec.layout
-    sites_ok = ids_BLQ.ndim == 3 and (ids_BLQ.shape[1] <= layout.sites if layout.variable else ids_BLQ.shape[1] == layout.sites)
+    fewer = layout.variable or layout.prefix_decodable
+    sites_ok = ids_BLQ.ndim == 3 and (ids_BLQ.shape[1] <= layout.sites if fewer else ids_BLQ.shape[1] == layout.sites)
     if not sites_ok or ids_BLQ.shape[2] != layout.ids_per_site:
         raise TokenizerError(f"{spec.family}: got ids of shape {ids_BLQ.shape}; expected [B, {layout.sites}, {layout.ids_per_site}]")
     for q, vocabulary in enumerate(spec.vocabulary):

@@ -16,8 +16,10 @@ from pipeline.config import LatentFitConfig
 from pipeline.errors import TokenizerError
 from pipeline.shards.spec import Preprocess
 from pipeline.tokenizers.base import Images
+from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.kmeans import kmeans, nearest_rows
-from pipeline.tokenizers.latent_kmeans import SLOTS, LatentEncoder, LatentKMeans
+from pipeline.tokenizers.latent_kmeans import LatentEncoder, LatentKMeans
+from pipeline.tokenizers.network import SLOTS
 from pipeline.tokenizers.row_sample import RowSample
 
 __all__ = ["fit_latent_kmeans"]
@@ -67,8 +69,11 @@ def fit_latent_kmeans(
         "images": len(drawn),
         "latents": len(latents_NC),
         "fit": {"seed": config.seed, "iterations": config.iterations, "codes": config.codes, "max_latents": config.max_latents},
-        "levels": [{**_usage(ids_N, len(table)), **quality[q]} for q, (ids_N, table) in enumerate(zip(used, tables, strict=True))],
-        "embedding": {"mean": _rounded(summed_NC.mean(axis=0)), "std": _rounded(summed_NC.std(axis=0))},
+        "levels": [
+            {**code_usage(np.bincount(ids_N, minlength=len(table))), **quality[q]}
+            for q, (ids_N, table) in enumerate(zip(used, tables, strict=True))
+        ],
+        "embedding": {"mean": rounded(summed_NC.mean(axis=0)), "std": rounded(summed_NC.std(axis=0))},
         "notes": notes,
     }
     return tokenizer, statistics
@@ -96,17 +101,6 @@ def _ordered(table_KC: Floats) -> Floats:
     return table_KC[np.argsort(sign * (centred_KC @ direction_C), kind="stable")]
 
 
-def _usage(ids_N: npt.NDArray[np.intp], codes: int) -> dict[str, Any]:
-    share_K = np.bincount(ids_N, minlength=codes) / len(ids_N)
-    used_K = share_K[share_K > 0]
-    return {
-        "codes": codes,
-        "dead_codes": codes - len(used_K),
-        "usage_share": _rounded([len(used_K) / codes])[0],
-        "perplexity": _rounded([np.exp(-(used_K * np.log(used_K)).sum())])[0],
-    }
-
-
 def _fidelity(encoder: LatentEncoder, tables: list[Floats], images_BHWC: Images, preprocess: Preprocess) -> list[dict[str, float]]:
     """Return the mean PSNR with so many levels, for each number of them; nothing where there is no decoder."""
     if not encoder.decodes:
@@ -116,10 +110,5 @@ def _fidelity(encoder: LatentEncoder, tables: list[Floats], images_BHWC: Images,
         part = LatentKMeans(encoder, tables[:count], preprocess=preprocess)
         decoded = part.decode(part.encode(images_BHWC))
         error_B = np.square(decoded.astype(np.float32) - images_BHWC).mean(axis=(1, 2, 3))
-        found.append({"psnr_db": _rounded([float(np.mean(10 * np.log10(255**2 / np.maximum(error_B, 1e-5))))])[0]})
+        found.append({"psnr_db": rounded([float(np.mean(10 * np.log10(255**2 / np.maximum(error_B, 1e-5))))])[0]})
     return found
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    """Six significant digits: more would differ between machines and say nothing."""
-    return [float(f"{value:.6g}") for value in values]

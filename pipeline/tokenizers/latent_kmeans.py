@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import TokenizerError
 from pipeline.records import TokenBatch
@@ -32,17 +32,17 @@ from pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from pipeline.tokenizers.nearest_code import NearestCode
+from pipeline.tokenizers.network import Network, from_pixels, to_pixels
 from pipeline.tokenizers.taesd import STRIDE, build_decoder, build_encoder
 from pipeline.tokenizers.weights import as_arrays, as_tensors, load_into, read_state_dict
 
-__all__ = ["FAMILY", "SLOTS", "LatentEncoder", "LatentKMeans", "open_encoder"]
+__all__ = ["FAMILY", "LatentEncoder", "LatentKMeans", "open_encoder"]
 
 Floats = npt.NDArray[np.float32]
 
 FAMILY = "latent-kmeans"
 ENCODER, DECODER = "encoder.", "decoder."
-SLOTS = 8
-"""Pictures that go through the networks at once, always: what else is in a batch must not move an id."""
+COLOURS = (0.0, 1.0)
 
 
 class LatentEncoder:
@@ -81,44 +81,24 @@ class LatentEncoder:
         _ = self.channels, self._encoder, self.decodes and self._decoder
 
     @cached_property
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    @cached_property
-    def _encoder(self) -> nn.Module:
+    def _encoder(self) -> Network:
         module, _ = build_encoder(self._states[ENCODER], self._where)
-        return load_into(module, self._states[ENCODER], self._where).to(self._device)
+        return Network(load_into(module, self._states[ENCODER], self._where))
 
     @cached_property
-    def _decoder(self) -> nn.Module:
+    def _decoder(self) -> Network:
         if not self.decodes:
             raise DecodeNotSupported(f"{FAMILY}: this tokenizer was fitted without --decoder, so there is no way back from ids to pixels")
         module, _ = build_decoder(self._states[DECODER], self._where)
-        return load_into(module, self._states[DECODER], self._where).to(self._device)
+        return Network(load_into(module, self._states[DECODER], self._where))
 
-    @torch.inference_mode()
     def encode(self, images_BHWC: Images) -> Tensor:
         """Return the latents [B, L, C] of uint8 RGB images, sites in raster order."""
-        latents: list[Tensor] = []
-        for start in range(0, len(images_BHWC), SLOTS):
-            part = torch.from_numpy(np.array(images_BHWC[start : start + SLOTS])).to(self._device)
-            pixels = part.permute(0, 3, 1, 2).float().div_(255)
-            latents.append(self._run(self._encoder, pixels).flatten(2).transpose(1, 2))
-        return torch.cat(latents)
+        return self._encoder(to_pixels(images_BHWC, COLOURS)).flatten(2).transpose(1, 2)
 
-    @torch.inference_mode()
     def decode(self, latents_BLC: Tensor, grid: tuple[int, ...]) -> Images:
         """Return uint8 RGB images [B, H, W, 3]; raises DecodeNotSupported where there is no decoder."""
-        decoder, images = self._decoder, []
-        for part in torch.split(latents_BLC.to(self._device), SLOTS):
-            pixels = self._run(decoder, part.transpose(1, 2).reshape(len(part), -1, *grid))
-            images.append(pixels.clamp_(0, 1).mul_(255).round_().byte().permute(0, 2, 3, 1).cpu().numpy())
-        return np.ascontiguousarray(np.concatenate(images))
-
-    def _run(self, module: nn.Module, values: Tensor) -> Tensor:
-        padding = values.new_zeros(SLOTS - len(values), *values.shape[1:])
-        result: Tensor = module(torch.cat([values, padding]))[: len(values)]
-        return result
+        return from_pixels(self._decoder(latents_BLC.transpose(1, 2).reshape(len(latents_BLC), -1, *grid)), COLOURS)
 
 
 def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str, Any] | None = None) -> LatentEncoder:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pipeline.config import FitConfig
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import Images
+from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.kmeans import cover, kmeans, nearest_rows
 from pipeline.tokenizers.patches import images_to_patches
 from pipeline.tokenizers.row_sample import RowSample
@@ -79,7 +80,7 @@ def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: in
         "distinct_patches": len(distinct_ND),
         "fit": {"seed": config.seed, "iterations": config.iterations, "codes": config.codes, "max_patches": config.max_patches},
         "levels": levels,
-        "embedding": {"mean": _rounded(mean_D), "std": _rounded(std_D)},
+        "embedding": {"mean": rounded(mean_D), "std": rounded(std_D)},
         "notes": notes,
     }
     return tables, statistics
@@ -145,20 +146,7 @@ def _low_rank(centres: list[Floats], error: float) -> list[Floats]:
 def _level_statistics(
     nearest_N: npt.NDArray[np.intp], weights_N: npt.NDArray[np.float64], codes: int, colours_ND: Floats, rest_ND: Floats
 ) -> dict[str, Any]:
-    share_K = np.bincount(nearest_N, weights=weights_N, minlength=codes) / weights_N.sum()
-    used_K = share_K[share_K > 0]
     missing_ND = colours_ND - np.clip(np.rint(colours_ND - rest_ND), 0, 255)
     error = float(np.average(np.square(missing_ND).mean(axis=1), weights=weights_N))
     psnr_db = MAX_PSNR_DB if error == 0 else min(MAX_PSNR_DB, 10 * np.log10(255**2 / error))
-    return {
-        "codes": codes,
-        "dead_codes": codes - len(used_K),
-        "usage_share": _rounded([len(used_K) / codes])[0],
-        "perplexity": _rounded([np.exp(-(used_K * np.log(used_K)).sum())])[0],
-        "psnr_db": _rounded([psnr_db])[0],
-    }
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    """Six significant digits: more would differ between machines and say nothing."""
-    return [float(f"{value:.6g}") for value in values]
+    return {**code_usage(np.bincount(nearest_N, weights=weights_N, minlength=codes)), "psnr_db": rounded([psnr_db])[0]}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import Tokenizer
 
-__all__ = ["families", "load_family", "register_family", "temporary_family"]
+__all__ = ["families", "load_family", "published_families", "register_family", "temporary_family"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +19,23 @@ class _Entry:
     """`package.module:Class`."""
     install: str
     """What to run when the module's packages are missing."""
+    published: bool
 
 
 _families: dict[str, _Entry] = {}
 
 
-def register_family(name: str, target: str, install: str = 'pip install "tokenshards"') -> None:
-    """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError."""
+def register_family(name: str, target: str, install: str = 'pip install "tokenshards"', *, published: bool = False) -> None:
+    """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError.
+
+    A `published` one is a PublishedTokenizer, which `import tokenizer` builds from a checkpoint.
+    """
     if name in _families:
         raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
     module, colon, attribute = target.partition(":")
     if not (module and colon and attribute):
         raise TokenizerError(f"tokenizer family {name!r}: target is {target!r}; expected package.module:Class")
-    _families[name] = _Entry(target, install)
+    _families[name] = _Entry(target, install, published)
 
 
 @contextmanager
@@ -47,6 +51,11 @@ def temporary_family(name: str, target: str) -> Iterator[None]:
 def families() -> list[str]:
     """Return the names of all registered families, sorted."""
     return sorted(_families)
+
+
+def published_families() -> list[str]:
+    """Return the names of the families that published checkpoints belong to, sorted."""
+    return sorted(name for name, entry in _families.items() if entry.published)
 
 
 def load_family(name: str) -> type[Tokenizer]:
@@ -65,6 +74,9 @@ def load_family(name: str) -> type[Tokenizer]:
     return family
 
 
+_TORCH = 'pip install "tokenshards[train]"'
+
 register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
-register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", 'pip install "tokenshards[train]"')
+register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", _TORCH)
 register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")
+register_family("vit-vqgan", "pipeline.tokenizers.vit_vqgan:VitVqgan", _TORCH, published=True)

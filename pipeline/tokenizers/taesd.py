@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import TokenizerError
+from pipeline.tokenizers.weights import tensor_of
 
 __all__ = ["STRIDE", "Block", "build_decoder", "build_encoder"]
 
@@ -59,7 +59,7 @@ def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
     Raises TokenizerError where the keys are not those of such an encoder.
     """
-    last = _table(state, "14.weight", where, "an encoder")
+    last = tensor_of(state, "14.weight", 4, where, "an encoder of the TAESD family, such as taef2_encoder.pth")
     parts: list[nn.Module] = [_conv(3), _block(state, 1)]
     for stage in (2, 6, 10):
         parts += [_conv(stride=2, bias=False), *(_block(state, stage + step) for step in (1, 2, 3))]
@@ -68,22 +68,11 @@ def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
 def build_decoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequential, int]:
     """Return the decoder [B, C, h, w] -> [B, 3, H, W], pixels from 0 to 1 that still have to be clipped, and C; as `build_encoder`."""
-    first = _table(state, "1.weight", where, "a decoder")
+    first = tensor_of(state, "1.weight", 4, where, "a decoder of the TAESD family, such as taef2_decoder.pth")
     parts: list[nn.Module] = [_Squeeze(), _conv(first.shape[1]), nn.ReLU()]
     for stage in (3, 8, 13):
         parts += [*(_block(state, stage + step) for step in (0, 1, 2)), nn.Upsample(scale_factor=2), _conv(bias=False)]
     return nn.Sequential(*parts, _block(state, 18), _conv(out=3)), int(first.shape[1])
-
-
-def _table(state: Mapping[str, Tensor], key: str, where: str, what: str) -> Tensor:
-    found = state.get(key)
-    if found is None or found.ndim != 4:
-        shown = sorted(state)[:3]
-        raise TokenizerError(
-            f"{where}: no convolution {key}, the keys begin with {', '.join(shown) or 'nothing'}; expected {what} of the TAESD family, "
-            "such as taef2_encoder.pth or taef2_decoder.pth"
-        )
-    return found
 
 
 def _block(state: Mapping[str, Tensor], place: int) -> Block:

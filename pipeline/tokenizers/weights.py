@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.errors import MissingObjectError, TokenizerError, shorten
 from pipeline.storage import Store
 
-__all__ = ["as_arrays", "as_tensors", "load_into", "read_state_dict"]
+__all__ = ["as_arrays", "as_tensors", "count_parts", "load_into", "read_state_dict", "tensor_of"]
 
 WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
@@ -78,6 +78,22 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, dro
         )
     module.load_state_dict({key: value.float() for key, value in found.items()})
     return module.eval().requires_grad_(False)
+
+
+def tensor_of(state: Mapping[str, Tensor], key: str, dimensions: int, where: str, what: str) -> Tensor:
+    """Return the tensor that tells the size of a network. Raises TokenizerError where it is missing or has another number of dimensions."""
+    found = state.get(key)
+    if found is None or found.ndim != dimensions:
+        shape = "" if found is None else f" of {dimensions} dimensions, but one of shape {tuple(found.shape)}"
+        shown = ", ".join(sorted(state)[:3]) or "nothing"
+        raise TokenizerError(f"{where}: no tensor {key}{shape}, the keys begin with {shown}; expected the checkpoint of {what}")
+    return found
+
+
+def count_parts(state: Mapping[str, Tensor], name: str) -> int:
+    """Return how many numbered parts, `name.0`, `name.1`, …, a state dict has, missing ones below the last included."""
+    places = (key.removeprefix(f"{name}.").partition(".")[0] for key in state if key.startswith(f"{name}."))
+    return 1 + max((int(place) for place in places if place.isdecimal()), default=-1)
 
 
 def as_arrays(state: Mapping[str, Tensor], prefix: str) -> dict[str, npt.NDArray[Any]]:

@@ -1,0 +1,38 @@
+"""How much of a codebook is used, in plain JSON types.
+
+Shapes: K codes of a level, D values of a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["code_moments", "code_usage", "rounded"]
+
+
+def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return codes, dead codes, the share that is used and the perplexity (e to the entropy) of counted, or weighted, ids."""
+    codes, used_K = len(counts_K), counts_K[counts_K > 0] / counts_K.sum()
+    return {
+        "codes": codes,
+        "dead_codes": codes - len(used_K),
+        "usage_share": rounded([len(used_K) / codes])[0],
+        "perplexity": rounded([np.exp(-(used_K * np.log(used_K)).sum())])[0],
+    }
+
+
+def code_moments(table_KD: npt.NDArray[np.float32], counts_K: npt.NDArray[Any]) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel of the rows of counted ids, which training wants to know as `embedding`."""
+    rows_KD = table_KD.astype(np.float64)
+    mean_D = np.average(rows_KD, axis=0, weights=counts_K)
+    std_D = np.sqrt(np.average(np.square(rows_KD - mean_D), axis=0, weights=counts_K))
+    return {"mean": rounded(mean_D), "std": rounded(std_D)}
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Six significant digits: more would differ between machines and say nothing."""
+    return [float(f"{value:.6g}") for value in values]
