@@ -81,3 +81,5 @@ register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans
 register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")
 register_family("vit-vqgan", "pipeline.tokenizers.vit_vqgan:VitVqgan", _TORCH, published=True)
 register_family("maskgit", "pipeline.tokenizers.maskgit:MaskGitVqgan", _TORCH, published=True)
+register_family("titok", "pipeline.tokenizers.titok:TiTok", _TORCH, published=True)
+register_family("one-d-piece", "pipeline.tokenizers.titok:OneDPiece", _TORCH, published=True)

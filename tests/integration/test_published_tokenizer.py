@@ -1,0 +1,114 @@
+"""A published checkpoint from its file to shards, pictures and a classifier, as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.shards import open_dataset
+from pipeline.tokenizers.registry import load_family, published_families
+from tests.datasets import call_cli, content, run_cli, run_json, write_images
+from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
+from tests.pipeline.tokenizers.published_states import table_from
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-VQGAN in Lightning's wrapper, and One-D-Piece bare."""
+    folder = tmp_path_factory.mktemp("weights")
+    noise = torch.rand(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    vit = vit_vqgan_reference.random_state()
+    table = table_from(vit_vqgan_reference.encode(vit, noise), 300)
+    junk = {"loss.discriminator.weight": torch.ones(2)}
+    torch.save({"state_dict": {**vit, "quantizer.embedding.weight": table, **junk}, "epoch": 1}, folder / "vit.ckpt")
+    piece = titok_reference.random_state(legacy=True)
+    table = table_from(titok_reference.encode(piece, noise, legacy=True), 30)
+    torch.save({**piece, "quantize.embedding.weight": table}, folder / "piece.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_images(folder, 30, side=SIDE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(weights: Path, photos: Path) -> Path:
+    """A dataset in the codes that its own pictures use."""
+    out = weights / "out"
+    found = run_json(
+        "import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "tok"), "--kind", "vit-vqgan", "--keep-codes", str(photos)
+    )
+    kept = found["spec"]["config"]["kept_codes"]
+    assert found["published_codes"] == 300 and 1 < len(kept) < 300 and kept == sorted(kept) and found["kept_share"] == 1.0
+    assert found["spec"]["vocabulary"] == [len(kept)] and found["levels"][0]["dead_codes"] == 0
+    run_cli("tokenize", str(photos), str(out), "--tokenizer", str(weights / "tok"), "--shard-rows", "8", "--workers", "2")
+    return out
+
+
+def test_kept_codes_are_the_published_ids_of_these_pictures(weights: Path, photos: Path, vit: Path) -> None:
+    run_cli("import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "whole"), "--kind", "vit-vqgan", "--no-decoder")
+    run_cli("tokenize", str(photos), str(weights / "whole_out"), "--tokenizer", str(weights / "whole"), "--workers", "1")
+    kept = np.array(json.loads((weights / "tok" / "tokenizer.json").read_text())["spec"]["config"]["kept_codes"])
+    compact, whole = content(vit), content(weights / "whole_out")
+    assert compact.keys() == whole.keys() and len(compact) == 30
+    small, large = (open_dataset(str(out)).spec.id_dtype for out in (vit, weights / "whole_out"))
+    for name, (label, ids) in compact.items():
+        published = np.frombuffer(whole[name][1], large)
+        assert label == whole[name][0] and np.array_equal(kept[np.frombuffer(ids, small)], published)
+
+
+def test_it_verifies_shows_and_trains(photos: Path, vit: Path) -> None:
+    assert "ok" in call_cli("verify", str(vit))[0]
+    out, _ = call_cli("inspect", str(vit))
+    assert "vit-vqgan" in out and "codes kept" in out and "of 300" in out
+    call_cli("preview", str(vit), "--to", str(vit.parent / "look.png"), "-n", "4", "--source", str(photos))
+    assert Image.open(vit.parent / "look.png").size[0] > 4 * SIDE
+    model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
+    run_cli("train", str(vit), "--out", str(vit.parent / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    shown, _ = run_cli("predict", str(vit.parent / "run"), str(photos / "class_0"), "--json")
+    assert len(shown.splitlines()) == 10
+
+
+def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None:
+    tok, out, run = str(weights / "piece.tok"), weights / "piece_out", str(weights / "piece_run")
+    shown, _ = call_cli("import", "tokenizer", str(weights / "piece.bin"), tok, "--kind", "one-d-piece", "--max-tokens", "4")
+    assert "one-d-piece" in shown and "short side and centre crop to 32 x 32 px, bicubic, values from 0 to 1" in shown
+    run_cli("tokenize", str(photos), str(out), "--tokenizer", tok, "--shard-rows", "8", "--workers", "2")
+    layout = open_dataset(str(out)).spec.layout
+    assert (layout.kind, layout.sites, layout.ordered, layout.prefix_decodable) == ("sequence", 4, True, True)
+    model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
+    run_cli("train", str(out), "--out", run, "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    assert "top-1" in call_cli("evaluate", run, str(out))[0]
+
+
+def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Path) -> None:
+    checkpoint, out = str(weights / "vit.ckpt"), str(tmp_path / "tok")
+    for words, expect, message in (
+        (["--kind", "vqgan"], 2, "--kind is 'vqgan'; expected one of maskgit, one-d-piece, titok, vit-vqgan"),
+        (["--kind", "titok"], 1, "no tensor quantize.embedding.weight"),
+        (["--kind", "vit-vqgan", "--dtype", "half"], 2, "--dtype is 'half'; expected float32 or bfloat16"),
+        (["--kind", "vit-vqgan", "--resize", "stretch"], 2, "--resize is 'stretch'; expected squash or crop"),
+        (["--kind", "vit-vqgan", "--size", "64"], 2, "--size is 64; vit-vqgan has it fixed"),
+        (["--kind", "vit-vqgan", "--keep-codes", str(photos), "--min-uses", "1000000"], 1, "no code is used 1000000 times or more"),
+        (["--kind", "vit-vqgan", "--keep-codes", str(photos / "class_0" / "none")], 1, "none"),
+    ):
+        _, err = call_cli("import", "tokenizer", checkpoint, out, *words, expect=expect)
+        assert message in err and len(err.strip().splitlines()) <= 2, err
+    _, err = call_cli("import", "tokenizer", str(photos / "x.ckpt"), out, "--kind", "vit-vqgan", expect=1)
+    assert "no weights are here" in err
+    assert not (tmp_path / "tok").exists()
+
+
+def test_every_published_family_takes_a_checkpoint() -> None:
+    for name in published_families():
+        assert callable(getattr(load_family(name), "from_checkpoint", None)) and callable(getattr(load_family(name), "keep", None))
