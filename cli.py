@@ -969,6 +969,8 @@ def import_tokenizer_command(
     resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
     resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
+    preset: Annotated[str | None, typer.Option(help="Whose conv-vqgan it is: `taming`, `llamagen`, `ibq` or `amused`.")] = None,
+    ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters, where the checkpoint has any.")] = True,
     max_tokens: Annotated[
         int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
     ] = None,
@@ -993,6 +995,8 @@ def import_tokenizer_command(
         dtype=dtype,
         decoder=decoder,
         size=size,
+        preset=preset,
+        ema=ema,
         max_tokens=max_tokens,
     )
     tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()

@@ -128,6 +128,10 @@ class ImportConfig:
     """Keep the way back to pixels, which is half of the weights."""
     size: int | None = None
     """Side in pixels, for networks that take any."""
+    preset: str | None = None
+    """Which project's way it is, for networks that several projects publish."""
+    ema: bool = True
+    """Take the moving averages of the parameters, where a checkpoint has any."""
     max_tokens: int | None = None
     """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
 

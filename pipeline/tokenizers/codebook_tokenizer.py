@@ -59,6 +59,11 @@ class CodebookTokenizer(NetworkTokenizer):
         """Return what pictures go through before this checkpoint sees them; `decoder` is the name of the decoding library."""
 
     @classmethod
+    def prepared(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> Mapping[str, Tensor]:
+        """Return the checkpoint to take apart; what must be chosen among is chosen here."""
+        return checkpoint
+
+    @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
         """Return what the spec must remember of the import, in plain JSON types, besides preprocessing and dtype."""
         return {}
@@ -69,6 +74,7 @@ class CodebookTokenizer(NetworkTokenizer):
 
         Raises TokenizerError that names a key which is missing, of another shape, or of no part of this network.
         """
+        checkpoint = cls.prepared(checkpoint, config, where)
         table = tensor_of(checkpoint, cls.TABLE_KEY, 2, where, cls.family)
         state = cls.networks_of(checkpoint, config, cls.TABLE_KEY, where)
         built = cls(

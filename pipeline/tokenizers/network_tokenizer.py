@@ -49,7 +49,7 @@ class NetworkTokenizer(ABC):
     DROPPED_KEYS: ClassVar[tuple[str, ...]]
     """Prefixes of what training left in checkpoints."""
     OPTIONS: ClassVar[tuple[str, ...]] = ()
-    """Which of `size` and `max_tokens` an import may choose."""
+    """Which of `size`, `preset` and `max_tokens` an import may choose."""
 
     def __init__(
         self,
@@ -116,9 +116,9 @@ class NetworkTokenizer(ABC):
 
         Raises TokenizerError that names a key which belongs to no part, ConfigError for an option that this family does not have.
         """
-        for option, value in (("size", config.size), ("max_tokens", config.max_tokens)):
+        for option, value in (("size", config.size), ("preset", config.preset), ("max_tokens", config.max_tokens)):
             if value is not None and option not in cls.OPTIONS:
-                raise ConfigError(f"--{option.replace('_', '-')} is {value}; {cls.family} has it fixed in its checkpoint. Leave it out")
+                raise ConfigError(f"--{option.replace('_', '-')} is {value}; {cls.family} has no such choice. Leave it out")
         wanted = cls.ENCODER_KEYS + (cls.DECODER_KEYS if config.decoder else ())
         dropped = cls.DROPPED_KEYS + (() if config.decoder else cls.DECODER_KEYS)
         for key in checkpoint:
@@ -128,6 +128,10 @@ class NetworkTokenizer(ABC):
                     f"{f' and {table_key}' if table_key else ''}, and dropped {', '.join(dropped)}. Is this the file of another model?"
                 )
         return {key: value for key, value in checkpoint.items() if key != table_key and key.startswith(wanted)}
+
+    def published_name(self, key: str) -> str:
+        """Return the name in the checkpoint of a key of the networks' own state dict."""
+        return key
 
     def check_networks(self) -> None:
         """Build the networks now, so that every key is checked before anything is written."""
@@ -179,7 +183,7 @@ class NetworkTokenizer(ABC):
 
     def _network(self, module: nn.Module, prefixes: tuple[str, ...]) -> Network:
         state = {key: value for key, value in self._state.items() if key.startswith(prefixes)}
-        return Network(load_into(module, state, self._where), dtype=self._spec.dtype)
+        return Network(load_into(module, state, self._where, names=self.published_name), dtype=self._spec.dtype)
 
 
 def published_preprocess(config: ImportConfig, *, resize: Resize, filter: Filter, **fixed: Any) -> Preprocess:

@@ -69,8 +69,9 @@ def load_family(name: str) -> type[Tokenizer]:
     module, _, attribute = entry.target.partition(":")
     try:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({error}); try: {entry.install}") from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+        raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({reason}); try: {entry.install}") from error
     return family
 
 
@@ -80,6 +81,7 @@ register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
 register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", _TORCH)
 register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")
 register_family("vit-vqgan", "pipeline.tokenizers.vit_vqgan:VitVqgan", _TORCH, published=True)
+register_family("conv-vqgan", "pipeline.tokenizers.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True)
 register_family("maskgit", "pipeline.tokenizers.maskgit:MaskGitVqgan", _TORCH, published=True)
 register_family("titok", "pipeline.tokenizers.titok:TiTok", _TORCH, published=True)
 register_family("one-d-piece", "pipeline.tokenizers.titok:OneDPiece", _TORCH, published=True)

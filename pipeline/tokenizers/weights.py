@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from pipeline.errors import MissingObjectError, TokenizerError, shorten
 from pipeline.storage import Store
 
-__all__ = ["as_arrays", "as_tensors", "count_parts", "load_into", "read_state_dict", "tensor_of"]
+__all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_state_dict", "tensor_of", "with_ema"]
 
+EMA = "model_ema."
 WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
 MAX_WRAPPERS = 4
@@ -57,13 +58,13 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
     return tensors
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, dropped: Sequence[str] = ()) -> nn.Module:
-    """Give the module its weights, as float32, and return it ready to run; keys that begin with one of `dropped` are left alone.
+def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, names: Callable[[str], str] = str) -> nn.Module:
+    """Give the module its weights, as float32, and return it ready to run; `names` gives the key in `state` of a key of the module.
 
-    Raises TokenizerError that names a key which is missing, of another shape, or of no use here.
+    Raises TokenizerError that names a key of `state` which is missing, of another shape, or of no use here.
     """
-    expected = module.state_dict()
-    found = {key: value for key, value in state.items() if key in expected or not key.startswith(tuple(dropped))}
+    keys_of = {names(key): key for key in module.state_dict()}
+    expected, found = {key: module.state_dict()[own] for key, own in keys_of.items()}, state
     for problem, keys in (
         ("is missing", [key for key in expected if key not in found]),
         ("is not a part of this network", [key for key in found if key not in expected]),
@@ -76,8 +77,26 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, dro
         raise TokenizerError(
             f"{where}: the key {key} {problem}{shapes}{others}. Is this the file of another model, or of another size of it?"
         )
-    module.load_state_dict({key: value.float() for key, value in found.items()})
+    module.load_state_dict({keys_of[key]: value.float() for key, value in found.items()})
     return module.eval().requires_grad_(False)
+
+
+def with_ema(state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> dict[str, Tensor]:
+    """Return a checkpoint with the moving averages of its parameters in their place, where it has any; the averages' own keys are gone.
+
+    They are stored as `model_ema.` and the name without its dots. Raises TokenizerError where a key with one of the prefixes has none.
+    """
+    averages = {key.removeprefix(EMA): value for key, value in state.items() if key.startswith(EMA)}
+    kept = {key: value for key, value in state.items() if not key.startswith(EMA)}
+    if not averages:
+        return kept
+    for key in kept:
+        if key.startswith(prefixes) and key.replace(".", "") not in averages:
+            raise TokenizerError(
+                f"{where}: it holds moving averages ({EMA}…) and none of {key}; expected one of every parameter. Is the file whole? "
+                "--no-ema takes the parameters as they are"
+            )
+    return {key: averages.get(key.replace(".", ""), value) for key, value in kept.items()}
 
 
 def tensor_of(state: Mapping[str, Tensor], key: str, dimensions: int, where: str, what: str) -> Tensor:

@@ -94,11 +94,11 @@ def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None
 def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Path) -> None:
     checkpoint, out = str(weights / "vit.ckpt"), str(tmp_path / "tok")
     for words, expect, message in (
-        (["--kind", "vqgan"], 2, "--kind is 'vqgan'; expected one of maskgit, one-d-piece, titok, vit-vqgan"),
+        (["--kind", "vqgan"], 2, "--kind is 'vqgan'; expected one of conv-vqgan, maskgit, one-d-piece, titok, vit-vqgan"),
         (["--kind", "titok"], 1, "no tensor quantize.embedding.weight"),
         (["--kind", "vit-vqgan", "--dtype", "half"], 2, "--dtype is 'half'; expected float32 or bfloat16"),
         (["--kind", "vit-vqgan", "--resize", "stretch"], 2, "--resize is 'stretch'; expected squash or crop"),
-        (["--kind", "vit-vqgan", "--size", "64"], 2, "--size is 64; vit-vqgan has it fixed"),
+        (["--kind", "vit-vqgan", "--size", "64"], 2, "--size is 64; vit-vqgan has no such choice"),
         (["--kind", "vit-vqgan", "--keep-codes", str(photos), "--min-uses", "1000000"], 1, "no code is used 1000000 times or more"),
         (["--kind", "vit-vqgan", "--keep-codes", str(photos / "class_0" / "none")], 1, "none"),
     ):

@@ -133,9 +133,9 @@ def test_without_its_decoder_the_family_is_still_known(tmp_path: Path) -> None:
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="--max-tokens is 7; this checkpoint gives 6"):
         make(kind=OneDPiece, max_tokens=7)
-    with pytest.raises(ConfigError, match="--max-tokens is 3; titok has it fixed"):
+    with pytest.raises(ConfigError, match="--max-tokens is 3; titok has no such choice"):
         make(max_tokens=3)
-    with pytest.raises(ConfigError, match="--size is 64; titok has it fixed"):
+    with pytest.raises(ConfigError, match="--size is 64; titok has no such choice"):
         make(size=64)
 
 

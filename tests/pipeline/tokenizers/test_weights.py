@@ -18,7 +18,7 @@ from torch import nn
 
 from pipeline.errors import MissingObjectError, TokenizerError
 from pipeline.storage import Store
-from pipeline.tokenizers.weights import as_arrays, as_tensors, load_into, read_state_dict
+from pipeline.tokenizers.weights import as_arrays, as_tensors, load_into, read_state_dict, with_ema
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -115,7 +115,11 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_key_that_does_not_fit_is_named() -> None:
     whole = state()
-    assert load_into(network(), {**whole, "loss.weight": torch.zeros(1)}, "x", dropped=["loss."]).training is False
+    assert load_into(network(), whole, "x").training is False
+    renamed = {f"net.{key}": value for key, value in whole.items()}
+    assert torch.equal(load_into(network(), renamed, "x", names="net.{}".format).state_dict()["0.bias"], whole["0.bias"])
+    with pytest.raises(TokenizerError, match=r"x: the key net\.2\.bias is missing"):
+        load_into(network(), {key: value for key, value in renamed.items() if key != "net.2.bias"}, "x", names="net.{}".format)
     with pytest.raises(TokenizerError, match=r"x: the key loss.weight is not a part of this network"):
         load_into(network(), {**whole, "loss.weight": torch.zeros(1)}, "x")
     with pytest.raises(TokenizerError, match=r"x: the key 0.weight is missing, and so for 1 more"):
@@ -134,3 +138,15 @@ def test_arrays_and_back() -> None:
     }
     back = as_tensors({**arrays, "level_0": np.zeros(1)}, "encoder.")
     assert back.keys() == some.keys() and all(torch.equal(back[name], tensor.to(back[name].dtype)) for name, tensor in some.items())
+
+
+def test_moving_averages_take_the_place_of_parameters() -> None:
+    whole = state()
+    averages = {f"model_ema.{key.replace('.', '')}": value + 1 for key, value in whole.items()}
+    extras = {"model_ema.decay": torch.ones(()), "model_ema.num_updates": torch.ones(()), "loss.x": torch.ones(1)}
+    found = with_ema({**whole, **averages, **extras}, ("0.", "2."), "x")
+    assert found.keys() == {*whole, "loss.x"} and all(torch.equal(found[key], value + 1) for key, value in whole.items())
+    assert torch.equal(found["loss.x"], torch.ones(1)) and with_ema(whole, ("0.",), "x") == whole
+    del averages["model_ema.2bias"]
+    with pytest.raises(TokenizerError, match=r"x: it holds moving averages \(model_ema\.…\) and none of 2\.bias"):
+        with_ema({**whole, **averages}, ("0.", "2."), "x")
