@@ -33,6 +33,9 @@ MAX_SIDE = 1 << 20
 # Formats that need an external program or a plug-in, or that Pillow only names and cannot load.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
+MAX_ASPECT = 8
+"""Longest pictures of which more is resized than is kept, where the short side is resized first."""
+
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
 
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -144,7 +147,11 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int) -> DecodedImag
     orientation = _orientation(image) if preprocess.exif_orientation else 1
 
     image = _resizable(image)
-    small = image.resize((size, size), _RESAMPLING[preprocess.filter], box=region)  # type: ignore[arg-type]
+    resampling = _RESAMPLING[preprocess.filter]
+    if preprocess.short_side is not None:
+        small = _resized_and_cut(image, preprocess.short_side, size, resampling)
+    else:
+        small = image.resize((size, size), resampling, box=region)  # type: ignore[arg-type]
     if small.mode == "RGBA":
         opaque = Image.new("RGB", small.size, preprocess.background)
         opaque.paste(small, mask=small.getchannel("A"))
@@ -156,6 +163,22 @@ def _decode(data: bytes, preprocess: Preprocess, max_pixels: int) -> DecodedImag
     if orientation >= 5:
         width, height = height, width
     return DecodedImage(np.asarray(small), width, height)
+
+
+def _resized_and_cut(image: Image.Image, short_side: int, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle, both rounded as torchvision does.
+
+    Resizing the part alone is not the same to the last bit, because Pillow then clips between its two passes in another order. It is done
+    for very long pictures, of which else far more pixels would be made than are kept.
+    """
+    short = min(image.size)
+    resized = tuple(int(short_side * side / short) for side in image.size)
+    cut = [(round((side - size) / 2), round((side - size) / 2) + size) for side in resized]
+    if max(image.size) <= MAX_ASPECT * short:
+        whole = image.resize(resized, resampling)  # type: ignore[arg-type]
+        return whole.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
+    part = [tuple(min(side, end * side / to) for end in ends) for ends, side, to in zip(cut, image.size, resized, strict=True)]
+    return image.resize((size, size), resampling, box=(part[0][0], part[1][0], part[0][1], part[1][1]))
 
 
 def _resizable(image: Image.Image) -> Image.Image:

@@ -57,6 +57,8 @@ def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[
 
     The order of the pictures changes nothing. Raises TokenizerError when none can be decoded, or no code is left.
     """
+    if len(tokenizer.spec.vocabulary) != 1:
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids a site and no table to leave codes out of")
     source = open_source(sample.source_url, sample.source)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
         counts_K = count_codes(source, listing.sample, sample.images, tokenizer)

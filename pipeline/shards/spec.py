@@ -93,11 +93,19 @@ class Preprocess:
     """What uint8 0..255 is mapped to before the tokenizer sees it."""
     decoder: str = ""
     """Decoder library and major version, such as `pillow-12`: it changes resampling."""
+    short_side: int | None = None
+    """Resize the short side to so many pixels, the long one to a whole number, and cut `size` out of the middle, as torchvision does.
+
+    None cuts the largest square out of the middle and resizes it, without a long side to round.
+    """
 
     def __post_init__(self) -> None:
         _require(self.size > 0, "preprocess.size", self.size, "at least 1 pixel")
         _require(self.resize in ("squash", "crop"), "preprocess.resize", self.resize, "squash or crop")
         _require(self.filter in get_args(Filter), "preprocess.filter", self.filter, f"one of {', '.join(get_args(Filter))}")
+        whole = self.resize == "crop" and self.decode_mode == "full"
+        ok = self.short_side is None or (whole and self.short_side >= self.size)
+        _require(ok, "preprocess.short_side", self.short_side, f"at least {self.size}, with resize crop and decode mode full")
         _require(self.decode_mode in ("full", "dct_scaled"), "preprocess.decode_mode", self.decode_mode, "full or dct_scaled")
         ok = len(self.background) == 3 and all(0 <= v <= 255 for v in self.background)
         _require(ok, "preprocess.background", self.background, "three numbers from 0 to 255")
@@ -148,6 +156,8 @@ class TokenizerSpec:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `from_json` gives back an equal spec."""
         value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        if self.preprocess.short_side is None:
+            del value["preprocess"]["short_side"]  # it is younger than the fingerprints of tokenizers without it
         return value
 
     @classmethod

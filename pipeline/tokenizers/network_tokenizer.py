@@ -186,6 +186,13 @@ class NetworkTokenizer(ABC):
         return Network(load_into(module, state, self._where, names=self.published_name), dtype=self._spec.dtype)
 
 
-def published_preprocess(config: ImportConfig, *, resize: Resize, filter: Filter, **fixed: Any) -> Preprocess:
-    """Return the preprocessing of a published tokenizer, with what the user said otherwise; JPEGs are decoded in full."""
-    return Preprocess(resize=config.resize or resize, filter=config.filter or filter, decode_mode="full", **fixed)
+def published_preprocess(
+    config: ImportConfig, *, size: int, resize: Resize, filter: Filter, short_side: int | None = None, **fixed: Any
+) -> Preprocess:
+    """Return the preprocessing of a published tokenizer, with what the user said otherwise; JPEGs are decoded in full.
+
+    `crop` is that of torchvision: the short side to `short_side`, else to `size`, and the middle.
+    """
+    how = config.resize or resize
+    resized = (short_side or size) if how == "crop" else None
+    return Preprocess(resize=how, filter=config.filter or filter, decode_mode="full", size=size, short_side=resized, **fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.decode import DECODER, DecodedImage, decode_image, image_extensions
-from pipeline.errors import BadInput, Reason, Stage
+from pipeline.errors import BadInput, ConfigError, Reason, Stage
 from pipeline.fetch import fetch_file
 from pipeline.records import PlanRow
 from pipeline.shards.spec import Preprocess
@@ -99,6 +100,33 @@ def test_squash_uses_the_whole_picture_and_crop_the_centre() -> None:
     assert np.abs(crop[:, 2:-2].astype(int) - TEAL).max() <= 1
     squash = decode_image(data, Preprocess(size=30, resize="squash", filter="box")).pixels_HWC
     assert np.array_equal(squash[0, 2], ORANGE) and np.array_equal(squash[0, 15], TEAL) and np.array_equal(squash[0, 27], ORANGE)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (97, 64), (256, 256), (61, 300), (1201, 903)])
+@pytest.mark.parametrize(("short_side", "size"), [(64, 64), (64, 56), (256, 224)])
+def test_short_side_is_resize_and_then_a_cut_of_whole_pixels(width: int, height: int, short_side: int, size: int) -> None:
+    """torchvision's Resize and CenterCrop, step by step, with its roundings."""
+    picture = noise((width // 4, height // 4)).resize((width, height))
+    resized = (short_side, int(short_side * height / width)) if width <= height else (int(short_side * width / height), short_side)
+    left, top = (int(round((side - size) / 2.0)) for side in resized)
+    steps = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    found = decode_image(encoded(picture, "PNG"), Preprocess(size=size, short_side=short_side)).pixels_HWC
+    assert np.array_equal(found, np.asarray(steps))
+
+
+def test_short_side_of_a_very_long_picture_makes_no_more_pixels_than_it_keeps() -> None:
+    picture = noise((400, 4)).resize((8000, 4))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = decode_image(encoded(picture, "PNG"), Preprocess(size=256, short_side=256)).pixels_HWC.astype(int)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; all of it would take 500,000
+    middle = picture.crop((3900, 0, 4100, 4)).resize((12_800, 256), Image.Resampling.BICUBIC).crop((6272, 0, 6528, 256))
+    assert np.abs(found - np.asarray(middle).astype(int)).max() <= 2
+
+
+def test_short_side_goes_with_whole_decoding_and_a_cut_alone() -> None:
+    for changes in ({"resize": "squash"}, {"decode_mode": "dct_scaled"}, {"short_side": 31}):
+        with pytest.raises(ConfigError, match="preprocess.short_side = 3.; expected at least 32, with resize crop and decode mode full"):
+            Preprocess(**{"size": 32, "short_side": 36, **changes})  # type: ignore[arg-type]
 
 
 def test_dct_scaled_is_close_to_full_and_not_the_same() -> None:
