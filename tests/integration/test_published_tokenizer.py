@@ -15,6 +15,7 @@ from pipeline.tokenizers.registry import load_family, published_families
 from tests.datasets import call_cli, content, run_cli, run_json, write_images
 from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 
 SIDE = 32
 
@@ -94,7 +95,11 @@ def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None
 def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Path) -> None:
     checkpoint, out = str(weights / "vit.ckpt"), str(tmp_path / "tok")
     for words, expect, message in (
-        (["--kind", "vqgan"], 2, "--kind is 'vqgan'; expected one of conv-vqgan, maskgit, one-d-piece, titok, vit-vqgan"),
+        (
+            ["--kind", "vqgan"],
+            2,
+            "--kind is 'vqgan'; expected one of conv-vqgan, maskgit, one-d-piece, open-magvit2, titok, vit-vqgan, vq-kd",
+        ),
         (["--kind", "titok"], 1, "no tensor quantize.embedding.weight"),
         (["--kind", "vit-vqgan", "--dtype", "half"], 2, "--dtype is 'half'; expected float32 or bfloat16"),
         (["--kind", "vit-vqgan", "--resize", "stretch"], 2, "--resize is 'stretch'; expected squash or crop"),
@@ -110,5 +115,6 @@ def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Pa
 
 
 def test_every_published_family_takes_a_checkpoint() -> None:
+    allow_torchvision()  # diffusers loads it where it is installed
     for name in published_families():
         assert callable(getattr(load_family(name), "from_checkpoint", None)) and callable(getattr(load_family(name), "keep", None))
