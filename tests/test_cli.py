@@ -60,6 +60,7 @@ COMMANDS = {
     ],
     "evaluate": ["--images", "--confusion", "--json"],
     "predict": ["--top", "--json"],
+    "import tokenizer": ["--kind", "--keep-codes", "--min-uses", "--preset", "--dtype", "--resize", "--filter", "--max-tokens", "--json"],
     "import seit": ["--split", "--grid", "--codebook", "--classes", "--json"],
     "export seit": ["--split", "--json"],
     "demo": [],
