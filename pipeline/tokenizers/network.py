@@ -37,8 +37,7 @@ class Network:
     @torch.inference_mode()
     def __call__(self, values: Tensor) -> Tensor:
         """Return the module's values of all rows, on the device; raises TokenizerError where one is not a finite number."""
-        parts = [self._run(part) for part in torch.split(values.to(self._device), SLOTS)]
-        found = torch.cat(parts) if parts else self._run(values.to(self._device))
+        found = torch.cat([self._run(part) for part in torch.split(values.to(self._device), SLOTS)])
         if not bool(torch.isfinite(found).all()):
             raise TokenizerError(
                 "the network gave values that are no finite numbers; expected numbers for any picture. Are these the weights of this "
