@@ -1,6 +1,7 @@
 """VQ-KD of BEiT v2 written down once more from the names of its published state dicts: plain tensor operations, nothing of ours.
 
-`without` names a quirk that is left out, to show that ids depend on it.
+`without` names a quirk that is left out, to show that ids depend on it. That keys have no bias decides nothing: one would add
+the same to all scores of a query, which a softmax does not see.
 
 Shapes: B images, L sites, D values of a code.
 """
@@ -17,7 +18,6 @@ from tests.pipeline.tokenizers.published_states import RandomState, State
 PATCH = 16
 QUIRKS = (
     "biases of queries and values",
-    "no bias of keys",
     "class token in attention",
     "class token dropped",
     "last norm",
@@ -41,8 +41,6 @@ def attention(state: State, name: str, x: Tensor, without: str) -> Tensor:
     if without != "biases of queries and values":
         q, v = q + state[f"{name}.q_bias"], v + state[f"{name}.v_bias"]
     q, k, v = (t.reshape(batch, sites, -1, 64).transpose(1, 2) for t in (q, k, v))
-    if without == "no bias of keys":  # a bias of keys adds the same to all keys of a query: only one that differs by site would show
-        k = k + state[f"{name}.v_bias"].reshape(-1, 1, 64) * torch.linspace(-1, 1, sites)[:, None]
     weights = torch.softmax((q * 64**-0.5) @ k.transpose(-1, -2), dim=-1)
     return linear(state, f"{name}.proj", (weights @ v).transpose(1, 2).reshape(batch, sites, width))
 
