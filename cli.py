@@ -102,6 +102,7 @@ DecodePlace = Annotated[
     str, typer.Option(help="Where pictures are decoded: `local`, beside the tokenizer; `remote`, on any CPU; `auto`, as measured.")
 ]
 GiveUpAfter = Annotated[float, typer.Option(help="Stop when nothing moved for so many seconds, because no node came.")]
+_VQ = "Training of --kind vq-autoencoder"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 
 
@@ -139,15 +140,40 @@ def _print_json(value: object) -> None:
 def fit_tokenizer_command(
     src: Source,
     out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
-    kind: Annotated[str, typer.Option(help="`patch-kmeans`, or `latent-kmeans`: codes for the latents of --encoder.")] = "patch-kmeans",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="`patch-kmeans`; `vq-autoencoder`, a small network trained here; `latent-kmeans`, codes for what --encoder gives."
+        ),
+    ] = "patch-kmeans",
     encoder: Annotated[str | None, typer.Option(help="Weights of a TAESD-family encoder, local or any fsspec URL.")] = None,
     decoder: Annotated[str | None, typer.Option(help="Weights of its decoder, to draw tokens again.")] = None,
-    mirrored: Annotated[bool, typer.Option("--mirrored", help="Fit latents of mirror images too.")] = False,
+    mirrored: Annotated[bool | None, typer.Option("--mirrored", help="Fit latents of mirror images too.")] = None,
     size: Size = None,
-    patch: Patch = 4,
-    levels: Annotated[int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; latents 1")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch, or site, in pixels.", show_default="4")] = None,
+    levels: Annotated[
+        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; latents 1; 1 of fsq, lfq")
+    ] = None,
     codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; latents 1024")] = None,
-    beam: Beam = 1,
+    beam: Annotated[int | None, typer.Option(help="As of `tokenize`.", show_default="1")] = None,
+    quantizer: Annotated[
+        str | None, typer.Option(help="`vq`, residual for several levels; `fsq` or `lfq`, of one.", show_default="vq", rich_help_panel=_VQ)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times over the images.", show_default="8", rich_help_panel=_VQ)] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the networks.", show_default="64", rich_help_panel=_VQ)] = None,
+    depth: Annotated[int | None, typer.Option(help="Residual blocks of each network.", show_default="2", rich_help_panel=_VQ)] = None,
+    code_width: Annotated[int | None, typer.Option(help="Values of a code of vq.", show_default="16", rich_help_panel=_VQ)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images of a step.", show_default="32", rich_help_panel=_VQ)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak.", show_default="0.001", rich_help_panel=_VQ)] = None,
+    perceptual: Annotated[
+        str | None, typer.Option(help="timm model whose features should agree too, such as vgg11.", rich_help_panel=_VQ)
+    ] = None,
+    perceptual_weights: Annotated[
+        str | None, typer.Option(help="Weights of that model, local or any fsspec URL.", rich_help_panel=_VQ)
+    ] = None,
+    perceptual_weight: Annotated[
+        float | None, typer.Option(help="How much it counts beside the squared error.", show_default="0.1", rich_help_panel=_VQ)
+    ] = None,
     sample: Sample = 20_000,
     seed: Seed = 0,
     all_files: AllFiles = False,
@@ -155,10 +181,11 @@ def fit_tokenizer_command(
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit a tokenizer to a sample of your images: residual k-means on their patches, or on the latents of a published encoder."""
-    from pipeline.config import FitConfig, LatentFitConfig, SourceConfig
-    from pipeline.errors import ConfigError
-    from pipeline.fitting import fit_latent_tokenizer, fit_tokenizer
+    """Fit a tokenizer to a sample of your images: k-means of patches or of latents of an encoder, or a small network of your own."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    _share_cores()
+    from pipeline.config import SourceConfig
+    from pipeline.fit_kinds import ALL_OPTIONS, open_fit
     from pipeline.planning import Listing
     from pipeline.reports.storage import fit_rows
     from pipeline.reports.terminal import TerminalReporter, print_table
@@ -167,31 +194,19 @@ def fit_tokenizer_command(
     from pipeline.tokenizers.base import describe_tokenizer
     from pipeline.tokenizers.directory import save_tokenizer
 
-    options = _options(storage_option)
-    given = {name: value for name, value in (("size", size), ("levels", levels), ("codes", codes)) if value is not None}
-    if kind == "latent-kmeans" and encoder is not None:
-        from pipeline.tokenizers.latent_kmeans import open_encoder
-
-        config = LatentFitConfig(mirrored=mirrored, sample=sample, seed=seed, **given)
-        networks = open_encoder(encoder, decoder, options)  # before the listing, which may take long
-        fit = functools.partial(fit_latent_tokenizer, config=config, encoder=networks)
-    elif kind == "patch-kmeans" and encoder is None and decoder is None and not mirrored:
-        fit = functools.partial(fit_tokenizer, config=FitConfig(patch=patch, beam=beam, sample=sample, seed=seed, **given))
-    else:
-        raise ConfigError(
-            f"--kind is {kind!r} and --encoder {encoder!r}; expected `patch-kmeans` without --encoder, --decoder and --mirrored, or "
-            "`latent-kmeans` with --encoder"
-        )
-    reporter = TerminalReporter()
+    options, reporter = _options(storage_option), TerminalReporter()
+    store = Store(out, storage_options=options)
+    given = {name: value for name, value in given.items() if name in ALL_OPTIONS}
+    fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=options, say=reporter.say)
     source = open_source(src, SourceConfig(all_files=all_files, image_column=image_column, storage_options=options))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
         for line in source.summary.lines():
             reporter.say(line)
-        fitted = fit(source, listing.sample)
+        fitted = fit.run(source, listing.sample)
     for note in fitted.notes:
         reporter.say(f"note: {note}")
-    store = Store(out, storage_options=options)
     save_tokenizer(fitted.tokenizer, store, "", fitted.statistics)
+    fit.done()
     if as_json:
         _print_json({"fingerprint": fitted.tokenizer.spec.fingerprint, **fitted.statistics})
         return

@@ -10,15 +10,18 @@ from pipeline.errors import ConfigError, shorten
 __all__ = [
     "DECODE_PLACES",
     "Filter",
+    "FSQ_LEVELS",
     "FitConfig",
     "ImportConfig",
     "LatentFitConfig",
     "PlanConfig",
+    "QUANTIZERS",
     "RayConfig",
     "Resize",
     "RetryConfig",
     "RunConfig",
     "SourceConfig",
+    "VqFitConfig",
 ]
 
 
@@ -109,6 +112,77 @@ class LatentFitConfig:
         _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+FSQ_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5), 65536: (8, 8, 8, 5, 5, 5)}
+"""Levels of each dimension for about so many codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
+QUANTIZERS = ("vq", "fsq", "lfq")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VqFitConfig:
+    """How a small autoencoder with codes is trained."""
+
+    size: int | None = None
+    """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
+    patch: int = 4
+    """Pixels of a site's side."""
+    quantizer: str = "vq"
+    """`vq`: tables that follow moving averages, residual for several levels; `fsq`, `lfq`: rounding, without tables to learn."""
+    levels: int = 2
+    codes: int = 256
+    code_width: int | None = None
+    """Values of a code of `vq`; None takes 16, or all of a small patch."""
+    width: int = 64
+    """Channels of the networks."""
+    depth: int = 2
+    """Blocks of two convolutions in each network."""
+    epochs: int = 8
+    batch: int = 32
+    learning_rate: float = 1e-3
+    decay: float = 0.95
+    """Of the moving averages of `vq`, in a step."""
+    commitment: float = 0.25
+    """Weight of what draws vectors to their codes, beside the squared error of pixels from -1 to 1."""
+    perceptual: str | None = None
+    """timm model whose features should agree too."""
+    perceptual_weight: float = 0.1
+    sample: int = 20_000
+    """Images trained on, at most."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.patch <= 32, "--patch", self.patch, "1 to 32 pixels")
+        if self.size is not None:
+            ok = 8 <= self.size <= 1024 and self.size % self.patch == 0
+            _require(ok, "--size", self.size, f"8 to 1024 pixels, a multiple of --patch {self.patch}")
+        _require(self.quantizer in QUANTIZERS, "--quantizer", self.quantizer, " or ".join(QUANTIZERS))
+        most = 8 if self.quantizer == "vq" else 1
+        _require(1 <= self.levels <= most, "--levels", self.levels, f"1 to {most} for --quantizer {self.quantizer}")
+        if self.quantizer == "fsq":
+            _require(self.codes in FSQ_LEVELS, "--codes", self.codes, f"one of {', '.join(map(str, FSQ_LEVELS))} for --quantizer fsq")
+        elif self.quantizer == "lfq":
+            ok = 2 <= self.codes <= 65_536 and self.codes.bit_count() == 1
+            _require(ok, "--codes", self.codes, "a power of 2 up to 65536 for --quantizer lfq")
+        else:
+            _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
+        pixels = 3 * self.patch**2
+        ok = self.code_width is None or (self.quantizer == "vq" and 1 <= self.code_width <= pixels)
+        _require(ok, "--code-width", self.code_width, f"1 to {pixels}, the values of a patch, and --quantizer vq")
+        _require(8 <= self.width <= 2048, "--width", self.width, "8 to 2048 channels")
+        _require(0 <= self.depth <= 32, "--depth", self.depth, "0 to 32 blocks")
+        _require(1 <= self.epochs <= 10_000, "--epochs", self.epochs, "1 to 10000")
+        _require(1 <= self.batch <= 4096, "--batch", self.batch, "1 to 4096")
+        _require(0 < self.learning_rate <= 1, "--learning-rate", self.learning_rate, "above 0, up to 1")
+        _require(0 <= self.decay < 1, "decay", self.decay, "0 up to 1")
+        _require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
+        _require(self.perceptual_weight >= 0, "--perceptual-weight", self.perceptual_weight, "0 or more")
+        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+    @property
+    def vq_width(self) -> int:
+        """Values of a code of `vq`."""
+        return self.code_width or min(16, 3 * self.patch**2)
 
 
 Resize = Literal["squash", "crop"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.canonical import sha256_hex
-from pipeline.config import FitConfig, LatentFitConfig
+from pipeline.config import FitConfig, LatentFitConfig, VqFitConfig
 from pipeline.decode import DECODER, DecodedImage, decode_image
 from pipeline.errors import BadInput, TokenizerError
 from pipeline.fetch import fetch_ahead, fetch_file
@@ -22,10 +22,13 @@ from pipeline.sources.base import ImageSource
 from pipeline.tokenizers.base import Tokenizer
 from pipeline.tokenizers.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
 
-if TYPE_CHECKING:
-    from pipeline.tokenizers.latent_kmeans import LatentEncoder  # loads torch
+if TYPE_CHECKING:  # they load torch
+    from torch import Tensor
 
-__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_tokenizer"]
+    from pipeline.tokenizers.latent_kmeans import LatentEncoder
+    from pipeline.tokenizers.training_state import TrainingState
+
+__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_tokenizer", "fit_vq_tokenizer"]
 
 SIZE_SAMPLE = 256
 MAX_SAMPLED_SLICES = 64
@@ -54,11 +57,7 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
 
     Raises TokenizerError when no sampled input can be decoded.
     """
-    size = config.size
-    if size is None:
-        probe = default_preprocess(config.patch * max(1, 32 // config.patch), DECODER)
-        sides = [min(found.image.width, found.image.height) for found in _decoded(source, sample, min(SIZE_SAMPLE, config.sample), probe)]
-        size = choose_size(sides, config.patch)
+    size = config.size or _size(source, sample, min(SIZE_SAMPLE, config.sample), config.patch)
     preprocess = default_preprocess(size, DECODER)
     byte_counts: list[int] = []
     tokenizer, statistics = fit_patch_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), config, size, preprocess)
@@ -76,6 +75,36 @@ def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: Lat
     byte_counts: list[int] = []
     tokenizer, statistics = fit_latent_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), encoder, config, preprocess)
     return _with_notes(tokenizer, statistics, byte_counts)
+
+
+def fit_vq_tokenizer(
+    source: ImageSource,
+    sample: list[PlanRow],
+    config: VqFitConfig,
+    *,
+    state: TrainingState,
+    features: Callable[[Tensor, Tensor], Tensor] | None,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> FittedTokenizer:
+    """Train a small autoencoder with codes on the sampled rows of a source; the order of the rows does not matter.
+
+    Raises TokenizerError when fewer than 2 sampled inputs can be decoded, or when `state` is that of another training.
+    """
+    from pipeline.tokenizers.vq_autoencoder import COLOURS  # loads torch
+    from pipeline.tokenizers.vq_training import fit_vq_autoencoder
+
+    size = config.size or _size(source, sample, min(SIZE_SAMPLE, config.sample), config.patch)
+    preprocess = replace(default_preprocess(size, DECODER), colour_range=COLOURS)
+    byte_counts: list[int] = []
+    hashed = _hashed(source, sample, config.sample, preprocess, byte_counts)
+    tokenizer, statistics = fit_vq_autoencoder(hashed, config, preprocess, state=state, features=features, on_epoch=on_epoch)
+    return _with_notes(tokenizer, statistics, byte_counts)
+
+
+def _size(source: ImageSource, sample: list[PlanRow], limit: int, patch: int) -> int:
+    """Return the side of the square that suits the first pictures."""
+    probe = default_preprocess(patch * max(1, 32 // patch), DECODER)
+    return choose_size([min(found.image.width, found.image.height) for found in _decoded(source, sample, limit, probe)], patch)
 
 
 def count_codes(source: ImageSource, sample: list[PlanRow], limit: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -66,14 +66,16 @@ class NetworkTokenizer(ABC):
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
         self._config = dict(config)
         widths = tuple(int(table.shape[1]) for table in self._tables)
-        if sum(widths) != self.code_width():
+        layout = self.layout(preprocess)
+        width = widths[0] if layout.combine == "sum" and len(set(widths)) == 1 else sum(widths)
+        if width != self.code_width():
             raise TokenizerError(
-                f"{self._where}: codes of {sum(widths)} values, and the encoder gives {self.code_width()}; expected a table and an encoder "
+                f"{self._where}: codes of {width} values, and the encoder gives {self.code_width()}; expected a table and an encoder "
                 "of one model"
             )
         self._spec = TokenizerSpec(
             family=self.family,
-            layout=self.layout(preprocess),
+            layout=layout,
             vocabulary=tuple(len(table) for table in self._tables),
             preprocess=preprocess,
             codebook=self.codebook_info(codebook_sha256(self.codebook()), widths),

@@ -79,6 +79,7 @@ _TORCH = 'pip install "tokenshards[train]"'
 
 register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
 register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", _TORCH)
+register_family("vq-autoencoder", "pipeline.tokenizers.vq_autoencoder:VqAutoencoder", _TORCH)
 register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")
 register_family("vit-vqgan", "pipeline.tokenizers.vit_vqgan:VitVqgan", _TORCH, published=True)
 register_family("conv-vqgan", "pipeline.tokenizers.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True)
