@@ -142,7 +142,7 @@ class VqFitConfig:
     learning_rate: float = 1e-3
     decay: float = 0.95
     """Of the moving averages of `vq`, in a step."""
-    commitment: float = 0.25
+    commitment: float = 1.0
     """Weight of what draws vectors to their codes, beside the squared error of pixels from -1 to 1."""
     perceptual: str | None = None
     """timm model whose features should agree too."""
