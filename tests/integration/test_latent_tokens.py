@@ -73,9 +73,14 @@ def test_a_classifier_predicts_from_pictures(dataset: Path) -> None:
 
 def test_what_does_not_go_together_is_one_sentence(weights: dict[str, str], dataset: Path, tmp_path: Path) -> None:
     photos, out = str(dataset / "photos"), str(tmp_path / "tok")
-    for words in (["--kind", "latent-kmeans"], ["--encoder", weights["encoder"]], ["--kind", "vit"], ["--mirrored"]):
+    for words, expected in (
+        (["--kind", "latent-kmeans"], "--encoder is missing"),
+        (["--encoder", weights["encoder"]], "belongs to --kind latent-kmeans; --kind is patch-kmeans"),
+        (["--kind", "vit"], "--kind is 'vit'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),
+        (["--mirrored"], "--mirrored is True, and belongs to --kind latent-kmeans"),
+    ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)
-        assert "expected `patch-kmeans` without --encoder" in err and len(err.splitlines()) == 1, err
+        assert expected in err and len(err.splitlines()) == 1, err
     _, err = call_cli("fit-tokenizer", photos, out, "--kind", "latent-kmeans", "--encoder", f"{photos}/class_0/img_0000.jpg", expect=1)
     assert "are no state dict; expected safetensors or torch's format" in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "tok").exists()
