@@ -8,6 +8,7 @@ residual one through the timm bridge), the same steps, batches, optimiser, sched
 - `pixels`: full pictures;
 - `tokens_N`: N bytes a picture, one byte per id, from shards through the loader, id augmentations and embedding of this project;
 - `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen);
+- `vq_N`, `latent_N`, with `--networks`: N bytes a picture from tokenizers with networks, decoded pictures (see `network_sides.py`);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: the same with a quality for every single picture.
 
 Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained (for how the recipe was chosen,
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from byte_budgets import SIZES, TOKENS, generate_pictures, prepare_baseline, prepare_pictures, prepare_tokens, split_files
+from network_sides import NETWORKS, prepare_network
 from paired_runs import Job, Recipe, correctness, in_processes, interval, resampled, run_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,8 @@ CODECS = ("jpeg", "webp")
 OWN_CODECS = ("jpeg-own", "webp-own")
 LINES = (
     ("tokens", "C0", "-", "tokens"),
+    ("vq", "C3", "-", "vq-autoencoder, decoded"),
+    ("latent", "C4", "-", "latent-kmeans (taef2), decoded"),
     ("jpeg", "C1", "-", "JPEG (scan bytes)"),
     ("webp", "C2", "-", "WebP (whole files)"),
     ("jpeg-own", "C1", ":", "JPEG, a quality for each picture"),
@@ -64,6 +68,7 @@ def options_of(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--own-qualities", type=int, nargs="+", default=[], metavar="N", choices=SIZES, help="sizes with baselines of rate control too"
     )
+    parser.add_argument("--networks", action="store_true", help="sides of tokenizers with networks too")
     parser.add_argument("--epochs", type=int, help="other than the recipe's")
     parser.add_argument("--plot", type=Path, help="PNG of accuracy against bytes")
     parser.add_argument("--quick", action="store_true", help="a run of a minute or two that shows that everything works, nothing more")
@@ -117,13 +122,15 @@ def digest_of(made: dict[str, Any], side: str) -> str:
 
 def _weight(side: str) -> tuple[int, int]:
     kind, _, size = side.partition("_")
-    return ("webp-own", "jpeg-own", "webp", "tokens", "jpeg").index(kind), -int(size)
+    return ("vq", "webp-own", "jpeg-own", "latent", "webp", "tokens", "jpeg").index(kind), -int(size)
 
 
 def _prepare(work: Path, side: str, quick: bool) -> tuple[str, dict[str, Any]]:
     kind, _, size = side.partition("_")
     if kind == "tokens":
         return side, prepare_tokens(work, int(size), TOKENS[int(size)], **({"fit_patches": 10_000} if quick else {}))
+    if kind in NETWORKS:
+        return side, prepare_network(work, kind, int(size), quick=quick)
     return side, prepare_baseline(work, kind, int(size), **({"sample": 10} if quick else {}))
 
 
@@ -224,6 +231,7 @@ def main() -> None:
     sizes = [64, 512] if options.quick else list(SIZES)
     every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
     every += [f"{kind}_{size}" for size in options.own_qualities for kind in OWN_CODECS]
+    every += [f"{kind}_{size}" for size in sizes for kind in NETWORKS if options.networks]
     sides = options.only or every
     if unknown := sorted(set(sides) - set(every)):
         sys.exit(f"--only has {unknown}; expected some of {', '.join(every)}")

@@ -40,7 +40,12 @@ class FsqBound(nn.Module):
         levels_D = torch.tensor(levels)
         half_D = (levels_D - 1) * (1 + FSQ_MARGIN) / 2
         offset_D = torch.where(levels_D % 2 == 0, 0.5, 0.0)
-        for name, value in (("half_width", half_D), ("offset", offset_D), ("shift", torch.atanh(offset_D / half_D)), ("steps", levels_D // 2)):
+        for name, value in (
+            ("half_width", half_D),
+            ("offset", offset_D),
+            ("shift", torch.atanh(offset_D / half_D)),
+            ("steps", levels_D // 2),
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, vectors_BLD: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def test_pictures_to_a_classifier(photos: str, tmp_path: Path) -> None:
     run_cli("tokenize", photos, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok"), "--shard-rows", "8", "--max-bad", "0.5")
     assert len(content(tmp_path / "out")) == 48
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
-    run_cli("train", str(tmp_path / "out"), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    run_cli(
+        "train", str(tmp_path / "out"), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model
+    )
     predicted, _ = run_cli("predict", str(tmp_path / "run"), f"{photos}/class_2", "--json")
     assert all(json.loads(line)["classes"] for line in predicted.splitlines())
 

@@ -1,0 +1,80 @@
+"""The same pictures at a given number of bytes through tokenizers with networks, for the accuracy benches.
+
+`vq` is a vq-autoencoder that is trained on the training pictures, `latent` residual k-means on what the taef2 encoder makes of them; both
+take one byte per id, as the token side does. A network that classifies is given the decoded pictures, as it is for JPEG and WebP: what
+these sides measure is what the bytes still know, not training straight from shards.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from byte_budgets import SIDE, psnr, shifted_copies
+
+from pipeline.canonical import sha256_hex
+from pipeline.config import LatentFitConfig, VqFitConfig
+from pipeline.decode import DECODER
+from pipeline.shards import Preprocess
+from pipeline.storage import Store
+from pipeline.tokenizers.base import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+TAEF2 = ROOT.parent / "shared" / "data" / "taef2"
+NETWORKS = ("vq", "latent")
+VQ = {64: (8, 1), 128: (8, 2), 256: (4, 1), 512: (4, 2)}
+"""Side of a patch, and levels, of 256 codes each."""
+LATENT_LEVELS = {64: 1, 128: 2, 256: 4, 512: 8}
+"""Of 256 codes each, on a grid of 8 x 8."""
+VQ_EPOCHS = 3
+"""Over four shifted or mirrored copies of each picture."""
+
+
+def prepare_network(work: Path, kind: str, size: int, *, quick: bool = False) -> dict[str, Any]:
+    """Write `KIND_SIZE.npz` with the decoded pixels of both parts; return what was fitted and what it gives."""
+    originals = np.load(work / "pixels.npz")
+    if kind == "latent" and not TAEF2.is_dir():
+        return {"bytes": None, "reason": f"the weights of taef2 are not in {TAEF2}"}
+    tokenizer, found = (_vq if kind == "vq" else _latent)(originals["train"], size, quick)
+    layout = tokenizer.spec.layout
+    if layout.sites * layout.ids_per_site != size or tokenizer.spec.id_dtype != np.uint8:
+        raise ValueError(f"{kind}_{size}: {layout.sites} sites of {layout.ids_per_site} {tokenizer.spec.id_dtype}; expected {size} bytes")
+    decoded = {part: np.concatenate(list(_there_and_back(tokenizer, originals[part]))) for part in ("train", "held_out")}
+    np.savez(work / f"{kind}_{size}.npz", **decoded)
+    for part, name in (("train", "psnr_db_of_train"), ("held_out", "psnr_db")):
+        found[name] = round(float(np.mean([psnr(a, b) for a, b in zip(originals[part], decoded[part], strict=True)])), 3)
+    return {**found, "bytes": float(size)}
+
+
+def _vq(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict[str, Any]]:
+    from pipeline.tokenizers.training_state import TrainingState
+    from pipeline.tokenizers.vq_autoencoder import COLOURS
+    from pipeline.tokenizers.vq_training import fit_vq_autoencoder
+
+    patch, levels = VQ[size]
+    config = VqFitConfig(size=SIDE, patch=patch, levels=levels, epochs=1 if quick else VQ_EPOCHS)
+    preprocess = Preprocess(size=SIDE, colour_range=COLOURS, exif_orientation=True, decoder=DECODER)
+    copies = ((sha256_hex(pixels.tobytes()), pixels) for _, pixels in shifted_copies(train_NHWC, SIDE, patch))
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, statistics = fit_vq_autoencoder(copies, config, preprocess, state=TrainingState(Store(folder)))
+    return tokenizer, {"patch": patch, "levels": levels, "epochs": config.epochs, "images": statistics["images"]}
+
+
+def _latent(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict[str, Any]]:
+    from pipeline.tokenizers.latent_fit import fit_latent_kmeans
+    from pipeline.tokenizers.latent_kmeans import open_encoder
+
+    config = LatentFitConfig(size=SIDE, codes=256, levels=LATENT_LEVELS[size], mirrored=True)
+    preprocess = Preprocess(size=SIDE, exif_orientation=True, decoder=DECODER)
+    encoder = open_encoder(str(TAEF2 / "taef2_encoder.pth"), str(TAEF2 / "taef2_decoder.pth"))
+    named = ((sha256_hex(pixels.tobytes()), pixels) for pixels in train_NHWC)
+    tokenizer, statistics = fit_latent_kmeans(named, encoder, config, preprocess)
+    return tokenizer, {"levels": config.levels, "latents": statistics["latents"]}
+
+
+def _there_and_back(tokenizer: Tokenizer, pixels_NHWC: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(pixels_NHWC), 64):
+        yield tokenizer.decode(tokenizer.encode(np.ascontiguousarray(pixels_NHWC[start : start + 64])))
