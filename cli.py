@@ -120,6 +120,15 @@ def _options(pairs: list[str] | None) -> dict[str, Any]:
     return options
 
 
+def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
+    from pipeline.errors import ConfigError
+
+    try:
+        return () if text is None else tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected a number, or several with commas between them") from None
+
+
 def _workers(asked: int | None) -> int:
     if asked is not None:
         return asked
@@ -969,7 +978,12 @@ def import_tokenizer_command(
     resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
     resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
-    preset: Annotated[str | None, typer.Option(help="Whose conv-vqgan it is: `taming`, `llamagen`, `ibq` or `amused`.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Whose conv-vqgan: `taming`, `llamagen`, `ibq`, `amused`; whose torchscript: `cosmos-di`.")
+    ] = None,
+    decoder_file: Annotated[str | None, typer.Option(help="Decoder of --kind torchscript, a file of its own.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Ids of each level of --kind torchscript.")] = None,
+    colour_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="What 0 and 255 become, likewise.")] = None,
     ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters, where the checkpoint has any.")] = True,
     max_tokens: Annotated[
         int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
@@ -998,6 +1012,9 @@ def import_tokenizer_command(
         preset=preset,
         ema=ema,
         max_tokens=max_tokens,
+        decoder_file=decoder_file,
+        vocabulary=_numbers("--vocabulary", vocabulary, int),
+        colour_range=_numbers("--colour-range", colour_range, float),
     )
     tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
     if keep_codes is not None:

@@ -47,9 +47,7 @@ def open_published(kind: str, weights: str, config: ImportConfig, storage_option
     if kind not in published_families():
         raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(published_families())}")
     family = cast(type[PublishedTokenizer], load_family(kind))
-    from pipeline.tokenizers.weights import read_state_dict  # loads torch, of whose absence load_family speaks better
-
-    return family.from_checkpoint(read_state_dict(weights, storage_options), config, decoder=DECODER, where=weights)
+    return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights)
 
 
 def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[PublishedTokenizer, dict[str, Any]]:
@@ -59,6 +57,8 @@ def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[
     """
     if len(tokenizer.spec.vocabulary) != 1:
         raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids a site and no table to leave codes out of")
+    if tokenizer.spec.codebook is None or tokenizer.spec.codebook.metric == "fsq":
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to leave codes out of")
     source = open_source(sample.source_url, sample.source)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
         counts_K = count_codes(source, listing.sample, sample.images, tokenizer)

@@ -22,6 +22,7 @@ __all__ = [
     "DecodeNotSupported",
     "Images",
     "Layout",
+    "SLOTS",
     "OverlappedTokenizer",
     "Preprocess",
     "PublishedTokenizer",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 Images: TypeAlias = npt.NDArray[np.uint8]
+
+SLOTS = 8
+"""Rows that go through a network at once, always."""
 
 
 class DecodeNotSupported(TokenizerError):
@@ -74,6 +78,10 @@ class WeightedTokenizer(Tokenizer, Protocol):
 @runtime_checkable
 class PublishedTokenizer(WeightedTokenizer, Protocol):
     """A tokenizer that somebody trained and published."""
+
+    @classmethod
+    def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return what `from_checkpoint` takes apart, read at any path or URL; MissingObjectError where nothing is."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:

@@ -32,7 +32,7 @@ from pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from pipeline.tokenizers.network import Network, from_pixels, to_pixels
-from pipeline.tokenizers.weights import as_arrays, load_into
+from pipeline.tokenizers.weights import as_arrays, load_into, read_state_dict
 
 __all__ = ["NetworkTokenizer", "published_preprocess"]
 
@@ -111,13 +111,19 @@ class NetworkTokenizer(ABC):
         """Return the float32 vectors [B, L, D] that the decoder sees for ids."""
 
     @classmethod
+    def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
+        """Return the tensors of a state dict at any path or URL."""
+        return read_state_dict(url, storage_options)
+
+    @classmethod
     def networks_of(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, table_key: str | None, where: str) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint that the networks need.
 
         Raises TokenizerError that names a key which belongs to no part, ConfigError for an option that this family does not have.
         """
-        for option, value in (("size", config.size), ("preset", config.preset), ("max_tokens", config.max_tokens)):
-            if value is not None and option not in cls.OPTIONS:
+        for option in ("size", "preset", "max_tokens", "decoder_file", "vocabulary", "colour_range"):
+            value = getattr(config, option)
+            if value not in (None, ()) and option not in cls.OPTIONS:
                 raise ConfigError(f"--{option.replace('_', '-')} is {value}; {cls.family} has no such choice. Leave it out")
         wanted = cls.ENCODER_KEYS + (cls.DECODER_KEYS if config.decoder else ())
         dropped = cls.DROPPED_KEYS + (() if config.decoder else cls.DECODER_KEYS)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.errors import MissingObjectError, TokenizerError, shorten
 from pipeline.storage import Store
 
-__all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_state_dict", "tensor_of", "with_ema"]
+__all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_file", "read_state_dict", "tensor_of", "with_ema"]
 
 EMA = "model_ema."
 WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
@@ -43,12 +43,7 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
 
     Raises TokenizerError for what is no checkpoint, what holds more than tensors, and what holds none; MissingObjectError where nothing is.
     """
-    folder, _, name = url.rpartition("/")
-    store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
-    where = f"{store.url}/{name}"
-    if store.info(name) is None:
-        raise MissingObjectError(where, "no weights are here; expected a state dict, as safetensors or from torch.save. Check the path")
-    data = store.read(name)
+    data, where = read_file(url, storage_options, "a state dict, as safetensors or from torch.save")
     state = _safetensors(data, where) if _is_safetensors(data) else _torch_file(data, where)
     tensors = {key: value for key, value in _unwrapped(state).items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
@@ -56,6 +51,16 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
             f"{where}: no tensors in it, its keys are {_some(state)}; expected a state dict, bare or under {', '.join(WRAPPERS)}"
         )
     return tensors
+
+
+def read_file(url: str, storage_options: Mapping[str, Any] | None, expected: str) -> tuple[bytes, str]:
+    """Return the bytes at a path or URL, and the name of their place; MissingObjectError where nothing is."""
+    folder, _, name = url.rpartition("/")
+    store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
+    where = f"{store.url}/{name}"
+    if store.info(name) is None:
+        raise MissingObjectError(where, f"no weights are here; expected {expected}. Check the path")
+    return store.read(name), where
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, names: Callable[[str], str] = str) -> nn.Module:
