@@ -105,14 +105,14 @@ GiveUpAfter = Annotated[float, typer.Option(help="Stop when nothing moved for so
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 
 
-def _options(pairs: list[str] | None) -> dict[str, Any]:
+def _options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     options: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError("--storage-option was given without key=value; expected such as endpoint_url=http://host:9000")
+            raise ConfigError(f"{option} was given without key=value; expected such as {such}")
         try:
             options[key] = json.loads(value)  # numbers, true and nested options such as client_kwargs={"region_name": "x"}
         except ValueError:
@@ -965,8 +965,10 @@ def import_seit_command(
 )
 def import_tokenizer_command(
     weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
-    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them.")],
+    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them. `python:module:callable` needs no CHECKPOINT.")],
+    out: Annotated[
+        str | None, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.", show_default=False)
+    ] = None,
     keep_codes: Annotated[str | None, typer.Option(metavar="SRC", help="Keep only the codes that these images use.")] = None,
     min_uses: Annotated[int, typer.Option(help="Uses in --keep-codes SRC that let a code stay.")] = 1,
     sample: Annotated[int, typer.Option(help="Images of --keep-codes SRC to count on, at most.")] = 20_000,
@@ -988,6 +990,7 @@ def import_tokenizer_command(
     max_tokens: Annotated[
         int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
     ] = None,
+    config_option: Annotated[list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="For the callable of `python:`.")] = None,
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
@@ -1003,6 +1006,8 @@ def import_tokenizer_command(
     from pipeline.tokenizers.directory import save_tokenizer
 
     options = _options(storage_option)
+    if out is None:
+        weights, out = "", weights
     config = ImportConfig(
         resize=resize,  # type: ignore[arg-type]  # it checks them
         filter=resample,  # type: ignore[arg-type]
@@ -1015,6 +1020,7 @@ def import_tokenizer_command(
         decoder_file=decoder_file,
         vocabulary=_numbers("--vocabulary", vocabulary, int),
         colour_range=_numbers("--colour-range", colour_range, float),
+        settings=_options(config_option, "--config", "cell=8"),
     )
     tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
     if keep_codes is not None:

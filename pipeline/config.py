@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pipeline.errors import ConfigError, shorten
 
 __all__ = [
+    "ALLOW_PYTHON",
     "DECODE_PLACES",
     "Filter",
     "FitConfig",
@@ -20,6 +21,9 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
 ]
+
+ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
+"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
 
 
 def _require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -140,6 +144,10 @@ class ImportConfig:
     """Ids of each level, for files that do not say."""
     colour_range: tuple[float, ...] = ()
     """What 0 and 255 become, for files that do not say."""
+    target: str = ""
+    """`package.module:callable` of a tokenizer that the user wrote."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What that callable gets, in plain JSON types."""
 
     def __post_init__(self) -> None:
         _require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))

@@ -87,4 +87,5 @@ register_family("open-magvit2", "pipeline.tokenizers.open_magvit2:OpenMagvit2", 
 register_family("vq-kd", "pipeline.tokenizers.vq_kd:VqKd", _TORCH, published=True)
 register_family("titok", "pipeline.tokenizers.titok:TiTok", _TORCH, published=True)
 register_family("one-d-piece", "pipeline.tokenizers.titok:OneDPiece", _TORCH, published=True)
+register_family("python", "pipeline.tokenizers.python_callable:PythonTokenizer")
 register_family("torchscript", "pipeline.tokenizers.torchscript:TorchScript", _TORCH, published=True)

@@ -207,8 +207,9 @@ def fsq_table(levels: Sequence[int]) -> npt.NDArray[np.float32]:
 
 def _choices(config: ImportConfig) -> tuple[tuple[int, ...], tuple[float, float], tuple[int, ...]]:
     """Return vocabulary, colour range and FSQ levels as options or a preset have them."""
-    if config.max_tokens is not None:
-        raise ConfigError(f"--max-tokens is {config.max_tokens}; torchscript has no such choice. Leave it out")
+    for option, value in (("--max-tokens", config.max_tokens), ("--config", config.settings)):
+        if value:
+            raise ConfigError(f"{option} is {value}; torchscript has no such choice. Leave it out")
     if config.preset is not None:
         preset = PRESETS.get(config.preset)
         if preset is None:
