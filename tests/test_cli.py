@@ -68,6 +68,7 @@ COMMANDS = {
         "--decoder-file",
         "--vocabulary",
         "--colour-range",
+        "--config",
         "--dtype",
         "--resize",
         "--filter",

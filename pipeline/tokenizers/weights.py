@@ -29,6 +29,8 @@ WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
 MAX_WRAPPERS = 4
 _SAFETENSORS_HEADER_LIMIT = 1 << 30
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")
+"""Of the zip files and the pickles that torch.save writes."""
 _CONVERT = (
     'Where you trust the file and have the code of its classes, convert it once: python -c "import sys, torch; '
     "from safetensors.torch import save_file; m = torch.load(sys.argv[1], 'cpu', weights_only=False); "
@@ -149,12 +151,16 @@ def _torch_file(data: bytes, where: str) -> Mapping[Any, Any]:
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise TokenizerError(f"{where}: this is a TorchScript program; expected a state dict, as safetensors or from torch.save")
+                raise TokenizerError(
+                    f"{where}: this is a TorchScript program; expected a state dict. It is for `import tokenizer --kind torchscript`"
+                )
     try:
         with warnings.catch_warnings():  # of a pickle protocol that torch does not write
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what it meets in hostile bytes may be of any type
+        if not data.startswith(_TORCH_STARTS):  # of such bytes torch would speak as if somebody had pickled them
+            raise TokenizerError(f"{where}: {_not_a_checkpoint(data)}. Is this the right file?") from None
         reason = _reason(error)
         if "global" in reason.lower() or "class" in reason.lower():
             raise TokenizerError(f"{where}: it holds Python objects beside tensors ({reason}), which could run code. {_CONVERT}") from None
