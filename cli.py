@@ -106,19 +106,28 @@ _VQ = "Training of --kind vq-autoencoder"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 
 
-def _options(pairs: list[str] | None) -> dict[str, Any]:
+def _options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
     from pipeline.errors import ConfigError
 
     options: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError("--storage-option was given without key=value; expected such as endpoint_url=http://host:9000")
+            raise ConfigError(f"{option} was given without key=value; expected such as {such}")
         try:
             options[key] = json.loads(value)  # numbers, true and nested options such as client_kwargs={"region_name": "x"}
         except ValueError:
             options[key] = value
     return options
+
+
+def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
+    from pipeline.errors import ConfigError
+
+    try:
+        return () if text is None else tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected a number, or several with commas between them") from None
 
 
 def _workers(asked: int | None) -> int:
@@ -971,8 +980,10 @@ def import_seit_command(
 )
 def import_tokenizer_command(
     weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
-    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them.")],
+    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them. `python:module:callable` needs no CHECKPOINT.")],
+    out: Annotated[
+        str | None, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.", show_default=False)
+    ] = None,
     keep_codes: Annotated[str | None, typer.Option(metavar="SRC", help="Keep only the codes that these images use.")] = None,
     min_uses: Annotated[int, typer.Option(help="Uses in --keep-codes SRC that let a code stay.")] = 1,
     sample: Annotated[int, typer.Option(help="Images of --keep-codes SRC to count on, at most.")] = 20_000,
@@ -984,11 +995,17 @@ def import_tokenizer_command(
     resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
     resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
-    preset: Annotated[str | None, typer.Option(help="Whose conv-vqgan it is: `taming`, `llamagen`, `ibq` or `amused`.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Whose conv-vqgan: `taming`, `llamagen`, `ibq`, `amused`; whose torchscript: `cosmos-di`.")
+    ] = None,
+    decoder_file: Annotated[str | None, typer.Option(help="Decoder of --kind torchscript, a file of its own.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Ids of each level of --kind torchscript.")] = None,
+    colour_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="What 0 and 255 become, likewise.")] = None,
     ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters, where the checkpoint has any.")] = True,
     max_tokens: Annotated[
         int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
     ] = None,
+    config_option: Annotated[list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="For the callable of `python:`.")] = None,
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
@@ -1004,6 +1021,8 @@ def import_tokenizer_command(
     from pipeline.tokenizers.directory import save_tokenizer
 
     options = _options(storage_option)
+    if out is None:
+        weights, out = "", weights
     config = ImportConfig(
         resize=resize,  # type: ignore[arg-type]  # it checks them
         filter=resample,  # type: ignore[arg-type]
@@ -1013,6 +1032,10 @@ def import_tokenizer_command(
         preset=preset,
         ema=ema,
         max_tokens=max_tokens,
+        decoder_file=decoder_file,
+        vocabulary=_numbers("--vocabulary", vocabulary, int),
+        colour_range=_numbers("--colour-range", colour_range, float),
+        settings=_options(config_option, "--config", "cell=8"),
     )
     tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
     if keep_codes is not None:

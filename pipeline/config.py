@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pipeline.errors import ConfigError, shorten
 
 __all__ = [
+    "ALLOW_PYTHON",
     "DECODE_PLACES",
     "Filter",
     "FSQ_LEVELS",
@@ -23,6 +24,9 @@ __all__ = [
     "SourceConfig",
     "VqFitConfig",
 ]
+
+ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
+"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
 
 
 def _require(condition: bool, option: str, value: object, expected: str) -> None:
@@ -208,6 +212,16 @@ class ImportConfig:
     """Take the moving averages of the parameters, where a checkpoint has any."""
     max_tokens: int | None = None
     """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
+    decoder_file: str | None = None
+    """Path or URL of the decoder, for networks that are published as two files."""
+    vocabulary: tuple[int, ...] = ()
+    """Ids of each level, for files that do not say."""
+    colour_range: tuple[float, ...] = ()
+    """What 0 and 255 become, for files that do not say."""
+    target: str = ""
+    """`package.module:callable` of a tokenizer that the user wrote."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What that callable gets, in plain JSON types."""
 
     def __post_init__(self) -> None:
         _require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))
@@ -215,6 +229,10 @@ class ImportConfig:
         _require(self.size is None or 8 <= self.size <= 4096, "--size", self.size, "8 to 4096 pixels")
         _require(self.max_tokens is None or self.max_tokens >= 1, "--max-tokens", self.max_tokens, "at least 1")
         _require(self.dtype in DTYPES, "--dtype", self.dtype, " or ".join(DTYPES))
+        sizes = self.vocabulary
+        _require(all(1 <= size <= 1 << 32 for size in sizes), "--vocabulary", sizes, "a number from 1 to 2**32, or several with commas")
+        low_high = self.colour_range
+        _require(not low_high or (len(low_high) == 2 and low_high[0] < low_high[1]), "--colour-range", low_high, "such as 0,1 or -1,1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

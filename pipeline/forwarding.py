@@ -25,6 +25,7 @@ FORWARDED = (
     "GOOGLE_CLOUD_PROJECT",
     "AZURE_STORAGE_ACCOUNT_NAME",
     "HF_ENDPOINT",
+    "TOKENSHARDS_ALLOW_PYTHON",
 )
 """Variables handed on where they are set here; none of them is a secret."""
 CREDENTIALS_BELONG = (

@@ -6,12 +6,12 @@ Shapes: K codes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from pipeline.config import ImportConfig, SourceConfig
+from pipeline.config import ALLOW_PYTHON, ImportConfig, SourceConfig
 from pipeline.decode import DECODER
 from pipeline.errors import ConfigError, TokenizerError, shorten
 from pipeline.fitting import count_codes
@@ -22,6 +22,8 @@ from pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
 from pipeline.tokenizers.registry import load_family, published_families
 
 __all__ = ["CodeSample", "keep_used_codes", "open_published", "tokenizer_rows"]
+
+PYTHON = "python"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +42,20 @@ class CodeSample:
 
 
 def open_published(kind: str, weights: str, config: ImportConfig, storage_options: Mapping[str, Any] | None = None) -> PublishedTokenizer:
-    """Return the tokenizer of a checkpoint at any path or URL.
+    """Return the tokenizer of a checkpoint at any path or URL; `python:package.module:callable` needs none, "".
 
     Raises ConfigError for an unknown kind, TokenizerError that names the file and the key for weights that are not of this kind.
     """
-    if kind not in published_families():
-        raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(published_families())}")
-    family = cast(type[PublishedTokenizer], load_family(kind))
-    from pipeline.tokenizers.weights import read_state_dict  # loads torch, of whose absence load_family speaks better
-
-    return family.from_checkpoint(read_state_dict(weights, storage_options), config, decoder=DECODER, where=weights)
+    name, colon, target = kind.partition(":")
+    if colon and name == PYTHON:
+        config = replace(config, target=target)
+    elif kind not in published_families():
+        kinds = ", ".join(published_families())
+        raise ConfigError(f"--kind is {shorten(kind)}; expected one of {kinds}, or python:package.module:callable")
+    elif not weights:
+        raise ConfigError(f"CHECKPOINT or OUT.tok is missing; expected both for --kind {kind}")
+    family = cast(type[PublishedTokenizer], load_family(name))
+    return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights or kind)
 
 
 def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[PublishedTokenizer, dict[str, Any]]:
@@ -59,6 +65,8 @@ def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[
     """
     if len(tokenizer.spec.vocabulary) != 1:
         raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids a site and no table to leave codes out of")
+    if tokenizer.spec.codebook is None or tokenizer.spec.codebook.metric == "fsq":
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to leave codes out of")
     source = open_source(sample.source_url, sample.source)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
         counts_K = count_codes(source, listing.sample, sample.images, tokenizer)
@@ -89,5 +97,5 @@ def tokenizer_rows(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [
         ("pictures", f"{how} {preprocess.size} x {preprocess.size} px, {preprocess.filter}, values from {low:g} to {high:g}"),
         ("ids of a picture", f"{spec.layout.sites * spec.layout.ids_per_site:,}, {-(-bits // 8):,} bytes before compression"),
-        ("networks", spec.dtype),
+        ("to use it", f"export {ALLOW_PYTHON}={spec.config['target']}") if spec.family == PYTHON else ("networks", spec.dtype),
     ]

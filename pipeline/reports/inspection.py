@@ -17,7 +17,7 @@ from pipeline.reports.storage import StorageReport, dataset_report, fit_rows
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer
+from pipeline.tokenizers.directory import load_spec, load_statistics, resolve_tokenizer
 
 __all__ = ["Inspection", "inspect_dataset"]
 
@@ -112,7 +112,7 @@ def inspect_dataset(store: Store) -> Inspection:
     manifest = None if pointer is None else load_manifest(store, pointer)
     return Inspection(
         url=store.url,
-        spec=manifest.spec if manifest is not None else load_tokenizer(place, prefix).spec,
+        spec=manifest.spec if manifest is not None else load_spec(place, prefix),
         fitted=load_statistics(place, prefix),
         manifest=manifest,
         report=dataset_report(store) if prefix and store.info("plan/current.json") is not None else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import re
 import time
@@ -24,7 +25,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pipeline.code_identity import code_digest
-from pipeline.config import RayConfig, RunConfig
+from pipeline.config import ALLOW_PYTHON, RayConfig, RunConfig
 from pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
 from pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from pipeline.runners.cluster_view import ClusterView
@@ -119,6 +120,8 @@ class _RayRun:
             "max_concurrency": cluster.shards_in_flight,
             "concurrency_groups": {"control": 2},
         }
+        if os.environ.get(ALLOW_PYTHON):  # what this user allows here, not who started the nodes
+            options["runtime_env"] = {"env_vars": {ALLOW_PYTHON: os.environ[ALLOW_PYTHON]}}
         self._actor_type = ray.remote(**options)(actor_class)
         self._head = HeadWatch()
         self._cluster_view = ClusterView(self._head)

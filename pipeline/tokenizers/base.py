@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ImportConfig
+from pipeline.config import Filter, ImportConfig, Resize
 from pipeline.errors import TokenizerError
 from pipeline.records import TokenBatch
 from pipeline.shards.codebook import Tables, codebook_sha256
@@ -22,6 +22,7 @@ __all__ = [
     "DecodeNotSupported",
     "Images",
     "Layout",
+    "SLOTS",
     "OverlappedTokenizer",
     "Preprocess",
     "PublishedTokenizer",
@@ -33,9 +34,13 @@ __all__ = [
     "check_images",
     "codebook_sha256",
     "describe_tokenizer",
+    "published_preprocess",
 ]
 
 Images: TypeAlias = npt.NDArray[np.uint8]
+
+SLOTS = 8
+"""Rows that go through a network at once, always."""
 
 
 class DecodeNotSupported(TokenizerError):
@@ -74,6 +79,10 @@ class WeightedTokenizer(Tokenizer, Protocol):
 @runtime_checkable
 class PublishedTokenizer(WeightedTokenizer, Protocol):
     """A tokenizer that somebody trained and published."""
+
+    @classmethod
+    def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return what `from_checkpoint` takes apart, read at any path or URL; MissingObjectError where nothing is."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:
@@ -127,3 +136,15 @@ def describe_tokenizer(tokenizer: Tokenizer) -> str:
     shape = "×".join(map(str, spec.layout.grid)) or f"{spec.layout.sites} sites"
     vocabulary = " + ".join(f"{size:,}" for size in spec.vocabulary)
     return f"{spec.family}, {spec.preprocess.size} px, {shape} {spec.layout.kind}, {vocabulary} codes, fingerprint {spec.fingerprint[:12]}"
+
+
+def published_preprocess(
+    config: ImportConfig, *, size: int, resize: Resize, filter: Filter, short_side: int | None = None, **fixed: Any
+) -> Preprocess:
+    """Return the preprocessing of a published tokenizer, with what the user said otherwise; JPEGs are decoded in full.
+
+    `crop` is that of torchvision: the short side to `short_side`, else to `size`, and the middle.
+    """
+    how = config.resize or resize
+    resized = (short_side or size) if how == "crop" else None
+    return Preprocess(resize=how, filter=config.filter or filter, decode_mode="full", size=size, short_side=resized, **fixed)

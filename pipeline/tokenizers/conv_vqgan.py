@@ -23,6 +23,7 @@ from pipeline.tokenizers.base import Layout, Preprocess
 from pipeline.tokenizers.codebook_tokenizer import CodebookTokenizer, Floats
 from pipeline.tokenizers.nearest_code import Metric
 from pipeline.tokenizers.network_tokenizer import published_preprocess
+from pipeline.tokenizers.square_grid import square_grid
 from pipeline.tokenizers.weights import EMA, count_parts, tensor_of, with_ema
 
 __all__ = ["PRESETS", "ConvVqgan", "Preset"]
@@ -129,11 +130,7 @@ class ConvVqgan(CodebookTokenizer):
 
     def layout(self, preprocess: Preprocess) -> Layout:
         """A square grid, smaller by 2 for each level but the first."""
-        stride = 2 ** (self._levels - 1)
-        side = preprocess.size // stride
-        if side * stride != preprocess.size:
-            raise TokenizerError(f"{self._where}: size {preprocess.size}; expected a multiple of {stride} pixels")
-        return Layout(kind="grid", grid=(side, side), sites=side * side)
+        return square_grid(preprocess.size, self._levels, self._where)
 
     def code_width(self) -> int:
         """What `quant_conv` gives."""

@@ -16,7 +16,7 @@ from pipeline.storage import Store
 from pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
 from pipeline.tokenizers.registry import load_family
 
-__all__ = ["load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
+__all__ = ["load_spec", "load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
 
 FORMAT_VERSION = "1.0"
 JSON_NAME = "tokenizer.json"
@@ -55,8 +55,24 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     """Read, check and build the tokenizer below `prefix`.
 
     Raises CorruptObjectError when a byte changed, FormatVersionError for a newer major version, MissingObjectError when a file is
-    gone, TokenizerError when this version has no such family.
+    gone, TokenizerError when this version has no such family, or it needs leave to run code that it does not have.
     """
+    spec, tables, made_by = _read(store, prefix)
+    tokenizer = load_family(spec.family).from_saved(spec, tables)
+    if tokenizer.spec.fingerprint != spec.fingerprint:
+        raise TokenizerError(
+            f"{_join(prefix, JSON_NAME)}: family {spec.family!r} of this version builds a tokenizer with fingerprint "
+            f"{tokenizer.spec.fingerprint}, the file says {spec.fingerprint}; load it with the version that wrote it ({shorten(made_by)})"
+        )
+    return tokenizer
+
+
+def load_spec(store: Store, prefix: str = "") -> TokenizerSpec:
+    """Read and check the tokenizer below `prefix` as `load_tokenizer` does, and build nothing: no code of it is run."""
+    return _read(store, prefix)[0]
+
+
+def _read(store: Store, prefix: str) -> tuple[TokenizerSpec, Tables, Any]:
     value = _read_json(store, prefix)
     path = _join(prefix, JSON_NAME)
     spec = TokenizerSpec.from_json(value["spec"], path)
@@ -69,13 +85,7 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     if spec.weights_sha256:
         weights_path = _join(prefix, WEIGHTS_NAME)
         tables = {**tables, **load_codebook(store.read(weights_path), spec.weights_sha256, weights_path, "weights")}
-    tokenizer = load_family(spec.family).from_saved(spec, tables)
-    if tokenizer.spec.fingerprint != spec.fingerprint:
-        raise TokenizerError(
-            f"{path}: family {spec.family!r} of this version builds a tokenizer with fingerprint {tokenizer.spec.fingerprint}, "
-            f"the file says {spec.fingerprint}; load it with the version that wrote it ({shorten(value.get('made_by'))})"
-        )
-    return tokenizer
+    return spec, tables, value.get("made_by")
 
 
 def load_statistics(store: Store, prefix: str = "") -> dict[str, Any]:

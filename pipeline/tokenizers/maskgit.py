@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import ImportConfig
-from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import Layout, Preprocess
 from pipeline.tokenizers.codebook_tokenizer import CodebookTokenizer
 from pipeline.tokenizers.network_tokenizer import published_preprocess
+from pipeline.tokenizers.square_grid import PixelsToVectors, VectorsToPixels, square_grid
 from pipeline.tokenizers.weights import count_parts, tensor_of
 
 __all__ = ["MaskGitVqgan", "PixelDecoder"]
@@ -100,26 +100,6 @@ class PixelDecoder(nn.Module):
         return result
 
 
-class _PixelsToVectors(nn.Module):
-    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
-        super().__init__()
-        self.encoder = _Encoder(state, where)
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        result: Tensor = self.encoder(pixels_BCHW).flatten(2).transpose(1, 2)
-        return result
-
-
-class _VectorsToPixels(nn.Module):
-    def __init__(self, state: Mapping[str, Tensor], grid: tuple[int, ...], where: str) -> None:
-        super().__init__()
-        self.decoder, self._grid = PixelDecoder(state, "decoder", where), grid
-
-    def forward(self, vectors_BLD: Tensor) -> Tensor:
-        result: Tensor = self.decoder(vectors_BLD.transpose(1, 2).reshape(len(vectors_BLD), -1, *self._grid))
-        return result
-
-
 class MaskGitVqgan(CodebookTokenizer):
     """MaskGIT's VQGAN of any width; pictures may have any side that its strides divide."""
 
@@ -136,11 +116,7 @@ class MaskGitVqgan(CodebookTokenizer):
 
     def layout(self, preprocess: Preprocess) -> Layout:
         """A square grid, smaller by 2 for each level but the first."""
-        stride = 2 ** (count_parts(self._state, "encoder.down") - 1)
-        side = preprocess.size // stride
-        if side * stride != preprocess.size:
-            raise TokenizerError(f"{self._where}: size {preprocess.size}; expected a multiple of {stride} pixels")
-        return Layout(kind="grid", grid=(side, side), sites=side * side)
+        return square_grid(preprocess.size, count_parts(self._state, "encoder.down"), self._where)
 
     def code_width(self) -> int:
         """What the encoder's last convolution gives."""
@@ -148,11 +124,11 @@ class MaskGitVqgan(CodebookTokenizer):
 
     def build_encoder(self) -> nn.Module:
         """Pixels to vectors."""
-        return _PixelsToVectors(self._state, self._where)
+        return PixelsToVectors(_Encoder(self._state, self._where))
 
     def build_decoder(self) -> nn.Module:
         """Rows to pixels."""
-        return _VectorsToPixels(self._state, self.spec.layout.grid, self._where)
+        return VectorsToPixels(PixelDecoder(self._state, "decoder", self._where), self.spec.layout.grid)
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TokenizerError
-from pipeline.tokenizers.base import Images
+from pipeline.tokenizers.base import SLOTS, Images
 
 __all__ = ["SLOTS", "Network", "choose_device", "from_pixels", "to_pixels"]
-
-SLOTS = 8
-"""Rows that go through a network at once, always."""
 
 
 def choose_device() -> torch.device:
@@ -26,18 +23,19 @@ def choose_device() -> torch.device:
 class Network:
     """Runs a module, which maps [S, ...] to [S, ...], on any number of rows; the last batch is padded with zeros.
 
-    With dtype `bfloat16` matrix products run in it under autocast; what comes out is float32 in any case.
+    With dtype `bfloat16` matrix products run in it under autocast; floating-point values that come out are float32 in any case.
     """
 
-    def __init__(self, module: nn.Module, *, dtype: str = "float32") -> None:
+    def __init__(self, module: nn.Module, *, dtype: str = "float32", slots: int = SLOTS) -> None:
         self._device = choose_device()
         self._module = module.to(self._device)
         self._half = dtype == "bfloat16"
+        self._slots = slots
 
     @torch.inference_mode()
     def __call__(self, values: Tensor) -> Tensor:
         """Return the module's values of all rows, on the device; raises TokenizerError where one is not a finite number."""
-        found = torch.cat([self._run(part) for part in torch.split(values.to(self._device), SLOTS)])
+        found = torch.cat([self._run(part) for part in torch.split(values.to(self._device), self._slots)])
         if not bool(torch.isfinite(found).all()):
             raise TokenizerError(
                 "the network gave values that are no finite numbers; expected numbers for any picture. Are these the weights of this "
@@ -46,10 +44,11 @@ class Network:
         return found
 
     def _run(self, values: Tensor) -> Tensor:
-        padding = values.new_zeros(SLOTS - len(values), *values.shape[1:])
+        padding = values.new_zeros(self._slots - len(values), *values.shape[1:])
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
             result: Tensor = self._module(torch.cat([values, padding]))
-        return result[: len(values)].float()
+        found = result[: len(values)]
+        return found.float() if found.is_floating_point() else found
 
 
 def to_pixels(images_BHWC: Images, colour_range: tuple[float, float]) -> Tensor:

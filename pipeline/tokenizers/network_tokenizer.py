@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Filter, ImportConfig, Resize
+from pipeline.config import ImportConfig
 from pipeline.errors import ConfigError, TokenizerError
 from pipeline.records import TokenBatch
 from pipeline.tokenizers.base import (
@@ -30,9 +30,10 @@ from pipeline.tokenizers.base import (
     check_ids,
     check_images,
     codebook_sha256,
+    published_preprocess,
 )
 from pipeline.tokenizers.network import Network, from_pixels, to_pixels
-from pipeline.tokenizers.weights import as_arrays, load_into
+from pipeline.tokenizers.weights import as_arrays, load_into, read_state_dict
 
 __all__ = ["NetworkTokenizer", "published_preprocess"]
 
@@ -113,14 +114,22 @@ class NetworkTokenizer(ABC):
         """Return the float32 vectors [B, L, D] that the decoder sees for ids."""
 
     @classmethod
+    def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
+        """Return the tensors of a state dict at any path or URL."""
+        return read_state_dict(url, storage_options)
+
+    @classmethod
     def networks_of(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, table_key: str | None, where: str) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint that the networks need.
 
         Raises TokenizerError that names a key which belongs to no part, ConfigError for an option that this family does not have.
         """
-        for option, value in (("size", config.size), ("preset", config.preset), ("max_tokens", config.max_tokens)):
-            if value is not None and option not in cls.OPTIONS:
-                raise ConfigError(f"--{option.replace('_', '-')} is {value}; {cls.family} has no such choice. Leave it out")
+        for option in ("size", "preset", "max_tokens", "decoder_file", "vocabulary", "colour_range", "settings"):
+            value = getattr(config, option)
+            if value not in (None, (), {}) and option not in cls.OPTIONS:
+                raise ConfigError(
+                    f"--{option.replace('_', '-').replace('settings', 'config')} is {value}; {cls.family} has no such choice. Leave it out"
+                )
         wanted = cls.ENCODER_KEYS + (cls.DECODER_KEYS if config.decoder else ())
         dropped = cls.DROPPED_KEYS + (() if config.decoder else cls.DECODER_KEYS)
         for key in checkpoint:
@@ -186,15 +195,3 @@ class NetworkTokenizer(ABC):
     def _network(self, module: nn.Module, prefixes: tuple[str, ...]) -> Network:
         state = {key: value for key, value in self._state.items() if key.startswith(prefixes)}
         return Network(load_into(module, state, self._where, names=self.published_name), dtype=self._spec.dtype)
-
-
-def published_preprocess(
-    config: ImportConfig, *, size: int, resize: Resize, filter: Filter, short_side: int | None = None, **fixed: Any
-) -> Preprocess:
-    """Return the preprocessing of a published tokenizer, with what the user said otherwise; JPEGs are decoded in full.
-
-    `crop` is that of torchvision: the short side to `short_side`, else to `size`, and the middle.
-    """
-    how = config.resize or resize
-    resized = (short_side or size) if how == "crop" else None
-    return Preprocess(resize=how, filter=config.filter or filter, decode_mode="full", size=size, short_side=resized, **fixed)

@@ -24,6 +24,7 @@ from pipeline.config import ImportConfig
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import CodebookInfo, Layout, Preprocess, Tables, TokenizerSpec
 from pipeline.tokenizers.network_tokenizer import NetworkTokenizer, published_preprocess
+from pipeline.tokenizers.square_grid import PixelsToVectors, VectorsToPixels, square_grid
 from pipeline.tokenizers.weights import EMA, as_tensors, count_parts, tensor_of, with_ema
 
 __all__ = ["OpenMagvit2", "sign_tables"]
@@ -135,26 +136,6 @@ class _Decoder(nn.Module):
         return result
 
 
-class _PixelsToVectors(nn.Module):
-    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
-        super().__init__()
-        self.encoder = _Encoder(state, where)
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        result: Tensor = self.encoder(pixels_BCHW).flatten(2).transpose(1, 2)
-        return result
-
-
-class _VectorsToPixels(nn.Module):
-    def __init__(self, state: Mapping[str, Tensor], grid: tuple[int, ...], where: str) -> None:
-        super().__init__()
-        self.decoder, self._grid = _Decoder(state, where), grid
-
-    def forward(self, signs_BLD: Tensor) -> Tensor:
-        result: Tensor = self.decoder(signs_BLD.transpose(1, 2).reshape(len(signs_BLD), -1, *self._grid))
-        return result
-
-
 class OpenMagvit2(NetworkTokenizer):
     """Open-MAGVIT2 for pictures, of any number of signs; pictures may have any side that its strides divide."""
 
@@ -185,12 +166,7 @@ class OpenMagvit2(NetworkTokenizer):
 
     def layout(self, preprocess: Preprocess) -> Layout:
         """A square grid, smaller by 2 for each level but the first, of two ids a site."""
-        stride = 2 ** (count_parts(self._state, "encoder.down") - 1)
-        side, groups = preprocess.size // stride, len(self._tables)
-        if side * stride != preprocess.size:
-            raise TokenizerError(f"{self._where}: size {preprocess.size}; expected a multiple of {stride} pixels")
-        combine = "concat" if groups > 1 else "single"
-        return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=groups, combine=combine)  # type: ignore[arg-type]
+        return square_grid(preprocess.size, count_parts(self._state, "encoder.down"), self._where, ids_per_site=len(self._tables))
 
     def code_width(self) -> int:
         """Signs of a site."""
@@ -206,11 +182,11 @@ class OpenMagvit2(NetworkTokenizer):
 
     def build_encoder(self) -> nn.Module:
         """Pixels to numbers whose signs are the code."""
-        return _PixelsToVectors(self._state, self._where)
+        return PixelsToVectors(_Encoder(self._state, self._where))
 
     def build_decoder(self) -> nn.Module:
         """Signs to pixels."""
-        return _VectorsToPixels(self._state, self.spec.layout.grid, self._where)
+        return VectorsToPixels(_Decoder(self._state, self._where), self.spec.layout.grid)
 
     def quantise(self, vectors_BLD: Tensor) -> Tensor:
         """Return the signs as numbers, those of the first channels in the lowest bits; 0 counts as negative."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,8 +72,20 @@ def load_family(name: str) -> type[Tokenizer]:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+        if "torchvision::" in reason:
+            raise TokenizerError(
+                f"tokenizer family {name!r}: torchvision was built for another torch than the torch {_version('torch')} of this machine "
+                f"({reason}); expected torchvision of the same release and from the same index as torch. Install that one, or uninstall it"
+            ) from error
         raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({reason}); try: {entry.install}") from error
     return family
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(none)"
 
 
 _TORCH = 'pip install "tokenshards[train]"'
@@ -88,3 +101,5 @@ register_family("open-magvit2", "pipeline.tokenizers.open_magvit2:OpenMagvit2", 
 register_family("vq-kd", "pipeline.tokenizers.vq_kd:VqKd", _TORCH, published=True)
 register_family("titok", "pipeline.tokenizers.titok:TiTok", _TORCH, published=True)
 register_family("one-d-piece", "pipeline.tokenizers.titok:OneDPiece", _TORCH, published=True)
+register_family("python", "pipeline.tokenizers.python_callable:PythonTokenizer")
+register_family("torchscript", "pipeline.tokenizers.torchscript:TorchScript", _TORCH, published=True)

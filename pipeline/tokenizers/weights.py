@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from pipeline.errors import MissingObjectError, TokenizerError, shorten
 from pipeline.storage import Store
 
-__all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_state_dict", "tensor_of", "with_ema"]
+__all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_file", "read_state_dict", "tensor_of", "with_ema"]
 
 EMA = "model_ema."
 WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
 MAX_WRAPPERS = 4
 _SAFETENSORS_HEADER_LIMIT = 1 << 30
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")
+"""Of the zip files and the pickles that torch.save writes."""
 _CONVERT = (
     'Where you trust the file and have the code of its classes, convert it once: python -c "import sys, torch; '
     "from safetensors.torch import save_file; m = torch.load(sys.argv[1], 'cpu', weights_only=False); "
@@ -43,12 +45,7 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
 
     Raises TokenizerError for what is no checkpoint, what holds more than tensors, and what holds none; MissingObjectError where nothing is.
     """
-    folder, _, name = url.rpartition("/")
-    store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
-    where = f"{store.url}/{name}"
-    if store.info(name) is None:
-        raise MissingObjectError(where, "no weights are here; expected a state dict, as safetensors or from torch.save. Check the path")
-    data = store.read(name)
+    data, where = read_file(url, storage_options, "a state dict, as safetensors or from torch.save")
     state = _safetensors(data, where) if _is_safetensors(data) else _torch_file(data, where)
     tensors = {key: value for key, value in _unwrapped(state).items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
@@ -56,6 +53,16 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
             f"{where}: no tensors in it, its keys are {_some(state)}; expected a state dict, bare or under {', '.join(WRAPPERS)}"
         )
     return tensors
+
+
+def read_file(url: str, storage_options: Mapping[str, Any] | None, expected: str) -> tuple[bytes, str]:
+    """Return the bytes at a path or URL, and the name of their place; MissingObjectError where nothing is."""
+    folder, _, name = url.rpartition("/")
+    store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
+    where = f"{store.url}/{name}"
+    if store.info(name) is None:
+        raise MissingObjectError(where, f"no weights are here; expected {expected}. Check the path")
+    return store.read(name), where
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, names: Callable[[str], str] = str) -> nn.Module:
@@ -144,12 +151,16 @@ def _torch_file(data: bytes, where: str) -> Mapping[Any, Any]:
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise TokenizerError(f"{where}: this is a TorchScript program; expected a state dict, as safetensors or from torch.save")
+                raise TokenizerError(
+                    f"{where}: this is a TorchScript program; expected a state dict. It is for `import tokenizer --kind torchscript`"
+                )
     try:
         with warnings.catch_warnings():  # of a pickle protocol that torch does not write
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what it meets in hostile bytes may be of any type
+        if not data.startswith(_TORCH_STARTS):  # of such bytes torch would speak as if somebody had pickled them
+            raise TokenizerError(f"{where}: {_not_a_checkpoint(data)}. Is this the right file?") from None
         reason = _reason(error)
         if "global" in reason.lower() or "class" in reason.lower():
             raise TokenizerError(f"{where}: it holds Python objects beside tensors ({reason}), which could run code. {_CONVERT}") from None

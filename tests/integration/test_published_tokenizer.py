@@ -15,6 +15,7 @@ from pipeline.tokenizers.registry import load_family, published_families
 from tests.datasets import call_cli, content, run_cli, run_json, write_images
 from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
+from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
 
 SIDE = 32
@@ -92,13 +93,37 @@ def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None
     assert "top-1" in call_cli("evaluate", run, str(out))[0]
 
 
+def test_an_exported_encoder_goes_the_same_way(photos: Path, tmp_path: Path) -> None:
+    for name, data in zip(("encoder.jit", "decoder.jit"), cosmos_files(size=SIDE), strict=True):
+        (tmp_path / name).write_bytes(data)
+    tok, out, look = str(tmp_path / "di.tok"), str(tmp_path / "out"), tmp_path / "look.png"
+    files = str(tmp_path / "encoder.jit"), tok, "--decoder-file", str(tmp_path / "decoder.jit")
+    shown, _ = call_cli("import", "tokenizer", *files, "--kind", "torchscript", "--preset", "cosmos-di", "--size", str(SIDE))
+    assert "64,000 codes" in shown and "values from -1 to 1" in shown and "bfloat16" in shown
+    run_cli("tokenize", str(photos), out, "--tokenizer", tok, "--shard-rows", "8", "--workers", "2")
+    dataset = open_dataset(out)
+    assert (dataset.spec.vocabulary, dataset.spec.layout.grid, len(content(out))) == ((64000,), (4, 4), 30)
+    assert "ok" in call_cli("verify", out)[0]
+    call_cli("preview", out, "--to", str(look), "-n", "4", "--source", str(photos))
+    assert Image.open(look).size[0] > 4 * SIDE
+    plain = ["--kind", "torchscript", "--size", str(SIDE), "--dtype", "float32"]
+    for words, expect, message in (
+        (["--vocabulary", "64000", "--colour-range", "-1;1"], 2, "--colour-range is '-1;1'; expected a number, or several with commas"),
+        (["--vocabulary", "64000"], 2, "--colour-range is missing"),
+        (["--vocabulary", "640", "--colour-range", "-1,1"], 1, "expected 0 to 639, for a vocabulary of 640"),
+        (["--preset", "cosmos-di", "--keep-codes", str(photos)], 2, "torchscript finds its ids without a table"),
+    ):
+        _, err = call_cli("import", "tokenizer", files[0], str(tmp_path / "no.tok"), *plain, *words, expect=expect)
+        assert message in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "no.tok").exists()
+
+
 def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Path) -> None:
     checkpoint, out = str(weights / "vit.ckpt"), str(tmp_path / "tok")
     for words, expect, message in (
         (
             ["--kind", "vqgan"],
             2,
-            "--kind is 'vqgan'; expected one of conv-vqgan, maskgit, one-d-piece, open-magvit2, titok, vit-vqgan, vq-kd",
+            "--kind is 'vqgan'; expected one of conv-vqgan, maskgit, one-d-piece, open-magvit2, titok, torchscript, vit-vqgan, vq-kd",
         ),
         (["--kind", "titok"], 1, "no tensor quantize.embedding.weight"),
         (["--kind", "vit-vqgan", "--dtype", "half"], 2, "--dtype is 'half'; expected float32 or bfloat16"),

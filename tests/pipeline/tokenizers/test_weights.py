@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -98,13 +99,15 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:300])
     (tmp_path / "text.pth").write_text("<html>Not Found</html>")
     (tmp_path / "nothing.pth").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     for name, text in {
-        "program.pt": "this is a TorchScript program; expected a state dict",
+        "program.pt": "this is a TorchScript program; expected a state dict. It is for `import tokenizer --kind torchscript`",
         "list.pth": "it holds a list; expected a state dict",
         "empty.pth": "no tensors in it, its keys are 'epoch'; expected a state dict, bare or under state_dict",
         "cut.safetensors": "not a whole safetensors file",
         "cut.pth": "300 bytes that begin with .* are no state dict",
         "text.pth": "22 bytes that begin with .* are no state dict",
+        "photo.jpg": r"bytes that begin with b'\\xff\\xd8.*' are no state dict; expected safetensors .*\. Is this the right file\?$",
         "nothing.pth": "0 bytes that begin with .* are no state dict",
     }.items():
         with pytest.raises(TokenizerError, match=text):
