@@ -7,12 +7,16 @@ under a tenth faster for `dct_scaled`, because Pillow bundles the same library a
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +26,20 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 from pipeline.errors import BadInput, Reason, shorten
 from pipeline.shards.spec import Preprocess
 
-__all__ = ["DECODER", "DecodedImage", "decode_image", "image_extensions"]
+__all__ = [
+    "DECODER",
+    "DecodedImage",
+    "Picture",
+    "Region",
+    "decode_image",
+    "decoding",
+    "image_extensions",
+    "middle_square",
+    "open_picture",
+    "resized_view",
+    "usual_region",
+    "usual_view",
+]
 
 DECODER = f"pillow-{PIL.__version__.partition('.')[0]}"
 """Library and major version: what decides the pixels besides the policy."""
@@ -67,6 +84,27 @@ class DecodedImage:
     height: int
 
 
+Region: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of an image as stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture as it is stored: not yet turned, resized or composited."""
+
+    image: Image.Image
+    """L, RGB or RGBA."""
+    region: Region
+    """The whole picture in pixels of the image."""
+    scale: float
+    """Pixels of the image for one of the source; below 1 where JPEG decoded at a smaller scale."""
+    orientation: int
+    """EXIF orientation 1 to 8."""
+    width: int
+    height: int
+    """Of the source in pixels, upright."""
+
+
 @cache
 def _readable_formats() -> tuple[str, ...]:
     Image.preinit()  # puts the common formats first, so that no picture of theirs is shown to a dozen others before
@@ -89,11 +127,19 @@ def decode_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = 1 << 
     The result depends on nothing but the arguments and DECODER. Pictures of more than `max_pixels` are refused before they are decoded.
     Raises BadInput alone, with a permanent reason; MemoryError passes through, because it says nothing about the picture.
     """
+    with decoding(data):
+        picture = open_picture(data, preprocess, max_pixels)
+        return DecodedImage(np.asarray(usual_view(picture, preprocess)), picture.width, picture.height)
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[None]:
+    """Turn whatever a picture's bytes provoke into BadInput with a permanent reason; MemoryError passes through."""
     if not data:
         raise BadInput(Reason.EMPTY, "the file has 0 bytes")
     try:
         with _quiet_pillow:
-            return _decode(data, preprocess, max_pixels)
+            yield
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # plug-ins meet hostile bytes with any type; nothing but the bytes can be the cause
@@ -126,59 +172,87 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def _decode(data: bytes, preprocess: Preprocess, max_pixels: int) -> DecodedImage:
+def open_picture(data: bytes, preprocess: Preprocess, max_pixels: int, detail: float = 1.0) -> Picture:
+    """Return a picture in memory; `detail` times finer than the usual view needs, where JPEG decodes at a smaller scale."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=_readable_formats())
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         limit = f"at most {max_pixels} pixels and {MAX_SIDE} a side are decoded"
         raise BadInput(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; {limit}")
-
-    size = preprocess.size
-    region: tuple[float, ...] = (0, 0, width, height)
+    region: Region = (0, 0, width, height)
     if preprocess.decode_mode == "dct_scaled":
-        drafted = image.draft(None, (size, size))
+        wanted = math.ceil(preprocess.size * detail)
+        drafted = image.draft(None, (wanted, wanted))
         region = drafted[1] if drafted else region
     image.load()
-    if preprocess.resize == "crop":
-        _, _, region_width, region_height = region
-        side = min(region_width, region_height)
-        left, top = (region_width - side) / 2, (region_height - side) / 2
-        region = (left, top, left + side, top + side)
     orientation = _orientation(image) if preprocess.exif_orientation else 1
+    upright = (height, width) if orientation >= 5 else (width, height)
+    return Picture(_resizable(image), region, region[2] / width, orientation, *upright)
 
-    image = _resizable(image)
-    resampling = _RESAMPLING[preprocess.filter]
+
+def usual_region(picture: Picture, preprocess: Preprocess) -> Region:
+    """Return what the usual view shows, in pixels of the image."""
     if preprocess.short_side is not None:
-        small = _resized_and_cut(image, preprocess.short_side, size, resampling)
-    else:
-        small = image.resize((size, size), resampling, box=region)  # type: ignore[arg-type]
+        return _short_side_cut(picture.image.size, preprocess.short_side, preprocess.size)[2]
+    return middle_square(picture.region) if preprocess.resize == "crop" else picture.region
+
+
+def middle_square(region: Region) -> Region:
+    """Return the largest square in the middle of a region that begins at 0, 0."""
+    _, _, width, height = region
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return (left, top, left + side, top + side)
+
+
+def usual_view(picture: Picture, preprocess: Preprocess) -> Image.Image:
+    """Return the picture as the tokenizer was made for, upright RGB of `size` x `size`."""
+    if preprocess.short_side is None:
+        return resized_view(picture, preprocess, usual_region(picture, preprocess), preprocess.size)
+    small = _resized_and_cut(picture.image, preprocess.short_side, preprocess.size, _RESAMPLING[preprocess.filter])
+    return _finished(small, picture, preprocess)
+
+
+def resized_view(picture: Picture, preprocess: Preprocess, region: Region, size: int) -> Image.Image:
+    """Return a region of the image, upright RGB of `size` x `size`."""
+    small = picture.image.resize((size, size), _RESAMPLING[preprocess.filter], box=region)
+    return _finished(small, picture, preprocess)
+
+
+def _finished(small: Image.Image, picture: Picture, preprocess: Preprocess) -> Image.Image:
     if small.mode == "RGBA":
         opaque = Image.new("RGB", small.size, preprocess.background)
         opaque.paste(small, mask=small.getchannel("A"))
         small = opaque
     elif small.mode == "L":
         small = small.convert("RGB")
-    if orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[orientation])
-    if orientation >= 5:
-        width, height = height, width
-    return DecodedImage(np.asarray(small), width, height)
+    return small.transpose(_UPRIGHT[picture.orientation]) if picture.orientation in _UPRIGHT else small
+
+
+def _short_side_cut(image: tuple[int, int], short_side: int, size: int) -> tuple[tuple[int, int], Region, Region]:
+    """Return what the image is resized to, the cut out of that, and the same cut in pixels of the image; rounded as torchvision does."""
+    width, height = (int(short_side * side / min(image)) for side in image)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    right, bottom = left + size, top + size
+    part = (
+        left * image[0] / width,
+        top * image[1] / height,
+        min(image[0], right * image[0] / width),
+        min(image[1], bottom * image[1] / height),
+    )
+    return (width, height), (left, top, right, bottom), part
 
 
 def _resized_and_cut(image: Image.Image, short_side: int, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle, both rounded as torchvision does.
+    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle.
 
     Resizing the part alone is not the same to the last bit, because Pillow then clips between its two passes in another order. It is done
     for very long pictures, of which else far more pixels would be made than are kept.
     """
-    short = min(image.size)
-    resized = tuple(int(short_side * side / short) for side in image.size)
-    cut = [(round((side - size) / 2), round((side - size) / 2) + size) for side in resized]
-    if max(image.size) <= MAX_ASPECT * short:
-        whole = image.resize(resized, resampling)  # type: ignore[arg-type]
-        return whole.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
-    part = [tuple(min(side, end * side / to) for end in ends) for ends, side, to in zip(cut, image.size, resized, strict=True)]
-    return image.resize((size, size), resampling, box=(part[0][0], part[1][0], part[0][1], part[1][1]))
+    resized, cut, part = _short_side_cut(image.size, short_side, size)
+    if max(image.size) <= MAX_ASPECT * min(image.size):
+        return image.resize(resized, resampling).crop(cut)
+    return image.resize((size, size), resampling, box=part)
 
 
 def _resizable(image: Image.Image) -> Image.Image:
