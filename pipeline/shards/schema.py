@@ -13,7 +13,6 @@ __all__ = [
     "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
-    "VIEWS_VERSION",
     "VIEW_NAMES",
     "LabelType",
     "MetaTypes",
@@ -22,9 +21,6 @@ __all__ = [
     "quarantine_schema",
     "row_schema",
 ]
-
-VIEWS_VERSION = "1.1"
-"""Of shards with several views of a picture; what has none stays as it was."""
 
 FORMAT_VERSION = "1.0"
 """major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""

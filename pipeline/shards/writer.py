@@ -20,7 +20,6 @@ from pipeline.shards.schema import (
     FORMAT_VERSION,
     KEY_PREFIX,
     META_PREFIX,
-    VIEWS_VERSION,
     LabelType,
     MetaTypes,
     check_version,
@@ -87,7 +86,7 @@ def encode_shard(
     for name, array in reversed(token_columns.items()):
         columns = columns.add_column(at, pa.field(name, array.type, nullable=False), array)
     metadata = {
-        "format_version": FORMAT_VERSION if rows.crop is None else VIEWS_VERSION,
+        "format_version": FORMAT_VERSION,
         "spec": canonical_json(spec.to_json()).decode().strip(),
         "fingerprint": spec.fingerprint,
         "codec": codec.name,
