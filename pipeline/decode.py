@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +23,16 @@ import PIL
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from pipeline.errors import BadInput, Reason, shorten
+from pipeline.picture import Picture, Region, usual_view
 from pipeline.shards.spec import Preprocess
 
 __all__ = [
     "DECODER",
     "DecodedImage",
-    "Picture",
-    "Region",
     "decode_image",
     "decoding",
     "image_extensions",
-    "middle_square",
     "open_picture",
-    "resized_view",
-    "usual_region",
-    "usual_view",
 ]
 
 DECODER = f"pillow-{PIL.__version__.partition('.')[0]}"
@@ -50,11 +44,6 @@ MAX_SIDE = 1 << 20
 # Formats that need an external program or a plug-in, or that Pillow only names and cannot load.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-MAX_ASPECT = 8
-"""Longest pictures of which more is resized than is kept, where the short side is resized first."""
-
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
-
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
 _JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
@@ -63,16 +52,6 @@ _SIGNATURES = (_JPEG, _PNG, _GIF, _RIFF, b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0c
 
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 _ORIENTATION_TAG = 0x0112
-_T = Image.Transpose
-_UPRIGHT = {
-    2: _T.FLIP_LEFT_RIGHT,
-    3: _T.ROTATE_180,
-    4: _T.FLIP_TOP_BOTTOM,
-    5: _T.TRANSPOSE,
-    6: _T.ROTATE_270,
-    7: _T.TRANSVERSE,
-    8: _T.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +61,6 @@ class DecodedImage:
     pixels_HWC: npt.NDArray[np.uint8]
     width: int
     height: int
-
-
-Region: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of an image as stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture as it is stored: not yet turned, resized or composited."""
-
-    image: Image.Image
-    """L, RGB or RGBA."""
-    region: Region
-    """The whole picture in pixels of the image."""
-    scale: float
-    """Pixels of the image for one of the source; below 1 where JPEG decoded at a smaller scale."""
-    orientation: int
-    """EXIF orientation 1 to 8."""
-    width: int
-    height: int
-    """Of the source in pixels, upright."""
 
 
 @cache
@@ -188,71 +146,6 @@ def open_picture(data: bytes, preprocess: Preprocess, max_pixels: int, detail: f
     orientation = _orientation(image) if preprocess.exif_orientation else 1
     upright = (height, width) if orientation >= 5 else (width, height)
     return Picture(_resizable(image), region, region[2] / width, orientation, *upright)
-
-
-def usual_region(picture: Picture, preprocess: Preprocess) -> Region:
-    """Return what the usual view shows, in pixels of the image."""
-    if preprocess.short_side is not None:
-        return _short_side_cut(picture.image.size, preprocess.short_side, preprocess.size)[2]
-    return middle_square(picture.region) if preprocess.resize == "crop" else picture.region
-
-
-def middle_square(region: Region) -> Region:
-    """Return the largest square in the middle of a region that begins at 0, 0."""
-    _, _, width, height = region
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return (left, top, left + side, top + side)
-
-
-def usual_view(picture: Picture, preprocess: Preprocess) -> Image.Image:
-    """Return the picture as the tokenizer was made for, upright RGB of `size` x `size`."""
-    if preprocess.short_side is None:
-        return resized_view(picture, preprocess, usual_region(picture, preprocess), preprocess.size)
-    small = _resized_and_cut(picture.image, preprocess.short_side, preprocess.size, _RESAMPLING[preprocess.filter])
-    return _finished(small, picture, preprocess)
-
-
-def resized_view(picture: Picture, preprocess: Preprocess, region: Region, size: int) -> Image.Image:
-    """Return a region of the image, upright RGB of `size` x `size`."""
-    small = picture.image.resize((size, size), _RESAMPLING[preprocess.filter], box=region)
-    return _finished(small, picture, preprocess)
-
-
-def _finished(small: Image.Image, picture: Picture, preprocess: Preprocess) -> Image.Image:
-    if small.mode == "RGBA":
-        opaque = Image.new("RGB", small.size, preprocess.background)
-        opaque.paste(small, mask=small.getchannel("A"))
-        small = opaque
-    elif small.mode == "L":
-        small = small.convert("RGB")
-    return small.transpose(_UPRIGHT[picture.orientation]) if picture.orientation in _UPRIGHT else small
-
-
-def _short_side_cut(image: tuple[int, int], short_side: int, size: int) -> tuple[tuple[int, int], Region, Region]:
-    """Return what the image is resized to, the cut out of that, and the same cut in pixels of the image; rounded as torchvision does."""
-    width, height = (int(short_side * side / min(image)) for side in image)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    right, bottom = left + size, top + size
-    part = (
-        left * image[0] / width,
-        top * image[1] / height,
-        min(image[0], right * image[0] / width),
-        min(image[1], bottom * image[1] / height),
-    )
-    return (width, height), (left, top, right, bottom), part
-
-
-def _resized_and_cut(image: Image.Image, short_side: int, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle.
-
-    Resizing the part alone is not the same to the last bit, because Pillow then clips between its two passes in another order. It is done
-    for very long pictures, of which else far more pixels would be made than are kept.
-    """
-    resized, cut, part = _short_side_cut(image.size, short_side, size)
-    if max(image.size) <= MAX_ASPECT * min(image.size):
-        return image.resize(resized, resampling).crop(cut)
-    return image.resize((size, size), resampling, box=part)
 
 
 def _resizable(image: Image.Image) -> Image.Image:

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import Picture, Region, decoding, middle_square, open_picture, resized_view, usual_region, usual_view
+from pipeline.decode import decoding, open_picture
+from pipeline.picture import Picture, Region, middle_square, resized_view, usual_region, usual_view
 from pipeline.shards.spec import Preprocess
 from pipeline.views import Box, ViewPolicy, random_view
 

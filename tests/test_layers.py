@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.storage": FOUNDATION
     | {"pipeline.masking", "pipeline.throttle", "pipeline.listing", "pipeline.local_disk", "pipeline.remote", "pipeline.s3"},
     "pipeline.shards": STORES,
-    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec"},
+    "pipeline.picture": {"pipeline.shards.spec"},
+    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec", "pipeline.picture"},
     "pipeline.fetch": STORES | {"pipeline.masking"},
     "pipeline.sources": INPUT,
     "pipeline.tokenizers": SHARDS,
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.plan": SHARDS | {"pipeline.partition"},
     "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
     "pipeline.inputs": WORK,
-    "pipeline.view_pixels": INPUT,
+    "pipeline.view_pixels": INPUT | {"pipeline.picture"},
     "pipeline.batches": INPUT | {"pipeline.view_pixels"},
     "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
