@@ -83,6 +83,10 @@ Sample = Annotated[int, typer.Option(help="Images to fit on, at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample and the fit.")]
 Codec = Annotated[str, typer.Option(help="How ids are stored: `default` (fast, every Parquet reader) or `publish` (smallest).")]
 ShardRows = Annotated[int | None, typer.Option(help="Images per shard.", show_default="10000, fewer for a small data set")]
+Views = Annotated[
+    str,
+    typer.Option(help="Views of each picture, a row each: `one`, `flip`, `ten-crop`, or a number N: the usual one and N - 1 random crops."),
+]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Tokenizer directory, or another dataset (whose class table is then kept). Default: fit one.")
 ]
@@ -229,6 +233,7 @@ def tokenize_command(
     tokenizer: TokenizerOption = None,
     shard_rows: ShardRows = None,
     codec: Codec = "default",
+    views: Views = "one",
     workers: Workers = None,
     max_bad: MaxBad = 0.01,
     runner: RunnerName = "local",
@@ -288,7 +293,7 @@ def tokenize_command(
             tars_per_shard=tars_per_shard,
             storage_options=options,
         ),
-        plan=PlanConfig(shard_rows=shard_rows, codec=codec),
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
             workers=_workers(workers),
             max_bad=max_bad,
@@ -421,6 +426,7 @@ def plan_command(
     tokenizer: TokenizerOption = None,
     shard_rows: ShardRows = None,
     codec: Codec = "default",
+    views: Views = "one",
     workers: Workers = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine per hour, in your currency.")] = None,
     size: Size = None,
@@ -455,7 +461,7 @@ def plan_command(
     estimate = estimate_job(
         src,
         SourceConfig(all_files=all_files, image_column=image_column, label=label, tars_per_shard=tars_per_shard, storage_options=options),
-        PlanConfig(shard_rows=shard_rows, codec=codec),
+        PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
         tokenizer=adopt_tokenizer(tokenizer, options)[0] if tokenizer else None,
         workers=_workers(workers),

@@ -81,9 +81,15 @@ class Survey:
         return not self.plan.tars_planned or self.finished
 
     @property
+    def images(self) -> int:
+        """Inputs committed: each has a row for every view."""
+        return self.rows // self.plan.views.count
+
+    @property
     def balanced(self) -> bool:
-        """True when every planned input is a row or a quarantine row."""
-        return self.finished and self.planned == self.rows + self.quarantined == self.inputs_seen
+        """True when every planned input has all its rows or a quarantine row."""
+        whole = self.images * self.plan.views.count == self.rows
+        return self.finished and whole and self.planned == self.images + self.quarantined == self.inputs_seen
 
 
 def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:

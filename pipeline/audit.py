@@ -28,7 +28,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
     """Write the manifest of a finished plan; raises IncompleteError with the numbers when they do not add up."""
     if not survey.balanced:
         raise IncompleteError(
-            f"{store.url}: {survey.planned:,} inputs are planned, {survey.rows:,} committed and {survey.quarantined:,} quarantined; "
+            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined; "
             f"{plan.shards - len(survey.done)} shards of {plan.shards} are not done. Run the same command again: it continues"
         )
     crash_point("after-last-commit")
@@ -49,6 +49,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
         classes=classes,
         class_counts=tuple(counts.get(label, 0) for label in classes),
         label_type=plan.label_type,
+        view_policy=plan.view_policy,
         totals=_totals(survey, parent),
         statistics={"histogram": [pack_counts(counts) for counts in histograms or ()]},
         card=plan.card,
@@ -61,7 +62,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
 def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
     totals: dict[str, Any] = {
         "images_planned": survey.planned,
-        "images_committed": survey.rows,
+        "images_committed": survey.images,
         "images_quarantined": survey.quarantined,
         "quarantine_reasons": survey.reasons,
         "shards": survey.plan.shards,

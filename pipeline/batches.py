@@ -1,9 +1,9 @@
 """Records in, batches of decoded pictures out: the deterministic batches of a shard, prepared inline or ahead of the encoder.
 
-Batch k holds the inputs [kB, (k+1)B) of its shard; a failed input leaves a blank slot and the last batch is padded, because another
-batching flips ids even on a CPU. Threads change when a batch is ready, never what is in it.
+Batch k holds the inputs [kI, (k+1)I) of its shard, I = B // V of them with V views in V slots each; a failed input leaves blank slots and
+the last batch is padded, because another batching flips ids even on a CPU. Threads change when a batch is ready, never what is in it.
 
-Shapes: B rows of a batch, H height, W width, C = 3 channels.
+Shapes: B rows of a batch (I * V where that is less), V views of a picture, H height, W width, C = 3 channels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pipeline.errors import BadInput
 from pipeline.faults import crash_point
 from pipeline.records import FailedRecord, ImageRecord, Label
 from pipeline.shards.spec import Preprocess
+from pipeline.view_pixels import decode_views
+from pipeline.views import ONE_VIEW, Box, ViewPolicy
 
 __all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
 
@@ -38,7 +40,7 @@ UNBOUNDED: CpuSlots = contextlib.nullcontext()
 
 @dataclass(frozen=True, slots=True)
 class DecodedRow:
-    """What a shard keeps of a decoded picture besides its tokens."""
+    """What a shard keeps of one view of a decoded picture besides its tokens."""
 
     sample_id: str
     label: Label
@@ -46,6 +48,11 @@ class DecodedRow:
     width: int
     height: int
     bytes_in: int
+    """Encoded bytes of the picture, the same for each of its views."""
+    view: int = 0
+    box: Box | None = None
+    """What the view shows of the source; None where a picture has one view."""
+    mirrored: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +77,8 @@ def decode_batches(
     preprocess: Preprocess,
     batch_rows: int,
     *,
+    views: ViewPolicy = ONE_VIEW,
+    seed: int = 0,
     threads: int = 0,
     cpus: CpuSlots = UNBOUNDED,
 ) -> Generator[DecodedBatch]:
@@ -80,64 +89,87 @@ def decode_batches(
     raised once the whole batches before it are taken. Closing the generator stops the threads, after the read that is under way.
     `cpus` is held while a picture is decoded, and bounds how many are at once over all shards that share it.
     """
+    decoding = _Decoding(preprocess, views, seed, max(1, batch_rows // views.count))
     if threads == 0:
-        while (batch := _decode_inline(records, preprocess, batch_rows, cpus)).inputs:
+        while (batch := _decode_inline(records, decoding, cpus)).inputs:
             yield batch
         return
-    with _Decoders(records, preprocess, batch_rows, threads, cpus) as decoders:
+    with _Decoders(records, decoding, threads, cpus) as decoders:
         yield from decoders.batches()
 
 
-def _blank(preprocess: Preprocess, batch_rows: int) -> DecodedBatch:
-    return DecodedBatch(np.zeros((batch_rows, preprocess.size, preprocess.size, 3), np.uint8))
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How pictures become rows; `seed` is that of random views."""
+
+    preprocess: Preprocess
+    views: ViewPolicy
+    seed: int
+    inputs: int
+    """Of a batch."""
+
+    def blank(self) -> DecodedBatch:
+        size = self.preprocess.size
+        return DecodedBatch(np.zeros((self.inputs * self.views.count, size, size, 3), np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """One input after its decoding: a row or a quarantine row. The encoded bytes are gone, because they can be large."""
+    """One input after its decoding: a row for each view, or a quarantine row. The encoded bytes are gone, because they can be large."""
 
     bytes_in: int
     seconds: float
-    row: DecodedRow | None = None
+    rows: tuple[DecodedRow, ...] = ()
     failed: dict[str, Any] | None = None
 
 
-def _decode_inline(records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, cpus: CpuSlots) -> DecodedBatch:
-    batch = _blank(preprocess, batch_rows)
+def _decode_inline(records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, cpus: CpuSlots) -> DecodedBatch:
+    batch = decoding.blank()
     last = time.perf_counter()
-    for slot, record in enumerate(itertools.islice(records, batch_rows)):
+    for number, record in enumerate(itertools.islice(records, decoding.inputs)):
         batch.fetch_seconds += time.perf_counter() - last
         with cpus:
-            outcome = _decode_into(batch.images_BHWC, slot, record, preprocess)
-        _take(batch, slot, outcome)
+            outcome = _decode_into(batch.images_BHWC, number, record, decoding)
+        _take(batch, number, outcome)
         last = time.perf_counter()
     batch.fetch_seconds += time.perf_counter() - last
     return batch
 
 
-def _decode_into(images_BHWC: npt.NDArray[np.uint8], slot: int, record: ImageRecord | FailedRecord, preprocess: Preprocess) -> _Outcome:
+def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord, decoding: _Decoding) -> _Outcome:
     started = time.perf_counter()
     size = len(record.data or b"")
     if isinstance(record, FailedRecord):
         return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error))
     crash_point("decode", record.sample_id)
     try:
-        image = decode_image(record.data, preprocess)
+        rows = _decode_rows(images_BHWC, number, record, decoding)
     except BadInput as error:
         return _Outcome(size, time.perf_counter() - started, failed=_quarantine_row(record, error))
-    images_BHWC[slot] = image.pixels_HWC
-    row = DecodedRow(record.sample_id, record.label, record.meta, image.width, image.height, size)
-    return _Outcome(size, time.perf_counter() - started, row=row)
+    return _Outcome(size, time.perf_counter() - started, rows=rows)
 
 
-def _take(batch: DecodedBatch, slot: int, outcome: _Outcome) -> None:
+def _decode_rows(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord, decoding: _Decoding) -> tuple[DecodedRow, ...]:
+    known = (record.sample_id, record.label, record.meta)
+    count, size = decoding.views.count, len(record.data)
+    if count == 1:
+        image = decode_image(record.data, decoding.preprocess)
+        images_BHWC[number] = image.pixels_HWC
+        return (DecodedRow(*known, image.width, image.height, size),)
+    found = decode_views(record.data, decoding.preprocess, decoding.views, seed=decoding.seed, sample_id=record.sample_id)
+    images_BHWC[number * count : (number + 1) * count] = found.pixels_VHWC
+    seen = enumerate(zip(found.boxes, found.mirrored, strict=True))
+    return tuple(DecodedRow(*known, found.width, found.height, size, view, box, mirrored) for view, (box, mirrored) in seen)
+
+
+def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
     batch.inputs += 1
     batch.bytes_in += outcome.bytes_in
     batch.decode_seconds += outcome.seconds
-    if outcome.row is not None:
-        batch.slots.append(slot)
-        batch.rows.append(outcome.row)
-    elif outcome.failed is not None:
+    count = len(outcome.rows)
+    batch.slots.extend(range(number * count, (number + 1) * count))
+    batch.rows.extend(outcome.rows)
+    if outcome.failed is not None:
         batch.failed.append(outcome.failed)
 
 
@@ -160,12 +192,9 @@ _Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
 class _Decoders:
     """A thread that reads records and hands them to decoding threads, one batch ahead of the one who takes them."""
 
-    def __init__(
-        self, records: Iterator[ImageRecord | FailedRecord], preprocess: Preprocess, batch_rows: int, threads: int, cpus: CpuSlots
-    ) -> None:
+    def __init__(self, records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
         self._records = records
-        self._preprocess = preprocess
-        self._batch_rows = batch_rows
+        self._decoding = decoding
         self._cpus = cpus
         self._room = threading.Semaphore(2 * threads)
         self._stopped = threading.Event()
@@ -190,8 +219,8 @@ class _Decoders:
             if isinstance(item, BaseException):
                 raise item
             batch, outcomes = item
-            for slot, outcome in enumerate(outcomes):
-                _take(batch, slot, outcome.result())
+            for number, outcome in enumerate(outcomes):
+                _take(batch, number, outcome.result())
             del item, outcomes
             yield batch
             del batch  # while the next one is awaited, the one who took it decides how long it lives
@@ -206,9 +235,9 @@ class _Decoders:
         self._ready.put(last)
 
     def _submit_batch(self) -> _Pending:
-        batch = _blank(self._preprocess, self._batch_rows)
+        batch = self._decoding.blank()
         outcomes: list[Future[_Outcome]] = []
-        for slot in range(self._batch_rows):
+        for number in range(self._decoding.inputs):
             self._room.acquire()  # before the read: what waits for room must not be in memory yet
             begun = time.perf_counter()
             record = None if self._stopped.is_set() else next(self._records, None)
@@ -216,13 +245,13 @@ class _Decoders:
             if record is None:
                 self._room.release()
                 break
-            outcomes.append(self._pool.submit(self._decode, batch.images_BHWC, slot, record))
+            outcomes.append(self._pool.submit(self._decode, batch.images_BHWC, number, record))
             del record
         return batch, outcomes
 
-    def _decode(self, images_BHWC: npt.NDArray[np.uint8], slot: int, record: ImageRecord | FailedRecord) -> _Outcome:
+    def _decode(self, images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord) -> _Outcome:
         try:
             with self._cpus:
-                return _decode_into(images_BHWC, slot, record, self._preprocess)
+                return _decode_into(images_BHWC, number, record, self._decoding)
         finally:
             self._room.release()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ConfigError, shorten
+from pipeline.views import ViewPolicy
 
 __all__ = [
     "ALLOW_PYTHON",
@@ -240,20 +241,24 @@ class PlanConfig:
     """What, besides the inputs and the tokenizer, decides the bytes of the shards; part of the plan's identity."""
 
     shard_rows: int | None = None
-    """Inputs per shard; None means 10,000, and fewer for a small data set, so that every core has a shard to work on."""
+    """Inputs per shard; None means 10,000 rows, and fewer for a small data set, so that every core has a shard to work on."""
     batch_rows: int = 64
     codec: str = "default"
     order_seed: int = 0
+    views: str = "one"
+    """Name of the view policy: which views of each picture become rows."""
 
     def __post_init__(self) -> None:
         _require(self.shard_rows is None or 1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
         _require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
+        object.__setattr__(self, "views", ViewPolicy.parse(self.views).name)  # one name for one policy, since it enters plan ids
 
     def rows_per_shard(self, inputs: int) -> int:
-        """Return the inputs a shard aims at, for `inputs` in all: at most 10,000, at least 16 shards of 256 or more."""
+        """Return the inputs a shard aims at, for `inputs` in all: at most 10,000 rows, at least 16 shards of 256 rows or more."""
         if self.shard_rows is not None:
             return self.shard_rows
-        return min(10_000, max(256, -(-inputs // 16)))
+        views = ViewPolicy.parse(self.views).count
+        return min(10_000 // views, max(-(-256 // views), -(-inputs // 16)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

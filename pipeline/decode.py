@@ -7,10 +7,13 @@ under a tenth faster for `dct_scaled`, because Pillow bundles the same library a
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,9 +23,17 @@ import PIL
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from pipeline.errors import BadInput, Reason, shorten
+from pipeline.picture import Picture, Region, usual_view
 from pipeline.shards.spec import Preprocess
 
-__all__ = ["DECODER", "DecodedImage", "decode_image", "image_extensions"]
+__all__ = [
+    "DECODER",
+    "DecodedImage",
+    "decode_image",
+    "decoding",
+    "image_extensions",
+    "open_picture",
+]
 
 DECODER = f"pillow-{PIL.__version__.partition('.')[0]}"
 """Library and major version: what decides the pixels besides the policy."""
@@ -33,11 +44,6 @@ MAX_SIDE = 1 << 20
 # Formats that need an external program or a plug-in, or that Pillow only names and cannot load.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-MAX_ASPECT = 8
-"""Longest pictures of which more is resized than is kept, where the short side is resized first."""
-
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
-
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
 _JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
@@ -46,16 +52,6 @@ _SIGNATURES = (_JPEG, _PNG, _GIF, _RIFF, b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0c
 
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 _ORIENTATION_TAG = 0x0112
-_T = Image.Transpose
-_UPRIGHT = {
-    2: _T.FLIP_LEFT_RIGHT,
-    3: _T.ROTATE_180,
-    4: _T.FLIP_TOP_BOTTOM,
-    5: _T.TRANSPOSE,
-    6: _T.ROTATE_270,
-    7: _T.TRANSVERSE,
-    8: _T.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +85,19 @@ def decode_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = 1 << 
     The result depends on nothing but the arguments and DECODER. Pictures of more than `max_pixels` are refused before they are decoded.
     Raises BadInput alone, with a permanent reason; MemoryError passes through, because it says nothing about the picture.
     """
+    with decoding(data):
+        picture = open_picture(data, preprocess, max_pixels)
+        return DecodedImage(np.asarray(usual_view(picture, preprocess)), picture.width, picture.height)
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[None]:
+    """Turn whatever a picture's bytes provoke into BadInput with a permanent reason; MemoryError passes through."""
     if not data:
         raise BadInput(Reason.EMPTY, "the file has 0 bytes")
     try:
         with _quiet_pillow:
-            return _decode(data, preprocess, max_pixels)
+            yield
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # plug-ins meet hostile bytes with any type; nothing but the bytes can be the cause
@@ -126,59 +130,22 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def _decode(data: bytes, preprocess: Preprocess, max_pixels: int) -> DecodedImage:
+def open_picture(data: bytes, preprocess: Preprocess, max_pixels: int, detail: float = 1.0) -> Picture:
+    """Return a picture in memory; `detail` times finer than the usual view needs, where JPEG decodes at a smaller scale."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=_readable_formats())
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         limit = f"at most {max_pixels} pixels and {MAX_SIDE} a side are decoded"
         raise BadInput(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; {limit}")
-
-    size = preprocess.size
-    region: tuple[float, ...] = (0, 0, width, height)
+    region: Region = (0, 0, width, height)
     if preprocess.decode_mode == "dct_scaled":
-        drafted = image.draft(None, (size, size))
+        wanted = math.ceil(preprocess.size * detail)
+        drafted = image.draft(None, (wanted, wanted))
         region = drafted[1] if drafted else region
     image.load()
-    if preprocess.resize == "crop":
-        _, _, region_width, region_height = region
-        side = min(region_width, region_height)
-        left, top = (region_width - side) / 2, (region_height - side) / 2
-        region = (left, top, left + side, top + side)
     orientation = _orientation(image) if preprocess.exif_orientation else 1
-
-    image = _resizable(image)
-    resampling = _RESAMPLING[preprocess.filter]
-    if preprocess.short_side is not None:
-        small = _resized_and_cut(image, preprocess.short_side, size, resampling)
-    else:
-        small = image.resize((size, size), resampling, box=region)  # type: ignore[arg-type]
-    if small.mode == "RGBA":
-        opaque = Image.new("RGB", small.size, preprocess.background)
-        opaque.paste(small, mask=small.getchannel("A"))
-        small = opaque
-    elif small.mode == "L":
-        small = small.convert("RGB")
-    if orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[orientation])
-    if orientation >= 5:
-        width, height = height, width
-    return DecodedImage(np.asarray(small), width, height)
-
-
-def _resized_and_cut(image: Image.Image, short_side: int, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle, both rounded as torchvision does.
-
-    Resizing the part alone is not the same to the last bit, because Pillow then clips between its two passes in another order. It is done
-    for very long pictures, of which else far more pixels would be made than are kept.
-    """
-    short = min(image.size)
-    resized = tuple(int(short_side * side / short) for side in image.size)
-    cut = [(round((side - size) / 2), round((side - size) / 2) + size) for side in resized]
-    if max(image.size) <= MAX_ASPECT * short:
-        whole = image.resize(resized, resampling)  # type: ignore[arg-type]
-        return whole.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
-    part = [tuple(min(side, end * side / to) for end in ends) for ends, side, to in zip(cut, image.size, resized, strict=True)]
-    return image.resize((size, size), resampling, box=(part[0][0], part[1][0], part[0][1], part[1][1]))
+    upright = (height, width) if orientation >= 5 else (width, height)
+    return Picture(_resizable(image), region, region[2] / width, orientation, *upright)
 
 
 def _resizable(image: Image.Image) -> Image.Image:

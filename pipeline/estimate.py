@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import FitConfig, PlanConfig, SourceConfig
-from pipeline.decode import decode_image
 from pipeline.errors import BadInput, TokenizerError
 from pipeline.fitting import fit_tokenizer
 from pipeline.planning import Listing
@@ -19,10 +18,13 @@ from pipeline.shards.writer import ShardRows, encode_shard
 from pipeline.sources import open_source
 from pipeline.storage import display_url
 from pipeline.tokenizers.base import Tokenizer, describe_tokenizer
+from pipeline.view_pixels import decode_views
+from pipeline.views import ViewPolicy
 
 __all__ = ["Estimate", "estimate_job"]
 
-SAMPLE_IMAGES = 256
+SAMPLE_IMAGES, FEWEST_IMAGES = 256, 16
+"""Images timed, and the fewest where each has many views, all of which are in memory."""
 TAR_BLOCK = 512
 
 
@@ -85,6 +87,8 @@ def estimate_job(
 ) -> Estimate:
     """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
     source = open_source(source_url, source_config)
+    views = ViewPolicy.parse(plan_config.views)
+    sample_images = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
     config = FitConfig(**{**asdict(fit_config), "sample": min(fit_config.sample, SAMPLE_IMAGES)})
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         tokenizer = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
@@ -114,13 +118,13 @@ def estimate_job(
                 )  # a header for each member
                 if isinstance(record, ImageRecord):
                     try:
-                        image = decode_image(record.data, spec.preprocess)
-                        images.append(image.pixels_HWC)
-                        sizes.append((image.width, image.height, len(record.data)))
+                        found = decode_views(record.data, spec.preprocess, views, seed=plan_config.order_seed, sample_id=record.sample_id)
+                        images.extend(found.pixels_VHWC)
+                        sizes.extend([(found.width, found.height, len(record.data))] * views.count)
                     except BadInput:
                         pass  # counted below: seen but not in images
                 lap("decode")
-                if seen >= SAMPLE_IMAGES:
+                if seen >= sample_images:
                     slice_bytes += min(members, max(0, row.size))  # left in the middle: only what was read counts
                     break
             else:
@@ -144,7 +148,8 @@ def estimate_job(
         inputs = listing.spool.rows
     per_image = {stage: seconds / seen for stage, seconds in spent.items()}
     rate = workers / max(1e-9, sum(per_image.values()))
-    per_image_bytes = size_out / len(images)
+    decoded = len(images) // views.count
+    per_image_bytes = size_out / decoded
     hours = images_total / rate / 3600
     return Estimate(
         images=images_total,
@@ -160,7 +165,7 @@ def estimate_job(
         money=None if price_per_hour is None else round(hours * price_per_hour, 4),
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
-        bad_share=1 - len(images) / seen,
+        bad_share=1 - decoded / seen,
         tokenizer=describe_tokenizer(tokenizer),
         matched=tuple(source.summary.lines()),
     )

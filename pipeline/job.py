@@ -1,7 +1,6 @@
 """The work on one shard: planned rows in, data object, quarantine object and commit out. No runner, no CLI, no globals.
 
-Batch k of a shard is its inputs [kB, (k+1)B), B from the plan; a failed input leaves a blank slot and the last batch is padded, because
-another batching flips ids even on a CPU. Batches never cross shards.
+A batch is as many inputs as have all their views in the plan's rows of a batch (batches.py). Batches never cross shards.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def tokenize_shard(
     tokens = concatenate_tokens(result.tokens) if result.tokens else None
     if tokens is not None:
         encoded = encode_shard(
-            _shard_rows(result, plan.meta_types),
+            _shard_rows(result.rows, plan),
             tokens,
             spec=context.tokenizer.spec,
             codec=get_codec(plan.codec),
@@ -214,7 +213,15 @@ def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Itera
 
 def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
     plan = context.plan
-    return decode_batches(records, plan.spec.preprocess, plan.batch_rows, threads=context.decode_threads, cpus=context.cpus)
+    return decode_batches(
+        records,
+        plan.spec.preprocess,
+        plan.batch_rows,
+        views=plan.views,
+        seed=plan.order_seed,
+        threads=context.decode_threads,
+        cpus=context.cpus,
+    )
 
 
 def _tokenize(
@@ -251,18 +258,20 @@ def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResul
     result.seconds["decode"] += batch.decode_seconds
     result.rows.extend(batch.rows)
     result.failed.extend(batch.failed)
-    result.bytes_in += sum(row.bytes_in for row in batch.rows)
+    result.bytes_in += sum(row.bytes_in for row in batch.rows if row.view == 0)
     result.inputs += batch.inputs
     on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
 
 
-def _shard_rows(result: _ShardResult, meta_types: dict[str, str]) -> ShardRows:
-    rows = result.rows
+def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
+    several = plan.views.count > 1
     return ShardRows(
         sample_id=[row.sample_id for row in rows],
-        view=np.zeros(len(rows), np.int16),
+        view=np.array([row.view for row in rows], np.int16),
+        crop=np.array([row.box for row in rows], np.float32) if several else None,
+        flip=np.array([row.mirrored for row in rows], np.bool_) if several else None,
         label=[row.label for row in rows],
-        meta={name: [row.meta.get(name) for row in rows] for name in meta_types},
+        meta={name: [row.meta.get(name) for row in rows] for name in plan.meta_types},
         orig_width=np.array([row.width for row in rows], np.int32),
         orig_height=np.array([row.height for row in rows], np.int32),
         orig_bytes=np.array([row.bytes_in for row in rows], np.int64),

@@ -25,6 +25,7 @@ from pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
 from pipeline.shards.schema import FORMAT_VERSION, check_version
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
+from pipeline.views import ViewPolicy
 
 __all__ = [
     "CURRENT_PLAN",
@@ -123,7 +124,18 @@ class Plan:
     @property
     def config(self) -> PlanConfig:
         """The options that shaped the shards."""
-        return PlanConfig(shard_rows=self.shard_rows, batch_rows=self.batch_rows, codec=self.codec, order_seed=self.order_seed)
+        return PlanConfig(
+            shard_rows=self.shard_rows,
+            batch_rows=self.batch_rows,
+            codec=self.codec,
+            order_seed=self.order_seed,
+            views=self.views.name,
+        )
+
+    @property
+    def views(self) -> ViewPolicy:
+        """Which views of each picture become rows; FormatError for a policy of a newer version."""
+        return ViewPolicy.stored(self.view_policy, self.path)
 
     def to_bytes(self) -> bytes:
         """Return the sealed plan.json."""

@@ -25,7 +25,6 @@ from pipeline.storage import Store
 
 __all__ = ["Listing", "PlanRequest", "relist_parts", "write_plan"]
 
-VIEW_POLICY = "one"
 REPETITIVE_COLUMNS = ("kind", "label", "meta")
 """Columns of a plan part that gain from a dictionary; the others would only build one and drop it."""
 
@@ -106,7 +105,7 @@ def plan_id_of(request: PlanRequest, shard_rows: int, digests: list[str]) -> str
                 "batch_rows": request.config.batch_rows,
                 "codec": request.config.codec,
                 "order_seed": request.config.order_seed,
-                "view_policy": VIEW_POLICY,
+                "view_policy": request.config.views,
                 "generation": request.generation,
                 "parts": digests,
             }
@@ -173,7 +172,7 @@ def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_sh
         batch_rows=request.config.batch_rows,
         codec=request.config.codec,
         order_seed=request.config.order_seed,
-        view_policy=VIEW_POLICY,
+        view_policy=request.config.views,
         source=request.source,
         tokenizer_objects=request.tokenizer_objects,
         tokenizer_json=request.tokenizer_json,

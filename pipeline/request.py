@@ -79,6 +79,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         for option, wanted, default, have in (
             ("--codec", asked.codec, default_plan.codec, plan.codec),
             ("--shard-rows", asked.shard_rows, default_plan.shard_rows, plan.shard_rows),
+            ("--views", asked.views, default_plan.views, plan.view_policy),
             ("--size", fit.size, default_fit.size, spec.preprocess.size),
             ("--levels", fit.levels, default_fit.levels, spec.layout.ids_per_site),
             ("--patch", fit.patch, default_fit.patch, spec.config.get("patch", fit.patch)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,8 @@ class ShardChecker:
         named = {data, quarantine} | ({commit.data, commit.quarantine} if commit is not None else set())
         check.references = [reference for reference in named if reference is not None]
         recorded: list[str] = []
-        for reference, read in ((data, self._read_data), (quarantine, _read_quarantine)):
+        views = 1 if plan is None else plan.views.count
+        for reference, read in ((data, partial(self._read_data, views)), (quarantine, _read_quarantine)):
             content = None if reference is None else self._read(reference, check)
             if reference is not None and content is not None:
                 recorded += read(reference.path, content, commit, check)
@@ -101,7 +103,7 @@ class ShardChecker:
             return None
         return data
 
-    def _read_data(self, path: str, data: bytes, commit: Commit | None, check: ShardCheck) -> list[str]:
+    def _read_data(self, views: int, path: str, data: bytes, commit: Commit | None, check: ShardCheck) -> list[str]:
         try:
             reader = ShardReader.open(data, path)
             content = reader.read()
@@ -113,10 +115,14 @@ class ShardChecker:
         if commit is not None and len(content) != commit.rows:
             check.add(path, "rows", f"{len(content)} rows; its commit says {commit.rows}")
         sample_ids: list[str] = content.table["sample_id"].to_pylist()
-        keys = (f"{view}\0{sample_id}" for sample_id, view in zip(sample_ids, content.table["view"].to_pylist(), strict=True))
+        numbers = content.table["view"].to_pylist()
+        keys = (f"{view}\0{sample_id}" for sample_id, view in zip(sample_ids, numbers, strict=True))
         check.id_hashes = np.array(keyed_hashes64("verify", keys), np.uint64)
         check.rows = len(sample_ids)
-        return sample_ids
+        inputs = sample_ids[::views]
+        if views > 1 and (numbers, sample_ids) != ([*range(views)] * len(inputs), [name for name in inputs for _ in range(views)]):
+            check.add(path, "views", f"its rows are not {views} views, in order, of one picture after the other")
+        return inputs
 
     def _check_accounts(self, plan: Plan, recorded: list[str], check: ShardCheck) -> None:
         """Every planned file is exactly once a row or a quarantine row; of slices that were counted, the counts agree."""

@@ -31,7 +31,9 @@ class LoaderConfig:
     batch_size: int = 256
     """G, samples per step over all ranks together."""
     order: str = "global"
-    """`global`: a true permutation of a decoded copy; `windowed`: shards, then samples within windows; `sequential`: as stored."""
+    """`global`: a true permutation of a decoded copy; `windowed`: shards, then samples within windows; `sequential`: as stored.
+
+    Of a picture with several views the first two draw one for each epoch; `sequential`, in which evaluation reads, takes view 0."""
     seed: int = 0
     window_shards: int = 64
     """W of the windowed order."""

@@ -29,7 +29,7 @@ from stem_adaptors.config import LoaderConfig
 from stem_adaptors.mixing import Mix
 from stem_adaptors.order import epoch_steps, rank_positions
 from stem_adaptors.prefetch import Prefetcher
-from stem_adaptors.selection import Selection
+from stem_adaptors.selection import Selection, sample_count
 from stem_adaptors.sources import Rows, join_rows, open_source
 from stem_adaptors.state import LoaderState
 
@@ -37,11 +37,13 @@ __all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "initial
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 TrainingData: TypeAlias = TokenDataset | Selection | Mix
-"""What can be trained on; all have `spec`, `classes` and a length."""
+"""What can be trained on; all have `spec`, `classes` and a `sample_count`."""
 
 
 class TokenLoader:
     """Epoch after epoch of batches of one rank, made ahead by a thread.
+
+    A picture stored with several views comes once an epoch, by the view that seed and epoch draw for it; `sequential` reads view 0.
 
     Every rank gets the same number of steps; rank r of R takes every R-th sample of a global batch from r on, so where R does not
     divide the batch, the first ranks take one more. With the order `windowed`, as many lanes as ranks and a batch that they divide, each
@@ -79,7 +81,7 @@ class TokenLoader:
         return self.data.classes
 
     def __len__(self) -> int:
-        return epoch_steps(len(self.data), self.config.batch_size, self.config.end)
+        return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield from the current state to the end of its epoch; then the state is the start of the next one."""
@@ -119,7 +121,7 @@ class TokenLoader:
 
     def _made(self, state: LoaderState) -> Iterator[Batch]:
         start, size = state.next_global_index, self.config.batch_size
-        steps = epoch_steps(len(self.data), size, self.config.end, start=start)
+        steps = epoch_steps(sample_count(self.data), size, self.config.end, start=start)
         for begin in range(start, start + steps * size, size):
             batch = self._reader.read(state.epoch, rank_positions(begin, size, self.rank, self.world_size))
             yield batch if self.device is None else _moved(batch, self.device)
@@ -134,7 +136,7 @@ class BatchReader:
         parts = _parts(data)
         self._sources = [open_source(part, config, world_size) for part in parts]
         self._tables = [_class_map(part, data.classes) for part in parts]
-        self._size, self._seed = len(data), config.seed
+        self._size, self._seed = sample_count(data), config.seed
         self._pad_id = max(data.spec.vocabulary)
 
     def read(self, epoch: int, positions_B: Ints) -> Batch:
@@ -192,9 +194,9 @@ def check_ranks(data: TrainingData, config: LoaderConfig, rank: int, world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; expected 0 to {world_size - 1}")
     if config.batch_size < world_size:
         raise ConfigError(f"batch_size is {config.batch_size}; expected at least 1 sample for each of the {world_size} ranks that share it")
-    if not epoch_steps(len(data), config.batch_size, config.end):
+    if not epoch_steps(sample_count(data), config.batch_size, config.end):
         raise ConfigError(
-            f"batch_size is {config.batch_size}, of {len(data)} samples; an epoch with end='{config.end}' would have no batch. "
+            f"batch_size is {config.batch_size}, of {sample_count(data)} samples; an epoch with end='{config.end}' would have no batch. "
             "Use a smaller batch_size, or end='pad', or data that is not empty"
         )
 

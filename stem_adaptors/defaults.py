@@ -13,7 +13,7 @@ from stem_adaptors.augment import default_augmentations
 from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from stem_adaptors.dataset import TrainingData
 from stem_adaptors.mixing import mix
-from stem_adaptors.selection import Selection, select
+from stem_adaptors.selection import Selection, sample_count, select
 
 __all__ = ["default_configs", "read_recipe", "training_data", "with_given"]
 
@@ -54,7 +54,7 @@ def training_data(
 
 def default_configs(data: TrainingData) -> dict[str, Any]:
     """Return the configs `model`, `augment`, `loader` and `train` for a dataset of this size and layout."""
-    count = len(data)
+    count = sample_count(data)
     batch_size = _batch_size(count)
     augment = default_augmentations(data.spec)
     if count < _SMALL:

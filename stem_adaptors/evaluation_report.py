@@ -18,6 +18,7 @@ from stem_adaptors.distributed import Ranks
 from stem_adaptors.evaluate import class_map, evaluate
 from stem_adaptors.metrics import Accuracy
 from stem_adaptors.run_directory import open_classifier
+from stem_adaptors.selection import sample_count
 
 __all__ = ["EvaluationReport", "evaluate_run"]
 
@@ -74,4 +75,4 @@ def evaluate_run(store: Store, data: TokenDataset, *, weights: str, device: torc
     mapping = class_map(data.classes, run.classes, data.store.url, missing_is_error=False).to(device)
     loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), device=device)
     accuracy = evaluate(model, loader.epoch(0), mapping, len(run.classes), Ranks(), device)
-    return EvaluationReport(accuracy, run.classes, len(data) - accuracy.images)
+    return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import ConfigError, FingerprintMismatchError, shorten
 from pipeline.shards.dataset import TokenDataset
 from pipeline.shards.spec import TokenizerSpec
-from stem_adaptors.selection import Selection
+from stem_adaptors.selection import Selection, sample_count
 
 __all__ = ["Mix", "mix"]
 
@@ -52,7 +52,7 @@ class Mix:
         self._part_C, self._rank_C = _cycle(self.weights)
 
     def __len__(self) -> int:
-        return sum(len(data) for data in self.parts)
+        return sum(sample_count(data) for data in self.parts)
 
     def __repr__(self) -> str:
         return f"Mix(rows={len(self)}, datasets={len(self.parts)}, weights={self.weights}, classes={len(self.classes)})"

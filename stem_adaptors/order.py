@@ -1,7 +1,7 @@
 """Orders of an epoch: pure functions from a position to a sample, of the seed, the epoch and a few parameters alone.
 
 Batch size, ranks and workers never enter, so they can change between two runs. Samples are numbered 0 .. N - 1 in shard order.
-Shapes: B positions, S shards.
+Shapes: B positions or samples, S shards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pipeline.canonical import keyed_hash64
 from stem_adaptors.permutation import Permutation
 
-__all__ = ["GlobalOrder", "Ints", "WindowedOrder", "epoch_steps", "rank_positions"]
+__all__ = ["GlobalOrder", "Ints", "WindowedOrder", "drawn_views", "epoch_steps", "rank_positions"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -37,6 +37,18 @@ def rank_positions(start: int, batch_size: int, rank: int, world_size: int) -> I
 
 def _key(seed: int, epoch: int, purpose: str) -> int:
     return keyed_hash64(f"order {seed}", f"{epoch} {purpose}")
+
+
+def drawn_views(samples_B: Ints, *, seed: int, epoch: int, views: int) -> Ints:
+    """Return which of its views each sample of a dataset is seen by in an epoch: 0 to `views` - 1, as if drawn anew for each."""
+    words = samples_B.astype(np.uint64)
+    for key in (_key(seed, epoch, "views"), _key(seed, epoch, "views again")):
+        words ^= np.uint64(key)
+        # The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        words ^= words >> np.uint64(31)
+    return ((words >> np.uint64(32)) * np.uint64(views) >> np.uint64(32)).astype(np.int64)
 
 
 class GlobalOrder:

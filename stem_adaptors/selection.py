@@ -1,11 +1,13 @@
 """Parts of a dataset: by class, by fraction, by row, and the steps of class-incremental learning.
 
+A sample is a picture. Where it has several rows, its views, the row of view 0 stands for all of them.
+
 Shapes: N rows of the dataset, n rows selected, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +19,7 @@ from pipeline.errors import ConfigError, shorten
 from pipeline.shards.dataset import TokenDataset
 from pipeline.shards.spec import TokenizerSpec
 
-__all__ = ["Ints", "Selection", "class_increments", "select"]
+__all__ = ["Ints", "Selection", "class_increments", "sample_count", "select"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -28,7 +30,7 @@ class Selection:
 
     dataset: TokenDataset
     rows_n: Ints
-    """Dataset rows in shard order, each once."""
+    """Dataset rows of view 0 in shard order, each once."""
     classes: tuple[int | str, ...]
     """The dataset's own table, so that heads stay comparable, unless the classes were renumbered."""
     digest: str = field(init=False)
@@ -56,6 +58,11 @@ class Selection:
         return np.diff(np.searchsorted(self.rows_n, ends), prepend=0)
 
 
+def sample_count(data: Sized) -> int:
+    """Return the samples of an epoch of a dataset, selection or mix: pictures, whatever their number of views."""
+    return len(data) // data.views if isinstance(data, TokenDataset) else len(data)
+
+
 def select(
     data: TokenDataset | Selection,
     *,
@@ -67,7 +74,7 @@ def select(
 ) -> Selection:
     """Return the rows that meet every condition given.
 
-    `classes` names labels. `rows` are dataset rows in any order. `fraction` keeps that share of each class, at least one sample
+    `classes` names labels. `rows` are dataset rows (of view 0) in any order. `fraction` keeps that share of each class, at least one sample
     of each, chosen by a hash of seed and sample id: a smaller fraction is part of a larger one, whatever the shards and the
     tokenizer. `remap` numbers the chosen classes anew from 0, in the order of the class table; labels index the whole table otherwise.
     Raises ConfigError for classes or rows that the data lacks, and where nothing is left.
@@ -76,7 +83,7 @@ def select(
         raise ConfigError(f"fraction is {fraction}; expected more than 0, at most 1")
     dataset = data.dataset if isinstance(data, Selection) else data
     table, wanted = data.classes, set(classes or ())
-    kept = data.rows_n if isinstance(data, Selection) else np.arange(len(data), dtype=np.int64)
+    kept = data.rows_n if isinstance(data, Selection) else np.arange(0, len(data), data.views, dtype=np.int64)
     if rows is not None:
         kept = _chosen_rows(kept, rows)
     if classes is not None or fraction < 1.0:
@@ -115,7 +122,9 @@ def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:
         raise ConfigError(f"rows has {len(rows)} entries of which {len(chosen)} are different; expected each row once")
     absent = chosen[~np.isin(chosen, kept)]
     if absent.size:
-        raise ConfigError(f"rows has {shorten(absent[:5].tolist())}; expected rows of the data ({len(kept)} rows)")
+        raise ConfigError(
+            f"rows has {shorten(absent[:5].tolist())}; expected rows of the data, of view 0 where it has several ({len(kept)} rows)"
+        )
     return chosen
 
 

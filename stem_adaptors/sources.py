@@ -1,6 +1,7 @@
 """One dataset, or a part of it, as an endless line of draws: draw k is position k mod N of epoch k // N of its own order.
 
-Shapes: B draws, N samples, S shards.
+A sample is a picture, and comes once an epoch: with several views by one that epoch and sample draw, in the order `sequential` by view 0.
+Shapes: B draws, N samples, S shards, V views.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pipeline.records import TokenBatch
 from pipeline.shards.dataset import TokenDataset
 from stem_adaptors.config import LoaderConfig
 from stem_adaptors.decoded import DecodedSet
-from stem_adaptors.order import GlobalOrder, WindowedOrder
-from stem_adaptors.selection import Selection
+from stem_adaptors.order import GlobalOrder, WindowedOrder, drawn_views
+from stem_adaptors.selection import Selection, sample_count
 from stem_adaptors.windows import Window, WindowStore
 
 __all__ = ["Rows", "Source", "join_rows", "open_source"]
@@ -62,20 +63,24 @@ def open_source(data: TokenDataset | Selection, config: LoaderConfig, world_size
 class _GlobalSource:
     def __init__(self, data: TokenDataset | Selection, config: LoaderConfig) -> None:
         dataset, self._selected = _split(data)
-        self._size, self._seed = len(data), config.seed
+        self._size, self._seed, self._views = sample_count(data), config.seed, dataset.views
         self._decoded = DecodedSet.open(dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
         self._order = lru_cache(maxsize=4)(self._order_of)
 
     def take(self, draws_B: Ints) -> Rows:
         epochs_B, positions_B = np.divmod(draws_B, self._size)
-        samples_B = np.empty_like(positions_B)
+        rows_B = np.empty_like(positions_B)
         for epoch, places in _groups(epochs_B):
-            samples_B[places] = self._order(epoch).samples(positions_B[places])
-        rows_B = samples_B if self._selected is None else self._selected[samples_B]
+            rows_B[places] = self._rows(epoch, positions_B[places])
         return Rows(self._decoded.take(rows_B), self._decoded.labels_N[rows_B], rows_B)
 
     def close(self) -> None:
         pass
+
+    def _rows(self, epoch: int, positions_B: Ints) -> Ints:
+        samples_B = self._order(epoch).samples(positions_B)
+        first_B = samples_B * self._views if self._selected is None else self._selected[samples_B]
+        return _drawn(first_B, self._seed, epoch, self._views)
 
     def _order_of(self, epoch: int) -> GlobalOrder:
         return GlobalOrder(self._size, seed=self._seed, epoch=epoch)
@@ -86,8 +91,9 @@ class _WindowedSource:
 
     def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> None:
         dataset, self._selected = _split(data)
-        self._size, self._config = len(data), config
-        self._counts_S = data.counts_S if isinstance(data, Selection) else np.array([entry.rows for entry in dataset.shards], np.int64)
+        self._size, self._config, self._views = sample_count(data), config, dataset.views
+        pictures_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
+        self._counts_S = data.counts_S if isinstance(data, Selection) else pictures_S
         self._shuffle = config.order == "windowed"
         # A rank's positions are world_size apart in a batch and batch_size from batch to batch, so they meet every gcd-th lane.
         lanes = config.lanes // math.gcd(config.lanes, config.batch_size, world_size) if self._shuffle else 1
@@ -109,9 +115,10 @@ class _WindowedSource:
         self._forget(newest, keep=needed.keys())
         parts: list[tuple[Places, Rows]] = []
         for at, (places, positions) in needed.items():
-            rows = self._order(at[0]).samples(positions)
-            if self._selected is not None:
-                rows = self._selected[rows]
+            samples = self._order(at[0]).samples(positions)
+            rows = samples * self._views if self._selected is None else self._selected[samples]
+            if self._shuffle:
+                rows = _drawn(rows, self._config.seed, at[0], self._views)
             window = self._window(at, int(positions[0]))
             parts.append((places, Rows(window.take(rows), window.labels(rows), rows)))
             if self._last_draw(at) <= newest:
@@ -178,6 +185,11 @@ class _WindowedSource:
             lanes=config.lanes,
             shuffle=self._shuffle,
         )
+
+
+def _drawn(first_rows_B: Ints, seed: int, epoch: int, views: int) -> Ints:
+    """Return for the rows of view 0 of some samples the rows of the views that the epoch draws."""
+    return first_rows_B if views == 1 else first_rows_B + drawn_views(first_rows_B // views, seed=seed, epoch=epoch, views=views)
 
 
 def join_rows(parts: list[tuple[Places, Rows]], size: int) -> Rows:

@@ -21,6 +21,7 @@ from stem_adaptors.batch import Batch
 from stem_adaptors.config import LoaderConfig
 from stem_adaptors.dataset import BatchReader, TrainingData, check_ranks, initial_state
 from stem_adaptors.order import epoch_steps, rank_positions
+from stem_adaptors.selection import sample_count
 from stem_adaptors.state import LoaderState
 
 __all__ = ["BatchDataset", "Step", "StepSampler"]
@@ -61,7 +62,7 @@ class StepSampler(Sampler[Step]):
     """
 
     def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int = 0, world_size: int = 1) -> None:
-        self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, len(data)
+        self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, sample_count(data)
         check_ranks(data, self.config, rank, world_size)
         self.next_state = initial_state(data, self.config)
         """Where the next iteration begins."""

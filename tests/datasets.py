@@ -79,7 +79,7 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
         tokenizer_url=changes.pop("tokenizer", None),
         fit=fit,
         source=changes.pop("source", SourceConfig()),
-        plan=PlanConfig(shard_rows=shard_rows, codec=codec, batch_rows=changes.pop("batch_rows", 16)),
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec, batch_rows=changes.pop("batch_rows", 16), views=changes.pop("views", "one")),
         run=RunConfig(workers=workers, max_bad=max_bad, retry=retry, **changes),
     )
     return Conversion(request, reporter, runner).run()

@@ -15,6 +15,7 @@ FOUNDATION = {
     "pipeline.code_identity",
     "pipeline.faults",
     "pipeline.memory",
+    "pipeline.views",
     "pipeline",
 }
 STORES = FOUNDATION | {"pipeline.records", "pipeline.storage"}
@@ -23,7 +24,8 @@ INPUT = STORES | {"pipeline.decode", "pipeline.fetch", "pipeline.sources", "pipe
 WORK = SHARDS | INPUT | {"pipeline.tokenizers", "pipeline.partition", "pipeline.plan"}
 ALLOWED: dict[str, set[str]] = {
     "pipeline.errors": set(),
-    "pipeline.config": {"pipeline.errors"},
+    "pipeline.views": {"pipeline.errors", "pipeline.canonical"},
+    "pipeline.config": {"pipeline.errors", "pipeline.views"},
     "pipeline.canonical": {"pipeline.errors"},
     "pipeline.faults": set(),
     "pipeline.job_entry": set(),
@@ -41,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.storage": FOUNDATION
     | {"pipeline.masking", "pipeline.throttle", "pipeline.listing", "pipeline.local_disk", "pipeline.remote", "pipeline.s3"},
     "pipeline.shards": STORES,
-    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec"},
+    "pipeline.picture": {"pipeline.shards.spec"},
+    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec", "pipeline.picture"},
     "pipeline.fetch": STORES | {"pipeline.masking"},
     "pipeline.sources": INPUT,
     "pipeline.tokenizers": SHARDS,
@@ -49,7 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.plan": SHARDS | {"pipeline.partition"},
     "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
     "pipeline.inputs": WORK,
-    "pipeline.batches": INPUT,
+    "pipeline.view_pixels": INPUT | {"pipeline.picture"},
+    "pipeline.batches": INPUT | {"pipeline.view_pixels"},
     "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
     "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
     "pipeline.runners": FOUNDATION

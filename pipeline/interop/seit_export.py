@@ -114,6 +114,7 @@ def _refuse_unfit(dataset: TokenDataset) -> None:
         reason
         for applies, reason in (
             (layout.kind != "grid", f"layout {layout.kind}; SeiT's format holds grids"),
+            (dataset.views > 1, f"{dataset.views} views of each picture; SeiT's format holds one row an image"),
             (layout.variable, "rows of different shape; SeiT's format holds one grid for all"),
             (layout.ids_per_site != 1, f"levels {layout.ids_per_site}; SeiT's format holds one id a site"),
             (max(spec.vocabulary) > MAX_CODES, f"vocabulary {max(spec.vocabulary):,}; SeiT's format holds at most {MAX_CODES} codes"),

@@ -78,7 +78,8 @@ class Inspection:
                 rows: Rows = [(str(label), f"{count:,}") for label, count in counted[:CLASSES_SHOWN]]
                 if len(counted) > CLASSES_SHOWN:
                     rows.append(("…", f"{len(counted) - CLASSES_SHOWN} more classes"))
-                tables.append((f"{len(counted)} classes", rows))
+                counts = f"{len(counted)} classes" + (f", rows of each ({self.manifest.views} an image)" if self.manifest.views > 1 else "")
+                tables.append((counts, rows))
         if self.histograms:
             usage = code_usage(self.histograms)
             rows = [

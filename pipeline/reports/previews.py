@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from pipeline.config import SourceConfig
 from pipeline.context import TOKENIZER_FOLDER
-from pipeline.decode import decode_image
 from pipeline.errors import BadInput, ConfigError
 from pipeline.plan import Plan, load_chain, read_shard_rows
 from pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
@@ -23,6 +22,7 @@ from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
 from pipeline.sources import read_slice, source_root
 from pipeline.storage import Store, display_url
 from pipeline.tokenizers.directory import load_tokenizer
+from pipeline.view_pixels import decode_views
 
 __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 
@@ -122,14 +122,15 @@ def _chosen(dataset: TokenDataset, count: int, sample_ids: tuple[str, ...], labe
             yield dataset.sample(sample_id)
         return
     if label is None:
-        total = len(dataset)
-        for row in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)):
-            yield dataset[int(row)]
+        total = len(dataset) // dataset.views
+        for picture in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)):
+            yield dataset[int(picture) * dataset.views]
         return
     found = position = 0
     for batch in dataset.batches(4096):
         names = np.array([str(name) for name in dataset.classes] or [""])
-        for row in np.flatnonzero((batch.labels_B >= 0) & (names[batch.labels_B] == label)):
+        first_B = (position + np.arange(len(batch))) % dataset.views == 0
+        for row in np.flatnonzero(first_B & (batch.labels_B >= 0) & (names[batch.labels_B] == label)):
             yield dataset[position + int(row)]
             found += 1
             if found == count:
@@ -148,7 +149,8 @@ def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], options
             for record in read_slice(root, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
                 if isinstance(record, ImageRecord) and record.sample_id in wanted and record.sample_id not in originals:
                     try:
-                        originals[record.sample_id] = decode_image(record.data, preprocess).pixels_HWC
+                        found = decode_views(record.data, preprocess, plan.views, seed=plan.order_seed, sample_id=record.sample_id)
+                        originals[record.sample_id] = found.pixels_VHWC[0]
                     except BadInput:
                         continue  # a later object of the same name; the caller reports what is missing
                 if len(originals) == len(wanted):

@@ -44,10 +44,12 @@ class StorageReport:
     seconds: dict[str, float]
     """Worker seconds per stage."""
     complete: bool
+    views: int = 1
+    """Rows of each image."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `tokenize --json` and `status --json`."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the JSON of `tokenize --json` and `status --json`; `views` only where there are several."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "views" or self.views > 1}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
@@ -62,6 +64,7 @@ class StorageReport:
         )
         return [
             ("images", f"{self.images_committed:,}{planned}"),
+            *([("views", f"{self.views} of each image, a row each")] if self.views > 1 else []),
             ("quarantined", f"{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
             ("bytes in", f"{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
@@ -116,14 +119,15 @@ def dataset_report(store: Store, images_per_second: float | None = None) -> Stor
         order0_bits_per_token=entropy_per_id(histograms),
         images_per_second=round(rate, 2),
         complete=not surveys,
+        views=chain[-1].views.count,
     )
 
 
 def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:
     totals = manifest.totals if manifest is not None else {}
-    committed = totals.get("images_committed", 0) + sum(survey.rows for survey in surveys)
+    committed = totals.get("images_committed", 0) + sum(survey.images for survey in surveys)
     # A later generation plans again what the one before quarantined.
-    planned = surveys[-1].planned + committed - surveys[-1].rows if surveys else totals.get("images_planned", 0)
+    planned = surveys[-1].planned + committed - surveys[-1].images if surveys else totals.get("images_planned", 0)
     quarantined = totals.get("images_quarantined", 0) if not surveys else surveys[-1].quarantined
     token_bytes = totals.get("token_bytes", 0) + sum(survey.token_bytes for survey in surveys)
     id_count = totals.get("id_count", 0) + sum(survey.id_count for survey in surveys)

@@ -172,9 +172,9 @@ class ShardActor:
             ray.cancel(stream)
 
     def network_rate(self) -> str:
-        """Return the bytes per second that this actor receives from a task on another node, and the bytes of a decoded picture."""
-        side = self._server.context.plan.spec.preprocess.size
-        return json.dumps([self._measure_network(), 3 * side * side])
+        """Return the bytes per second that this actor receives from a task on another node, and the bytes of a picture's decoded views."""
+        plan = self._server.context.plan
+        return json.dumps([self._measure_network(), 3 * plan.spec.preprocess.size**2 * plan.views.count])
 
     def _measure_network(self) -> float:
         here = ray.get_runtime_context().get_node_id()

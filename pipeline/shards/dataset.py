@@ -92,6 +92,11 @@ class TokenDataset:
         return f"TokenDataset({self.store.url!r}, rows={len(self)}, shards={len(self.shards)}, classes={len(self.classes)})"
 
     @property
+    def views(self) -> int:
+        """Rows of each picture; those of picture p are the rows p * views … p * views + views - 1, in the order of their views."""
+        return self.manifest.views
+
+    @property
     def spec(self) -> TokenizerSpec:
         """What the ids mean."""
         return self.manifest.spec

@@ -17,6 +17,7 @@ from pipeline.shards.schema import FORMAT_VERSION, check_version
 from pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
+from pipeline.views import ViewPolicy
 
 __all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_parent", "load_pointer", "publish_manifest", "read_sealed"]
 
@@ -43,6 +44,8 @@ class Manifest:
     tokenizer_objects: dict[str, str]
     """sha256 of the objects under tokenizer/."""
     label_type: str | None = None
+    view_policy: str = "one"
+    """Which views of each picture are rows."""
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
@@ -51,6 +54,11 @@ class Manifest:
     def fingerprint(self) -> str:
         """Fingerprint of the tokenizer that made every id."""
         return self.spec.fingerprint
+
+    @property
+    def views(self) -> int:
+        """Rows of each picture; FormatError for a view policy of a newer version."""
+        return ViewPolicy.stored(self.view_policy, self.name).count
 
 
 def read_sealed(store: Store, path: str) -> dict[str, Any]:
@@ -137,6 +145,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
         "card": manifest.card,
         "tokenizer_objects": manifest.tokenizer_objects,
         "table": asdict(table),
+        **({} if manifest.view_policy == "one" else {"view_policy": manifest.view_policy}),
     }
     data = seal(value)
     sha256 = sha256_hex(data)

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, CorruptObjectError, FormatError, Missin
 from pipeline.records import TokenBatch, concatenate_tokens
 from pipeline.shards.codebook import unpack_codebook
 from pipeline.shards.codecs import Codec, codec_names, get_codec
-from pipeline.shards.schema import KEY_PREFIX, META_PREFIX, check_version, row_schema
+from pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, check_version, row_schema
 from pipeline.shards.spec import TokenizerSpec
 from pipeline.storage import Store
 
@@ -66,7 +66,7 @@ class ShardReader:
         self.codec = _find_codec(self.metadata["codec"], path)
         self._token_columns = self.codec.columns(self.spec)
         names = file.schema_arrow.names
-        self.row_columns = tuple(name for name in names if name in _ROW_NAMES or name.startswith(META_PREFIX))
+        self.row_columns = tuple(name for name in names if name in (*_ROW_NAMES, *VIEW_NAMES) or name.startswith(META_PREFIX))
         """Names of the columns besides the token columns; columns of a newer minor version are left out."""
         absent = sorted({*_ROW_NAMES, *self._token_columns} - set(names))
         if absent:

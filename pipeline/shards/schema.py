@@ -13,6 +13,7 @@ __all__ = [
     "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
+    "VIEW_NAMES",
     "LabelType",
     "MetaTypes",
     "check_version",
@@ -28,6 +29,9 @@ KEY_PREFIX = "tokenshards."
 """Prefix of our keys in the key-value metadata of a Parquet footer."""
 
 META_PREFIX = "meta."
+
+VIEW_NAMES = ("crop", "flip")
+"""Columns of shards with several views of a picture."""
 
 LabelType: TypeAlias = Literal["int64", "string"] | None
 MetaTypes: TypeAlias = Mapping[str, Literal["string", "int64", "float64", "bool"]]
@@ -50,8 +54,10 @@ def label_arrow_type(label_type: LabelType) -> pa.DataType:
     return pa.int64() if label_type == "int64" else pa.dictionary(pa.int32(), pa.string())
 
 
-def row_schema(label_type: LabelType, meta_types: MetaTypes) -> pa.Schema:
+def row_schema(label_type: LabelType, meta_types: MetaTypes, *, several_views: bool = False) -> pa.Schema:
     """Return the columns that describe a row, in file order; the token columns go before `orig_width`."""
+    crop = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+    views = [pa.field("crop", crop, nullable=False), pa.field("flip", pa.bool_(), nullable=False)]
     return pa.schema(
         [
             pa.field("sample_id", pa.string(), nullable=False),
@@ -61,6 +67,7 @@ def row_schema(label_type: LabelType, meta_types: MetaTypes) -> pa.Schema:
             pa.field("orig_width", pa.int32(), nullable=False),
             pa.field("orig_height", pa.int32(), nullable=False),
             pa.field("orig_bytes", pa.int64(), nullable=False),
+            *(views if several_views else ()),
         ]
     )
 

@@ -46,6 +46,9 @@ class ShardRows:
     orig_width: npt.NDArray[np.int32]
     orig_height: npt.NDArray[np.int32]
     orig_bytes: npt.NDArray[np.int64]
+    crop: npt.NDArray[np.float32] | None = None
+    """[N, 4]: left, top, width, height in the source; given, with `flip`, where a picture has several views."""
+    flip: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +142,16 @@ def _row_columns(rows: ShardRows, label_type: LabelType, meta_types: MetaTypes, 
         "orig_height": rows.orig_height,
         "orig_bytes": rows.orig_bytes,
     }
+    if rows.crop is not None and rows.flip is not None:
+        flat = pa.array(rows.crop.reshape(-1), pa.float32())
+        element = pa.field("element", pa.float32(), nullable=False)
+        values |= {"crop": pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, 4)), "flip": rows.flip}
     lengths = {name: len(column) for name, column in values.items() if len(column) != expected}
     if lengths:
         raise ValueError(f"{expected} rows of ids, but other lengths in {lengths}; expected one entry per row")
     if len(set(zip(rows.sample_id, rows.view.tolist(), strict=True))) != expected:
         raise ValueError("two rows have the same sample_id and view; expected unique keys")
-    schema = row_schema(label_type, meta_types)
+    schema = row_schema(label_type, meta_types, several_views="crop" in values)
     return pa.table([pa.array(values[field.name], type=field.type) for field in schema], schema=schema)
 
 

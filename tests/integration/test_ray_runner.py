@@ -83,6 +83,16 @@ def test_equal_to_the_local_runner(undisturbed: tuple[Path, Path], cluster: RayC
     assert "already complete" in again
 
 
+def test_views_decoded_elsewhere_are_the_same(undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
+    src, reference = undisturbed
+    convert(src, tmp_path / "local", views="3", tokenizer=f"{reference}/tokenizer", shard_rows=12, batch_rows=64)
+    arguments = command(src, tmp_path / "out", reference, cluster, "--views", "3", "--max-actors", "1", "--decode", "remote")
+    report = run_json(*arguments, env=cluster.client_env)
+    assert (report["images_committed"], report["views"]) == (90, 3) and verify_dataset(Store(str(tmp_path / "out"))).ok
+    local, remote = ({file.name: file.read_bytes() for file in (tmp_path / name).glob("*s/*.parquet")} for name in ("local", "out"))
+    assert local == remote and len(local) >= 8
+
+
 def test_every_worker_keeps_a_log_in_the_bucket(undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
     src, reference = undisturbed
     run_cli(*command(src, tmp_path / "out", reference, cluster, "--max-actors", "2"), env=cluster.client_env)

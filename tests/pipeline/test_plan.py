@@ -16,7 +16,7 @@ from pipeline.config import PlanConfig
 from pipeline.errors import CorruptObjectError, PlanError
 from pipeline.partition import PLAN_SCHEMA
 from pipeline.plan import CURRENT_PLAN, Plan, load_plan, part_digest, read_part, read_shard_rows, rows_digest_input
-from pipeline.planning import Listing, PlanRequest, write_plan
+from pipeline.planning import Listing, PlanRequest, plan_id_of, write_plan
 from pipeline.records import PlanRow
 from pipeline.storage import Store
 
@@ -135,3 +135,13 @@ def test_the_sample_is_the_same_in_any_order() -> None:
 def test_small_data_sets_have_a_shard_for_every_core(inputs: int, expected: int) -> None:
     assert PlanConfig().rows_per_shard(inputs) == expected
     assert PlanConfig(shard_rows=123).rows_per_shard(inputs) == 123
+
+
+def test_the_view_policy_is_part_of_the_identity_and_one_is_what_plans_had_before_there_were_others() -> None:
+    def identity(views: str) -> str:
+        config = PlanConfig(views=views)
+        request = PlanRequest(fingerprint="f" * 64, config=config, source={}, tokenizer_objects={}, tokenizer_json="{}")
+        return plan_id_of(request, 100, ["d" * 64])
+
+    assert identity("one") == identity("1") == "dba03487d0da03f6f8b6a0b1e5abd4102f651d831cd73967a2f9e7cf9c5c33e3"
+    assert len({identity(views) for views in ("one", "flip", "ten-crop", "ten-crop:1.2", "2", "3")}) == 6
