@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_PSNR_DB", "Fidelity", "code_usage", "order0_entropy_bits", "psnr"]
+__all__ = ["MAX_PSNR_DB", "Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
 
 Images = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
@@ -61,6 +61,15 @@ def code_usage(histograms: Sequence[Counts]) -> list[dict[str, Any]]:
         used, bits = int(np.count_nonzero(counts_K)), order0_entropy_bits(counts_K)
         usage.append({"codes": len(counts_K), "used": used, "dead": len(counts_K) - used, "perplexity": 2.0**bits, "entropy_bits": bits})
     return usage
+
+
+def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return what `code_usage` counted as (name, value) text."""
+    rows = []
+    for level, row in enumerate(usage):
+        codes = f"{row['used']:,} of {row['codes']:,} used, {row['dead']:,} dead"
+        rows.append((f"level {level}", f"{codes}, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits"))
+    return rows
 
 
 def order0_entropy_bits(counts_K: Counts) -> float:

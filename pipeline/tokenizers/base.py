@@ -5,6 +5,7 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -32,6 +33,7 @@ __all__ = [
     "check_ids",
     "check_images",
     "codebook_sha256",
+    "describe_device",
     "describe_tokenizer",
 ]
 
@@ -127,3 +129,12 @@ def describe_tokenizer(tokenizer: Tokenizer) -> str:
     shape = "×".join(map(str, spec.layout.grid)) or f"{spec.layout.sites} sites"
     vocabulary = " + ".join(f"{size:,}" for size in spec.vocabulary)
     return f"{spec.family}, {spec.preprocess.size} px, {shape} {spec.layout.kind}, {vocabulary} codes, fingerprint {spec.fingerprint[:12]}"
+
+
+def describe_device(tokenizer: Tokenizer) -> str:
+    """Return what a tokenizer runs on here: the CPU, or for networks the GPU where there is one."""
+    if isinstance(tokenizer, WeightedTokenizer):
+        from pipeline.tokenizers.network import device_name  # loads torch, as every tokenizer with networks does
+
+        return device_name()
+    return f"cpu {platform.machine()}"
