@@ -131,6 +131,11 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def _one_blas_thread() -> None:
+    """Encode with NumPy as the workers do, before it is imported: more threads are many times slower here, and flip ids."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
@@ -210,6 +215,7 @@ def evaluate_tokenizer_command(
     as_json: JsonFlag = False,
 ) -> None:
     """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
+    _one_blas_thread()
     _share_cores()
     from pipeline.config import SourceConfig
     from pipeline.reports.evaluation import evaluate_tokenizer
@@ -510,6 +516,7 @@ def verify_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
+    _one_blas_thread()
     _share_cores()
     import random
     from dataclasses import asdict

@@ -114,8 +114,8 @@ class Reencoding:
         lines += [f"  {example}" for example in self.examples]
         if self.rows_different:
             lines.append(
-                "some ids flip between devices and dtypes, where a value lies between two codes; whole rows that differ come from another "
-                "tokenizer, other pictures or another decoder"
+                "single ids flip between devices and dtypes, and with the place in a batch, where a value lies halfway between two codes; "
+                "where rows differ in many ids, another tokenizer or another decoder made them"
             )
         if self.decoder not in ("", "unknown", DECODER):
             lines.append(f"pictures were decoded by {self.decoder} when the rows were made, and by {DECODER} now, which gives other pixels")

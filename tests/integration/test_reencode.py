@@ -144,7 +144,7 @@ def test_the_ids_of_another_tokenizer_hardly_agree(tmp_path: Path) -> None:
     again = verified(tmp_path / "out", "--re-encode", ROWS, expect=1)["re_encoded"]
     assert not again["ok"] and again["agreement"] < 0.5 and again["rows_different"] == ROWS and len(again["examples"]) == 5
     text, _ = call_cli("verify", str(tmp_path / "out"), "--re-encode", "10", expect=1)
-    assert "flip between devices" in text and "another tokenizer" in text and "--min-agreement" in text
+    assert "flip between devices and dtypes" in text and "another tokenizer" in text and "--min-agreement" in text
     assert verified(tmp_path / "out", "--re-encode", ROWS, "--min-agreement", 0)["ok"]
 
 
