@@ -145,6 +145,11 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def _one_blas_thread() -> None:
+    """Encode with NumPy as the workers do, before it is imported: more threads are many times slower here, and flip ids."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
 def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
@@ -224,6 +229,39 @@ def fit_tokenizer_command(
         _print_json({"fingerprint": fitted.tokenizer.spec.fingerprint, **fitted.statistics})
         return
     print_table(fit_rows(fitted.statistics), title=f"{store.url}: {describe_tokenizer(fitted.tokenizer)}")
+
+
+@app.command("evaluate-tokenizer", epilog="Example: tokenshards evaluate-tokenizer photos.tok photos/ --sample 1000")
+def evaluate_tokenizer_command(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOK", help="Tokenizer directory, or a dataset.")],
+    images: Annotated[str, typer.Argument(help="Images: a folder, tars or tables, local or any fsspec URL.")],
+    sample: Annotated[int, typer.Option(help="Images to measure on, at most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
+    _one_blas_thread()
+    _share_cores()
+    from pipeline.config import SourceConfig
+    from pipeline.reports.evaluation import evaluate_tokenizer
+    from pipeline.reports.terminal import print_table
+    from pipeline.tokenizers.base import describe_tokenizer
+    from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer
+
+    options = _options(storage_option)
+    store, prefix = resolve_tokenizer(tokenizer, options)
+    measured = load_tokenizer(store, prefix)
+    config = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+    found = evaluate_tokenizer(measured, load_statistics(store, prefix), images, config, sample=sample, seed=seed)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_table(found.rows(), title=f"{store.url}: {describe_tokenizer(measured)}")
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command("tokenize", epilog="Example: tokenshards tokenize photos/ photos.tokens --workers 8")
@@ -500,17 +538,33 @@ def verify_command(
     out: Out,
     sample: Annotated[int | None, typer.Option(help="Spot check: so many random shards only.")] = None,
     first_shard: Annotated[int, typer.Option(help="Continue a check that was stopped at this shard.")] = 0,
+    re_encode: Annotated[int | None, typer.Option(metavar="N", help="Make N rows again from their source, and compare the ids.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved; for --re-encode.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that draws the N rows.", show_default="a new one, which is printed")] = None,
+    min_agreement: Annotated[float, typer.Option(help="Share of the ids of the N rows that must agree.")] = 0.99,
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
+    _one_blas_thread()
+    _share_cores()
+    import random
     from dataclasses import asdict
 
+    from pipeline.errors import ConfigError
+    from pipeline.reencoding import ReencodingConfig, reencode_sample
     from pipeline.reports.terminal import TerminalReporter, print_table
     from pipeline.storage import Store
     from pipeline.verification import verify_dataset
 
-    store = Store(out, storage_options=_options(storage_option))
+    options = _options(storage_option)
+    again = None
+    if re_encode is not None:
+        drawn_by = random.randrange(1 << 31) if seed is None else seed
+        again = ReencodingConfig(rows=re_encode, seed=drawn_by, min_agreement=min_agreement, source_url=source)
+    elif source is not None or seed is not None:
+        raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N, which they belong to")
+    store = Store(out, storage_options=options)
     reporter = TerminalReporter(quiet=as_json)
     begun = False
 
@@ -525,17 +579,25 @@ def verify_command(
         found = verify_dataset(store, sample=sample, first_shard=first_shard, on_shard=on_shard)
     finally:
         reporter.end()
+    compared = None
+    if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
+        compared = reencode_sample(store, found.state, again, options)
+    ok = found.ok and (compared is None or compared.ok)
     if as_json:
         problems = [asdict(problem) for problem in found.problems]
         counts = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
-        _print_json({"ok": found.ok, **counts, "problems": problems})
+        _print_json({"ok": ok, **counts, "problems": problems, **({} if compared is None else {"re_encoded": compared.to_json()})})
     else:
         checked = f"{found.shards_checked:,} shards and {found.rows_checked:,} rows checked"
         print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
         print_table([(problem.object, problem.kind, problem.detail) for problem in found.problems])
         if found.problems:
             print(f"See what can be mended with: tokenshards repair {store.url}")
-    if not found.ok:
+            if again is not None:
+                print("No row was encoded again: mend or finish the dataset first")
+        for line in [] if compared is None else compared.lines():
+            print(line)
+    if not ok:
         raise typer.Exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.canonical import sha256_hex
 from pipeline.config import FitConfig, LatentFitConfig, VqFitConfig
-from pipeline.decode import DECODER, DecodedImage, decode_image
-from pipeline.errors import BadInput, TokenizerError
-from pipeline.fetch import fetch_ahead, fetch_file
-from pipeline.records import ImageRecord, PlanRow
+from pipeline.decode import DECODER
+from pipeline.errors import TokenizerError
+from pipeline.image_sample import SampledImage, decoded_sample
+from pipeline.records import PlanRow
 from pipeline.shards.spec import Preprocess
 from pipeline.sources.base import ImageSource
 from pipeline.tokenizers.base import Tokenizer
@@ -31,7 +29,6 @@ if TYPE_CHECKING:  # they load torch
 __all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_tokenizer", "fit_vq_tokenizer"]
 
 SIZE_SAMPLE = 256
-MAX_SAMPLED_SLICES = 64
 COUNTED_TOGETHER = 64
 
 
@@ -43,13 +40,6 @@ class FittedTokenizer:
     statistics: dict[str, Any]
     notes: tuple[str, ...]
     """What a person should know of the fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampled:
-    sha256: str
-    bytes_in: int
-    image: DecodedImage
 
 
 def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig) -> FittedTokenizer:
@@ -141,33 +131,18 @@ def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], byte_counts: l
     return FittedTokenizer(tokenizer, statistics, tuple(notes))
 
 
-def _decoded(source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[_Sampled]:
-    """Yield what decodes of up to `limit` images, read and decoded in threads; raises TokenizerError when nothing does."""
-
-    def load(item: PlanRow | ImageRecord) -> _Sampled:
-        data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item)
-        return _Sampled(sha256_hex(data), len(data), decode_image(data, preprocess))
-
-    threads = max(2, os.cpu_count() or 1)  # reading waits and decoding releases the GIL
+def _decoded(source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[SampledImage]:
+    """Yield what decodes of up to `limit` images; raises TokenizerError when nothing does."""
     failures: list[str] = []
     decoded = 0
-    for item, outcome in fetch_ahead(_items(source, sample, limit), load, threads=threads, ahead=4 * threads):
-        if isinstance(outcome, BadInput):
-            failures.append(f"{item.sample_id}: {outcome}")
-        else:
+    for outcome in decoded_sample(source, sample, limit, preprocess):
+        if isinstance(outcome, SampledImage):
             decoded += 1
             yield outcome
+        elif len(failures) < 3:
+            failures.append(f"{outcome.sample_id}: {outcome.error}")
     if not decoded:
         raise TokenizerError(
             f"no tokenizer can be fitted: none of {len(sample)} sampled inputs holds an image that decodes "
-            f"({'; '.join(failures[:3]) or 'no image was found'}). Check the source, or give a tokenizer with --tokenizer"
+            f"({'; '.join(failures) or 'no image was found'}). Check the source, or give a tokenizer with --tokenizer"
         )
-
-
-def _items(source: ImageSource, sample: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord]:
-    """Yield up to `limit` inputs of the sampled rows; tars and table slices give an equal share each."""
-    slices = [row for row in sample if row.kind != "file"][:MAX_SAMPLED_SLICES]
-    for row in slices:
-        found = (record for record in source.read(row) if isinstance(record, ImageRecord))
-        yield from islice(found, -(-limit // len(slices)))
-    yield from [row for row in sample if row.kind == "file"][:limit]

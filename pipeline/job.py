@@ -290,12 +290,7 @@ def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:
     sizes = tokenizer.spec.vocabulary
     if tokens is None or sum(sizes) > MAX_COMMIT_VOCABULARY:
         return []
-    ids_BLQ = tokens.ids_BLQ
-    stored = slice(None)
-    lengths = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)
-    if lengths is not None:  # padding is not stored, so it is not counted
-        stored = np.arange(ids_BLQ.shape[1])[None, :] < lengths[:, None]  # type: ignore[assignment]
-    return [pack_counts(np.bincount(ids_BLQ[..., q][stored].ravel(), minlength=size)) for q, size in enumerate(sizes)]
+    return [pack_counts(counts_K) for counts_K in tokens.count_ids(sizes)]
 
 
 def _committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:

@@ -5,6 +5,7 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -79,6 +80,24 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
+
+    @property
+    def sites_B(self) -> npt.NDArray[np.int64]:
+        """Sites of each row; what lies behind them is padding."""
+        if self.shapes_BD is not None:
+            sites_B: npt.NDArray[np.int64] = self.shapes_BD.prod(axis=1, dtype=np.int64)
+            return sites_B
+        if self.lengths_B is not None:
+            return self.lengths_B.astype(np.int64)
+        return np.full(len(self), self.ids_BLQ.shape[1], np.int64)
+
+    def count_ids(self, vocabulary: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """Return how often each id of each level occurs, as [K] for the K ids of a level; padding is not counted."""
+        levels = [self.ids_BLQ[..., q] for q in range(len(vocabulary))]
+        if self.lengths_B is not None or self.shapes_BD is not None:
+            stored_BL = np.arange(self.ids_BLQ.shape[1]) < self.sites_B[:, None]
+            levels = [ids_BL[stored_BL] for ids_BL in levels]
+        return [np.bincount(ids.ravel(), minlength=size) for ids, size in zip(levels, vocabulary, strict=True)]
 
     def take(self, rows: npt.NDArray[np.intp]) -> TokenBatch:
         """Return the given rows, in that order; ids stay level-major in memory."""

@@ -39,7 +39,8 @@ COMMANDS = {
     ],
     "plan": ["--price-per-hour", "--json"],
     "status": ["--json"],
-    "verify": ["--sample", "--json"],
+    "evaluate-tokenizer": ["--sample", "--seed", "--all-files", "--image-column", "--json"],
+    "verify": ["--sample", "--re-encode", "--source", "--seed", "--min-agreement", "--json"],
     "repair": ["--apply", "--min-age", "--json"],
     "retry-failed": ["--source", "--json"],
     "inspect": ["--plot", "--json"],
@@ -184,6 +185,7 @@ def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Pat
     value = run_json("inspect", str(out))
     assert value["classes"] == [["class_0", 14], ["class_1", 13], ["class_2", 13]]
     assert len(value["code_usage"]) == 2
+    assert "dead, perplexity" in text and f"evaluate-tokenizer {out} IMAGES" in text
 
 
 def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_path: Path) -> None:
@@ -216,6 +218,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["tokenize", ".", "nosuch://bucket/out"], 2, "nosuch"),
         (["status", "empty"], 1, "expected the OUT folder"),
         (["verify", "empty"], 1, "expected the OUT folder"),
+        (["evaluate-tokenizer", "empty", "empty"], 1, "tokenizer.json"),
         (["retry-failed", "empty"], 1, "expected the OUT folder"),
         (["inspect", "empty"], 1, "tokenizer.json"),
         (["preview", "empty", "--to", "x.png"], 1, "no dataset here"),

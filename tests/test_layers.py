@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "stem_adaptors": SHARDS,
     "stem_adaptors.ray_train": SHARDS | {"stem_adaptors", "pipeline.runners.ray_cluster"},
 }
-TIMM_ALLOWED = {"stem_adaptors.timm_backbones"}
+TIMM_ALLOWED = {"stem_adaptors.timm_backbones", "pipeline.tokenizers.perceptual"}
 RAY_ALLOWED = {
     "pipeline.runners.cluster_view",
     "pipeline.runners.ray_jobs",

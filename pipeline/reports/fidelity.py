@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_PSNR_DB", "Fidelity", "code_usage", "order0_entropy_bits", "psnr"]
+from pipeline.tokenizers.code_usage import order0_entropy_bits
+
+__all__ = ["MAX_PSNR_DB", "Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
 
 Images = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
@@ -63,11 +65,13 @@ def code_usage(histograms: Sequence[Counts]) -> list[dict[str, Any]]:
     return usage
 
 
-def order0_entropy_bits(counts_K: Counts) -> float:
-    """Return the entropy in bits per id of independent ids with these counts; 0 without any."""
-    present = counts_K[counts_K > 0].astype(np.float64)
-    share = present / present.sum()
-    return abs(float(-(share * np.log2(share)).sum()))
+def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return what `code_usage` counted as (name, value) text."""
+    rows = []
+    for level, row in enumerate(usage):
+        codes = f"{row['used']:,} of {row['codes']:,} used, {row['dead']:,} dead"
+        rows.append((f"level {level}", f"{codes}, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits"))
+    return rows
 
 
 def _squared_errors(originals_BHWC: Images, reconstructions_BHWC: Images) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.accounting import manifest_histograms
 from pipeline.errors import ConfigError
-from pipeline.reports.fidelity import code_usage
+from pipeline.reports.fidelity import code_usage, usage_rows
 from pipeline.reports.pictures import plot_usage, usage_text_histogram
 from pipeline.reports.storage import StorageReport, dataset_report, fit_rows
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
@@ -81,15 +81,8 @@ class Inspection:
                 counts = f"{len(counted)} classes" + (f", rows of each ({self.manifest.views} an image)" if self.manifest.views > 1 else "")
                 tables.append((counts, rows))
         if self.histograms:
-            usage = code_usage(self.histograms)
-            rows = [
-                (
-                    f"level {level}",
-                    f"{row['used']} of {row['codes']} used, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits",
-                )
-                for level, row in enumerate(usage)
-            ]
-            tables.append(("code usage", rows))
+            tables.append(("code usage", list(usage_rows(code_usage(self.histograms)))))
+        tables.append(("how close its pictures come", [("PSNR and SSIM", f"tokenshards evaluate-tokenizer {self.url} IMAGES")]))
         return tables
 
     def usage_text(self) -> str:

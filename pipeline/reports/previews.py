@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import SourceConfig
 from pipeline.context import TOKENIZER_FOLDER
 from pipeline.errors import BadInput, ConfigError
-from pipeline.plan import Plan, load_chain, read_shard_rows
-from pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
+from pipeline.originals import read_originals
+from pipeline.plan import load_chain
+from pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
 from pipeline.reports.fidelity import psnr
 from pipeline.reports.pictures import image_grid, image_table, side_by_side
 from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
-from pipeline.sources import read_slice, source_root
+from pipeline.sources import source_root
 from pipeline.storage import Store, display_url
 from pipeline.tokenizers.directory import load_tokenizer
 from pipeline.view_pixels import decode_views
@@ -143,23 +143,16 @@ def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], options
     originals: dict[str, Pixels] = {}
     preprocess = dataset.spec.preprocess
     for plan in load_chain(dataset.store):
-        config = SourceConfig(**{**plan.source["options"], "meta": tuple(plan.source["options"]["meta"]), "storage_options": options})
+        config = plan.source_config(options)
         root = source_root(source_url, config)
-        for row in _rows_holding(dataset.store, plan, wanted):
-            for record in read_slice(root, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
-                if isinstance(record, ImageRecord) and record.sample_id in wanted and record.sample_id not in originals:
+        for shard in plan.shard_numbers:
+            for record in read_originals(dataset.store, plan, shard, root, config, frozenset(wanted - originals.keys())):
+                if isinstance(record, ImageRecord):
                     try:
                         found = decode_views(record.data, preprocess, plan.views, seed=plan.order_seed, sample_id=record.sample_id)
                         originals[record.sample_id] = found.pixels_VHWC[0]
                     except BadInput:
                         continue  # a later object of the same name; the caller reports what is missing
-                if len(originals) == len(wanted):
-                    return originals
+            if len(originals) == len(wanted):
+                return originals
     return originals
-
-
-def _rows_holding(store: Store, plan: Plan, wanted: set[str]) -> Iterator[PlanRow]:
-    for shard in plan.shard_numbers:
-        for row in read_shard_rows(store, plan, shard):
-            if row.kind != "file" or row.sample_id in wanted:
-                yield row

@@ -13,9 +13,9 @@ from pipeline.accounting import Survey, manifest_histograms, survey_plan
 from pipeline.errors import MissingObjectError
 from pipeline.heartbeat import run_records
 from pipeline.plan import load_chain
-from pipeline.reports.fidelity import order0_entropy_bits
 from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from pipeline.storage import Store
+from pipeline.tokenizers.code_usage import order0_entropy_bits
 
 __all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows"]
 

@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["code_moments", "code_usage", "rounded"]
+__all__ = ["code_moments", "code_usage", "order0_entropy_bits", "rounded"]
 
 
 def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return codes, dead codes, the share that is used and the perplexity (e to the entropy) of counted, or weighted, ids."""
-    codes, used_K = len(counts_K), counts_K[counts_K > 0] / counts_K.sum()
+    """Return codes, dead codes, the share that is used and the perplexity (2 to the entropy in bits) of counted, or weighted, ids."""
+    codes, used = len(counts_K), int(np.count_nonzero(counts_K))
     return {
         "codes": codes,
-        "dead_codes": codes - len(used_K),
-        "usage_share": rounded([len(used_K) / codes])[0],
-        "perplexity": rounded([np.exp(-(used_K * np.log(used_K)).sum())])[0],
+        "dead_codes": codes - used,
+        "usage_share": rounded([used / codes])[0],
+        "perplexity": rounded([2.0 ** order0_entropy_bits(counts_K)])[0],
     }
+
+
+def order0_entropy_bits(counts_K: npt.NDArray[Any]) -> float:
+    """Return the entropy in bits per id of independent ids with these counts, or weights; 0 without any."""
+    present = counts_K[counts_K > 0].astype(np.float64)
+    share = present / present.sum()
+    return abs(float(-(share * np.log2(share)).sum()))
 
 
 def code_moments(table_KD: npt.NDArray[np.float32], counts_K: npt.NDArray[Any]) -> dict[str, list[float]]:

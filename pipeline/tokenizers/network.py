@@ -5,6 +5,8 @@ Shapes: B images, H height, W width, S slots of a batch.
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,18 @@ from torch import Tensor, nn
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import SLOTS, Images
 
-__all__ = ["SLOTS", "Network", "choose_device", "from_pixels", "to_pixels"]
+__all__ = ["SLOTS", "Network", "choose_device", "device_name", "from_pixels", "to_pixels"]
 
 
 def choose_device() -> torch.device:
     """Return the CUDA device where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """Return the kind and the name of that device."""
+    device = choose_device()
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"cpu {platform.machine()}"
 
 
 class Network:

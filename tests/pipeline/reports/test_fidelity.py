@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.reports.fidelity import Fidelity, code_usage, order0_entropy_bits, psnr
+from pipeline.reports.fidelity import Fidelity, code_usage, psnr
+from pipeline.tokenizers.code_usage import order0_entropy_bits
 
 
 def grey(value: int) -> np.ndarray:
