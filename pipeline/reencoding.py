@@ -145,29 +145,34 @@ class _Reencoder:
         first = state.chain[0]
         self._source_config = first.source_config(options)
         self._source = source_root(config.source_url or str(first.source["url"]), self._source_config)
-        self._batch_rows = first.batch_rows
-        self._waiting: dict[str, Ids] = {}
-        """Stored ids [L, Q] of the rows whose pictures are on their way."""
+        self._plan = first
+        self._waiting: dict[str, dict[int, Ids]] = {}
+        """Sample id and view -> stored ids [L, Q] of the drawn rows whose pictures are on their way."""
         spec = tokenizer.spec
         self._found = Reencoding(config=config, device=describe_device(tokenizer), dtype=spec.dtype, decoder=spec.preprocess.decoder)
 
     def run(self) -> Reencoding:
         preprocess, threads = self._tokenizer.spec.preprocess, max(1, os.cpu_count() or 1)
-        with closing(decode_batches(self._records(), preprocess, self._batch_rows, threads=threads)) as batches:
+        plan = self._plan  # the view policy is that of the dataset, in all its generations
+        records, rows, seed = self._records(), plan.batch_rows, plan.order_seed
+        with closing(decode_batches(records, preprocess, rows, views=plan.views, seed=seed, threads=threads)) as batches:
             for batch in batches:
                 self._compare(batch)
         return self._found
 
     def _compare(self, batch: DecodedBatch) -> None:
         for failed in batch.failed:
-            del self._waiting[failed["sample_id"]]
-            self._found.left_out[failed["reason"]] += 1
+            self._found.left_out[failed["reason"]] += len(self._waiting.pop(failed["sample_id"]))
             self._show(f"{failed['sample_id']}: {failed['reason']}: {failed['detail']}")
         if not batch.slots:
             return
         tokens = self._tokenizer.encode(batch.images_BHWC).take(np.array(batch.slots))
         for row, made_LQ, sites in zip(batch.rows, tokens.ids_BLQ, tokens.sites_B, strict=True):
-            self._count(row.sample_id, self._waiting.pop(row.sample_id), made_LQ[:sites])
+            stored_LQ = self._waiting[row.sample_id].pop(row.view, None)
+            if stored_LQ is not None:
+                self._count(
+                    row.sample_id if self._plan.views.count == 1 else f"{row.sample_id} view {row.view}", stored_LQ, made_LQ[:sites]
+                )
 
     def _count(self, sample_id: str, stored_LQ: Ids, made_LQ: Ids) -> None:
         both = min(len(stored_LQ), len(made_LQ))
@@ -187,7 +192,9 @@ class _Reencoder:
     def _records(self) -> Iterator[ImageRecord | FailedRecord]:
         """Yield the pictures of the drawn rows, shard by shard; their stored ids wait in `_waiting` from then on."""
         for entry, rows in self._drawn():
-            stored = dict(self._stored(entry, rows))
+            stored: dict[str, dict[int, Ids]] = {}
+            for name, view, ids_LQ in self._stored(entry, rows):
+                stored.setdefault(name, {})[view] = ids_LQ
             self._waiting.update(stored)
             plan = self._state.plans.get(entry.plan_id)
             if plan is None:
@@ -206,15 +213,16 @@ class _Reencoder:
             entry = shards[int(place)]
             yield entry, drawn[owners == place] - (int(stops[place]) - entry.rows)
 
-    def _stored(self, entry: ShardEntry, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, Ids]]:
+    def _stored(self, entry: ShardEntry, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, int, Ids]]:
         reader = ShardReader.open(self._store, str(entry.path))
         start = 0
         for group in range(reader.num_row_groups):
             stop = start + reader.row_group_rows(group)
             inside = rows[(rows >= start) & (rows < stop)] - start
             if len(inside):
-                data = reader.read_row_group(group, ("sample_id",))
-                names, tokens = data.table["sample_id"].take(inside).to_pylist(), data.tokens.take(inside)
-                for name, ids_LQ, sites in zip(names, tokens.ids_BLQ, tokens.sites_B, strict=True):
-                    yield name, ids_LQ[:sites]
+                data = reader.read_row_group(group, ("sample_id", "view"))
+                names, views = (data.table[column].take(inside).to_pylist() for column in ("sample_id", "view"))
+                tokens = data.tokens.take(inside)
+                for name, view, ids_LQ, sites in zip(names, views, tokens.ids_BLQ, tokens.sites_B, strict=True):
+                    yield name, view, ids_LQ[:sites]
             start = stop

@@ -232,6 +232,21 @@ def test_tables(id_column: str | None, tmp_path: Path) -> None:
     assert again["left_out"] == {"changed_since_plan": 12} and again["agreement"] is None
 
 
+@pytest.mark.parametrize("policy", ["flip", "ten-crop", "4"])
+def test_each_view_is_compared_with_itself(policy: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "src", 12, side=48)
+    (tmp_path / "src" / "class_1" / "bad.jpg").write_bytes(b"no picture")
+    convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), shard_rows=40, views=policy)
+    every = verified(tmp_path / "out", "--re-encode", 1000, "--seed", 0)["re_encoded"]
+    assert every["rows_encoded"] == every["rows_drawn"] == 12 * {"flip": 2, "ten-crop": 10, "4": 4}[policy]
+    assert every["agreement"] > 0.99
+    some = verified(tmp_path / "out", "--re-encode", 9, "--seed", 3)["re_encoded"]
+    assert some["rows_encoded"] == 9 and some["agreement"] > 0.98
+    next((tmp_path / "src" / "class_0").iterdir()).unlink()
+    fewer = verified(tmp_path / "out", "--re-encode", 1000, "--seed", 0)["re_encoded"]
+    assert fewer["left_out"] == {"missing": every["rows_drawn"] // 12} and fewer["rows_encoded"] == every["rows_drawn"] * 11 // 12
+
+
 def test_rows_that_a_later_generation_added(dataset: tuple[Path, Path]) -> None:
     src, out = dataset
     Image.new("RGB", (32, 32), (9, 99, 199)).save(src / "class_1/bad_0040.jpg")
