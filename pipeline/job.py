@@ -45,7 +45,7 @@ from pipeline.shards.commit import (
 from pipeline.shards.manifest import load_pointer
 from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from pipeline.storage import Store
-from pipeline.tokenizers.base import Images, OverlappedTokenizer, Tokenizer
+from pipeline.tokenizers.base import DeviceTokenizer, Images, OverlappedTokenizer, Tokenizer
 
 __all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 
@@ -162,7 +162,7 @@ def tokenize_shard(
         histogram=_histogram(tokens, context.tokenizer),
         attempt=attempt,
         seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
-        made_by=_made_by(context.source),
+        made_by=_made_by(context.source, context.tokenizer),
     )
     _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
     if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
@@ -304,15 +304,20 @@ def _refuse_under_manifest(out: Store, plan: Plan) -> None:
         raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
 
 
-def _made_by(source_store: Store) -> dict[str, Any]:
+def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+    device, notes = f"cpu {platform.machine()}", []
+    if isinstance(tokenizer, DeviceTokenizer):
+        notes = tokenizer.take_notes()
+        device = device if tokenizer.device_name == "cpu" else tokenizer.device_name
     return {
         "tokenshards": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
         "decoder": DECODER,
-        "device": f"cpu {platform.machine()}",
+        "device": device,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
+        **({"notes": notes} if notes else {}),
     }

@@ -20,6 +20,7 @@ from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
 __all__ = [
     "CodebookInfo",
     "DecodeNotSupported",
+    "DeviceTokenizer",
     "Images",
     "Layout",
     "OverlappedTokenizer",
@@ -84,6 +85,18 @@ class PublishedTokenizer(WeightedTokenizer, Protocol):
 
     def keep(self, codes: Sequence[int]) -> Self:
         """Return it with these codes alone, renumbered from 0 in this order; TokenizerError where ids have no vectors."""
+
+
+@runtime_checkable
+class DeviceTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose networks run on some device, which has something to tell."""
+
+    @property
+    def device_name(self) -> str:
+        """Name the device for the record of a shard."""
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of since the last call, such as that memory was short; one sentence each."""
 
 
 @runtime_checkable
