@@ -44,7 +44,7 @@ from pipeline.shards.commit import (
 from pipeline.shards.manifest import load_pointer
 from pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from pipeline.storage import Store
-from pipeline.tokenizers.base import Images, OverlappedTokenizer, Tokenizer
+from pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
 
 __all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 
@@ -161,7 +161,7 @@ def tokenize_shard(
         histogram=_histogram(tokens, context.tokenizer),
         attempt=attempt,
         seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
-        made_by=_made_by(context.source),
+        made_by=_made_by(context.source, context.tokenizer),
     )
     _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
     if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
@@ -308,15 +308,17 @@ def _refuse_under_manifest(out: Store, plan: Plan) -> None:
         raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
 
 
-def _made_by(source_store: Store) -> dict[str, Any]:
+def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+    notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
     return {
         "tokenshards": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
         "decoder": DECODER,
-        "device": f"cpu {platform.machine()}",
+        "device": describe_device(tokenizer),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
+        **({"notes": notes} if notes else {}),
     }

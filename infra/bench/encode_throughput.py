@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from pipeline.config import ImportConfig  # noqa: E402
-from pipeline.tokenizers.network import SLOTS, choose_device, to_pixels  # noqa: E402
+from pipeline.tokenizers.network import SLOTS, choose_device, scaled, to_device  # noqa: E402
 from pipeline.tokenizers.vit_vqgan import VitVqgan  # noqa: E402
 from pipeline.tokenizers.weights import load_into  # noqa: E402
 
@@ -105,7 +105,7 @@ def measure(size: str, options: argparse.Namespace, device: torch.device) -> dic
     tokenizer = VitVqgan.from_checkpoint(state, ImportConfig(dtype=options.dtype, decoder=False), decoder="bench", where=size)
     bare = load_into(tokenizer.build_encoder(), {key: value for key, value in state.items() if "quantizer" not in key}, size).to(device)
     images = np.random.default_rng(0).integers(0, 256, (options.batch, 256, 256, 3), dtype=np.uint8)
-    pixels = to_pixels(images, (0.0, 1.0))
+    pixels = scaled(to_device(images), (0.0, 1.0))
     dtype = getattr(torch, options.dtype)
     peaks = [peak_tflops(device, dtype, options.repeat)]
 

@@ -1,4 +1,4 @@
-"""All cores of this machine: one process per worker, one BLAS thread each.
+"""All cores of this machine: one process per worker, one BLAS thread each, and for networks an equal share of the cores.
 
 A worker that dies or hangs is replaced and its shard tried again; a shard that kills its worker three times is searched by bisection
 for the guilty input, which is then quarantined.
@@ -31,21 +31,24 @@ _ONE_THREAD = {
 }
 # glibc gives each picture's buffers back to the system and faults them in again, 4 % of the time; other C libraries ignore these.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+# Threads of torch that wait sleep: beside other busy processes, spinning made small networks many times slower.
+_SLEEP_IDLE = {"OMP_WAIT_POLICY": "PASSIVE"}
 _TICK_SECONDS = 0.2
 _STARTUP_DEATHS = 3
 
 
 class _Worker:
-    def __init__(self, job_line: bytes) -> None:
+    def __init__(self, job_line: bytes, torch_threads: int) -> None:
         self.errors: IO[bytes] = tempfile.TemporaryFile()
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.runners.worker"],  # -P: a `pipeline` folder of the user stays out
+            # -P: a `pipeline` folder of the user stays out
+            [sys.executable, "-P", "-m", "pipeline.runners.worker", str(torch_threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**_KEEP_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            env={**_KEEP_MEMORY, **_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
         )
         self.task: ShardTask | None = None
         self.ready = False
@@ -93,6 +96,11 @@ class _Worker:
                     stream.close()
 
 
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class LocalRunner:
     """Runs shards in `config.workers` processes of this machine."""
 
@@ -110,6 +118,7 @@ class _LocalRun:
         self._job_line = json.dumps(job.to_json()).encode()
         self._listener = listener
         self._queue = ShardQueue(shards, config, listener)
+        self._torch_threads = max(1, available_cores() // max(1, min(config.workers, len(shards))))
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._startup_deaths = 0
@@ -135,7 +144,7 @@ class _LocalRun:
         busy = sum(worker.task is not None for worker in self._workers)
         wanted = min(self._config.workers, busy + len(self._queue))
         while len(self._workers) < wanted:
-            worker = _Worker(self._job_line)
+            worker = _Worker(self._job_line, self._torch_threads)
             self._workers.append(worker)
             self._selector.register(worker.output, selectors.EVENT_READ, worker)
 
@@ -177,6 +186,8 @@ class _LocalRun:
             summary = ShardSummary(**message["summary"])
             self._usage.add(summary.seconds)
             self._listener.committed(task.shard, summary)
+            for note in message.get("notes", ()):
+                self._listener.noted(note, shard=task.shard)
         elif message["event"] == "failed":
             worker.task = None
             self._queue.failed_once(task, message["kind"], message["message"], time.monotonic())

@@ -106,7 +106,8 @@ class ShardActor:
 
     def _record(self, command: dict[str, Any], event: dict[str, Any], seconds: float) -> None:
         summary = event.get("summary")
-        details = summary or {("error" if key == "message" else key): value for key, value in event.items() if key != "event"}
+        details = {("error" if key == "message" else key): value for key, value in event.items() if key not in ("event", "summary")}
+        details |= summary or {}
         self._log.add(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
         if summary is None:
             return

@@ -326,6 +326,8 @@ class _RayRun:
             self._progress_at = now
             self._usage.add(summary.seconds)
             self._listener.committed(task.shard, summary)
+            for note in event.get("notes", ()):
+                self._listener.noted(note, shard=task.shard, worker=worker.name, host=worker.host)
             if self._undecided and summary.inputs_seen >= MIN_MEASURED_IMAGES:
                 self._place_decoding(worker, summary)
         elif event["event"] == "failed":

@@ -58,7 +58,8 @@ class ShardServer:
                 commit = tokenize_shard(
                     self.context, shard, attempt=command["attempt"], killers=killers, on_progress=on_progress, batches=decoded
                 )
-                return {"event": "done", "summary": asdict(ShardSummary.of(commit))}
+                notes = commit.made_by.get("notes")
+                return {"event": "done", "summary": asdict(ShardSummary.of(commit)), **({"notes": notes} if notes else {})}
             case "count":
                 return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers, on_progress))}
             case "name":

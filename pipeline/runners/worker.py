@@ -1,6 +1,7 @@
 """A worker process of the local runner: JSON lines in on stdin, JSON lines out on stdout, nothing pickled.
 
-Started as `python -m pipeline.runners.worker`. It dies with its driver: the end of stdin is the driver's end.
+Started as `python -m pipeline.runners.worker THREADS`, which torch may use where the tokenizer has networks. It dies with its driver: the
+end of stdin is the driver's end.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def _server(job_json: dict[str, Any], report: Callable[[dict[str, Any]], None]) 
     from pipeline.runners.shard_server import ShardServer
 
     server = ShardServer(JobSpec.from_json(job_json))
+    if (torch := sys.modules.get("torch")) is not None:  # the tokenizer has networks; all else keeps to one thread
+        torch.set_num_threads(int(sys.argv[1]))
 
     def progress(done: ShardProgress) -> None:
         report({"event": "progress", **asdict(done)})

@@ -28,6 +28,7 @@ __all__ = [
     "Preprocess",
     "PublishedTokenizer",
     "Tables",
+    "TellingTokenizer",
     "Tokenizer",
     "TokenizerSpec",
     "WeightedTokenizer",
@@ -42,7 +43,7 @@ __all__ = [
 Images: TypeAlias = npt.NDArray[np.uint8]
 
 SLOTS = 8
-"""Rows that go through a network at once, always."""
+"""Rows that go through a network at once on a CPU, always; on a GPU their number is a multiple of it."""
 
 
 class DecodeNotSupported(TokenizerError):
@@ -95,6 +96,14 @@ class PublishedTokenizer(WeightedTokenizer, Protocol):
 
     def keep(self, codes: Sequence[int]) -> Self:
         """Return it with these codes alone, renumbered from 0 in this order; TokenizerError where ids have no vectors."""
+
+
+@runtime_checkable
+class TellingTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose device may have something to tell."""
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of since the last call, such as that memory was short; one sentence each."""
 
 
 @runtime_checkable

@@ -32,7 +32,8 @@ from pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from pipeline.tokenizers.nearest_code import NearestCode
-from pipeline.tokenizers.network import Network, from_pixels, to_pixels
+from pipeline.tokenizers.network import Network, from_pixels, require_finite, scaled, to_device
+from pipeline.tokenizers.overlap import Begin, offer_overlap
 from pipeline.tokenizers.taesd import STRIDE, build_decoder, build_encoder
 from pipeline.tokenizers.weights import as_arrays, as_tensors, load_into, read_state_dict
 
@@ -83,7 +84,8 @@ class LatentEncoder:
     @cached_property
     def _encoder(self) -> Network:
         module, _ = build_encoder(self._states[ENCODER], self._where)
-        return Network(load_into(module, self._states[ENCODER], self._where))
+        loaded = load_into(module, self._states[ENCODER], self._where)
+        return Network(loaded.to(memory_format=torch.channels_last))  # type: ignore[call-overload]  # 1.3 times as fast on a CPU
 
     @cached_property
     def _decoder(self) -> Network:
@@ -94,7 +96,18 @@ class LatentEncoder:
 
     def encode(self, images_BHWC: Images) -> Tensor:
         """Return the latents [B, L, C] of uint8 RGB images, sites in raster order."""
-        return self._encoder(to_pixels(images_BHWC, COLOURS)).flatten(2).transpose(1, 2)
+        latents_BLC, finite = self.queue(to_device(images_BHWC))
+        require_finite(finite)
+        return latents_BLC
+
+    def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents of uint8 images on the device, and whether all are finite numbers; waits for nothing."""
+        latents_BChw, finite = self._encoder.queue(scaled(images_BHWC, COLOURS))
+        return latents_BChw.flatten(2).transpose(1, 2), finite
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of the encoder since the last call."""
+        return self._encoder.take_notes()
 
     def decode(self, latents_BLC: Tensor, grid: tuple[int, ...]) -> Images:
         """Return uint8 RGB images [B, H, W, 3]; raises DecodeNotSupported where there is no decoder."""
@@ -111,6 +124,8 @@ def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str
 
 class LatentKMeans:
     """Residual k-means on the latents of `encoder`; `tables` are float32 [K, C], level by level."""
+
+    begin: Begin
 
     def __init__(self, encoder: LatentEncoder, tables: Sequence[Floats], *, preprocess: Preprocess) -> None:
         self._encoder = encoder
@@ -136,6 +151,7 @@ class LatentKMeans:
             config={"encoder": "taesd"},
             weights_sha256=codebook_sha256(self.weights()),
         )
+        offer_overlap(self)
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -169,14 +185,24 @@ class LatentKMeans:
     def encode(self, images_BHWC: Images) -> TokenBatch:
         """Return ids [B, L, Q] of uint8 RGB images."""
         check_images(images_BHWC, self._spec)
-        rest_NC = self._encoder.encode(images_BHWC).flatten(0, 1)
+        ids_BLQ, finite = self.queue(to_device(images_BHWC))
+        require_finite(finite)
+        return TokenBatch(ids_BLQ.cpu().numpy().astype(self._spec.id_dtype))
+
+    def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids [B, L, Q] of uint8 images on the device, and whether all latents were finite; waits for nothing."""
+        latents_BLC, finite = self._encoder.queue(images_BHWC)
+        rest_NC = latents_BLC.flatten(0, 1)
         ids = []
         for search in self._search:
             nearest_N = search(rest_NC)
             rest_NC = rest_NC - search.rows(nearest_N)
-            ids.append(nearest_N.cpu().numpy())
-        ids_BLQ = np.stack(ids, axis=1).reshape(len(images_BHWC), self._spec.layout.sites, len(ids))
-        return TokenBatch(ids_BLQ.astype(self._spec.id_dtype))
+            ids.append(nearest_N)
+        return torch.stack(ids, dim=1).reshape(*latents_BLC.shape[:2], len(ids)), finite
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of the encoder since the last call."""
+        return self._encoder.take_notes()
 
     def decode(self, tokens: TokenBatch) -> Images:
         """Return uint8 images [B, size, size, 3] from the sum of each site's table rows; raises DecodeNotSupported without a decoder."""

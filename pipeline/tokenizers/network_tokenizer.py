@@ -32,7 +32,8 @@ from pipeline.tokenizers.base import (
     codebook_sha256,
     published_preprocess,
 )
-from pipeline.tokenizers.network import Network, from_pixels, to_pixels
+from pipeline.tokenizers.network import Network, from_pixels, require_finite, scaled, to_device
+from pipeline.tokenizers.overlap import Begin, offer_overlap
 from pipeline.tokenizers.weights import as_arrays, load_into, read_state_dict
 
 __all__ = ["NetworkTokenizer", "published_preprocess"]
@@ -51,6 +52,7 @@ class NetworkTokenizer(ABC):
     """Prefixes of what training left in checkpoints."""
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     """Which of `size`, `preset` and `max_tokens` an import may choose."""
+    begin: Begin
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class NetworkTokenizer(ABC):
             weights_sha256=codebook_sha256(self.weights()),
             dtype=dtype,
         )
+        offer_overlap(self)
 
     @abstractmethod
     def layout(self, preprocess: Preprocess) -> Layout:
@@ -173,8 +176,18 @@ class NetworkTokenizer(ABC):
     def encode(self, images_BHWC: Images) -> TokenBatch:
         """Return ids [B, L, Q] of uint8 RGB images."""
         check_images(images_BHWC, self._spec)
-        ids_BLQ = self.quantise(self._encoder(to_pixels(images_BHWC, self._spec.preprocess.colour_range)))
+        ids_BLQ, finite = self.queue(to_device(images_BHWC))
+        require_finite(finite)
         return TokenBatch(ids_BLQ.cpu().numpy().astype(self._spec.id_dtype))
+
+    def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite; waits for nothing."""
+        vectors_BLD, finite = self._encoder.queue(scaled(images_BHWC, self._spec.preprocess.colour_range))
+        return self.quantise(vectors_BLD), finite
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of the encoder since the last call."""
+        return self._encoder.take_notes()
 
     def decode(self, tokens: TokenBatch) -> Images:
         """Return uint8 images [B, size, size, 3]; raises DecodeNotSupported where the weights of the decoder were left out."""

@@ -36,7 +36,7 @@ from pipeline.tokenizers.base import (
     check_images,
     codebook_sha256,
 )
-from pipeline.tokenizers.network import Network, from_pixels, to_pixels
+from pipeline.tokenizers.network import Network, from_pixels, scaled, to_device
 from pipeline.tokenizers.network_tokenizer import published_preprocess
 from pipeline.tokenizers.probe import check_form, layout_of, probe_encoder
 from pipeline.tokenizers.weights import read_file
@@ -120,8 +120,8 @@ class TorchScript:
         size = config.size or SIZE
 
         def encode(images: Images) -> npt.NDArray[Any]:
-            network = Network(_Program(program, dtype, where, gives_ids=True), slots=len(images))
-            return network(to_pixels(images, colours)).cpu().numpy()
+            network = Network(_Program(program, dtype, where, gives_ids=True), fixed_rows=len(images))
+            return network(scaled(to_device(images), colours)).cpu().numpy()
 
         ids, batch = probe_encoder(encode, size, BATCHES, where)
         layout = layout_of(ids.shape[1:], len(vocabulary), where)
@@ -173,7 +173,7 @@ class TorchScript:
         """Return ids [B, L, Q] of uint8 RGB images; TokenizerError names an id that is outside of the vocabulary."""
         spec = self._spec
         check_images(images_BHWC, spec)
-        ids = self._encoder(to_pixels(images_BHWC, spec.preprocess.colour_range)).cpu().numpy()
+        ids = self._encoder(scaled(to_device(images_BHWC), spec.preprocess.colour_range)).cpu().numpy()
         ids_BLQ = check_form(ids, len(images_BHWC), spec.config["ids_shape"], spec.vocabulary, self._where)
         return TokenBatch(ids_BLQ.astype(spec.id_dtype))
 
@@ -188,13 +188,15 @@ class TorchScript:
     @cached_property
     def _encoder(self) -> Network:
         program = _load(self._files["encoder"], self._where)
-        return Network(_Program(program, getattr(torch, self._spec.dtype), self._where, gives_ids=True), slots=self._spec.config["batch"])
+        return Network(
+            _Program(program, getattr(torch, self._spec.dtype), self._where, gives_ids=True), fixed_rows=self._spec.config["batch"]
+        )
 
     @cached_property
     def _decoder(self) -> Network:
         dtype = getattr(torch, self._spec.config["ids_dtype"])
         program = _Program(_load(self._files["decoder"], self._where), dtype, self._where, gives_ids=False)
-        return Network(program, slots=self._spec.config["decoder_batch"])
+        return Network(program, fixed_rows=self._spec.config["decoder_batch"])
 
 
 def fsq_table(levels: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -231,7 +233,7 @@ def _decoder_batch(file: npt.NDArray[np.uint8], ids: npt.NDArray[Any], size: int
     for batch in BATCHES:
         some = torch.from_numpy(np.resize(ids, (batch, *ids.shape[1:])))
         try:
-            drawn = Network(_Program(program, some.dtype, where, gives_ids=False), slots=batch)(some)
+            drawn = Network(_Program(program, some.dtype, where, gives_ids=False), fixed_rows=batch)(some)
         except TokenizerError as error:
             refusal = error if batch == BATCHES[0] else refusal
             continue

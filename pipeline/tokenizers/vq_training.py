@@ -25,7 +25,7 @@ from pipeline.shards.spec import Preprocess
 from pipeline.tokenizers.base import Images
 from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.linear_start import start_linear
-from pipeline.tokenizers.network import SLOTS, choose_device, to_pixels
+from pipeline.tokenizers.network import SLOTS, choose_device, scaled, to_device
 from pipeline.tokenizers.quantizers import TrainedQuantizer
 from pipeline.tokenizers.training_state import TrainingState
 from pipeline.tokenizers.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
@@ -131,7 +131,7 @@ class _Training:
         return {"pixel_loss": rounded([pixel_loss])[0], "code_loss": rounded([code_loss])[0]}, rate
 
     def _step(self, step: int, images_BHWC: Images) -> Tensor:
-        pixels_BCHW = to_pixels(images_BHWC, COLOURS)
+        pixels_BCHW = scaled(to_device(images_BHWC), COLOURS)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
             vectors_BLD = self._networks["encoder"](pixels_BCHW)
         quantised_BLD, code_loss = self._quantizer(vectors_BLD.float())

@@ -63,3 +63,20 @@ class TestVariableVideo(TestVideo):
 
 class TestConcat(TokenizerContract):
     make_tokenizer = staticmethod(toys.ConcatToy)
+
+
+class TestFilmStrip(TokenizerContract):
+    make_tokenizer = staticmethod(toys.FilmStripToy)
+
+
+class TestVariableFilmStrip(TokenizerContract):
+    make_tokenizer = staticmethod(toys.VariableFilmStripToy)
+
+    def make_images(self, count: int) -> np.ndarray:
+        images = super().make_images(count)
+        images[0, toys.SIZE // 2 :] = 0
+        return images
+
+    def test_frames_end_with_the_last_lit_strip(self) -> None:
+        shapes = toys.VariableFilmStripToy().encode(self.make_images(3)).shapes_BD
+        assert shapes is not None and shapes.tolist() == [[2, 2, 4], [4, 2, 4], [4, 2, 4]]

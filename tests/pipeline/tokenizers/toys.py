@@ -173,3 +173,34 @@ class VariableVideoToy(VideoToy):
 
     def decode(self, tokens: TokenBatch) -> np.ndarray:
         raise DecodeNotSupported("toy-variable-video: there is no decoder")
+
+
+class FilmStripToy(Toy):
+    """A picture as a film: four strips, one below the other, are its frames."""
+
+    family = "toy-film-strip"
+    layout = Layout(kind="video", grid=(4, 2, 4), sites=32)
+
+    def encode(self, images_BHWC: np.ndarray) -> TokenBatch:
+        frames_BTHWC = images_BHWC.reshape(len(images_BHWC), 4, SIZE // 4, SIZE, 3)
+        return self._tokens(quantise(cell_means(frames_BTHWC, 2, 4), 16).reshape(len(images_BHWC), 32, 1))
+
+    def decode(self, tokens: TokenBatch) -> np.ndarray:
+        return paint(centre(tokens.ids_BLQ[:, :, 0], 16), 8, 4)
+
+
+class VariableFilmStripToy(FilmStripToy):
+    """The same, where black strips at the end are no frames."""
+
+    family = "toy-variable-film-strip"
+    layout = Layout(kind="video", grid=(4, 2, 4), sites=32, variable=True)
+
+    def encode(self, images_BHWC: np.ndarray) -> TokenBatch:
+        whole_BLQ = super().encode(images_BHWC).ids_BLQ
+        lit_BT = images_BHWC.reshape(len(images_BHWC), 4, -1).mean(axis=2) >= 16
+        frames_B = (lit_BT * np.arange(1, 5)).max(axis=1).clip(min=1)
+        ids_BLQ = np.where(np.arange(32)[:, None] < frames_B[:, None, None] * 8, whole_BLQ, 0)[:, : frames_B.max() * 8]
+        return self._tokens(ids_BLQ, shapes_BD=np.stack([frames_B, np.full_like(frames_B, 2), np.full_like(frames_B, 4)], axis=1))
+
+    def decode(self, tokens: TokenBatch) -> np.ndarray:
+        raise DecodeNotSupported("toy-variable-film-strip: there is no decoder")
