@@ -110,6 +110,15 @@ def test_one_picture_that_does_not_fit_is_said() -> None:
         made(torch.zeros(20))
 
 
+def test_a_module_of_one_number_of_rows_is_given_no_other() -> None:
+    module = Small(1000)
+    made = Network(module, fixed_rows=3)
+    assert torch.equal(made(torch.arange(7.0)), torch.arange(1.0, 8.0)) and module.seen == [3, 3, 3]
+    module.limit = 2
+    with pytest.raises(TokenizerError, match="too small for 3 pictures at a time, the fewest"):
+        made(torch.zeros(7))
+
+
 @pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
 def test_libraries_without_memory_count_too_and_other_errors_stay_errors(text: str) -> None:
     made = Network(Small(4, RuntimeError(text)))
