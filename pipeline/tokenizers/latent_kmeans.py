@@ -34,7 +34,7 @@ from pipeline.tokenizers.base import (
 from pipeline.tokenizers.nearest_code import NearestCode
 from pipeline.tokenizers.network import Network, from_pixels, require_finite, scaled, to_device
 from pipeline.tokenizers.overlap import Begin, offer_overlap
-from pipeline.tokenizers.taesd import STRIDE, build_decoder, build_encoder
+from pipeline.tokenizers.taesd import STRIDE, build_decoder, build_encoder, plain_names
 from pipeline.tokenizers.weights import as_arrays, as_tensors, load_into, read_state_dict
 
 __all__ = ["FAMILY", "LatentEncoder", "LatentKMeans", "open_encoder"]
@@ -116,7 +116,10 @@ class LatentEncoder:
 
 def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str, Any] | None = None) -> LatentEncoder:
     """Return the networks of two weight files, checked key by key. Raises TokenizerError that names the file and the key."""
-    states = [None if url is None else read_state_dict(url, storage_options) for url in (encoder, decoder)]
+    states = [
+        None if url is None else plain_names(read_state_dict(url, storage_options), part)
+        for url, part in ((encoder, "encoder"), (decoder, "decoder"))
+    ]
     opened = LatentEncoder(states[0] or {}, states[1], where=encoder if decoder is None else f"{encoder} and {decoder}")
     opened.check()
     return opened

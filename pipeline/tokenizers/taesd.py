@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.tokenizers.weights import tensor_of
 
-__all__ = ["STRIDE", "Block", "build_decoder", "build_encoder"]
+__all__ = ["STRIDE", "Block", "build_decoder", "build_encoder", "plain_names"]
 
 STRIDE = 8
 WIDTH = 64
@@ -73,6 +73,19 @@ def build_decoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
     for stage in (3, 8, 13):
         parts += [*(_block(state, stage + step) for step in (0, 1, 2)), nn.Upsample(scale_factor=2), _conv(bias=False)]
     return nn.Sequential(*parts, _block(state, 18), _conv(out=3)), int(first.shape[1])
+
+
+def plain_names(state: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
+    """Return the `encoder` or `decoder` of a state dict of diffusers' AutoencoderTiny under TAESD's names; any other as it is.
+
+    It holds both networks, and its decoder has no place for the squeeze that TAESD's begins with.
+    """
+    prefix, shift = f"{part}.layers.", 1 if part == "decoder" else 0
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not found:
+        return state
+    places = {key: key.partition(".") for key in found}
+    return {f"{int(place) + shift if place.isdecimal() else place}.{rest}": found[key] for key, (place, _, rest) in places.items()}
 
 
 def _block(state: Mapping[str, Tensor], place: int) -> Block:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import TokenizerError
+from pipeline.tokenizers.latent_kmeans import open_encoder
 from pipeline.tokenizers.taesd import build_decoder, build_encoder
 from pipeline.tokenizers.weights import load_into
+from tests.contracts.tokenizer_contract import sample_images
 from tests.pipeline.tokenizers import taesd_reference
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 
 
 def pixels(count: int = 2, side: int = 32) -> Tensor:
@@ -58,3 +64,21 @@ def test_other_weights_are_refused(part: str, key: str) -> None:
     del state[key]
     with pytest.raises(TokenizerError, match=f"no tensor {key}, the keys begin with .* TAESD family"):
         build(state, "some.pth")
+
+
+def test_the_file_of_diffusers_is_both_networks(tmp_path: Path) -> None:
+    allow_torchvision()  # diffusers loads it where it is installed
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderTiny(latent_channels=4).eval()
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(model.state_dict(), file)
+    opened = open_encoder(str(file), str(file))
+    images = sample_images(3, 32)
+    pixels_BCHW = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        expected = model.encode(pixels_BCHW * 2 - 1).latents
+        found_BLC = opened.encode(images)
+        torch.testing.assert_close(found_BLC, expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+        drawn = (model.decode(expected * 5).sample / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1).numpy()
+    assert abs(opened.decode(found_BLC * 5, (4, 4)).astype(float) - drawn).max() <= 1
