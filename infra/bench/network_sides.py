@@ -29,7 +29,7 @@ VQ = {64: (8, 1), 128: (8, 2), 256: (4, 1), 512: (4, 2)}
 """Side of a patch, and levels, of 256 codes each."""
 LATENT_LEVELS = {64: 1, 128: 2, 256: 4, 512: 8}
 """Of 256 codes each, on a grid of 8 x 8."""
-VQ_EPOCHS = 3
+VQ_EPOCHS = 2
 """Over four shifted or mirrored copies of each picture."""
 
 
