@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from pipeline.canonical import canonical_json, keyed_hash64, sha256_hex
 from pipeline.config import FSQ_LEVELS, VqFitConfig
-from pipeline.errors import TokenizerError
+from pipeline.errors import TokenizerError, shorten
 from pipeline.records import TokenBatch
 from pipeline.shards.spec import Preprocess
 from pipeline.tokenizers.base import Images
 from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.linear_start import start_linear
-from pipeline.tokenizers.network import SLOTS, choose_device, scaled, to_device
+from pipeline.tokenizers.network import SLOTS, choose_device, device_name, scaled, to_device
 from pipeline.tokenizers.quantizers import TrainedQuantizer
 from pipeline.tokenizers.training_state import TrainingState
 from pipeline.tokenizers.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
@@ -120,7 +120,13 @@ class _Training:
             torch.manual_seed(keyed_hash64(str(self._config.seed), f"codes {epoch}"))
             for step in range(self._steps):
                 chosen_B = order_M[step * self._batch : (step + 1) * self._batch]
-                sums += self._step(epoch * self._steps + step, _mirrored(self._pixels_MHWC[chosen_B], epoch))
+                try:
+                    sums += self._step(epoch * self._steps + step, _mirrored(self._pixels_MHWC[chosen_B], epoch))
+                except torch.OutOfMemoryError as error:
+                    raise TokenizerError(
+                        f"fit: the memory of {device_name()} is too small for steps of {self._batch} images of {self._preprocess.size} pixels "
+                        f"({shorten(str(error), 120)}); expected room for them. Give a smaller --batch than {self._batch}, or --width"
+                    ) from error
         pixel_loss, code_loss = (sums / self._steps).tolist()
         if not math.isfinite(pixel_loss + code_loss):
             raise TokenizerError(

@@ -154,6 +154,14 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
         fit(tmp_path, features=infinite)
 
 
+def test_a_device_without_room_for_a_batch_says_what_to_give(tmp_path: Path) -> None:
+    def full(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with pytest.raises(TokenizerError, match="too small for steps of 8 images of 32 pixels .*20.00 GiB.* smaller --batch than 8"):
+        fit(tmp_path, features=full)
+
+
 def test_dead_codes_come_back(tmp_path: Path) -> None:
     quantizer = TrainedQuantizer(settings(levels=1), vectors_per_batch=4096)
     rng = torch.Generator().manual_seed(0)
