@@ -124,8 +124,8 @@ class _Training:
                     sums += self._step(epoch * self._steps + step, _mirrored(self._pixels_MHWC[chosen_B], epoch))
                 except torch.OutOfMemoryError as error:
                     raise TokenizerError(
-                        f"fit: the memory of {device_name()} is too small for steps of {self._batch} images of {self._preprocess.size} pixels "
-                        f"({shorten(str(error), 120)}); expected room for them. Give a smaller --batch than {self._batch}, or --width"
+                        f"fit: the memory of {device_name()} is too small for steps of {self._batch} images of {self._preprocess.size} "
+                        f"pixels ({shorten(str(error), 120)}); expected room for them. Give a smaller --batch, or --width"
                     ) from error
         pixel_loss, code_loss = (sums / self._steps).tolist()
         if not math.isfinite(pixel_loss + code_loss):

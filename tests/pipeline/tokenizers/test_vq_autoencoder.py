@@ -158,7 +158,7 @@ def test_a_device_without_room_for_a_batch_says_what_to_give(tmp_path: Path) -> 
     def full(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    with pytest.raises(TokenizerError, match="too small for steps of 8 images of 32 pixels .*20.00 GiB.* smaller --batch than 8"):
+    with pytest.raises(TokenizerError, match="too small for steps of 8 images of 32 pixels .*20.00 GiB.* smaller --batch"):
         fit(tmp_path, features=full)
 
 
