@@ -19,8 +19,8 @@ __all__ = ["start_linear"]
 PATCHES_SEEN = 100_000
 
 
-def start_linear(there: nn.Conv2d, back: nn.ConvTranspose2d, pixels_MHWC: Images) -> None:
-    """Set the convolutions, p pixels wide and p apart, to the first D components, so scaled that the first component varies by 1."""
+def start_linear(there: nn.Conv2d, back: nn.ConvTranspose2d, pixels_MHWC: Images, *, alike: bool) -> None:
+    """Set the convolutions, p pixels wide and p apart, to the first D components, scaled so that the first, or `alike` each, varies by 1."""
     patch, width = there.kernel_size[0], there.out_channels
     patches_NP = np.concatenate(list(_patches(pixels_MHWC, patch)))
     mean_P = patches_NP.mean(axis=0)
@@ -28,9 +28,10 @@ def start_linear(there: nn.Conv2d, back: nn.ConvTranspose2d, pixels_MHWC: Images
     components_DP = np.ascontiguousarray(np.linalg.eigh(covariance_PP)[1][:, ::-1].T[:width])
     largest_D = components_DP[np.arange(width), np.abs(components_DP).argmax(axis=1)]
     components_DP *= np.sign(largest_D)[:, None]  # a component has no sign of its own
-    scale = 1 / max(1e-6, float(((patches_NP - mean_P) @ components_DP[0]).std()))
-    _set(there, components_DP * scale, -components_DP @ mean_P * scale)
-    _set(back, components_DP / scale, mean_P.reshape(3, -1).mean(axis=1))
+    deviation_D = np.maximum(1e-6, ((patches_NP - mean_P) @ components_DP.T).std(axis=0))
+    scale_D1 = 1 / (deviation_D if alike else np.full_like(deviation_D, deviation_D[0]))[:, None]
+    _set(there, components_DP * scale_D1, (-components_DP * scale_D1) @ mean_P)
+    _set(back, components_DP / scale_D1, mean_P.reshape(3, -1).mean(axis=1))
 
 
 def _set(convolution: nn.Conv2d | nn.ConvTranspose2d, weight_DP: npt.NDArray[np.float64], bias: npt.NDArray[np.floating]) -> None:

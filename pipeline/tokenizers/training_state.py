@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.canonical import sha256_hex
-from pipeline.errors import CorruptObjectError, TokenizerError
+from pipeline.errors import TokenizerError
 from pipeline.storage import Store
 
 __all__ = ["TrainingState"]
@@ -37,7 +37,7 @@ class TrainingState:
     def load(self, digest: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
         """Return tensors and reports, or None where no training was stopped.
 
-        Raises TokenizerError for the state of another training, CorruptObjectError when a byte changed.
+        Raises TokenizerError for the state of another training, and when a byte changed.
         """
         if self._store.info(self._path) is None:
             return None
@@ -45,7 +45,9 @@ class TrainingState:
         where = f"{self._store.url}/{self._path}"
         check, body = data[:32].hex(), data[32:]
         if check != sha256_hex(body):
-            raise CorruptObjectError(where, "its bytes are not those that were written. Delete it to train from the start")
+            raise TokenizerError(
+                f"{where}: its sha256 is {sha256_hex(body)[:12]}…; expected {check[:12]}…, as written. Delete it to train from the start"
+            )
         length = int.from_bytes(body[:8], "little")
         metadata: dict[str, str] = json.loads(body[8 : 8 + length])["__metadata__"]
         if metadata[_DIGEST] != digest:

@@ -104,7 +104,9 @@ class _Training:
                 "code_width": quantizer.code_width,
             }
             encoder, decoder = Encoder(**sizes), Decoder(**sizes, side=side)
-        start_linear(encoder.linear, decoder.linear, pixels_MHWC)
+        start_linear(
+            encoder.linear, decoder.linear, pixels_MHWC, alike=config.quantizer != "vq"
+        )  # all their dimensions have the same steps
         self._networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self._networks.to(self._device)
         self._quantizer = quantizer.to(self._device)
