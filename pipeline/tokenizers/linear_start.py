@@ -20,7 +20,7 @@ PATCHES_SEEN = 100_000
 
 
 def start_linear(there: nn.Conv2d, back: nn.ConvTranspose2d, pixels_MHWC: Images, *, alike: bool) -> None:
-    """Set the convolutions, p pixels wide and p apart, to the first D components, scaled so that the first, or `alike` each, varies by 1."""
+    """Set the convolutions to the first D components, scaled so that the first, or `alike` each, varies by 1."""
     patch, width = there.kernel_size[0], there.out_channels
     patches_NP = np.concatenate(list(_patches(pixels_MHWC, patch)))
     mean_P = patches_NP.mean(axis=0)
