@@ -21,7 +21,7 @@ from pipeline.tokenizers.nearest_code import NearestCode
 from pipeline.tokenizers.perceptual import PerceptualLoss
 from pipeline.tokenizers.quantizers import FsqBound, TrainedQuantizer
 from pipeline.tokenizers.training_state import TrainingState
-from pipeline.tokenizers.vq_autoencoder import COLOURS, VqAutoencoder
+from pipeline.tokenizers.vq_autoencoder import COLOURS, Encoder, VqAutoencoder
 from pipeline.tokenizers.vq_training import fit_vq_autoencoder
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 
@@ -186,6 +186,34 @@ def test_fsq_ids_are_those_of_the_library(codes: int) -> None:
     bounded_BLD = FsqBound(levels)(vectors_BLD)
     found_N = NearestCode(theirs.implicit_codebook.numpy())(bounded_BLD.flatten(0, 1))
     assert torch.equal(found_N, expected_BL.flatten().long())
+
+
+def test_a_fitted_fsq_gives_the_ids_that_it_was_trained_with(tmp_path: Path) -> None:
+    tokenizer, _ = fit(tmp_path, config=settings(quantizer="fsq", levels=1, codes=256))
+    encoder = Encoder(patch=4, width=8, depth=1, code_width=3)
+    encoder.load_state_dict({key[8:]: torch.from_numpy(value) for key, value in tokenizer.weights().items() if key.startswith("encoder.")})
+    images = sample_images(6, SIZE, seed=9)
+    with torch.no_grad():
+        vectors_BLD = encoder(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+        _, expected_BL = library.FSQ(list(FSQ_LEVELS[256]))(vectors_BLD)
+    assert (tokenizer.encode(images).ids_BLQ[:, :, 0] == expected_BL.numpy()).mean() > 0.99
+
+
+def test_each_level_is_looked_up_in_what_the_levels_before_it_left(tmp_path: Path) -> None:
+    tokenizer, _ = fit(tmp_path, config=settings(levels=3))
+    images = sample_images(6, SIZE, seed=9)
+    tables = [table.astype(np.float64) for table in tokenizer.codebook().values()]
+    with torch.no_grad():
+        module = tokenizer.build_encoder()
+        module.load_state_dict({key: torch.from_numpy(value) for key, value in tokenizer.weights().items() if key.startswith("encoder.")})
+        rest_BLD = module(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1).double().numpy()
+    ids_BLQ = tokenizer.encode(images).ids_BLQ
+    for q, table_KD in enumerate(tables):
+        nearest_BL = np.square(rest_BLD[:, :, None] - table_KD).sum(axis=3).argmin(axis=2)
+        assert (ids_BLQ[:, :, q] == nearest_BL).mean() > 0.99
+        rest_BLD = rest_BLD - table_KD[ids_BLQ[:, :, q]]
+    summed = tokenizer.dequantise(torch.from_numpy(ids_BLQ.astype(np.int64))).numpy()
+    np.testing.assert_allclose(summed, sum(table_KD[ids_BLQ[:, :, q]] for q, table_KD in enumerate(tables)), rtol=1e-4, atol=1e-5)
 
 
 def test_lfq_ids_are_the_signs() -> None:
