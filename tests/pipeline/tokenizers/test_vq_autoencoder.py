@@ -154,6 +154,21 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
         fit(tmp_path, features=infinite)
 
 
+def test_half_of_the_pictures_are_seen_mirrored(tmp_path: Path) -> None:
+    seen: list[np.ndarray] = []
+
+    def watch(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        seen.append((true.permute(0, 2, 3, 1) * 127.5 + 127.5).round().byte().numpy())
+        return drawn.sum() * 0
+
+    images = pictures()
+    fit(tmp_path, images, features=watch)
+    plain, mirrored = ({image.tobytes() for image in way} for way in (dict(images).values(), [i[:, ::-1].copy() for _, i in images]))
+    trained = [image.tobytes() for batch in seen for image in batch]
+    assert all(image in plain or image in mirrored for image in trained)
+    assert sum(image in mirrored for image in trained) * 2 == len(trained) == 2 * 32
+
+
 def test_a_device_without_room_for_a_batch_says_what_to_give(tmp_path: Path) -> None:
     def full(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
