@@ -21,7 +21,7 @@ from pipeline.tokenizers.nearest_code import NearestCode
 from pipeline.tokenizers.perceptual import PerceptualLoss
 from pipeline.tokenizers.quantizers import FsqBound, TrainedQuantizer
 from pipeline.tokenizers.training_state import TrainingState
-from pipeline.tokenizers.vq_autoencoder import COLOURS, Encoder, VqAutoencoder
+from pipeline.tokenizers.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
 from pipeline.tokenizers.vq_training import fit_vq_autoencoder
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 
@@ -169,6 +169,13 @@ def test_half_of_the_pictures_are_seen_mirrored(tmp_path: Path) -> None:
     assert sum(image in mirrored for image in trained) * 2 == len(trained) == 2 * 32
 
 
+def test_commitment_draws_vectors_to_their_codes(tmp_path: Path) -> None:
+    losses = [
+        fit(tmp_path / str(weight), config=settings(commitment=weight, epochs=4))[1]["epochs"][-1]["code_loss"] for weight in (0.0, 10.0)
+    ]
+    assert losses[1] < 0.95 * losses[0]
+
+
 def test_a_device_without_room_for_a_batch_says_what_to_give(tmp_path: Path) -> None:
     def full(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -255,6 +262,16 @@ def test_the_linear_start_is_the_best_there_and_back(alike: bool) -> None:
     assert float(error) == pytest.approx(float(rest + colours_only), rel=1e-3)
     deviations = vectors.std(dim=(0, 2, 3)).tolist()
     assert deviations[0] == pytest.approx(1, rel=1e-2) and (deviations == pytest.approx([1] * 5, rel=1e-2)) == alike
+
+
+def test_before_training_the_networks_are_their_linear_way(tmp_path: Path) -> None:
+    encoder, decoder = Encoder(patch=4, width=8, depth=2, code_width=6), Decoder(patch=4, width=8, depth=2, code_width=6, side=8)
+    pixels = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    with torch.no_grad():
+        vectors_BLD = encoder(pixels)
+        torch.testing.assert_close(vectors_BLD, encoder.linear(pixels).flatten(2).transpose(1, 2))
+        grid_BDhw = vectors_BLD.transpose(1, 2).reshape(2, 6, 8, 8)
+        torch.testing.assert_close(decoder(vectors_BLD), decoder.linear(grid_BDhw))
 
 
 def test_perceptual_loss_is_zero_for_equal_pictures_and_reaches_what_is_drawn() -> None:
