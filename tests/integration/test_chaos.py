@@ -42,7 +42,7 @@ def chaos(server: S3Server) -> Iterator[Chaos]:
 def reference(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_images(folder / "src", 360, bad=6, side=160)
-    convert(folder / "src", folder / "out", shard_rows=12, workers=2)
+    convert(folder / "src", folder / "out", shard_rows=12, workers=2, batch_rows=64)
     server.upload(folder / "src", "s3://chaos/src")
     server.upload(folder / "out" / "tokenizer", "s3://chaos/photos.tok")
     return folder / "out"

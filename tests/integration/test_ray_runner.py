@@ -33,7 +33,7 @@ ACTOR = "ray::ShardActor"
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_images(folder / "src", 90, bad=6)
-    convert(folder / "src", folder / "out", shard_rows=12)
+    convert(folder / "src", folder / "out", shard_rows=12, batch_rows=64)
     return folder / "src", folder / "out"
 
 
@@ -111,7 +111,7 @@ def test_actors_and_driver_are_killed_and_a_resubmission_continues(
     _, reference = undisturbed
     src = tmp_path / "src"
     write_images(src, 500, side=200)
-    convert(src, tmp_path / "reference", shard_rows=12, tokenizer=f"{reference}/tokenizer")
+    convert(src, tmp_path / "reference", shard_rows=12, batch_rows=64, tokenizer=f"{reference}/tokenizer")
     total = committed(tmp_path / "reference")
     arguments = command(src, tmp_path / "out", reference, cluster, "--join")
     process = start_cli(*arguments, env=cluster.client_env)
@@ -150,7 +150,7 @@ def test_a_node_leaves_and_pending_actors_start_on_one_that_joins(undisturbed: t
     _, reference = undisturbed
     src = tmp_path / "src"
     write_images(src, 240, side=160)
-    convert(src, tmp_path / "reference", shard_rows=12, tokenizer=f"{reference}/tokenizer")
+    convert(src, tmp_path / "reference", shard_rows=12, batch_rows=64, tokenizer=f"{reference}/tokenizer")
     with RayCluster(cpus=0, token=TOKEN) as cluster:
         first = cluster.add_node(cpus=1)
         process = start_cli(*command(src, tmp_path / "out", reference, cluster, "--max-actors", "2"), env=cluster.client_env)

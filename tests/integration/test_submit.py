@@ -89,7 +89,7 @@ def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
     assert [Path(uri).suffix for uri in job["runtime_env"]["py_modules"]] == [".zip"] and "working_dir" not in job["runtime_env"]
     for variable, value in s3.env.items():
         monkeypatch.setenv(variable, value)
-    convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer")
+    convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer", batch_rows=64)
     assert content("s3://bucket/out") == content(tmp_path / "local")
     assert load_manifest(Store("s3://bucket/out")).card["licence"] == "it's ours; $HOME"
 

@@ -14,7 +14,7 @@ from pipeline.shards.spec import Layout, Preprocess
 from pipeline.tokenizers import taesd
 from pipeline.tokenizers.codebook_tokenizer import CodebookTokenizer
 from pipeline.tokenizers.kmeans import kmeans
-from pipeline.tokenizers.network import to_pixels
+from pipeline.tokenizers.network import scaled, to_device
 
 PATCH = 4
 
@@ -102,7 +102,7 @@ def trained(family: type[_Grid], state: dict[str, Tensor], images_BHWC: np.ndarr
     preprocess = Preprocess(size=images_BHWC.shape[1], colour_range=colours, decoder="test-1")
     width = next(reversed([value for key, value in state.items() if key.startswith("encoder.") and value.ndim == 4])).shape[0]
     encoder = family(state, np.zeros((1, width), np.float32), preprocess=preprocess, config={})._encoder
-    points_ND = encoder(to_pixels(images_BHWC, colours)).flatten(0, 1).cpu().numpy()
+    points_ND = encoder(scaled(to_device(images_BHWC), colours)).flatten(0, 1).cpu().numpy()
     none_PD = np.zeros((0, width), np.float32)
     table = kmeans(points_ND, np.ones(len(points_ND)), codes, pinned_PD=none_PD, iterations=8, rng=np.random.default_rng(0))
     return family(state, table, preprocess=preprocess, config={})
