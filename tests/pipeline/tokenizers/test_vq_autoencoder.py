@@ -297,6 +297,16 @@ def test_perceptual_loss_is_zero_for_equal_pictures_and_reaches_what_is_drawn() 
         assert float(loss(true * 0.5, true)) < float(loss(-true, true))
 
 
+def test_perceptual_loss_compares_directions_of_features() -> None:
+    class Colours(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+            return [pixels]
+
+    loss, true = PerceptualLoss(Colours(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), torch.rand(2, 3, 8, 8) * 2 - 1
+    assert loss(0.3 * true, true).item() == pytest.approx(0, abs=1e-9)
+    assert loss(-true, true).item() == pytest.approx(4, rel=1e-4)
+
+
 def test_a_perceptual_loss_changes_what_is_trained(tmp_path: Path) -> None:
     def mean_colour(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         return (drawn.mean(dim=(2, 3)) - true.mean(dim=(2, 3))).square().mean()
