@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ from tests.pipeline.tokenizers.colour_families import PatchMeans, TaesdCodes, pa
 from tests.pipeline.tokenizers.toys import VariableSequenceToy
 
 NAMES = list(RANGES)
-DATA = next((path for path in (ROOT.parent / "shared" / "data", Path("/work/shared/data")) if path.is_dir()), None)
+DATA = ROOT.parent / "shared" / "data"
 
 
 def pictures(count: int, side: int = 32, seed: int = 1) -> np.ndarray:
@@ -49,10 +47,9 @@ def test_the_wrong_range_warns_and_names_the_right_one(true: str, saved: str, de
     assert f"maps pixels to {saved} " in warning and f"and {true} gives" in warning and ("dB" in warning) == decodes
 
 
-@pytest.mark.skipif(DATA is None or not (DATA / "taef2").is_dir(), reason="the weights of taef2 are not at hand")
+@pytest.mark.skipif(not (DATA / "taef2").is_dir(), reason="the weights of taef2 are not at hand")
 @pytest.mark.parametrize("saved", NAMES)
 def test_real_weights_and_photographs(saved: str) -> None:
-    assert DATA is not None
     state = {
         f"{part}.{key}": value.float()
         for part in ("encoder", "decoder")
