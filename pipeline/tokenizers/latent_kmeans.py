@@ -31,7 +31,7 @@ from pipeline.tokenizers.base import (
     check_images,
     codebook_sha256,
 )
-from pipeline.tokenizers.nearest_code import NearestCode
+from pipeline.tokenizers.nearest_code import NearestCode, residual_ids
 from pipeline.tokenizers.network import Network, from_pixels, require_finite, scaled, to_device
 from pipeline.tokenizers.overlap import Begin, offer_overlap
 from pipeline.tokenizers.taesd import STRIDE, build_decoder, build_encoder, plain_names
@@ -195,13 +195,7 @@ class LatentKMeans:
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids [B, L, Q] of uint8 images on the device, and whether all latents were finite; waits for nothing."""
         latents_BLC, finite = self._encoder.queue(images_BHWC)
-        rest_NC = latents_BLC.flatten(0, 1)
-        ids = []
-        for search in self._search:
-            nearest_N = search(rest_NC)
-            rest_NC = rest_NC - search.rows(nearest_N)
-            ids.append(nearest_N)
-        return torch.stack(ids, dim=1).reshape(*latents_BLC.shape[:2], len(ids)), finite
+        return residual_ids(self._search, latents_BLC), finite
 
     def take_notes(self) -> list[str]:
         """Return what a person should know of the encoder since the last call."""

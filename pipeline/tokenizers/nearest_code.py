@@ -1,10 +1,11 @@
 """The nearest row of a table on any device, in float32, in blocks: no table of all distances is ever kept.
 
-Shapes: N rows, K codes, D values of a row.
+Shapes: N rows, K codes, D values of a row; B images, L sites, Q levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Metric", "NearestCode"]
+__all__ = ["Metric", "NearestCode", "residual_ids"]
 
 Metric = Literal["l2", "cosine", "dot"]
 
@@ -46,3 +47,12 @@ class NearestCode:
 
     def _nearest(self, rows_ND: Tensor) -> Tensor:
         return torch.addmm(self._offsets_K, rows_ND, self._table_KD.T, alpha=-2).argmin(dim=1)
+
+
+def residual_ids(levels: Sequence[NearestCode], vectors_BLD: Tensor) -> Tensor:
+    """Return ids [B, L, Q] of float32 vectors, on their device: each level names the row nearest to what those before it left."""
+    rest_ND, ids = vectors_BLD.flatten(0, 1), []
+    for level in levels:
+        ids.append(level(rest_ND))
+        rest_ND = rest_ND - level.rows(ids[-1])
+    return torch.stack(ids, dim=1).reshape(*vectors_BLD.shape[:2], len(ids))

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pipeline.errors import TokenizerError
 from pipeline.tokenizers.base import CodebookInfo, Layout, Preprocess, Tables, TokenizerSpec
-from pipeline.tokenizers.nearest_code import NearestCode
+from pipeline.tokenizers.nearest_code import NearestCode, residual_ids
 from pipeline.tokenizers.network_tokenizer import NetworkTokenizer
 from pipeline.tokenizers.quantizers import METRICS, FsqBound
 from pipeline.tokenizers.weights import as_tensors, count_parts, tensor_of
@@ -141,12 +141,8 @@ class VqAutoencoder(NetworkTokenizer):
         return nn.Sequential(OrderedDict(decoder=Decoder(**self._sizes("decoder."), side=self._spec.layout.grid[0])))
 
     def quantise(self, vectors_BLD: Tensor) -> Tensor:
-        """Return ids [B, L, Q]: each level names the row that is nearest to what the levels before it left."""
-        rest_ND, ids = vectors_BLD.flatten(0, 1), []
-        for search in self._search:
-            ids.append(search(rest_ND))
-            rest_ND = rest_ND - search.rows(ids[-1])
-        return torch.stack(ids, dim=1).reshape(*vectors_BLD.shape[:2], len(ids))
+        """Return ids [B, L, Q] of a residual search."""
+        return residual_ids(self._search, vectors_BLD)
 
     def dequantise(self, ids_BLQ: Tensor) -> Tensor:
         """Return the sums [B, L, D] of each site's rows."""
