@@ -12,19 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.tokenizers.code_usage import order0_entropy_bits
+from pipeline.tokenizers.psnr import MAX_PSNR_DB, psnr_db
 
-__all__ = ["MAX_PSNR_DB", "Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
+__all__ = ["Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
 
 Images = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
 
-MAX_PSNR_DB = 100.0
-"""What equal images get, so that means and JSON stay finite."""
-
 
 def psnr(original: Images, reconstruction: Images) -> float:
     """Return the peak signal-to-noise ratio in dB of two uint8 arrays of one shape, at most MAX_PSNR_DB."""
-    return _decibel(float(_squared_errors(original[None], reconstruction[None])[0]))
+    return psnr_db(float(_squared_errors(original[None], reconstruction[None])[0]))
 
 
 class Fidelity:
@@ -39,7 +37,7 @@ class Fidelity:
     def add(self, originals_BHWC: Images, reconstructions_BHWC: Images) -> None:
         """Take in a batch of uint8 images and their reconstructions; every image weighs the same."""
         for error in _squared_errors(originals_BHWC, reconstructions_BHWC):
-            decibel = _decibel(float(error))
+            decibel = psnr_db(float(error))
             self.images += 1
             self.worst_psnr_db = min(self.worst_psnr_db, decibel)
             self._sum_psnr_db += decibel
@@ -53,7 +51,7 @@ class Fidelity:
     @property
     def pixel_psnr_db(self) -> float:
         """PSNR of the mean squared error over all images; nan before the first image."""
-        return _decibel(self._sum_squared_error / self.images) if self.images else float("nan")
+        return psnr_db(self._sum_squared_error / self.images) if self.images else float("nan")
 
 
 def code_usage(histograms: Sequence[Counts]) -> list[dict[str, Any]]:
@@ -81,7 +79,3 @@ def _squared_errors(originals_BHWC: Images, reconstructions_BHWC: Images) -> npt
     difference = originals_BHWC.astype(np.float32) - reconstructions_BHWC
     errors_B: npt.NDArray[np.float64] = np.square(difference).reshape(len(difference), -1).mean(axis=1, dtype=np.float64)
     return errors_B
-
-
-def _decibel(squared_error: float) -> float:
-    return MAX_PSNR_DB if squared_error == 0 else min(MAX_PSNR_DB, float(10 * np.log10(255.0**2 / squared_error)))

@@ -20,6 +20,7 @@ from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.kmeans import kmeans, nearest_rows
 from pipeline.tokenizers.latent_kmeans import LatentEncoder, LatentKMeans
 from pipeline.tokenizers.network import SLOTS
+from pipeline.tokenizers.psnr import image_psnr_db
 from pipeline.tokenizers.row_sample import RowSample
 
 __all__ = ["fit_latent_kmeans"]
@@ -109,6 +110,5 @@ def _fidelity(encoder: LatentEncoder, tables: list[Floats], images_BHWC: Images,
     for count in range(1, len(tables) + 1):
         part = LatentKMeans(encoder, tables[:count], preprocess=preprocess)
         decoded = part.decode(part.encode(images_BHWC))
-        error_B = np.square(decoded.astype(np.float32) - images_BHWC).mean(axis=(1, 2, 3))
-        found.append({"psnr_db": rounded([float(np.mean(10 * np.log10(255**2 / np.maximum(error_B, 1e-5))))])[0]})
+        found.append({"psnr_db": rounded([float(image_psnr_db(images_BHWC, decoded).mean())])[0]})
     return found

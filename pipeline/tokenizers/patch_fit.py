@@ -18,6 +18,7 @@ from pipeline.tokenizers.base import Images
 from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.kmeans import cover, kmeans, nearest_rows
 from pipeline.tokenizers.patches import images_to_patches
+from pipeline.tokenizers.psnr import psnr_db
 from pipeline.tokenizers.row_sample import RowSample
 
 __all__ = ["fit_tables"]
@@ -34,7 +35,6 @@ MIN_CODES = 16
 """Codes that even the smallest sample may have."""
 LOW_RANK_LOSS = 0.005
 """Share of the remaining squared error that cheaper tables may add: 0.02 dB."""
-MAX_PSNR_DB = 100.0
 
 
 def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: int) -> tuple[list[Floats], dict[str, Any]]:
@@ -148,5 +148,4 @@ def _level_statistics(
 ) -> dict[str, Any]:
     missing_ND = colours_ND - np.clip(np.rint(colours_ND - rest_ND), 0, 255)
     error = float(np.average(np.square(missing_ND).mean(axis=1), weights=weights_N))
-    psnr_db = MAX_PSNR_DB if error == 0 else min(MAX_PSNR_DB, 10 * np.log10(255**2 / error))
-    return {**code_usage(np.bincount(nearest_N, weights=weights_N, minlength=codes)), "psnr_db": rounded([psnr_db])[0]}
+    return {**code_usage(np.bincount(nearest_N, weights=weights_N, minlength=codes)), "psnr_db": rounded([psnr_db(error)])[0]}

@@ -26,6 +26,7 @@ from pipeline.tokenizers.base import Images
 from pipeline.tokenizers.code_usage import code_usage, rounded
 from pipeline.tokenizers.linear_start import start_linear
 from pipeline.tokenizers.network import SLOTS, choose_device, device_name, scaled, to_device
+from pipeline.tokenizers.psnr import image_psnr_db
 from pipeline.tokenizers.quantizers import TrainedQuantizer
 from pipeline.tokenizers.training_state import TrainingState
 from pipeline.tokenizers.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
@@ -230,8 +231,7 @@ def _fidelity(tokenizer: VqAutoencoder, images_MHWC: Images) -> dict[str, Any]:
     counts = [np.zeros(size, np.int64) for size in tokenizer.spec.vocabulary]
     for images_BHWC in _batches(images_MHWC):
         tokens = tokenizer.encode(images_BHWC)
-        error_B = np.square(tokenizer.decode(tokens).astype(np.float32) - images_BHWC).mean(axis=(1, 2, 3))
-        total += float((10 * np.log10(255**2 / np.maximum(error_B, 1e-5))).sum())
+        total += float(image_psnr_db(images_BHWC, tokenizer.decode(tokens)).sum())
         _count(counts, tokens)
     usage = [code_usage(counts_K) for counts_K in counts]
     return {
