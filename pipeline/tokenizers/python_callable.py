@@ -24,21 +24,9 @@ import numpy.typing as npt
 from pipeline.canonical import sha256_hex
 from pipeline.config import ALLOW_PYTHON, ImportConfig
 from pipeline.errors import ConfigError, MissingObjectError, TokenizerError, shorten
-from pipeline.records import TokenBatch
 from pipeline.storage import Store
-from pipeline.tokenizers.base import (
-    SLOTS,
-    CodebookInfo,
-    DecodeNotSupported,
-    Images,
-    Tables,
-    TokenizerSpec,
-    check_ids,
-    check_images,
-    codebook_sha256,
-    published_preprocess,
-)
-from pipeline.tokenizers.probe import check_form, layout_of, probe_encoder
+from pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
+from pipeline.tokenizers.probe import Ids, ProbedTokenizer, probe_encoder
 
 __all__ = ["PythonTokenizer"]
 
@@ -47,14 +35,15 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _KEYS = {"target", "settings", "source_sha256", "ids_shape"}
 
 
-class PythonTokenizer:
+class PythonTokenizer(ProbedTokenizer):
     """What a user's callable gave, `made`; it always sees the same number of pictures, the last of them blank where there are fewer."""
 
     family = "python"
+    FILES = (FILE,)
 
-    def __init__(self, spec: TokenizerSpec, made: Any, files: Tables, tables: Tables) -> None:
-        self._spec, self._made, self._files, self._tables = spec, made, dict(files), dict(tables)
-        self._where = _where(spec.config["target"])
+    def __init__(self, spec: TokenizerSpec, made: Any, arrays: Tables) -> None:
+        super().__init__(spec, arrays, _where(spec.config["target"]))
+        self._made = made
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -83,30 +72,15 @@ class PythonTokenizer:
         source_sha256 = _source_sha256(target)
         made = _make(target, config.settings, checkpoint)
         size, vocabulary, batch = _size(made, where), _vocabulary(made, where), _batch(made, where)
-        ids, _ = probe_encoder(partial(_encode_batch, made, where), size, (batch,), where)
-        shape = ids.shape[1:]
-        layout = layout_of(shape, len(vocabulary), where)
-        check_form(ids, batch, shape, vocabulary, where)
+        ids, layout = probe_encoder(partial(_encode_batch, made, where), size, (batch,), vocabulary, where)
         if hasattr(made, "decode"):
-            _decode_batch(made, ids.astype(np.int64), size, where)
+            _decode_batch(made, where, size, ids.astype(np.int64))
         tables = _tables(made, vocabulary, where)
-        dims = tuple(int(table.shape[1]) for table in tables.values())
-        spec = TokenizerSpec(
-            family=cls.family,
-            layout=layout,
-            vocabulary=vocabulary,
-            preprocess=published_preprocess(config, size=size, resize="crop", filter="bicubic", decoder=decoder),
-            codebook=CodebookInfo(sha256=codebook_sha256(tables), dims=dims) if tables else None,
-            config={
-                "target": target,
-                "settings": dict(config.settings),
-                "source_sha256": source_sha256,
-                "ids_shape": list(shape),
-                "batch": batch,
-            },
-            weights_sha256=codebook_sha256(checkpoint) if checkpoint else "",
-        )
-        return cls(spec, made, checkpoint, tables)
+        identity = {"target": target, "settings": dict(config.settings), "source_sha256": source_sha256}
+        settings = {**identity, "ids_shape": list(ids.shape[1:]), "batch": batch}
+        preprocess = published_preprocess(config, size=size, resize="crop", filter="bicubic", decoder=decoder)
+        spec = cls.probed_spec(checkpoint, tables, layout=layout, vocabulary=vocabulary, preprocess=preprocess, config=settings)
+        return cls(spec, made, {**checkpoint, **tables})
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
@@ -124,52 +98,37 @@ class PythonTokenizer:
                 f"{where}: the file of its module has the sha256 {found[:12]}…, and had {expected[:12]}… when the tokenizer was imported; "
                 "expected the same file, as ids might differ. Bring it back, or import again for a new dataset"
             )
-        files = {name: table for name, table in tables.items() if name == FILE}
-        made = _make(target, spec.config["settings"], files)
+        made = _make(target, spec.config["settings"], tables)
         seen, stored = (_size(made, where), _vocabulary(made, where), _batch(made, where)), (spec.preprocess.size, spec.vocabulary)
         if seen != (*stored, spec.config.get("batch")):
             raise TokenizerError(
                 f"{where}: size, vocabulary and batch are {seen}; the tokenizer was imported with {stored}. Import it again"
             )
-        return cls(spec, made, files, {name: table for name, table in tables.items() if name != FILE})
-
-    @property
-    def spec(self) -> TokenizerSpec:
-        """Everything that decides what an id means."""
-        return self._spec
-
-    def codebook(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the object's `codebook` of the import, [K, D] of each level; {} where it has none."""
-        return self._tables
-
-    def weights(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the bytes of the file that the callable gets, where there is one."""
-        return self._files
+        return cls(spec, made, tables)
 
     def keep(self, codes: Sequence[int]) -> Self:
         """Raise TokenizerError: ids are the callable's own."""
         raise TokenizerError(f"{self._where}: its ids are its own, so none can be left out. Leave out --keep-codes")
 
-    def encode(self, images_BHWC: Images) -> TokenBatch:
-        """Return ids [B, L, Q] of uint8 RGB images; TokenizerError where `encode` fails or gives other ids than at import."""
-        spec, batch = self._spec, self._spec.config["batch"]
-        check_images(images_BHWC, spec)
-        starts = range(0, max(len(images_BHWC), 1), batch)
-        ids = np.concatenate(
-            [_encode_batch(self._made, self._where, _padded(images_BHWC[start : start + batch], batch)) for start in starts]
-        )
-        ids_BLQ = check_form(ids[: len(images_BHWC)], len(images_BHWC), spec.config["ids_shape"], spec.vocabulary, self._where)
-        return TokenBatch(ids_BLQ.astype(spec.id_dtype))
+    def run_encoder(self, images_BHWC: Images) -> Ids:
+        """Return the ids of the object's `encode`; TokenizerError where it fails."""
+        return self._run(partial(_encode_batch, self._made, self._where), images_BHWC)
 
-    def decode(self, tokens: TokenBatch) -> Images:
-        """Return uint8 images [B, size, size, 3]; raises DecodeNotSupported where the object has no `decode`."""
-        spec, batch = self._spec, self._spec.config["batch"]
-        check_ids(tokens.ids_BLQ, spec)
+    def run_decoder(self, ids: Ids) -> Images:
+        """Return the pictures of the object's `decode`; raises DecodeNotSupported where it has none."""
         if not hasattr(self._made, "decode"):
             raise DecodeNotSupported(f"{self._where}: it has no `decode`, so there is no way back from ids to pixels")
-        ids = tokens.ids_BLQ.astype(np.int64).reshape(len(tokens), *spec.config["ids_shape"])
-        parts = [_padded(ids[start : start + batch], batch) for start in range(0, max(len(ids), 1), batch)]
-        return np.concatenate([_decode_batch(self._made, part, spec.preprocess.size, self._where) for part in parts])[: len(ids)]
+        return self._run(partial(_decode_batch, self._made, self._where, self._spec.preprocess.size), ids.astype(np.int64))
+
+    def _run(self, function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what a function gives of rows, a batch at a time of its own to write into, the last with zeros up to the batch."""
+        batch, parts = self._spec.config["batch"], []
+        for start in range(0, max(len(rows), 1), batch):
+            some = rows[start : start + batch]
+            padded = np.zeros((batch, *rows.shape[1:]), rows.dtype)
+            padded[: len(some)] = some
+            parts.append(function(padded))
+        return np.concatenate(parts)[: len(rows)]
 
 
 def _where(target: str) -> str:
@@ -213,7 +172,7 @@ def _source_sha256(target: str) -> str:
     return sha256_hex(Path(found.origin).read_bytes())
 
 
-def _make(target: str, settings: Mapping[str, Any], files: Mapping[str, Any]) -> Any:
+def _make(target: str, settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
     module, _, name = target.partition(":")
     where = _where(target)
     build = getattr(_call(where, f"importing {module}", lambda: importlib.import_module(module)), name, None)
@@ -221,7 +180,7 @@ def _make(target: str, settings: Mapping[str, Any], files: Mapping[str, Any]) ->
         raise TokenizerError(
             f"{where}: {module} has no callable {name}, but {shorten(build)}; expected a function or a class. Check the name"
         )
-    arguments = [dict(settings), *(np.asarray(file).tobytes() for file in files.values())]
+    arguments = [dict(settings), *(np.asarray(array).tobytes() for name, array in arrays.items() if name == FILE)]
     made = _call(where, name, lambda: build(*arguments))
     for part in ("size", "vocabulary", "encode"):
         if not hasattr(made, part):
@@ -285,16 +244,9 @@ def _tables(made: Any, vocabulary: tuple[int, ...], where: str) -> dict[str, npt
     return {f"level_{q}": table for q, table in enumerate(tables)}
 
 
-def _padded(rows: npt.NDArray[Any], batch: int) -> npt.NDArray[Any]:
-    """Return rows of the user's own to write into, and zeros up to the batch."""
-    padded = np.zeros((batch, *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
-    return padded
-
-
-def _encode_batch(made: Any, where: str, images_BHWC: Images) -> npt.NDArray[Any]:
+def _encode_batch(made: Any, where: str, images_BHWC: Images) -> Ids:
     count = len(images_BHWC)
-    ids: npt.NDArray[Any] = _call(where, "encode", lambda: np.asarray(made.encode(images_BHWC.copy())))
+    ids: Ids = _call(where, "encode", lambda: np.asarray(made.encode(images_BHWC.copy())))
     if ids.ndim < 2 or len(ids) != count:
         raise TokenizerError(
             f"{where}: encode gives {ids.dtype} {list(ids.shape)} for {count} pictures; expected integers [{count}, L] or more"
@@ -302,7 +254,7 @@ def _encode_batch(made: Any, where: str, images_BHWC: Images) -> npt.NDArray[Any
     return ids
 
 
-def _decode_batch(made: Any, ids: npt.NDArray[np.int64], size: int, where: str) -> Images:
+def _decode_batch(made: Any, where: str, size: int, ids: npt.NDArray[np.int64]) -> Images:
     images: npt.NDArray[Any] = _call(where, "decode", lambda: np.asarray(made.decode(ids)))
     if images.dtype != np.uint8 or images.shape != (len(ids), size, size, 3):
         raise TokenizerError(

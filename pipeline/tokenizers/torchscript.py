@@ -3,7 +3,7 @@
 The bytes of the files are the weights, as uint8 [N]. A file does not say what goes in and how many ids there are: a preset or options do;
 the shape of what comes out is probed.
 
-Shapes: B images, L sites, Q ids per site, K codes.
+Shapes: B images, L sites, Q ids per site, h and w sides of a grid, H and W of a picture, K codes, D values of a code.
 """
 
 from __future__ import annotations
@@ -24,21 +24,9 @@ from torch import Tensor, nn
 
 from pipeline.config import ImportConfig
 from pipeline.errors import ConfigError, TokenizerError, shorten
-from pipeline.records import TokenBatch
-from pipeline.tokenizers.base import (
-    SLOTS,
-    CodebookInfo,
-    DecodeNotSupported,
-    Images,
-    Tables,
-    TokenizerSpec,
-    check_ids,
-    check_images,
-    codebook_sha256,
-)
+from pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
 from pipeline.tokenizers.network import Network, from_pixels, scaled, to_device
-from pipeline.tokenizers.network_tokenizer import published_preprocess
-from pipeline.tokenizers.probe import check_form, layout_of, probe_encoder
+from pipeline.tokenizers.probe import Ids, ProbedTokenizer, probe_encoder
 from pipeline.tokenizers.weights import read_file
 
 __all__ = ["TorchScript", "fsq_table"]
@@ -90,13 +78,11 @@ class _Program(nn.Module):
         return result
 
 
-class TorchScript:
-    """An encoder, and a decoder where one was given, in files of torch.jit.save; `files` are their bytes as uint8 [N]."""
+class TorchScript(ProbedTokenizer):
+    """An encoder, and a decoder where one was given, in files of torch.jit.save; vectors are known where a preset has its FSQ levels."""
 
     family = "torchscript"
-
-    def __init__(self, spec: TokenizerSpec, files: Tables, tables: Tables, where: str) -> None:
-        self._spec, self._files, self._tables, self._where = spec, dict(files), dict(tables), where
+    FILES = ("encoder", "decoder")
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -119,29 +105,20 @@ class TorchScript:
         dtype = getattr(torch, config.dtype) if dtype is None else dtype
         size = config.size or SIZE
 
-        def encode(images: Images) -> npt.NDArray[Any]:
+        def encode(images: Images) -> Ids:
             network = Network(_Program(program, dtype, where, gives_ids=True), fixed_rows=len(images))
             return network(scaled(to_device(images), colours)).cpu().numpy()
 
-        ids, batch = probe_encoder(encode, size, BATCHES, where)
-        layout = layout_of(ids.shape[1:], len(vocabulary), where)
-        check_form(ids, batch, ids.shape[1:], vocabulary, where)
-        tables = {"level_0": fsq_table(levels)} if levels else {}
-        info = CodebookInfo(sha256=codebook_sha256(tables), dims=(len(levels),), metric="fsq") if levels else None
-        settings = {"batch": batch, "ids_dtype": str(ids.dtype), "ids_shape": list(ids.shape[1:])}
+        ids, layout = probe_encoder(encode, size, BATCHES, vocabulary, where)
+        settings = {"batch": len(ids), "ids_dtype": str(ids.dtype), "ids_shape": list(ids.shape[1:])}
         if "decoder" in checkpoint:
             settings["decoder_batch"] = _decoder_batch(checkpoint["decoder"], ids, size, config.decoder_file or where)
-        spec = TokenizerSpec(
-            family=cls.family,
-            layout=layout,
-            vocabulary=vocabulary,
-            preprocess=published_preprocess(config, size=size, resize="crop", filter="bicubic", colour_range=colours, decoder=decoder),
-            codebook=info,
-            config=settings,
-            weights_sha256=codebook_sha256(checkpoint),
-            dtype=_name(dtype),
+        tables = {"level_0": fsq_table(levels)} if levels else {}
+        preprocess = published_preprocess(config, size=size, resize="crop", filter="bicubic", colour_range=colours, decoder=decoder)
+        spec = cls.probed_spec(
+            checkpoint, tables, "fsq", layout=layout, vocabulary=vocabulary, preprocess=preprocess, config=settings, dtype=_name(dtype)
         )
-        return cls(spec, checkpoint, tables, where)
+        return cls(spec, {**checkpoint, **tables}, where)
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
@@ -149,48 +126,28 @@ class TorchScript:
         missing = {"batch", "ids_dtype", "ids_shape"} - spec.config.keys()
         if missing or "encoder" not in tables:
             raise TokenizerError(f"{cls.family}: {sorted(missing) or 'the encoder'} is missing; copy the whole tokenizer folder")
-        files = {name: table for name, table in tables.items() if name in ("encoder", "decoder")}
-        return cls(spec, files, {name: table for name, table in tables.items() if name not in files}, cls.family)
-
-    @property
-    def spec(self) -> TokenizerSpec:
-        """Everything that decides what an id means."""
-        return self._spec
-
-    def codebook(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the vectors [K, D] of finite scalar quantisation where a preset knows its levels; else {}."""
-        return self._tables
-
-    def weights(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the bytes of the files."""
-        return self._files
+        return cls(spec, tables, cls.family)
 
     def keep(self, codes: Sequence[int]) -> Self:
         """Raise TokenizerError: ids are found inside the program."""
         raise TokenizerError(f"{self.family}: its ids are found inside the program, so none can be left out. Leave out --keep-codes")
 
-    def encode(self, images_BHWC: Images) -> TokenBatch:
-        """Return ids [B, L, Q] of uint8 RGB images; TokenizerError names an id that is outside of the vocabulary."""
-        spec = self._spec
-        check_images(images_BHWC, spec)
-        ids = self._encoder(scaled(to_device(images_BHWC), spec.preprocess.colour_range)).cpu().numpy()
-        ids_BLQ = check_form(ids, len(images_BHWC), spec.config["ids_shape"], spec.vocabulary, self._where)
-        return TokenBatch(ids_BLQ.astype(spec.id_dtype))
+    def run_encoder(self, images_BHWC: Images) -> Ids:
+        """Return the program's ids of images scaled to its colour range."""
+        ids: Ids = self._encoder(scaled(to_device(images_BHWC), self._spec.preprocess.colour_range)).cpu().numpy()
+        return ids
 
-    def decode(self, tokens: TokenBatch) -> Images:
-        """Return uint8 images [B, size, size, 3]; raises DecodeNotSupported where no decoder was given."""
-        check_ids(tokens.ids_BLQ, self._spec)
+    def run_decoder(self, ids: Ids) -> Images:
+        """Return the pictures of the decoder's program; raises DecodeNotSupported where no decoder was given."""
         if "decoder" not in self._files:
             raise DecodeNotSupported(f"{self.family}: it was imported without --decoder-file, so there is no way back from ids to pixels")
-        ids = tokens.ids_BLQ.astype(self._spec.config["ids_dtype"]).reshape(len(tokens), *self._spec.config["ids_shape"])
-        return from_pixels(self._decoder(torch.from_numpy(ids)), self._spec.preprocess.colour_range)
+        pixels_BCHW = self._decoder(torch.from_numpy(ids.astype(self._spec.config["ids_dtype"])))
+        return from_pixels(pixels_BCHW, self._spec.preprocess.colour_range)
 
     @cached_property
     def _encoder(self) -> Network:
-        program = _load(self._files["encoder"], self._where)
-        return Network(
-            _Program(program, getattr(torch, self._spec.dtype), self._where, gives_ids=True), fixed_rows=self._spec.config["batch"]
-        )
+        program = _Program(_load(self._files["encoder"], self._where), getattr(torch, self._spec.dtype), self._where, gives_ids=True)
+        return Network(program, fixed_rows=self._spec.config["batch"])
 
     @cached_property
     def _decoder(self) -> Network:
