@@ -140,9 +140,15 @@ def _workers(asked: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # cores given to this process
 
 
-def _share_cores() -> None:
-    """Let idle threads of torch sleep, before it is imported: beside other busy processes, spinning made training five times slower."""
+def _prepare_for_torch() -> None:
+    """Before torch is imported: its idle threads sleep, and memory is kept from batch to batch.
+
+    Beside other busy processes, threads that spin made training five times slower; fresh pages took a tenth of a large network's time.
+    """
+    from pipeline.memory import keep_freed_memory
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
 
 
 def _one_blas_thread() -> None:
@@ -201,7 +207,7 @@ def fit_tokenizer_command(
 ) -> None:
     """Fit a tokenizer to a sample of your images: k-means of patches or of latents of an encoder, or a small network of your own."""
     given = {name: value for name, value in locals().items() if value is not None}
-    _share_cores()
+    _prepare_for_torch()
     from pipeline.config import SourceConfig
     from pipeline.fit_kinds import ALL_OPTIONS, open_fit
     from pipeline.planning import Listing
@@ -244,7 +250,7 @@ def evaluate_tokenizer_command(
 ) -> None:
     """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
     _one_blas_thread()
-    _share_cores()
+    _prepare_for_torch()
     from pipeline.config import SourceConfig
     from pipeline.reports.evaluation import evaluate_tokenizer
     from pipeline.reports.terminal import print_table
@@ -547,7 +553,7 @@ def verify_command(
 ) -> None:
     """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
     _one_blas_thread()
-    _share_cores()
+    _prepare_for_torch()
     import random
     from dataclasses import asdict
 
@@ -782,8 +788,7 @@ def train_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
-    _share_cores()
-    from pipeline.memory import keep_freed_memory
+    _prepare_for_torch()
     from pipeline.storage import display_url
     from stem_adaptors.augment import allowed_augmentations
     from stem_adaptors.config import AugmentConfig, with_settings
@@ -792,7 +797,6 @@ def train_command(
     from stem_adaptors.progress import TrainingReporter
     from stem_adaptors.training_job import TrainingJob
 
-    keep_freed_memory()
     options = _options(storage_option)
     chosen = training_data(data, fraction=fraction, seed=seed or 0, mix_with=tuple(mix or ()), storage_options=options)
     given: dict[str, dict[str, Any]] = {
@@ -880,7 +884,7 @@ def evaluate_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Top-1, top-5 and per-class accuracy of a run, from token shards or from pictures that are tokenized for it."""
-    _share_cores()
+    _prepare_for_torch()
     import tempfile
     from pathlib import Path
 
@@ -946,7 +950,7 @@ def predict_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
-    _share_cores()
+    _prepare_for_torch()
     from pipeline.errors import ConfigError
     from pipeline.image_tokens import tokenize_images
     from pipeline.storage import Store
@@ -983,13 +987,11 @@ def demo_command(
     folder: Annotated[str, typer.Argument(help="Folder for the demo's images, datasets and pictures.")] = "demo_out",
 ) -> None:
     """The whole job on real images that need no download: digits become tokens and then a classifier; tiles of photographs."""
-    _share_cores()
+    _prepare_for_torch()
     from pipeline.demo import run_demo
-    from pipeline.memory import keep_freed_memory
     from stem_adaptors.demo import train_demo
     from stem_adaptors.progress import TrainingReporter
 
-    keep_freed_memory()
     run_demo(folder)
     train_demo(folder, TrainingReporter())
 
@@ -1080,6 +1082,7 @@ def import_tokenizer_command(
     as_json: JsonFlag = False,
 ) -> None:
     """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
+    _prepare_for_torch()
     from pipeline.config import ImportConfig, SourceConfig
     from pipeline.published import CodeSample, keep_used_codes, open_published, tokenizer_rows
     from pipeline.reports.storage import fit_rows

@@ -7,14 +7,15 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-# Of glibc's malloc.h. The first is at most 32 MiB; setting it also stops malloc from moving it.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 _KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc hand blocks of up to 32 MiB out again in place of returning them to the system; False where there is no glibc.
+    """Let malloc hand large blocks out again in place of returning them to the system; False where there is no glibc.
+
+    A threshold for mmap would not do: glibc allows 32 MiB at most, and a layer of ViT-VQGAN base gives 100. In threads other than the
+    main one blocks of more than 64 MiB, glibc's largest heap, still come from the system.
 
     For the whole process, so a program calls it and no library does.
     """
@@ -24,4 +25,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))

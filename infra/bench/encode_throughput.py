@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from pipeline.config import ImportConfig  # noqa: E402
+from pipeline.memory import keep_freed_memory  # noqa: E402
 from pipeline.tokenizers.network import SLOTS, choose_device, scaled, to_device  # noqa: E402
 from pipeline.tokenizers.vit_vqgan import VitVqgan  # noqa: E402
 from pipeline.tokenizers.weights import load_into  # noqa: E402
@@ -151,6 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()  # for both sides, as the workers of `tokenize` do
     load, device = os.getloadavg(), choose_device()
     found = {size: measure(size, options, device) for size in SIZES}
     bars = [found["base"]["share"] / SHARE_BARS[device.type], *(entry["over_bare"] / BARE_BAR for entry in found.values())]

@@ -39,7 +39,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tokenize_overhead import KEEP_MEMORY, ONE_THREAD, cli, find_images, replicate  # noqa: E402
+from tokenize_overhead import ONE_THREAD, cli, find_images, replicate  # noqa: E402
 
 from tests.ray_clusters import RayCluster  # noqa: E402
 
@@ -192,7 +192,7 @@ class Bench:
         return seconds
 
     def cluster(self, cpus: int) -> RayCluster:
-        return RayCluster(cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, env={**ONE_THREAD, **KEEP_MEMORY})
+        return RayCluster(cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, env=ONE_THREAD)
 
     def _fresh_out(self) -> Path:
         out = self.root / "out"

@@ -30,8 +30,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data" / "imagenet_samples"
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""The loop gets what the workers of `tokenize` get."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
 BARE = "--bare-loop"
@@ -84,9 +82,11 @@ def bare_loop(tokenizer_folder: str) -> None:
 
     from pipeline.config import PlanConfig
     from pipeline.decode import decode_image
+    from pipeline.memory import keep_freed_memory
     from pipeline.storage import Store
     from pipeline.tokenizers.directory import load_tokenizer
 
+    keep_freed_memory()  # as the workers of `tokenize` do
     tokenizer = load_tokenizer(Store(tokenizer_folder), "")
     preprocess = tokenizer.spec.preprocess
     rows = PlanConfig().batch_rows
@@ -113,7 +113,7 @@ class BareLoop:
     def __init__(self, tokenizer: Path, workers: int, warm_up: list[str]) -> None:
         command = [sys.executable, __file__, BARE, str(tokenizer)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, **ONE_THREAD, **KEEP_MEMORY, "PYTHONPATH": path}
+        env = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
         self._processes = [subprocess.Popen(command, **pipes) for _ in range(workers)]  # type: ignore[call-overload]
         self.run(warm_up)

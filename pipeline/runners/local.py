@@ -29,8 +29,6 @@ __all__ = ["LocalRunner"]
 _ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 }
-# glibc gives each picture's buffers back to the system and faults them in again, 4 % of the time; other C libraries ignore these.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 # Threads of torch that wait sleep: beside other busy processes, spinning made small networks many times slower.
 _SLEEP_IDLE = {"OMP_WAIT_POLICY": "PASSIVE"}
 _TICK_SECONDS = 0.2
@@ -48,7 +46,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**_KEEP_MEMORY, **_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            env={**_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
         )
         self.task: ShardTask | None = None
         self.ready = False

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TokenshardsError, TransientStorageError
+from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from pipeline.job import ShardProgress
@@ -28,6 +29,7 @@ def main() -> None:
     """Serve commands until stdin closes."""
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not reach the driver as a message
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
