@@ -113,6 +113,14 @@ def test_neighbours_and_batch_size_move_no_id() -> None:
     assert np.array_equal(whole, alone) and np.array_equal(tokenizer.encode(images[::-1]).ids_BLQ[::-1], whole)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_layers_find_their_rows_in_order_in_memory(order: torch.memory_format) -> None:
+    encoder, seen = make().build_encoder(), []
+    encoder.get_submodule("encoder.transformer.layers.0.0").register_forward_hook(lambda _, given, found: seen.extend([given[0], found]))
+    encoder(torch.zeros(2, 3, SIZE, SIZE).contiguous(memory_format=order))
+    assert len(seen) == 2 and all(values.is_contiguous() for values in seen)
+
+
 def test_bfloat16_is_another_tokenizer_with_nearly_the_same_codes() -> None:
     images, half = sample_images(21, SIZE), make(dtype="bfloat16")
     same = (half.encode(images).ids_BLQ == make().encode(images).ids_BLQ).mean()
