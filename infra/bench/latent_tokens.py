@@ -1,11 +1,12 @@
 """How small are the tokens of a real neural encoder, and how good? Codes of several numbers, fitted to the latents of a published encoder.
 
-    python infra/bench/latent_tokens.py --data DIR --weights DIR --picture look.png
+    python infra/bench/latent_tokens.py --picture look.png
 
-DIR of --weights holds taef2_encoder.pth and taef2_decoder.pth. Tokenizers are fitted as `fit-tokenizer --kind latent-kmeans --mirrored`
-does it, to the pictures that are then encoded; latents are computed once for all of them. `token_share` is the token column of a shard
-with `--codec publish` over the bytes of the JPEGs; its bars are 1 % for 391 codes, 1.2 % for 1,024 and 1.6 % for 8,192, and `ratio` is the
-worst share over its bar. `psnr_db` compares pixels after the decoder; `psnr_db_unquantised` is what encoder and decoder lose alone.
+Data and weights are those beside the repository, or those of --data and --weights. Tokenizers are fitted as
+`fit-tokenizer --kind latent-kmeans --mirrored` does it, to the pictures that are then encoded; latents are computed once for all of them.
+`token_share` is the token column of a shard with `--codec publish` over the bytes of the JPEGs; its bars are 1 % for 391 codes, 1.2 % for
+1,024 and 1.6 % for 8,192, and `ratio` is the worst share over its bar. `psnr_db` compares pixels after the decoder; `psnr_db_unquantised`
+is what encoder and decoder lose alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from network_sides import TAEF2  # noqa: E402
 from PIL import Image  # noqa: E402
 from tokenize_overhead import find_images  # noqa: E402
 
@@ -76,8 +79,8 @@ def token_bytes(tokenizer: LatentKMeans, tokens: TokenBatch, names: list[str], s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with JPEGs")
-    parser.add_argument("--weights", type=Path, required=True, help="folder with taef2_encoder.pth and taef2_decoder.pth")
+    parser.add_argument("--data", type=Path, help="folder with JPEGs; default: the samples beside the repository, else generated ones")
+    parser.add_argument("--weights", type=Path, default=TAEF2, help="folder with taef2_encoder.pth and taef2_decoder.pth")
     parser.add_argument("--codes", type=int, nargs="+", default=sorted(BARS))
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--shown", type=int, default=32, help="pictures that are decoded for PSNR")
@@ -85,7 +88,12 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()
     preprocess = Preprocess(size=options.size, filter="bicubic", exif_orientation=True, decoder=DECODER)
-    files = [path.read_bytes() for path in sorted(find_images(options.data, ROOT))]
+    if not options.weights.is_dir():
+        parser.error(f"{options.weights} is not there; expected a folder with the two .pth files of taef2: give it as --weights")
+    with tempfile.TemporaryDirectory() as root:
+        files = [path.read_bytes() for path in find_images(options.data, Path(root))]
+    if not files:
+        parser.error(f"no pictures in {options.data}; expected a folder with JPEGs")
     names, sizes = [sha256_hex(data) for data in files], [len(data) for data in files]
     images = np.stack([decode_image(data, preprocess).pixels_HWC for data in files])
     opened = open_encoder(str(options.weights / "taef2_encoder.pth"), str(options.weights / "taef2_decoder.pth"))
