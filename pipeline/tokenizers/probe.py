@@ -5,6 +5,7 @@ Shapes: B images, L sites, Q ids per site, h and w sides of a grid, K codes, D v
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -142,7 +143,7 @@ def _checked(ids: Ids, count: int, shape: Sequence[int], vocabulary: Sequence[in
     """Return the ids of `count` pictures as [B, L, Q]; TokenizerError unless they are integers of this shape within the vocabulary."""
     if ids.dtype.kind not in "iu" or ids.shape != (count, *shape):
         raise TokenizerError(f"{where}: it gives ids of {ids.dtype} {list(ids.shape)}; expected integers [{count}, {_shown(shape)[4:]}")
-    ids_BLQ = ids.reshape(count, -1, len(vocabulary))
+    ids_BLQ = ids.reshape(count, math.prod(shape) // len(vocabulary), len(vocabulary))
     for q, codes in enumerate(vocabulary):
         column = ids_BLQ[:, :, q]
         for found in (int(column.min(initial=0)), int(column.max(initial=0))):

@@ -105,6 +105,12 @@ class TokenizerContract:
         images.flags.writeable = False
         self.make_tokenizer().encode(images)
 
+    def test_no_images_give_no_rows(self) -> None:
+        tokenizer = self.make_tokenizer()
+        spec, tokens = tokenizer.spec, tokenizer.encode(self.make_images(2)[:0])
+        assert token_rows(tokens) == [] and tokens.ids_BLQ.dtype == spec.id_dtype
+        assert tokens.ids_BLQ.shape[0] == 0 and tokens.ids_BLQ.shape[2] == spec.layout.ids_per_site
+
     def test_a_blank_slot_changes_no_other_row(self) -> None:
         tokenizer = self.make_tokenizer()
         images = self.make_images(4)

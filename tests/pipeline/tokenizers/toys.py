@@ -98,7 +98,7 @@ class VariableSequenceToy(Toy):
         means = np.concatenate([cell_means(images_BHWC, rows, 1) for rows in (1, 2, 4)], axis=1)
         contrast = np.ptp(cell_means(images_BHWC, 4, 1), axis=1)
         lengths = np.select([contrast < 8, contrast < 64], [1, 3], 7)
-        ids = np.where(np.arange(7) < lengths[:, None], quantise(means, 1000), 0)[:, : lengths.max()]
+        ids = np.where(np.arange(7) < lengths[:, None], quantise(means, 1000), 0)[:, : lengths.max(initial=1)]
         return self._tokens(ids[:, :, None], lengths_B=lengths)
 
     def decode(self, tokens: TokenBatch) -> np.ndarray:
@@ -145,9 +145,9 @@ class VariableGridToy(Toy):
     layout = Layout(kind="grid", grid=(4, 8), sites=32, variable=True)
 
     def encode(self, images_BHWC: np.ndarray) -> TokenBatch:
-        fine = images_BHWC.reshape(len(images_BHWC), -1).mean(axis=1) >= 128
+        fine = images_BHWC.mean(axis=(1, 2, 3)) >= 128
         shapes = np.where(fine[:, None], (4, 8), (2, 4))
-        ids = np.zeros((len(images_BHWC), int(shapes.prod(axis=1).max()), 1), np.int64)
+        ids = np.zeros((len(images_BHWC), int(shapes.prod(axis=1).max(initial=1)), 1), np.int64)
         for row, image, (h, w) in zip(ids, images_BHWC, shapes, strict=True):
             row[: h * w, 0] = quantise(cell_means(image, h, w), 16)
         return self._tokens(ids, shapes_BD=shapes)
@@ -166,9 +166,9 @@ class VariableVideoToy(VideoToy):
     layout = Layout(kind="video", grid=(3, 2, 4), sites=24, variable=True)
 
     def encode(self, images_BTHWC: np.ndarray) -> TokenBatch:
-        frames = np.where(images_BTHWC[:, -1].reshape(len(images_BTHWC), -1).any(axis=1), 3, 2)
+        frames = np.where(images_BTHWC[:, -1].any(axis=(1, 2, 3)), 3, 2)
         ids = quantise(cell_means(images_BTHWC, 2, 4), 16).reshape(len(frames), 24, 1)
-        ids = np.where(np.arange(24)[:, None] < frames[:, None, None] * 8, ids, 0)[:, : frames.max() * 8]
+        ids = np.where(np.arange(24)[:, None] < frames[:, None, None] * 8, ids, 0)[:, : frames.max(initial=1) * 8]
         return self._tokens(ids, shapes_BD=np.stack([frames, np.full_like(frames, 2), np.full_like(frames, 4)], axis=1))
 
     def decode(self, tokens: TokenBatch) -> np.ndarray:
@@ -197,9 +197,9 @@ class VariableFilmStripToy(FilmStripToy):
 
     def encode(self, images_BHWC: np.ndarray) -> TokenBatch:
         whole_BLQ = super().encode(images_BHWC).ids_BLQ
-        lit_BT = images_BHWC.reshape(len(images_BHWC), 4, -1).mean(axis=2) >= 16
+        lit_BT = images_BHWC.reshape(len(images_BHWC), 4, SIZE // 4, SIZE, 3).mean(axis=(2, 3, 4)) >= 16
         frames_B = (lit_BT * np.arange(1, 5)).max(axis=1).clip(min=1)
-        ids_BLQ = np.where(np.arange(32)[:, None] < frames_B[:, None, None] * 8, whole_BLQ, 0)[:, : frames_B.max() * 8]
+        ids_BLQ = np.where(np.arange(32)[:, None] < frames_B[:, None, None] * 8, whole_BLQ, 0)[:, : frames_B.max(initial=1) * 8]
         return self._tokens(ids_BLQ, shapes_BD=np.stack([frames_B, np.full_like(frames_B, 2), np.full_like(frames_B, 4)], axis=1))
 
     def decode(self, tokens: TokenBatch) -> np.ndarray:
