@@ -1199,7 +1199,9 @@ def run() -> None:
         main()
     except SystemExit as ended:
         code = ended.code
-    if "ray" in sys.modules:  # its threads now and then crash an interpreter that ends in order, when all work is done
+    # Threads of Ray and of torch's process groups now and then crash an interpreter that ends in order, when all work is done; torchrun
+    # takes that for a failure and stops the other ranks.
+    if "ray" in sys.modules or "WORLD_SIZE" in os.environ:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
