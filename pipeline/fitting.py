@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,26 @@ class FittedTokenizer:
     """What a person should know of the fit."""
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What the inputs of a sample turned out to be."""
+
+    bytes_in: list[int] = field(default_factory=list)
+    """Of each that decoded."""
+    hashes: set[str] = field(default_factory=set)
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    """The first three."""
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line where inputs gave no picture of their own."""
+        decoded = len(self.bytes_in)
+        if decoded > len(self.hashes):
+            yield f"{decoded - len(self.hashes):,} of {decoded:,} sampled images are byte for byte equal to another, and count once"
+        if self.failed:
+            yield f"{self.failed:,} of {decoded + self.failed:,} sampled inputs could not be decoded, such as {self.failures[0]}"
+
+
 def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig) -> FittedTokenizer:
     """Fit the default tokenizer on the sampled rows of a source; the order of the rows does not matter.
 
@@ -49,9 +69,9 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
     """
     size = config.size or _size(source, sample, min(SIZE_SAMPLE, config.sample), config.patch)
     preprocess = default_preprocess(size, DECODER)
-    byte_counts: list[int] = []
-    tokenizer, statistics = fit_patch_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), config, size, preprocess)
-    return _with_notes(tokenizer, statistics, byte_counts)
+    seen = _Seen()
+    tokenizer, statistics = fit_patch_kmeans(_hashed(source, sample, config.sample, preprocess, seen), config, size, preprocess)
+    return _with_notes(tokenizer, statistics, seen)
 
 
 def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: LatentFitConfig, encoder: LatentEncoder) -> FittedTokenizer:
@@ -62,9 +82,9 @@ def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: Lat
     from pipeline.tokenizers.latent_fit import fit_latent_kmeans  # loads torch
 
     preprocess = Preprocess(size=config.size, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
-    byte_counts: list[int] = []
-    tokenizer, statistics = fit_latent_kmeans(_hashed(source, sample, config.sample, preprocess, byte_counts), encoder, config, preprocess)
-    return _with_notes(tokenizer, statistics, byte_counts)
+    seen = _Seen()
+    tokenizer, statistics = fit_latent_kmeans(_hashed(source, sample, config.sample, preprocess, seen), encoder, config, preprocess)
+    return _with_notes(tokenizer, statistics, seen)
 
 
 def fit_vq_tokenizer(
@@ -85,10 +105,10 @@ def fit_vq_tokenizer(
 
     size = config.size or _size(source, sample, min(SIZE_SAMPLE, config.sample), config.patch)
     preprocess = replace(default_preprocess(size, DECODER), colour_range=COLOURS)
-    byte_counts: list[int] = []
-    hashed = _hashed(source, sample, config.sample, preprocess, byte_counts)
+    seen = _Seen()
+    hashed = _hashed(source, sample, config.sample, preprocess, seen)
     tokenizer, statistics = fit_vq_autoencoder(hashed, config, preprocess, state=state, features=features, on_epoch=on_epoch)
-    return _with_notes(tokenizer, statistics, byte_counts)
+    return _with_notes(tokenizer, statistics, seen)
 
 
 def _size(source: ImageSource, sample: list[PlanRow], limit: int, patch: int) -> int:
@@ -111,18 +131,17 @@ def count_codes(source: ImageSource, sample: list[PlanRow], limit: int, tokenize
 
 
 def _hashed(
-    source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, byte_counts: list[int]
+    source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, seen: _Seen
 ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    """Yield content hash and pixels of each image that decodes; its bytes are added to `byte_counts`."""
-    for found in _decoded(source, sample, limit, preprocess):
-        byte_counts.append(found.bytes_in)
+    """Yield content hash and pixels of each image that decodes, and add to `seen`."""
+    for found in _decoded(source, sample, limit, preprocess, seen):
         yield found.sha256, found.image.pixels_HWC
 
 
-def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], byte_counts: list[int]) -> FittedTokenizer:
-    notes = list(statistics.get("notes", ()))
+def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], seen: _Seen) -> FittedTokenizer:
+    notes = [*seen.notes(), *statistics.get("notes", ())]
     raw_bytes = tokenizer.spec.layout.sites * tokenizer.spec.layout.ids_per_site * tokenizer.spec.id_dtype.itemsize
-    mean_bytes = float(np.mean(byte_counts))
+    mean_bytes = float(np.mean(seen.bytes_in))
     if raw_bytes >= mean_bytes:
         notes.append(
             f"the tokens of an image take up to {raw_bytes:,} bytes before compression, the source {mean_bytes:,.0f} on average: "
@@ -131,18 +150,22 @@ def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], byte_counts: l
     return FittedTokenizer(tokenizer, statistics, tuple(notes))
 
 
-def _decoded(source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[SampledImage]:
-    """Yield what decodes of up to `limit` images; raises TokenizerError when nothing does."""
-    failures: list[str] = []
-    decoded = 0
+def _decoded(
+    source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, seen: _Seen | None = None
+) -> Iterator[SampledImage]:
+    """Yield what decodes of up to `limit` images, and add to `seen`; raises TokenizerError when nothing does."""
+    seen = seen or _Seen()
     for outcome in decoded_sample(source, sample, limit, preprocess):
         if isinstance(outcome, SampledImage):
-            decoded += 1
+            seen.bytes_in.append(outcome.bytes_in)
+            seen.hashes.add(outcome.sha256)
             yield outcome
-        elif len(failures) < 3:
-            failures.append(f"{outcome.sample_id}: {outcome.error}")
-    if not decoded:
+            continue
+        seen.failed += 1
+        if len(seen.failures) < 3:
+            seen.failures.append(f"{outcome.sample_id}: {outcome.error}")
+    if not seen.bytes_in:
         raise TokenizerError(
             f"no tokenizer can be fitted: none of {len(sample)} sampled inputs holds an image that decodes "
-            f"({'; '.join(failures) or 'no image was found'}). Check the source, or give a tokenizer with --tokenizer"
+            f"({'; '.join(seen.failures) or 'no image was found'}). Check the source, or give a tokenizer with --tokenizer"
         )

@@ -165,6 +165,16 @@ def test_fit_tokenizer_then_tokenize_with_it(dataset: tuple[Path, Path], tmp_pat
     assert run_json("inspect", str(tmp_path / "x.tok"))["fingerprint"] == fitted["fingerprint"]
 
 
+def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(dataset[0], tmp_path / "src")
+    picture = min(path for path in (tmp_path / "src").rglob("*") if path.is_file() and path.stat().st_size > 200)
+    for number in range(3):
+        shutil.copy(picture, picture.with_name(f"again{number}{picture.suffix}"))
+    _, said = run_cli("fit-tokenizer", str(tmp_path / "src"), str(tmp_path / "x.tok"), "--size", "16", "--codes", "16")
+    assert "note: 3 of 43 sampled images are byte for byte equal to another, and count once" in said
+    assert "note: 1 of 44 sampled inputs could not be decoded, such as" in said
+
+
 def test_plan_writes_nothing(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     src, _ = dataset
     estimate = run_json("plan", str(src), str(tmp_path / "new"), "--price-per-hour", "3", "--workers", "2", "--size", "16", "--codes", "16")

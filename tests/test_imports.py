@@ -75,9 +75,12 @@ def test_training_loads_no_tokenizer() -> None:
     ] == []
 
 
-def test_commands_that_train_let_idle_threads_sleep_before_torch_is_there() -> None:
-    code = "import cli, os, sys\ncli._prepare_for_torch()\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+def test_commands_with_torch_keep_memory_and_let_idle_threads_sleep_before_it_is_there() -> None:
+    code = (
+        "import cli, os, sys, pipeline.memory\npipeline.memory.keep_freed_memory = lambda: print('kept')\n"
+        "cli._prepare_for_torch()\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
     for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-        assert result.stdout.split() == ["False", expected]
+        assert result.stdout.split() == ["kept", "False", expected]

@@ -111,6 +111,18 @@ class TokenizerContract:
         assert token_rows(tokens) == [] and tokens.ids_BLQ.dtype == spec.id_dtype
         assert tokens.ids_BLQ.shape[0] == 0 and tokens.ids_BLQ.shape[2] == spec.layout.ids_per_site
 
+    def test_images_and_ids_of_another_form_are_refused(self) -> None:
+        tokenizer = self.make_tokenizer()
+        images = self.make_images(2)
+        tokens = tokenizer.encode(images)
+        for wrong in (images.astype(np.float32), images[..., :-1, :, :], images[..., :1]):
+            with pytest.raises(TokenizerError):
+                tokenizer.encode(wrong)
+        wide = tokens.ids_BLQ.astype(np.uint64)
+        wide[0, 0, 0] = tokenizer.spec.vocabulary[0]
+        with pytest.raises(TokenizerError):
+            tokenizer.decode(TokenBatch(wide, tokens.lengths_B, tokens.shapes_BD))
+
     def test_a_blank_slot_changes_no_other_row(self) -> None:
         tokenizer = self.make_tokenizer()
         images = self.make_images(4)

@@ -35,3 +35,9 @@ def test_freed_blocks_are_used_again_without_fresh_pages() -> None:
     pages_of_a_batch = 100 * (1 << 20) // resource.getpagesize()
     assert found["keep"] < pages_of_a_batch
     assert found["keep"] < found["leave"] / 2
+
+
+def test_workers_of_the_local_runner_keep_it() -> None:
+    script = "from pipeline.runners import worker; worker.keep_freed_memory = lambda: print('kept', flush=True); worker.main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert "kept" in done.stdout + done.stderr
