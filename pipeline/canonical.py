@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.errors import CorruptObjectError
 
 __all__ = ["canonical_json", "keyed_hash64", "keyed_hashes64", "seal", "sha256_hex", "unseal"]
 

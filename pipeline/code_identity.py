@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-import pipeline
+from tokenshards import pipeline
 
 __all__ = ["code_digest", "sources_digest"]
 

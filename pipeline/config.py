@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pipeline.errors import ConfigError, shorten
-from pipeline.views import ViewPolicy
+from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = [
     "ALLOW_PYTHON",

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BadInput
+from tokenshards.pipeline.errors import BadInput
 
 __all__ = ["FailedRecord", "ImageRecord", "Label", "PlanRow", "TokenBatch", "concatenate_tokens"]
 

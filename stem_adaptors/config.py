@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import ConfigError, shorten
 
 __all__ = ["AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
 

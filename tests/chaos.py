@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import content, quarantine_of, start_cli
 from tests.ray_clusters import Node, RayCluster
 from tests.s3_servers import FaultyProxy, S3Server
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.storage.store import Store
 
 TOKEN = "c4a05" * 8
 ACTOR, ANY_WORKER = "ray::ShardActor", "ray::"

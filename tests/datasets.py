@@ -16,15 +16,15 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-import cli
-from pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
-from pipeline.conversion import Conversion
-from pipeline.request import Outcome, TokenizeRequest
-from pipeline.retry import failed_entries
-from pipeline.shards import open_dataset
-from pipeline.shards.manifest import load_manifest
-from pipeline.shards.writer import read_quarantine
-from pipeline.storage import Store
+from tokenshards import cli
+from tokenshards.pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.request import Outcome, TokenizeRequest
+from tokenshards.pipeline.conversion.tokenize import Conversion
+from tokenshards.pipeline.planning.retry_plan import failed_entries
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.manifest import load_manifest
+from tokenshards.pipeline.shards.writer import read_quarantine
+from tokenshards.pipeline.storage.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

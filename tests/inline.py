@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.context import open_context
-from pipeline.errors import TransientStorageError
-from pipeline.job import tokenize_shard
-from pipeline.runners.base import JobSpec, RunListener, ShardSummary
-from pipeline.runners.usage import RunUsage
+from tokenshards.pipeline.errors import TransientStorageError
+from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.shard_job import tokenize_shard
+from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 
 class InlineRunner:

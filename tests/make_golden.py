@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.canonical import canonical_json, seal
-from pipeline.plan import Plan, PlanPart, plan_pointer
-from pipeline.shards.codebook import pack_codebook
-from pipeline.shards.commit import Commit, ObjectRef, pack_counts
-from pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
-from pipeline.shards.writer import encode_quarantine
-from pipeline.storage import Store
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows, make_shard, make_spec, make_tokens
+from tokenshards.pipeline.canonical import canonical_json, seal
+from tokenshards.pipeline.planning.plan import Plan, PlanPart, plan_pointer
+from tokenshards.pipeline.shards.codebook import pack_codebook
+from tokenshards.pipeline.shards.commit import Commit, ObjectRef, pack_counts
+from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
+from tokenshards.pipeline.shards.writer import encode_quarantine
+from tokenshards.pipeline.storage.store import Store
 
 FOLDER = Path(__file__).parent / "data" / "golden" / "v1"
 ROWS = 4

@@ -19,10 +19,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline.heartbeat import run_records
-from pipeline.reports import terminal
-from pipeline.storage import Store
 from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_images
+from tokenshards.pipeline.ledger.heartbeat import run_records
+from tokenshards.pipeline.reports import terminal
+from tokenshards.pipeline.storage.store import Store
 
 COMMANDS = {
     "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--beam", "--sample", "--seed"],

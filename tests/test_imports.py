@@ -46,13 +46,16 @@ def loaded_after(code: str) -> set[str]:
     ("code", "allowed"),
     [
         ("import cli", set()),
-        ("import pipeline.errors, pipeline.config, pipeline.canonical, pipeline.shards", set()),
-        ("import pipeline.runners.local", set()),
-        ("import pipeline.shards.dataset", {"numpy", "pyarrow", "fsspec"}),
-        ("import pipeline.tokenizers.patch_kmeans", {"numpy", "fsspec"}),
-        ("import pipeline.context", {"numpy", "pyarrow", "fsspec", "PIL"}),
+        (
+            "import tokenshards.pipeline.errors, tokenshards.pipeline.config, tokenshards.pipeline.canonical, tokenshards.pipeline.shards",
+            set(),
+        ),
+        ("import tokenshards.pipeline.runners.local", set()),
+        ("import tokenshards.pipeline.shards.dataset", {"numpy", "pyarrow", "fsspec"}),
+        ("import tokenshards.pipeline.tokenizers.kmeans.patch_kmeans", {"numpy", "fsspec"}),
+        ("import tokenshards.pipeline.job.context", {"numpy", "pyarrow", "fsspec", "PIL"}),
         ("import stem_adaptors", set()),
-        ("import stem_adaptors.config", set()),
+        ("import tokenshards.stem_adaptors.config", set()),
         (f"import {', '.join(READING)}", {"numpy", "pyarrow", "fsspec", "torch"}),
     ],
 )
@@ -69,15 +72,24 @@ def test_training_loads_no_tokenizer() -> None:
     code = f"import {', '.join(READING)}, sys, json\nprint(json.dumps([name for name in sys.modules if name.startswith('pipeline.')]))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = json.loads(result.stdout)
-    assert "pipeline.shards.reader" in loaded
+    assert "tokenshards.pipeline.shards.reader" in loaded
     assert [
-        name for name in loaded if name.startswith(("pipeline.tokenizers", "pipeline.decode", "pipeline.job", "pipeline.sources"))
+        name
+        for name in loaded
+        if name.startswith(
+            (
+                "tokenshards.pipeline.tokenizers",
+                "tokenshards.pipeline.images.decode",
+                "tokenshards.pipeline.job.shard_job",
+                "tokenshards.pipeline.sources",
+            )
+        )
     ] == []
 
 
 def test_commands_with_torch_keep_memory_and_let_idle_threads_sleep_before_it_is_there() -> None:
     code = (
-        "import cli, os, sys, pipeline.memory\npipeline.memory.keep_freed_memory = lambda: print('kept')\n"
+        "import cli, os, sys, tokenshards.pipeline.malloc\npipeline.memory.keep_freed_memory = lambda: print('kept')\n"
         "cli._prepare_for_torch()\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     )
     for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):

@@ -21,9 +21,9 @@ import s3fs
 import typer
 import yaml
 
-import cli
 from tests.datasets import ROOT
 from tests.ports import free_ports
+from tokenshards import cli
 
 INFRA = ROOT / "infra"
 PAGES = [INFRA / "README.md", INFRA / "local_s3" / "README.md"]

@@ -9,71 +9,107 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
 FOUNDATION = {
-    "pipeline.errors",
-    "pipeline.config",
-    "pipeline.canonical",
-    "pipeline.code_identity",
-    "pipeline.faults",
-    "pipeline.memory",
-    "pipeline.views",
+    "tokenshards.pipeline.errors",
+    "tokenshards.pipeline.config",
+    "tokenshards.pipeline.canonical",
+    "tokenshards.pipeline.code_identity",
+    "tokenshards.pipeline.fault_injection",
+    "tokenshards.pipeline.malloc",
+    "tokenshards.pipeline.view_policy",
     "pipeline",
 }
-STORES = FOUNDATION | {"pipeline.records", "pipeline.storage"}
-SHARDS = STORES | {"pipeline.shards"}
-INPUT = STORES | {"pipeline.decode", "pipeline.fetch", "pipeline.sources", "pipeline.shards.spec"}
-WORK = SHARDS | INPUT | {"pipeline.tokenizers", "pipeline.partition", "pipeline.plan"}
-ALLOWED: dict[str, set[str]] = {
-    "pipeline.errors": set(),
-    "pipeline.views": {"pipeline.errors", "pipeline.canonical"},
-    "pipeline.config": {"pipeline.errors", "pipeline.views"},
-    "pipeline.canonical": {"pipeline.errors"},
-    "pipeline.faults": set(),
-    "pipeline.job_entry": set(),
-    "pipeline.wheel": {"pipeline", "pipeline.errors", "pipeline.job_entry"},
-    "pipeline.ray_token": {"pipeline.errors"},
-    "pipeline.ray_dashboard": {"pipeline.errors", "pipeline.ray_token"},
-    "pipeline.forwarding": {"pipeline.errors", "pipeline.masking"},
-    "pipeline.records": {"pipeline.errors"},
-    "pipeline.masking": set(),
-    "pipeline.throttle": set(),
-    "pipeline.listing": set(),
-    "pipeline.local_disk": {"pipeline.errors"},
-    "pipeline.remote": {"pipeline.errors", "pipeline.listing", "pipeline.throttle"},
-    "pipeline.s3": {"pipeline.errors", "pipeline.listing", "pipeline.masking", "pipeline.remote", "pipeline.throttle"},
-    "pipeline.storage": FOUNDATION
-    | {"pipeline.masking", "pipeline.throttle", "pipeline.listing", "pipeline.local_disk", "pipeline.remote", "pipeline.s3"},
-    "pipeline.shards": STORES,
-    "pipeline.picture": {"pipeline.shards.spec"},
-    "pipeline.decode": FOUNDATION | {"pipeline.shards.spec", "pipeline.picture"},
-    "pipeline.fetch": STORES | {"pipeline.masking"},
-    "pipeline.sources": INPUT,
-    "pipeline.tokenizers": SHARDS,
-    "pipeline.partition": STORES,
-    "pipeline.plan": SHARDS | {"pipeline.partition"},
-    "pipeline.planning": SHARDS | {"pipeline.partition", "pipeline.plan"},
-    "pipeline.inputs": WORK,
-    "pipeline.view_pixels": INPUT | {"pipeline.picture"},
-    "pipeline.batches": INPUT | {"pipeline.view_pixels"},
-    "pipeline.job": WORK | {"pipeline.inputs", "pipeline.batches"},
-    "pipeline.context": WORK | {"pipeline.job", "pipeline.runners.base"},
-    "pipeline.runners": FOUNDATION
-    | {"pipeline.batches", "pipeline.context", "pipeline.job", "pipeline.ray_token", "pipeline.run_log", "pipeline.shards.commit"},
-    "pipeline.run_log": STORES,
-    "pipeline.memory": set(),
-    "pipeline.code_identity": {"pipeline"},
-    "pipeline.interop": WORK
-    | {"pipeline.context", "pipeline.conversion", "pipeline.heartbeat", "pipeline.planning", "pipeline.request", "pipeline.runners.base"},
-    "stem_adaptors": SHARDS,
-    "stem_adaptors.ray_train": SHARDS | {"stem_adaptors", "pipeline.runners.ray_cluster"},
+STORES = FOUNDATION | {"tokenshards.pipeline.records", "tokenshards.pipeline.storage.store"}
+SHARDS = STORES | {"tokenshards.pipeline.shards"}
+INPUT = STORES | {
+    "tokenshards.pipeline.images.decode",
+    "tokenshards.pipeline.sources.fetch",
+    "tokenshards.pipeline.sources",
+    "tokenshards.pipeline.shards.spec",
 }
-TIMM_ALLOWED = {"stem_adaptors.timm_backbones", "pipeline.tokenizers.perceptual"}
+WORK = SHARDS | INPUT | {"tokenshards.pipeline.tokenizers", "tokenshards.pipeline.planning.partition", "tokenshards.pipeline.planning.plan"}
+ALLOWED: dict[str, set[str]] = {
+    "tokenshards.pipeline.errors": set(),
+    "tokenshards.pipeline.view_policy": {"tokenshards.pipeline.errors", "tokenshards.pipeline.canonical"},
+    "tokenshards.pipeline.config": {"tokenshards.pipeline.errors", "tokenshards.pipeline.view_policy"},
+    "tokenshards.pipeline.canonical": {"tokenshards.pipeline.errors"},
+    "tokenshards.pipeline.fault_injection": set(),
+    "tokenshards.pipeline.submit.job_entry": set(),
+    "tokenshards.pipeline.submit.wheel": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
+    "tokenshards.pipeline.runners.ray_token": {"tokenshards.pipeline.errors"},
+    "tokenshards.pipeline.submit.ray_dashboard": {"tokenshards.pipeline.errors", "tokenshards.pipeline.runners.ray_token"},
+    "tokenshards.pipeline.submit.forwarding": {"tokenshards.pipeline.errors", "tokenshards.pipeline.storage.redaction"},
+    "tokenshards.pipeline.records": {"tokenshards.pipeline.errors"},
+    "tokenshards.pipeline.storage.redaction": set(),
+    "tokenshards.pipeline.storage.request_limit": set(),
+    "tokenshards.pipeline.storage.listing": set(),
+    "tokenshards.pipeline.storage.local": {"tokenshards.pipeline.errors"},
+    "tokenshards.pipeline.storage.fsspec_requests": {
+        "tokenshards.pipeline.errors",
+        "tokenshards.pipeline.storage.listing",
+        "tokenshards.pipeline.storage.request_limit",
+    },
+    "tokenshards.pipeline.storage.s3": {
+        "tokenshards.pipeline.errors",
+        "tokenshards.pipeline.storage.listing",
+        "tokenshards.pipeline.storage.redaction",
+        "tokenshards.pipeline.storage.fsspec_requests",
+        "tokenshards.pipeline.storage.request_limit",
+    },
+    "tokenshards.pipeline.storage.store": FOUNDATION
+    | {
+        "tokenshards.pipeline.storage.redaction",
+        "tokenshards.pipeline.storage.request_limit",
+        "tokenshards.pipeline.storage.listing",
+        "tokenshards.pipeline.storage.local",
+        "tokenshards.pipeline.storage.fsspec_requests",
+        "tokenshards.pipeline.storage.s3",
+    },
+    "tokenshards.pipeline.shards": STORES,
+    "tokenshards.pipeline.images.resize": {"tokenshards.pipeline.shards.spec"},
+    "tokenshards.pipeline.images.decode": FOUNDATION | {"tokenshards.pipeline.shards.spec", "tokenshards.pipeline.images.resize"},
+    "tokenshards.pipeline.sources.fetch": STORES | {"tokenshards.pipeline.storage.redaction"},
+    "tokenshards.pipeline.sources": INPUT,
+    "tokenshards.pipeline.tokenizers": SHARDS,
+    "tokenshards.pipeline.planning.partition": STORES,
+    "tokenshards.pipeline.planning.plan": SHARDS | {"tokenshards.pipeline.planning.partition"},
+    "tokenshards.pipeline.planning.planner": SHARDS | {"tokenshards.pipeline.planning.partition", "tokenshards.pipeline.planning.plan"},
+    "tokenshards.pipeline.job.inputs": WORK,
+    "tokenshards.pipeline.images.views": INPUT | {"tokenshards.pipeline.images.resize"},
+    "tokenshards.pipeline.job.batches": INPUT | {"tokenshards.pipeline.images.views"},
+    "tokenshards.pipeline.job.shard_job": WORK | {"tokenshards.pipeline.job.inputs", "tokenshards.pipeline.job.batches"},
+    "tokenshards.pipeline.job.context": WORK | {"tokenshards.pipeline.job.shard_job", "tokenshards.pipeline.runners.base"},
+    "tokenshards.pipeline.runners": FOUNDATION
+    | {
+        "tokenshards.pipeline.job.batches",
+        "tokenshards.pipeline.job.context",
+        "tokenshards.pipeline.job.shard_job",
+        "tokenshards.pipeline.runners.ray_token",
+        "tokenshards.pipeline.storage.jsonl_log",
+        "tokenshards.pipeline.shards.commit",
+    },
+    "tokenshards.pipeline.storage.jsonl_log": STORES,
+    "tokenshards.pipeline.malloc": set(),
+    "tokenshards.pipeline.code_identity": {"pipeline"},
+    "tokenshards.pipeline.interop": WORK
+    | {
+        "tokenshards.pipeline.job.context",
+        "tokenshards.pipeline.conversion.tokenize",
+        "tokenshards.pipeline.ledger.heartbeat",
+        "tokenshards.pipeline.planning.planner",
+        "tokenshards.pipeline.conversion.request",
+        "tokenshards.pipeline.runners.base",
+    },
+    "stem_adaptors": SHARDS,
+    "tokenshards.stem_adaptors.cluster.ray_train": SHARDS | {"stem_adaptors", "tokenshards.pipeline.runners.ray_connection"},
+}
+TIMM_ALLOWED = {"tokenshards.stem_adaptors.models.timm_backbones", "tokenshards.pipeline.tokenizers.fitted.perceptual"}
 RAY_ALLOWED = {
-    "pipeline.runners.cluster_view",
-    "pipeline.runners.ray_jobs",
-    "pipeline.runners.ray_actor",
-    "pipeline.runners.ray_cluster",
-    "pipeline.submission",
-    "stem_adaptors.ray_train",
+    "tokenshards.pipeline.runners.ray_nodes",
+    "tokenshards.pipeline.runners.ray_driver",
+    "tokenshards.pipeline.runners.ray_actor",
+    "tokenshards.pipeline.runners.ray_connection",
+    "tokenshards.pipeline.submit.submission",
+    "tokenshards.stem_adaptors.cluster.ray_train",
 }
 
 

@@ -37,18 +37,18 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import numpy as np  # noqa: E402
 from tokenize_overhead import find_images, replicate  # noqa: E402
 
-from pipeline.batches import DecodedBatch, DecodedRow  # noqa: E402
-from pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig  # noqa: E402
-from pipeline.conversion import Conversion  # noqa: E402
-from pipeline.plan import read_shard_rows  # noqa: E402
-from pipeline.records import TokenBatch  # noqa: E402
-from pipeline.reports.terminal import TerminalReporter  # noqa: E402
-from pipeline.request import TokenizeRequest  # noqa: E402
-from pipeline.runners.base import JobSpec  # noqa: E402
-from pipeline.runners.ray_actor import ShardActor  # noqa: E402
-from pipeline.runners.shard_server import ShardServer  # noqa: E402
-from pipeline.storage import Store  # noqa: E402
-from pipeline.tokenizers.base import (  # noqa: E402
+from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig  # noqa: E402
+from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
+from tokenshards.pipeline.conversion.tokenize import Conversion  # noqa: E402
+from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow  # noqa: E402
+from tokenshards.pipeline.planning.plan import read_shard_rows  # noqa: E402
+from tokenshards.pipeline.records import TokenBatch  # noqa: E402
+from tokenshards.pipeline.reports.terminal import TerminalReporter  # noqa: E402
+from tokenshards.pipeline.runners.base import JobSpec  # noqa: E402
+from tokenshards.pipeline.runners.ray_actor import ShardActor  # noqa: E402
+from tokenshards.pipeline.runners.shard_server import ShardServer  # noqa: E402
+from tokenshards.pipeline.storage.store import Store  # noqa: E402
+from tokenshards.pipeline.tokenizers.base import (  # noqa: E402
     CodebookInfo,
     DecodeNotSupported,
     Images,
@@ -59,8 +59,8 @@ from pipeline.tokenizers.base import (  # noqa: E402
     check_images,
     codebook_sha256,
 )
-from pipeline.tokenizers.directory import save_tokenizer  # noqa: E402
-from pipeline.tokenizers.registry import families, register_family  # noqa: E402
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer  # noqa: E402
+from tokenshards.pipeline.tokenizers.registry import families, register_family  # noqa: E402
 
 FAMILY = "bench-vit-vqgan-small"
 WIDTH, LAYERS, HEADS, MLP, PATCH, CODES, CODE_WIDTH = 512, 8, 8, 2048, 8, 8192, 32
@@ -283,8 +283,8 @@ class BareLoop:
         import torch
         from actor_overhead import BATCH_ROWS, device_name, predecoded, register
 
-        from pipeline.storage import Store
-        from pipeline.tokenizers.directory import load_tokenizer
+        from tokenshards.pipeline.storage.store import Store
+        from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
         register()
         tokenizer: Any = load_tokenizer(Store(tokenizer_folder), "")
@@ -331,7 +331,7 @@ class Bench:
 
     def convert(self, folder: str, actor_class: type[ShardActor], threads: int, tokenizer: str | None) -> Any:
         """Run a whole conversion with one actor; return its usage. The actor notes its marks."""
-        from pipeline.runners.ray_jobs import RayRunner
+        from tokenshards.pipeline.runners.ray_driver import RayRunner
 
         self.marks.unlink(missing_ok=True)
         self.runs += 1

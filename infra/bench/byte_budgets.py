@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.config import FitConfig, PlanConfig, RunConfig
-from pipeline.conversion import Conversion
-from pipeline.decode import DECODER
-from pipeline.request import TokenizeRequest
-from pipeline.shards import Preprocess, open_dataset
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import save_tokenizer
-from pipeline.tokenizers.patch_kmeans import fit_patch_kmeans
+from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig
+from tokenshards.pipeline.conversion.request import TokenizeRequest
+from tokenshards.pipeline.conversion.tokenize import Conversion
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.shards import Preprocess, open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import fit_patch_kmeans
 
 SIDE = 64
 SIZES = (64, 128, 256, 512)

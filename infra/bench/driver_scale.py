@@ -37,14 +37,14 @@ sys.path.insert(0, str(ROOT))
 import ray  # noqa: E402
 from survey_scale import SHARD_ROWS, made_plan  # noqa: E402
 
-from pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig  # noqa: E402
-from pipeline.plan_run import PlanRun  # noqa: E402
-from pipeline.reports.terminal import TerminalReporter  # noqa: E402
-from pipeline.request import TokenizeRequest  # noqa: E402
-from pipeline.runners.base import JobSpec, ShardSummary  # noqa: E402
-from pipeline.runners.ray_actor import ShardActor  # noqa: E402
-from pipeline.runners.ray_jobs import RayRunner  # noqa: E402
-from pipeline.storage import Store  # noqa: E402
+from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig  # noqa: E402
+from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
+from tokenshards.pipeline.conversion.resume import PlanRun  # noqa: E402
+from tokenshards.pipeline.reports.terminal import TerminalReporter  # noqa: E402
+from tokenshards.pipeline.runners.base import JobSpec, ShardSummary  # noqa: E402
+from tokenshards.pipeline.runners.ray_actor import ShardActor  # noqa: E402
+from tokenshards.pipeline.runners.ray_driver import RayRunner  # noqa: E402
+from tokenshards.pipeline.storage.store import Store  # noqa: E402
 
 CPU_BAR_SECONDS = 1e-3
 MEMORY_BAR_BYTES = 1024

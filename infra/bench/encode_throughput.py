@@ -28,11 +28,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from pipeline.config import ImportConfig  # noqa: E402
-from pipeline.memory import keep_freed_memory  # noqa: E402
-from pipeline.tokenizers.network import SLOTS, choose_device, scaled, to_device  # noqa: E402
-from pipeline.tokenizers.vit_vqgan import VitVqgan  # noqa: E402
-from pipeline.tokenizers.weights import load_into  # noqa: E402
+from tokenshards.pipeline.config import ImportConfig  # noqa: E402
+from tokenshards.pipeline.malloc import keep_freed_memory  # noqa: E402
+from tokenshards.pipeline.tokenizers.networks.network import SLOTS, choose_device, scaled, to_device  # noqa: E402
+from tokenshards.pipeline.tokenizers.networks.weights import load_into  # noqa: E402
+from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan  # noqa: E402
 
 SIZES = {"small": (512, 8, 8, 2048), "base": (768, 12, 12, 3072)}
 """Width, layers, heads, width of the MLP."""

@@ -44,17 +44,27 @@ import torch.nn.functional as F
 from read_throughput import SIDE, SITES, allow_torchvision, load_ids, one_row
 from safetensors.numpy import save
 
-from pipeline.memory import keep_freed_memory
-from pipeline.records import TokenBatch
-from pipeline.shards import CodebookInfo, Layout, Preprocess, ShardRows, TokenDataset, TokenizerSpec, encode_shard, get_codec, open_dataset
-from pipeline.shards.codebook import codebook_sha256
-from pipeline.shards.commit import write_object
-from pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
-from pipeline.storage import Store
-from stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
-from stem_adaptors.config import AugmentConfig, LoaderConfig
-from stem_adaptors.dataset import TokenLoader
-from stem_adaptors.embedding import TokenEmbedding
+from tokenshards.pipeline.malloc import keep_freed_memory
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards import (
+    CodebookInfo,
+    Layout,
+    Preprocess,
+    ShardRows,
+    TokenDataset,
+    TokenizerSpec,
+    encode_shard,
+    get_codec,
+    open_dataset,
+)
+from tokenshards.pipeline.shards.codebook import codebook_sha256
+from tokenshards.pipeline.shards.commit import write_object
+from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 
 EPOCHS, RAW_BATCH, TRAIN_BATCH, CLASSES, SMOOTHING = 3, 1024, 128, 1000, 0.1
 SHARD_ROWS, WIDTH, SLOW_ROWS = 10_000, 32, 10_000

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from byte_budgets import SIDE, psnr, shifted_copies
 
-from pipeline.canonical import sha256_hex
-from pipeline.config import LatentFitConfig, VqFitConfig
-from pipeline.decode import DECODER
-from pipeline.shards import Preprocess
-from pipeline.storage import Store
-from pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.config import LatentFitConfig, VqFitConfig
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.shards import Preprocess
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TAEF2 = ROOT.parent / "shared" / "data" / "taef2"
@@ -50,9 +50,9 @@ def prepare_network(work: Path, kind: str, size: int, *, quick: bool = False) ->
 
 
 def _vq(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict[str, Any]]:
-    from pipeline.tokenizers.training_state import TrainingState
-    from pipeline.tokenizers.vq_autoencoder import COLOURS
-    from pipeline.tokenizers.vq_training import fit_vq_autoencoder
+    from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
+    from tokenshards.pipeline.tokenizers.fitted.vq_autoencoder import COLOURS
+    from tokenshards.pipeline.tokenizers.fitted.vq_training import fit_vq_autoencoder
 
     patch, levels = VQ[size]
     config = VqFitConfig(size=SIDE, patch=patch, levels=levels, epochs=1 if quick else VQ_EPOCHS)
@@ -64,8 +64,8 @@ def _vq(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict
 
 
 def _latent(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict[str, Any]]:
-    from pipeline.tokenizers.latent_fit import fit_latent_kmeans
-    from pipeline.tokenizers.latent_kmeans import open_encoder
+    from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans
+    from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder
 
     config = LatentFitConfig(size=SIDE, codes=256, levels=LATENT_LEVELS[size], mirrored=True)
     preprocess = Preprocess(size=SIDE, exif_orientation=True, decoder=DECODER)

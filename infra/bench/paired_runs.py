@@ -31,13 +31,13 @@ from byte_budgets import SIDE, split_names
 from read_throughput import allow_torchvision
 from torch import Tensor, nn
 
-from pipeline.shards import open_dataset
-from stem_adaptors.augment import Augmentation, SampleKeys, embed_ops, soft_targets
-from stem_adaptors.config import AugmentConfig, LoaderConfig
-from stem_adaptors.dataset import TokenLoader
-from stem_adaptors.embedding import TokenEmbedding, embedding_statistics
-from stem_adaptors.models import parameter_groups
-from stem_adaptors.schedule import learning_rate
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, embed_ops, soft_targets
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.models.classifier import parameter_groups
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
+from tokenshards.stem_adaptors.training.schedule import learning_rate
 
 RESAMPLES = 4000
 EVALUATION_BATCH = 100
@@ -182,7 +182,7 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
 
 def build_model(recipe: Recipe, classes: int, seed: int) -> nn.Module:
     allow_torchvision()
-    from stem_adaptors.timm_backbones import build_timm_backbone
+    from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
 
     options = {
         "layers": (1,) * len(recipe.channels),

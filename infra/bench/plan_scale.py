@@ -78,11 +78,11 @@ def plan_once(count: int, folder: Path) -> None:
     """Plan `count` generated objects in this process; print seconds, peak bytes and the bytes of the plan."""
     import fsspec
 
-    from pipeline.config import PlanConfig, SourceConfig
-    from pipeline.plan import load_plan
-    from pipeline.planning import Listing, PlanRequest, write_plan
-    from pipeline.sources.folder import FolderSource
-    from pipeline.storage import Store
+    from tokenshards.pipeline.config import PlanConfig, SourceConfig
+    from tokenshards.pipeline.planning.plan import load_plan
+    from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
+    from tokenshards.pipeline.sources.folder import FolderSource
+    from tokenshards.pipeline.storage.store import Store
 
     objects = generated_file_system()
     fsspec.register_implementation("generated", objects)

@@ -68,9 +68,9 @@ def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout:
     import ray
     import ray.data
 
-    from pipeline.decode import decode_image
-    from pipeline.storage import Store
-    from pipeline.tokenizers.directory import load_tokenizer
+    from tokenshards.pipeline.images.decode import decode_image
+    from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()

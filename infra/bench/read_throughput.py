@@ -29,9 +29,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.records import TokenBatch
-from pipeline.shards import Layout, Preprocess, ShardReader, ShardRows, TokenizerSpec, encode_shard, get_codec
-from pipeline.storage import Store
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards import Layout, Preprocess, ShardReader, ShardRows, TokenizerSpec, encode_shard, get_codec
+from tokenshards.pipeline.storage.store import Store
 
 SIDE, SITES, BATCH = 32, 1024, 1024
 

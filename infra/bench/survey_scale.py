@@ -37,8 +37,8 @@ def made_plan(shards: int) -> Any:
     """Return the plan of the generated dataset: 10,000 files a shard, the default tokenizer."""
     import numpy as np
 
-    from pipeline.plan import Plan
-    from pipeline.tokenizers.patch_kmeans import PatchKMeans, default_preprocess
+    from tokenshards.pipeline.planning.plan import Plan
+    from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, default_preprocess
 
     tables = [np.zeros((256, 48), np.float32) for _ in range(2)]
     spec = PatchKMeans(tables, patch=4, preprocess=default_preprocess(128, "pillow")).spec
@@ -72,7 +72,7 @@ def make_dataset(folder: Path, shards: int, classes: int) -> None:
     """Write the commits, and a sparse file for each object that they name."""
     import numpy as np
 
-    from pipeline.shards.commit import Commit, ObjectRef, commit_path, object_path, pack_counts
+    from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, object_path, pack_counts
 
     plan = made_plan(shards)
     rng = np.random.default_rng(0)
@@ -113,9 +113,9 @@ def make_dataset(folder: Path, shards: int, classes: int) -> None:
 
 def resume_once(folder: Path, shards: int) -> None:
     """Survey twice, close, read the manifest; print CPU seconds and bytes of each step, in this process."""
-    from pipeline.accounting import survey_plan
-    from pipeline.audit import close_generation
-    from pipeline.storage import Store
+    from tokenshards.pipeline.ledger.closing import close_generation
+    from tokenshards.pipeline.ledger.survey import survey_plan
+    from tokenshards.pipeline.storage.store import Store
 
     plan, store = made_plan(shards), Store(str(folder))
     spec = plan.spec

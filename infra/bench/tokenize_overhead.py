@@ -80,11 +80,11 @@ def bare_loop(tokenizer_folder: str) -> None:
     """The other side, in a process of its own: a JSON list of files a line in, one JSON line of wall and CPU seconds out."""
     import numpy as np
 
-    from pipeline.config import PlanConfig
-    from pipeline.decode import decode_image
-    from pipeline.memory import keep_freed_memory
-    from pipeline.storage import Store
-    from pipeline.tokenizers.directory import load_tokenizer
+    from tokenshards.pipeline.config import PlanConfig
+    from tokenshards.pipeline.images.decode import decode_image
+    from tokenshards.pipeline.malloc import keep_freed_memory
+    from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
     keep_freed_memory()  # as the workers of `tokenize` do
     tokenizer = load_tokenizer(Store(tokenizer_folder), "")

@@ -27,11 +27,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import numpy as np  # noqa: E402
 from byte_budgets import generate_pictures  # noqa: E402
 
-from pipeline.decode import decode_image  # noqa: E402
-from pipeline.reports.fidelity import Fidelity  # noqa: E402
-from pipeline.storage import Store  # noqa: E402
-from pipeline.tokenizers.base import Tokenizer  # noqa: E402
-from pipeline.tokenizers.directory import load_tokenizer  # noqa: E402
+from tokenshards.pipeline.images.decode import decode_image  # noqa: E402
+from tokenshards.pipeline.quality.fidelity import Fidelity  # noqa: E402
+from tokenshards.pipeline.storage.store import Store  # noqa: E402
+from tokenshards.pipeline.tokenizers.base import Tokenizer  # noqa: E402
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
 MINUTES = 10.0
@@ -46,7 +46,9 @@ def fit(train: Path, out: Path, words: tuple[str, ...]) -> float:
     """Return the seconds of the whole command."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "cli", "fit-tokenizer", str(train), str(out), *words], check=True, env=environment, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-m", "tokenshards.cli", "fit-tokenizer", str(train), str(out), *words], check=True, env=environment, cwd=ROOT
+    )
     return time.perf_counter() - began
 
 

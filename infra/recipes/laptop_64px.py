@@ -7,7 +7,7 @@ of Tiny ImageNet, from the default tokens (two levels, 16 x 16 sites, 489 bytes 
 mild, because a small model that sees few epochs has more to learn than to forget.
 """
 
-from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 
 MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="conv", stem_patch=2)
 AUGMENT = AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)

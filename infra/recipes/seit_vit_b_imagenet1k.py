@@ -8,7 +8,7 @@ paper reports it. We have not run it: it takes GPUs for days. Tokens come from `
 The fp16 of the paper needs no change of results on GPUs with bf16: `--precision auto` takes that.
 """
 
-from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 
 MODEL = ModelConfig(name="vit_base", stem="conv", raw_embeddings=True, drop_path=0.1)
 AUGMENT = AugmentConfig()

@@ -8,7 +8,7 @@ for ViT-S on ImageNet-1k (on ImageNet-100 it is 77.3 % without, 81.4 % with SeiT
 The fp16 of the paper needs no change of results on GPUs with bf16: `--precision auto` takes that.
 """
 
-from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 
 MODEL = ModelConfig(name="vit_small", stem="conv", raw_embeddings=True, drop_path=0.1)
 AUGMENT = AugmentConfig()

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.accounting import manifest_histograms
-from pipeline.errors import ConfigError
-from pipeline.reports.fidelity import code_usage, usage_rows
-from pipeline.reports.pictures import plot_usage, usage_text_histogram
-from pipeline.reports.storage import StorageReport, dataset_report, fit_rows
-from pipeline.shards.manifest import Manifest, load_manifest, load_pointer
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_spec, load_statistics, resolve_tokenizer
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.ledger.survey import manifest_histograms
+from tokenshards.pipeline.quality.fidelity import code_usage, usage_rows
+from tokenshards.pipeline.reports.drawings import plot_usage, usage_text_histogram
+from tokenshards.pipeline.reports.storage_table import StorageReport, dataset_report, fit_rows
+from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_spec, load_statistics, resolve_tokenizer
 
 __all__ = ["Inspection", "inspect_dataset"]
 

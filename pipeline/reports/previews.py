@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.context import TOKENIZER_FOLDER
-from pipeline.errors import BadInput, ConfigError
-from pipeline.originals import read_originals
-from pipeline.plan import load_chain
-from pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
-from pipeline.reports.fidelity import psnr
-from pipeline.reports.pictures import image_grid, image_table, side_by_side
-from pipeline.shards.dataset import Sample, TokenDataset, open_dataset
-from pipeline.sources import source_root
-from pipeline.storage import Store, display_url
-from pipeline.tokenizers.directory import load_tokenizer
-from pipeline.view_pixels import decode_views
+from tokenshards.pipeline.errors import BadInput, ConfigError
+from tokenshards.pipeline.images.views import decode_views
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.originals import read_originals
+from tokenshards.pipeline.planning.plan import load_chain
+from tokenshards.pipeline.quality.fidelity import psnr
+from tokenshards.pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.reports.drawings import image_grid, image_table, side_by_side
+from tokenshards.pipeline.shards.dataset import Sample, TokenDataset, open_dataset
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
 __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 

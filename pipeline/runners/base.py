@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.config import RetryConfig, SourceConfig
-from pipeline.runners.usage import RunUsage
+from tokenshards.pipeline.config import RetryConfig, SourceConfig
+from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 if TYPE_CHECKING:
-    from pipeline.shards.commit import Commit
+    from tokenshards.pipeline.shards.commit import Commit
 
 __all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
 

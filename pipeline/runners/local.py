@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.config import RunConfig
-from pipeline.errors import TokenshardsError, TransientStorageError
-from pipeline.runners.base import JobSpec, RunListener, ShardSummary
-from pipeline.runners.shard_queue import ShardQueue, ShardTask
-from pipeline.runners.usage import RunUsage
+from tokenshards.pipeline.config import RunConfig
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
+from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 __all__ = ["LocalRunner"]
 
@@ -42,7 +42,7 @@ class _Worker:
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             # -P: a `pipeline` folder of the user stays out
-            [sys.executable, "-P", "-m", "pipeline.runners.worker", str(torch_threads)],
+            [sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker", str(torch_threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

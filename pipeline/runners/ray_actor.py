@@ -21,15 +21,15 @@ import numpy.typing as npt
 import ray
 from ray.util.metrics import Counter
 
-from pipeline.batches import DecodedBatch, DecodedRow
-from pipeline.code_identity import code_digest
-from pipeline.context import open_inputs
-from pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
-from pipeline.job import InputContext, ShardProgress, shard_batches
-from pipeline.memory import keep_freed_memory
-from pipeline.run_log import RunLog
-from pipeline.runners.base import JobSpec
-from pipeline.runners.shard_server import ShardServer
+from tokenshards.pipeline.code_identity import code_digest
+from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
+from tokenshards.pipeline.job.context import open_inputs
+from tokenshards.pipeline.job.shard_job import InputContext, ShardProgress, shard_batches
+from tokenshards.pipeline.malloc import keep_freed_memory
+from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.runners.shard_server import ShardServer
+from tokenshards.pipeline.storage.jsonl_log import RunLog
 
 __all__ = ["ShardActor"]
 

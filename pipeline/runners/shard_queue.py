@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.runners.base import RunListener
+from tokenshards.pipeline.config import RunConfig
+from tokenshards.pipeline.runners.base import RunListener
 
 __all__ = ["ShardQueue", "ShardTask"]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.batches import DecodedBatch
-from pipeline.context import open_context
-from pipeline.errors import TokenshardsError, TransientStorageError
-from pipeline.job import JobContext, ShardProgress, list_sample_ids, probe_shard, tokenize_shard
-from pipeline.runners.base import JobSpec, ShardSummary
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.job.batches import DecodedBatch
+from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, list_sample_ids, probe_shard, tokenize_shard
+from tokenshards.pipeline.runners.base import JobSpec, ShardSummary
 
 __all__ = ["ShardServer"]
 

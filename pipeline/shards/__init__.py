@@ -1,6 +1,6 @@
-"""The on-disk contract. `from pipeline.shards import open_dataset` is the public door; SPEC.md is the text.
+"""The on-disk contract. `from tokenshards.pipeline.shards import open_dataset` is the public door; SPEC.md is the text.
 
-Names load on first use: importing this package, or `pipeline.shards.spec`, loads no Arrow.
+Names load on first use: importing this package, or `tokenshards.pipeline.shards.spec`, loads no Arrow.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.shards.codecs import codec_names, get_codec
-    from pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
-    from pipeline.shards.reader import ShardData, ShardReader
-    from pipeline.shards.schema import FORMAT_VERSION
-    from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
-    from pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
+    from tokenshards.pipeline.shards.codecs import codec_names, get_codec
+    from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
+    from tokenshards.pipeline.shards.reader import ShardData, ShardReader
+    from tokenshards.pipeline.shards.schema import FORMAT_VERSION
+    from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+    from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
 
 __all__ = [
     "FORMAT_VERSION",

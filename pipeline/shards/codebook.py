@@ -13,8 +13,8 @@ import zstandard
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline.canonical import canonical_json, sha256_hex
-from pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.canonical import canonical_json, sha256_hex
+from tokenshards.pipeline.errors import CorruptObjectError
 
 __all__ = ["FOOTER_LIMIT_BYTES", "Tables", "carries_codebook", "codebook_sha256", "load_codebook", "pack_codebook", "unpack_codebook"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, shorten
-from pipeline.records import TokenBatch
-from pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.spec import TokenizerSpec
 
 __all__ = ["Codec", "PageOptions", "check_tokens", "codec_names", "get_codec"]
 

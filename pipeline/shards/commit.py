@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from pipeline.canonical import seal, sha256_hex, unseal
-from pipeline.errors import CorruptObjectError
-from pipeline.shards.schema import FORMAT_VERSION, check_version
-from pipeline.storage import Store
+from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
     "Commit",

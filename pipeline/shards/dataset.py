@@ -15,13 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, IncompleteError, MissingObjectError, shorten
-from pipeline.records import Label, TokenBatch, concatenate_tokens
-from pipeline.shards.codebook import load_codebook
-from pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
-from pipeline.shards.reader import ShardData, ShardReader
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
+from tokenshards.pipeline.errors import (
+    ConfigError,
+    CorruptObjectError,
+    FingerprintMismatchError,
+    IncompleteError,
+    MissingObjectError,
+    shorten,
+)
+from tokenshards.pipeline.records import Label, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.shards.codebook import load_codebook
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
+from tokenshards.pipeline.shards.reader import ShardData, ShardReader
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["Batch", "Sample", "TokenDataset", "open_dataset"]
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.canonical import seal, sha256_hex, unseal
-from pipeline.errors import CorruptObjectError, MissingObjectError
-from pipeline.shards.commit import ObjectRef
-from pipeline.shards.schema import FORMAT_VERSION, check_version
-from pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
-from pipeline.views import ViewPolicy
+from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
+from tokenshards.pipeline.shards.commit import ObjectRef
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_parent", "load_pointer", "publish_manifest", "read_sealed"]
 

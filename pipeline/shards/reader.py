@@ -17,14 +17,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.canonical import sha256_hex
-from pipeline.errors import ConfigError, CorruptObjectError, FormatError, MissingObjectError, TokenizerError, TokenshardsError, shorten
-from pipeline.records import TokenBatch, concatenate_tokens
-from pipeline.shards.codebook import unpack_codebook
-from pipeline.shards.codecs import Codec, codec_names, get_codec
-from pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, check_version, row_schema
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.errors import (
+    ConfigError,
+    CorruptObjectError,
+    FormatError,
+    MissingObjectError,
+    TokenizerError,
+    TokenshardsError,
+    shorten,
+)
+from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
+from tokenshards.pipeline.shards.codebook import unpack_codebook
+from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
+from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, check_version, row_schema
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["ShardData", "ShardReader"]
 

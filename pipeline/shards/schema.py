@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import pyarrow as pa
 
-from pipeline.errors import CorruptObjectError, FormatVersionError, shorten
+from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, shorten
 
 __all__ = [
     "FORMAT_VERSION",

@@ -11,10 +11,10 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.canonical import sha256_hex
-from pipeline.errors import CorruptObjectError
-from pipeline.shards.commit import ObjectRef
-from pipeline.storage import Store
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.shards.commit import ObjectRef
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["ShardEntry", "ShardTable", "encode_shard_table", "read_shard_table"]
 

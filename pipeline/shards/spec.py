@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pipeline.canonical import canonical_json, sha256_hex
-from pipeline.config import Filter, Resize
-from pipeline.errors import ConfigError, TokenizerError, shorten
+from tokenshards.pipeline.canonical import canonical_json, sha256_hex
+from tokenshards.pipeline.config import Filter, Resize
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 
 __all__ = ["CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"]
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.canonical import canonical_json
-from pipeline.errors import CorruptObjectError, shorten
-from pipeline.records import Label, TokenBatch
-from pipeline.shards.codebook import Tables, pack_codebook
-from pipeline.shards.codecs import Codec, PageOptions, check_tokens
-from pipeline.shards.schema import (
+from tokenshards.pipeline.canonical import canonical_json
+from tokenshards.pipeline.errors import CorruptObjectError, shorten
+from tokenshards.pipeline.records import Label, TokenBatch
+from tokenshards.pipeline.shards.codebook import Tables, pack_codebook
+from tokenshards.pipeline.shards.codecs import Codec, PageOptions, check_tokens
+from tokenshards.pipeline.shards.schema import (
     FORMAT_VERSION,
     KEY_PREFIX,
     META_PREFIX,
@@ -26,7 +26,7 @@ from pipeline.shards.schema import (
     quarantine_schema,
     row_schema,
 )
-from pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.spec import TokenizerSpec
 
 __all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "read_quarantine"]
 

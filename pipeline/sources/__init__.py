@@ -1,7 +1,7 @@
 """Where images come from: folders, tars and tables on any fsspec store, as plan rows and then as records."""
 
-from pipeline.sources.base import ImageSource, LabelType, MetaType, SourceSummary, read_file_row
-from pipeline.sources.location import expand_braces, open_source, read_slice, source_root
+from tokenshards.pipeline.sources.base import ImageSource, LabelType, MetaType, SourceSummary, read_file_row
+from tokenshards.pipeline.sources.location import expand_braces, open_source, read_slice, source_root
 
 __all__ = [
     "ImageSource",

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import fsspec.compression
 
-from pipeline.errors import BadInput, Reason, Stage, shorten
-from pipeline.fetch import display_uri, fetch_file
-from pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
-from pipeline.storage import Store
+from tokenshards.pipeline.errors import BadInput, Reason, Stage, shorten
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
+from tokenshards.pipeline.sources.fetch import display_uri, fetch_file
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
     "ImageSource",

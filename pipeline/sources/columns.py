@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import SourceConfig
-from pipeline.errors import SourceError
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import SourceError
 
 __all__ = ["LABEL_NAMES", "Columns", "choose_columns", "kind_of_type", "kind_of_values"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.config import SourceConfig
-from pipeline.decode import image_extensions
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources.base import SourceSummary, extension, read_file_row, readable_text
-from pipeline.storage import Store
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.images.decode import image_extensions
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources.base import SourceSummary, extension, read_file_row, readable_text
+from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from fsspec.core import split_protocol
 
-from pipeline.config import SourceConfig
-from pipeline.decode import image_extensions
-from pipeline.errors import SourceError
-from pipeline.fetch import display_uri
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
-from pipeline.sources.folder import FolderSource
-from pipeline.sources.table import TableSource, read_rows
-from pipeline.sources.tar import TarSource, read_tar
-from pipeline.storage import ObjectInfo, Store, display_url
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import SourceError
+from tokenshards.pipeline.images.decode import image_extensions
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
+from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.sources.folder import FolderSource
+from tokenshards.pipeline.sources.table import TableSource, read_rows
+from tokenshards.pipeline.sources.tar import TarSource, read_tar
+from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
 __all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
 

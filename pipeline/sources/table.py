@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.config import SourceConfig
-from pipeline.errors import BadInput, MissingObjectError, Reason, SourceError, Stage, TransientStorageError, shorten
-from pipeline.fetch import MAX_BYTES, display_uri
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources.base import (
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, SourceError, Stage, TransientStorageError, shorten
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources.base import (
     LabelType,
     MetaType,
     RangeReader,
@@ -40,8 +39,9 @@ from pipeline.sources.base import (
     readable_text,
     valid_utf8,
 )
-from pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
-from pipeline.storage import ObjectInfo, Store
+from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri
+from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TableSource", "read_rows"]
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from pipeline.config import SourceConfig
-from pipeline.decode import image_extensions
-from pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
-from pipeline.fetch import MAX_BYTES, display_uri
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources.base import (
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
+from tokenshards.pipeline.images.decode import image_extensions
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources.base import (
     LabelType,
     MetaType,
     SourceSummary,
@@ -34,7 +33,8 @@ from pipeline.sources.base import (
     open_stream,
     readable_text,
 )
-from pipeline.storage import ObjectInfo, Store
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri
+from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TarSource", "read_tar"]
 

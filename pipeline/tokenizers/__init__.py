@@ -1,8 +1,8 @@
 """Tokenizers: one file per family, found by name in the registry, saved as a directory of JSON and safetensors."""
 
-from pipeline.tokenizers.base import DecodeNotSupported, Tokenizer, codebook_sha256
-from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
-from pipeline.tokenizers.registry import families, load_family
+from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer, codebook_sha256
+from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.registry import families, load_family
 
 __all__ = [
     "DecodeNotSupported",

@@ -12,11 +12,11 @@ from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Filter, ImportConfig, Resize
-from pipeline.errors import TokenizerError
-from pipeline.records import TokenBatch
-from pipeline.shards.codebook import Tables, codebook_sha256
-from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+from tokenshards.pipeline.config import Filter, ImportConfig, Resize
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
+from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
 
 __all__ = [
     "CodebookInfo",
@@ -164,7 +164,7 @@ def published_preprocess(
 def describe_device(tokenizer: Tokenizer) -> str:
     """Return what a tokenizer runs on here: the CPU, or for networks the GPU where there is one."""
     if isinstance(tokenizer, WeightedTokenizer):
-        from pipeline.tokenizers.network import device_name  # loads torch, as every tokenizer with networks does
+        from tokenshards.pipeline.tokenizers.networks.network import device_name  # loads torch, as every tokenizer with networks does
 
         return device_name()
     return f"cpu {platform.machine()}"

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from pipeline import __version__
-from pipeline.canonical import seal, sha256_hex, unseal
-from pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError, shorten
-from pipeline.shards.codebook import load_codebook
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
-from pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
-from pipeline.tokenizers.registry import load_family
+from tokenshards import __version__
+from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError, shorten
+from tokenshards.pipeline.shards.codebook import load_codebook
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
+from tokenshards.pipeline.tokenizers.registry import load_family
 
 __all__ = ["load_spec", "load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.errors import TokenizerError
-from pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["families", "load_family", "published_families", "register_family", "temporary_family"]
 
@@ -90,16 +90,18 @@ def _version(package: str) -> str:
 
 _TORCH = 'pip install "tokenshards[train]"'
 
-register_family("patch-kmeans", "pipeline.tokenizers.patch_kmeans:PatchKMeans")
-register_family("latent-kmeans", "pipeline.tokenizers.latent_kmeans:LatentKMeans", _TORCH)
-register_family("vq-autoencoder", "pipeline.tokenizers.vq_autoencoder:VqAutoencoder", _TORCH)
-register_family("seit-vit-vqgan", "pipeline.interop.seit_tokenizer:SeitTokens")
-register_family("vit-vqgan", "pipeline.tokenizers.vit_vqgan:VitVqgan", _TORCH, published=True)
-register_family("conv-vqgan", "pipeline.tokenizers.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True)
-register_family("maskgit", "pipeline.tokenizers.maskgit:MaskGitVqgan", _TORCH, published=True)
-register_family("open-magvit2", "pipeline.tokenizers.open_magvit2:OpenMagvit2", _TORCH, published=True)
-register_family("vq-kd", "pipeline.tokenizers.vq_kd:VqKd", _TORCH, published=True)
-register_family("titok", "pipeline.tokenizers.titok:TiTok", _TORCH, published=True)
-register_family("one-d-piece", "pipeline.tokenizers.titok:OneDPiece", _TORCH, published=True)
-register_family("python", "pipeline.tokenizers.python_callable:PythonTokenizer")
-register_family("torchscript", "pipeline.tokenizers.torchscript:TorchScript", _TORCH, published=True)
+register_family("patch-kmeans", "tokenshards.pipeline.tokenizers.kmeans.patch_kmeans:PatchKMeans")
+register_family("latent-kmeans", "tokenshards.pipeline.tokenizers.fitted.latent_kmeans:LatentKMeans", _TORCH)
+register_family("vq-autoencoder", "tokenshards.pipeline.tokenizers.fitted.vq_autoencoder:VqAutoencoder", _TORCH)
+register_family("seit-vit-vqgan", "tokenshards.pipeline.tokenizers.published.seit_tokens:SeitTokens")
+register_family("vit-vqgan", "tokenshards.pipeline.tokenizers.published.vit_vqgan:VitVqgan", _TORCH, published=True)
+register_family(
+    "conv-vqgan", "tokenshards.pipeline.tokenizers.published.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True
+)
+register_family("maskgit", "tokenshards.pipeline.tokenizers.published.maskgit:MaskGitVqgan", _TORCH, published=True)
+register_family("open-magvit2", "tokenshards.pipeline.tokenizers.published.open_magvit2:OpenMagvit2", _TORCH, published=True)
+register_family("vq-kd", "tokenshards.pipeline.tokenizers.published.vq_kd:VqKd", _TORCH, published=True)
+register_family("titok", "tokenshards.pipeline.tokenizers.published.titok:TiTok", _TORCH, published=True)
+register_family("one-d-piece", "tokenshards.pipeline.tokenizers.published.titok:OneDPiece", _TORCH, published=True)
+register_family("python", "tokenshards.pipeline.tokenizers.custom.python_callable:PythonTokenizer")
+register_family("torchscript", "tokenshards.pipeline.tokenizers.custom.torchscript:TorchScript", _TORCH, published=True)

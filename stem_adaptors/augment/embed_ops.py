@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stem_adaptors.augment.keys import SampleKeys, affected_rows
+from tokenshards.stem_adaptors.augment.keys import SampleKeys, affected_rows
 
 __all__ = [
     "add_noise_",

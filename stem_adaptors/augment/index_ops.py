@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.shards.codebook import Tables
-from pipeline.shards.spec import Layout
-from stem_adaptors.augment.keys import SampleKeys, affected_rows
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.codebook import Tables
+from tokenshards.pipeline.shards.spec import Layout
+from tokenshards.stem_adaptors.augment.keys import SampleKeys, affected_rows
 
 __all__ = ["crop_windows", "drop_tokens", "mirror", "replace_synonyms", "swap_blocks", "synonym_table", "token_eda"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stem_adaptors.batch import Batch
+from tokenshards.stem_adaptors.data.batch import Batch
 
 __all__ = ["SampleKeys", "affected_rows", "normal_quantiles"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.shards.codebook import Tables
-from pipeline.shards.spec import Layout, TokenizerSpec
-from stem_adaptors.augment import embed_ops, index_ops
-from stem_adaptors.augment.keys import SampleKeys
-from stem_adaptors.config import AugmentConfig
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.codebook import Tables
+from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
+from tokenshards.stem_adaptors.augment import embed_ops, index_ops
+from tokenshards.stem_adaptors.augment.keys import SampleKeys
+from tokenshards.stem_adaptors.config import AugmentConfig
 
 __all__ = ["Augmentation", "allowed_augmentations", "default_augmentations"]
 

@@ -10,13 +10,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from pipeline.errors import CorruptObjectError, FormatVersionError, MissingObjectError, TokenizerError
-from pipeline.records import TokenBatch
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
-from pipeline.tokenizers.base import DecodeNotSupported, Tokenizer, codebook_sha256
-from pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
-from pipeline.tokenizers.registry import families, load_family, temporary_family
+from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, MissingObjectError, TokenizerError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer, codebook_sha256
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.registry import families, load_family, temporary_family
 
 
 def sample_images(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -202,9 +202,9 @@ class TokenizerContract:
         load_tokenizer(store)
 
     def test_tokens_survive_a_shard(self) -> None:
-        from pipeline.shards.codecs import get_codec
-        from pipeline.shards.reader import ShardReader
-        from pipeline.shards.writer import ShardRows, encode_shard
+        from tokenshards.pipeline.shards.codecs import get_codec
+        from tokenshards.pipeline.shards.reader import ShardReader
+        from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 
         tokenizer = self.make_tokenizer()
         tokens = tokenizer.encode(self.make_images(5))

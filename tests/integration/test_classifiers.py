@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets import run_cli, run_json, write_images
-from tests.stem_adaptors.training import tokenize_pair
+from tests.stem_adaptors.training.small_runs import tokenize_pair
 
 SMALL = ["--set", "model.width=16", "--set", "model.depth=1", "--set", "model.heads=2", "--batch-size", "16", "--device", "cpu"]
 

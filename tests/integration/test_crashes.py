@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config import PlanConfig
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import content, convert, keep_result, quarantine_of, run_cli, start_cli, write_images
+from tokenshards.pipeline.config import PlanConfig
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.storage.store import Store
 
 KILLS = 3
 BATCH_ROWS = PlanConfig().batch_rows

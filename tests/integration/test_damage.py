@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TokenshardsError
-from pipeline.repair import repair_dataset
-from pipeline.reports.inspection import inspect_dataset
-from pipeline.reports.storage import dataset_report
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import content, convert, keep_result, quarantine_of, run_cli, run_json, write_images
 from tests.inline import InlineRunner
+from tokenshards.pipeline.errors import TokenshardsError
+from tokenshards.pipeline.ledger.repair import repair_dataset
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.reports.inspection import inspect_dataset
+from tokenshards.pipeline.reports.storage_table import dataset_report
+from tokenshards.pipeline.storage.store import Store
 
 FLIPS_PER_KIND = 20
 PATTERNS = {

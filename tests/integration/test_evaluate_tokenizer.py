@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import FitConfig
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
-from pipeline.tokenizers.registry import temporary_family
 from tests.datasets import call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers.colour_families import PatchMeans, patch_means_state, saved_with, trained
 from tests.pipeline.tokenizers.toys import FixedSequenceToy, VariableSequenceToy
+from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.registry import temporary_family
 
 IMAGES, BAD = 70, 2
 

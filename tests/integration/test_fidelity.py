@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import FitConfig
-from pipeline.demo import write_photo_tiles
-from pipeline.reports.previews import preview_dataset
 from tests.datasets import convert
 from tests.inline import InlineRunner
+from tokenshards.pipeline.commands.demo_images import write_photo_tiles
+from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.reports.previews import preview_dataset
 
 
 @pytest.mark.parametrize(("levels", "mean_db", "worst_db"), [(1, 22.0, 18.0), (2, 25.0, 22.0)], ids=["one level", "the default"])

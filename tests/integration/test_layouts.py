@@ -16,24 +16,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.config import FitConfig
-from pipeline.decode import decode_image
-from pipeline.shards import TokenDataset, open_dataset
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
-from pipeline.tokenizers.registry import temporary_family
-from stem_adaptors.augment import Augmentation, SampleKeys
-from stem_adaptors.batch import Batch
-from stem_adaptors.config import AugmentConfig, ModelConfig
-from stem_adaptors.defaults import default_configs
-from stem_adaptors.distributed import Ranks
-from stem_adaptors.models import TokenClassifier
-from stem_adaptors.train import Trainer
 from tests.contracts.tokenizer_contract import token_rows
 from tests.datasets import call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers import open_magvit2_reference, toys
-from tests.stem_adaptors.training import KeptReporter, request_for
+from tests.stem_adaptors.training.small_runs import KeptReporter, request_for
+from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.images.decode import decode_image
+from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.registry import temporary_family
+from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys
+from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.trainer import Trainer
 
 SIDE, PICTURES, BATCH_ROWS = 32, 40, 8
 MODEL = ModelConfig(name="vit_nano", width=16, depth=1, heads=2, learned_codebook=True)

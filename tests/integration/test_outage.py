@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TransientStorageError
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import call_cli, content, convert, quarantine_of, run_cli, write_images
 from tests.secret_scan import SecretScan
+from tokenshards.pipeline.errors import TransientStorageError
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.storage.store import Store
 
 
 class ImageServer(ThreadingHTTPServer):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.shards import open_dataset
-from pipeline.tokenizers.registry import load_family, published_families
 from tests.datasets import call_cli, content, run_cli, run_json, write_images
 from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
 from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.tokenizers.registry import load_family, published_families
 
 SIDE = 32
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.shards import open_dataset
 from tests.datasets import ROOT, content, run_cli, run_json, write_images
 from tests.ray_clusters import RayCluster
+from tokenshards.pipeline.shards import open_dataset
 
 ALLOW = "TOKENSHARDS_ALLOW_PYTHON"
 

@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import ROOT, content, convert, quarantine_of, run_cli, run_json, start_cli, write_images
 from tests.ray_clusters import Node, RayCluster
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.storage.store import Store
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300)

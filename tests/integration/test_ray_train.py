@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pipeline.errors import ConfigError
-from pipeline.storage import Store
-from stem_adaptors.cluster_config import ClusterConfig, parse_workers
-from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
-from stem_adaptors.training_job import TrainingJob
 from tests.datasets import run_cli, start_cli
 from tests.ports import free_ports
 from tests.ray_clusters import RayCluster
-from tests.stem_adaptors.training import KeptReporter, tokenize_pair
+from tests.stem_adaptors.training.small_runs import KeptReporter, tokenize_pair
 from tests.submitting import foreign_folder
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig, parse_workers
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.training.training_job import TrainingJob
 
 EPOCHS = 24
 SECONDS = 200.0
@@ -201,7 +201,7 @@ def test_the_loss_of_the_terminals_own_process_on_the_cluster_is_one_sentence(
 
 
 def test_what_ray_prints_is_not_in_the_output(cluster: RayCluster) -> None:
-    code = f"from stem_adaptors.ray_train import _connected\nwith _connected({cluster.address!r}):\n    print('from a thread of Ray')"
+    code = f"from tokenshards.stem_adaptors.cluster.ray_train import _connected\nwith _connected({cluster.address!r}):\n    print('from a thread of Ray')"
     env = {**os.environ, **cluster.client_env}
     shown = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=SECONDS)
     assert shown.returncode == 0 and shown.stdout == "" and "from a thread of Ray" in shown.stderr, shown
@@ -244,7 +244,7 @@ def test_too_few_cpus_end_in_one_sentence_after_the_wait(pair: tuple[Path, Path]
 
 
 def test_a_run_that_is_there_and_a_cluster_that_is_not(tmp_path: Path) -> None:
-    from stem_adaptors.ray_train import train_on_cluster
+    from tokenshards.stem_adaptors.cluster.ray_train import train_on_cluster
 
     place = f"127.0.0.1:{free_ports(1)[0]}"
     asked = ClusterConfig(workers=(2, 2), address=place)

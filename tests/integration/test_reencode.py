@@ -18,20 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import FitConfig, RunConfig, SourceConfig
-from pipeline.context import open_context
-from pipeline.conversion import retry_failed
-from pipeline.decode import DECODER
-from pipeline.records import TokenBatch
-from pipeline.runners.base import JobSpec, RunListener
-from pipeline.shards import open_dataset
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
-from pipeline.tokenizers.registry import temporary_family
 from tests import inline
 from tests.datasets import SilentReporter, call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers.toys import VariableSequenceToy
+from tokenshards.pipeline.config import FitConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.tokenize import retry_failed
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.registry import temporary_family
 
 ROWS, IDS = 40, 32
 FIT = FitConfig(size=16, codes=16, iterations=2)
@@ -90,7 +90,7 @@ def test_every_row_of_an_honest_dataset_agrees(dataset: tuple[Path, Path]) -> No
     text, _ = call_cli("verify", str(out), "--re-encode", "5", "--seed", "7")  # the plan knows where the source is
     assert "re-encoded 5 of 5 rows (--seed 7) on cpu" in text and "100.0000% of 160 ids agree, 0 rows differ" in text
     assert "pictures were decoded by" not in text
-    with patch("pipeline.reencoding.DECODER", "pillow-0"):
+    with patch("tokenshards.pipeline.ledger.reencode.DECODER", "pillow-0"):
         text, _ = call_cli("verify", str(out), "--re-encode", "5")
     assert f"pictures were decoded by {DECODER} when the rows were made, and by pillow-0 now" in text
 

@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import RunConfig, SourceConfig
-from pipeline.conversion import TokenizeRequest, finish_chain, retry_failed
-from pipeline.errors import IncompleteError, LiveRunError, MissingObjectError
-from pipeline.heartbeat import Heartbeat
-from pipeline.plan import load_chain, load_plan
-from pipeline.repair import repair_dataset
-from pipeline.reports.storage import dataset_report
-from pipeline.retry import plan_retry
-from pipeline.shards.manifest import load_manifest
-from pipeline.sources import source_root
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import SilentReporter, content, convert, quarantine_of, run_cli, run_json, write_images
 from tests.inline import InlineRunner
+from tokenshards.pipeline.config import RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.tokenize import TokenizeRequest, finish_chain, retry_failed
+from tokenshards.pipeline.errors import IncompleteError, LiveRunError, MissingObjectError
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.repair import repair_dataset
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.planning.plan import load_chain, load_plan
+from tokenshards.pipeline.planning.retry_plan import plan_retry
+from tokenshards.pipeline.reports.storage_table import dataset_report
+from tokenshards.pipeline.shards.manifest import load_manifest
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.store import Store
 
 BAD = b"\xff\xd8\xff\xe0 this is no picture"
 

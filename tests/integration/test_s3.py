@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RetryConfig
-from pipeline.errors import IncompleteError
-from pipeline.plan_run import PlanRun
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import call_cli, content, convert, quarantine_of, run_cli, write_images
 from tests.inline import InlineRunner
 from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, faulty_proxy, moto_server, rclone_server
 from tests.secret_scan import SecretScan
+from tokenshards.pipeline.config import RetryConfig
+from tokenshards.pipeline.conversion.resume import PlanRun
+from tokenshards.pipeline.errors import IncompleteError
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.storage.store import Store
 
 IMAGES, BAD = 60, 1
 FIT = ("--size", "16", "--codes", "16", "--max-bad", "1", "--shard-rows", "20")

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import FitConfig, SourceConfig
-from pipeline.errors import LiveRunError, PlanError, SourceError, TokenizerError
-from pipeline.heartbeat import Heartbeat
-from pipeline.plan import load_plan
-from pipeline.reports.storage import dataset_report
-from pipeline.shards import open_dataset
-from pipeline.storage import Store
-from pipeline.verification import verify_dataset
 from tests.datasets import SilentReporter, content, convert, quarantine_of, start_cli, write_images
 from tests.inline import InlineRunner
+from tokenshards.pipeline.config import FitConfig, SourceConfig
+from tokenshards.pipeline.errors import LiveRunError, PlanError, SourceError, TokenizerError
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.planning.plan import load_plan
+from tokenshards.pipeline.reports.storage_table import dataset_report
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
 
 FIT = FitConfig(size=16, codes=16, iterations=2)
 

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ClusterError, ConfigError, TokenshardsError
-from pipeline.job_watch import watch_job
-from pipeline.ray_dashboard import Dashboard
-from pipeline.shards.manifest import load_manifest
-from pipeline.storage import Store
-from pipeline.submission import Submission, Submitted, ray_client, submit
 from tests.datasets import SilentReporter, content, convert, start_cli, write_images
 from tests.ports import free_ports
 from tests.ray_clusters import RayCluster
 from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, moto_server, rclone_server
 from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, submit_cli
+from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
+from tokenshards.pipeline.shards.manifest import load_manifest
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.submit.job_watch import watch_job
+from tokenshards.pipeline.submit.ray_dashboard import Dashboard
+from tokenshards.pipeline.submit.submission import Submission, Submitted, ray_client, submit
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300)

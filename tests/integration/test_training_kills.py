@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.datasets import keep_result, run_cli, start_cli
-from tests.stem_adaptors.training import tokenize_pair
+from tests.stem_adaptors.training.small_runs import tokenize_pair
 
 EPOCHS = 14
 STEPS = 4

@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import RunConfig
-from pipeline.conversion import retry_failed
-from pipeline.plan import load_chain, load_plan
-from pipeline.shards import open_dataset
-from pipeline.shards.codecs import get_codec
-from pipeline.shards.commit import commit_path, read_commit, write_object
-from pipeline.shards.manifest import MANIFEST_POINTER, load_manifest
-from pipeline.shards.reader import ShardReader
-from pipeline.shards.writer import ShardRows, encode_shard
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_tokenizer
-from pipeline.verification import verify_dataset
-from pipeline.view_pixels import decode_views
-from pipeline.views import ViewPolicy
 from tests.datasets import SilentReporter, call_cli, convert, quarantine_of, run_cli, write_images
 from tests.inline import InlineRunner
+from tokenshards.pipeline.config import RunConfig
+from tokenshards.pipeline.conversion.tokenize import retry_failed
+from tokenshards.pipeline.images.views import decode_views
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.planning.plan import load_chain, load_plan
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.commit import commit_path, read_commit, write_object
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, load_manifest
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.view_policy import ViewPolicy
 
 IMAGES, BAD = 40, 3
 COUNTS = {"flip": 2, "ten-crop": 10, "5": 5}

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import Reason
-from pipeline.shards import open_dataset
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_tokenizer
-from pipeline.verification import verify_dataset
 from tests.datasets import ROOT, content, quarantine_of, run_cli, write_images
-from tests.pipeline.zoo import IGNORED, ZooCase, make_zoo
+from tests.pipeline.sources.zoo import IGNORED, ZooCase, make_zoo
+from tokenshards.pipeline.errors import Reason
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
 PEAK_MEGABYTES = 900
 CONVERT = """
 import resource, sys
-from pipeline.config import FitConfig
+from tokenshards.pipeline.config import FitConfig
 from tests.datasets import convert
 convert(sys.argv[1], sys.argv[2], fit=FitConfig(size=32, codes=256), batch_rows=8, shard_rows=20)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.canonical import canonical_json, keyed_hash64, keyed_hashes64, seal, unseal
-from pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, keyed_hashes64, seal, unseal
+from tokenshards.pipeline.errors import CorruptObjectError
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

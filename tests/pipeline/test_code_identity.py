@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-import pipeline
-from pipeline.code_identity import code_digest, sources_digest
+from tokenshards import pipeline
+from tokenshards.pipeline.code_identity import code_digest, sources_digest
 
 
 def package(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.records import TokenBatch
+from tokenshards.pipeline.records import TokenBatch
 
 IDS_BLQ = np.array([[[1, 0], [2, 3], [1, 3]], [[2, 1], [0, 0], [0, 0]]], np.uint8)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import ConfigError
-from stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
 
 
 def configs() -> dict[str, object]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import PlanConfig
-from pipeline.interop.seit_import import SeitImportRequest, import_seit
-from pipeline.request import Outcome
 from tests.datasets import SilentReporter
+from tokenshards.pipeline.config import PlanConfig
+from tokenshards.pipeline.conversion.request import Outcome
+from tokenshards.pipeline.interop.seit.importer import SeitImportRequest, import_seit
 
 GRID = (3, 4)
 SITES = 12

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigError
-from pipeline.records import TokenBatch
-from pipeline.reports.pictures import GAP, LINE_HEIGHT, image_table
-from pipeline.reports.previews import preview_views
-from pipeline.shards import TokenDataset
-from stem_adaptors.augment.views import augmented_views
 from tests.datasets import convert, run_cli, run_json, write_images
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.reports.drawings import GAP, LINE_HEIGHT, image_table
+from tokenshards.pipeline.reports.previews import preview_views
+from tokenshards.pipeline.shards import TokenDataset
+from tokenshards.stem_adaptors.commands.augmented_views import augmented_views
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 OPERATIONS = 11

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.reports.terminal import LINE_SECONDS_VARIABLE, TerminalReporter
+from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE, TerminalReporter
 
 LOG = """Ray cluster: 2 nodes, 2 CPUs; up to 2 actors of 1 CPU
 1,200 of 5,000 images  240 images/s  1.2 MB/s  0 quarantined  ETA 16 s

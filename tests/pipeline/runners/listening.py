@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.runners.base import ShardSummary
-from pipeline.runners.usage import RunUsage
+from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 
 class KeptListener:

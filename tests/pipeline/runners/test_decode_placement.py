@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.runners.decode_placement import DecodeRates, choose_placement
+from tokenshards.pipeline.runners.decode_placement import DecodeRates, choose_placement
 
 HUNGRY = {"decode": 400.0, "decode_per_cpu": 100.0, "encode": 2000.0, "network": 5000.0, "idle_cpus": 32, "actors": 2}
 """Two GPUs whose own four CPUs decode a fifth of what they could encode, beside 32 CPUs that do nothing."""

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import RetryConfig, RunConfig
-from pipeline.runners.base import ShardSummary
-from pipeline.runners.shard_queue import MAX_VANISHED, ShardQueue, ShardTask
 from tests.pipeline.runners.listening import KeptListener
+from tokenshards.pipeline.config import RetryConfig, RunConfig
+from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.runners.shard_queue import MAX_VANISHED, ShardQueue, ShardTask
 
 INPUTS = 9
 SUMMARY = ShardSummary(rows=INPUTS, quarantined=0, inputs_seen=INPUTS, bytes_in=1, seconds={})

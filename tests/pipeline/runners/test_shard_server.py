@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import pipeline.context
-from pipeline import batches
-from pipeline.errors import (
+import tokenshards.pipeline.job.context
+from tests.datasets import convert, write_images
+from tokenshards.pipeline.errors import (
     FingerprintMismatchError,
     IncompleteError,
     MissingObjectError,
@@ -21,12 +21,12 @@ from pipeline.errors import (
     StoreAccessError,
     TransientStorageError,
 )
-from pipeline.job import ShardProgress
-from pipeline.runners import shard_server
-from pipeline.runners.base import JobSpec, RunListener
-from pipeline.runners.shard_server import ShardServer
-from pipeline.shards.commit import read_commit
-from tests.datasets import convert, write_images
+from tokenshards.pipeline.job import batches
+from tokenshards.pipeline.job.shard_job import ShardProgress
+from tokenshards.pipeline.runners import shard_server
+from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.runners.shard_server import ShardServer
+from tokenshards.pipeline.shards.commit import read_commit
 
 GOOD, BAD = 21, 2
 MANY = 10_000
@@ -115,7 +115,7 @@ def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, 
 
 def test_another_decoder_than_planned_is_refused(job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = ShardServer(job).context.plan.spec.preprocess.decoder
-    monkeypatch.setattr(pipeline.context, "DECODER", "pillow-3")
+    monkeypatch.setattr(tokenshards.pipeline.job.context, "DECODER", "pillow-3")
     with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} there"):
         ShardServer(job)
 

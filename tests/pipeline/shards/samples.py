@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records import TokenBatch
-from pipeline.shards.codebook import codebook_sha256
-from pipeline.shards.codecs import get_codec
-from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
-from pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.codebook import codebook_sha256
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
 
 LAYOUTS: dict[str, Layout] = {
     "grid": Layout(kind="grid", grid=(3, 4), sites=12),

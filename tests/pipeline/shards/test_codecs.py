@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.records import TokenBatch
-from pipeline.shards.codecs import check_tokens, codec_names, get_codec
-from pipeline.shards.reader import ShardReader
-from pipeline.shards.spec import Layout
 from tests.pipeline.shards.samples import LAYOUTS, assert_same_tokens, make_shard, make_spec, make_tokens
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.codecs import check_tokens, codec_names, get_codec
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.spec import Layout
 
 
 @st.composite

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-import pipeline.shards
-from pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, IncompleteError, MissingObjectError
-from pipeline.shards import open_dataset
-from pipeline.shards.commit import ObjectRef, write_object
-from pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.storage import Store
+import tokenshards.pipeline.shards
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows, make_shard, make_spec, make_tokens
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, IncompleteError, MissingObjectError
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.commit import ObjectRef, write_object
+from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
 
 TABLES = codebook((200,))
 CLASSES = ("class_0", "class_1", "class_2")
@@ -206,12 +206,12 @@ def test_memory_store(tmp_path: Path) -> None:
 
 
 def test_every_exported_name_exists_and_the_package_stays_light() -> None:
-    for name in pipeline.shards.__all__:
-        assert getattr(pipeline.shards, name) is not None
-    assert set(pipeline.shards.__all__) == {name for names in pipeline.shards._HOMES.values() for name in names}
+    for name in tokenshards.pipeline.shards.__all__:
+        assert getattr(tokenshards.pipeline.shards, name) is not None
+    assert set(tokenshards.pipeline.shards.__all__) == {name for names in tokenshards.pipeline.shards._HOMES.values() for name in names}
     with pytest.raises(AttributeError, match="nothing"):
-        _ = pipeline.shards.nothing
-    code = "import sys, pipeline.shards.spec; print(*sys.modules); from pipeline.shards import open_dataset; print(*sys.modules)"
+        _ = tokenshards.pipeline.shards.nothing
+    code = "import sys, tokenshards.pipeline.shards.spec; print(*sys.modules); from tokenshards.pipeline.shards import open_dataset; print(*sys.modules)"
     light, full = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert "pyarrow" not in light.split() and "torch" not in full.split()
 

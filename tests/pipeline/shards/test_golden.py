@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.canonical import unseal
-from pipeline.plan import parse_plan, plan_pointer
-from pipeline.shards.codebook import codebook_sha256, unpack_codebook
-from pipeline.shards.commit import Commit, unpack_counts
-from pipeline.shards.manifest import load_manifest
-from pipeline.shards.reader import ShardReader
-from pipeline.shards.spec import TokenizerSpec
-from pipeline.shards.writer import read_quarantine
-from pipeline.storage import Store
 from tests.make_golden import CODECS, COMMIT, FOLDER, LABELS, META, QUARANTINE, ROWS, VOCABULARY, json_bytes, manifest, plan
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows
+from tokenshards.pipeline.canonical import unseal
+from tokenshards.pipeline.planning.plan import parse_plan, plan_pointer
+from tokenshards.pipeline.shards.codebook import codebook_sha256, unpack_codebook
+from tokenshards.pipeline.shards.commit import Commit, unpack_counts
+from tokenshards.pipeline.shards.manifest import load_manifest
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.writer import read_quarantine
+from tokenshards.pipeline.storage.store import Store
 
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_bytes())
 

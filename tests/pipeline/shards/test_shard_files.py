@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.canonical import sha256_hex
-from pipeline.errors import ConfigError, CorruptObjectError, FormatError, FormatVersionError, MissingObjectError
-from pipeline.records import TokenBatch
-from pipeline.shards.codebook import carries_codebook, codebook_sha256, pack_codebook
-from pipeline.shards.reader import ShardReader
-from pipeline.shards.schema import FORMAT_VERSION, check_version
-from pipeline.shards.writer import encode_quarantine, read_quarantine
-from pipeline.storage import Store
 from tests.pipeline.shards.samples import LAYOUTS, assert_same_tokens, codebook, make_rows, make_shard, make_spec, make_tokens
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatError, FormatVersionError, MissingObjectError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.codebook import carries_codebook, codebook_sha256, pack_codebook
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.writer import encode_quarantine, read_quarantine
+from tokenshards.pipeline.storage.store import Store
 
 ROW_NAMES = ["sample_id", "view", "label", "orig_width", "orig_height", "orig_bytes"]
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import CorruptObjectError
-from pipeline.shards import shard_table
-from pipeline.shards.commit import write_object
-from pipeline.shards.shard_table import SHARD_TABLE_SCHEMA, ShardEntry, ShardTable, encode_shard_table, read_shard_table
-from pipeline.storage import Store
+from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.shards import shard_table
+from tokenshards.pipeline.shards.commit import write_object
+from tokenshards.pipeline.shards.shard_table import SHARD_TABLE_SCHEMA, ShardEntry, ShardTable, encode_shard_table, read_shard_table
+from tokenshards.pipeline.storage.store import Store
 
 
 def entries(count: int) -> list[ShardEntry]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SourceConfig
-from pipeline.errors import BadInput, Reason, SourceError
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources import ImageSource, SourceSummary, open_source, read_slice, source_root
-from pipeline.storage import Store
-from tests.pipeline.zoo import IGNORED, encoded, flat, make_zoo
+from tests.pipeline.sources.zoo import IGNORED, encoded, flat, make_zoo
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, Reason, SourceError
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source, read_slice, source_root
+from tokenshards.pipeline.storage.store import Store
 
 PNG = encoded(flat(), "PNG")
 

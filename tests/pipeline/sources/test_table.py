@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.config import SourceConfig
-from pipeline.errors import Reason, SourceError, TransientStorageError
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources import open_source, read_slice, source_root
-from pipeline.storage import Store
-from tests.pipeline.zoo import encoded, flat
+from tests.pipeline.sources.zoo import encoded, flat
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources import open_source, read_slice, source_root
+from tokenshards.pipeline.storage.store import Store
 
 PNG = encoded(flat(size=(8, 8)), "PNG")
 CONFIG = SourceConfig()

@@ -14,12 +14,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import RetryConfig, SourceConfig
-from pipeline.errors import Reason, SourceError, TransientStorageError
-from pipeline.records import FailedRecord, ImageRecord, PlanRow
-from pipeline.sources import expand_braces, open_source, read_slice, source_root
-from pipeline.storage import Store
-from tests.pipeline.zoo import encoded, flat
+from tests.pipeline.sources.zoo import encoded, flat
+from tokenshards.pipeline.config import RetryConfig, SourceConfig
+from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources import expand_braces, open_source, read_slice, source_root
+from tokenshards.pipeline.storage.store import Store
 
 PNG = encoded(flat(size=(8, 8)), "PNG")
 CONFIG = SourceConfig()

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ImportConfig
-from pipeline.shards.spec import Layout, Preprocess
-from pipeline.tokenizers import taesd
-from pipeline.tokenizers.codebook_tokenizer import CodebookTokenizer
-from pipeline.tokenizers.kmeans import kmeans
-from pipeline.tokenizers.network import scaled, to_device
+from tokenshards.pipeline.config import ImportConfig
+from tokenshards.pipeline.shards.spec import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.fitted import taesd
+from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
+from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
+from tokenshards.pipeline.tokenizers.networks.network import scaled, to_device
 
 PATCH = 4
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.canonical import seal, unseal
-from pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError
-from pipeline.storage import Store
-from pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
-from pipeline.tokenizers.patch_kmeans import PatchKMeans, default_preprocess
-from pipeline.tokenizers.registry import temporary_family
 from tests.pipeline.tokenizers import toys
+from tokenshards.pipeline.canonical import seal, unseal
+from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, default_preprocess
+from tokenshards.pipeline.tokenizers.registry import temporary_family
 
 
 def small_tokenizer() -> PatchKMeans:

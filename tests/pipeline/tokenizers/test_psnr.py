@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.tokenizers.psnr import MAX_PSNR_DB, image_psnr_db, psnr_db
+from tokenshards.pipeline.tokenizers.psnr import MAX_PSNR_DB, image_psnr_db, psnr_db
 
 
 def test_decibels_of_known_errors_and_their_limits() -> None:

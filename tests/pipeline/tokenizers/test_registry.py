@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TokenizerError
-from pipeline.tokenizers.base import check_ids
-from pipeline.tokenizers.patch_kmeans import PatchKMeans
-from pipeline.tokenizers.registry import families, load_family, register_family, temporary_family
 from tests.pipeline.tokenizers import toys
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.base import check_ids
+from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans
+from tokenshards.pipeline.tokenizers.registry import families, load_family, register_family, temporary_family
 
 
 def test_every_registered_family_loads_and_knows_its_name() -> None:

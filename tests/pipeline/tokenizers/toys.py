@@ -6,9 +6,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import TokenizerError
-from pipeline.records import TokenBatch
-from pipeline.tokenizers.base import CodebookInfo, DecodeNotSupported, Layout, Preprocess, Tables, TokenizerSpec, codebook_sha256
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.tokenizers.base import (
+    CodebookInfo,
+    DecodeNotSupported,
+    Layout,
+    Preprocess,
+    Tables,
+    TokenizerSpec,
+    codebook_sha256,
+)
 
 SIZE = 16
 

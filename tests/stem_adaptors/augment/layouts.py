@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
-from stem_adaptors.augment import SampleKeys
+from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+from tokenshards.stem_adaptors.augment import SampleKeys
 
 CODES = 23
 GRIDS = [(8, 8), (6, 10), (12, 12), (5, 7)]

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stem_adaptors.augment import embed_ops
-from stem_adaptors.augment.keys import SampleKeys
 from tests.stem_adaptors.augment.layouts import GRIDS, keys_of
+from tokenshards.stem_adaptors.augment import embed_ops
+from tokenshards.stem_adaptors.augment.keys import SampleKeys
 
 SHAPES = [(5, 3, *GRIDS[0]), (4, 2, *GRIDS[1]), (3, 5, *GRIDS[2]), (4, 1, *GRIDS[3])]
 VIDEO = (3, 2, 3, 6, 5)

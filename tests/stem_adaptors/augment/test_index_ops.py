@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.shards.spec import Layout
-from stem_adaptors.augment import index_ops
-from stem_adaptors.augment.keys import SampleKeys
 from tests.stem_adaptors.augment.layouts import CODES, GRIDS, grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.spec import Layout
+from tokenshards.stem_adaptors.augment import index_ops
+from tokenshards.stem_adaptors.augment.keys import SampleKeys
 
 LAYOUTS = [grid(*shape, levels) for shape in GRIDS for levels in (1, 2)]
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stem_adaptors.augment.keys import SampleKeys, normal_quantiles
-from stem_adaptors.batch import Batch
+from tokenshards.stem_adaptors.augment.keys import SampleKeys, normal_quantiles
+from tokenshards.stem_adaptors.data.batch import Batch
 
 POSITIONS = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)
 WORD = 0xFFFFFFFF

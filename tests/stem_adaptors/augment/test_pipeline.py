@@ -11,15 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.shards.spec import Layout, TokenizerSpec
-from stem_adaptors.augment import Augmentation, SampleKeys, allowed_augmentations, default_augmentations, embed_ops, index_ops, soft_targets
-from stem_adaptors.batch import Batch
-from stem_adaptors.config import AugmentConfig, ModelConfig
-from stem_adaptors.embedding import TokenEmbedding
-from stem_adaptors.models import build_classifier
 from tests.pipeline.shards.samples import LAYOUTS, make_tokens
 from tests.stem_adaptors.augment.layouts import grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
+from tokenshards.stem_adaptors.augment import (
+    Augmentation,
+    SampleKeys,
+    allowed_augmentations,
+    default_augmentations,
+    embed_ops,
+    index_ops,
+    soft_targets,
+)
+from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.models.classifier import build_classifier
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 
 OFF = dataclasses.replace(AugmentConfig.off(), crop_share=1.0)
 EVERYTHING = AugmentConfig(

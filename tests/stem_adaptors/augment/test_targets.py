@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stem_adaptors.augment import soft_targets
+from tokenshards.stem_adaptors.augment import soft_targets
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])

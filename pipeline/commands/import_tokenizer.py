@@ -1,0 +1,91 @@
+"""`import tokenizer`: a published checkpoint becomes a tokenizer directory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tokenshards.pipeline.commands.options import AllFiles, ImageColumn, JsonFlag, StorageOptions, parse_numbers, parse_options
+from tokenshards.pipeline.commands.output import print_json
+from tokenshards.pipeline.commands.process import prepare_for_torch
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command(
+    "tokenizer", epilog="Example: tokenshards import tokenizer imagenet_vitvq_base.ckpt vit.tok --kind vit-vqgan --keep-codes photos/"
+)
+def import_tokenizer_command(
+    weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
+    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them. `python:module:callable` needs no CHECKPOINT.")],
+    out: Annotated[
+        str | None, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.", show_default=False)
+    ] = None,
+    keep_codes: Annotated[str | None, typer.Option(metavar="SRC", help="Keep only the codes that these images use.")] = None,
+    min_uses: Annotated[int, typer.Option(help="Uses in --keep-codes SRC that let a code stay.")] = 1,
+    sample: Annotated[int, typer.Option(help="Images of --keep-codes SRC to count on, at most.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
+    decoder: Annotated[bool, typer.Option(help="Keep the way back to pixels, about half of the weights.")] = True,
+    dtype: Annotated[
+        str, typer.Option(help="What the networks run in: `float32`, or `bfloat16` for a GPU. Part of the identity.")
+    ] = "float32",
+    resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
+    resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Whose conv-vqgan: `taming`, `llamagen`, `ibq`, `amused`; whose torchscript: `cosmos-di`.")
+    ] = None,
+    decoder_file: Annotated[str | None, typer.Option(help="Decoder of --kind torchscript, a file of its own.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Ids of each level of --kind torchscript.")] = None,
+    colour_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="What 0 and 255 become, likewise.")] = None,
+    ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters, where the checkpoint has any.")] = True,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
+    ] = None,
+    config_option: Annotated[list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="For the callable of `python:`.")] = None,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
+    prepare_for_torch()
+    from tokenshards.pipeline.config import ImportConfig, SourceConfig
+    from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, keep_used_codes, open_published, tokenizer_rows
+    from tokenshards.pipeline.reports.storage_table import fit_rows
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.base import describe_tokenizer
+    from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+
+    options = parse_options(storage_option)
+    if out is None:
+        weights, out = "", weights
+    config = ImportConfig(
+        resize=resize,  # type: ignore[arg-type]  # it checks them
+        filter=resample,  # type: ignore[arg-type]
+        dtype=dtype,
+        decoder=decoder,
+        size=size,
+        preset=preset,
+        ema=ema,
+        max_tokens=max_tokens,
+        decoder_file=decoder_file,
+        vocabulary=parse_numbers("--vocabulary", vocabulary, int),
+        colour_range=parse_numbers("--colour-range", colour_range, float),
+        settings=parse_options(config_option, "--config", "cell=8"),
+    )
+    tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
+    if keep_codes is not None:
+        pictures = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+        counted = CodeSample(source_url=keep_codes, source=pictures, images=sample, seed=seed, min_uses=min_uses)
+        tokenizer, statistics = keep_used_codes(tokenizer, counted)
+    store = Store(out, storage_options=options)
+    save_tokenizer(tokenizer, store, "", statistics)
+    if as_json:
+        print_json({"fingerprint": tokenizer.spec.fingerprint, "spec": tokenizer.spec.to_json(), **statistics})
+        return
+    print_table([*tokenizer_rows(tokenizer), *fit_rows(statistics)], title=f"{store.url}: {describe_tokenizer(tokenizer)}")

@@ -1,0 +1,77 @@
+"""`import` and `export`: other projects' layouts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import Codec, JsonFlag, MaxBad, Out, Quiet, ShardRows, StorageOptions, parse_options
+from tokenshards.pipeline.commands.output import finish_run, print_json
+
+__all__ = ["export_app", "import_app"]
+
+import_app = typer.Typer(
+    help="Take over what another project made: tokens as a dataset, a checkpoint as a tokenizer.", no_args_is_help=True
+)
+export_app = typer.Typer(help="Write a dataset in another project's layout.", no_args_is_help=True)
+Split = Annotated[str, typer.Option(help="Name of the split: its files are SPLIT-token.data.bin.gz, SPLIT-token.index.npy.gz, …")]
+
+
+@import_app.command("seit", epilog="Example: tokenshards import seit seit_release/ imagenet.tokens --split train --classes names.txt")
+def import_seit_command(
+    src: Annotated[str, typer.Argument(help="Folder of a SeiT release, local or any fsspec URL.")],
+    out: Out,
+    split: Split = "train",
+    grid: Annotated[str, typer.Option(help="Rows x columns of the sites of an image.")] = "32x32",
+    codebook: Annotated[str | None, typer.Option(help="Codebook file (.safetensors, .npy, .ckpt). Default: found beside.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Label file. Default: found beside.")] = None,
+    synonyms: Annotated[str | None, typer.Option(help="Synonym table (.json). Default: found beside.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file with the name of each class, one a line.")] = None,
+    codec: Codec = "default",
+    shard_rows: ShardRows = None,
+    max_bad: MaxBad = 0.01,
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """A split in SeiT's release layout becomes a dataset; everything is checked before anything is written. Again = continue."""
+    from tokenshards.pipeline.config import PlanConfig
+    from tokenshards.pipeline.interop.seit.importer import SeitImportRequest, import_seit, parse_grid
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
+
+    options = parse_options(storage_option)
+    request = SeitImportRequest(
+        source_url=src,
+        out_url=out,
+        split=split,
+        grid=parse_grid(grid),
+        codebook=codebook,
+        labels=labels,
+        synonyms=synonyms,
+        classes=classes,
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec),
+        max_bad=max_bad,
+        options=options,
+    )
+    outcome = import_seit(request, TerminalReporter(quiet=quiet))
+    finish_run(out, options, outcome, as_json, quiet)
+
+
+@export_app.command("seit", epilog="Example: tokenshards export seit photos.tokens seit_release/ --split train")
+def export_seit_command(
+    data: Annotated[str, typer.Argument(help="Dataset with one level of at most 510 codes on one grid, local or any fsspec URL.")],
+    out: Annotated[str, typer.Argument(help="Folder for the files, local or any fsspec URL.")],
+    split: Split = "train",
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a dataset as a split of SeiT's release layout: tokens, index, labels, codebook, synonyms and class names."""
+    from tokenshards.pipeline.interop.seit.exporter import export_seit
+    from tokenshards.pipeline.reports.terminal import print_table
+
+    written = export_seit(data, out, split=split, options=parse_options(storage_option))
+    if as_json:
+        print_json(written.to_json())
+    else:
+        print_table(written.rows(), title=written.url)

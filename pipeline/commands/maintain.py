@@ -1,0 +1,205 @@
+"""`status`, `inspect`, `verify`, `repair` and `retry-failed`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import (
+    Address,
+    CpusPerActor,
+    GpusPerActor,
+    JsonFlag,
+    MaxActors,
+    Out,
+    Quiet,
+    RunnerName,
+    StorageOptions,
+    Workers,
+    parse_options,
+)
+from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("status", epilog="Example: tokenshards status s3://bucket/tokens --json")
+def status_command(out: Out, storage_option: StorageOptions = None, as_json: JsonFlag = False) -> None:
+    """How far a dataset is, and who works on it, from the store alone."""
+    import time
+
+    from tokenshards.pipeline.ledger.heartbeat import live_runs
+    from tokenshards.pipeline.reports.storage_table import dataset_report
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    store = Store(out, storage_options=parse_options(storage_option))
+    report = dataset_report(store)
+    runs = live_runs(store)
+    if as_json:
+        print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
+        return
+    rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
+    print_table(rows, title=store.url)
+
+
+@app.command("verify", epilog="Example: tokenshards verify photos.tokens")
+def verify_command(
+    out: Out,
+    sample: Annotated[int | None, typer.Option(help="Spot check: so many random shards only.")] = None,
+    first_shard: Annotated[int, typer.Option(help="Continue a check that was stopped at this shard.")] = 0,
+    re_encode: Annotated[int | None, typer.Option(metavar="N", help="Make N rows again from their source, and compare the ids.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved; for --re-encode.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that draws the N rows.", show_default="a new one, which is printed")] = None,
+    min_agreement: Annotated[float, typer.Option(help="Share of the ids of the N rows that must agree.")] = 0.99,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
+    one_blas_thread()
+    prepare_for_torch()
+    import random
+    from dataclasses import asdict
+
+    from tokenshards.pipeline.errors import ConfigError
+    from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
+    from tokenshards.pipeline.ledger.verify import verify_dataset
+    from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    options = parse_options(storage_option)
+    again = None
+    if re_encode is not None:
+        drawn_by = random.randrange(1 << 31) if seed is None else seed
+        again = ReencodingConfig(rows=re_encode, seed=drawn_by, min_agreement=min_agreement, source_url=source)
+    elif source is not None or seed is not None:
+        raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N, which they belong to")
+    store = Store(out, storage_options=options)
+    reporter = TerminalReporter(quiet=as_json)
+    begun = False
+
+    def on_shard(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            reporter.begin(total, 0, "shards")
+            begun = True
+        reporter.count(done)
+
+    try:
+        found = verify_dataset(store, sample=sample, first_shard=first_shard, on_shard=on_shard)
+    finally:
+        reporter.end()
+    compared = None
+    if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
+        compared = reencode_sample(store, found.state, again, options)
+    ok = found.ok and (compared is None or compared.ok)
+    if as_json:
+        problems = [asdict(problem) for problem in found.problems]
+        counts = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
+        print_json({"ok": ok, **counts, "problems": problems, **({} if compared is None else {"re_encoded": compared.to_json()})})
+    else:
+        checked = f"{found.shards_checked:,} shards and {found.rows_checked:,} rows checked"
+        print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
+        print_table([(problem.object, problem.kind, problem.detail) for problem in found.problems])
+        if found.problems:
+            print(f"See what can be mended with: tokenshards repair {store.url}")
+            if again is not None:
+                print("No row was encoded again: mend or finish the dataset first")
+        for line in [] if compared is None else compared.lines():
+            print(line)
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command("repair", epilog="Example: tokenshards repair photos.tokens --apply")
+def repair_command(
+    out: Out,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without this only the plan is printed.")] = False,
+    min_age: Annotated[float, typer.Option(help="Hours that an unreferenced object must be old before it is deleted.")] = 24.0,
+    source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Mend a damaged dataset from what is left. A dry run unless --apply is given."""
+    from dataclasses import asdict
+
+    from tokenshards.pipeline.ledger.repair import repair_dataset
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    options = parse_options(storage_option)
+    store = Store(out, storage_options=options)
+    repair = repair_dataset(store, apply=apply, min_age_seconds=3600 * min_age, source_url=source, source_options=options)
+    if as_json:
+        steps = [asdict(step) for step in repair.steps]
+        print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps})
+    else:
+        done = "done" if apply else "would do (add --apply)"
+        print(f"{store.url}: {f'{done}:' if repair.steps else 'nothing to repair'}")
+        if repair.steps:
+            print_table([(step.action, step.object, step.detail) for step in repair.steps])
+        if repair.tokenize_needed:
+            print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does what is missing.")
+    if repair.refused:
+        raise typer.Exit(1)
+
+
+@app.command("retry-failed", epilog="Example: tokenshards retry-failed photos.tokens")
+def retry_failed_command(
+    out: Out,
+    source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
+    workers: Workers = None,
+    runner: RunnerName = "local",
+    address: Address = None,
+    max_actors: MaxActors = None,
+    cpus_per_actor: CpusPerActor = 1,
+    gpus_per_actor: GpusPerActor = 0.0,
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try the quarantined inputs again as a new generation; older shards stay as they are."""
+    from tokenshards.pipeline.config import RayConfig, RunConfig
+    from tokenshards.pipeline.conversion.tokenize import retry_failed
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.storage.store import Store
+
+    options = parse_options(storage_option)
+    run = RunConfig(workers=worker_count(workers), max_bad=1.0)
+    cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
+    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), open_runner(runner, run, cluster))
+    if outcome is None:
+        print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
+        return
+    finish_run(out, options, outcome, as_json, quiet)
+
+
+@app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")
+def inspect_command(
+    out: Annotated[str, typer.Argument(help="Dataset or tokenizer directory.")],
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write the code usage as a picture.")] = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Spec, storage table, classes and code usage of a dataset."""
+    from tokenshards.pipeline.reports.inspection import inspect_dataset
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    inspection = inspect_dataset(Store(out, storage_options=parse_options(storage_option)))
+    if plot is not None:
+        inspection.plot(plot)
+    if as_json:
+        print_json(inspection.to_json())
+        return
+    for title, rows in inspection.tables():
+        print_table(rows, title=title)
+        print()
+    print(inspection.usage_text())
+    if plot is not None:
+        print(f"code usage drawn in {plot}")

@@ -1,0 +1,28 @@
+"""What a command prints at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["finish_run", "print_json"]
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
+    from tokenshards.pipeline.reports.storage_table import dataset_report
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    store = Store(out, storage_options=options)
+    rate = None if outcome.already_complete or not outcome.images else outcome.images / max(1e-9, outcome.seconds)
+    report = dataset_report(store, rate)
+    usage = outcome.usage.rows() if outcome.usage is not None else []
+    if as_json:
+        busy = {} if outcome.usage is None else {stage: round(share, 4) for stage, share in outcome.usage.busy_shares().items()}
+        print_json({**report.to_json(), "busy": busy})
+    elif not quiet:
+        print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")

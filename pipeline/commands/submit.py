@@ -1,0 +1,123 @@
+"""`submit`: run `tokenize` as a job of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tokenshards.pipeline.commands.options import JsonFlag, Quiet, parse_options
+from tokenshards.pipeline.commands.output import print_json
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+class _SubmitCommand(TyperCommand):
+    """`submit` takes what `tokenize` takes, and hands it on: parsed, checked and listed by --help as its own, from one list of options."""
+
+    def _handed_on(self, ctx: Any) -> list[Any]:
+        own = {param.name for param in self.params} | {"runner", "join"}  # the job has these two of its own accord
+        return [param for param in ctx.parent.command.commands["tokenize"].params if param.name not in own]
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*self._handed_on(ctx), *super().get_params(ctx)]
+
+    def invoke(self, ctx: Any) -> Any:
+        arguments: list[str] = []
+        values = {param.name: ctx.params.pop(param.name) for param in self._handed_on(ctx)}
+        for param in self._handed_on(ctx):
+            given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+            if not given or param.param_type_name != "option":
+                continue
+            value, name = values[param.name], max(param.opts, key=len)
+            if param.is_flag:
+                arguments.append(name if value else param.secondary_opts[0])
+            else:
+                arguments += [f"{name}={one}" for one in (value if param.multiple else [value])]
+        ctx.obj = (values, arguments)
+        return super().invoke(ctx)
+
+
+@app.command(
+    "submit",
+    cls=_SubmitCommand,
+    epilog="Example: tokenshards submit s3://bucket/photos s3://bucket/tokens --address http://head:8265 --tail",
+)
+def submit_command(
+    ctx: typer.Context,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster.", rich_help_panel="Submission")
+    ] = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the job ends.", rich_help_panel="Submission")] = True,
+    tail: Annotated[bool, typer.Option("--tail", help="Show the log of the job while waiting.", rich_help_panel="Submission")] = False,
+    submission_id: Annotated[
+        str | None, typer.Option(help="Name of the job, never used before.", show_default="made of OUT", rich_help_panel="Submission")
+    ] = None,
+    local_paths: Annotated[
+        bool, typer.Option("--local-paths", help="Paths without :// are on a disk that all nodes mount.", rich_help_panel="Submission")
+    ] = False,
+    forward_credentials: Annotated[
+        bool,
+        typer.Option("--forward-credentials", help="Send your AWS credentials; Ray shows them.", rich_help_panel="Submission"),
+    ] = False,
+    install_dependencies: Annotated[
+        bool, typer.Option("--install-dependencies", help="Install on the nodes what they lack.", rich_help_panel="Submission")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run `tokenize` as a job of a Ray cluster. Takes the options of `tokenize` too. Submit again to continue."""
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.submit.job_watch import watch_job
+    from tokenshards.pipeline.submit.ray_dashboard import Dashboard
+    from tokenshards.pipeline.submit.submission import Submission, check_values, submit
+
+    values, arguments = ctx.obj
+    check_values(values)
+    submission = Submission(
+        source_url=values["src"],
+        out_url=values["out"],
+        arguments=(*arguments, *(["--quiet"] if quiet else [])),
+        storage_options=parse_options(values["storage_option"]),
+        tokenizer_url=values["tokenizer"],
+        submission_id=submission_id,
+        local_paths=local_paths,
+        forward_credentials=forward_credentials,
+        install_dependencies=install_dependencies,
+    )
+    reporter = TerminalReporter(quiet=quiet)
+    dashboard = Dashboard(address)
+    job = submit(submission, dashboard, reporter)
+    about = f"--address {dashboard.address} {job.submission_id}"
+    report: dict[str, Any] = {"submission_id": job.submission_id, "address": dashboard.address}
+    if not wait:
+        reporter.say(f"submitted; watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`")
+        print(json.dumps(report) if as_json else job.submission_id)
+        return
+    reporter.say(f"submitted job {job.submission_id}; Ctrl-C leaves it running")
+
+    def write_log(text: str) -> None:
+        print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+
+    try:
+        end = watch_job(job, reporter, write_log=write_log if tail else reporter.retell)
+    except KeyboardInterrupt:
+        reporter.end()
+        print(
+            f"\nno longer waiting; the job goes on. Watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    finally:
+        reporter.end()
+    if as_json:
+        print_json({**report, "status": end.status, "exit_code": end.exit_code, "seconds": end.seconds})
+    if end.exit_code and not tail and end.log_end:
+        print(f"the job ended with exit code {end.exit_code}; its log ends with:\n{end.log_end}", file=sys.stderr)
+    if end.exit_code:
+        raise typer.Exit(end.exit_code)

@@ -1,0 +1,187 @@
+"""`tokenize` and `plan`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import (
+    Address,
+    AllFiles,
+    Beam,
+    Codec,
+    Codes,
+    CpusPerActor,
+    DecodePlace,
+    GiveUpAfter,
+    GpusPerActor,
+    IdColumn,
+    ImageColumn,
+    JsonFlag,
+    LabelName,
+    Levels,
+    MaxActors,
+    MaxBad,
+    Meta,
+    Out,
+    Patch,
+    Quiet,
+    RunnerName,
+    Sample,
+    Seed,
+    ShardRows,
+    Size,
+    Source,
+    StorageOptions,
+    TarsPerShard,
+    TokenizerOption,
+    Views,
+    Workers,
+    parse_options,
+)
+from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.process import open_runner, worker_count
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("tokenize", epilog="Example: tokenshards tokenize photos/ photos.tokens --workers 8")
+def tokenize_command(
+    src: Source,
+    out: Out,
+    tokenizer: TokenizerOption = None,
+    shard_rows: ShardRows = None,
+    codec: Codec = "default",
+    views: Views = "one",
+    workers: Workers = None,
+    max_bad: MaxBad = 0.01,
+    runner: RunnerName = "local",
+    address: Address = None,
+    max_actors: MaxActors = None,
+    cpus_per_actor: CpusPerActor = 1,
+    gpus_per_actor: GpusPerActor = 0.0,
+    decode: DecodePlace = "auto",
+    give_up_after: GiveUpAfter = 3600.0,
+    size: Size = None,
+    patch: Patch = 4,
+    levels: Levels = 2,
+    codes: Codes = 256,
+    beam: Beam = 1,
+    sample: Sample = 20_000,
+    seed: Seed = 0,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    label: LabelName = None,
+    meta: Meta = None,
+    tars_per_shard: TarsPerShard = 1,
+    join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
+    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
+    license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
+    from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+    from tokenshards.pipeline.conversion.request import TokenizeRequest
+    from tokenshards.pipeline.conversion.tokenize import Conversion
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
+
+    cluster = RayConfig(
+        address=address,
+        max_actors=max_actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+        decode=decode,
+        idle_timeout_seconds=give_up_after,
+    )
+    options = parse_options(storage_option)
+    request = TokenizeRequest(
+        source_url=src,
+        out_url=out,
+        tokenizer_url=tokenizer,
+        fit=FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed),
+        source=SourceConfig(
+            all_files=all_files,
+            image_column=image_column,
+            id_column=id_column,
+            label=label,
+            meta=tuple(meta or ()),
+            tars_per_shard=tars_per_shard,
+            storage_options=options,
+        ),
+        plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+        run=RunConfig(
+            workers=worker_count(workers),
+            max_bad=max_bad,
+            join=join,
+            stall_timeout_seconds=stall_timeout,
+            retry=RetryConfig(attempts=retry_attempts),
+        ),
+        out_options=options,
+        card={"licence": license_text} if license_text else {},
+    )
+    outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
+    finish_run(out, options, outcome, as_json, quiet)
+
+
+@app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")
+def plan_command(
+    src: Source,
+    out: Out,
+    tokenizer: TokenizerOption = None,
+    shard_rows: ShardRows = None,
+    codec: Codec = "default",
+    views: Views = "one",
+    workers: Workers = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine per hour, in your currency.")] = None,
+    size: Size = None,
+    patch: Patch = 4,
+    levels: Levels = 2,
+    codes: Codes = 256,
+    beam: Beam = 1,
+    seed: Seed = 0,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    label: LabelName = None,
+    tars_per_shard: TarsPerShard = 1,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # before numpy is imported: what is timed here is one worker, and a worker has one thread
+    from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
+    from tokenshards.pipeline.conversion.estimate import estimate_job
+    from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
+    from tokenshards.pipeline.planning.plan import load_plan
+    from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    options = parse_options(storage_option)
+    reporter = TerminalReporter()
+    store = Store(out, storage_options=options)
+    existing = load_plan(store)
+    if existing is not None:
+        reporter.say(f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimates a new one")
+    estimate = estimate_job(
+        src,
+        SourceConfig(all_files=all_files, image_column=image_column, label=label, tars_per_shard=tars_per_shard, storage_options=options),
+        PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+        FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+        tokenizer=adopt_tokenizer(tokenizer, options)[0] if tokenizer else None,
+        workers=worker_count(workers),
+        price_per_hour=price_per_hour,
+    )
+    if as_json:
+        print_json(estimate.to_json())
+        return
+    for line in estimate.matched:
+        reporter.say(line)
+    print_table(estimate.rows(), title=f"{store.url}: nothing was written")

@@ -1,0 +1,128 @@
+"""`fit-tokenizer` and `evaluate-tokenizer`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import AllFiles, ImageColumn, JsonFlag, Sample, Seed, Size, Source, StorageOptions, parse_options
+from tokenshards.pipeline.commands.output import print_json
+from tokenshards.pipeline.commands.process import one_blas_thread, prepare_for_torch
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_VQ = "Training of --kind vq-autoencoder"
+
+
+@app.command("fit-tokenizer", epilog="Example: tokenshards fit-tokenizer photos/ photos.tok --size 128 --levels 2")
+def fit_tokenizer_command(
+    src: Source,
+    out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="`patch-kmeans`; `vq-autoencoder`, a small network trained here; `latent-kmeans`, codes for what --encoder gives."
+        ),
+    ] = "patch-kmeans",
+    encoder: Annotated[str | None, typer.Option(help="Weights of a TAESD-family encoder, local or any fsspec URL.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="Weights of its decoder, to draw tokens again.")] = None,
+    mirrored: Annotated[bool | None, typer.Option("--mirrored", help="Fit latents of mirror images too.")] = None,
+    size: Size = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch, or site, in pixels.", show_default="4")] = None,
+    levels: Annotated[
+        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; latents 1; 1 of fsq, lfq")
+    ] = None,
+    codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; latents 1024")] = None,
+    beam: Annotated[int | None, typer.Option(help="As of `tokenize`.", show_default="1")] = None,
+    quantizer: Annotated[
+        str | None, typer.Option(help="`vq`, residual for several levels; `fsq` or `lfq`, of one.", show_default="vq", rich_help_panel=_VQ)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times over the images.", show_default="8", rich_help_panel=_VQ)] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the networks.", show_default="64", rich_help_panel=_VQ)] = None,
+    depth: Annotated[int | None, typer.Option(help="Residual blocks of each network.", show_default="2", rich_help_panel=_VQ)] = None,
+    code_width: Annotated[int | None, typer.Option(help="Values of a code of vq.", show_default="16", rich_help_panel=_VQ)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images of a step.", show_default="32", rich_help_panel=_VQ)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak.", show_default="0.001", rich_help_panel=_VQ)] = None,
+    perceptual: Annotated[
+        str | None, typer.Option(help="timm model whose features should agree too, such as vgg11.", rich_help_panel=_VQ)
+    ] = None,
+    perceptual_weights: Annotated[
+        str | None, typer.Option(help="Weights of that model, local or any fsspec URL.", rich_help_panel=_VQ)
+    ] = None,
+    perceptual_weight: Annotated[
+        float | None, typer.Option(help="How much it counts beside the squared error.", show_default="0.1", rich_help_panel=_VQ)
+    ] = None,
+    sample: Sample = 20_000,
+    seed: Seed = 0,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fit a tokenizer to a sample of your images: k-means of patches or of latents of an encoder, or a small network of your own."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    prepare_for_torch()
+    from tokenshards.pipeline.config import SourceConfig
+    from tokenshards.pipeline.conversion.fit_kinds import ALL_OPTIONS, open_fit
+    from tokenshards.pipeline.planning.planner import Listing
+    from tokenshards.pipeline.reports.storage_table import fit_rows
+    from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
+    from tokenshards.pipeline.sources import open_source
+    from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.base import describe_tokenizer
+    from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+
+    options, reporter = parse_options(storage_option), TerminalReporter()
+    store = Store(out, storage_options=options)
+    given = {name: value for name, value in given.items() if name in ALL_OPTIONS}
+    fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=options, say=reporter.say)
+    source = open_source(src, SourceConfig(all_files=all_files, image_column=image_column, storage_options=options))
+    with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
+        for line in source.summary.lines():
+            reporter.say(line)
+        fitted = fit.run(source, listing.sample)
+    for note in fitted.notes:
+        reporter.say(f"note: {note}")
+    save_tokenizer(fitted.tokenizer, store, "", fitted.statistics)
+    fit.done()
+    if as_json:
+        print_json({"fingerprint": fitted.tokenizer.spec.fingerprint, **fitted.statistics})
+        return
+    print_table(fit_rows(fitted.statistics), title=f"{store.url}: {describe_tokenizer(fitted.tokenizer)}")
+
+
+@app.command("evaluate-tokenizer", epilog="Example: tokenshards evaluate-tokenizer photos.tok photos/ --sample 1000")
+def evaluate_tokenizer_command(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOK", help="Tokenizer directory, or a dataset.")],
+    images: Annotated[str, typer.Argument(help="Images: a folder, tars or tables, local or any fsspec URL.")],
+    sample: Annotated[int, typer.Option(help="Images to measure on, at most.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    all_files: AllFiles = False,
+    image_column: ImageColumn = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
+    one_blas_thread()
+    prepare_for_torch()
+    from tokenshards.pipeline.config import SourceConfig
+    from tokenshards.pipeline.quality.evaluation import evaluate_tokenizer
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.tokenizers.base import describe_tokenizer
+    from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer
+
+    options = parse_options(storage_option)
+    store, prefix = resolve_tokenizer(tokenizer, options)
+    measured = load_tokenizer(store, prefix)
+    config = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+    found = evaluate_tokenizer(measured, load_statistics(store, prefix), images, config, sample=sample, seed=seed)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_table(found.rows(), title=f"{store.url}: {describe_tokenizer(measured)}")
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)

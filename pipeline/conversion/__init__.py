@@ -1,0 +1,1 @@
+"""A whole run: request, tokenizer, plan, work, manifest."""

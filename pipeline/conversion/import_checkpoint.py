@@ -1,0 +1,101 @@
+"""Published tokenizers taken over: the checkpoint of another project, checked key by key, and only the codes that pictures use.
+
+Shapes: K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+
+from tokenshards.pipeline.config import ALLOW_PYTHON, ImportConfig, SourceConfig
+from tokenshards.pipeline.conversion.fit import count_codes
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.planning.planner import Listing
+from tokenshards.pipeline.sources import open_source
+from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, Tokenizer
+from tokenshards.pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
+from tokenshards.pipeline.tokenizers.registry import load_family, published_families
+
+__all__ = ["CodeSample", "keep_used_codes", "open_published", "tokenizer_rows"]
+
+PYTHON = "python"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeSample:
+    """The pictures whose codes are counted, and how many uses let a code stay."""
+
+    source_url: str
+    source: SourceConfig
+    images: int = 20_000
+    seed: int = 0
+    min_uses: int = 1
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.min_uses < 1:
+            raise ConfigError(f"--sample is {self.images} and --min-uses {self.min_uses}; expected at least 1")
+
+
+def open_published(kind: str, weights: str, config: ImportConfig, storage_options: Mapping[str, Any] | None = None) -> PublishedTokenizer:
+    """Return the tokenizer of a checkpoint at any path or URL; `python:package.module:callable` needs none, "".
+
+    Raises ConfigError for an unknown kind, TokenizerError that names the file and the key for weights that are not of this kind.
+    """
+    name, colon, target = kind.partition(":")
+    if colon and name == PYTHON:
+        config = replace(config, target=target)
+    elif kind not in published_families():
+        kinds = ", ".join(published_families())
+        raise ConfigError(f"--kind is {shorten(kind)}; expected one of {kinds}, or python:package.module:callable")
+    elif not weights:
+        raise ConfigError(f"CHECKPOINT or OUT.tok is missing; expected both for --kind {kind}")
+    family = cast(type[PublishedTokenizer], load_family(name))
+    return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights or kind)
+
+
+def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[PublishedTokenizer, dict[str, Any]]:
+    """Count the codes of some pictures and leave out those with fewer than `min_uses`; return the tokenizer with statistics in JSON types.
+
+    The order of the pictures changes nothing. Raises TokenizerError when none can be decoded, or no code is left.
+    """
+    if len(tokenizer.spec.vocabulary) != 1:
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids a site and no table to leave codes out of")
+    if tokenizer.spec.codebook is None or tokenizer.spec.codebook.metric == "fsq":
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to leave codes out of")
+    source = open_source(sample.source_url, sample.source)
+    with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
+        counts_K = count_codes(source, listing.sample, sample.images, tokenizer)
+    kept = np.flatnonzero(counts_K >= sample.min_uses)
+    if not len(kept):
+        raise TokenizerError(f"no code is used {sample.min_uses} times or more, the most common {counts_K.max()} times; lower --min-uses")
+    smaller = tokenizer.keep(kept.tolist())
+    left_K = counts_K[kept]
+    statistics: dict[str, Any] = {
+        "images": int(counts_K.sum()) // tokenizer.spec.layout.sites,
+        "levels": [code_usage(left_K)],
+        "published_codes": len(counts_K),
+        "min_uses": sample.min_uses,
+        "kept_share": rounded([left_K.sum() / counts_K.sum()])[0],
+    }
+    tables = list(smaller.codebook().values())
+    if tables:
+        statistics["embedding"] = code_moments(tables[0], left_K)
+    return smaller, statistics
+
+
+def tokenizer_rows(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return what a tokenizer does to a picture, and what that takes, as (name, value) text."""
+    spec, preprocess = tokenizer.spec, tokenizer.spec.preprocess
+    how = "squashed to" if preprocess.resize == "squash" else "short side and centre crop to"
+    low, high = preprocess.colour_range
+    bits = sum(int(np.ceil(np.log2(max(2, size)))) for size in spec.vocabulary) * spec.layout.sites
+    return [
+        ("pictures", f"{how} {preprocess.size} x {preprocess.size} px, {preprocess.filter}, values from {low:g} to {high:g}"),
+        ("ids of a picture", f"{spec.layout.sites * spec.layout.ids_per_site:,}, {-(-bits // 8):,} bytes before compression"),
+        ("to use it", f"export {ALLOW_PYTHON}={spec.config['target']}") if spec.family == PYTHON else ("networks", spec.dtype),
+    ]

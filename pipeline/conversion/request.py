@@ -1,0 +1,124 @@
+"""What `tokenize` was asked to do, what it says while it works, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.errors import PlanError, SourceError
+from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
+from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.sources.base import readable_text
+from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
+
+__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
+
+PROBED_ROWS = 16
+
+
+class Reporter(Protocol):
+    """Where a run tells people what it does."""
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+
+    def begin(self, planned: int | None, done: int) -> None:
+        """The work starts: inputs planned (None while tars are uncounted) and already done."""
+
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+        """Totals of this run so far, shards in flight included."""
+
+    def end(self) -> None:
+        """The work is over, for whatever reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeRequest:
+    """What `tokenize` was asked to do."""
+
+    source_url: str
+    out_url: str
+    tokenizer_url: str | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    run: RunConfig
+    out_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    card: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: a complete dataset, and what this run added to it."""
+
+    manifest: Manifest
+    already_complete: bool
+    images: int
+    seconds: float
+    usage: RunUsage | None
+    """How busy the workers of the last generation were; None where there was nothing to do."""
+
+
+def check_request(plan: Plan, request: TokenizeRequest) -> None:
+    """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
+    if plan.is_import:
+        raise PlanError(
+            f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
+            f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
+        )
+    asked, fit = request.plan, request.fit
+    spec, fitted = plan.spec, json.loads(plan.tokenizer_json)["statistics"].get("fit", {})
+    default_plan, default_fit = PlanConfig(), FitConfig()
+    different = [
+        f"{option} {wanted} (the plan has {have})"
+        for option, wanted, default, have in (
+            ("--codec", asked.codec, default_plan.codec, plan.codec),
+            ("--shard-rows", asked.shard_rows, default_plan.shard_rows, plan.shard_rows),
+            ("--views", asked.views, default_plan.views, plan.view_policy),
+            ("--size", fit.size, default_fit.size, spec.preprocess.size),
+            ("--levels", fit.levels, default_fit.levels, spec.layout.ids_per_site),
+            ("--patch", fit.patch, default_fit.patch, spec.config.get("patch", fit.patch)),
+            ("--beam", fit.beam, default_fit.beam, spec.config.get("beam", 1)),
+            ("--codes", fit.codes, default_fit.codes, fitted.get("codes", fit.codes)),
+            ("--seed", fit.seed, default_fit.seed, fitted.get("seed", fit.seed)),
+        )
+        if wanted not in (default, have)
+    ]
+    planned, untouched = plan.source_config({}), SourceConfig()
+    for name in ("all_files", "image_column", "id_column", "label", "meta", "tars_per_shard"):
+        wanted, have = getattr(request.source, name), getattr(planned, name)
+        if wanted not in (getattr(untouched, name), have):
+            different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")
+    if request.tokenizer_url is not None:
+        store, prefix = resolve_tokenizer(request.tokenizer_url, request.out_options)
+        fingerprint = load_tokenizer(store, prefix).spec.fingerprint
+        if fingerprint != plan.fingerprint:
+            different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
+    if different:
+        raise PlanError(
+            f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
+            "Leave these options out to continue it, or choose another output"
+        )
+
+
+def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> None:
+    """Raise SourceError when nothing of the plan is at the source: another one was named, or it moved, or its disk is not mounted.
+
+    Inputs that are gone are failures for good, so a wrong path would fill the quarantine. Looks at a few inputs, and only where the path
+    is new or work is left.
+    """
+    first = chain[0]
+    source = source_root(request.source_url, request.source)
+    if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
+        return
+    rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
+    if not any(is_absolute(row.path) or source.info(row.path) is not None for row in rows):
+        raise SourceError(
+            f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
+            f"{first.source['url']}. Give the place where these inputs are now, or choose another output"
+        )

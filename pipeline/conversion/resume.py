@@ -1,0 +1,188 @@
+"""One run over one plan: the shards that are not done, then the audit, then the manifest."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
+from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.ledger.closing import close_generation
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.survey import Survey, survey_plan
+from tokenshards.pipeline.planning.plan import Plan
+from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
+from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.store import Store, absolute_url
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+
+__all__ = ["PlanRun"]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of this run: what was committed, and what the shards in flight have done."""
+
+    inputs: int = 0
+    bytes_in: int = 0
+    quarantined: int = 0
+    shards: int = 0
+    in_flight: dict[int, list[int]] = field(default_factory=dict)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Return inputs, bytes and quarantined with those in flight."""
+        flying = [sum(column) for column in zip(*self.in_flight.values(), strict=True)] or [0, 0, 0]
+        return self.inputs + flying[0], self.bytes_in + flying[1], self.quarantined + flying[2]
+
+
+class PlanRun:
+    """Runs the shards of one plan that are not done; as the runner's listener it counts, reports, logs, and stops a hopeless run."""
+
+    def __init__(self, store: Store, plan: Plan, request: TokenizeRequest, runner: Runner, reporter: Reporter) -> None:
+        self._store = store
+        self._plan = plan
+        self._request = request
+        self._runner = runner
+        self._reporter = reporter
+        self._quarantined_before = 0
+        self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
+        self.tally = _Tally()
+        self.usage = RunUsage()
+        self.seconds = 0.0
+
+    def run(self, parent: Manifest | None) -> Manifest:
+        """Return the manifest of this generation once every shard is committed and the accounts balance."""
+        store, plan = self._store, self._plan
+        spec = ensure_tokenizer(store, plan)
+        survey = survey_plan(store, plan, spec)
+        if survey.done:
+            self._reporter.say(f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of {plan.shards} shards are done")
+        for problem in survey.problems:
+            self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
+        started = time.monotonic()
+        with self._heartbeat:
+            if not survey.finished:
+                todo, seen, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                del survey  # a run takes days, and its end surveys anew
+                survey = self._work(todo, seen, spec)
+            check_bad_share(survey, self._request.run.max_bad)
+            pointer = load_pointer(store)
+            if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
+                self.seconds = time.monotonic() - started
+                return load_manifest(store, pointer)
+            manifest = close_generation(store, plan, survey, spec, parent)
+        if plan.classes and (new := manifest.classes[len(plan.classes) :]):
+            self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
+        self.seconds = time.monotonic() - started
+        return manifest
+
+    def _work(self, todo: list[int], inputs_seen: int, spec: TokenizerSpec) -> Survey:
+        plan, request = self._plan, self._request
+        if request.run.join:  # two drivers that start at the same end would do the same work
+            random.Random(self._heartbeat.record.uuid).shuffle(todo)
+        self._reporter.begin(None if plan.tars_planned else plan.images_planned, inputs_seen)
+        job = JobSpec(
+            out_url=absolute_url(request.out_url),
+            out_options=request.out_options,
+            source_url=absolute_url(source_root(request.source_url, request.source).location),
+            source_config=plan.source_config(request.source.storage_options),
+            plan_id=plan.plan_id,
+            retry=self._store.retry,
+            run_uuid=self._heartbeat.record.uuid,
+            join=request.run.join,
+        )
+        try:
+            failed = self._runner.run(job, todo, self)
+        finally:
+            self._reporter.end()
+        survey = survey_plan(self._store, plan, spec)
+        if failed and not survey.finished:
+            shard, message = next(iter(failed.items()))
+            raise IncompleteError(
+                f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
+                "Nothing was lost and nothing was quarantined for this. Run the same command again: it continues"
+            )
+        return survey
+
+    def started(self, shard: int) -> None:
+        """Count a shard in flight from zero."""
+        self.tally.in_flight[shard] = [0, 0, 0]
+
+    def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
+        """Add to a shard in flight."""
+        counts = self.tally.in_flight[shard]
+        for index, value in enumerate((inputs, bytes_in, quarantined)):
+            counts[index] += value
+
+    def committed(self, shard: int, summary: ShardSummary) -> None:
+        """Move a shard from in flight to done."""
+        tally = self.tally
+        tally.in_flight.pop(shard, None)
+        tally.inputs += summary.inputs_seen
+        tally.bytes_in += summary.bytes_in
+        tally.quarantined += summary.quarantined
+        tally.shards += 1
+
+    def abandoned(self, shard: int) -> None:
+        """Forget a shard in flight."""
+        self.tally.in_flight.pop(shard, None)
+
+    def measured(self, usage: RunUsage) -> None:
+        """Keep how busy the workers were, for the report and the log."""
+        self.usage = usage
+        self._heartbeat.log("how busy the workers were", **{name: round(share, 4) for name, share in usage.busy_shares().items()})
+
+    def noted(self, message: str, **details: Any) -> None:
+        """Tell people and the run's log."""
+        self._reporter.say(message)
+        self._heartbeat.log(message, **details)
+
+    def tick(self) -> None:
+        """Report; raise TooManyBadInputsError as soon as the limit is passed for certain."""
+        inputs, bytes_in, quarantined = self.tally.totals()
+        self._reporter.advance(inputs, bytes_in, quarantined)
+        bad = self._quarantined_before + quarantined
+        # Tars are not counted before they are read, so their share is judged at the end.
+        judged = self._plan.generation == 1 and not self._plan.tars_planned
+        if judged and bad > self._request.run.max_bad * self._plan.images_planned:
+            raise _too_many(bad, self._plan.images_planned, self._request.run.max_bad)
+
+    def _counters(self) -> dict[str, Any]:
+        inputs, bytes_in, quarantined = self.tally.totals()
+        return {"images_seen": inputs, "bytes_in": bytes_in, "images_quarantined": quarantined, "shards_committed": self.tally.shards}
+
+
+def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:
+    """Return the spec of the stored tokenizer, which must be the planned one, byte for byte."""
+    for path, sha256 in plan.tokenizer_objects.items():
+        try:
+            seen = sha256_hex(store.read(path))
+        except MissingObjectError:
+            raise PlanError(f"{store.url}/{path} is missing. Run `tokenshards repair {store.url}` to see what can be restored") from None
+        if seen != sha256:
+            raise PlanError(
+                f"{store.url}/{path} is not what the plan names (sha256 {seen[:12]}…, expected {sha256[:12]}…). "
+                f"Run `tokenshards repair {store.url}` to see what can be restored"
+            )
+    return load_tokenizer(store, TOKENIZER_FOLDER).spec
+
+
+def check_bad_share(survey: Survey, max_bad: float) -> None:
+    """Raise TooManyBadInputsError when more than `max_bad` of the planned inputs failed for good; a retry may fail as it likes."""
+    if survey.plan.generation == 1 and survey.quarantined > max_bad * survey.planned:
+        raise _too_many(survey.quarantined, survey.planned, max_bad)
+
+
+def _too_many(quarantined: int, planned: int, max_bad: float) -> TooManyBadInputsError:
+    return TooManyBadInputsError(
+        f"{quarantined:,} of {planned:,} inputs failed for good, which is more than --max-bad {max_bad:g}. "
+        "Those of committed shards stand in OUT/quarantine/ with the reason of each. To accept them all, run the same command with a "
+        "larger --max-bad"
+    )

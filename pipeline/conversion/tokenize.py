@@ -1,0 +1,207 @@
+"""One run of the main job: open or make the plan, run what is left, audit, write the manifest. The composition root of `tokenize`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from tokenshards.pipeline.config import RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.fit import fit_tokenizer
+from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source
+from tokenshards.pipeline.conversion.resume import PlanRun
+from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
+from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
+from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
+from tokenshards.pipeline.planning.retry_plan import plan_retry
+from tokenshards.pipeline.runners.base import Runner
+from tokenshards.pipeline.runners.local import LocalRunner
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
+from tokenshards.pipeline.sources import ImageSource, open_source, source_root
+from tokenshards.pipeline.sources.base import LabelType, SourceSummary, integer_in, readable_text
+from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
+from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
+from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+
+__all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
+
+PLAN_POLL_SECONDS = 1.0
+
+
+class Conversion:
+    """Runs one request against one dataset root."""
+
+    def __init__(self, request: TokenizeRequest, reporter: Reporter, runner: Runner | None = None) -> None:
+        get_codec(request.plan.codec)  # an unknown name must not cost a listing
+        self._request = request
+        self._reporter = reporter
+        self._runner = runner or LocalRunner(request.run)
+        self._store = Store(request.out_url, storage_options=request.out_options, retry=request.run.retry)
+
+    def run(self) -> Outcome:
+        """Continue or start; return when the manifest is written.
+
+        Raises IncompleteError, TooManyBadInputsError, LiveRunError and what the parts raise.
+        """
+        request, store = self._request, self._store
+        self._refuse_second_driver()
+        chain = load_chain(store)
+        if not chain:
+            chain = self._plan_once()
+        check_request(chain[0], request)
+        check_source(store, chain, request)
+        return finish_chain(store, chain, request, self._runner, self._reporter)
+
+    def _refuse_second_driver(self) -> None:
+        if self._request.run.join:
+            return
+        for record in live_runs(self._store):
+            raise LiveRunError(
+                f"{self._store.url}: another run is at work on it ({record.describe(time.time())}). "
+                "Wait for it, stop it, or add --join to share its work"
+            )
+
+    def _plan_once(self) -> list[Plan]:
+        """Make the plan, or wait for the driver that makes it: two at once would overwrite each other's tokenizer."""
+        store, source = self._store, open_source(self._request.source_url, self._request.source)
+        while True:
+            with Heartbeat(store, PLANNING, dict) as heartbeat:
+                if wins_planning(store, heartbeat.record):
+                    return load_chain(store) or [self._make_plan(source)]
+            self._refuse_second_driver()
+            self._reporter.say("another run makes the plan; waiting for it")
+            while live_runs(store):
+                if chain := load_chain(store):
+                    return chain
+                time.sleep(PLAN_POLL_SECONDS)
+
+    def _make_plan(self, source: ImageSource) -> Plan:
+        request, say = self._request, self._reporter.say
+        sample = 0 if request.tokenizer_url else request.fit.sample
+        with Listing(
+            source.list_rows(),
+            order_seed=request.plan.order_seed,
+            keep_order=source.ordered,
+            sample=sample,
+            sample_seed=request.fit.seed,
+        ) as listing:
+            matched = source.summary.lines()
+            for line in matched:
+                say(line)
+            classes: tuple[int | str, ...] = ()
+            if request.tokenizer_url:
+                tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.out_options)
+                say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
+                if classes:
+                    say(f"its class table of {len(classes)} classes is kept, so labels agree")
+            else:
+                say(f"no --tokenizer given: fitting {'one' if source.ordered else f'one on {len(listing.sample):,} inputs'} …")
+                fitted = fit_tokenizer(source, listing.sample, request.fit)
+                tokenizer, statistics = fitted.tokenizer, fitted.statistics
+                say(f"fitted {describe_tokenizer(tokenizer)}; kept in {self._store.url}/{TOKENIZER_FOLDER}")
+                for note in fitted.notes:
+                    say(f"note: {note}")
+            objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
+            plan_request = PlanRequest(
+                fingerprint=tokenizer.spec.fingerprint,
+                config=request.plan,
+                source=source_record(source, request.source_url, request.source),
+                tokenizer_objects=objects,
+                card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": readable_text(source.root), **request.card},
+                tokenizer_json=self._store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
+                classes=classes,
+                label_type=common_label_type(classes, source.summary),
+                meta_types=dict(source.summary.meta_types),
+                matched=tuple(matched),
+            )
+            plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
+        say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of about {plan.shard_rows:,} inputs")
+        return plan
+
+
+def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any], tuple[int | str, ...]]:
+    """Return tokenizer, statistics and class table of a tokenizer directory (no classes) or of another dataset."""
+    store, prefix = resolve_tokenizer(url, storage_options)
+    tokenizer = load_tokenizer(store, prefix)
+    classes: tuple[int | str, ...] = ()
+    if prefix == TOKENIZER_FOLDER:
+        pointer = load_pointer(store)
+        if pointer is None:
+            raise IncompleteError(
+                f"{store.url} is not complete yet, so its class table is not known. Finish it with `tokenshards tokenize`, "
+                f"or give only its tokenizer: --tokenizer {store.url}/{TOKENIZER_FOLDER}"
+            )
+        manifest = load_manifest(store, pointer)
+        if manifest.fingerprint != tokenizer.spec.fingerprint:
+            raise FingerprintMismatchError(
+                f"{store.url}: its tokenizer folder and its manifest disagree. Run `tokenshards verify {store.url}`"
+            )
+        classes = manifest.classes
+    return tokenizer, load_statistics(store, prefix), classes
+
+
+def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) -> LabelType | None:
+    """Return the type in which the labels of a source are stored: that of the class table that was handed over, where there is one.
+
+    `7` of a table and the folder `7` are then one class. Raises PlanError where the table has integers and a label is none.
+    """
+    if not classes or summary.label_type is None:
+        return summary.label_type
+    if any(isinstance(label, str) for label in classes):
+        return "string"
+    stray = next((label for label in summary.labels if integer_in(label) is None), None)
+    if stray is not None:
+        raise PlanError(
+            f"the label {stray!r} cannot join a class table of integers such as {classes[0]}: expected integers as labels. "
+            "Choose them with --label, or give only the tokenizer: --tokenizer DATASET/tokenizer"
+        )
+    return "int64"
+
+
+def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
+    """Return what the plan records of a source; nothing in it is a secret."""
+    options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
+    return {
+        "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
+        "root": readable_text(source.root),
+        "kind": source.kind,
+        "options": {**options, "meta": list(config.meta)},
+    }
+
+
+def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runner: Runner, reporter: Reporter) -> Outcome:
+    """Run and close every generation that has no manifest yet, oldest first."""
+    pointer = load_pointer(store)
+    manifest = None if pointer is None else load_manifest(store, pointer)
+    images, seconds, usage = 0, 0.0, None
+    for plan in chain:
+        if manifest is None or manifest.generation < plan.generation:
+            run = PlanRun(store, plan, request, runner, reporter)
+            manifest = run.run(manifest)
+            images, seconds, usage = images + run.tally.inputs, seconds + run.seconds, run.usage
+    if manifest is None:
+        raise PlanError(f"{store.url}: there is no plan to finish. Run `tokenshards tokenize SRC {store.url}`")
+    return Outcome(manifest=manifest, already_complete=usage is None, images=images, seconds=seconds, usage=usage)
+
+
+def retry_failed(
+    out_url: str, source_url: str | None, run: RunConfig, options: dict[str, Any], reporter: Reporter, runner: Runner | None = None
+) -> Outcome | None:
+    """Try quarantined inputs again as a new generation; None when nothing stands in quarantine."""
+    store = Store(out_url, storage_options=options, retry=run.retry)
+    refuse_beside_live_run(store, "retry failed inputs")
+    first = load_plan(store)
+    if first is None:
+        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+    config = first.source_config(options)
+    where = source_url or str(first.source["url"])
+    planned = plan_retry(store, source_root(where, config), config)
+    if planned is None:
+        return None
+    plan, inputs = planned
+    reporter.say(f"generation {plan.generation}: {inputs:,} quarantined inputs are tried again")
+    request = TokenizeRequest(source_url=where, out_url=out_url, source=config, run=run, out_options=options)
+    return finish_chain(store, load_chain(store), request, runner or LocalRunner(run), reporter)

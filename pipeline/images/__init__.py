@@ -1,0 +1,1 @@
+"""Image bytes become pixels: decode, resize, views."""

@@ -1,0 +1,1 @@
+"""SeiT's release layout, in and out."""

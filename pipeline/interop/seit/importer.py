@@ -1,0 +1,221 @@
+"""`import seit`: a split in SeiT's release layout becomes a complete dataset of ours, resumable and exactly once like `tokenize`.
+
+The split is read through once before anything is written: that checks every byte of it, and counts the ids for the statistics. Its images
+keep their order, and a plan row is a range of them that makes one shard. A run walks through the stream once more and writes the shards
+that are not done; passing over the others costs their decompression, a few seconds for an ImageNet.
+
+Shapes: K codes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest
+from tokenshards.pipeline.conversion.tokenize import finish_chain
+from tokenshards.pipeline.errors import ConfigError, LiveRunError, PlanError, TooManyBadInputsError
+from tokenshards.pipeline.interop.seit.shard_job import SeitRunner, SeitSource
+from tokenshards.pipeline.interop.seit.tables import read_class_names, read_codebook, read_synonyms
+from tokenshards.pipeline.interop.seit.token_files import open_split
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, refuse_beside_live_run, wins_planning
+from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
+from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
+from tokenshards.pipeline.tokenizers.base import describe_tokenizer
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+from tokenshards.pipeline.tokenizers.published.seit_tokens import SeitTokens
+
+__all__ = ["SOURCE_KIND", "SYNONYMS_PATH", "SeitImportRequest", "import_seit", "parse_grid"]
+
+SOURCE_KIND = "seit"
+ROW_KIND = "tokens"
+SYNONYMS_PATH = f"{TOKENIZER_FOLDER}/synonyms.json"
+FAULTS_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeitImportRequest:
+    """What `import seit` was asked to do; files that are not named are looked for in the folder of the split."""
+
+    source_url: str
+    out_url: str
+    split: str = "train"
+    grid: tuple[int, int] = (32, 32)
+    """Rows and columns of the sites."""
+    codebook: str | None = None
+    labels: str | None = None
+    synonyms: str | None = None
+    classes: str | None = None
+    """File with the name of each class; without one the labels are the class indices."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    max_bad: float = 0.01
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    card: dict[str, str] = field(default_factory=dict)
+
+
+def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
+    """Import a split, or continue an import that was stopped; return when the manifest is written.
+
+    An image whose bytes code no ids of the grid and the vocabulary is quarantined, as `tokenize` does with a broken picture: one of a
+    million must not cost the rest. What breaks the link between images, offsets and labels raises SourceError, and nothing is written.
+    Raises ConfigError for a codebook, synonym or class file that does not fit, TooManyBadInputsError above `max_bad`, PlanError where
+    OUT holds something else, LiveRunError beside another run, IncompleteError when a store fails.
+    """
+    get_codec(request.plan.codec)  # an unknown name must not cost a reading
+    store = Store(request.out_url, storage_options=request.options)
+    refuse_beside_live_run(store, "import into it")
+    source = _open(request)
+    chain = load_chain(store)
+    if not chain:
+        with Heartbeat(store, PLANNING, dict) as heartbeat:
+            if not wins_planning(store, heartbeat.record):
+                raise LiveRunError(f"{store.url}: another run makes the plan of it. Wait for it, then run this again")
+            chain = load_chain(store) or [_make_plan(store, source, request, reporter)]
+    _check_same(store, chain[0], source, request)
+    run = RunConfig(workers=1, max_bad=request.max_bad)
+    work = TokenizeRequest(source_url=request.source_url, out_url=request.out_url, run=run, out_options=request.options)
+    return finish_chain(store, chain, work, SeitRunner(store, source), reporter)
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """Return rows and columns of a grid such as `32x32`; raises ConfigError."""
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if match is None:
+        raise ConfigError(f"--grid is {text!r}; expected rows and columns of the sites, such as 32x32")
+    return int(match[1]), int(match[2])
+
+
+def _open(request: SeitImportRequest) -> SeitSource:
+    store = Store(request.source_url, storage_options=request.options)
+    split = open_split(store, request.split, request.labels)
+    codebook_KD = read_codebook(store, request.codebook)
+    classes = int(split.labels_N.max()) + 1
+    return SeitSource(
+        split=split,
+        tokenizer=SeitTokens(codebook_KD, request.grid),
+        synonyms=read_synonyms(store, request.synonyms, len(codebook_KD)),
+        classes=read_class_names(request.classes, request.options, classes) if request.classes else tuple(range(classes)),
+    )
+
+
+def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImportRequest) -> None:
+    """Raise PlanError where OUT holds something else than this import; options left at their default ask for nothing."""
+    if plan.source["kind"] != SOURCE_KIND:
+        raise PlanError(f"{store.url} was made by `tokenize` from {plan.source['url']}; expected an import of SeiT. Choose another output")
+    planned = read_shard_rows(store, plan, plan.first_shard)[0]
+    spec, default = source.tokenizer.spec, PlanConfig()
+    different = [
+        f"{name} {wanted} (the plan has {have})"
+        for name, wanted, have in (
+            ("--split", source.split.name, plan.source["split"]),
+            ("--grid", spec.layout.grid, plan.spec.layout.grid),
+            ("codebook", spec.fingerprint[:12], plan.fingerprint[:12]),
+            ("tokens, index, labels, classes or synonyms of version", source.version, planned.version),
+            ("--shard-rows", request.plan.shard_rows or plan.shard_rows, plan.shard_rows),
+            ("--codec", plan.codec if request.plan.codec == default.codec else request.plan.codec, plan.codec),
+        )
+        if wanted != have
+    ]
+    if different:
+        raise PlanError(
+            f"{store.url} holds an import of something else: {'; '.join(different)}. Choose another output, or give what it had"
+        )
+
+
+def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, reporter: Reporter) -> Plan:
+    split, tokenizer = source.split, source.tokenizer
+    matched = (
+        f"{len(split):,} images of split {split.name} in {split.uri} ({split.data.size / 1e6:,.1f} MB), {len(source.classes):,} classes",
+        f"{describe_tokenizer(tokenizer)}{'' if source.synonyms is None else ', with its synonym table'}",
+    )
+    for line in matched:
+        reporter.say(line)
+    counts_K = _survey(source, request.max_bad, reporter)
+    objects = save_tokenizer(tokenizer, store, TOKENIZER_FOLDER, tokenizer.statistics(counts_K))
+    if source.synonyms is not None:
+        store.write(SYNONYMS_PATH, source.synonyms)
+        objects[SYNONYMS_PATH] = sha256_hex(source.synonyms)
+    where = absolute_url(request.source_url)
+    options = {name: value for name, value in asdict(SourceConfig()).items() if name != "storage_options"}
+    rows_per_shard = request.plan.rows_per_shard(len(split))
+    ranges = (_range_row(source, start, min(start + rows_per_shard, len(split))) for start in range(0, len(split), rows_per_shard))
+    with Listing(ranges, order_seed=request.plan.order_seed, keep_order=True, sample=0, sample_seed=0) as listing:
+        plan_request = PlanRequest(
+            fingerprint=tokenizer.spec.fingerprint,
+            config=request.plan,
+            source={
+                "url": display_url(where),
+                "root": display_uri(split.store, "").rstrip("/"),
+                "kind": SOURCE_KIND,
+                "options": {**options, "meta": []},
+                "split": split.name,
+                "data": split.data.path,
+            },
+            tokenizer_objects=objects,
+            tokenizer_json=store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
+            classes=source.classes,
+            card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": split.uri, **request.card},
+            label_type="string" if request.classes else "int64",
+            matched=matched,
+        )
+        plan = write_plan(store, listing, plan_request, tars_per_shard=1)
+    reporter.say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of {plan.shard_rows:,} images")
+    return plan
+
+
+def _range_row(source: SeitSource, start: int, stop: int) -> PlanRow:
+    """Return the plan row of images [start, stop). It names no object of its own, so nothing can take the token file for a picture."""
+    split = source.split
+    name = f"{split.data.path}#{start}-{stop}"
+    return PlanRow(
+        kind=ROW_KIND,
+        sample_id=name,
+        path=name,
+        size=split.data.size,
+        version=source.version,
+        inputs=stop - start,
+        row_start=start,
+        row_stop=stop,
+    )
+
+
+def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArray[np.int64]:
+    """Read the whole stream and return how often each id occurs; raises SourceError or TooManyBadInputsError before anything is written."""
+    split = source.split
+    counts_K = np.zeros(source.codes, np.int64)
+    shown: list[str] = []
+    seen = size = bad = 0
+    reporter.begin(len(split), 0)
+    try:
+        with split.images() as images:
+            for decoded in source.decoded(images, 0, len(split)):
+                counts_K += np.bincount(decoded.ids_GL.reshape(-1), minlength=source.codes)
+                for row, image in decoded.faults.items():
+                    if len(shown) < FAULTS_SHOWN:
+                        shown.append(f"image {row:,}: {source.explain(image)}")
+                seen, size, bad = seen + decoded.images, size + decoded.size, bad + len(decoded.faults)
+                reporter.advance(seen, size, bad)
+            images.finish()
+    finally:
+        reporter.end()
+    more = f"; and {bad - len(shown):,} more" if bad > len(shown) else ""
+    if bad == len(split) or bad > max_bad * len(split):
+        raise TooManyBadInputsError(
+            f"{split.uri}: {bad:,} of {len(split):,} images are no {source.sites:,} ids of {source.codes} codes, which is more than "
+            f"--max-bad {max_bad:g}: {'; '.join(shown)}{more}. Check --grid and --codebook; nothing was written"
+        )
+    if bad:
+        reporter.say(f"note: {bad:,} images of {split.uri} are damaged and will be quarantined: {'; '.join(shown)}{more}")
+    return counts_K

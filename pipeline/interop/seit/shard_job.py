@@ -1,0 +1,236 @@
+"""The work of `import seit`: one walk through the token stream makes every shard that is not done. The counterpart of `tokenshards.pipeline.job.shard_job`.
+
+Shapes: N images, G images of a block or shard without a fault, L sites.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tokenshards import __version__
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.errors import PlanError, Reason, Stage, TransientStorageError
+from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.interop.seit.bytes import decode_images, explain_fault
+from tokenshards.pipeline.interop.seit.token_files import ImageStream, SeitSplit
+from tokenshards.pipeline.planning.plan import Plan, load_plan, read_shard_rows
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.shards.codebook import carries_codebook
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.commit import Commit, commit_path, pack_counts, sort_labels, write_object
+from tokenshards.pipeline.shards.manifest import load_pointer
+from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_quarantine, encode_shard
+from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.published.seit_tokens import SeitTokens
+
+__all__ = ["Decoded", "SeitRunner", "SeitSource"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Images of a block: number and ids of the good ones, bytes of the others."""
+
+    rows_G: npt.NDArray[np.int64]
+    ids_GL: npt.NDArray[np.uint16]
+    faults: dict[int, bytes]
+    images: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeitSource:
+    """An opened source: everything that decides what the shards will hold, but for the options of the plan."""
+
+    split: SeitSplit
+    tokenizer: SeitTokens
+    synonyms: bytes | None
+    classes: tuple[int | str, ...]
+
+    @property
+    def sites(self) -> int:
+        """Ids that an image must have."""
+        return self.tokenizer.spec.layout.sites
+
+    @property
+    def codes(self) -> int:
+        """Rows of the codebook."""
+        return self.tokenizer.spec.vocabulary[0]
+
+    @property
+    def version(self) -> str:
+        """What the rows of a plan carry: other token, index, label, class or synonym bytes make another plan."""
+        beside = repr((self.classes, self.synonyms)).encode()
+        return f"{self.split.version}+{sha256_hex(beside)[:12]}"
+
+    def decoded(self, images: ImageStream, start: int, stop: int) -> Iterator[Decoded]:
+        """Yield images [start, stop) of the stream as ids and faults."""
+        for block in images.blocks(start, stop):
+            ids_GL, good_N = decode_images(block.data, block.bounds_N1, self.sites, self.codes)
+            faults = {block.first + int(at): block.image(int(at)) for at in np.flatnonzero(~good_N)}
+            yield Decoded(block.first + np.flatnonzero(good_N), ids_GL, faults, len(good_N), len(block.data))
+
+    def explain(self, image: bytes) -> str:
+        """Return in words what is wrong with the bytes of an image."""
+        return explain_fault(image, self.sites, self.codes)
+
+
+class SeitRunner:
+    """Makes the shards that are not done in one walk through the stream, in this process: reading it is the work."""
+
+    def __init__(self, store: Store, source: SeitSource) -> None:
+        self._store = store
+        self._source = source
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        """Return the shard at which a store failed, with the error; SourceError where the stream is not what was planned."""
+        plan = load_plan(self._store, job.plan_id)
+        if plan is None:
+            raise PlanError(f"{self._store.url} has no plan {job.plan_id[:12]}; run the import again")
+        with self._source.split.images() as images:
+            for shard in sorted(shards):
+                listener.started(shard)
+                try:
+                    commit = self._import_shard(plan, shard, images, listener)
+                except TransientStorageError as error:
+                    return {shard: str(error)}
+                listener.committed(
+                    shard,
+                    ShardSummary(
+                        rows=commit.rows,
+                        quarantined=commit.quarantined,
+                        inputs_seen=commit.inputs_seen,
+                        bytes_in=commit.bytes_in,
+                        seconds=commit.seconds,
+                    ),
+                )
+                listener.tick()
+        return {}
+
+    def _import_shard(self, plan: Plan, shard: int, images: ImageStream, listener: RunListener) -> Commit:
+        began = time.perf_counter()
+        store, source = self._store, self._source
+        (planned,) = read_shard_rows(store, plan, shard)
+        rows: list[npt.NDArray[np.int64]] = []
+        parts: list[npt.NDArray[Any]] = []
+        faults: dict[int, bytes] = {}
+        for decoded in source.decoded(images, planned.row_start, planned.row_stop):
+            rows.append(decoded.rows_G)
+            parts.append(decoded.ids_GL.astype(source.tokenizer.spec.id_dtype, copy=False))
+            faults |= decoded.faults
+            listener.progressed(shard, decoded.images, decoded.size, len(decoded.faults))
+            listener.tick()
+        if planned.row_stop == len(source.split):
+            images.finish()
+        rows_G, ids_GL = np.concatenate(rows), np.concatenate(parts)
+        read = time.perf_counter()
+
+        self._refuse_under_manifest(plan)
+        labels = [source.classes[label] for label in source.split.labels_N[rows_G].tolist()]
+        sizes_G = source.split.offsets_N1[rows_G + 1] - source.split.offsets_N1[rows_G]
+        data, token_bytes, id_count = None, 0, 0
+        if len(rows_G):
+            encoded = self._encode(plan, shard, rows_G, ids_GL, labels, sizes_G)
+            data, token_bytes, id_count = write_object(store, "shards", shard, encoded.data), encoded.token_bytes, encoded.id_count
+            crash_point("after-data-put")
+        quarantine = None
+        if faults:
+            failed = [self._quarantine_row(row, image) for row, image in faults.items()]
+            quarantine = write_object(store, "quarantine", shard, encode_quarantine(failed))
+            crash_point("after-quarantine-put")
+        commit = Commit(
+            plan_id=plan.plan_id,
+            shard=shard,
+            data=data,
+            quarantine=quarantine,
+            rows=len(rows_G),
+            quarantined=len(faults),
+            reasons={str(Reason.CORRUPT): len(faults)} if faults else {},
+            inputs_seen=planned.inputs,
+            bytes_in=int(sizes_G.sum()),
+            token_bytes=token_bytes,
+            id_count=id_count,
+            labels=sort_labels(Counter(labels)),
+            histogram=[pack_counts(np.bincount(ids_GL.reshape(-1), minlength=source.codes))] if len(rows_G) else [],
+            seconds={"decode": round(read - began, 4), "write": round(time.perf_counter() - read, 4)},
+            made_by=_made_by(source.split.store),
+        )
+        self._refuse_under_manifest(plan)  # again: encoding and two puts are long enough for another driver to finish
+        store.write(commit_path(plan.plan_id, shard), commit.to_bytes())
+        crash_point("after-commit-put")
+        return commit
+
+    def _encode(
+        self,
+        plan: Plan,
+        shard: int,
+        rows_G: npt.NDArray[np.int64],
+        ids_GL: npt.NDArray[Any],
+        labels: list[int | str],
+        sizes_G: npt.NDArray[np.int64],
+    ) -> EncodedShard:
+        tokenizer = self._source.tokenizer
+        unknown_G = np.zeros(len(rows_G), np.int32)  # the release does not tell how large the pictures were
+        return encode_shard(
+            ShardRows(
+                sample_id=[self._sample_id(row) for row in rows_G.tolist()],
+                view=np.zeros(len(rows_G), np.int16),
+                label=list(labels),
+                meta={},
+                orig_width=unknown_G,
+                orig_height=unknown_G,
+                orig_bytes=sizes_G,
+            ),
+            TokenBatch(ids_GL[:, :, None]),
+            spec=tokenizer.spec,
+            codec=get_codec(plan.codec),
+            label_type=plan.label_type,  # type: ignore[arg-type]
+            meta_types={},
+            codebook=tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
+            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
+        )
+
+    def _sample_id(self, row: int) -> str:
+        return f"{self._source.split.name}/{row:08d}"
+
+    def _quarantine_row(self, row: int, image: bytes) -> dict[str, Any]:
+        split = self._source.split
+        return {
+            "sample_id": self._sample_id(row),
+            "uri": f"{split.uri}#{row}",
+            "stage": str(Stage.DECODE),
+            "reason": str(Reason.CORRUPT),
+            "detail": f"image {row:,}: {self._source.explain(image)}",
+            "label": str(self._source.classes[int(split.labels_N[row])]),
+            "data": image,
+        }
+
+    def _refuse_under_manifest(self, plan: Plan) -> None:
+        pointer = load_pointer(self._store)
+        if pointer is not None and int(pointer["generation"]) >= plan.generation:
+            raise PlanError(f"{self._store.url} was completed while this run was at work; its shards must not change")
+
+
+def _made_by(source: Store) -> dict[str, Any]:
+    return {
+        "tokenshards": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "device": f"cpu {platform.machine()}",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "source": display_uri(source, ""),
+    }

@@ -1,0 +1,1 @@
+"""One shard: its inputs, its batches, its files, its commit."""

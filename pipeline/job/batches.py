@@ -1,0 +1,257 @@
+"""Records in, batches of decoded pictures out: the deterministic batches of a shard, prepared inline or ahead of the encoder.
+
+Batch k holds the inputs [kI, (k+1)I) of its shard, I = B // V of them with V views in V slots each; a failed input leaves blank slots and
+the last batch is padded, because another batching flips ids even on a CPU. Threads change when a batch is ready, never what is in it.
+
+Shapes: B rows of a batch (I * V where that is less), V views of a picture, H height, W width, C = 3 channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.errors import BadInput
+from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.images.decode import decode_image
+from tokenshards.pipeline.images.views import decode_views
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label
+from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.view_policy import ONE_VIEW, Box, ViewPolicy
+
+__all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
+
+MAX_QUARANTINED_BYTES = 4 << 20
+
+CpuSlots = contextlib.AbstractContextManager[Any]
+"""Held by a thread that computes."""
+UNBOUNDED: CpuSlots = contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedRow:
+    """What a shard keeps of one view of a decoded picture besides its tokens."""
+
+    sample_id: str
+    label: Label
+    meta: dict[str, Any]
+    width: int
+    height: int
+    bytes_in: int
+    """Encoded bytes of the picture, the same for each of its views."""
+    view: int = 0
+    box: Box | None = None
+    """What the view shows of the source; None where a picture has one view."""
+    mirrored: bool = False
+
+
+@dataclass(slots=True)
+class DecodedBatch:
+    """Pixels of one batch, `rows[i]` in slot `slots[i]`; other slots are blank."""
+
+    images_BHWC: npt.NDArray[np.uint8]
+    slots: list[int] = field(default_factory=list)
+    rows: list[DecodedRow] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    """Quarantine rows."""
+    inputs: int = 0
+    bytes_in: int = 0
+    """Encoded bytes of all inputs, failed ones too."""
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    """Of all threads together."""
+
+
+def decode_batches(
+    records: Iterator[ImageRecord | FailedRecord],
+    preprocess: Preprocess,
+    batch_rows: int,
+    *,
+    views: ViewPolicy = ONE_VIEW,
+    seed: int = 0,
+    threads: int = 0,
+    cpus: CpuSlots = UNBOUNDED,
+) -> Generator[DecodedBatch]:
+    """Yield the batches of a shard in order.
+
+    `threads=0` decodes inline and holds one encoded picture at a time, because they can be large. With threads a batch is decoded while the
+    one before it is in use: at most three batches of pixels besides it, and 2 x `threads` encoded pictures. What `records` raises is
+    raised once the whole batches before it are taken. Closing the generator stops the threads, after the read that is under way.
+    `cpus` is held while a picture is decoded, and bounds how many are at once over all shards that share it.
+    """
+    decoding = _Decoding(preprocess, views, seed, max(1, batch_rows // views.count))
+    if threads == 0:
+        while (batch := _decode_inline(records, decoding, cpus)).inputs:
+            yield batch
+        return
+    with _Decoders(records, decoding, threads, cpus) as decoders:
+        yield from decoders.batches()
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How pictures become rows; `seed` is that of random views."""
+
+    preprocess: Preprocess
+    views: ViewPolicy
+    seed: int
+    inputs: int
+    """Of a batch."""
+
+    def blank(self) -> DecodedBatch:
+        size = self.preprocess.size
+        return DecodedBatch(np.zeros((self.inputs * self.views.count, size, size, 3), np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """One input after its decoding: a row for each view, or a quarantine row. The encoded bytes are gone, because they can be large."""
+
+    bytes_in: int
+    seconds: float
+    rows: tuple[DecodedRow, ...] = ()
+    failed: dict[str, Any] | None = None
+
+
+def _decode_inline(records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, cpus: CpuSlots) -> DecodedBatch:
+    batch = decoding.blank()
+    last = time.perf_counter()
+    for number, record in enumerate(itertools.islice(records, decoding.inputs)):
+        batch.fetch_seconds += time.perf_counter() - last
+        with cpus:
+            outcome = _decode_into(batch.images_BHWC, number, record, decoding)
+        _take(batch, number, outcome)
+        last = time.perf_counter()
+    batch.fetch_seconds += time.perf_counter() - last
+    return batch
+
+
+def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord, decoding: _Decoding) -> _Outcome:
+    started = time.perf_counter()
+    size = len(record.data or b"")
+    if isinstance(record, FailedRecord):
+        return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error))
+    crash_point("decode", record.sample_id)
+    try:
+        rows = _decode_rows(images_BHWC, number, record, decoding)
+    except BadInput as error:
+        return _Outcome(size, time.perf_counter() - started, failed=_quarantine_row(record, error))
+    return _Outcome(size, time.perf_counter() - started, rows=rows)
+
+
+def _decode_rows(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord, decoding: _Decoding) -> tuple[DecodedRow, ...]:
+    known = (record.sample_id, record.label, record.meta)
+    count, size = decoding.views.count, len(record.data)
+    if count == 1:
+        image = decode_image(record.data, decoding.preprocess)
+        images_BHWC[number] = image.pixels_HWC
+        return (DecodedRow(*known, image.width, image.height, size),)
+    found = decode_views(record.data, decoding.preprocess, decoding.views, seed=decoding.seed, sample_id=record.sample_id)
+    images_BHWC[number * count : (number + 1) * count] = found.pixels_VHWC
+    seen = enumerate(zip(found.boxes, found.mirrored, strict=True))
+    return tuple(DecodedRow(*known, found.width, found.height, size, view, box, mirrored) for view, (box, mirrored) in seen)
+
+
+def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
+    batch.inputs += 1
+    batch.bytes_in += outcome.bytes_in
+    batch.decode_seconds += outcome.seconds
+    count = len(outcome.rows)
+    batch.slots.extend(range(number * count, (number + 1) * count))
+    batch.rows.extend(outcome.rows)
+    if outcome.failed is not None:
+        batch.failed.append(outcome.failed)
+
+
+def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
+    data = record.data if record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES else None
+    return {
+        "sample_id": record.sample_id,
+        "uri": record.uri,
+        "stage": str(error.stage),
+        "reason": str(error.reason),
+        "detail": error.detail,
+        "label": None if record.label is None else str(record.label),
+        "data": data,
+    }
+
+
+_Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
+
+
+class _Decoders:
+    """A thread that reads records and hands them to decoding threads, one batch ahead of the one who takes them."""
+
+    def __init__(self, records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
+        self._records = records
+        self._decoding = decoding
+        self._cpus = cpus
+        self._room = threading.Semaphore(2 * threads)
+        self._stopped = threading.Event()
+        self._ready: queue.Queue[_Pending | BaseException | None] = queue.Queue(maxsize=1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
+
+    def __enter__(self) -> _Decoders:
+        self._feeder.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        while self._feeder.is_alive():
+            with contextlib.suppress(queue.Empty):  # it may wait for room in the queue
+                self._ready.get_nowait()
+            self._feeder.join(timeout=0.05)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self) -> Iterator[DecodedBatch]:
+        while (item := self._ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            batch, outcomes = item
+            for number, outcome in enumerate(outcomes):
+                _take(batch, number, outcome.result())
+            del item, outcomes
+            yield batch
+            del batch  # while the next one is awaited, the one who took it decides how long it lives
+
+    def _feed(self) -> None:
+        last: BaseException | None = None
+        try:
+            while not self._stopped.is_set() and (pending := self._submit_batch())[1]:
+                self._ready.put(pending)
+        except BaseException as error:  # it belongs to the one who takes the batches
+            last = error
+        self._ready.put(last)
+
+    def _submit_batch(self) -> _Pending:
+        batch = self._decoding.blank()
+        outcomes: list[Future[_Outcome]] = []
+        for number in range(self._decoding.inputs):
+            self._room.acquire()  # before the read: what waits for room must not be in memory yet
+            begun = time.perf_counter()
+            record = None if self._stopped.is_set() else next(self._records, None)
+            batch.fetch_seconds += time.perf_counter() - begun
+            if record is None:
+                self._room.release()
+                break
+            outcomes.append(self._pool.submit(self._decode, batch.images_BHWC, number, record))
+            del record
+        return batch, outcomes
+
+    def _decode(self, images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord) -> _Outcome:
+        try:
+            with self._cpus:
+                return _decode_into(images_BHWC, number, record, self._decoding)
+        finally:
+            self._room.release()

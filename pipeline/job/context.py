@@ -1,0 +1,68 @@
+"""Opening what the work on a plan's shards needs, from plain data; used by every runner's workers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from tokenshards.pipeline.errors import FingerprintMismatchError, PlanError
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.shard_job import InputContext, JobContext
+from tokenshards.pipeline.planning.plan import load_plan
+from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+
+__all__ = ["TOKENIZER_FOLDER", "open_context", "open_inputs"]
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
+    """Open dataset, plan and source of a job, for who only decodes.
+
+    Raises PlanError when the plan is gone and FingerprintMismatchError where pictures would be decoded by another library than planned.
+    """
+    out = Store(job.out_url, storage_options=job.out_options, retry=job.retry)
+    plan = load_plan(out, job.plan_id)
+    if plan is None:
+        raise PlanError(f"{out.url} has no plan {job.plan_id[:12]}; run `tokenshards tokenize` again")
+    planned = plan.spec.preprocess.decoder
+    if planned not in ("", "unknown", DECODER):
+        raise FingerprintMismatchError(
+            f"{out.url} is planned for pictures decoded by {planned}; {socket.gethostname()} has {DECODER}, which gives other pixels. "
+            f"Install {planned.replace('-', ' ')} there, or fit a tokenizer with the decoder that is there"
+        )
+    source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
+    return InputContext(
+        out=out,
+        plan=plan,
+        source=source,
+        source_config=job.source_config,
+        decode_threads=decode_threads,
+        cpus=threading.BoundedSemaphore(max(1, decode_threads)),
+    )
+
+
+def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
+    """Open dataset, plan, source and tokenizer of a job; `decode_threads` as in JobContext.
+
+    Raises PlanError when the plan is gone and FingerprintMismatchError when the stored tokenizer is not the planned one.
+    """
+    inputs = open_inputs(job, decode_threads=decode_threads)
+    tokenizer = load_tokenizer(inputs.out, TOKENIZER_FOLDER)
+    if tokenizer.spec.fingerprint != inputs.plan.fingerprint:
+        raise FingerprintMismatchError(
+            f"{inputs.out.url}/{TOKENIZER_FOLDER} has fingerprint {tokenizer.spec.fingerprint[:12]}; "
+            f"the plan was made for {inputs.plan.fingerprint[:12]}. Run `tokenshards repair` to restore the planned tokenizer"
+        )
+    return JobContext(
+        out=inputs.out,
+        plan=inputs.plan,
+        source=inputs.source,
+        source_config=inputs.source_config,
+        decode_threads=decode_threads,
+        cpus=inputs.cpus,
+        tokenizer=tokenizer,
+        join=job.join,
+    )

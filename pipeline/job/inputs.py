@@ -1,0 +1,68 @@
+"""The inputs of one shard: planned rows of any kind in, each input exactly once out, as a record or as a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, Reason, Stage
+from tokenshards.pipeline.planning.plan import Plan
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources import read_slice
+from tokenshards.pipeline.sources.fetch import display_uri, fetch_ahead, fetch_file
+from tokenshards.pipeline.storage.store import Store, is_absolute
+
+__all__ = ["read_inputs"]
+
+REMOTE_FETCH_THREADS = 32
+"""Of one shard; how many of them ask a store at once is decided by its limit (throttle.py), which the process shares."""
+
+
+def read_inputs(
+    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield every input of the planned rows exactly once, in plan order; later rows of an id already met fail as duplicates.
+
+    `killers` are not read but fail as KILLED_WORKER. TransientStorageError alone is raised.
+    """
+    seen: set[str] = set()
+    for record in _read_rows(store, config, plan, rows, killers):
+        if record.sample_id in seen and isinstance(record, ImageRecord):
+            error = BadInput(Reason.DUPLICATE_ID, "another input of this shard has the same sample id", Stage.FETCH)
+            yield FailedRecord(sample_id=record.sample_id, error=error, data=record.data, label=record.label, uri=record.uri)
+            continue
+        seen.add(record.sample_id)
+        yield record
+
+
+def _read_rows(
+    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
+) -> Iterator[ImageRecord | FailedRecord]:
+    files = [row for row in rows if row.kind == "file"]
+    threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
+    wanted = [row for row in files if row.sample_id not in killers and not row.skip]
+    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=2 * max(1, threads))
+    for row in rows:
+        if row.kind != "file":
+            committed = frozenset(row.skip or ())
+            for record in read_slice(store, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
+                if record.sample_id in committed:
+                    continue
+                yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
+        elif row.skip:
+            error = BadInput(Reason.DUPLICATE_ID, "an earlier generation committed another input with the same sample id", Stage.FETCH)
+            yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=display_uri(store, row.path))
+        elif row.sample_id in killers:
+            yield _killer(row.sample_id, display_uri(store, row.path))
+        else:
+            _, data = next(fetched)
+            if isinstance(data, BadInput):
+                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=display_uri(store, row.path))
+            else:
+                uri = display_uri(store, row.path)
+                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
+
+
+def _killer(sample_id: str, uri: str) -> FailedRecord:
+    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung while it handled this input, three times", Stage.DECODE)
+    return FailedRecord(sample_id=sample_id, error=error, uri=uri)

@@ -1,0 +1,52 @@
+"""The inputs that committed rows were made from, found again through the plan: each in the place where the plan says it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, Reason, Stage
+from tokenshards.pipeline.job.inputs import read_inputs
+from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["read_originals"]
+
+LOST = (Reason.MISSING, Reason.NOT_A_FILE, Reason.CHANGED_SINCE_PLAN, Reason.BAD_CONTAINER)
+"""Reasons for which a whole tar or table cannot be read."""
+
+
+def read_originals(
+    store: Store, plan: Plan, shard: int, source: Store, config: SourceConfig, wanted: frozenset[str]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield one record for each of the wanted sample ids, which the shard was planned with: its bytes, or why they cannot be had.
+
+    Files are read one by one; of tars and tables only the slices that may hold one, until all are found. Raises TransientStorageError
+    when the source fails.
+    """
+    rows = [row for row in read_shard_rows(store, plan, shard) if _may_hold(row, config, wanted)]
+    missing = set(wanted)
+    lost = BadInput(Reason.MISSING, "it is no longer where the plan says that it lies", Stage.FETCH)
+    for record in read_inputs(source, config, plan, rows, frozenset()):
+        if record.sample_id in missing:
+            missing.remove(record.sample_id)
+            yield record
+            if not missing:
+                return
+        elif isinstance(record, FailedRecord) and record.error.reason in LOST:
+            lost = record.error
+    for sample_id in sorted(missing):
+        yield FailedRecord(sample_id=sample_id, error=lost)
+
+
+def _may_hold(row: PlanRow, config: SourceConfig, wanted: frozenset[str]) -> bool:
+    if row.kind == "file":
+        return row.sample_id in wanted
+    if row.kind == "rows" and config.id_column is not None:
+        return True
+    name = row.sample_id if row.kind == "tar" else row.sample_id.rpartition("#")[0]
+    inside = [sample_id[len(name) + 1 :] for sample_id in wanted if sample_id.startswith(f"{name}#")]
+    if row.kind == "tar":
+        return bool(inside)
+    return any(number.isdigit() and row.row_start <= int(number) < row.row_stop for number in inside)

@@ -1,0 +1,324 @@
+"""The work on one shard: planned rows in, data object, quarantine object and commit out. No runner, no CLI, no globals.
+
+A batch is as many inputs as have all their views in the plan's rows of a batch (batches.py). Batches never cross shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tokenshards import __version__
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
+from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
+from tokenshards.pipeline.job.inputs import read_inputs
+from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.shards.codebook import carries_codebook
+from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.commit import (
+    MAX_COMMIT_VOCABULARY,
+    Commit,
+    commit_path,
+    pack_counts,
+    read_commit,
+    sort_labels,
+    write_object,
+)
+from tokenshards.pipeline.shards.manifest import load_pointer
+from tokenshards.pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
+from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
+
+__all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
+
+
+_Encoding = Callable[[], tuple[TokenBatch, float]]
+"""Waits for the ids of a batch; with them come the seconds that they took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputContext:
+    """What it takes to read and decode the inputs of a plan, opened once per worker."""
+
+    out: Store
+    plan: Plan
+    source: Store
+    source_config: SourceConfig
+    decode_threads: int = 0
+    """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
+    cpus: CpuSlots = field(default_factory=threading.Lock)
+    """One slot per decoding thread, or a single one: shards side by side use no more CPUs than the worker asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext(InputContext):
+    """What every shard of a plan shares, opened once per worker."""
+
+    tokenizer: Tokenizer
+    join: bool = False
+    """Another driver may work on the same plan: look for a commit before a shard is begun."""
+    encode_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Shards in work side by side take turns at the tokenizer: while one encodes, the other reads or publishes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """Work done since the last report: inputs seen, their encoded bytes, and how many of them failed for good."""
+
+    inputs: int
+    bytes_in: int
+    quarantined: int
+
+
+@dataclass(slots=True)
+class _ShardResult:
+    rows: list[DecodedRow] = field(default_factory=list)
+    tokens: list[TokenBatch] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    bytes_in: int = 0
+    inputs: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
+
+
+def tokenize_shard(
+    context: JobContext,
+    shard: int,
+    *,
+    attempt: int = 1,
+    killers: frozenset[str] = frozenset(),
+    on_progress: Callable[[ShardProgress], None] = lambda progress: None,
+    batches: Generator[DecodedBatch] | None = None,
+) -> Commit:
+    """Turn one shard's planned rows into a published commit.
+
+    `killers` are sample ids known to kill their worker; they are quarantined unread. `batches` are those of `shard_batches`, where another
+    process decodes them; without them they are decoded here. Raises TransientStorageError for an outage (nothing
+    is quarantined, nothing committed) and PlanError when a manifest already closes this generation.
+    """
+    plan, out = context.plan, context.out
+    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
+        return done
+    result = _ShardResult()
+    with contextlib.closing(batches or shard_batches(context, shard, killers)) as decoded:
+        _tokenize(context, decoded, result, on_progress)
+    begun = time.perf_counter()
+    alive = ShardProgress(0, 0, 0)  # a store that is tried again for minutes is no worker that hangs
+    _refuse_under_manifest(out, plan)
+    data = None
+    token_bytes = id_count = 0
+    tokens = concatenate_tokens(result.tokens) if result.tokens else None
+    if tokens is not None:
+        encoded = encode_shard(
+            _shard_rows(result.rows, plan),
+            tokens,
+            spec=context.tokenizer.spec,
+            codec=get_codec(plan.codec),
+            label_type=plan.label_type,  # type: ignore[arg-type]
+            meta_types=plan.meta_types,  # type: ignore[arg-type]
+            codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
+            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
+        )
+        on_progress(alive)
+        data = write_object(out, "shards", shard, encoded.data)
+        token_bytes, id_count = encoded.token_bytes, encoded.id_count
+        crash_point("after-data-put")
+    quarantine = None
+    if result.failed:
+        on_progress(alive)
+        quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
+        crash_point("after-quarantine-put")
+    result.seconds["write"] = time.perf_counter() - begun
+    commit = Commit(
+        plan_id=plan.plan_id,
+        shard=shard,
+        data=data,
+        quarantine=quarantine,
+        rows=len(result.rows),
+        quarantined=len(result.failed),
+        reasons=dict(sorted(Counter(row["reason"] for row in result.failed).items())),
+        inputs_seen=result.inputs,
+        bytes_in=result.bytes_in,
+        token_bytes=token_bytes,
+        id_count=id_count,
+        labels=_label_counts([row.label for row in result.rows]),
+        histogram=_histogram(tokens, context.tokenizer),
+        attempt=attempt,
+        seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+        made_by=_made_by(context.source, context.tokenizer),
+    )
+    _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
+    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
+        return done
+    on_progress(alive)
+    out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
+    crash_point("after-commit-put")
+    return commit
+
+
+def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
+    """Yield the decoded batches of a shard in order: all of its work but the tokenizer. Raises TransientStorageError for an outage."""
+    return _decoded(context, _inputs(context, shard, killers))
+
+
+def list_sample_ids(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any; `on_progress` is a sign of life now and then."""
+    return (record.sample_id for record in _searched(context, shard, killers, on_progress))
+
+
+def probe_shard(
+    context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> None:
+    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life now and then.
+
+    A runner uses it to find, by bisection, the input that kills its worker.
+    """
+    records = itertools.islice(_searched(context, shard, killers, on_progress), start, stop)
+    with contextlib.closing(_decoded(context, records)) as decoded:
+        _tokenize(context, decoded, _ShardResult(), on_progress)
+
+
+def _searched(
+    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
+) -> Iterator[ImageRecord | FailedRecord]:
+    """Yield the inputs of a shard; inputs that are only passed over can take longer than a worker may be silent."""
+    for index, record in enumerate(_inputs(context, shard, killers)):
+        if index % context.plan.batch_rows == 0:
+            on_progress(ShardProgress(0, 0, 0))
+        yield record
+
+
+def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+    rows = read_shard_rows(context.out, context.plan, shard)
+    return read_inputs(context.source, context.source_config, context.plan, rows, killers)
+
+
+def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
+    plan = context.plan
+    return decode_batches(
+        records,
+        plan.spec.preprocess,
+        plan.batch_rows,
+        views=plan.views,
+        seed=plan.order_seed,
+        threads=context.decode_threads,
+        cpus=context.cpus,
+    )
+
+
+def _tokenize(
+    context: JobContext, batches: Iterator[DecodedBatch], result: _ShardResult, on_progress: Callable[[ShardProgress], None]
+) -> None:
+    ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0  # a device has the next batch before this one is done
+    begun: deque[tuple[DecodedBatch, _Encoding | None]] = deque()
+    for batch in batches:
+        begun.append((batch, _begin(context, batch.images_BHWC) if batch.slots else None))
+        if len(begun) > ahead:
+            _finish(*begun.popleft(), result, on_progress)
+    for batch, encoding in begun:
+        _finish(batch, encoding, result, on_progress)
+
+
+def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
+    tokenizer = context.tokenizer
+    with context.encode_lock:
+        if isinstance(tokenizer, OverlappedTokenizer):
+            return tokenizer.begin(images_BHWC)
+        with contextlib.nullcontext() if context.decode_threads else context.cpus:
+            started = time.perf_counter()
+            tokens = tokenizer.encode(images_BHWC)
+            seconds = time.perf_counter() - started
+    return lambda: (tokens, seconds)
+
+
+def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResult, on_progress: Callable[[ShardProgress], None]) -> None:
+    if encoding is not None:
+        tokens, seconds = encoding()
+        result.seconds["encode"] += seconds
+        result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
+    result.seconds["fetch"] += batch.fetch_seconds
+    result.seconds["decode"] += batch.decode_seconds
+    result.rows.extend(batch.rows)
+    result.failed.extend(batch.failed)
+    result.bytes_in += sum(row.bytes_in for row in batch.rows if row.view == 0)
+    result.inputs += batch.inputs
+    on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
+
+
+def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
+    several = plan.views.count > 1
+    return ShardRows(
+        sample_id=[row.sample_id for row in rows],
+        view=np.array([row.view for row in rows], np.int16),
+        crop=np.array([row.box for row in rows], np.float32) if several else None,
+        flip=np.array([row.mirrored for row in rows], np.bool_) if several else None,
+        label=[row.label for row in rows],
+        meta={name: [row.meta.get(name) for row in rows] for name in plan.meta_types},
+        orig_width=np.array([row.width for row in rows], np.int32),
+        orig_height=np.array([row.height for row in rows], np.int32),
+        orig_bytes=np.array([row.bytes_in for row in rows], np.int64),
+    )
+
+
+def _label_counts(labels: list[Any]) -> list[list[Any]]:
+    counts: dict[Any, int] = {}
+    for label in labels:
+        if label is not None:
+            counts[label] = counts.get(label, 0) + 1
+    return sort_labels(counts)
+
+
+def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:
+    sizes = tokenizer.spec.vocabulary
+    if tokens is None or sum(sizes) > MAX_COMMIT_VOCABULARY:
+        return []
+    return [pack_counts(counts_K) for counts_K in tokens.count_ids(sizes)]
+
+
+def _committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
+    try:
+        commit, _ = read_commit(out, plan.plan_id, shard)
+    except (MissingObjectError, FormatError):
+        return None
+    found = [(ref, out.info(ref.path)) for ref in (commit.data, commit.quarantine) if ref is not None]
+    return commit if all(info is not None and info.size == ref.size for ref, info in found) else None
+
+
+def _refuse_under_manifest(out: Store, plan: Plan) -> None:
+    pointer = load_pointer(out)
+    if pointer is not None and int(pointer["generation"]) >= plan.generation:
+        raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
+
+
+def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+    notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
+    return {
+        "tokenshards": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "decoder": DECODER,
+        "device": describe_device(tokenizer),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
+        **({"notes": notes} if notes else {}),
+    }

@@ -1,0 +1,174 @@
+"""`runs/<uuid>.json`: the sign of life of a driver, and its log. Correctness never depends on it; it keeps two drivers apart."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tokenshards.pipeline.canonical import seal
+from tokenshards.pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
+from tokenshards.pipeline.shards.manifest import read_sealed
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION
+from tokenshards.pipeline.storage.jsonl_log import RunLog
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["PLANNING", "Heartbeat", "RunRecord", "live_runs", "refuse_beside_live_run", "run_records", "wins_planning"]
+
+BEAT_SECONDS = 15.0
+LIVE_SECONDS = 90.0
+PLANNING = ""
+"""Plan id of a driver that makes the plan."""
+_GIVE_WAY_SECONDS = 1.0
+_GIVE_WAY_LOOKS = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """What a driver says of itself."""
+
+    uuid: str
+    host: str
+    pid: int
+    process_started: str
+    """The kernel's start time of the process: a reused pid is not mistaken for it."""
+    plan_id: str
+    started_seconds: float
+    updated_seconds: float
+    state: str = "running"
+    counters: dict[str, Any] = field(default_factory=dict)
+
+    def is_live(self, now_seconds: float) -> bool:
+        """True while the driver may still write: recent, and not a vanished process of this host."""
+        if self.state != "running" or now_seconds - self.updated_seconds >= LIVE_SECONDS:
+            return False
+        return self.host != socket.gethostname() or _process_started(self.pid) == self.process_started
+
+    def describe(self, now_seconds: float) -> str:
+        """Return host, age, rate and when it would count as dead."""
+        age = now_seconds - self.updated_seconds
+        seconds = max(1e-9, self.updated_seconds - self.started_seconds)
+        rate = float(self.counters.get("images_seen", 0)) / seconds
+        dead = f"it counts as dead in {max(0.0, LIVE_SECONDS - age):.0f} s"
+        return f"host {self.host}, pid {self.pid}, last sign {age:.0f} s ago, {rate:.0f} images/s; {dead}"
+
+
+def _process_started(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return "gone"
+    except (OSError, IndexError):
+        pass
+    try:  # no /proc on this system: the pid alone must do
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "gone"
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def run_records(store: Store) -> list[RunRecord]:
+    """Return every readable run record; damaged ones are left out, because a heartbeat decides nothing that must be right."""
+    found = []
+    for info in store.list("runs"):
+        if info.path.count("/") == 1 and info.path.endswith(".json"):
+            try:
+                value = read_sealed(store, info.path)
+                del value["format_version"]
+                found.append(RunRecord(**value))
+            except (FormatError, MissingObjectError, TypeError):
+                continue
+    return found
+
+
+def live_runs(store: Store) -> list[RunRecord]:
+    """Return the runs that may still be writing."""
+    now = time.time()
+    return [record for record in run_records(store) if record.is_live(now)]
+
+
+def refuse_beside_live_run(store: Store, verb: str) -> None:
+    """Raise LiveRunError when another driver works on the dataset."""
+    for record in live_runs(store):
+        raise LiveRunError(f"{store.url}: cannot {verb}, another run is at work ({record.describe(time.time())}). Wait for it or stop it")
+
+
+def wins_planning(store: Store, mine: RunRecord) -> bool:
+    """Return whether the driver of a published record may make the plan; the others must give way, or wait.
+
+    Each publishes before it looks, so of two that start at the same moment at least one sees the other. The larger uuid gives way at
+    once; the smaller one too, unless the other has withdrawn within seconds, because the other may have looked before and be at work.
+    """
+    for _ in range(_GIVE_WAY_LOOKS):
+        others = [record for record in live_runs(store) if record.uuid != mine.uuid]
+        if not others:
+            return True
+        if any(record.plan_id != PLANNING or record.uuid < mine.uuid for record in others):
+            return False
+        time.sleep(_GIVE_WAY_SECONDS)
+    return False
+
+
+class Heartbeat:
+    """Writes the run record every 15 seconds while the driver works, and its log beside it."""
+
+    def __init__(self, store: Store, plan_id: str, counters: Callable[[], dict[str, Any]]) -> None:
+        now = time.time()
+        self._store = store
+        self._counters = counters
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self.record = RunRecord(
+            uuid=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process_started=_process_started(os.getpid()),
+            plan_id=plan_id,
+            started_seconds=now,
+            updated_seconds=now,
+        )
+        self._log = RunLog(store, self.record.uuid, "driver")
+
+    def __enter__(self) -> Heartbeat:
+        self._publish()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.record.state = "finished" if kind is None else "stopped"
+        if error is not None and kind is not KeyboardInterrupt:
+            self.log("the run stopped", error=f"{type(error).__name__}: {error}")
+        try:
+            self._publish()
+        except TransientStorageError:
+            if error is None:  # the first error is the one to show
+                raise
+
+    def log(self, message: str, **details: Any) -> None:
+        """Add a line to the run's JSONL log; written with the next beat."""
+        self._log.add(message, **details)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                self._publish()
+            except TransientStorageError as error:
+                self.log("a heartbeat could not be written", error=str(error))
+
+    def _publish(self) -> None:
+        self.record.updated_seconds = round(time.time(), 3)
+        self.record.counters = self._counters()
+        self._log.flush()
+        self._store.write(f"runs/{self.record.uuid}.json", seal({"format_version": FORMAT_VERSION, **asdict(self.record)}))

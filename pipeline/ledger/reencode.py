@@ -1,0 +1,228 @@
+"""`verify --re-encode`: some committed rows, made again from their source and compared id by id.
+
+Checksums prove that a dataset is what was written; this proves that what was written is what the tokenizer makes of the pictures.
+
+Shapes: L sites of one picture, Q ids of a site.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.errors import ConfigError, IncompleteError, PlanError
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.batches import DecodedBatch, decode_batches
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.originals import read_originals
+from tokenshards.pipeline.ledger.state import DatasetState
+from tokenshards.pipeline.records import FailedRecord, ImageRecord
+from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_device
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+
+__all__ = ["Reencoding", "ReencodingConfig", "reencode_sample"]
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+MAX_ROWS = 100_000
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReencodingConfig:
+    """What `verify` was asked to encode again."""
+
+    rows: int
+    seed: int
+    min_agreement: float = 0.99
+    source_url: str | None = None
+    """Where the source is now; None for the place that the plan recorded."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise ConfigError(f"--re-encode is {self.rows}; expected 1 to {MAX_ROWS} rows")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; expected 0 or more")
+        if not 0 <= self.min_agreement <= 1:
+            raise ConfigError(f"--min-agreement is {self.min_agreement}; expected a share from 0 to 1")
+
+
+@dataclass(slots=True, kw_only=True)
+class Reencoding:
+    """What came out."""
+
+    config: ReencodingConfig
+    device: str
+    dtype: str
+    decoder: str
+    """The library that decoded the pictures when the rows were made."""
+    rows_drawn: int = 0
+    rows_encoded: int = 0
+    rows_different: int = 0
+    ids: int = 0
+    ids_equal: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason -> rows whose source is gone, has changed or cannot be decoded any more."""
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the ids that are equal; None where no row could be made again."""
+        return self.ids_equal / self.ids if self.ids else None
+
+    @property
+    def ok(self) -> bool:
+        """True when enough ids agree; rows without a source are no difference, but all of them prove nothing."""
+        return self.agreement is not None and self.agreement >= self.config.min_agreement
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "ok": self.ok,
+            "rows_drawn": self.rows_drawn,
+            "seed": self.config.seed,
+            "rows_encoded": self.rows_encoded,
+            "rows_different": self.rows_different,
+            "ids": self.ids,
+            "ids_equal": self.ids_equal,
+            "agreement": self.agreement,
+            "min_agreement": self.config.min_agreement,
+            "left_out": dict(sorted(self.left_out.items())),
+            "examples": self.examples,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    def lines(self) -> list[str]:
+        """Return what happened as text, and what to do where too few ids agree."""
+        shown = "" if self.agreement is None else f": {self.agreement:.4%} of {self.ids:,} ids agree, {self.rows_different:,} rows differ"
+        rows = f"{self.rows_encoded:,} of {self.rows_drawn:,} rows (--seed {self.config.seed})"
+        lines = [f"re-encoded {rows} on {self.device}, {self.dtype}{shown}"]
+        if self.left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
+            lines.append(f"left out, because the source is not what was tokenized: {reasons}")
+        lines += [f"  {example}" for example in self.examples]
+        if self.rows_different:
+            lines.append(
+                "single ids flip between devices and dtypes, and with the place in a batch, where a value lies halfway between two codes; "
+                "where rows differ in many ids, another tokenizer or another decoder made them"
+            )
+        if self.decoder not in ("", "unknown", DECODER):
+            lines.append(f"pictures were decoded by {self.decoder} when the rows were made, and by {DECODER} now, which gives other pixels")
+        if self.agreement is None:
+            lines.append("no row could be made again: give the place that was tokenized with --source")
+        elif not self.ok:
+            lines.append(f"agreement is {self.agreement:.4%}; expected at least {self.config.min_agreement:.4%} (--min-agreement)")
+        return lines
+
+
+def reencode_sample(store: Store, state: DatasetState, config: ReencodingConfig, options: dict[str, Any]) -> Reencoding:
+    """Draw rows of a dataset that was verified, make their ids again in batches of the job's size, and compare.
+
+    The seed decides the rows. One batch and what is read ahead of it are in memory. Raises IncompleteError without a manifest, PlanError
+    for imported tokens, TokenizerError where the tokenizer cannot encode, TransientStorageError when the source fails.
+    """
+    if state.manifest is None or not state.chain:
+        raise IncompleteError(f"{store.url} is not complete, so there are no rows to encode again. Finish it with `tokenshards tokenize`")
+    if state.chain[0].is_import:
+        raise PlanError(f"{store.url} holds tokens imported from {state.chain[0].source['url']}: there are no pictures to encode again")
+    return _Reencoder(store, state, config, load_tokenizer(store, TOKENIZER_FOLDER), options).run()
+
+
+class _Reencoder:
+    def __init__(self, store: Store, state: DatasetState, config: ReencodingConfig, tokenizer: Tokenizer, options: dict[str, Any]) -> None:
+        self._store, self._state, self._tokenizer, self._config = store, state, tokenizer, config
+        first = state.chain[0]
+        self._source_config = first.source_config(options)
+        self._source = source_root(config.source_url or str(first.source["url"]), self._source_config)
+        self._plan = first
+        self._waiting: dict[str, dict[int, Ids]] = {}
+        """Sample id and view -> stored ids [L, Q] of the drawn rows whose pictures are on their way."""
+        spec = tokenizer.spec
+        self._found = Reencoding(config=config, device=describe_device(tokenizer), dtype=spec.dtype, decoder=spec.preprocess.decoder)
+
+    def run(self) -> Reencoding:
+        preprocess, threads = self._tokenizer.spec.preprocess, max(1, os.cpu_count() or 1)
+        plan = self._plan  # the view policy is that of the dataset, in all its generations
+        records, rows, seed = self._records(), plan.batch_rows, plan.order_seed
+        with closing(decode_batches(records, preprocess, rows, views=plan.views, seed=seed, threads=threads)) as batches:
+            for batch in batches:
+                self._compare(batch)
+        return self._found
+
+    def _compare(self, batch: DecodedBatch) -> None:
+        for failed in batch.failed:
+            self._found.left_out[failed["reason"]] += len(self._waiting.pop(failed["sample_id"]))
+            self._show(f"{failed['sample_id']}: {failed['reason']}: {failed['detail']}")
+        if not batch.slots:
+            return
+        tokens = self._tokenizer.encode(batch.images_BHWC).take(np.array(batch.slots))
+        for row, made_LQ, sites in zip(batch.rows, tokens.ids_BLQ, tokens.sites_B, strict=True):
+            stored_LQ = self._waiting[row.sample_id].pop(row.view, None)
+            if stored_LQ is not None:
+                self._count(
+                    row.sample_id if self._plan.views.count == 1 else f"{row.sample_id} view {row.view}", stored_LQ, made_LQ[:sites]
+                )
+
+    def _count(self, sample_id: str, stored_LQ: Ids, made_LQ: Ids) -> None:
+        both = min(len(stored_LQ), len(made_LQ))
+        total = max(stored_LQ.size, made_LQ.size)
+        equal = int(np.count_nonzero(stored_LQ[:both] == made_LQ[:both]))
+        self._found.rows_encoded += 1
+        self._found.ids += total
+        self._found.ids_equal += equal
+        if equal < total:
+            self._found.rows_different += 1
+            self._show(f"{sample_id}: {total - equal:,} of {total:,} ids differ")
+
+    def _show(self, example: str) -> None:
+        if len(self._found.examples) < EXAMPLES:
+            self._found.examples.append(example)
+
+    def _records(self) -> Iterator[ImageRecord | FailedRecord]:
+        """Yield the pictures of the drawn rows, shard by shard; their stored ids wait in `_waiting` from then on."""
+        for entry, rows in self._drawn():
+            stored: dict[str, dict[int, Ids]] = {}
+            for name, view, ids_LQ in self._stored(entry, rows):
+                stored.setdefault(name, {})[view] = ids_LQ
+            self._waiting.update(stored)
+            plan = self._state.plans.get(entry.plan_id)
+            if plan is None:
+                raise PlanError(f"plan/{entry.plan_id} cannot be read. Run `tokenshards repair {self._store.url}`")
+            yield from read_originals(self._store, plan, entry.shard, self._source, self._source_config, frozenset(stored))
+
+    def _drawn(self) -> Iterator[tuple[ShardEntry, npt.NDArray[np.int64]]]:
+        """Yield each shard with drawn rows, and their places in it, ascending."""
+        shards = self._state.manifest.shards if self._state.manifest else ()
+        stops = np.cumsum([entry.rows for entry in shards], dtype=np.int64)
+        total = int(stops[-1]) if len(stops) else 0
+        count = self._found.rows_drawn = min(self._config.rows, total)
+        drawn = np.sort(np.random.default_rng(self._config.seed).choice(total, count, replace=False)) if count else np.empty(0, np.int64)
+        owners = np.searchsorted(stops, drawn, side="right")
+        for place in np.unique(owners):
+            entry = shards[int(place)]
+            yield entry, drawn[owners == place] - (int(stops[place]) - entry.rows)
+
+    def _stored(self, entry: ShardEntry, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, int, Ids]]:
+        reader = ShardReader.open(self._store, str(entry.path))
+        start = 0
+        for group in range(reader.num_row_groups):
+            stop = start + reader.row_group_rows(group)
+            inside = rows[(rows >= start) & (rows < stop)] - start
+            if len(inside):
+                data = reader.read_row_group(group, ("sample_id", "view"))
+                names, views = (data.table[column].take(inside).to_pylist() for column in ("sample_id", "view"))
+                tokens = data.tokens.take(inside)
+                for name, view, ids_LQ, sites in zip(names, views, tokens.ids_BLQ, tokens.sites_B, strict=True):
+                    yield name, view, ids_LQ[:sites]
+            start = stop

@@ -1,0 +1,233 @@
+"""`repair`: what damage can be undone from what is left. A dry run unless applied; it deletes only what nothing references.
+
+Damaged data, quarantine or commit: the commit is dropped, so `tokenize` does the shard again. A damaged manifest is rebuilt from the
+commits, a plan part from the source if its digest agrees, plan.json from its copy, the tokenizer from plan.json and a shard's footer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from safetensors.numpy import save
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.errors import FormatError, MissingObjectError, TokenshardsError
+from tokenshards.pipeline.ledger.closing import close_generation
+from tokenshards.pipeline.ledger.heartbeat import refuse_beside_live_run
+from tokenshards.pipeline.ledger.orphans import find_orphans
+from tokenshards.pipeline.ledger.state import PLAN_NAMES
+from tokenshards.pipeline.ledger.survey import Survey, survey_plan
+from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.planning.plan import CURRENT_PLAN, plan_pointer
+from tokenshards.pipeline.planning.relisting import Relisting
+from tokenshards.pipeline.shards.commit import commit_path
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["Repair", "RepairStep", "repair_dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairStep:
+    """One thing to do (`drop`, `restore`, `rebuild`, `delete`) or that cannot be done (`refuse`)."""
+
+    action: str
+    object: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Repair:
+    """What is or would be done, and whether `tokenize` has to run afterwards."""
+
+    applied: bool
+    steps: list[RepairStep] = field(default_factory=list)
+    tokenize_needed: bool = False
+
+    @property
+    def refused(self) -> list[RepairStep]:
+        """Steps that cannot be done, each with the reason."""
+        return [step for step in self.steps if step.action == "refuse"]
+
+
+def repair_dataset(
+    store: Store,
+    *,
+    apply: bool,
+    min_age_seconds: float = 86_400.0,
+    source_url: str | None = None,
+    source_options: dict[str, Any] | None = None,
+) -> Repair:
+    """Plan, and with `apply` carry out, the repair of a dataset; raises LiveRunError beside a live run.
+
+    The steps are decided from what can be read before any is carried out, so a dry run shows exactly what `apply` does.
+    """
+    if apply:
+        refuse_beside_live_run(store, "repair")
+    return _Repairer(store, apply, min_age_seconds, source_url, source_options or {}).run()
+
+
+class _Repairer:
+    def __init__(self, store: Store, apply: bool, min_age_seconds: float, source_url: str | None, source_options: dict[str, Any]) -> None:
+        self._store = store
+        self._min_age_seconds = min_age_seconds
+        self._found = verify_dataset(store)
+        self._state = self._found.state
+        self._damaged = self._found.damaged
+        self._relisting = Relisting(store, self._state.chain, source_url, source_options) if self._state.chain else None
+        self._operations: list[Callable[[], object]] = []
+        self._addressed: set[str] = set()
+        self._repair = Repair(applied=apply)
+
+    def run(self) -> Repair:
+        self._plans()
+        self._tokenizer()
+        self._parts()
+        self._shards()
+        self._manifest()
+        for problem in self._found.problems:
+            if problem.object in self._damaged - self._addressed:
+                self._refuse(problem.object, f"nothing that is left can mend it ({problem.detail}); give the dataset a new OUT")
+        if not self._damaged:
+            for path in find_orphans(self._store, self._state, self._found.referenced, self._min_age_seconds):
+                self._do("delete", path, "nothing references it", partial(self._store.delete, path))
+        if self._repair.applied:
+            for operation in self._operations:
+                operation()
+        return self._repair
+
+    def _do(self, action: str, path: str, detail: str, operation: Callable[[], object]) -> None:
+        self._repair.steps.append(RepairStep(action, path, detail))
+        self._operations.append(operation)
+        self._addressed.add(path)
+
+    def _refuse(self, path: str, detail: str) -> None:
+        self._repair.steps.append(RepairStep("refuse", path, detail))
+        self._addressed.add(path)
+
+    def _write(self, action: str, path: str, detail: str, data: bytes) -> None:
+        self._do(action, path, detail, partial(self._store.write, path, data))
+
+    def _plans(self) -> None:
+        for plan_id in self._state.plan_ids:
+            plan = self._state.plans.get(plan_id)
+            for name in PLAN_NAMES:
+                path = f"plan/{plan_id}/{name}"
+                if path not in self._damaged:
+                    continue
+                if plan is None:
+                    self._refuse(path, "neither plan.json nor its copy can be read, and nothing else holds the plan")
+                else:
+                    self._write("restore", path, "from its copy", plan.to_bytes())
+        if CURRENT_PLAN in self._damaged:
+            plan = self._state.plans.get(self._state.plan_ids[-1]) if self._state.plan_ids else None
+            if plan is None:
+                self._refuse(CURRENT_PLAN, "the plan that it must name cannot be read")
+            else:
+                self._write("rebuild", CURRENT_PLAN, f"points to plan {plan.plan_id[:12]} again", plan_pointer(plan))
+
+    def _tokenizer(self) -> None:
+        for path, sha256 in self._state.tokenizer_objects.items():
+            if path not in self._damaged:
+                continue
+            if path.endswith(".json"):
+                texts = (plan.tokenizer_json.encode() for plan in self._state.chain)
+                data, origin = next((text for text in texts if sha256_hex(text) == sha256), None), "from the copy in plan.json"
+            else:
+                data, origin = self._codebook_from_footers(sha256), "from the footer of a shard"
+            if data is None:
+                why = f"no copy with sha256 {sha256[:12]}… is left; it is never fitted anew, because ids would change their meaning"
+                self._refuse(path, why)
+            else:
+                self._write("restore", path, origin, data)
+
+    def _codebook_from_footers(self, sha256: str) -> bytes | None:
+        for info in self._store.list("shards"):
+            try:
+                tables = ShardReader.open(self._store, info.path).codebook()
+            except (FormatError, MissingObjectError):
+                continue
+            data = save({name: tables[name] for name in sorted(tables)}) if tables else b""
+            if sha256_hex(data) == sha256:
+                return data
+        return None
+
+    def _parts(self) -> None:
+        for plan in self._state.chain:
+            damaged = [part for part in plan.parts if part.path in self._damaged]
+            if not damaged or self._relisting is None:
+                continue
+            try:
+                rebuilt = self._relisting.parts(plan, damaged)
+            except TokenshardsError as error:
+                for part in damaged:
+                    self._refuse(
+                        part.path, f"its inputs cannot be listed again ({error}); if the source has moved, pass its place with --source"
+                    )
+                continue
+            for part in damaged:
+                data = rebuilt.get(part.path)
+                if data is None:
+                    self._refuse(part.path, "the source has changed since the plan: the digest of the part made anew differs")
+                elif sha256_hex(data) != part.sha256:
+                    why = "made anew it has the same inputs and other bytes; use the tokenshards and pyarrow that the commits name"
+                    self._refuse(part.path, why)
+                else:
+                    self._write("rebuild", part.path, "listed again, same digest", data)
+
+    def _shards(self) -> None:
+        for shard, plan_id in sorted(self._found.bad_shards.items()):
+            path = commit_path(plan_id, shard)
+            objects = [problem.object for problem in self._found.problems if f"/{shard:08d}" in problem.object]
+            why = self._why_not_redone(plan_id, shard)
+            if why is not None:
+                self._refuse(path, f"shard {shard} has to be done again ({', '.join(objects)}) and cannot be: {why}")
+            else:
+                self._do("drop", path, f"`tokenize` does shard {shard} again ({', '.join(objects)})", partial(self._store.delete, path))
+                self._repair.tokenize_needed = True
+            self._addressed.update(objects)
+
+    def _why_not_redone(self, plan_id: str, shard: int) -> str | None:
+        plan = self._state.plans.get(plan_id)
+        if plan is None or self._relisting is None or len(self._state.chain) < len(self._state.plan_ids):
+            return "a plan.json is lost"
+        lost = [step.object for step in self._repair.refused if step.object in (*plan.tokenizer_objects, plan.part_of(shard).path)]
+        if lost:
+            return f"{lost[0]} is lost"
+        return self._relisting.lost_if_redone(plan, shard)
+
+    def _manifest(self) -> None:
+        damaged = sorted(path for path in self._damaged if path.startswith(("manifest", "shards-")))
+        if self._pointer_is_lost():
+            damaged.append(MANIFEST_POINTER)
+        if damaged and not self._repair.tokenize_needed:
+            if len(self._state.chain) < len(self._state.plan_ids):
+                for path in damaged:
+                    self._refuse(path, "it is made from commits and plan, and a plan.json is lost")
+                return
+            surveys = [survey_plan(self._store, plan, plan.spec) for plan in self._state.chain]
+            if all(survey.balanced for survey in surveys):
+                detail = f"from the commits ({', '.join(damaged)})"
+                self._do("rebuild", MANIFEST_POINTER, detail, partial(self._rebuild_manifests, surveys))
+                self._addressed.update(damaged)
+                return
+        if self._state.pointer_exists and (damaged or self._repair.tokenize_needed):
+            detail = "the dataset is incomplete until `tokenize` has done what is missing"
+            self._do("drop", MANIFEST_POINTER, detail, partial(self._store.delete, MANIFEST_POINTER))
+            self._addressed.update(damaged)
+        self._repair.tokenize_needed |= bool(damaged) or not self._found.complete
+
+    def _pointer_is_lost(self) -> bool:
+        """True where a manifest was published: its pointer was deleted, or the driver died just before it wrote one."""
+        return not self._state.pointer_exists and any(info.path.startswith("manifest-") for info in self._store.list())
+
+    def _rebuild_manifests(self, surveys: list[Survey]) -> None:
+        """Close every generation anew, oldest first."""
+        self._store.delete(MANIFEST_POINTER)
+        manifest = None
+        for survey in surveys:
+            manifest = close_generation(self._store, survey.plan, survey, survey.plan.spec, manifest)

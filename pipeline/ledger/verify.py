@@ -1,0 +1,133 @@
+"""`verify`: every state object, every checksum, every planned input accounted for; names each damaged object."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.errors import PlanError
+from tokenshards.pipeline.ledger.shard_check import ShardCheck, ShardChecker
+from tokenshards.pipeline.ledger.state import DatasetState, read_state
+from tokenshards.pipeline.ledger.survey import Problem
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
+from tokenshards.pipeline.storage.object_sizes import object_sizes
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["Verification", "verify_dataset"]
+
+CHUNK_SHARDS = 64
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was checked, and what was found."""
+
+    state: DatasetState
+    shards_checked: int = 0
+    rows_checked: int = 0
+    complete: bool = False
+    """True when the newest generation has a readable manifest."""
+    problems: list[Problem] = field(default_factory=list)
+    bad_shards: dict[int, str] = field(default_factory=dict)
+    """Shard -> plan id, for shards whose data, quarantine or commit is damaged: what `repair` drops."""
+    referenced: set[str] = field(default_factory=set)
+    """Data and quarantine objects that a commit or the manifest names."""
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is damaged and the dataset is complete."""
+        return not self.problems and self.complete
+
+    @property
+    def damaged(self) -> set[str]:
+        """The objects that are damaged; to be incomplete is no damage."""
+        return {problem.object for problem in self.problems if problem.kind != "incomplete"}
+
+
+def verify_dataset(
+    store: Store,
+    *,
+    sample: int | None = None,
+    first_shard: int = 0,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+) -> Verification:
+    """Check a dataset; `sample` checks the bytes of so many random shards only, `first_shard` continues a check that was stopped.
+
+    `on_shard(done, total)` is called after each shard. Raises PlanError when there is nothing to verify, FormatVersionError where a
+    newer version wrote it.
+    """
+    state = read_state(store)
+    if not state.plan_ids and not state.pointer_exists:
+        raise PlanError(f"{store.url}: neither a plan nor a manifest is here; expected the OUT folder of `tokenshards tokenize`")
+    found = Verification(state, problems=list(state.problems))
+    sizes = object_sizes(store, "shards", "quarantine", "commits")
+    tasks = [task for task in _tasks(state, sizes) if task[1] >= first_shard]
+    if sample is not None and sample < len(tasks):
+        tasks = sorted(random.sample(tasks, sample), key=lambda task: task[1])
+    hashes = []
+    for done, check in enumerate(_check_shards(store, state, tasks, sizes), 1):
+        found.shards_checked += 1
+        found.rows_checked += check.rows
+        found.problems += check.problems
+        found.referenced |= {reference.path for reference in check.references}
+        if check.problems:
+            found.bad_shards[check.shard] = check.plan_id
+        hashes.append(check.id_hashes)
+        on_shard(done, len(tasks))
+    _check_unique(hashes, found)
+    _check_complete(found)
+    return found
+
+
+def _tasks(state: DatasetState, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield (plan id, shard) of every shard; a plan that cannot be read does not hide its shards."""
+    for plan_id in state.plan_ids or (state.manifest.plan_ids if state.manifest else ()):
+        if plan_id in state.plans:
+            yield from ((plan_id, shard) for shard in state.plans[plan_id].shard_numbers)
+            continue
+        name = re.compile(rf"commits/{plan_id}/(\d{{8}})\.json")
+        shards = {int(match[1]) for path in sizes if (match := name.fullmatch(path))}
+        shards |= {entry.shard for entry in (state.manifest.shards if state.manifest else ()) if entry.plan_id == plan_id}
+        yield from ((plan_id, shard) for shard in sorted(shards))
+
+
+def _check_shards(store: Store, state: DatasetState, tasks: list[tuple[str, int]], sizes: Mapping[str, int]) -> Iterator[ShardCheck]:
+    spec = state.spec
+    if spec is None:
+        return
+    entries = {entry.shard: entry for entry in state.manifest.shards} if state.manifest else {}
+    checker = ShardChecker(store=store, spec=spec, sizes=sizes, entries=entries, intact_parts=state.intact_parts)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if store.is_local else 16) as pool:
+        work = iter(tasks)
+        while chunk := list(islice(work, CHUNK_SHARDS)):  # bounded: a finished check holds the id hashes of its shard
+            yield from pool.map(lambda task: checker.check(task[0], task[1], state.plans.get(task[0])), chunk)
+
+
+def _check_unique(hashes: list[npt.NDArray[np.uint64]], found: Verification) -> None:
+    everything = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    everything.sort()
+    twice = int(np.count_nonzero(everything[1:] == everything[:-1]))
+    if twice:
+        found.problems.append(Problem("shards/", "duplicate_ids", f"{twice} (sample_id, view) pairs occur more than once"))
+
+
+def _check_complete(found: Verification) -> None:
+    state = found.state
+    generations = len(state.plan_ids)
+    found.complete = state.manifest is not None and state.manifest.generation >= generations
+    if not found.complete and not found.damaged & _manifest_objects(state):
+        closed = 0 if state.manifest is None else state.manifest.generation
+        detail = f"{closed} of {generations} generations are complete; run the same `tokenshards tokenize` again to finish"
+        found.problems.append(Problem(MANIFEST_POINTER, "incomplete", detail))
+
+
+def _manifest_objects(state: DatasetState) -> set[str]:
+    return {problem.object for problem in state.problems if problem.object.startswith(("manifest", "shards-"))}

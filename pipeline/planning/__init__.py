@@ -1,0 +1,1 @@
+"""Which input belongs to which shard: the frozen plan, made once."""

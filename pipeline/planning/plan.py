@@ -1,0 +1,254 @@
+"""The frozen plan: which inputs make which shard. Written once, in parts, with a commit point; never relisted on resume.
+
+Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `current.json` no plan exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex, unseal
+from tokenshards.pipeline.config import PlanConfig, SourceConfig
+from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
+from tokenshards.pipeline.planning.partition import table_to_rows
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.view_policy import ViewPolicy
+
+__all__ = [
+    "CURRENT_PLAN",
+    "PART_SHARDS",
+    "Plan",
+    "PlanPart",
+    "load_chain",
+    "load_plan",
+    "parse_plan",
+    "part_digest",
+    "plan_pointer",
+    "read_part",
+    "read_shard_rows",
+    "rows_digest_input",
+    "rows_of_shard",
+]
+
+CURRENT_PLAN = "plan/current.json"
+IMPORTS = ("seit",)
+PART_SHARDS = 16
+"""Shards per part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPart:
+    """One Parquet file of the plan: a row group per shard."""
+
+    path: str
+    sha256: str
+    size: int
+    digest: str
+    """sha256 over (sample_id, size, version) in plan order: what identifies the inputs, whatever wrote the file."""
+    first_shard: int
+    shards: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A frozen plan; identified by `plan_id`."""
+
+    plan_id: str
+    fingerprint: str
+    shard_rows: int
+    batch_rows: int
+    codec: str
+    order_seed: int
+    view_policy: str
+    source: dict[str, Any]
+    tokenizer_objects: dict[str, str]
+    tokenizer_json: str
+    label_type: str | None
+    meta_types: dict[str, str]
+    classes: tuple[int | str, ...]
+    images_planned: int
+    """Inputs known at planning; tars add theirs at commit."""
+    tars_planned: int
+    first_shard: int
+    shards: int
+    parts: tuple[PlanPart, ...]
+    matched: tuple[str, ...]
+    card: dict[str, str]
+    generation: int
+    earlier_plans: tuple[str, ...]
+
+    @property
+    def shard_numbers(self) -> range:
+        """Numbers of the shards of this generation."""
+        return range(self.first_shard, self.first_shard + self.shards)
+
+    @property
+    def path(self) -> str:
+        """Path of plan.json below OUT."""
+        return f"plan/{self.plan_id}/plan.json"
+
+    @property
+    def copy_path(self) -> str:
+        """Path of the copy of plan.json that `repair` restores it from: nothing else could."""
+        return f"plan/{self.plan_id}/plan.copy.json"
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """The spec of the planned tokenizer."""
+        return TokenizerSpec.from_json(json.loads(self.tokenizer_json)["spec"], self.path)
+
+    @property
+    def is_import(self) -> bool:
+        """Whether the inputs are tokens of another project, which only its import can read."""
+        return self.source["kind"] in IMPORTS
+
+    def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
+        """Return how the source was read, with the credentials of this run, which no plan holds."""
+        options = self.source["options"]
+        return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
+
+    @property
+    def config(self) -> PlanConfig:
+        """The options that shaped the shards."""
+        return PlanConfig(
+            shard_rows=self.shard_rows,
+            batch_rows=self.batch_rows,
+            codec=self.codec,
+            order_seed=self.order_seed,
+            views=self.views.name,
+        )
+
+    @property
+    def views(self) -> ViewPolicy:
+        """Which views of each picture become rows; FormatError for a policy of a newer version."""
+        return ViewPolicy.stored(self.view_policy, self.path)
+
+    def to_bytes(self) -> bytes:
+        """Return the sealed plan.json."""
+        return seal({"format_version": FORMAT_VERSION, **asdict(self)})
+
+    def part_of(self, shard: int) -> PlanPart:
+        """Return the part that holds a shard."""
+        return self.parts[(shard - self.first_shard) // PART_SHARDS]
+
+
+def rows_digest_input(table: pa.Table) -> bytes | bytearray:
+    """Return the bytes that a part's digest covers for one shard: the canonical JSON of [sample_id, size, version] of every row."""
+    sizes = pc.cast(table["size"], pa.string())
+    rows = pc.binary_join_element_wise('["', table["sample_id"], '",', sizes, ',"', table["version"], '"],', "")
+    text = bytearray(b"[")
+    for chunk in rows.chunks:
+        text += _text_of(chunk)
+    if text.count(b'"') == 4 * len(rows) > 0 and b"\\" not in text and np.frombuffer(text, np.uint8).min() >= 0x20:
+        text[-1:] = b"]\n"
+        return text
+    # JSON escapes quotes, backslashes and control characters, so that what was put together is not what it would say.
+    columns = (table["sample_id"].to_pylist(), table["size"].to_pylist(), table["version"].to_pylist())
+    return canonical_json(list(zip(*columns, strict=True)))
+
+
+def _text_of(strings: pa.StringArray) -> memoryview:
+    """Return the strings of an array one after the other, as UTF-8."""
+    _, offsets, data = strings.buffers()
+    ends = np.frombuffer(offsets, np.int32)[[strings.offset, strings.offset + len(strings)]]
+    return memoryview(data)[ends[0] : ends[1]]
+
+
+def plan_pointer(plan: Plan) -> bytes:
+    """Return the sealed plan/current.json that names a plan."""
+    pointer = {"plan_id": plan.plan_id, "sha256": sha256_hex(plan.to_bytes()), "generation": plan.generation}
+    return seal({"format_version": FORMAT_VERSION, **pointer})
+
+
+def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
+    """Return the current plan (or the one named), None where no plan exists; damage raises CorruptObjectError."""
+    sha256 = None
+    if plan_id is None:
+        try:
+            current = read_sealed(store, CURRENT_PLAN)
+        except MissingObjectError:
+            _refuse_lost_plan(store)
+            return None
+        plan_id, sha256 = str(current["plan_id"]), current["sha256"]
+    path = f"plan/{plan_id}/plan.json"
+    try:
+        data = store.read(path)
+    except MissingObjectError:
+        raise PlanError(f"{store.url}/{path} is missing. Run `tokenshards repair {store.url}`") from None
+    if sha256 is not None and sha256_hex(data) != sha256:
+        raise CorruptObjectError(path, f"its sha256 is not the one that {CURRENT_PLAN} names. Run `tokenshards repair {store.url}`")
+    return parse_plan(data, path)
+
+
+def _refuse_lost_plan(store: Store) -> None:
+    """Raise PlanError where there is work but no plan: a new plan would replace the tokenizer that the work was done with."""
+    if store.info(MANIFEST_POINTER) is not None or next(store.list("commits"), None) is not None:
+        raise PlanError(f"{store.url}/{CURRENT_PLAN} is missing, but the dataset has commits. Run `tokenshards repair {store.url}`")
+
+
+def parse_plan(data: bytes, path: str) -> Plan:
+    """Return the plan sealed in `data`; raises CorruptObjectError or FormatVersionError."""
+    value = unseal(data, path)
+    check_version(str(value.pop("format_version", "")), path)
+    try:
+        parts = tuple(PlanPart(**part) for part in value["parts"])
+        tuples = {name: tuple(value[name]) for name in ("classes", "matched", "earlier_plans")}
+        return Plan(**{**value, **tuples, "parts": parts})
+    except (KeyError, TypeError) as error:
+        raise CorruptObjectError(path, f"not a plan ({type(error).__name__}: {error})") from None
+
+
+def load_chain(store: Store) -> list[Plan]:
+    """Return the plans of all generations, oldest first; empty where no plan exists."""
+    current = load_plan(store)
+    if current is None:
+        return []
+    older = [load_plan(store, plan_id) for plan_id in current.earlier_plans]
+    return [*(plan for plan in older if plan is not None), current]
+
+
+def read_part(store: Store, part: PlanPart) -> bytes:
+    """Return the bytes of a part, checked against plan.json."""
+    data = store.read(part.path)
+    if sha256_hex(data) != part.sha256:
+        raise CorruptObjectError(part.path, f"sha256 is {sha256_hex(data)[:12]}…; plan.json names {part.sha256[:12]}…. Run `repair`")
+    return data
+
+
+def part_digest(data: bytes) -> str:
+    """Return the digest of a part's rows, whatever library wrote its bytes."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    digest = hashlib.sha256()
+    for group in range(file.num_row_groups):
+        digest.update(rows_digest_input(file.read_row_group(group, use_threads=False)))
+    return digest.hexdigest()
+
+
+def rows_of_shard(part_data: bytes, plan: Plan, shard: int) -> list[PlanRow]:
+    """Return the planned rows of one shard from the bytes of its part."""
+    group = shard - plan.part_of(shard).first_shard
+    return table_to_rows(pq.ParquetFile(pa.BufferReader(part_data)).read_row_group(group, use_threads=False), plan.label_type)
+
+
+@lru_cache(maxsize=2)
+def _cached_part(store: Store, part: PlanPart) -> bytes:
+    return read_part(store, part)
+
+
+def read_shard_rows(store: Store, plan: Plan, shard: int) -> list[PlanRow]:
+    """Return the planned rows of one shard, in order; the last parts read are kept."""
+    return rows_of_shard(_cached_part(store, plan.part_of(shard)), plan, shard)

@@ -1,0 +1,61 @@
+"""The source looked at again, for `repair`: can a plan part be made anew, and would a shard that is done again find what it found?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenshards.pipeline.errors import TokenshardsError
+from tokenshards.pipeline.planning.plan import Plan, PlanPart, read_shard_rows
+from tokenshards.pipeline.planning.planner import Listing, relist_parts
+from tokenshards.pipeline.planning.retry_plan import rows_to_retry
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.sources import open_source, source_root
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["Relisting"]
+
+
+class Relisting:
+    """The source of a dataset as it is today; `url` says where it is if it moved."""
+
+    def __init__(self, store: Store, chain: list[Plan], url: str | None, storage_options: dict[str, Any]) -> None:
+        self._store = store
+        self._chain = chain
+        self._url = url or str(chain[0].source["url"])
+        self._config = chain[0].source_config(storage_options)
+
+    def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
+        """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""
+        rows, keep_order = self._rows(plan)
+        with Listing(rows, order_seed=plan.order_seed, keep_order=keep_order, sample=0, sample_seed=0) as listing:
+            return relist_parts(listing, plan, plan.config, self._config.tars_per_shard, {part.path: part for part in wanted})
+
+    def _rows(self, plan: Plan) -> tuple[Iterator[PlanRow], bool]:
+        if plan.generation == 1:
+            source = open_source(self._url, self._config)
+            return source.list_rows(), source.ordered
+        before = self._chain[plan.generation - 2]
+        return rows_to_retry(self._store, source_root(self._url, self._config), before, before.shard_numbers), False
+
+    def lost_if_redone(self, plan: Plan, shard: int) -> str | None:
+        """Return why an old shard done again would lose rows for good, None where it would not.
+
+        What has changed since the plan is quarantined then. In the last generation `retry-failed` takes care of that; in an older one
+        only of inputs that the next generation tried again.
+        """
+        if plan is self._chain[-1]:
+            return None
+        following = self._chain[plan.generation]
+        try:
+            retried = {row.sample_id for later in following.shard_numbers for row in read_shard_rows(self._store, following, later)}
+            source = source_root(self._url, self._config)
+            for row in read_shard_rows(self._store, plan, shard):
+                if row.version == "" or (row.kind == "file" and row.sample_id in retried):
+                    continue
+                info = source.info(row.path)
+                if info is None or info.version != row.version:
+                    return f"{row.path} has changed since generation {plan.generation} was planned, so its rows would be lost"
+        except TokenshardsError as error:
+            return f"its source cannot be checked ({error})"
+        return None

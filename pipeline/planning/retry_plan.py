@@ -1,0 +1,137 @@
+"""`retry-failed`: a new generation made of what the last one quarantined; older shards are never rewritten."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError
+from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
+from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.shards.commit import Commit, read_commit
+from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, load_manifest, load_pointer
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.writer import read_quarantine
+from tokenshards.pipeline.sources.base import readable_text
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["failed_entries", "plan_retry", "rows_to_retry"]
+
+STAT_THREADS = 16
+
+
+def failed_entries(manifest: Manifest) -> list[ShardEntry]:
+    """Return the shards whose quarantine still stands: those of the last generation, which tried again whatever failed before."""
+    last = manifest.plan_ids[-1]
+    return [entry for entry in manifest.shards if entry.plan_id == last and entry.quarantine_path is not None]
+
+
+def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan, int] | None:
+    """Write the plan of the next generation; return it and the number of inputs tried again, None when nothing stands in quarantine.
+
+    A plan that exists already (an interrupted retry) is returned as it is. Raises IncompleteError before the dataset is complete.
+    """
+    pointer = load_pointer(store)
+    chain = load_chain(store)
+    if not chain:
+        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+    last = chain[-1]
+    if last.is_import:
+        raise PlanError(
+            f"{store.url} holds tokens imported from {last.source['url']}: reading the same bytes again fails again. "
+            f"Import a whole copy into another output with `tokenshards import {last.source['kind']}`"
+        )
+    if pointer is None or int(pointer["generation"]) < last.generation:
+        if last.generation == 1 or pointer is None:
+            raise IncompleteError(
+                f"{store.url} is not complete yet. Finish it with `tokenshards tokenize` before failed inputs are retried"
+            )
+        return last, last.images_planned + last.tars_planned
+    manifest = load_manifest(store, pointer)
+    failed = failed_entries(manifest)
+    quarantined = sum(entry.quarantined for entry in failed)
+    if not quarantined:
+        return None
+    rows = rows_to_retry(store, source, last, [entry.shard for entry in failed])
+    with Listing(rows, order_seed=last.order_seed, keep_order=False, sample=0, sample_seed=0) as listing:
+        request = PlanRequest(
+            fingerprint=last.fingerprint,
+            config=last.config,
+            source=last.source,
+            tokenizer_objects=last.tokenizer_objects,
+            tokenizer_json=last.tokenizer_json,
+            classes=manifest.classes,
+            generation=last.generation + 1,
+            earlier_plans=tuple(plan.plan_id for plan in chain),
+            first_shard=last.first_shard + last.shards,
+            card={**last.card, "retried": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+            label_type=last.label_type,
+            meta_types=last.meta_types,
+            matched=(f"{quarantined} quarantined inputs of generation {last.generation}",),
+        )
+        return write_plan(store, listing, request, config.tars_per_shard), quarantined
+
+
+def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int]) -> Iterator[PlanRow]:
+    """Yield a plan row, with the size and version of today, for each input or slice of these shards that was quarantined.
+
+    Files are planned one by one and rows of tables by their number. A tar is read again whole but for the samples that it has given
+    already, because only its reading shows what it holds. Raises PlanError where a failed input belongs to no planned row.
+    """
+    with ThreadPoolExecutor(1 if source.is_local else STAT_THREADS) as pool:
+        for shard in shards:
+            commit, _ = read_commit(store, plan.plan_id, shard)
+            if commit.quarantine is not None:
+                yield from pool.map(lambda row: _as_it_is_now(source, row), _rows_of_shard(store, plan, commit))
+
+
+def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow]:
+    path = commit.quarantine.path if commit.quarantine else ""
+    failures = read_quarantine(store.read(path), path)
+    by_id = Counter(failure["sample_id"] for failure in failures)
+    committed = _committed_ids(store, commit)
+    claimed = 0
+    for row in read_shard_rows(store, plan, commit.shard):
+        uri = f"{commit.made_by['source']}{readable_text(row.path)}"
+        if row.kind == "file" and by_id[row.sample_id]:  # fewer than planned where an id is not unique: one of them was committed
+            by_id[row.sample_id] -= 1
+            claimed += 1
+            yield replace(row, skip=(row.sample_id,) if row.sample_id in committed else row.skip)
+        elif row.kind == "rows" and (numbers := _failed_rows(row, uri, failures)):
+            claimed += len(numbers)
+            name = row.sample_id.rpartition("#")[0]
+            yield replace(row, inputs=len(numbers), only=tuple(f"{name}#{number}" for number in numbers))
+        elif row.kind == "tar" and (failed := sum(failure["uri"] == uri for failure in failures)):
+            claimed += failed
+            given = {sample_id for sample_id in committed if sample_id.startswith(f"{row.sample_id}#")}
+            yield replace(row, inputs=-1, skip=tuple(sorted(given.union(row.skip or ()))))
+    if claimed != len(failures):
+        raise PlanError(
+            f"{store.url}/{path}: {len(failures)} inputs are quarantined and {claimed} of them found in the plan of shard {commit.shard}. "
+            f"Run `tokenshards verify {store.url}`"
+        )
+
+
+def _failed_rows(row: PlanRow, uri: str, failures: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers of a slice's rows that failed; tables name them after the `#` of the uri."""
+    parts = (failure["uri"].rpartition("#") for failure in failures)
+    numbers = (int(number) for container, _, number in parts if container == uri and number.isdigit())
+    return sorted(number for number in numbers if row.row_start <= number < row.row_stop)
+
+
+def _committed_ids(store: Store, commit: Commit) -> frozenset[str]:
+    if commit.data is None:
+        return frozenset()
+    return frozenset(ShardReader.open(store, commit.data.path).read_columns(("sample_id",))["sample_id"].to_pylist())
+
+
+def _as_it_is_now(source: Store, row: PlanRow) -> PlanRow:
+    """Return the row with the size and version that its object has today; what is still missing fails again."""
+    info = None if row.version == "" else source.info(row.path)  # a table's own URIs were never looked at
+    return row if info is None else replace(row, size=info.size, version=info.version)

@@ -1,0 +1,1 @@
+"""How well a tokenizer keeps an image: PSNR, SSIM, normalisation."""

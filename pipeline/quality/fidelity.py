@@ -1,0 +1,81 @@
+"""How close reconstructions come to their originals, and how evenly the codes are used.
+
+Shapes: B images, H height, W width, C = 3 channels, Q levels, K codes of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+from tokenshards.pipeline.tokenizers.psnr import MAX_PSNR_DB, psnr_db
+
+__all__ = ["Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
+
+Images = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.integer[Any]]
+
+
+def psnr(original: Images, reconstruction: Images) -> float:
+    """Return the peak signal-to-noise ratio in dB of two uint8 arrays of one shape, at most MAX_PSNR_DB."""
+    return psnr_db(float(_squared_errors(original[None], reconstruction[None])[0]))
+
+
+class Fidelity:
+    """Gathers the error of batches: the mean PSNR over images, and the PSNR over all pixels (which bad images dominate)."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.worst_psnr_db = MAX_PSNR_DB
+        self._sum_psnr_db = 0.0
+        self._sum_squared_error = 0.0
+
+    def add(self, originals_BHWC: Images, reconstructions_BHWC: Images) -> None:
+        """Take in a batch of uint8 images and their reconstructions; every image weighs the same."""
+        for error in _squared_errors(originals_BHWC, reconstructions_BHWC):
+            decibel = psnr_db(float(error))
+            self.images += 1
+            self.worst_psnr_db = min(self.worst_psnr_db, decibel)
+            self._sum_psnr_db += decibel
+            self._sum_squared_error += float(error)
+
+    @property
+    def mean_psnr_db(self) -> float:
+        """Mean over images of their PSNR; nan before the first image."""
+        return self._sum_psnr_db / self.images if self.images else float("nan")
+
+    @property
+    def pixel_psnr_db(self) -> float:
+        """PSNR of the mean squared error over all images; nan before the first image."""
+        return psnr_db(self._sum_squared_error / self.images) if self.images else float("nan")
+
+
+def code_usage(histograms: Sequence[Counts]) -> list[dict[str, Any]]:
+    """Return for each level, from the counts [K] of its codes: codes, used, dead, perplexity and entropy in bits per id."""
+    usage = []
+    for counts_K in histograms:
+        used, bits = int(np.count_nonzero(counts_K)), order0_entropy_bits(counts_K)
+        usage.append({"codes": len(counts_K), "used": used, "dead": len(counts_K) - used, "perplexity": 2.0**bits, "entropy_bits": bits})
+    return usage
+
+
+def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return what `code_usage` counted as (name, value) text."""
+    rows = []
+    for level, row in enumerate(usage):
+        codes = f"{row['used']:,} of {row['codes']:,} used, {row['dead']:,} dead"
+        rows.append((f"level {level}", f"{codes}, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits"))
+    return rows
+
+
+def _squared_errors(originals_BHWC: Images, reconstructions_BHWC: Images) -> npt.NDArray[np.float64]:
+    """Return the mean squared error of each image [B]; ValueError when shapes differ, as broadcasting would hide it."""
+    if originals_BHWC.shape != reconstructions_BHWC.shape:
+        raise ValueError(f"originals are {originals_BHWC.shape}, reconstructions {reconstructions_BHWC.shape}; expected equal shapes")
+    difference = originals_BHWC.astype(np.float32) - reconstructions_BHWC
+    errors_B: npt.NDArray[np.float64] = np.square(difference).reshape(len(difference), -1).mean(axis=1, dtype=np.float64)
+    return errors_B

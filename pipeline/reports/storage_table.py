@@ -1,0 +1,158 @@
+"""What a dataset weighs: the storage table of `tokenize`, `status` and `inspect`, and the JSON that others rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.errors import MissingObjectError
+from tokenshards.pipeline.ledger.heartbeat import run_records
+from tokenshards.pipeline.ledger.survey import Survey, manifest_histograms, survey_plan
+from tokenshards.pipeline.planning.plan import load_chain
+from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+
+__all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageReport:
+    """Counts and sizes of a dataset, complete or not."""
+
+    images_planned: int
+    images_planned_exact: bool
+    images_committed: int
+    images_quarantined: int
+    quarantine_reasons: dict[str, int]
+    shards_planned: int
+    shards_committed: int
+    generation: int
+    bytes_in: int
+    """Encoded bytes of the committed images."""
+    bytes_out: int
+    """All objects under OUT."""
+    bytes_shards: int
+    bits_per_token: float
+    order0_bits_per_token: float | None
+    """None where the vocabulary is too large to count."""
+    images_per_second: float
+    seconds: dict[str, float]
+    """Worker seconds per stage."""
+    complete: bool
+    views: int = 1
+    """Rows of each image."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON of `tokenize --json` and `status --json`; `views` only where there are several."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "views" or self.views > 1}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the table as (name, value) text."""
+        images = max(1, self.images_committed)
+        ratio = self.bytes_in / self.bytes_shards if self.bytes_shards else 0.0
+        share = self.bytes_shards / self.bytes_in if self.bytes_in else 0.0
+        entropy = "not counted" if self.order0_bits_per_token is None else f"{self.order0_bits_per_token:.2f}"
+        stages = ", ".join(f"{name} {seconds / max(1e-9, sum(self.seconds.values())):.0%}" for name, seconds in self.seconds.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantine_reasons.items())
+        planned = f" of {self.images_planned:,} planned" + (
+            "" if self.images_planned_exact else " so far (tars are counted as they are read)"
+        )
+        return [
+            ("images", f"{self.images_committed:,}{planned}"),
+            *([("views", f"{self.views} of each image, a row each")] if self.views > 1 else []),
+            ("quarantined", f"{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
+            ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
+            ("bytes in", f"{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
+            ("bytes in shards", f"{self.bytes_shards:,}  ({self.bytes_shards / images:,.0f} per image)"),
+            ("bytes out in all", f"{self.bytes_out:,}"),
+            ("ratio", f"{ratio:,.1f} times smaller ({share:.2%} of the source)" if ratio else "-"),
+            ("bits per token", f"{self.bits_per_token:.2f}  (order-0 entropy {entropy})"),
+            ("images per second", f"{self.images_per_second:,.0f}"),
+            ("work by stage", stages or "-"),
+            ("complete", "yes" if self.complete else "no"),
+        ]
+
+
+def entropy_per_id(histograms: Sequence[npt.NDArray[np.int64]] | None) -> float | None:
+    """Return the order-0 entropy in bits per id, levels weighted by their ids; None where nothing was counted."""
+    total = sum(int(counts.sum()) for counts in histograms or ())
+    bits = sum(order0_entropy_bits(counts) * int(counts.sum()) for counts in histograms or ())
+    return round(bits / total, 4) if total else None
+
+
+def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was measured when a tokenizer was fitted as (name, value) text."""
+    rows: list[tuple[str, str]] = [(name, f"{statistics[name]:,}") for name in ("images", "patches", "latents") if name in statistics]
+    if "published_codes" in statistics:
+        codes, ids = statistics["levels"][0]["codes"], statistics["kept_share"]
+        rows.append(("codes kept", f"{codes:,} of {statistics['published_codes']:,}, which are {ids:.2%} of the ids of these images"))
+    for level, measured in enumerate(statistics.get("levels", ())):
+        usage = f"{measured['codes']} codes, {measured['dead_codes']} dead, perplexity {measured['perplexity']:.0f}"
+        fidelity = f", PSNR {measured['psnr_db']:.2f} dB" if "psnr_db" in measured else ""
+        rows.append((f"level {level}", usage + fidelity))
+    return rows
+
+
+def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
+    """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
+    chain = load_chain(store)
+    if not chain:
+        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+    pointer = load_pointer(store)
+    manifest = None if pointer is None else load_manifest(store, pointer)
+    closed = 0 if manifest is None else manifest.generation
+    surveys = [survey_plan(store, plan, plan.spec) for plan in chain if plan.generation > closed]
+    committed, bytes_shards, histograms = _sums(manifest, surveys)
+    rate = _recorded_rate(store) if images_per_second is None else images_per_second
+    return StorageReport(
+        **committed,
+        images_planned_exact=all(survey.planned_is_exact for survey in surveys),
+        shards_planned=sum(plan.shards for plan in chain),
+        generation=chain[-1].generation,
+        bytes_out=sum(max(0, info.size) for info in store.list()),
+        bytes_shards=bytes_shards,
+        order0_bits_per_token=entropy_per_id(histograms),
+        images_per_second=round(rate, 2),
+        complete=not surveys,
+        views=chain[-1].views.count,
+    )
+
+
+def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:
+    totals = manifest.totals if manifest is not None else {}
+    committed = totals.get("images_committed", 0) + sum(survey.images for survey in surveys)
+    # A later generation plans again what the one before quarantined.
+    planned = surveys[-1].planned + committed - surveys[-1].images if surveys else totals.get("images_planned", 0)
+    quarantined = totals.get("images_quarantined", 0) if not surveys else surveys[-1].quarantined
+    token_bytes = totals.get("token_bytes", 0) + sum(survey.token_bytes for survey in surveys)
+    id_count = totals.get("id_count", 0) + sum(survey.id_count for survey in surveys)
+    seconds: dict[str, float] = dict(totals.get("seconds", {}))
+    parts: list[list[npt.NDArray[np.int64]] | None] = [manifest_histograms(manifest)] if manifest is not None else []
+    for survey in surveys:
+        parts.append(survey.histograms)
+        for stage, spent in survey.seconds.items():
+            seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
+    counted = [part for part in parts if part]
+    histograms = [np.sum(levels, axis=0) for levels in zip(*counted, strict=True)] if counted and None not in parts else None
+    values = {
+        "images_planned": planned,
+        "images_committed": committed,
+        "images_quarantined": quarantined,
+        "quarantine_reasons": surveys[-1].reasons if surveys else totals.get("quarantine_reasons", {}),
+        "shards_committed": totals.get("shards", 0) + sum(len(survey.done) for survey in surveys),
+        "bytes_in": totals.get("bytes_in", 0) + sum(survey.bytes_in for survey in surveys),
+        "bits_per_token": round(8 * token_bytes / id_count, 4) if id_count else 0.0,
+        "seconds": seconds,
+    }
+    return values, totals.get("bytes_shards", 0) + sum(survey.bytes_shards for survey in surveys), histograms
+
+
+def _recorded_rate(store: Store) -> float:
+    records = [record for record in run_records(store) if record.counters.get("images_seen")]
+    seconds = sum(record.updated_seconds - record.started_seconds for record in records)
+    return sum(float(record.counters["images_seen"]) for record in records) / seconds if seconds > 0 else 0.0

@@ -1,0 +1,174 @@
+"""Joining a Ray cluster, noticing the loss of its head, and one clear sentence for everything that keeps us out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from ray.exceptions import AuthenticationError, RayError
+
+from tokenshards.pipeline.errors import ClusterError, ConfigError
+from tokenshards.pipeline.runners.ray_token import find_token
+
+if TYPE_CHECKING:
+    import grpc
+
+__all__ = ["HeadWatch", "joined_cluster"]
+
+KNOCK_SECONDS = 10.0
+ASK_SECONDS = 5.0
+HEAD_SECONDS = 40.0
+_TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
+
+
+@contextlib.contextmanager
+def joined_cluster(address: str | None) -> Iterator[None]:
+    """Be a driver of the cluster for the time of the block; one that was joined before is kept.
+
+    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python, ConfigError where the
+    address holds a password, or the token or the TLS files here cannot be used.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or ""
+    if "@" in where:
+        raise ConfigError(f"{'--address' if address else 'RAY_ADDRESS'} holds a user or password; expected host:port, such as head:6379")
+    if address is not None and address.startswith("http"):
+        raise ClusterError(
+            f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
+            "Use `tokenshards submit` with this address"
+        )
+    door = _Door.of_environment()
+    if ":" in where and "://" not in where:
+        door.knock(where)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
+    try:
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+            with _own_sigterm():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise _refusal(address, error) from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray's own threads print what raylets and autoscaler say: no place for it
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: `ray.init` sets one of its own, which ends the process before anything is put in order."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+class HeadWatch:
+    """Notices that the head is gone before Ray does, which after a minute ends the whole process with a line of its own."""
+
+    def __init__(self) -> None:
+        self._address = str(ray.get_runtime_context().gcs_address)
+        self._door = _Door.of_environment()  # once: a file that goes away later ends no run
+        self._asked = self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Ask the head, every few seconds, whether it is there; raise ClusterError when it has not answered for 40 seconds."""
+        now = time.monotonic()
+        if now - self._asked >= ASK_SECONDS:
+            self.answers()
+        silent = now - self._answered
+        if silent > HEAD_SECONDS:
+            raise ClusterError(
+                f"{self._address}: the head of the Ray cluster has not answered for {silent:.0f} s. Nothing that was committed is lost; "
+                "when the cluster is back, or on another, run the same command again: it continues"
+            )
+
+    def answers(self) -> bool:
+        """Ask the head now. Calls of Ray that need it, such as a new actor, block without an end where it is gone."""
+        now = time.monotonic()
+        if now - self._asked > HEAD_SECONDS:  # nobody asked for a while, so the silence proves nothing
+            self._answered = now
+        self._asked = now
+        try:
+            self._door.knock(self._address, timeout_seconds=1.0)
+        except ClusterError:
+            return False
+        self._answered = now
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Door:
+    """How Ray would speak with a head."""
+
+    token: str
+    tls: grpc.ChannelCredentials | None
+
+    @classmethod
+    def of_environment(cls) -> _Door:
+        """Return what RAY_AUTH_MODE and RAY_USE_TLS ask for. Raises ConfigError where a token or a file that they name cannot be used."""
+        with_token = os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token"
+        with_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+        return cls(token=find_token(os.environ) if with_token else "", tls=_tls_credentials() if with_tls else None)
+
+    def knock(self, address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
+        """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
+        import grpc
+
+        headers = [("authorization", f"Bearer {self.token}")] if self.token else []
+        with grpc.insecure_channel(address) if self.tls is None else grpc.secure_channel(address, self.tls) as channel:
+            try:
+                channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise _wants_token(address, "got another one" if self.token else "got none") from None
+                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise ClusterError(
+                        f"{address}: no Ray head answers there{'' if self.tls is None else ' over TLS'}. Start one with "
+                        "`ray start --head`, or check --address: expected host:port of the head, 6379 unless it was started with --port. "
+                        "RAY_USE_TLS must be as there"
+                    ) from None
+
+
+def _tls_credentials() -> grpc.ChannelCredentials:
+    import grpc
+
+    read = []
+    for name in _TLS_FILES:
+        try:
+            read.append(Path(os.environ[name]).read_bytes())
+        except (KeyError, OSError) as error:
+            seen = f"is {os.environ[name]!r}, which cannot be read ({error.strerror})" if isinstance(error, OSError) else "is not set"
+            raise ConfigError(f"RAY_USE_TLS is set, but {name} {seen}; expected a PEM file, as the nodes of the cluster have it") from None
+    return grpc.ssl_channel_credentials(*read)
+
+
+def _wants_token(where: str, what: str) -> ClusterError:
+    return ClusterError(
+        f"{where}: the Ray cluster wants a token and {what}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the "
+        "token that the cluster was started with; `ray get-auth-token` shows it on the head"
+    )
+
+
+def _refusal(address: str | None, error: Exception) -> ClusterError:
+    where = address or os.environ.get("RAY_ADDRESS") or "a Ray cluster on this machine"
+    said = " ".join(str(error).split())
+    if isinstance(error, AuthenticationError) or "token" in said.lower():
+        return _wants_token(where, "got none, or another one")
+    if "ersion mismatch" in said:
+        return ClusterError(f"{where}: {said[:300]}. Use the Python and Ray versions of the cluster here too")
+    return ClusterError(f"{where}: no Ray cluster answers there ({said[:300]}). Start one with `ray start --head`, or check --address")

@@ -1,0 +1,267 @@
+"""A root on any fsspec store: whole objects in, whole objects out, with retries. Nothing here knows what an object means.
+
+Objects are published whole: complete bytes in one put; on a local disk a temporary file, fsync and rename. Nothing relies on rename,
+append, directories or conditional puts of a remote store. Requests to remote stores (remote.py, s3.py) are one attempt each, and share a
+limit of requests in flight (throttle.py); all retries are made here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.core import split_protocol
+from fsspec.utils import glob_translate
+
+from tokenshards.pipeline.config import RetryConfig
+from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
+from tokenshards.pipeline.storage.listing import Folder, Page, walk
+from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
+from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
+from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
+
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
+
+T = TypeVar("T")
+
+_PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
+_WEB = ("http", "https")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
+_WILDCARD = re.compile(r"[*?\[]")
+_GONE = 410
+_BUGS = (TypeError, AttributeError, KeyError, AssertionError)
+
+
+def absolute_url(url: str) -> str:
+    """Return a URL as it is and a local path from the root of its disk, fit for a process with another current folder."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def is_absolute(path: str) -> bool:
+    """Return whether a planned path is a place of its own, a URL or a path from the root of a disk, and not one below its source.
+
+    Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
+    """
+    return path.startswith("/") or _SCHEME.match(path) is not None
+
+
+class Store:
+    """Objects under one root URL or local path.
+
+    Missing objects raise MissingObjectError, a missing bucket or missing credentials StoreAccessError; every other failure is retried
+    with back-off and jitter and then raises TransientStorageError, because an outage must cost time, never data.
+    """
+
+    def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
+        self.location = str(url)
+        """The URL as given; `url` is the form for messages."""
+        self.url = display_url(str(url))
+        self.storage_options = dict(storage_options or {})
+        self.retry = retry or RetryConfig()
+        protocol = split_protocol(str(url))[0]
+        if protocol in S3_PROTOCOLS and has_credentials(self.location):
+            raise ConfigError(
+                f"{self.url} was given with credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
+                "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
+            )
+        self.is_local = protocol in (None, "file", "local")
+        self.is_web = protocol in _WEB
+        try:
+            self.fs, root = self._open(str(protocol))
+        except ConfigError:
+            raise
+        except (ImportError, ValueError) as error:
+            why = masked(str(error), self.storage_options)
+            raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
+        self.root = root.rstrip("/") or "/"
+        self._prefix = f"{self.root.rstrip('/')}/"
+        endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
+        host = urlsplit(self.root).netloc if "://" in self.root else self.root.strip("/").partition("/")[0]
+        self._limit = shared_limit((protocol, endpoint, host))
+
+    def _open(self, protocol: str) -> tuple[Any, str]:
+        self._remote: Remote
+        if protocol in S3_PROTOCOLS:
+            from tokenshards.pipeline.storage.s3 import S3Remote, checked_options, open_s3
+
+            self.storage_options = checked_options(self.storage_options)
+            self._remote = S3Remote(open_s3(self.storage_options))
+            return self._remote.fs, str(fsspec.core.strip_protocol(self.location))
+        fs, root = fsspec.core.url_to_fs(self.location, **{**self._uncached(protocol), **self.storage_options})
+        self._remote = WebRemote(fs) if self.is_web else Remote(fs)
+        return fs, str(root)
+
+    def _uncached(self, protocol: str) -> dict[str, Any]:
+        """Return the options against listings that hide what other writers published since."""
+        # A web server has one session for all hosts, and fsspec keeps no listings of it; clients that are not asynchronous, such as that
+        # of sftp, take no such options.
+        if self.is_local or self.is_web or "::" in protocol or not fsspec.get_filesystem_class(protocol).async_impl:
+            return {}
+        return {"use_listings_cache": False, "skip_instance_cache": True}
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __getstate__(self) -> tuple[str, dict[str, Any], RetryConfig]:
+        """Return what opens the same store in another process: clients and limits stay where they are."""
+        return self.location, self.storage_options, self.retry
+
+    def __setstate__(self, state: tuple[str, dict[str, Any], RetryConfig]) -> None:
+        location, storage_options, retry = state
+        Store.__init__(self, location, storage_options=storage_options, retry=retry)
+
+    def join(self, path: str) -> str:
+        """Return the store's own name of the object at `path` below the root."""
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def place(self, path: str) -> str:
+        """Return where the object at `path` lies, without credentials, fit for messages."""
+        if self.is_local:
+            return self.join(path)
+        whole = f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        return display_url(whole) if self.is_web else whole  # in keys of other stores `?` is a letter
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes of an object, or of its range [start, end)."""
+        full = self.join(path)
+        if self.is_local and start is None and end is None:
+            return self._tried(path, "read", lambda: Path(full).read_bytes())
+        return self._tried(path, "read", lambda: self._remote.read(full, start, end))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Publish a whole object; readers see all of it or none of it. Size and checksum are compared with what a remote store holds."""
+        full = self.join(path)
+        if self.is_local:
+            self._tried(path, "write", lambda: write_local(full, data))
+        else:
+            self._tried(path, "write", lambda: self._remote.write(full, data))
+
+    def info(self, path: str) -> ObjectInfo | None:
+        """Return what the store knows of one object, None where there is none."""
+        full = self.join(path)
+        try:
+            if self.is_local:
+                return self._tried(path, "stat", lambda: local_info(path, full))
+            return _remote_info(path, self._tried(path, "stat", lambda: self._remote.info(full)))
+        except MissingObjectError:
+            return None
+
+    def delete(self, path: str) -> None:
+        """Remove an object; a missing one is not an error."""
+        full = self.join(path)
+        try:
+            self._tried(path, "delete", lambda: self._remote.delete(full))
+        except MissingObjectError:
+            return
+
+    def list(self, prefix: str = "", *, temporary: bool = False, levels: int | None = None) -> Iterator[ObjectInfo]:
+        """Yield every object below the folder `prefix`, a few pages or one folder in memory at a time, in no promised order.
+
+        `temporary` includes the unfinished files that a killed writer may leave on a local disk. With `levels` no folder is opened whose
+        files would lie more levels below `prefix` than that; 1 is the files right in it.
+        """
+        if self.is_local:
+            yield from list_local(self.root, prefix, temporary, levels)
+            return
+
+        def fetch(folder: Folder) -> Page:
+            try:
+                page = self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
+            except MissingObjectError:
+                return Page()  # a folder that is not there is an empty one
+            return page if levels is None else page.above(levels)
+
+        for page in walk(Folder(self.join(prefix)), fetch):
+            for entry in page.entries:
+                path = self._relative(entry["name"])
+                if path and path != prefix:
+                    yield _remote_info(path, entry)
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Yield the paths of objects that match a pattern with `*`, `?`, `[…]` or `**`, sorted. Raises ConfigError for `**` beside a name.
+
+        fsspec's own glob leaves out folders that fail while they are listed.
+        """
+        try:
+            matches = re.compile(glob_translate(pattern)).match
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected such as train/**/*.tar") from None
+        magic = _WILDCARD.search(pattern)
+        folder, _, rest = pattern[: magic.start() if magic else None].rpartition("/")
+        levels = None if "**" in pattern else f"{rest}{pattern[magic.start() :] if magic else ''}".count("/") + 1
+        yield from sorted(info.path for info in self.list(folder, levels=levels) if matches(info.path))
+
+    def _relative(self, name: str) -> str:
+        start = self._prefix
+        if name.startswith(start) and name[-1] != "/" and name[len(start)] != "/" and not _SCHEME.match(name, len(start)):
+            return name[len(start) :]
+        root = self.root.strip("/")
+        name = name.strip("/")
+        path = name[len(root) :].lstrip("/") if root and name.startswith(root) else name
+        # A key that begins like a URL would be read from elsewhere; under another name it is missed, which shows.
+        return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
+
+    def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
+        where = self.place(path)
+        for attempt in range(1, self.retry.attempts + 1):
+            try:
+                if self.is_local:
+                    return operation()
+                with self._limit.slot():
+                    return operation()
+            except NotADirectoryError:
+                raise MissingObjectError(
+                    path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
+                ) from None
+            except TokenshardsError:
+                raise
+            except Exception as error:  # clients of stores raise their own types for the same outages
+                if (final := self._final(error, path, where, verb, attempt)) is not None:
+                    raise final from None
+                if attempt == self.retry.attempts:
+                    if isinstance(error, _BUGS):
+                        raise
+                    said = str(error) or ("it did not end in time" if isinstance(error, TimeoutError) else "its client gives no reason")
+                    cause = masked(f"{type(error).__name__}: {said}", self.storage_options)
+                    raise TransientStorageError(
+                        f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
+                        "Check the store, the network and the credentials, then run the command again: it continues"
+                    ) from None  # the messages of clients may hold what must not be shown
+                if not self.is_local and is_throttling(error):
+                    self._limit.throttled()
+                delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
+                time.sleep(delay * random.uniform(0.5, 1.0))
+        raise AssertionError("unreachable")
+
+    def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
+        """Return what to raise for an error that another attempt cannot mend."""
+        if self.is_local:
+            if isinstance(error, FileNotFoundError):
+                return MissingObjectError(path, place=where)
+            if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
+                return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(error.errno)})", place=where)
+            return error if isinstance(error, _BUGS) else None
+        if (hopeless := self._remote.hopeless(error, where, attempt)) is not None:
+            return hopeless
+        # While writing, what a store does not find is an upload that it forgot: it is begun again.
+        if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
+            return MissingObjectError(path, place=where)
+        return None
+
+
+def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
+    size = int(entry.get("size") or 0)
+    changed = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or entry.get("last_modified")
+    modified = changed.timestamp() if changed is not None and hasattr(changed, "timestamp") else float(changed or 0)
+    etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
+    version = str(etag).strip('"') if etag else (f"{size}-{int(modified * 1e9)}" if modified else "")
+    return ObjectInfo(path, size, version, modified, regular=entry.get("type", "file") == "file")

@@ -1,0 +1,1 @@
+"""`tokenize` as a job of a Ray cluster."""

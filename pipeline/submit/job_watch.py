@@ -1,0 +1,146 @@
+"""A submitted job seen from the machine that submitted it: its status, its log, its end. Survives a dashboard that is away for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenshards.pipeline.conversion.request import Reporter
+from tokenshards.pipeline.errors import ClusterError, ConfigError
+from tokenshards.pipeline.submit.ray_dashboard import said_by_ray
+from tokenshards.pipeline.submit.submission import Submitted
+
+__all__ = ["JobEnd", "watch_job"]
+
+POLL_SECONDS = 1.0
+LOST_SECONDS = 90.0
+STOPPED_EXIT_CODE = 143
+"""That of a run that was ended by SIGTERM, as Ray ends one."""
+SHOWN_LINES = 20
+_CONTINUES = "What is committed stays; submit the same command again: it continues"
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnd:
+    """How a job ended."""
+
+    status: str
+    exit_code: int
+    seconds: float
+    log_end: str
+    """The last lines of its log where it failed, else empty."""
+
+
+def watch_job(
+    job: Submitted, reporter: Reporter, *, write_log: Callable[[str], None] | None = None, lost_seconds: float = LOST_SECONDS
+) -> JobEnd:
+    """Wait for the end of a job, handing its log to `write_log` as it grows.
+
+    Raises ClusterError where the cluster has been away for `lost_seconds`, or ended the job itself; KeyboardInterrupt leaves the job alone.
+    """
+    return asyncio.run(_Watch(job, reporter, write_log, lost_seconds).run())
+
+
+class _Watch:
+    def __init__(self, job: Submitted, reporter: Reporter, write_log: Callable[[str], None] | None, lost_seconds: float) -> None:
+        self._job = job
+        self._reporter = reporter
+        self._write_log = write_log
+        self._lost_seconds = lost_seconds
+        self._written = 0
+
+    async def run(self) -> JobEnd:
+        started, status = time.monotonic(), ""
+        tail = asyncio.create_task(self._tail()) if self._write_log else None
+        try:
+            while True:
+                found = await self._ask()
+                if found["status"] != status:
+                    status = str(found["status"])
+                    self._reporter.say(f"job {self._job.submission_id}: {status.lower()}")
+                if status in _ENDED:
+                    return await self._end(found, time.monotonic() - started)
+                await asyncio.sleep(POLL_SECONDS)
+                if tail is not None and tail.done():
+                    tail.result()  # the log could not be written, say into a closed pipe
+        finally:
+            if tail is not None:
+                tail.cancel()
+                await asyncio.gather(tail, return_exceptions=True)
+
+    async def _ask(self) -> dict[str, Any]:
+        """Return what the cluster says of the job; ask again while it is away."""
+        job, lost_since = self._job, None
+        while True:
+            try:
+                found = await asyncio.to_thread(job.dashboard.job, job.submission_id)
+            except ClusterError as error:
+                now = time.monotonic()
+                if lost_since is None:
+                    lost_since = now
+                    self._reporter.say(f"the cluster does not answer; asking again for {self._lost_seconds:.0f} s")
+                if now - lost_since >= self._lost_seconds:
+                    raise ClusterError(
+                        f"the cluster was lost while job {job.submission_id} ran: {error}. {_CONTINUES}, to this cluster or another"
+                    ) from None
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            if found is None:
+                raise ClusterError(
+                    f"the cluster at {job.dashboard.address} knows no job {job.submission_id} any more: its head is new. {_CONTINUES}"
+                )
+            return found
+
+    async def _tail(self) -> None:
+        """Hand on the log; after a lost connection it comes from the start again, and what was written is skipped."""
+        while True:
+            skip = self._written
+            texts = self._job.client.tail_job_logs(self._job.submission_id)
+            while (text := await _next_text(texts)) is not None:
+                self._write(text[skip:])
+                skip = max(0, skip - len(text))
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _write(self, text: str) -> None:
+        if self._write_log is not None and text:
+            self._written += len(text)
+            self._write_log(text)
+
+    async def _end(self, found: dict[str, Any], seconds: float) -> JobEnd:
+        job, status, code = self._job, str(found["status"]), found.get("driver_exit_code")
+        log = ""
+        with contextlib.suppress(ClusterError, ConfigError):  # the log dies with its node; the end of the job is known all the same
+            log = await asyncio.to_thread(job.dashboard.log, job.submission_id)
+        self._write(log[self._written :])
+        if status == "FAILED" and code is None:
+            raise ClusterError(f"the cluster ended job {job.submission_id}: {_reason(str(found.get('message') or 'no reason given'))}")
+        if status == "STOPPED":
+            code = STOPPED_EXIT_CODE
+        code = int(code or 0)
+        return JobEnd(
+            status=status.lower(),
+            exit_code=code if code >= 0 else 128 - code,
+            seconds=seconds,
+            log_end="\n".join(log.splitlines()[-SHOWN_LINES:]) if status == "FAILED" else "",
+        )
+
+
+def _reason(message: str) -> str:
+    """Return what Ray says of a job that never ran or lost its node, without the tracebacks of Ray, and what to do."""
+    said = said_by_ray(message)
+    if "runtime_env" in message:
+        return f"{said}. Nothing ran; with --install-dependencies each node needs `pip`, and an index that it reaches"
+    return f"{said}. {_CONTINUES}"
+
+
+async def _next_text(texts: Any) -> str | None:
+    """Return the next part of a log, None at its end or where the connection is lost: the status tells whether that matters."""
+    try:
+        return str(await anext(texts))
+    except Exception:  # RuntimeError of Ray's client, aiohttp's own, and StopAsyncIteration
+        return None

@@ -1,0 +1,1 @@
+"""Tokenizers that a user brings: TorchScript programs and Python callables."""

@@ -1,0 +1,1 @@
+"""Tokenizers that are trained or fitted here with torch."""

@@ -1,0 +1,1 @@
+"""Tokenizers of numpy alone: k-means of patches."""

@@ -1,0 +1,1 @@
+"""What all torch tokenizers share: devices, weights, code search."""

@@ -1,0 +1,137 @@
+"""A network on the device it runs on: batches of few shapes go in, whatever else is in a batch moves no value that comes out.
+
+Shapes: B images, H height, W width.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.base import SLOTS, Images
+
+__all__ = ["SLOTS", "Network", "choose_device", "device_name", "from_pixels", "require_finite", "scaled", "to_device"]
+
+GPU_ROWS = 64
+"""Rows that go through a network at once on a GPU, until its memory is too small for them."""
+
+
+def choose_device() -> torch.device:
+    """Return the CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """Return the kind and the name of that device."""
+    device = choose_device()
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+class Network:
+    """Runs a module, which maps [B, ...] to [B, ...], on any number of rows: some at a time, the last of them padded with zeros.
+
+    With dtype `bfloat16` matrix products run in it under autocast; floating-point values come out as float32 in any case. Where memory is
+    too small for so many rows at a time, half of them are tried, and so on; the smaller number stays. A module that takes no other number
+    of rows than `fixed_rows` is never given another.
+    """
+
+    def __init__(self, module: nn.Module, *, dtype: str = "float32", fixed_rows: int | None = None) -> None:
+        self.device = choose_device()
+        self._module = module.to(self.device)
+        self._half = dtype == "bfloat16"
+        self._least, self._step = fixed_rows or 1, fixed_rows or SLOTS
+        self._rows = self._told_rows = fixed_rows or (GPU_ROWS if self.device.type == "cuda" else SLOTS)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return the module's values of all rows, on the device; raises TokenizerError where one is not a finite number."""
+        found, finite = self.queue(values)
+        require_finite(finite)
+        return found
+
+    @torch.inference_mode()
+    def queue(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values and whether all are finite numbers, for `require_finite`, without waiting for a GPU.
+
+        Raises TokenizerError where memory is too small for one row.
+        """
+        values, start = values.to(self.device), 0
+        found: list[Tensor] = []
+        while not found or start < len(values):
+            part = self._try(values[start : start + self._rows])
+            if part is None:
+                self._halve()
+                continue
+            found.append(part)
+            start += len(part)
+        whole = torch.cat(found)
+        return whole, torch.isfinite(whole).all()
+
+    def take_notes(self) -> list[str]:
+        """Return what a person should know of since the last call."""
+        before, self._told_rows = self._told_rows, self._rows
+        if before == self._rows:
+            return []
+        return [
+            f"memory of {device_name()} is short: {self._rows} pictures at a time go through the network from here on, "
+            f"{before} before; a few ids may differ for it"
+        ]
+
+    def _try(self, values: Tensor) -> Tensor | None:
+        """Return the values of some rows, None where memory is too small for them."""
+        try:
+            return self._run(values)
+        except torch.OutOfMemoryError:
+            return None
+        except RuntimeError as error:
+            if "ALLOC_FAILED" not in str(error):  # what cuBLAS and cuDNN say of their own memory
+                raise
+            return None
+
+    def _halve(self) -> None:
+        if self._rows == self._least:
+            raise TokenizerError(
+                f"memory of {device_name()} is too small for {self._rows} pictures at a time, the fewest that this network takes. "
+                "Stop what else runs there, use a device with more of it, or a smaller network"
+            )
+        self._rows //= 2
+        torch.cuda.empty_cache()  # pieces of the larger batch would stand in the way of the smaller one
+
+    def _run(self, values: Tensor) -> Tensor:
+        step = min(self._step, self._rows)
+        missing = -len(values) % step if len(values) else step
+        padding = values.new_zeros(missing, *values.shape[1:])
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
+            result: Tensor = self._module(torch.cat([values, padding]))
+        found = result[: len(values)]
+        return found.float() if found.is_floating_point() else found
+
+
+def require_finite(finite: Tensor) -> None:
+    """Raise TokenizerError unless `finite`, of `Network.queue`, is true; waits for a GPU."""
+    if not bool(finite):
+        raise TokenizerError(
+            "the network gave values that are no finite numbers; expected numbers for any picture. Are these the weights of this "
+            "network, and is its dtype wide enough for them (--dtype float32)?"
+        )
+
+
+def to_device(images_BHWC: Images) -> Tensor:
+    """Return a copy of uint8 images on the device."""
+    return torch.from_numpy(np.array(images_BHWC)).to(choose_device())
+
+
+def scaled(images_BHWC: Tensor, colour_range: tuple[float, float]) -> Tensor:
+    """Return float32 [B, 3, H, W] of uint8 RGB images, 0 to 255 mapped to the range as ToTensor() * (high - low) + low does it."""
+    low, high = colour_range
+    return images_BHWC.permute(0, 3, 1, 2).float().div_(255).mul_(high - low).add_(low)
+
+
+def from_pixels(pixels_BCHW: Tensor, colour_range: tuple[float, float]) -> Images:
+    """Return uint8 RGB images [B, H, W, 3]; what lies outside the range is clipped."""
+    low, high = colour_range
+    images = pixels_BCHW.sub(low).div_(high - low).clamp_(0, 1).mul_(255).round_().byte()
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())

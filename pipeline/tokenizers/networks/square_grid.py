@@ -1,0 +1,51 @@
+"""What convolutional tokenizers share: a square grid of sites, and networks around it that speak of rows of sites.
+
+Shapes: B images, L sites, h and w sides of the grid, D values of a code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.base import Layout
+
+__all__ = ["PixelsToVectors", "VectorsToPixels", "square_grid"]
+
+
+class PixelsToVectors(nn.Module):
+    """An encoder to [B, D, h, w] that gives [B, L, D]; its keys begin with `encoder.`."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the vectors, row by row of the grid."""
+        result: Tensor = self.encoder(pixels_BCHW).flatten(2).transpose(1, 2)
+        return result
+
+
+class VectorsToPixels(nn.Module):
+    """A decoder of [B, D, h, w] that takes [B, L, D]; its keys begin with `decoder.`."""
+
+    def __init__(self, decoder: nn.Module, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.decoder, self._grid = decoder, grid
+
+    def forward(self, vectors_BLD: Tensor) -> Tensor:
+        """Return what the decoder draws."""
+        result: Tensor = self.decoder(vectors_BLD.transpose(1, 2).reshape(len(vectors_BLD), -1, *self._grid))
+        return result
+
+
+def square_grid(size: int, levels: int, where: str, ids_per_site: int = 1) -> Layout:
+    """Return the grid of pictures of `size` pixels, halved by each level but the first; TokenizerError where it does not come out even."""
+    stride = 2 ** (levels - 1)
+    side = size // stride
+    if side * stride != size:
+        raise TokenizerError(f"{where}: size {size}; expected a multiple of {stride} pixels")
+    combine: Any = "concat" if ids_per_site > 1 else "single"
+    return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=ids_per_site, combine=combine)

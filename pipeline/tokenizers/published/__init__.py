@@ -1,0 +1,1 @@
+"""Published tokenizers, one module for each family of checkpoints."""

@@ -1,0 +1,191 @@
+"""ViT-VQGAN (Yu et al. 2022, arXiv 2110.04627) in the layout of enhancing-transformers, SeiT's tokenizer: 256 px to 32 x 32 cosine codes.
+
+What its checkpoints need and other vision transformers do not: tanh between the layers of the MLP, no bias for queries, keys and values,
+heads of 64 channels whatever the width, and positions that are read from the checkpoint although they never trained.
+
+Shapes: B images, L sites, E channels of a transformer, A attention channels, D values of a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokenshards.pipeline.config import ImportConfig
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
+from tokenshards.pipeline.tokenizers.networks.nearest_code import Metric
+from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
+from tokenshards.pipeline.tokenizers.networks.weights import count_parts, tensor_of
+
+__all__ = ["VitVqgan"]
+
+HEAD_WIDTH = 64
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.heads = inner // HEAD_WIDTH
+        self.to_qkv = nn.Linear(width, 3 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width)
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        qkv = self.to_qkv(x_BLE).unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(*qkv)
+        result: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return result
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        result: Tensor = self.net(x_BLE)
+        return result
+
+
+class _Normalised(nn.Module):
+    """A part with a normalisation before it and a way around it."""
+
+    def __init__(self, width: int, part: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(width), part
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        result: Tensor = x_BLE + self.fn(self.norm(x_BLE))
+        return result
+
+
+class _Transformer(nn.Module):
+    """The stack whose sizes are those of the tensors below `prefix`."""
+
+    def __init__(self, state: Mapping[str, Tensor], prefix: str, width: int, where: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for layer in range(count_parts(state, f"{prefix}.layers")):
+            inner = tensor_of(state, f"{prefix}.layers.{layer}.0.fn.to_qkv.weight", 2, where, "a ViT-VQGAN").shape[0] // 3
+            hidden = tensor_of(state, f"{prefix}.layers.{layer}.1.fn.net.0.weight", 2, where, "a ViT-VQGAN").shape[0]
+            if inner % HEAD_WIDTH:
+                raise TokenizerError(
+                    f"{where}: layer {layer} of {prefix} has {inner} attention channels; expected a multiple of {HEAD_WIDTH}"
+                )
+            parts = _Attention(width, inner), _FeedForward(width, hidden)
+            self.layers.append(nn.ModuleList([_Normalised(width, part) for part in parts]))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        for layer in self.layers:
+            for part in cast(nn.ModuleList, layer):
+                x_BLE = part(x_BLE)
+        result: Tensor = self.norm(x_BLE)
+        return result
+
+
+class _Encoder(nn.Module):
+    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
+        super().__init__()
+        sites, width, patch = _sizes(state, where)
+        self.en_pos_embedding = nn.Parameter(torch.zeros(1, sites, width))
+        self.to_patch_embedding = nn.Sequential(nn.Conv2d(3, width, patch, patch))
+        self.transformer = _Transformer(state, "encoder.transformer", width, where)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        patches_BLE = self.to_patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2)
+        # Every sum down the stack would keep a transposed order in memory, and every layer copy it: 4 % of the time.
+        result: Tensor = self.transformer(patches_BLE.contiguous() + self.en_pos_embedding)
+        return result
+
+
+class _PixelsToVectors(nn.Module):
+    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
+        super().__init__()
+        self.encoder = _Encoder(state, where)
+        values, width = tensor_of(state, "pre_quant.weight", 2, where, "a ViT-VQGAN").shape
+        self.pre_quant = nn.Linear(width, values)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        result: Tensor = self.pre_quant(self.encoder(pixels_BCHW))
+        return result
+
+
+class _Decoder(nn.Module):
+    def __init__(self, state: Mapping[str, Tensor], width: int, where: str) -> None:
+        super().__init__()
+        sites = tensor_of(state, "decoder.de_pos_embedding", 3, where, "a ViT-VQGAN").shape[1]
+        patch = tensor_of(state, "decoder.to_pixel.1.weight", 4, where, "a ViT-VQGAN").shape[2]
+        self.side = isqrt(sites)
+        self.de_pos_embedding = nn.Parameter(torch.zeros(1, sites, width))
+        self.transformer = _Transformer(state, "decoder.transformer", width, where)
+        self.to_pixel = nn.Sequential(nn.Identity(), nn.ConvTranspose2d(width, 3, patch, patch))
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        x_BLE = self.transformer(x_BLE + self.de_pos_embedding)
+        result: Tensor = self.to_pixel(x_BLE.transpose(1, 2).reshape(len(x_BLE), -1, self.side, self.side))
+        return result
+
+
+class _VectorsToPixels(nn.Module):
+    def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
+        super().__init__()
+        width, values = tensor_of(state, "post_quant.weight", 2, where, "a ViT-VQGAN").shape
+        self.post_quant = nn.Linear(values, width)
+        self.decoder = _Decoder(state, width, where)
+
+    def forward(self, vectors_BLD: Tensor) -> Tensor:
+        result: Tensor = self.decoder(self.post_quant(vectors_BLD))
+        return result
+
+
+class VitVqgan(CodebookTokenizer):
+    """ViT-VQGAN small, base or any other size; the table's rows are raw, and of length 1 where they are compared and decoded."""
+
+    family = "vit-vqgan"
+    metric: Metric = "cosine"
+    TABLE_KEY = "quantizer.embedding.weight"
+    ENCODER_KEYS = ("encoder.", "pre_quant.")
+    DECODER_KEYS = ("decoder.", "post_quant.")
+    DROPPED_KEYS = ("loss.",)
+
+    @classmethod
+    def preprocess(cls, state: Mapping[str, Tensor], config: ImportConfig, decoder: str, where: str) -> Preprocess:
+        """The whole picture squashed to a square with a bicubic filter, values from 0 to 1: what SeiT's evaluation does."""
+        sites, _, patch = _sizes(state, where)
+        return published_preprocess(config, size=isqrt(sites) * patch, resize="squash", filter="bicubic", decoder=decoder)
+
+    def layout(self, preprocess: Preprocess) -> Layout:
+        """A square grid, as large as the table of positions."""
+        sites, _, patch = _sizes(self._state, self._where)
+        side = isqrt(sites)
+        if side * side != sites or side * patch != preprocess.size:
+            raise TokenizerError(
+                f"{self._where}: {sites} positions and patches of {patch} pixels; expected those of a square of {preprocess.size} pixels"
+            )
+        return Layout(kind="grid", grid=(side, side), sites=sites)
+
+    def code_width(self) -> int:
+        """What `pre_quant` gives."""
+        return tensor_of(self._state, "pre_quant.weight", 2, self._where, "a ViT-VQGAN").shape[0]
+
+    def build_encoder(self) -> nn.Module:
+        """Pixels to vectors before the search."""
+        return _PixelsToVectors(self._state, self._where)
+
+    def build_decoder(self) -> nn.Module:
+        """Rows of length 1 to pixels."""
+        return _VectorsToPixels(self._state, self._where)
+
+
+def _sizes(state: Mapping[str, Tensor], where: str) -> tuple[int, int, int]:
+    """Return sites, width and patch side of the encoder."""
+    _, sites, width = tensor_of(state, "encoder.en_pos_embedding", 3, where, "a ViT-VQGAN").shape
+    patch = tensor_of(state, "encoder.to_patch_embedding.0.weight", 4, where, "a ViT-VQGAN").shape[2]
+    return sites, width, patch

@@ -1,0 +1,28 @@
+"""Which code this process runs: version and digest of the sources, so that two machines can tell whether they run the same."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from pathlib import Path
+
+from tokenshards import pipeline
+from tokenshards.pipeline.code_identity import sources_digest
+from tokenshards.pipeline.errors import ConfigError
+
+__all__ = ["code_identity", "require_code"]
+
+
+@cache
+def code_identity() -> str:
+    """Return `VERSION (DIGEST)` of the packages pipeline and stem_adaptors as this process would import them."""
+    return f"{pipeline.__version__} ({sources_digest(Path(pipeline.__file__).parent, Path(__file__).parent)})"
+
+
+def require_code(expected: str) -> None:
+    """Raise ConfigError unless this process runs the code of that identity."""
+    found = code_identity()
+    if found != expected:
+        raise ConfigError(
+            f"a worker on {socket.gethostname()} runs tokenshards {found}; this terminal runs {expected}. Install the same on every node"
+        )

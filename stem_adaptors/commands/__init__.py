@@ -1,0 +1,1 @@
+"""Commands that train or that need both halves of the program."""

@@ -1,0 +1,140 @@
+"""What each augmentation does to some samples, as ids that a tokenizer can decode to pixels.
+
+Shapes: B samples, L sites, Q ids per site, D channels, K codes of a level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards.codebook import Tables
+from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.stem_adaptors.augment.keys import SampleKeys
+from tokenshards.stem_adaptors.augment.pipeline import Augmentation
+from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding, embedding_statistics
+from tokenshards.stem_adaptors.training.defaults import default_configs
+
+__all__ = ["augmented_views", "nearest_ids"]
+
+# Each operation alone, in every sample, with these options; what they leave out is as `train` would have it for the dataset.
+_OPERATIONS: dict[str, dict[str, Any]] = {
+    "synonyms": {"synonym_prob": 1.0},
+    "block swap": {"swap_prob": 1.0},
+    "mirror": {"flip_prob": 1.0},
+    "resized crop": {"crop": "rrc"},
+    "noise": {"noise_prob": 1.0},
+    "ColorAdapt": {"coloradapt_prob": 1.0},
+    "site dropout": {"dropout_prob": 0.25},
+    "CutMix": {"cutmix_prob": 1.0, "cutmix_alpha": 1.0},
+    "Mixup": {"cutmix_prob": 1.0, "mixup_alpha": 1.0},
+}
+_ON_IDS = ("synonyms", "block swap", "mirror")
+# The whole grid comes out, so that it can be decoded; training takes `crop_share` of it.
+_NOTHING = {"synonym_prob": 0.0, "swap_prob": 0.0, "flip_prob": 0.0, "dropout_prob": 0.0, "crop": "centre", "crop_share": 1.0}
+_NOTHING |= {"noise_prob": 0.0, "coloradapt_prob": 0.0, "cutmix_prob": 0.0, "cutmix_alpha": 0.0, "mixup_alpha": 0.0}
+
+
+def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0) -> list[tuple[str, TokenBatch]]:
+    """Return (caption, tokens): unchanged, after each operation that the layout allows, and after all that `train` does by default.
+
+    A caption's second line says how often `train` does it by default. Embeddings are standardised as in training, and come back as
+    the ids of the nearest codes; without a codebook only what happens to ids is shown. Raises ConfigError for layouts of varying size, and
+    where nothing can be shown.
+    """
+    spec, tables = dataset.spec, dataset.codebook()
+    if spec.layout.variable:
+        raise ConfigError("samples of varying size cannot be shown augmented; leave --augment out")
+    defaults: AugmentConfig = default_configs(dataset)["augment"]
+    ids_BLQ = torch.from_numpy(tokens.ids_BLQ.astype(np.int64))
+    keys = SampleKeys(seed, 0, torch.arange(len(ids_BLQ)))
+    statistics = embedding_statistics(dataset)
+    views = [("tokens\nas stored", tokens)]
+    for name, options in _OPERATIONS.items():
+        try:
+            augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, **{**_NOTHING, **options}))
+        except ConfigError:
+            continue  # the layout has no such operation
+        changed_BLQ = augmentation.ids(ids_BLQ, keys)
+        if name in _ON_IDS:
+            shown = changed_BLQ.numpy().astype(spec.id_dtype)
+        elif spec.codebook is not None:
+            shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
+        else:
+            continue
+        views.append((f"{name}\n{_how_often(name, defaults)}", TokenBatch(shown)))
+    if len(views) == 1:
+        raise ConfigError(
+            f"no augmentation of tokenizer family {spec.family!r} can be shown: its layout is {spec.layout.kind!r} and it has no codebook; "
+            "leave --augment out"
+        )
+    if spec.codebook is not None:
+        augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, crop_share=1.0))
+        changed_BLQ = augmentation.ids(ids_BLQ, keys)
+        shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
+        views.append(("all together\nas in training", TokenBatch(shown)))
+    return views
+
+
+def _how_often(name: str, config: AugmentConfig) -> str:
+    both = 2 if config.cutmix_alpha > 0 and config.mixup_alpha > 0 else 1
+    shares = {
+        "synonyms": config.synonym_prob,
+        "block swap": config.swap_prob,
+        "mirror": config.flip_prob,
+        "resized crop": float(config.crop == "rrc"),
+        "noise": config.noise_prob,
+        "ColorAdapt": config.coloradapt_prob,
+        "site dropout": float(config.dropout_prob > 0),
+        "CutMix": config.cutmix_prob * (config.cutmix_alpha > 0) / both,
+        "Mixup": config.cutmix_prob * (config.mixup_alpha > 0) / both,
+    }
+    return f"{shares[name]:.0%} of images" if shares[name] > 0 else "off by default"
+
+
+def _through_embeddings(
+    spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, ids_BLQ: Tensor, augmentation: Augmentation, keys: SampleKeys
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    x = TokenEmbedding(spec, tables, standardise=statistics)(ids_BLQ)
+    x, _ = augmentation.embeddings(x, keys, torch.zeros(len(x), 1))
+    x_BLD = x.flatten(2).transpose(1, 2) if spec.layout.grid else x
+    if statistics is not None:
+        mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
+        x_BLD = x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D  # as `TokenEmbedding` takes a channel of no variance
+    return nearest_ids(spec, tables, x_BLD)
+
+
+def nearest_ids(spec: TokenizerSpec, tables: Tables, x_BLD: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Return ids [B, L, Q] of the codes nearest to embeddings: of each part (`concat`), else level by level of what is still missing.
+
+    Nearest by cosine where the codebook's metric says so, else by Euclidean distance. Raises ConfigError without a codebook.
+    """
+    if spec.codebook is None:
+        raise ConfigError(f"tokenizer family {spec.family!r} has no codebook; its embeddings have no nearest ids")
+    concat = spec.layout.combine == "concat"
+    ids_BLQ = np.empty((*x_BLD.shape[:2], spec.layout.ids_per_site), spec.id_dtype)
+    for sample, x_LD in enumerate(x_BLD.float()):
+        rest_LD, start = x_LD, 0
+        for level in range(spec.layout.ids_per_site):
+            table_KD = torch.from_numpy(np.asarray(tables[f"level_{level}"], np.float32))
+            part_LD = rest_LD[:, start : start + table_KD.shape[1]] if concat else rest_LD
+            if spec.codebook.metric == "cosine":
+                nearest_L = (part_LD @ F.normalize(table_KD, dim=1).T).argmax(1)
+            else:
+                nearest_L = (part_LD @ table_KD.T - table_KD.square().sum(1) / 2).argmax(1)
+            ids_BLQ[sample, :, level] = nearest_L.numpy()
+            if concat:
+                start += table_KD.shape[1]
+            else:
+                rest_LD = rest_LD - table_KD[nearest_L]
+    return ids_BLQ

@@ -1,0 +1,40 @@
+"""The second half of `demo`: a classifier from the digits' token shards, measured on digits it has not seen."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tokenshards.pipeline.shards.dataset import open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.trainer import Reporter, Trainer, TrainRequest
+
+__all__ = ["train_demo"]
+
+EPOCHS = 12
+
+
+def train_demo(folder: str, reporter: Reporter) -> None:
+    """Train on `digits_train` below `folder`, measure on `digits_val`, and say what came out; the run is kept in `run`."""
+    started = time.monotonic()
+    root = Path(folder)
+    shutil.rmtree(root / "run", ignore_errors=True)
+    data, val = open_dataset(str(root / "digits_train")), open_dataset(str(root / "digits_val"))
+    configs = default_configs(data)
+    configs["train"] = replace(configs["train"], epochs=EPOCHS)
+    configs["loader"] = replace(configs["loader"], cache_dir=str(root / "cache"))
+    print("\na classifier learns from the shards alone, with the default settings:")
+    print(f"tokenshards train {root}/digits_train --val {root}/digits_val --out {root}/run --epochs {EPOCHS}", flush=True)
+    request = TrainRequest(data=data, val=val, out=Store(str(root / "run")), **configs)
+    result = Trainer(request, Ranks(), torch.device("cpu"), reporter).fit()
+    print(f"\ntop-1 on {len(val)} held-out digits: {result.best_top1 or 0:.1%}, after {time.monotonic() - started:.0f} s of training")
+    print(f"   look at {root}/photos.png and at {root}/run/curves.png, then try:")
+    print(f"   tokenshards evaluate {root}/run --images {root}/images/digits/val --confusion {root}/confusion.png")
+    print(f"   tokenshards predict {root}/run {root}/images/digits/val/7")
+    print("   tokenshards tokenize YOUR_IMAGES OUT")

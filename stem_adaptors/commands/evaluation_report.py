@@ -1,0 +1,78 @@
+"""A run measured on a dataset, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
+from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.config import LoaderConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.reporting.curves import confusion_png
+from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate
+from tokenshards.stem_adaptors.training.metrics import Accuracy
+from tokenshards.stem_adaptors.training.run_directory import open_classifier
+
+__all__ = ["EvaluationReport", "evaluate_run"]
+
+SHOWN_CLASSES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """Accuracy of a run, with the names of its classes."""
+
+    accuracy: Accuracy
+    classes: Sequence[int | str]
+    left_out: int
+    """Images without a label, or of a class that the run does not know."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON of `evaluate --json`."""
+        return {**self.accuracy.to_json(self.classes), "left_out": self.left_out}
+
+    def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return (title, rows) of each table."""
+        found = self.accuracy.to_json(self.classes)
+        rows: list[tuple[str, ...]] = [
+            ("top-1", f"{found['top1']:.2%}"),
+            ("top-5", f"{found['top5']:.2%}"),
+            ("images", f"{found['images']:,}"),
+        ]
+        if self.left_out:
+            rows.append(("left out", f"{self.left_out:,} images without a class that the run knows"))
+        measured = [row for row in found["per_class"] if row["images"]]
+        worst = sorted(measured, key=lambda row: row["accuracy"])[:SHOWN_CLASSES]
+        per_class: list[tuple[str, ...]] = [(str(row["class"]), f"{row['accuracy']:.1%} of {row['images']:,}") for row in worst]
+        title = "per class, the worst first" if len(worst) == len(measured) else f"the {len(worst)} worst of {len(measured)} classes"
+        return [("accuracy", rows), (title, per_class)]
+
+    def confusion_png(self) -> bytes:
+        """Return the confusion matrix as a picture; raises ConfigError without matplotlib."""
+        return confusion_png(self.accuracy.confusion_CC, self.classes)
+
+
+def evaluate_run(store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256) -> EvaluationReport:
+    """Measure the weights `best` or `last` of a run on a dataset; classes are matched by name.
+
+    Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
+    """
+    model, run = open_classifier(store, weights, device)
+    if data.spec.fingerprint != run.spec.fingerprint:
+        raise FingerprintMismatchError(
+            f"{data.store.url}: made by the tokenizer {data.spec.fingerprint[:12]}…; this run learned from {run.spec.fingerprint[:12]}…. "
+            f"Tokenize the images with --tokenizer {store.url}/tokenizer"
+        )
+    if not data.classes:
+        raise ConfigError(f"{data.store.url}: no image has a label, so there is nothing to measure; `predict` needs none")
+    mapping = class_map(data.classes, run.classes, data.store.url, missing_is_error=False).to(device)
+    loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), device=device)
+    accuracy = evaluate(model, loader.epoch(0), mapping, len(run.classes), Ranks(), device)
+    return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images)

@@ -1,0 +1,13 @@
+"""Options that several commands of training share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["Device", "TopClasses", "Weights"]
+
+Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")]
+Weights = Annotated[str, typer.Option(help="`best` on the validation set, or `last`.")]
+TopClasses = Annotated[int, typer.Option(help="Classes to print of each image.")]

@@ -1,0 +1,49 @@
+"""`preview`: images of what the tokens hold."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import JsonFlag, Out, StorageOptions, parse_options
+from tokenshards.pipeline.commands.output import print_json
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("preview", epilog="Example: tokenshards preview photos.tokens --to look.png -n 16 --source photos/")
+def preview_command(
+    out: Out,
+    to: Annotated[str, typer.Option(metavar="FILE.png", help="Picture to write.")],
+    n: Annotated[int | None, typer.Option("-n", help="Images to show.", show_default="16; 6 with --augment")] = None,
+    sample_id: Annotated[list[str] | None, typer.Option("--id", help="Show this sample id; may be repeated.")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Show images of this class only.")] = None,
+    source: Annotated[str | None, typer.Option(help="Show the originals beside; the place that was tokenized.")] = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """A picture of what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
+    from tokenshards.pipeline.errors import ConfigError
+    from tokenshards.pipeline.reports.previews import preview_dataset, preview_views
+
+    options, sample_ids = parse_options(storage_option), tuple(sample_id or ())
+    if augment and source is not None:
+        raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
+    if augment:
+        from tokenshards.stem_adaptors.commands.augmented_views import augmented_views
+
+        views = functools.partial(augmented_views, seed=seed)
+        shown = preview_views(out, to, views, count=6 if n is None else n, sample_ids=sample_ids, label=label, options=options)
+    else:
+        count = 16 if n is None else n
+        shown = preview_dataset(out, to, count=count, sample_ids=sample_ids, label=label, source_url=source, options=options)
+    if as_json:
+        print_json(shown.to_json())
+    else:
+        print(shown.text())

@@ -1,0 +1,112 @@
+"""The same batches through torch's own DataLoader, and torchdata's StatefulDataLoader, for who needs their interface.
+
+    steps = StepSampler(dataset, config)
+    loader = DataLoader(BatchDataset(dataset, config), batch_size=None, sampler=steps, num_workers=2)
+
+`TokenLoader` needs no worker processes and is faster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, Sampler
+
+from tokenshards.stem_adaptors.config import LoaderConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, initial_state
+from tokenshards.stem_adaptors.data.loader_state import LoaderState
+from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
+from tokenshards.stem_adaptors.data.selection import sample_count
+
+__all__ = ["BatchDataset", "Step", "StepSampler"]
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+
+class Step(NamedTuple):
+    """What one rank reads in one step."""
+
+    epoch: int
+    positions_B: Ints
+
+
+class BatchDataset(Dataset[Batch]):
+    """A map-style dataset whose items are whole batches. Every process that reads opens the data for itself, at its first batch."""
+
+    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int = 1) -> None:
+        self.data, self.config, self.world_size = data, config or LoaderConfig(), world_size
+        self._opened: tuple[int, BatchReader] | None = None
+
+    def __getitem__(self, step: Step) -> Batch:
+        """Return the batch of one step; raises what `TokenLoader` raises."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), BatchReader(self.data, self.config, self.world_size))
+        return self._opened[1].read(step.epoch, step.positions_B)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files and windows behind on the way to a worker process."""
+        return {**self.__dict__, "_opened": None}
+
+
+class StepSampler(Sampler[Step]):
+    """The steps of one rank, an epoch per iteration; `epoch` is the next one, and moves on when an epoch has been used up.
+
+    A plain DataLoader asks for steps ahead of delivery, so its exact place is `state_after(batch)` of the last batch used, for `resume`.
+    A StatefulDataLoader keeps the place itself.
+    """
+
+    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int = 0, world_size: int = 1) -> None:
+        self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, sample_count(data)
+        check_ranks(data, self.config, rank, world_size)
+        self.next_state = initial_state(data, self.config)
+        """Where the next iteration begins."""
+
+    def __len__(self) -> int:
+        return epoch_steps(self.size, self.config.batch_size, self.config.end)
+
+    def __iter__(self) -> Iterator[Step]:
+        return _Steps(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration at the start of this epoch."""
+        self.next_state = replace(self.next_state, epoch=epoch, next_global_index=0)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Begin the next iteration where `state` was taken, by this class or a TokenLoader; ConfigError names a field that misfits."""
+        self.next_state = self.next_state.resume(state)
+
+    def state_after(self, batch: Batch) -> dict[str, Any]:
+        """Return the state of a loader whose last delivered batch this is."""
+        after = int(batch.positions_B[0]) - self.rank + self.config.batch_size
+        return replace(self.next_state, epoch=batch.epoch, next_global_index=after).to_json()
+
+
+class _Steps(Iterator[Step]):
+    """One pass over an epoch; its state is what a StatefulDataLoader keeps for each batch asked for, and restores."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self._sampler = sampler
+        self._state: LoaderState = sampler.next_state
+
+    def __next__(self) -> Step:
+        sampler, config, begin = self._sampler, self._sampler.config, self._state.next_global_index
+        if not epoch_steps(sampler.size, config.batch_size, config.end, start=begin):
+            sampler.set_epoch(self._state.epoch + 1)
+            raise StopIteration
+        self._state = replace(self._state, next_global_index=begin + config.batch_size)
+        return Step(self._state.epoch, rank_positions(begin, config.batch_size, sampler.rank, sampler.world_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state.to_json()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        sampler, config = self._sampler, self._sampler.config
+        self._state = self._state.resume(state)
+        ended = not epoch_steps(sampler.size, config.batch_size, config.end, start=self._state.next_global_index)
+        sampler.set_epoch(self._state.epoch + ended)

@@ -1,0 +1,253 @@
+"""A small family of vision transformers whose parameters are named as timm's, and the classifier that joins it to token embeddings.
+
+Legend: B samples, L sites, Q ids per site, N tokens of the transformer, E its width, C classes.
+
+Random numbers: initial weights depend on `seed` alone; drop path draws from torch's own generator of the device during training, whose
+state belongs into a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards import TokenizerSpec
+from tokenshards.stem_adaptors.config import ModelConfig
+from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
+from tokenshards.stem_adaptors.models.stems import Stem, build_stem
+
+__all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier", "parameter_groups"]
+
+SIZES = {
+    "vit_nano": (64, 4, 4),
+    "vit_micro": (128, 6, 4),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+}
+"""Width, depth and heads of each size (DeiT, table 1; the two smallest are our own, for some thousand images and a CPU)."""
+
+_LAYER_NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
+        """Return [B, N, E]; `keys_B11N` is True where a token may be looked at."""
+        batch, count, width = x_BNE.shape
+        qkv = self.qkv(x_BNE).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys_B11N)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, count, width))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP; `drop_path` is the share of samples that skip each of the two (stochastic depth)."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
+        """Return [B, N, E]."""
+        x_BNE = x_BNE + self._kept(self.attn(self.norm1(x_BNE), keys_B11N))
+        return x_BNE + self._kept(self.mlp(self.norm2(x_BNE)))
+
+    def _kept(self, branch_BNE: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch_BNE
+        keep = 1.0 - self.drop_path
+        kept_B11 = torch.empty(len(branch_BNE), 1, 1, dtype=branch_BNE.dtype, device=branch_BNE.device).bernoulli_(keep)
+        return branch_BNE * (kept_B11 / keep)
+
+
+class VisionTransformer(nn.Module):
+    """Stem, class token, learned positions, blocks; the mean over the stem's tokens, normed, goes to a linear head (SeiT, section 4).
+
+    Equals timm's VisionTransformer with global_pool='avg', name by name: `stem` is its patch_embed. The class token takes part in attention
+    and nothing else. `stem` decides what comes in: embeddings, or pixels with `ConvStem(3, width, (224, 224), (16, 16), overlap=False)`.
+    """
+
+    def __init__(self, stem: Stem, *, classes: int, width: int, depth: int, heads: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"width {width} and {heads} heads; expected a width that the heads divide")
+        self.patch_embed = stem
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + stem.tokens, width))
+        rates = [drop_path * block / max(1, depth - 1) for block in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
+        self.fc_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.head = nn.Linear(width, classes)
+        self._initialise()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens of the stem along each axis."""
+        return self.patch_embed.grid
+
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the mean of the stem's tokens [B, E]; `mask`: True at real sites, of any layout that varies."""
+        tokens_BNE = self.patch_embed(x)
+        real_BN = self.patch_embed.token_mask(mask)
+        x_BNE = torch.cat([self.cls_token.expand(len(tokens_BNE), -1, -1), tokens_BNE], dim=1) + self.pos_embed
+        keys_B11N = None if real_BN is None else F.pad(real_BN, (1, 0), value=True)[:, None, None]
+        for block in self.blocks:
+            x_BNE = block(x_BNE, keys_B11N)
+        if real_BN is None:
+            return x_BNE[:, 1:].mean(dim=1)
+        share_BN1 = (real_BN / real_BN.sum(dim=1, keepdim=True))[..., None]
+        return (x_BNE[:, 1:] * share_BN1).sum(dim=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits [B, C]."""
+        logits_BC: Tensor = self.head(self.fc_norm(self.features(x, mask)))
+        return logits_BC
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """As timm: linear layers and positions from a truncated normal of 0.02, biases zero; the stem keeps torch's default."""
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for part in (self.blocks, self.head):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    nn.init.zeros_(module.bias)
+
+
+class TokenClassifier(nn.Module):
+    """Token ids to logits. `embed` and `classify` are its two halves, so that augmentations of embeddings fit between."""
+
+    def __init__(self, embedding: TokenEmbedding, backbone: nn.Module, out_grid: Sequence[int]) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.backbone = backbone
+        self.out_grid = tuple(out_grid)
+        """Sites along each axis that `classify` takes."""
+
+    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Return embeddings as `TokenEmbedding` does; `out` is reused memory from `embedding.buffer`."""
+        x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD, out=out)
+        return x
+
+    def classify(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits [B, C] of embeddings over `out_grid`; `mask` from `embedding.site_mask` where the layout varies."""
+        logits_BC: Tensor = self.backbone(x) if mask is None else self.backbone(x, mask)
+        return logits_BC
+
+    def forward(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
+        """Return logits [B, C] of whole samples: a centre crop to `out_grid`, no augmentation."""
+        x = self.embed(ids_BLQ, shapes_BD=shapes_BD)
+        mask = self.embedding.site_mask(mask_BL, shapes_BD)
+        if self.embedding.layout.grid:
+            for axis, size in enumerate(self.out_grid):
+                start = (self.embedding.grid[axis] - size) // 2
+                x = x.narrow(2 + axis, start, size)
+                mask = None if mask is None else mask.narrow(1 + axis, start, size)
+        return self.classify(x, mask)
+
+
+def build_classifier(
+    spec: TokenizerSpec,
+    tables: Mapping[str, npt.NDArray[Any]],
+    statistics: Statistics | None,
+    config: ModelConfig,
+    classes: int,
+    out_grid: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+) -> TokenClassifier:
+    """Return a new classifier for datasets of one spec.
+
+    `tables`: the dataset's codebook; `statistics`: of its embeddings (`embedding_statistics`), unused with `config.raw_embeddings`;
+    `out_grid`: sites after augmentation, the whole layout by default. Weights depend on the arguments alone.
+    Raises ConfigError where the parts do not fit, or for a name that is neither a size of `SIZES` nor `timm:NAME`.
+    """
+    if classes < 1:
+        raise ConfigError(f"classes is {classes}; expected at least 1")
+    sites = tuple(out_grid) if out_grid is not None else spec.layout.grid or (spec.layout.sites,)
+    with _seeded(seed):
+        embedding = TokenEmbedding(
+            spec,
+            tables,
+            levels=config.levels,
+            learned=config.learned_codebook,
+            standardise=None if config.raw_embeddings or spec.codebook is None else statistics,
+        )
+        backbone = _build_backbone(spec, config, embedding.channels, sites, classes)
+    return TokenClassifier(embedding, backbone, sites)
+
+
+def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sites: tuple[int, ...], classes: int) -> nn.Module:
+    if config.name.startswith("timm:"):
+        if spec.layout.kind != "grid" or spec.layout.variable:
+            raise ConfigError(
+                f"model {config.name!r} needs a grid of one size; this layout is {spec.layout.kind!r}, variable={spec.layout.variable}. "
+                f"Use one of {', '.join(SIZES)}"
+            )
+        own = {name: getattr(config, name) for name in ("stem", "stem_patch", "depth", "width", "heads")}
+        if own != {"stem": "auto", "stem_patch": 0, "depth": None, "width": None, "heads": None}:
+            raise ConfigError(f"model {config.name!r} comes with its own sizes; {own} are for {', '.join(SIZES)}: leave them out")
+        from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
+
+        return build_timm_backbone(config.name.removeprefix("timm:"), channels, (sites[0], sites[1]), classes, drop_path=config.drop_path)
+    if config.name not in SIZES:
+        raise ConfigError(f"model is {config.name!r}; expected one of {', '.join(SIZES)}, or timm:NAME")
+    width, depth, heads = SIZES[config.name]
+    heads = config.heads or (heads if config.width is None else max(1, config.width // 64))
+    width = config.width or width
+    stem = build_stem(spec, config, channels, sites, width)
+    return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables)."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.")
+            (spared if free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Let torch's initialisers draw from `seed`, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,172 @@
+"""Stem adaptors: embeddings of any layout become the tokens of a transformer, by the layout of the dataset and nothing else.
+
+Legend: B samples, D channels of an embedding, H x W grid, T frames, L sites, N tokens of the backbone, E its width.
+
+How many sites make a token (`sites_per_token`): 2 a side, as in SeiT; 1 where that would leave fewer than 36 tokens; doubled while more
+than 256 remain. 28 x 28 gives 14 x 14 (SeiT), 14 x 14 gives 7 x 7, 8 x 8 stays 8 x 8, 64 x 64 gives 16 x 16. A video goes by its frames,
+then joins frames while more than 1,024 tokens remain; a sequence joins neighbours while more than 1,024 remain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards import TokenizerSpec
+from tokenshards.stem_adaptors.config import ModelConfig
+
+__all__ = ["ConvStem", "PyramidStem", "Stem", "build_stem", "sites_per_token"]
+
+LEAST_TOKENS, MOST_TOKENS = 36, 256
+MOST_LONG_TOKENS = 1024
+"""Of a video or a sequence."""
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def sites_per_token(grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the sites along each axis of (L,), (H, W) or (T, H, W) that become one token, by the rule above."""
+
+    def tokens(*steps: int) -> int:
+        return math.prod(math.ceil(size / step) for size, step in zip(grid[-len(steps) :], steps, strict=True))
+
+    first = 1
+    if len(grid) == 1:
+        while tokens(first) > MOST_LONG_TOKENS:
+            first *= 2
+        return (first,)
+    step = 2 if tokens(2, 2) >= LEAST_TOKENS else 1
+    while tokens(step, step) > MOST_TOKENS:
+        step *= 2
+    sides = (min(step, grid[-2]), min(step, grid[-1]))
+    if len(grid) == 2:
+        return sides
+    while first < grid[0] and tokens(first, *sides) > MOST_LONG_TOKENS:
+        first *= 2
+    return (min(first, grid[0]), *sides)
+
+
+class Stem(nn.Module):
+    """Embeddings in, tokens [B, N, E] and their mask out."""
+
+    grid: tuple[int, ...]
+    """Tokens along each axis; (N,) where they have no grid."""
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens of a sample."""
+        return math.prod(self.grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, E]; ConfigError for embeddings of another shape than the stem was built for."""
+        raise NotImplementedError
+
+    def token_mask(self, mask: Tensor | None) -> Tensor | None:
+        """Return [B, N], True for tokens with at least one real site, of the mask of sites that `TokenEmbedding.site_mask` gives."""
+        raise NotImplementedError
+
+
+class ConvStem(Stem):
+    """One convolution over a grid, a video or a sequence; its weight is `proj`, so that in a ViT it is timm's `patch_embed.proj`.
+
+    Takes [B, D, H, W], [B, D, T, H, W] or [B, L, D]. `overlap`: kernel twice the step, as in SeiT (kernel 4, step 2, padding 1 for two
+    sites a token; kernel 3, padding 1 for one), else kernel = step. A grid that the step does not divide is filled up with zeros.
+    """
+
+    def __init__(self, channels: int, width: int, sites: Sequence[int], step: Sequence[int], *, overlap: bool) -> None:
+        super().__init__()
+        self.sites, self.step = tuple(sites), tuple(step)
+        kernel = tuple((3 if side == 1 else 2 * side) if overlap else side for side in step)
+        padding = tuple((side + 1) // 2 if overlap else 0 for side in step)
+        self._fill = [-size % side for size, side in zip(sites, step, strict=True)]
+        self.grid = tuple(math.ceil(size / side) for size, side in zip(sites, step, strict=True))
+        self.proj = _CONVOLUTIONS[len(self.sites)](channels, width, kernel, self.step, padding)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, E], row-major over the grid."""
+        if len(self.sites) == 1:
+            x = x.transpose(1, 2)
+        if tuple(x.shape[2:]) != self.sites and not (len(self.sites) == 1 and x.shape[2] < self.sites[0]):
+            raise ConfigError(f"embeddings with {tuple(x.shape[2:])} sites; this stem was built for {self.sites}: build it for that grid")
+        if any(self._fill) or x.shape[2] != self.sites[0]:
+            missing = [size + fill - found for size, fill, found in zip(self.sites, self._fill, x.shape[2:], strict=True)]
+            x = F.pad(x, [value for last in reversed(missing) for value in (0, last)])
+        y: Tensor = self.proj(x)
+        return y.flatten(2).transpose(1, 2)
+
+    def token_mask(self, mask: Tensor | None) -> Tensor | None:
+        """Return [B, N]: whether the step x step sites of a token, without the overlap, hold a real one."""
+        if mask is None:
+            return None
+        real = mask
+        for axis, (side, count) in enumerate(zip(self.step, self.grid, strict=True), start=1):
+            missing = side * count - real.shape[axis]
+            real = real.movedim(axis, -1)
+            real = F.pad(real, (0, missing)).reshape(*real.shape[:-1], count, side).any(-1).movedim(-1, axis)
+        return real.flatten(1)
+
+
+class PyramidStem(Stem):
+    """Scales of a pyramid [B, L, D], coarse to fine: each through a convolution of its own, marked by a learned vector, concatenated."""
+
+    def __init__(self, channels: int, width: int, scales: Sequence[tuple[int, int]], *, overlap: bool, step: int = 0) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        steps = [(min(step, h), min(step, w)) if step else sites_per_token((h, w)) for h, w in self.scales]
+        # A single site per token has no neighbours to overlap with: plain, so that a 1 x 1 scale is a linear map.
+        self.proj = nn.ModuleList(
+            ConvStem(channels, width, scale, side, overlap=overlap and max(side) > 1)
+            for scale, side in zip(self.scales, steps, strict=True)
+        )
+        self.scale_embed = nn.Parameter(torch.empty(len(self.scales), width))
+        nn.init.trunc_normal_(self.scale_embed, std=0.02)
+        self.grid = (sum(stem.tokens for stem in self._stems),)
+
+    @property
+    def _stems(self) -> list[ConvStem]:
+        return [stem for stem in self.proj if isinstance(stem, ConvStem)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens [B, N, E], coarse scales first."""
+        sizes = [h * w for h, w in self.scales]
+        if x.ndim != 3 or x.shape[1] != sum(sizes):
+            raise ConfigError(f"embeddings of shape {tuple(x.shape)}; this stem expects [samples, {sum(sizes)}, channels]")
+        parts = []
+        for stem, part_BLD, scale_E in zip(self._stems, torch.split(x, sizes, dim=1), self.scale_embed, strict=True):
+            parts.append(stem(part_BLD.transpose(1, 2).reshape(len(x), -1, *stem.sites)) + scale_E)
+        return torch.cat(parts, dim=1)
+
+    def token_mask(self, mask: Tensor | None) -> Tensor | None:
+        """Return None: the scales of a pyramid are always whole."""
+        return None
+
+
+def build_stem(
+    spec: TokenizerSpec, config: ModelConfig, in_channels: int, out_grid: Sequence[int] | int | None = None, width: int = 192
+) -> Stem:
+    """Return the stem for embeddings of a layout.
+
+    `out_grid`: sites after augmentation, (H, W), (T, H, W) or L; the layout's own by default. Raises ConfigError where `config.stem` does
+    not fit the layout.
+    """
+    layout = spec.layout
+    fitting = {"grid": ("conv", "patch"), "video": ("conv", "patch"), "sequence": ("sequence",), "pyramid": ("pyramid",)}[layout.kind]
+    kind = fitting[0] if config.stem == "auto" else config.stem
+    if kind not in fitting:
+        raise ConfigError(f"stem {kind!r} does not fit a layout of kind {layout.kind!r}; expected auto or {' or '.join(fitting)}")
+    if layout.kind == "pyramid":
+        return PyramidStem(in_channels, width, layout.scales, overlap=True, step=config.stem_patch)
+    given = out_grid if out_grid is not None else layout.grid or layout.sites
+    sites = (given,) if isinstance(given, int) else tuple(given)
+    if len(sites) != max(1, len(layout.grid)) or any(size < 1 for size in sites):
+        raise ConfigError(f"out_grid is {sites}; expected {max(1, len(layout.grid))} positive sizes for a layout of kind {layout.kind!r}")
+    step = sites_per_token(sites)
+    if config.stem_patch:
+        first = step[:1] if layout.kind == "video" else ()
+        step = (*first, *(min(config.stem_patch, size) for size in sites[len(first) :]))
+    return ConvStem(in_channels, width, sites, step, overlap=kind == "conv")

@@ -1,0 +1,194 @@
+"""Any timm backbone on token embeddings: its first convolution becomes an adaptor, so that stage 1 gets the map it was made for.
+
+Legend: B samples, D embedding channels, H x W token grid, C channels of the backbone's first convolution.
+
+Nothing is known of single models. The first convolution is the one that timm names itself; stage 1 is the first module defined after it
+that has weights and parts; what stage 1 gets from an image is found by running that much of the model. The adaptor brings the token grid
+to that size by a power of two from 1/8 to 4, as near as that comes for other grids. Strides that follow within the stem are taken out, as
+the adaptor has done their work. 28 x 28 tokens become 14 x 14 in a ViT, 56 x 56 in ResNet, ConvNeXt and Swin, 112 x 112 in EfficientNet,
+all as from 224 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import ConfigError
+
+__all__ = ["build_timm_backbone"]
+
+SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
+
+
+def build_timm_backbone(
+    name: str, in_channels: int, grid: tuple[int, int], classes: int, *, drop_path: float = 0.0, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Return the untrained timm model `name` that takes embeddings [B, D, H, W] over `grid` and returns logits [B, classes].
+
+    `options` go to `timm.create_model` (depths, widths). Raises ConfigError where timm is missing, the name is unknown, or the stem of the
+    model cannot be replaced.
+    """
+    timm = _load_timm()
+    if not timm.is_model(name.partition(".")[0]):
+        raise ConfigError(f"timm has no model {name!r}; expected a name of `timm.list_models()` of version {timm.__version__}")
+    settings = {"num_classes": classes, **({"drop_path_rate": drop_path} if drop_path else {}), **(options or {})}
+    try:
+        model: nn.Module = timm.create_model(name, **settings)
+        first, image = _first_convolution(model)
+        native = _stage_input(model, first, image)
+        side = _side(native, model, image)
+        scale = min(SCALES, key=lambda scale: abs(math.log2(scale * math.sqrt(grid[0] * grid[1]) / side)))
+        out = (max(1, int(grid[0] * scale)), max(1, int(grid[1] * scale)))
+        if out != (side, side):
+            model = _resized(model, timm, name, settings, (out[0] * image[1] // side, out[1] * image[2] // side))
+        _replace_stem(model, first, in_channels, scale)
+        found = _stage_input(model, first, (in_channels, *grid))
+        _run(model, (in_channels, *grid))
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"timm model {name!r} cannot be put on a {grid[0]} x {grid[1]} token grid ({error}); use another one") from error
+    if found != _scaled(native, side, out):
+        raise ConfigError(
+            f"timm model {name!r}: stage 1 gets {found} from a {grid[0]} x {grid[1]} token grid; expected {_scaled(native, side, out)}. "
+            "Its stem is built in a way that cannot be replaced; use another model"
+        )
+    return model
+
+
+def _load_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(f"models named timm:NAME need timm, which does not load ({error}): pip install 'tokenshards[timm]'") from None
+    except RuntimeError as error:
+        raise ConfigError(f"timm does not load ({error}); torch and torchvision must be builds of one release: install both anew") from None
+    return timm
+
+
+def _first_convolution(model: nn.Module) -> tuple[str, tuple[int, int, int]]:
+    """Return the name of the first convolution and the image (channels, height, width) that the model was made for."""
+    config: dict[str, Any] = getattr(model, "default_cfg", None) or {}
+    name = config.get("first_conv")
+    if not isinstance(name, str) or not isinstance(model.get_submodule(name), nn.Conv2d):
+        raise ValueError(f"it has no single first convolution, timm says {name!r}")
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    return name, (channels, height, width)
+
+
+def _stem_and_stage(model: nn.Module, first: str) -> tuple[list[nn.Module], nn.Module]:
+    """Return the modules of the stem, in order of definition, and the first stage.
+
+    Where the child with the first convolution also has the last features that timm names (DenseNet's `features`), both are within it.
+    """
+    info: Any = getattr(model, "feature_info", None)
+    parent, inner, last = model, first, str(info[-1]["module"]) if info else ""
+    while True:
+        children = list(parent.named_children())
+        start = next(i for i, (name, _) in enumerate(children) if f"{inner}.".startswith(f"{name}."))
+        holder = f"{children[start][0]}."
+        if not (inner.startswith(holder) and last.startswith(holder)):
+            break
+        parent, inner, last = children[start][1], inner.removeprefix(holder), last.removeprefix(holder)
+    weighty = [i for i in range(start + 1, len(children)) if any(parameter.ndim > 1 for parameter in children[i][1].parameters())]
+    if not weighty:
+        raise ValueError(f"no stage follows its first convolution {first!r}")
+    stage = next((i for i in weighty if any(children[i][1].children())), weighty[0])
+    return [module for _, child in children[start:stage] for module in child.modules()], children[stage][1]
+
+
+class _Reached(Exception):
+    """Ends a run at stage 1."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.shape = shape
+
+
+@torch.no_grad()
+def _run(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Run the model on zeros of `size` (channels, height, width) and leave its state as it was."""
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, *size))
+    finally:
+        model.train(training)
+
+
+def _stage_input(model: nn.Module, first: str, size: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape that stage 1 gets for one input of `size` (channels, height, width)."""
+
+    def stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            raise _Reached(tuple(inputs[0].shape))
+
+    hooks = [module.register_forward_pre_hook(stop) for module in _stem_and_stage(model, first)[1].modules()]
+    try:
+        _run(model, size)
+    except _Reached as reached:
+        return reached.shape
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise ValueError("its first stage was not reached")
+
+
+def _side(shape: tuple[int, ...], model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Return the side of the square map in the shape [1, C, n, n], [1, n, n, C] or [1, tokens, C]."""
+    if len(shape) == 4:
+        return shape[2]
+    info: Any = getattr(model, "feature_info", None)
+    if not info:
+        raise ValueError(f"stage 1 gets tokens of shape {shape}, and timm does not tell their grid")
+    return int(image[1] // info[0]["reduction"])
+
+
+def _scaled(native: tuple[int, ...], side: int, out: tuple[int, int]) -> tuple[int, ...]:
+    """Return the native shape with its side x side sites replaced by `out`."""
+    if len(native) == 3:
+        return (native[0], native[1] - side * side + out[0] * out[1], native[2])
+    return (*native[:2], *out) if native[2] == native[3] else (native[0], *out, native[3])
+
+
+def _resized(model: nn.Module, timm: Any, name: str, settings: dict[str, Any], image: tuple[int, int]) -> nn.Module:
+    """Return the model made for another image size, which attention over fixed grids needs; convolutions take any size as they are."""
+    try:
+        resized: nn.Module = timm.create_model(name, img_size=image, **settings)
+    except TypeError:
+        return model
+    return resized
+
+
+def _replace_stem(model: nn.Module, first: str, in_channels: int, scale: float) -> None:
+    """Put the adaptor in place of the first convolution and take out what changes the size of the map after it."""
+    stem = {id(module) for module in _stem_and_stage(model, first)[0]}
+    for name, module in list(model.named_modules()):
+        if id(module) not in stem:
+            continue
+        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            _put(model, name, nn.Identity())
+        elif name == first:
+            _put(model, name, _adaptor(in_channels, module.out_channels, scale, module.bias is not None))
+        elif isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+        elif getattr(module, "img_size", None) is not None:
+            module.img_size = None  # timm's PatchEmbed would insist on the pixels it was made for
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _adaptor(in_channels: int, out_channels: int, scale: float, bias: bool) -> nn.Module:
+    """Return a convolution that overlaps and changes the side by `scale`: kernel 2 s, step s, padding s / 2, as SeiT's, up or down."""
+    if scale == 1.0:
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+    if scale < 1.0:
+        step = round(1 / scale)
+        return nn.Conv2d(in_channels, out_channels, 2 * step, step, step // 2, bias=bias)
+    step = round(scale)
+    return nn.ConvTranspose2d(in_channels, out_channels, 2 * step, step, step // 2, bias=bias)

@@ -1,0 +1,101 @@
+"""Which rank this process is, and the few collectives that training needs. One process without torchrun is rank 0 of 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenshards.pipeline.errors import ConfigError
+
+__all__ = ["Ranks", "choose_device", "joined_ranks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all ranks; the tensor is changed in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on at least one rank."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=device)).item())
+
+    def main_first(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model with gradients averaged over the ranks."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; raises ConfigError where this machine or this torch has none such."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:NUMBER or mps") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        have = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"--device is {name!r}, which this machine or this build of torch does not have; available: {have}")
+    if device.type == "cuda":
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"--device is cuda:{index}; this machine has {torch.cuda.device_count()} GPUs. Start fewer processes on it")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def joined_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the group that torchrun's environment names, if it names one, and leave it at the end; yield (ranks, device).
+
+    A group that whoever started this process has joined already, as Ray Train does, is used and left as it is.
+    """
+    world_size = _number("WORLD_SIZE", 1)
+    ranks = Ranks(rank=_number("RANK", 0), world_size=world_size, local_rank=_number("LOCAL_RANK", 0))
+    chosen = choose_device(device, ranks.local_rank)
+    if world_size == 1 or dist.is_initialized():
+        yield ranks, chosen
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield ranks, chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise ConfigError(f"the environment variable {name} is {text!r}; expected a number, as torchrun sets it")
+    return int(text)

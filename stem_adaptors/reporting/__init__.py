@@ -1,0 +1,1 @@
+"""Curves and progress of a training run."""

@@ -1,0 +1,105 @@
+"""Settings that give a decent classifier when nothing but a dataset is named, chosen by its size and layout."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
+from tokenshards.stem_adaptors.augment import default_augmentations
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.data.mixing import mix
+from tokenshards.stem_adaptors.data.selection import Selection, sample_count, select
+
+__all__ = ["default_configs", "read_recipe", "training_data", "with_given"]
+
+# From how many images on which model pays: measured on digits and Tiny-ImageNet-10 at the small end, SeiT and DeiT at the large one.
+_MODELS = ((3_000, "vit_nano"), (20_000, "vit_micro"), (200_000, "vit_tiny"), (1_000_000, "vit_small"))
+_LARGEST = "vit_base"
+_SMALL = 20_000
+"""Below so many images SeiT's augmentations, made for 300 epochs of ImageNet, leave too little to learn from: milder ones."""
+_STEPS_PER_EPOCH = 24
+_BATCH_SIZES = (16, 1024)
+_SAMPLES_SEEN = 60_000
+_EPOCHS = (40, 300)
+
+
+def training_data(
+    url: str, *, fraction: float = 1.0, seed: int = 0, mix_with: tuple[str, ...] = (), storage_options: dict[str, Any] | None = None
+) -> TrainingData:
+    """Open what a training reads: a dataset, a share of each of its classes, or a weighted mix, given as `URL=WEIGHT`, with others."""
+
+    def opened(place: str) -> TokenDataset | Selection:
+        dataset = open_dataset(place, storage_options=storage_options)
+        return dataset if fraction == 1.0 else select(dataset, fraction=fraction, seed=seed)
+
+    first = opened(url)
+    if not mix_with:
+        return first
+    parts: list[tuple[TokenDataset | Selection, float]] = [(first, 1.0)]
+    for text in mix_with:
+        place, _, weight = text.rpartition("=")
+        try:
+            parts.append((opened(place or text), float(weight)))
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"--mix is {text!r}; expected URL=WEIGHT, such as more.tokens=0.5") from None
+    return mix(parts)
+
+
+def default_configs(data: TrainingData) -> dict[str, Any]:
+    """Return the configs `model`, `augment`, `loader` and `train` for a dataset of this size and layout."""
+    count = sample_count(data)
+    batch_size = _batch_size(count)
+    augment = default_augmentations(data.spec)
+    if count < _SMALL:
+        augment = replace(augment, crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+    epochs = min(max(round(_SAMPLES_SEEN / max(1, count)), _EPOCHS[0]), _EPOCHS[1])
+    return {
+        "model": ModelConfig(name=next((name for limit, name in _MODELS if count < limit), _LARGEST)),
+        "augment": augment,
+        "loader": LoaderConfig(batch_size=batch_size),
+        "train": TrainConfig(epochs=epochs, lr=2e-3, warmup_epochs=2) if count < _SMALL else TrainConfig(epochs=epochs, lr=1.5e-3),
+    }
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """Run a recipe, a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN, and return those by their part's name.
+
+    Raises ConfigError where the file is missing, fails, or defines none of them as the config it should be.
+    """
+    kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:  # whatever the user's file raises is about that file
+        raise ConfigError(f"--recipe {path}: cannot be run ({type(error).__name__}: {error})") from None
+    found = {part: names[part.upper()] for part in kinds if part.upper() in names}
+    wrong = [part.upper() for part, value in found.items() if not isinstance(value, kinds[part])]
+    if wrong or not found:
+        wanted = ", ".join(f"{part.upper()} = {kind.__name__}(…)" for part, kind in kinds.items())
+        raise ConfigError(
+            f"--recipe {path}: {f'{wrong} are of another type' if wrong else 'nothing is defined'}; expected some of {wanted}"
+        )
+    return found
+
+
+def with_given(configs: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the configs with the fields in `given` that are not None in place of their own."""
+    return {
+        part: replace(config, **{name: value for name, value in given.get(part, {}).items() if value is not None})
+        for part, config in configs.items()
+    }
+
+
+def _batch_size(count: int) -> int:
+    """The power of two that gives about `_STEPS_PER_EPOCH` steps or more, within bounds."""
+    smallest, largest = _BATCH_SIZES
+    size = smallest
+    while size < largest and count // (2 * size) >= _STEPS_PER_EPOCH:
+        size *= 2
+    return min(size, max(1, count))

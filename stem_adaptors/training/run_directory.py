@@ -1,0 +1,181 @@
+"""A run directory: everything that training resumes from, and all that is needed to classify with the result elsewhere.
+
+RUN/
+  run.json                sealed: configuration, spec, classes, channel statistics, data set trained on
+  tokenizer/              copy of the data set's tokenizer, with the codebook
+  checkpoint.safetensors  the last state, exact
+  best.safetensors        the best weights on the validation set
+  metrics.jsonl .csv      one record per epoch
+  curves.png              what happened, as a picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tokenshards import __version__
+from tokenshards.pipeline.canonical import seal, unseal
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, shorten
+from tokenshards.pipeline.shards.codebook import load_codebook
+from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import Augmentation
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
+from tokenshards.stem_adaptors.models.embedding import embedding_statistics
+from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
+
+__all__ = [
+    "BEST",
+    "CHECKPOINT",
+    "CURVES",
+    "METRICS_CSV",
+    "METRICS_JSONL",
+    "RUN_JSON",
+    "WEIGHTS",
+    "Run",
+    "load_run",
+    "open_classifier",
+    "statistics_of",
+]
+
+RUN_JSON = "run.json"
+CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
+METRICS_JSONL = "metrics.jsonl"
+METRICS_CSV = "metrics.csv"
+CURVES = "curves.png"
+WEIGHTS = {"best": BEST, "last": CHECKPOINT}
+"""Object of each choice of --weights."""
+VERSION = 1
+TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
+
+# What may change between the parts of one training: where it runs, and how often it is saved.
+FREE_FIELDS = {
+    "loader": {"cache_dir", "cache_gb", "prefetch_batches"},
+    "train": {"device", "compile", "checkpoint_seconds", "checkpoint_steps"},
+}
+
+Statistics = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What run.json says."""
+
+    model: ModelConfig
+    augment: AugmentConfig
+    loader: LoaderConfig
+    train: TrainConfig
+    spec: TokenizerSpec
+    classes: tuple[int | str, ...]
+    statistics: Statistics | None
+    """Mean and standard deviation of each embedding channel."""
+    data: dict[str, Any]
+    """URL, manifest and subset of the data set trained on, and what the weights were started from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of run.json."""
+        parts = {name: asdict(getattr(self, name)) for name in ("model", "augment", "loader", "train")}
+        statistics = None if self.statistics is None else [values.tolist() for values in self.statistics]
+        return {
+            "format": "tokenshards-run",
+            "version": VERSION,
+            "made_by": {"tokenshards": __version__, "torch": torch.__version__},
+            **parts,
+            "spec": self.spec.to_json(),
+            "classes": list(self.classes),
+            "statistics": statistics,
+            "data": self.data,
+        }
+
+    def save(self, store: Store, dataset: TokenDataset) -> None:
+        """Write run.json and the copy of the tokenizer; run.json is last, so that what it names is there."""
+        for path in TOKENIZER_OBJECTS:
+            if path in dataset.manifest.tokenizer_objects:
+                store.write(path, dataset.store.read(path))
+        store.write(RUN_JSON, seal(self.to_json()))
+
+    def check_same(self, other: Run) -> None:
+        """Raise ConfigError naming what differs, unless `other` continues this run."""
+        for part in ("model", "augment", "loader", "train"):
+            mine, theirs = getattr(self, part), getattr(other, part)
+            for field in fields(mine):
+                if field.name in FREE_FIELDS.get(part, ()):
+                    continue
+                before, now = getattr(mine, field.name), getattr(theirs, field.name)
+                if before != now:
+                    raise ConfigError(
+                        f"--resume: {part}.{field.name} is {shorten(now)}; this run was started with {shorten(before)}. "
+                        "Give the same options, or start a new run in another directory"
+                    )
+        # The digests tell the data; a copy of them may lie elsewhere, and so may the file of the first weights.
+        data, other_data = ({**run.data, "url": None, "pretrained": run.data.get("pretrained") is not None} for run in (self, other))
+        if self.spec.fingerprint != other.spec.fingerprint or self.classes != other.classes or data != other_data:
+            raise ConfigError(
+                f"--resume: the data set is {shorten(other.data)}; this run was started with {shorten(self.data)}. Start a new run"
+            )
+
+
+def load_run(store: Store) -> Run:
+    """Read run.json; MissingObjectError where there is no run, CorruptObjectError or FormatVersionError where it cannot be read."""
+    try:
+        value = unseal(store.read(RUN_JSON), RUN_JSON)
+    except MissingObjectError:
+        raise MissingObjectError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
+    if value.get("version") != VERSION:
+        raise FormatVersionError(f"{RUN_JSON}: version {value.get('version')!r}; this version reads {VERSION}. Upgrade tokenshards")
+    try:
+        statistics = value["statistics"]
+        return Run(
+            model=ModelConfig(**value["model"]),
+            augment=AugmentConfig(**value["augment"]),
+            loader=LoaderConfig(**value["loader"]),
+            train=TrainConfig(**value["train"]),
+            spec=TokenizerSpec.from_json(value["spec"], RUN_JSON),
+            classes=tuple(value["classes"]),
+            statistics=None if statistics is None else _as_statistics(statistics),
+            data=value["data"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None
+
+
+def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
+    """Build the classifier of a run with its `best` or `last` weights, ready to evaluate.
+
+    Raises the errors of `load_run` and of the weights, ConfigError for another choice, MissingObjectError where no epoch has ended yet.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    run = load_run(store)
+    tables: Mapping[str, npt.NDArray[Any]] = {}
+    if run.spec.codebook is not None:
+        tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])
+    out_grid = Augmentation(run.spec, tables, run.augment).out_grid
+    model = build_classifier(run.spec, tables, run.statistics, run.model, len(run.classes), out_grid)
+    path = WEIGHTS[weights]
+    try:
+        tensors, _ = read_weights(store, path)
+    except MissingObjectError:
+        raise MissingObjectError(path, f"the run has not come so far; continue it with train --resume ({store.url})") from None
+    load_model(model, tensors, path)
+    return model.to(device).eval(), run
+
+
+def statistics_of(dataset: TokenDataset) -> Statistics | None:
+    """Return the channel statistics of a data set's embeddings as float32, None where it has no codebook."""
+    found = embedding_statistics(dataset)
+    return None if found is None else _as_statistics(found)
+
+
+def _as_statistics(values: Any) -> Statistics:
+    mean, std = values
+    return np.asarray(mean, np.float32), np.asarray(std, np.float32)

@@ -1,0 +1,118 @@
+"""A training as plain data: what a process must know to take part in it, whoever started that process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.dataset import open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.defaults import training_data
+from tokenshards.stem_adaptors.training.trainer import Reporter, Trainer, TrainRequest, TrainResult
+
+__all__ = ["TrainingJob"]
+
+_CONFIGS = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Where the data are, where the run is kept, and every setting. All of it is JSON."""
+
+    data_url: str
+    val_url: str | None
+    out_url: str
+    model: ModelConfig
+    augment: AugmentConfig
+    loader: LoaderConfig
+    train: TrainConfig
+    fraction: float = 1.0
+    fraction_seed: int = 0
+    mix: tuple[str, ...] = ()
+    """Further datasets as URL=WEIGHT."""
+    pretrained: str | None = None
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """May hold credentials, so it is never shown."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as what JSON can hold."""
+        return {**asdict(self), "mix": list(self.mix)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TrainingJob:
+        """Return the job that `to_json` was called on."""
+        configs = {name: kind(**value[name]) for name, kind in _CONFIGS.items()}
+        return cls(**{**value, **configs, "mix": tuple(value["mix"])})
+
+    def made_absolute(self) -> TrainingJob:
+        """Return the job with local paths as seen from the root, so that a process with another working directory finds them."""
+        cache_dir = self.loader.cache_dir
+        return replace(
+            self,
+            data_url=_absolute(self.data_url),
+            val_url=None if self.val_url is None else _absolute(self.val_url),
+            out_url=_absolute(self.out_url),
+            mix=tuple(f"{_absolute(place)}={weight}" for place, _, weight in (text.rpartition("=") for text in self.mix)),
+            pretrained=None if self.pretrained is None else _absolute(self.pretrained),
+            loader=replace(self.loader, cache_dir=None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))),
+        )
+
+    def open_data(self) -> TrainingData:
+        """Open what is learned from; raises what opening a dataset raises."""
+        return training_data(
+            self.data_url, fraction=self.fraction, seed=self.fraction_seed, mix_with=self.mix, storage_options=self.storage_options
+        )
+
+    def open_out(self) -> Store:
+        """Open the run directory."""
+        return Store(self.out_url, storage_options=self.storage_options)
+
+    def run(
+        self,
+        data: TrainingData,
+        ranks: Ranks,
+        place: torch.device,
+        reporter: Reporter,
+        *,
+        resume: bool,
+        started: Callable[[Trainer], None] | None = None,
+    ) -> TrainResult:
+        """Train on this rank to the end; `started` is given the trainer before its first step.
+
+        Raises ConfigError where the device has too little memory, and what Trainer raises.
+        """
+        request = TrainRequest(
+            data=data,
+            val=None if self.val_url is None else open_dataset(self.val_url, storage_options=self.storage_options),
+            out=self.open_out(),
+            model=self.model,
+            augment=self.augment,
+            loader=self.loader,
+            train=self.train,
+            pretrained=self.pretrained,
+            resume=resume,
+        )
+        try:
+            trainer = Trainer(request, ranks, place, reporter)
+            if started is not None:
+                started(trainer)
+            return trainer.fit()
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise ConfigError(
+                    f"{place} is out of memory at --batch-size {self.loader.batch_size}; give a smaller one, "
+                    "or --set train.accumulate=2 to keep it and take it in parts"
+                ) from None
+            raise
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))

@@ -1,0 +1,112 @@
+"""What a run counts while its shards are in flight, and after they failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import SilentReporter, convert, write_images
+from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
+from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.stage_usage import RunUsage
+
+Story = Callable[[RunListener], None]
+
+
+class Counts(SilentReporter):
+    """Keeps the last counts that a person would see."""
+
+    seen = (0, 0, 0)
+
+    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+        self.seen = seen, bytes_in, quarantined
+
+
+class Telling:
+    """A runner that does nothing but tell its listener a story."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        self._story(listener)
+        listener.tick()
+        listener.measured(RunUsage())
+        return dict.fromkeys(shards, "the story is over")
+
+
+@pytest.fixture(scope="module")
+def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("src")
+    write_images(folder, 12)
+    return folder
+
+
+def told(src: Path, out: Path, story: Story, **changes: float) -> tuple[int, int, int]:
+    reporter = Counts()
+    with pytest.raises(IncompleteError):
+        convert(src, out, runner=Telling(story), reporter=reporter, shard_rows=4, **changes)
+    return reporter.seen
+
+
+def summary(inputs: int) -> ShardSummary:
+    return ShardSummary(rows=inputs, quarantined=1, inputs_seen=inputs, bytes_in=10 * inputs, seconds={})
+
+
+def test_shards_in_flight_count_until_they_are_committed(src: Path, tmp_path: Path) -> None:
+    def story(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 2, 20, 0)
+        listener.progressed(0, 1, 10, 1)
+        listener.started(1)
+        listener.progressed(1, 1, 5, 0)
+        listener.committed(0, summary(4))
+
+    assert told(src, tmp_path / "out", story) == (5, 45, 1)
+
+
+def test_a_shard_that_fails_counts_no_more_and_its_next_try_counts_once(src: Path, tmp_path: Path) -> None:
+    def fails(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 3, 30, 2)
+        listener.abandoned(0)
+
+    def fails_and_is_committed(listener: RunListener) -> None:
+        fails(listener)
+        listener.abandoned(0)
+        listener.started(0)
+        listener.progressed(0, 4, 40, 1)
+        listener.committed(0, summary(4))
+
+    assert told(src, tmp_path / "one", fails) == (0, 0, 0)
+    assert told(src, tmp_path / "two", fails_and_is_committed) == (4, 40, 1)
+
+
+def test_bad_inputs_of_an_attempt_that_failed_stop_nothing(src: Path, tmp_path: Path) -> None:
+    def story(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 4, 40, 4)
+        listener.abandoned(0)
+
+    told(src, tmp_path / "out", story, max_bad=0.2)
+
+    def still_flying(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 4, 40, 4)
+
+    with pytest.raises(TooManyBadInputsError, match="4 of 12 inputs failed for good"):
+        convert(src, tmp_path / "flying", runner=Telling(still_flying), shard_rows=4, max_bad=0.2)
+
+
+def test_a_run_that_another_driver_finished_took_its_time_too(src: Path, tmp_path: Path) -> None:
+    """Images per second are images by seconds: without these they were counted in trillions."""
+
+    def story(listener: RunListener) -> None:
+        convert(src, tmp_path / "out", shard_rows=4, join=True)
+        listener.committed(0, summary(4))
+
+    outcome = convert(src, tmp_path / "out", runner=Telling(story), shard_rows=4, join=True)
+    assert outcome.images == 4 and not outcome.already_complete
+    assert outcome.seconds > 0.01

@@ -1,0 +1,190 @@
+"""What may leave this machine with a job: secrets are refused by name and by place, everything else passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.datasets import run_cli
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, looks_secret
+from tokenshards.pipeline.submit.submission import Submission
+
+SECRET = "s3cr3t-value"
+
+
+def submission(**changes: Any) -> Submission:
+    return Submission(**{"source_url": "s3://bucket/src", "out_url": "s3://bucket/out", **changes})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": SECRET},
+        {"secret": SECRET},
+        {"token": SECRET},
+        {"password": SECRET},
+        {"sas_token": SECRET},
+        {"account_key": SECRET},
+        {"connection_string": f"DefaultEndpointsProtocol=https;AccountKey={SECRET}"},
+        {"client_kwargs": {"aws_secret_access_key": SECRET}},
+        {"client_kwargs": {"headers": {"Authorization": f"Bearer {SECRET}"}}},
+        {"aws_access_key_id": SECRET},
+        {"secretKey": SECRET},
+        {"endpoint_url": f"http://me:{SECRET}@host:9000"},
+        {"client_kwargs": {"endpoint_url": f"http://me:{SECRET}@host:9000"}},
+        {"proxies": [f"http://me:{SECRET}@proxy"]},
+        {"base": f"https://host/blob?sv=2024&sig={SECRET}"},
+        {"password": 12345},
+        {"client_kwargs": {"cookies": {"session": SECRET}}},
+        {"auth": {"user": "me", "pass": SECRET}},
+        {"token": {"type": "authorized_user", "id": SECRET}},
+        {"login": ["me", {"pass": SECRET}]},
+        {"servers": [[{"endpoint_url": f"http://me:{SECRET}@host:9000"}]]},
+        {"headers": {"Cookie": SECRET}},
+        {"oauth2": SECRET},
+        {"jwt": [SECRET]},
+    ],
+)
+def test_a_secret_option_is_named_and_its_value_hidden(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--storage-option .*belong to the nodes") as caught:
+        submission(storage_options=options)
+    assert SECRET not in str(caught.value) and "12345" not in str(caught.value)
+
+
+def test_options_without_a_secret_pass() -> None:
+    submission(
+        storage_options={
+            "endpoint_url": "http://host:9000",
+            "anon": True,
+            "profile": "work",
+            "token": "anon",
+            "client_kwargs": {"region_name": "eu-west-1", "verify": False},
+            "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "1234"},
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
+            "key": None,
+            "cookies": None,
+            "servers": [{"region_name": "eu-west-1", "ports": [9000, 9001]}, "http://host:9000"],
+            "compass": "north",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source_url": f"https://host/a.tar?X-Amz-Signature={SECRET}"},
+        {"source_url": f"https://host/a.tar?sv=1&sig={SECRET}"},
+        {"out_url": f"ftp://me:{SECRET}@host/out"},
+        {"tokenizer_url": f"https://me:{SECRET}@host/tok"},
+        {"arguments": (f"--license=see https://me:{SECRET}@host/licence",)},
+    ],
+)
+def test_a_url_with_a_secret_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="everybody") as caught:
+        submission(**changes)
+    assert SECRET not in str(caught.value)
+
+
+def test_the_container_of_azure_is_no_user() -> None:
+    submission(source_url="abfs://container@account.dfs.core.windows.net/src")
+    with pytest.raises(ConfigError):
+        submission(source_url=f"abfs://me:{SECRET}@account.dfs.core.windows.net/src")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"source_url": "photos"}, {"out_url": "/data/out"}, {"out_url": "file:///data/out"}, {"tokenizer_url": "/data/tok"}]
+)
+def test_a_local_path_needs_the_word_that_nodes_share_it(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="each node has a disk of its own.*--local-paths"):
+        submission(**changes)
+    if "photos" in changes.values():
+        with pytest.raises(ConfigError, match="expected an absolute one"):
+            submission(**changes, local_paths=True)
+    else:
+        submission(**changes, local_paths=True)
+
+
+def test_only_the_list_is_forwarded() -> None:
+    environ = {
+        "AWS_ENDPOINT_URL": "http://host:9000",
+        "AWS_REGION": "eu-west-1",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "AWS_DEFAULT_REGION": "",
+        "AWS_MAX_ATTEMPTS": "9",
+        "AWS_RETRY_MODE": "adaptive",
+        "AWS_ACCESS_KEY_ID": SECRET,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": SECRET,
+        "HF_TOKEN": SECRET,
+        "RAY_AUTH_TOKEN": SECRET,
+    }
+    forwarded = forwarded_variables(environ)
+    assert forwarded.keys() == {"AWS_ENDPOINT_URL", "AWS_REGION", "AWS_RESPONSE_CHECKSUM_VALIDATION"}
+    assert not any(looks_secret(name) for name in forwarded)
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL") as caught:
+        forwarded_variables({"AWS_ENDPOINT_URL": f"http://me:{SECRET}@host:9000"})
+    assert SECRET not in str(caught.value)
+
+
+def test_credentials_come_from_the_environment_or_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(ConfigError, match="no AWS credentials"):
+        credentials()
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = id\naws_secret_access_key = value\naws_session_token = t\n")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert credentials() == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "value", "AWS_SESSION_TOKEN": "t"}
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(ConfigError, match="absent"):
+        credentials()
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "here")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "value")
+    assert credentials() == {"AWS_ACCESS_KEY_ID": "here", "AWS_SECRET_ACCESS_KEY": "value"}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 129])
+def test_a_submission_id_is_a_plain_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="--submission-id"):
+        submission(submission_id=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sise", "32"], "No such option: --sise"),
+        (["--size", "many"], "Invalid value for '--size'"),
+        (["--runner", "local"], "No such option: --runner"),
+        (["--size", "30"], "multiple of --patch 4"),
+        (["--codec", "nope"], "default, publish"),
+        (["--max-bad", "7"], "0 to 1"),
+        (["--give-up-after", "0"], "--give-up-after is 0"),
+        (["--stall-timeout", "-1"], "--stall-timeout is -1"),
+        (["--retry-attempts", "0"], "retry attempts is 0"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--tars-per-shard", "0"], "--tars-per-shard is 0"),
+        (["--max-actors", "0"], "--max-actors is 0"),
+        (["--decode", "nowhere"], "--decode is 'nowhere'"),
+        (["--storage-option", "key"], "key=value"),
+        (["--storage-option", json.dumps({"a": 1})], "key=value"),
+        (["--storage-option", f"secret={SECRET}"], "--storage-option secret"),
+        (["more"], "unexpected extra argument"),
+    ],
+)
+def test_a_mistake_ends_here_before_any_cluster_is_asked(arguments: list[str], says: str) -> None:
+    out, errors = run_cli("submit", "s3://a/b", "s3://a/c", "--address", "http://127.0.0.1:9", *arguments, expect=2)
+    assert says in errors and SECRET not in errors and out == ""
+
+
+def test_help_lists_the_options_of_tokenize() -> None:
+    own, _ = run_cli("submit", "--help", env={"COLUMNS": "200"})
+    other, _ = run_cli("tokenize", "--help", env={"COLUMNS": "200"})
+    listed = {word for word in other.split() if word.startswith("--")}
+    assert {word for word in listed if word not in own} == {"--runner", "--join"}
+    assert "--forward-credentials" in own

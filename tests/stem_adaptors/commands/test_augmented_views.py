@@ -1,0 +1,124 @@
+"""Views of samples: each shows its operation and nothing else; embeddings come back as the nearest ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.datasets import convert, write_images
+from tests.pipeline.shards.test_dataset import build
+from tests.stem_adaptors.augment.layouts import grid, sequence, spec_of, tables_of
+from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards import TokenDataset, TokenizerSpec, open_dataset
+from tokenshards.stem_adaptors.commands.augmented_views import augmented_views, nearest_ids
+
+OPERATIONS = ["synonyms", "block swap", "mirror", "resized crop", "noise", "ColorAdapt", "site dropout", "CutMix", "Mixup"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
+    folder = tmp_path_factory.mktemp("views")
+    write_images(folder / "src", 12)
+    convert(folder / "src", folder / "out", fit=FitConfig(size=32, codes=16, iterations=4))
+    return open_dataset(str(folder / "out"))
+
+
+def tokens_of(dataset: TokenDataset, count: int) -> TokenBatch:
+    batch = next(iter(dataset.batches(count)))
+    return TokenBatch(batch.ids_BLQ)
+
+
+class Bare:
+    """A dataset without a codebook."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        self.spec = dataclasses.replace(spec, codebook=None)
+
+    def __len__(self) -> int:
+        return 100
+
+    def codebook(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def test_each_view_shows_its_operation(dataset: TokenDataset) -> None:
+    tokens = tokens_of(dataset, 6)
+    views = augmented_views(dataset, tokens, seed=8)
+    assert [name.split("\n")[0] for name, _ in views] == ["tokens", *OPERATIONS, "all together"]
+    captions = dict(name.split("\n") for name, _ in views)
+    assert (captions["synonyms"], captions["noise"], captions["CutMix"]) == ("25% of images", "25% of images", "50% of images")
+    assert {name for name, caption in captions.items() if "off" in caption} == {"mirror", "ColorAdapt", "site dropout", "Mixup"}
+    shown = {name.split("\n")[0]: view.ids_BLQ for name, view in views}
+    original = shown["tokens"]
+    assert original is tokens.ids_BLQ
+    for name, ids_BLQ in shown.items():
+        assert ids_BLQ.shape == original.shape and ids_BLQ.dtype == original.dtype, name
+        assert name == "tokens" or (ids_BLQ != original).any(), name
+    side = dataset.spec.layout.grid[0]
+    planes = original.reshape(6, side, side, 2)
+    np.testing.assert_array_equal(shown["mirror"].reshape(planes.shape), planes[:, :, ::-1])
+    assert (shown["synonyms"] != original).mean() == pytest.approx(0.25, abs=0.08), "of the ids, in every image"
+    for sample in range(6):
+        assert sorted(map(tuple, shown["block swap"][sample])) == sorted(map(tuple, original[sample]))
+    # Sites that nothing was done to keep what a greedy search gives for their own embedding: mostly the stored ids.
+    same = {name: (shown[name] == original).all(2).mean() for name in ("CutMix", "site dropout", "noise")}
+    assert same["site dropout"] > 0.6 and same["CutMix"] > 0.6 and 0.5 < same["noise"] < 0.85
+    again = augmented_views(dataset, tokens, seed=8)
+    assert all(np.array_equal(view.ids_BLQ, other.ids_BLQ) for (_, view), (_, other) in zip(views, again, strict=True))
+    other = dict(augmented_views(dataset, tokens, seed=9))
+    assert (other["noise\n25% of images"].ids_BLQ != shown["noise"]).any()
+
+
+@pytest.mark.parametrize(("combine", "metric"), [("sum", "l2"), ("concat", "l2"), ("concat", "cosine")])
+def test_nearest_ids(combine: Any, metric: str) -> None:
+    spec = spec_of(grid(2, 3, 2, combine=combine), codes=9, metric=metric)
+    tables = tables_of(spec)
+    x_BLD = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 6, 8 if combine == "concat" else 4)).astype(np.float32))
+    found_BLQ = nearest_ids(spec, tables, x_BLD)
+    assert found_BLQ.dtype == spec.id_dtype
+    for sample in range(4):
+        for site in range(6):
+            rest = x_BLD[sample, site].numpy().astype(float)
+            for level in range(2):
+                part = rest[4 * level : 4 * level + 4] if combine == "concat" else rest
+                table = tables[f"level_{level}"].astype(float)
+                if metric == "cosine":
+                    near = max(range(9), key=lambda code, part=part, table=table: part @ table[code] / np.linalg.norm(table[code]))
+                else:
+                    near = min(range(9), key=lambda code, part=part, table=table: np.square(part - table[code]).sum())
+                assert found_BLQ[sample, site, level] == near
+                rest = rest - table[near] if combine == "sum" else rest
+
+
+def test_a_sequence_shows_what_it_has(tmp_path: Path) -> None:
+    build(tmp_path, [8], "sequence")
+    dataset = open_dataset(str(tmp_path))
+    names = [name.split("\n")[0] for name, _ in augmented_views(dataset, tokens_of(dataset, 4))]
+    assert names == ["tokens", "synonyms", "noise", "ColorAdapt", "site dropout", "Mixup", "all together"]
+
+
+def test_without_a_codebook_only_ids_change(tmp_path: Path) -> None:
+    build(tmp_path, [8], "grid_residual")
+    dataset = open_dataset(str(tmp_path))
+    assert dataset.spec.codebook is None
+    names = [name.split("\n")[0] for name, _ in augmented_views(dataset, tokens_of(dataset, 4))]
+    assert names == ["tokens", "block swap", "mirror"]
+    with pytest.raises(ConfigError, match="has no codebook"):
+        nearest_ids(dataset.spec, {}, torch.zeros(1, 1, 1))
+
+
+def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
+    build(tmp_path, [8], "grid_variable")
+    dataset = open_dataset(str(tmp_path))
+    with pytest.raises(ConfigError, match="varying size"):
+        augmented_views(dataset, tokens_of(dataset, 2))
+    bare: Any = Bare(spec_of(sequence(5)))
+    with pytest.raises(ConfigError, match="'sequence' and it has no codebook"):
+        augmented_views(bare, TokenBatch(np.zeros((2, 5, 1), np.uint8)))

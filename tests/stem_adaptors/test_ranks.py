@@ -1,0 +1,143 @@
+"""Several processes under torchrun's environment do what one does, and can be fewer or more after a stop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.datasets import ROOT
+from tests.ports import free_ports
+from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.ranks import choose_device, joined_ranks
+from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
+from tokenshards.stem_adaptors.training.trainer import Trainer
+
+PER_SAMPLE = AugmentConfig(flip_prob=0.5, crop_share=1.0, cutmix_prob=0.0, mixup_alpha=0.0, dropout_prob=0.2)
+"""All that looks at one sample at a time; CutMix, Mixup and ColorAdapt pair the samples that a rank has."""
+SETTINGS: dict[str, Any] = {
+    "model": replace(MODEL, drop_path=0.0),
+    "augment": PER_SAMPLE,
+    "epochs": 5,
+    "loader": {"end": "pad"},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return tokenize_pair(tmp_path_factory.mktemp("pair"))
+
+
+def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, dict[str, Any], int], answers: Any) -> None:
+    """Train as one process of several; put the losses and records that it reported."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train, val, out, settings, death = job
+    reporter = KeptReporter()
+    with joined_ranks("cpu") as (ranks, device):
+        settings = {"val": open_dataset(val), **settings}
+        request = request_for(open_dataset(train), out, Path(out).parent / "cache", **settings)
+        trainer = Trainer(request, ranks, device, reporter)
+        if rank:
+            time.sleep(0.5)  # the main rank begins the run meanwhile, which must not look like an older run to this one
+        try:
+            with death_after(death or 10**6):
+                trainer.fit()
+        except Stopped:
+            answers.put((rank, reporter.losses, reporter.records))
+            answers.close()
+            answers.join_thread()
+            os._exit(1)  # as a kill does: no goodbye to the group
+    answers.put((rank, reporter.losses, reporter.records))
+
+
+def train_with(world_size: int, *job: Any) -> list[tuple[list[float], list[dict[str, Any]]]]:
+    """Train with so many processes; return what each reported."""
+    context = get_context("spawn")
+    answers, (port,) = context.Queue(), free_ports(1)
+    processes = [context.Process(target=one_rank, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    try:
+        found = {rank: (losses, records) for rank, losses, records in (answers.get(timeout=100) for _ in processes)}
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    return [found[rank] for rank in range(world_size)]
+
+
+# Three share a batch of 16 as 6, 5 and 5; cut in six, the first has a piece more than the others.
+@pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {"accumulate": 6})])
+def test_several_processes_equal_one_with_the_global_batch(
+    places: tuple[Path, Path], tmp_path: Path, count: int, more: dict[str, Any]
+) -> None:
+    train, val = map(str, places)
+    alone = train_with(1, train, val, str(tmp_path / "one"), SETTINGS, 0)
+    several = train_with(count, train, val, str(tmp_path / "several"), {**SETTINGS, **more}, 0)
+    (losses, records), (losses_of_several, records_of_several) = alone[0], several[0]
+    assert all(other == ([], []) for other in several[1:])  # the other ranks say nothing
+    assert len(losses) == len(losses_of_several) == 5 * 4  # 70 images pad to 5 steps, the last of an epoch is in its record
+    torch.testing.assert_close(torch.tensor(losses_of_several), torch.tensor(losses), rtol=1e-5, atol=0)
+    for found, expected in zip(records_of_several, records, strict=True):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+        for name in ("train_top1", "val_top1", "val_images", "step"):
+            assert found[name] == expected[name]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_continues(places: tuple[Path, Path], tmp_path: Path, before: int, after: int) -> None:
+    train, val = map(str, places)
+    whole = train_with(1, train, val, str(tmp_path / "whole"), SETTINGS, 0)[0]
+    settings = {**SETTINGS, "checkpoint_steps": 3}
+    train_with(before, train, val, str(tmp_path / "run"), settings, 8)
+    assert read_checkpoint(request_for(open_dataset(train), tmp_path / "run", tmp_path).out, "checkpoint.safetensors").state["step"] == 6
+    continued = train_with(after, train, val, str(tmp_path / "run"), {**settings, "resume": True}, 0)[0]
+    assert len(continued[0]) == 3 + 3 * 4  # steps 7 to 9 of the second epoch, then three more epochs
+    torch.testing.assert_close(torch.tensor(continued[0]), torch.tensor(whole[0][-len(continued[0]) :]), rtol=1e-5, atol=0)
+    for found, expected in zip(continued[1], whole[1][1:], strict=True):
+        assert found["train_top1"] == expected["train_top1"] and found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
+def test_torchrun_trains_with_the_command_of_one_process(places: tuple[Path, Path], tmp_path: Path) -> None:
+    train, val = map(str, places)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_ports(1)[0]),
+        str(ROOT / "cli.py"),
+    ]
+    options = ["--val", val, "--out", str(tmp_path / "run"), "--epochs", "2", "--device", "cpu", "--json", "-q"]
+    sizes = ["--batch-size", "16", "--set", "model.width=16", "--set", "model.depth=1", "--set", "model.heads=2"]
+    environment = {**os.environ, "TOKENSHARDS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "train", train, *options, *sizes], capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"best_top1"') == 1, done.stdout
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_device_that_is_not_there_and_a_broken_environment_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--device is 'gpu'; expected auto, cpu"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="does not have; available: cpu"):
+            choose_device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'two'; expected a number"), joined_ranks("cpu"):
+        pass

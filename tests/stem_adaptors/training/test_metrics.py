@@ -1,0 +1,70 @@
+"""Counts against plain loops, and the log that survives a crash."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.metrics import Counts, MetricsLog
+
+
+@settings(max_examples=40, deadline=None)
+@given(classes=st.integers(1, 9), rows=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_counts_equal_a_loop(classes: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.permuted(np.tile(np.arange(classes, dtype=np.float32), (rows, 1)), axis=1)
+    labels = rng.integers(-1, classes, rows)
+    weights = rng.integers(0, 2, rows).astype(np.float32)
+    losses = rng.random(rows).astype(np.float32)
+    counts = Counts(classes, torch.device("cpu"))
+    for part in np.array_split(np.arange(rows), 3):
+        if len(part):
+            counts.add(*(torch.from_numpy(values[part]) for values in (logits, labels, weights, losses)))
+    found = counts.gather(Ranks())
+    confusion = np.zeros((classes, classes), int)
+    top5 = images = 0
+    loss = 0.0
+    for row in range(rows):
+        if labels[row] < 0 or weights[row] == 0:
+            continue
+        order = sorted(range(classes), key=lambda index: -logits[row, index])
+        confusion[labels[row], order[0]] += 1
+        top5 += labels[row] in order[:5]
+        images += 1
+        loss += float(losses[row])
+    assert found.images == images
+    assert found.top5_hits == top5
+    assert (found.confusion_CC == confusion).all()
+    assert found.loss == pytest.approx(loss / max(1, images), rel=1e-5)
+    assert found.top1 == pytest.approx(np.trace(confusion) / max(1, images))
+
+
+def test_the_report_names_classes_and_leaves_empty_ones_open() -> None:
+    counts = Counts(3, torch.device("cpu"))
+    logits = torch.eye(3)[[0, 0, 1]]
+    counts.add(logits, torch.tensor([0, 1, 1]), torch.ones(3))
+    report = counts.gather(Ranks()).to_json(["cat", "dog", 7])
+    assert report["top1"] == pytest.approx(2 / 3)
+    assert report["per_class"] == [
+        {"class": "cat", "images": 1, "accuracy": 1.0},
+        {"class": "dog", "images": 2, "accuracy": 0.5},
+        {"class": 7, "images": 0, "accuracy": None},
+    ]
+
+
+def test_a_log_comes_back_from_its_lines_but_for_one_cut_short() -> None:
+    log = MetricsLog([{"epoch": 0, "train_loss": 1.5}, {"epoch": 1, "train_loss": 1.25, "val_top1": 0.5}])
+    data = log.to_jsonl()
+    assert MetricsLog.parse(data).records == log.records
+    assert MetricsLog.parse(data[:-5]).records == log.records[:1]
+    assert MetricsLog.parse(data).before(1).records == log.records[:1]
+    rows = list(csv.DictReader(io.StringIO(log.to_csv().decode())))
+    assert rows[0] == {"epoch": "0", "train_loss": "1.5", "val_top1": ""}
+    assert rows[1]["val_top1"] == "0.5"
