@@ -15,7 +15,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipeline stem_adaptors cli.py
+	$(BIN)/mypy -p tokenshards
 
 # The long forms of the crash and damage tests: by hand, once per issue. SOAK_SEED=7 repeats a run.
 soak: $(READY)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # one class must not exist twice, here and in the package
+    from importlib import import_module
+
+    import_module("tokenshards.cli").run()
+
 import contextlib
 import io
 import os
@@ -113,7 +118,3 @@ def run() -> None:
             sys.stderr.flush()
         os._exit(int(code or 0))
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    run()

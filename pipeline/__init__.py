@@ -1,10 +1,4 @@
-"""Images in buckets become verified shards of discrete tokens; see pipeline/shards/SPEC.md for the contract."""
+"""Images in buckets become verified shards of discrete tokens; shards/SPEC.md is the contract."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-__all__ = ["__version__"]
-
-try:
-    __version__ = version("tokenshards")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0+source"
+if not __name__.startswith("tokenshards."):
+    raise ImportError(f"{__name__} is imported by its folder's name; expected `import tokenshards.pipeline`, so that no class exists twice")

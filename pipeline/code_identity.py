@@ -6,9 +6,14 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from tokenshards import pipeline
+import tokenshards
 
-__all__ = ["code_digest", "sources_digest"]
+__all__ = ["code_digest", "import_root", "sources_digest"]
+
+
+def import_root() -> Path:
+    """Return the folder that holds the package `tokenshards`: a checkout or site-packages."""
+    return Path(tokenshards.__file__).resolve().parents[1]
 
 
 def sources_digest(*roots: Path) -> str:
@@ -21,4 +26,4 @@ def sources_digest(*roots: Path) -> str:
 @cache
 def code_digest() -> str:
     """Return the digest of the package `pipeline` as this process imports it."""
-    return sources_digest(Path(pipeline.__file__).parent)
+    return sources_digest(import_root() / "tokenshards" / "pipeline")

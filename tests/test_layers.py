@@ -1,108 +1,50 @@
-"""Who may import whom (the hourglass), read from the sources: imports inside functions count too."""
+"""Rooms import one way, read from the sources: imports inside functions count too. DESIGN.md has the order and the reasons."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
-# Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
-FOUNDATION = {
-    "tokenshards.pipeline.errors",
-    "tokenshards.pipeline.config",
-    "tokenshards.pipeline.canonical",
-    "tokenshards.pipeline.code_identity",
-    "tokenshards.pipeline.fault_injection",
-    "tokenshards.pipeline.malloc",
-    "tokenshards.pipeline.view_policy",
-    "pipeline",
+# In import order: a room may import the rooms before it and itself. A name is a module or a folder.
+PIPELINE = (
+    "errors",
+    "canonical",
+    "view_policy",
+    "config",
+    "records",
+    "fault_injection",
+    "malloc",
+    "code_identity",
+    "storage",
+    "shards",
+    "images",
+    "sources",
+    "planning",
+    "tokenizers",
+    "job",
+    "runners",
+    "ledger",
+    "quality",
+    "conversion",
+    "reports",
+    "submit",
+    "interop",
+    "commands",
+)
+TOKENIZERS = ("base", "registry", "directory", "code_usage", "psnr", "kmeans", "networks", "published", "custom", "fitted")
+STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "reporting", "training", "cluster", "commands")
+# Below its commands, training knows of the pipeline only what the shards are made of.
+CONTRACT = ("errors", "config", "records", "canonical", "code_identity", "fault_injection", "malloc", "storage", "shards")
+RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
+
+TIMM_ALLOWED = {
+    "tokenshards.stem_adaptors.models.timm_backbones",
+    "tokenshards.pipeline.tokenizers.fitted.perceptual",
 }
-STORES = FOUNDATION | {"tokenshards.pipeline.records", "tokenshards.pipeline.storage.store"}
-SHARDS = STORES | {"tokenshards.pipeline.shards"}
-INPUT = STORES | {
-    "tokenshards.pipeline.images.decode",
-    "tokenshards.pipeline.sources.fetch",
-    "tokenshards.pipeline.sources",
-    "tokenshards.pipeline.shards.spec",
-}
-WORK = SHARDS | INPUT | {"tokenshards.pipeline.tokenizers", "tokenshards.pipeline.planning.partition", "tokenshards.pipeline.planning.plan"}
-ALLOWED: dict[str, set[str]] = {
-    "tokenshards.pipeline.errors": set(),
-    "tokenshards.pipeline.view_policy": {"tokenshards.pipeline.errors", "tokenshards.pipeline.canonical"},
-    "tokenshards.pipeline.config": {"tokenshards.pipeline.errors", "tokenshards.pipeline.view_policy"},
-    "tokenshards.pipeline.canonical": {"tokenshards.pipeline.errors"},
-    "tokenshards.pipeline.fault_injection": set(),
-    "tokenshards.pipeline.submit.job_entry": set(),
-    "tokenshards.pipeline.submit.wheel": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
-    "tokenshards.pipeline.runners.ray_token": {"tokenshards.pipeline.errors"},
-    "tokenshards.pipeline.submit.ray_dashboard": {"tokenshards.pipeline.errors", "tokenshards.pipeline.runners.ray_token"},
-    "tokenshards.pipeline.submit.forwarding": {"tokenshards.pipeline.errors", "tokenshards.pipeline.storage.redaction"},
-    "tokenshards.pipeline.records": {"tokenshards.pipeline.errors"},
-    "tokenshards.pipeline.storage.redaction": set(),
-    "tokenshards.pipeline.storage.request_limit": set(),
-    "tokenshards.pipeline.storage.listing": set(),
-    "tokenshards.pipeline.storage.local": {"tokenshards.pipeline.errors"},
-    "tokenshards.pipeline.storage.fsspec_requests": {
-        "tokenshards.pipeline.errors",
-        "tokenshards.pipeline.storage.listing",
-        "tokenshards.pipeline.storage.request_limit",
-    },
-    "tokenshards.pipeline.storage.s3": {
-        "tokenshards.pipeline.errors",
-        "tokenshards.pipeline.storage.listing",
-        "tokenshards.pipeline.storage.redaction",
-        "tokenshards.pipeline.storage.fsspec_requests",
-        "tokenshards.pipeline.storage.request_limit",
-    },
-    "tokenshards.pipeline.storage.store": FOUNDATION
-    | {
-        "tokenshards.pipeline.storage.redaction",
-        "tokenshards.pipeline.storage.request_limit",
-        "tokenshards.pipeline.storage.listing",
-        "tokenshards.pipeline.storage.local",
-        "tokenshards.pipeline.storage.fsspec_requests",
-        "tokenshards.pipeline.storage.s3",
-    },
-    "tokenshards.pipeline.shards": STORES,
-    "tokenshards.pipeline.images.resize": {"tokenshards.pipeline.shards.spec"},
-    "tokenshards.pipeline.images.decode": FOUNDATION | {"tokenshards.pipeline.shards.spec", "tokenshards.pipeline.images.resize"},
-    "tokenshards.pipeline.sources.fetch": STORES | {"tokenshards.pipeline.storage.redaction"},
-    "tokenshards.pipeline.sources": INPUT,
-    "tokenshards.pipeline.tokenizers": SHARDS,
-    "tokenshards.pipeline.planning.partition": STORES,
-    "tokenshards.pipeline.planning.plan": SHARDS | {"tokenshards.pipeline.planning.partition"},
-    "tokenshards.pipeline.planning.planner": SHARDS | {"tokenshards.pipeline.planning.partition", "tokenshards.pipeline.planning.plan"},
-    "tokenshards.pipeline.job.inputs": WORK,
-    "tokenshards.pipeline.images.views": INPUT | {"tokenshards.pipeline.images.resize"},
-    "tokenshards.pipeline.job.batches": INPUT | {"tokenshards.pipeline.images.views"},
-    "tokenshards.pipeline.job.shard_job": WORK | {"tokenshards.pipeline.job.inputs", "tokenshards.pipeline.job.batches"},
-    "tokenshards.pipeline.job.context": WORK | {"tokenshards.pipeline.job.shard_job", "tokenshards.pipeline.runners.base"},
-    "tokenshards.pipeline.runners": FOUNDATION
-    | {
-        "tokenshards.pipeline.job.batches",
-        "tokenshards.pipeline.job.context",
-        "tokenshards.pipeline.job.shard_job",
-        "tokenshards.pipeline.runners.ray_token",
-        "tokenshards.pipeline.storage.jsonl_log",
-        "tokenshards.pipeline.shards.commit",
-    },
-    "tokenshards.pipeline.storage.jsonl_log": STORES,
-    "tokenshards.pipeline.malloc": set(),
-    "tokenshards.pipeline.code_identity": {"pipeline"},
-    "tokenshards.pipeline.interop": WORK
-    | {
-        "tokenshards.pipeline.job.context",
-        "tokenshards.pipeline.conversion.tokenize",
-        "tokenshards.pipeline.ledger.heartbeat",
-        "tokenshards.pipeline.planning.planner",
-        "tokenshards.pipeline.conversion.request",
-        "tokenshards.pipeline.runners.base",
-    },
-    "stem_adaptors": SHARDS,
-    "tokenshards.stem_adaptors.cluster.ray_train": SHARDS | {"stem_adaptors", "tokenshards.pipeline.runners.ray_connection"},
-}
-TIMM_ALLOWED = {"tokenshards.stem_adaptors.models.timm_backbones", "tokenshards.pipeline.tokenizers.fitted.perceptual"}
 RAY_ALLOWED = {
     "tokenshards.pipeline.runners.ray_nodes",
     "tokenshards.pipeline.runners.ray_driver",
@@ -117,51 +59,89 @@ def modules() -> dict[str, Path]:
     found = {}
     for package in ("pipeline", "stem_adaptors"):
         for path in (ROOT / package).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = ("tokenshards", *path.relative_to(ROOT).with_suffix("").parts)
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
+MODULES = modules()
+
+
 def imports_of(path: Path) -> set[str]:
+    """Return the modules that a file imports; `from package import module` names the module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
+            home = node.module or ""
+            names |= {f"{home}.{alias.name}" if f"{home}.{alias.name}" in MODULES else home for alias in node.names}
     return names
 
 
-def below(name: str, layer: str) -> bool:
-    return name == layer or name.startswith(f"{layer}.")
+def rank(name: str, package: str, rooms: tuple[str, ...]) -> int | None:
+    """Return the place of a module's room in the order; None for what lies outside the package or is the package itself."""
+    prefix = f"tokenshards.{package}."
+    if not name.startswith(prefix):
+        return None
+    return rooms.index(name.removeprefix(prefix).split(".")[0])
 
 
-def test_imports_point_one_way() -> None:
-    checked = 0
-    for name, path in modules().items():
-        layers = [layer for layer in ALLOWED if below(name, layer)]
-        if not layers:
+@pytest.mark.parametrize(
+    ("package", "rooms"), [("pipeline", PIPELINE), ("pipeline.tokenizers", TOKENIZERS), ("stem_adaptors", STEM_ADAPTORS)]
+)
+def test_rooms_import_one_way(package: str, rooms: tuple[str, ...]) -> None:
+    checked, wrong = 0, []
+    for name, path in MODULES.items():
+        own = rank(name, package, rooms)
+        for imported in imports_of(path) if own is not None else ():
+            other = rank(imported, package, rooms)
+            checked += other is not None
+            if other is not None and own is not None and other > own:
+                wrong.append(f"{name} imports {imported}")
+    assert checked > 20 and wrong == []
+
+
+def test_modules_make_no_cycle() -> None:
+    graph = {name: {other for other in imports_of(path) if other in MODULES and other != name} for name, path in MODULES.items()}
+    while True:
+        imported = set().union(*graph.values())
+        rest = {name: others & graph.keys() for name, others in graph.items() if others & graph.keys() and name in imported}
+        if rest == graph:
+            break
+        graph = rest
+    assert graph == {}, "these modules import each other"
+
+
+def test_every_room_exists_and_every_module_is_in_one() -> None:
+    for package, rooms in (("pipeline", PIPELINE), ("pipeline.tokenizers", TOKENIZERS), ("stem_adaptors", STEM_ADAPTORS)):
+        prefix = f"tokenshards.{package}."
+        assert {name.removeprefix(prefix).split(".")[0] for name in MODULES if name.startswith(prefix)} == set(rooms)
+
+
+def test_training_uses_only_the_contract_of_the_pipeline() -> None:
+    for name, path in MODULES.items():
+        if not name.startswith("tokenshards.stem_adaptors") or name.startswith("tokenshards.stem_adaptors.commands"):
             continue
-        layer = max(layers, key=len)
-        allowed = ALLOWED[layer] | {layer}
         for imported in imports_of(path):
-            if imported.split(".")[0] in ("pipeline", "stem_adaptors", "cli", "infra", "tests"):
-                checked += 1
-                fits = any(imported == entry if entry == "pipeline" else below(imported, entry) for entry in allowed)
-                assert fits, f"{name} imports {imported}; {layer} may import {sorted(allowed)}"
-    assert checked > 100
+            if imported.startswith("tokenshards.pipeline."):
+                allowed = imported.split(".")[2] in CONTRACT or (imported == RAY_CONNECTION and ".cluster." in name)
+                assert allowed, f"{name} imports {imported}"
 
 
-def test_every_layer_exists() -> None:
-    names = modules()
-    assert [layer for layer in ALLOWED if layer not in names] == []
-
-
-def test_nothing_imports_the_command_line_tests_infra_or_heavy_packages() -> None:
-    for name, path in modules().items():
-        heads = {imported.split(".")[0] for imported in imports_of(path)}
-        assert not heads & {"cli", "tests", "infra", "typer"}, name
+def test_nobody_imports_tests_or_infra_and_heavy_packages_stay_where_they_belong() -> None:
+    for name, path in MODULES.items():
+        imported = imports_of(path)
+        heads = {one.split(".")[0] for one in imported}
+        assert not heads & {"cli", "pipeline", "stem_adaptors", "tests", "infra"} and "tokenshards.cli" not in imported, name
+        assert "typer" not in heads or ".commands" in name, name
         assert "timm" not in heads or name in TIMM_ALLOWED, name
         assert "ray" not in heads or name in RAY_ALLOWED, name
         assert not heads & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, name
+
+
+def test_no_module_is_too_long_to_read() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: lines for name, lines in lengths.items() if lines > 300} == {}
+    assert len((ROOT / "cli.py").read_text().splitlines()) < 160

@@ -1,1 +1,90 @@
-"""One import name."""
+"""Images in buckets become shards of discrete tokens, and classifiers are trained straight from the shards.
+
+    tokenshards tokenize photos/ photos.tokens                   # in a terminal: images to shards; again = continue
+    dataset = tokenshards.open_dataset("photos.tokens")          # ids, labels and columns of a finished dataset
+    loader = tokenshards.TokenLoader(dataset)                    # shuffled batches of tensors, resumable to the sample
+    model = tokenshards.build(dataset, "vit_tiny")               # a classifier that takes batch.ids_BLQ
+    tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
+
+Names load on first use, so that `import tokenshards` alone loads no numpy, no pyarrow and no torch.
+"""
+
+import os
+from importlib import import_module
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without the import, which costs more than the rest of this module
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
+    from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
+    from tokenshards.pipeline.tokenizers.base import Tokenizer
+    from tokenshards.pipeline.tokenizers.directory import open_tokenizer as load_tokenizer
+    from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
+    from tokenshards.stem_adaptors.data.loader import TokenLoader
+    from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+    from tokenshards.stem_adaptors.training.build import build
+
+    __version__: str
+
+__all__ = [
+    "Batch",
+    "Layout",
+    "LoaderConfig",
+    "ModelConfig",
+    "Sample",
+    "TokenClassifier",
+    "TokenDataset",
+    "TokenLoader",
+    "Tokenizer",
+    "TokenizerSpec",
+    "__version__",
+    "build",
+    "load_tokenizer",
+    "open_dataset",
+]
+
+_HOMES = {
+    "Batch": "pipeline.shards.dataset",
+    "Layout": "pipeline.shards.spec",
+    "LoaderConfig": "stem_adaptors.config",
+    "ModelConfig": "stem_adaptors.config",
+    "Sample": "pipeline.shards.dataset",
+    "TokenClassifier": "stem_adaptors.models.classifier",
+    "TokenDataset": "pipeline.shards.dataset",
+    "TokenLoader": "stem_adaptors.data.loader",
+    "Tokenizer": "pipeline.tokenizers.base",
+    "TokenizerSpec": "pipeline.shards.spec",
+    "build": "stem_adaptors.training.build",
+    "load_tokenizer": "pipeline.tokenizers.directory",
+    "open_dataset": "pipeline.shards.dataset",
+}
+
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "pipeline")):
+    raise ImportError(
+        "tokenshards/pipeline is a text file instead of a link: this checkout was made without symbolic links, as git on Windows does. "
+        "Run `git config core.symlinks true` and `git checkout -- tokenshards`, or install the package with pip"
+    )
+
+
+def __getattr__(name: str) -> "Any":
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenshards' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    target = "open_tokenizer" if name == "load_tokenizer" else name
+    value = globals()[name] = getattr(import_module(f"tokenshards.{_HOMES[name]}"), target)
+    return value
+
+
+def __dir__() -> "list[str]":
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tokenshards")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0.0.0+source"

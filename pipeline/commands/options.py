@@ -91,6 +91,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stder
 
 
 def parse_options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
+    """Return `key=value` texts as a dict, values parsed as JSON where they are JSON. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
 
     options: dict[str, Any] = {}
@@ -106,6 +107,7 @@ def parse_options(pairs: list[str] | None, option: str = "--storage-option", suc
 
 
 def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
+    """Return the comma-separated numbers of an option, () where it was not given. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
 
     try:

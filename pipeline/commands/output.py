@@ -9,10 +9,12 @@ __all__ = ["finish_run", "print_json"]
 
 
 def print_json(value: object) -> None:
+    """Print one JSON object on stdout; NaN is an error."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
+    """Print what a finished run made: the storage table, or its JSON."""
     from tokenshards.pipeline.reports.storage_table import dataset_report
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store

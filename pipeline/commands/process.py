@@ -9,9 +9,10 @@ __all__ = ["one_blas_thread", "open_runner", "prepare_for_torch", "worker_count"
 
 
 def worker_count(asked: int | None) -> int:
+    """Return the asked number of workers, else the cores given to this process."""
     if asked is not None:
         return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # cores given to this process
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_for_torch() -> None:

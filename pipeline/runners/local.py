@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any
 
+from tokenshards.pipeline.code_identity import import_root
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
 from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
@@ -38,10 +38,10 @@ _STARTUP_DEATHS = 3
 class _Worker:
     def __init__(self, job_line: bytes, torch_threads: int) -> None:
         self.errors: IO[bytes] = tempfile.TemporaryFile()
-        package_root = str(Path(__file__).resolve().parents[2])
+        package_root = str(import_root())
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            # -P: a `pipeline` folder of the user stays out
+            # -P: a `tokenshards` folder of the user stays out
             [sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker", str(torch_threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """A worker process of the local runner: JSON lines in on stdin, JSON lines out on stdout, nothing pickled.
 
-Started as `python -m tokenshards.pipeline.runners.local_worker THREADS`, which torch may use where the tokenizer has networks. It dies with its driver: the
-end of stdin is the driver's end.
+Started as `python -m tokenshards.pipeline.runners.local_worker THREADS`, the threads that torch may use where the tokenizer has networks.
+The worker dies with its driver: the end of stdin is the driver's end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`python -m tokenshards.pipeline.submit.job_entry ARGUMENTS`: what a submitted job runs on its node: check the node, then become the command line.
+"""What a submitted job runs on its node: check the node, then become the command line.
+
+Started as `python -m tokenshards.pipeline.submit.job_entry ARGUMENTS`.
 
 Standard library alone and plain syntax: it must come as far as its message under a Python that cannot run the rest.
 """
@@ -9,6 +11,8 @@ import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+
+import tokenshards
 
 __all__ = ["CLUSTER_PYTHON", "EXTRA", "main", "node_problem"]
 
@@ -67,8 +71,8 @@ def main() -> None:
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    # Ray puts the driver's folder in front of what its workers import: it must be one that holds this code, never one with another `cli`.
-    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # Ray puts the driver's folder in front of what its workers import: it must hold this code, never another `tokenshards`.
+    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(tokenshards.__file__))))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "tokenshards.cli", *sys.argv[1:]])
 

@@ -1,7 +1,7 @@
 """The running code as a wheel, for the nodes of a cluster: standard library alone, no build backend, no network, the same bytes each time.
 
 It is made to be unpacked into a folder of the import path, beside the packages that a node has: requirements stand under an extra that
-nobody asks for, so that even a plain `pip install --target` fetches nothing; `tokenshards.pipeline.submit.job_entry` reads them and says what is missing.
+nobody asks for, so that even a plain `pip install --target` fetches nothing; `submit.job_entry` reads them and says what is missing.
 The name carries a digest of the code, as a build tag.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from tokenshards import pipeline
+from tokenshards.pipeline.code_identity import import_root
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.submit.job_entry import EXTRA
 
@@ -46,7 +46,7 @@ def read_project() -> Project:
 
     The metadata alone would not do: an editable install elsewhere may describe other code than what runs. Raises ConfigError.
     """
-    root = Path(pipeline.__file__).resolve().parents[1]
+    root = import_root()
     described = root / "pyproject.toml"
     project = tomllib.loads(described.read_text())["project"] if described.is_file() else {}
     if project.get("name") == NAME:

@@ -16,7 +16,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
 from tokenshards.pipeline.tokenizers.registry import load_family
 
-__all__ = ["load_spec", "load_statistics", "load_tokenizer", "resolve_tokenizer", "save_tokenizer"]
+__all__ = ["load_spec", "load_statistics", "load_tokenizer", "open_tokenizer", "resolve_tokenizer", "save_tokenizer"]
 
 FORMAT_VERSION = "1.0"
 JSON_NAME = "tokenizer.json"
@@ -104,6 +104,11 @@ def resolve_tokenizer(url: str, storage_options: dict[str, Any] | None = None) -
         f"{store.url}: no tokenizer here; looked for {JSON_NAME} (a tokenizer directory) and tokenizer/{JSON_NAME} (a dataset). "
         "Give the output of fit-tokenizer or of tokenize"
     )
+
+
+def open_tokenizer(url: str, *, storage_options: dict[str, Any] | None = None) -> Tokenizer:
+    """Return the tokenizer of a tokenizer directory or of a dataset, local or any fsspec URL. Raises TokenizerError where none is."""
+    return load_tokenizer(*resolve_tokenizer(url, storage_options))
 
 
 def _join(prefix: str, name: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from functools import cache
-from pathlib import Path
 
-from tokenshards import pipeline
-from tokenshards.pipeline.code_identity import sources_digest
+from tokenshards import __version__
+from tokenshards.pipeline.code_identity import import_root, sources_digest
 from tokenshards.pipeline.errors import ConfigError
 
 __all__ = ["code_identity", "require_code"]
@@ -16,7 +15,8 @@ __all__ = ["code_identity", "require_code"]
 @cache
 def code_identity() -> str:
     """Return `VERSION (DIGEST)` of the packages pipeline and stem_adaptors as this process would import them."""
-    return f"{pipeline.__version__} ({sources_digest(Path(pipeline.__file__).parent, Path(__file__).parent)})"
+    packages = import_root() / "tokenshards"
+    return f"{__version__} ({sources_digest(packages / 'pipeline', packages / 'stem_adaptors')})"
 
 
 def require_code(expected: str) -> None:

@@ -1,4 +1,4 @@
-"""The work of `import seit`: one walk through the token stream makes every shard that is not done. The counterpart of `tokenshards.pipeline.job.shard_job`.
+"""The work of `import seit`: one walk through the token stream makes every shard that is not done. The counterpart of `job.shard_job`.
 
 Shapes: N images, G images of a block or shard without a fault, L sites.
 """

@@ -239,7 +239,8 @@ def test_a_closed_store_gives_up(tmp_path: Path) -> None:
 def test_an_abandoned_prefetch_does_not_keep_the_interpreter(tmp_path: Path) -> None:
     build(tmp_path / "data", [5] * 200)
     script = (
-        "import sys\nfrom tokenshards.pipeline.shards import TokenDataset, open_dataset\nfrom tokenshards.stem_adaptors.data.windows import WindowStore\n"
+        "import sys\nfrom tokenshards.pipeline.shards import TokenDataset, open_dataset\n"
+        "from tokenshards.stem_adaptors.data.windows import WindowStore\n"
         "import time\nreal = TokenDataset.open_shard\n"
         "def slow(self, entry):\n    time.sleep(0.2)\n    return real(self, entry)\nTokenDataset.open_shard = slow\n"
         "WindowStore(open_dataset(sys.argv[1]), cache_dir=None, cache_gb=1.0, window_shards=100, threads=1).prefetch(range(100))\n"
