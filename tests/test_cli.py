@@ -339,7 +339,7 @@ def test_plan_extrapolates_a_tar_that_it_left_in_the_middle(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("command", [["train", "data", "--out", "run"], ["evaluate", "run", "data"], ["predict", "run", "a.png"]])
 def test_without_torch_a_command_says_what_to_install(command: list[str]) -> None:
-    script = f"import sys; sys.modules['torch'] = None; import cli; sys.argv = ['tokenshards', *{command!r}]; cli.main()"
+    script = f"import sys; sys.modules['torch'] = None; from tokenshards import cli; sys.argv = ['tokenshards', *{command!r}]; cli.main()"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.strip() == "error: this command needs torch, which is not installed; pip install 'tokenshards[train]'"
@@ -348,7 +348,8 @@ def test_without_torch_a_command_says_what_to_install(command: list[str]) -> Non
 @pytest.mark.parametrize(("environment", "lines"), [({}, ["tokenshards", "in order"]), ({"WORLD_SIZE": "2"}, ["tokenshards"])])
 def test_a_rank_ends_at_once_when_its_work_is_done(environment: dict[str, str], lines: list[str]) -> None:
     """Ending in order, about one in twenty ranks of torchrun was aborted by a thread of torch."""
-    script = "import atexit, cli, sys; atexit.register(print, 'in order'); sys.argv = ['tokenshards', '--version']; cli.run()"
+    script = "import atexit, sys; from tokenshards import cli; atexit.register(print, 'in order')\n"
+    script += "sys.argv = ['tokenshards', '--version']; cli.run()"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] if line.startswith("tokenshards") else line for line in result.stdout.splitlines()] == lines

@@ -30,9 +30,9 @@ HEAVY = (
 ROOT = Path(__file__).resolve().parents[1]
 BRIDGES = ("timm_backbones", "ray_train")
 READING = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    ".".join(("tokenshards", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "stem_adaptors").rglob("*.py")
-    if path.stem not in BRIDGES
+    if path.stem not in BRIDGES and path.parent.name != "commands"
 )
 
 
@@ -45,7 +45,8 @@ def loaded_after(code: str) -> set[str]:
 @pytest.mark.parametrize(
     ("code", "allowed"),
     [
-        ("import cli", set()),
+        ("import tokenshards", set()),
+        ("import tokenshards.cli", set()),
         (
             "import tokenshards.pipeline.errors, tokenshards.pipeline.config, tokenshards.pipeline.canonical, tokenshards.pipeline.shards",
             set(),
@@ -54,7 +55,7 @@ def loaded_after(code: str) -> set[str]:
         ("import tokenshards.pipeline.shards.dataset", {"numpy", "pyarrow", "fsspec"}),
         ("import tokenshards.pipeline.tokenizers.kmeans.patch_kmeans", {"numpy", "fsspec"}),
         ("import tokenshards.pipeline.job.context", {"numpy", "pyarrow", "fsspec", "PIL"}),
-        ("import stem_adaptors", set()),
+        ("import tokenshards.stem_adaptors", set()),
         ("import tokenshards.stem_adaptors.config", set()),
         (f"import {', '.join(READING)}", {"numpy", "pyarrow", "fsspec", "torch"}),
     ],
@@ -64,33 +65,45 @@ def test_heavy_packages_load_only_where_they_are_needed(code: str, allowed: set[
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import cli, sys\nsys.argv = ['tokenshards', '--help']\ntry:\n    cli.app()\nexcept SystemExit:\n    pass"
+    code = (
+        "import sys\nfrom tokenshards import cli\nsys.argv = ['tokenshards', '--help']\ntry:\n    cli.app()\nexcept SystemExit:\n    pass"
+    )
     assert loaded_after(code) == set()
 
 
 def test_training_loads_no_tokenizer() -> None:
-    code = f"import {', '.join(READING)}, sys, json\nprint(json.dumps([name for name in sys.modules if name.startswith('pipeline.')]))"
+    code = f"import {', '.join(READING)}, sys, json\nprint(json.dumps(list(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = json.loads(result.stdout)
     assert "tokenshards.pipeline.shards.reader" in loaded
-    assert [
-        name
-        for name in loaded
-        if name.startswith(
-            (
-                "tokenshards.pipeline.tokenizers",
-                "tokenshards.pipeline.images.decode",
-                "tokenshards.pipeline.job.shard_job",
-                "tokenshards.pipeline.sources",
-            )
-        )
-    ] == []
+    rooms = ("tokenizers", "images", "job", "sources", "planning", "runners")
+    assert [name for name in loaded if name.startswith(tuple(f"tokenshards.pipeline.{room}" for room in rooms))] == []
+    assert [name for name in loaded if name.split(".")[0] in ("pipeline", "stem_adaptors", "cli")] == [], "one class must not exist twice"
+
+
+def test_the_public_names_load_and_lead_to_one_class() -> None:
+    import tokenshards
+    from tokenshards.pipeline.shards.dataset import TokenDataset
+
+    assert tokenshards.TokenDataset is TokenDataset
+    for name in tokenshards.__all__:
+        assert getattr(tokenshards, name) is not None
+    assert set(tokenshards.__all__) <= set(dir(tokenshards))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; its names are Batch"):
+        _ = tokenshards.nothing
+
+
+@pytest.mark.parametrize("package", ["pipeline", "stem_adaptors"])
+def test_a_folder_is_not_imported_by_its_own_name(package: str) -> None:
+    result = subprocess.run([sys.executable, "-c", f"import {package}.config"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and f"expected `import tokenshards.{package}`" in result.stderr
 
 
 def test_commands_with_torch_keep_memory_and_let_idle_threads_sleep_before_it_is_there() -> None:
     code = (
-        "import cli, os, sys, tokenshards.pipeline.malloc\npipeline.memory.keep_freed_memory = lambda: print('kept')\n"
-        "cli._prepare_for_torch()\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+        "import os, sys, tokenshards.pipeline.malloc\ntokenshards.pipeline.malloc.keep_freed_memory = lambda: print('kept')\n"
+        "from tokenshards.pipeline.commands.process import prepare_for_torch\nprepare_for_torch()\n"
+        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     )
     for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tests.contracts.tokenizer_contract import sample_images
 from tests.datasets import SilentReporter, content, convert, write_images
 from tests.inline import InlineRunner
-from tests.pipeline.tokenizers import test_latent_kmeans, test_open_magvit2, test_vit_vqgan
+from tests.pipeline.tokenizers.fitted import test_latent_kmeans
+from tests.pipeline.tokenizers.published import test_open_magvit2, test_vit_vqgan
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.runners.local import available_cores
 from tokenshards.pipeline.shards.commit import read_commit
