@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tokenshards.pipeline.canonical import canonical_json, sha256_hex
 from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.shards.zstd import compress, decompress
 
 __all__ = ["FOOTER_LIMIT_BYTES", "Tables", "carries_codebook", "codebook_sha256", "load_codebook", "pack_codebook", "unpack_codebook"]
 
@@ -47,15 +47,14 @@ def pack_codebook(tables: Tables) -> str | None:
     data = save({name: np.ascontiguousarray(tables[name]) for name in sorted(tables)})
     if len(data) > FOOTER_LIMIT_BYTES:
         return None
-    return base64.b64encode(zstandard.compress(data, 19)).decode()
+    return base64.b64encode(compress(data, 19)).decode()
 
 
 def unpack_codebook(text: str | bytes, sha256: str, where: str) -> dict[str, npt.NDArray[Any]]:
     """Return the tables of `pack_codebook`; CorruptObjectError unless their digest is `sha256`."""
     try:
-        packed = base64.b64decode(text, validate=True)
-        data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=FOOTER_LIMIT_BYTES)
-    except (binascii.Error, ValueError, zstandard.ZstdError) as error:
+        data = decompress(base64.b64decode(text, validate=True), FOOTER_LIMIT_BYTES)
+    except (binascii.Error, ValueError) as error:
         raise CorruptObjectError(where, f"the packed codebook cannot be decoded ({error})") from None
     return load_codebook(data, sha256, where)
 

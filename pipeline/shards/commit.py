@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
@@ -115,13 +115,12 @@ def read_commit(store: Store, plan_id: str, shard: int) -> tuple[Commit, str]:
 
 def pack_counts(counts_V: npt.NDArray[np.integer[Any]]) -> str:
     """Return id counts as base64 of zstd of little-endian uint64: a few hundred bytes for a few hundred ids."""
-    return base64.b64encode(zstandard.compress(counts_V.astype("<u8").tobytes(), 9)).decode()
+    return base64.b64encode(compress(counts_V.astype("<u8").tobytes(), 9)).decode()
 
 
 def unpack_counts(text: str, size: int) -> npt.NDArray[np.int64]:
     """Return the `size` counts of one level from `pack_counts`."""
-    data = zstandard.ZstdDecompressor().decompress(base64.b64decode(text), max_output_size=8 * size)
-    counts = np.frombuffer(data, "<u8").astype(np.int64)
+    counts = np.frombuffer(decompress(base64.b64decode(text), 8 * size), "<u8").astype(np.int64)
     if counts.shape != (size,):
         raise ValueError(f"a histogram of {counts.size} ids was found; expected {size}")
     return counts

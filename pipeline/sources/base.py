@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import fsspec.compression
 
-from tokenshards.pipeline.errors import BadInput, Reason, Stage, shorten
+from tokenshards.pipeline.errors import BadInput, ConfigError, Reason, Stage, shorten
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
 from tokenshards.pipeline.sources.fetch import display_uri, fetch_file
 from tokenshards.pipeline.storage.store import Store
@@ -269,6 +269,8 @@ def open_stream(store: Store, path: str, size: int) -> BinaryIO:
     raw: Any = io.BufferedReader(RangeReader(store, path, size), STREAM_BLOCK_BYTES)
     for ending, codec in ((".gz", "gzip"), (".tgz", "gzip"), (".zst", "zstd")):
         if path.lower().endswith(ending):
+            if codec not in fsspec.compression.compr:
+                raise ConfigError(f"{display_uri(store, path)}: {ending} needs zstandard, which is not here: pip install zstandard")
             raw = fsspec.compression.compr[codec](raw, mode="rb")
     stream: BinaryIO = raw
     return stream

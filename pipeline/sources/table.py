@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, SourceError, Stage, TransientStorageError, shorten
@@ -51,7 +50,16 @@ READ_ROWS = 32
 PAGE_BUFFER_BYTES = 1 << 20
 LARGE_ROW_GROUP = 8 * SLICE_ROWS
 
-_PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error, zstandard.ZstdError)
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    try:
+        from zstandard import ZstdError
+    except ImportError:  # then `open_stream` has refused such a file
+        return ()
+    return (ZstdError,)
+
+
+_PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error, *_zstd_errors())
 
 
 class TableSource:

@@ -59,6 +59,8 @@ class _Program(nn.Module):
             with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
                 found = self.program(values.to(self._dtype))
         except RuntimeError as error:
+            if "out of memory" in str(error):  # its interpreter makes one error of all
+                raise torch.OutOfMemoryError(str(error)) from None
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise TokenizerError(
                 f"{self._where}: the program fails on {_shown(values)} ({shorten(lines[-1], 200)}); expected one that takes it. "

@@ -119,7 +119,7 @@ class _Training:
         self._networks.train(), self._quantizer.train()
         began, sums = time.perf_counter(), torch.zeros(2, device=self._device)
         order_M = np.random.default_rng(keyed_hash64(str(self._config.seed), f"epoch {epoch}")).permutation(len(self._pixels_MHWC))
-        with torch.random.fork_rng(devices=[] if self._device.type == "cpu" else None):
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self._device.type == "cuda" else []):
             torch.manual_seed(keyed_hash64(str(self._config.seed), f"codes {epoch}"))
             for step in range(self._steps):
                 chosen_B = order_M[step * self._batch : (step + 1) * self._batch]

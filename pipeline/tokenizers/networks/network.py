@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
+from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 
 __all__ = ["SLOTS", "Network", "choose_device", "device_name", "from_pixels", "require_finite", "scaled", "to_device"]
 
 GPU_ROWS = 64
 """Rows that go through a network at once on a GPU, until its memory is too small for them."""
+
+NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")
+"""What cuBLAS, cuDNN and the driver say where their own memory is short; the last, where no algorithm has the room that it wants."""
 
 
 def choose_device() -> torch.device:
@@ -34,7 +38,8 @@ def device_name() -> str:
 class Network:
     """Runs a module, which maps [B, ...] to [B, ...], on any number of rows: some at a time, the last of them padded with zeros.
 
-    With dtype `bfloat16` matrix products run in it under autocast; floating-point values come out as float32 in any case. Where memory is
+    With dtype `bfloat16` matrix products run in it under autocast, else in float32 and not in TF32; floating-point values come out as float32
+    in any case. Where memory is
     too small for so many rows at a time, half of them are tried, and so on; the smaller number stays. A module that takes no other number
     of rows than `fixed_rows` is never given another.
     """
@@ -61,7 +66,8 @@ class Network:
         values, start = values.to(self.device), 0
         found: list[Tensor] = []
         while not found or start < len(values):
-            part = self._try(values[start : start + self._rows])
+            with exact_float32():
+                part = self._try(values[start : start + self._rows])
             if part is None:
                 self._halve()
                 continue
@@ -87,7 +93,7 @@ class Network:
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
-            if "ALLOC_FAILED" not in str(error):  # what cuBLAS and cuDNN say of their own memory
+            if not any(words in str(error) for words in NO_MEMORY):
                 raise
             return None
 

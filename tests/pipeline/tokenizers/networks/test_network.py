@@ -120,7 +120,16 @@ def test_a_module_of_one_number_of_rows_is_given_no_other() -> None:
         made(torch.zeros(7))
 
 
-@pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: out of memory",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
 def test_libraries_without_memory_count_too_and_other_errors_stay_errors(text: str) -> None:
     made = Network(Small(4, RuntimeError(text)))
     assert torch.equal(made(torch.arange(10.0)), torch.arange(1.0, 11.0))

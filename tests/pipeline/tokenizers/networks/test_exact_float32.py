@@ -1,0 +1,82 @@
+"""The switches between float32 and TF32: off around a tokenizer's work, and back as they were. What they do shows on a GPU (tests/gpu)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.custom.torchscript import _Program
+from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
+from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode
+from tokenshards.pipeline.tokenizers.networks.network import Network
+
+CONVOLUTIONS, MATRICES = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="the switches of torch 2.9 and newer")
+
+
+def switches() -> tuple[str, str, str]:
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the new switch says something else
+        old = "mixed"
+    return CONVOLUTIONS.fp32_precision, MATRICES.fp32_precision, old
+
+
+@pytest.fixture(params=["default", "old", "new"])
+def rounded(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
+    """The state of a process in which somebody let products of matrices be rounded, by either switch, or nobody did."""
+    if request.param == "old":
+        torch.set_float32_matmul_precision("high")
+    elif request.param == "new":
+        MATRICES.fp32_precision = "tf32"
+    yield switches()
+    torch.set_float32_matmul_precision("highest")
+    MATRICES.fp32_precision = "none"
+
+
+class Seen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.switches: list[tuple[str, str, str]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.switches.append(switches())
+        return x
+
+
+def test_a_network_and_a_search_run_without_tf32_and_leave_the_switches_as_they_were(
+    rounded: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    Network(seen)(torch.zeros(9, 2))
+    search = NearestCode(np.eye(4, dtype=np.float32))
+    real = search._nearest
+    monkeypatch.setattr(search, "_nearest", lambda rows: real(seen(rows)))
+    search(torch.eye(4))
+    assert len(seen.switches) == 3 and switches() == rounded
+    assert {(conv, old) for conv, _, old in seen.switches} == {("ieee", "highest")} and {new for _, new, _ in seen.switches} <= {
+        "none",
+        "ieee",
+    }
+    assert isinstance(torch.backends.cudnn.allow_tf32, bool), "a mix of old and new switches would be refused"
+
+
+def test_an_error_leaves_them_as_they_were(rounded: tuple[str, str, str]) -> None:
+    with pytest.raises(ZeroDivisionError), exact_float32():
+        _ = 1 / 0
+    assert switches() == rounded
+
+
+def test_a_program_without_memory_is_one_that_needs_a_smaller_batch_and_not_a_wrong_one() -> None:
+    def program(values: Tensor) -> Tensor:
+        raise RuntimeError("The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory. Tried to …")
+
+    network = Network(_Program(program, torch.float32, "x.jit", gives_ids=True), fixed_rows=4)
+    with pytest.raises(TokenizerError, match="memory of .* is too small for 4 pictures at a time, the fewest"):
+        network(torch.zeros(4, 3, 8, 8))
