@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.records": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.storage.redaction": set(),
     "tokenshards.pipeline.storage.request_limit": set(),
+    "tokenshards.pipeline.storage.store_waits": set(),
     "tokenshards.pipeline.storage.listing": set(),
     "tokenshards.pipeline.storage.local": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.storage.fsspec_requests": {
@@ -63,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
         "tokenshards.pipeline.storage.local",
         "tokenshards.pipeline.storage.fsspec_requests",
         "tokenshards.pipeline.storage.s3",
-    },
+    }
+    | {"tokenshards.pipeline.storage.store_waits"},
     "tokenshards.pipeline.shards": STORES,
     "tokenshards.pipeline.images.resize": {"tokenshards.pipeline.shards.spec"},
     "tokenshards.pipeline.images.decode": FOUNDATION | {"tokenshards.pipeline.shards.spec", "tokenshards.pipeline.images.resize"},

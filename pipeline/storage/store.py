@@ -8,6 +8,7 @@ limit of requests in flight (throttle.py); all retries are made here.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import re
@@ -28,6 +29,7 @@ from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
+from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
 __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
 
@@ -38,6 +40,7 @@ _WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
+_operation_numbers = itertools.count()
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
 
@@ -212,34 +215,46 @@ class Store:
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
         where = self.place(path)
-        for attempt in range(1, self.retry.attempts + 1):
-            try:
-                if self.is_local:
-                    return operation()
-                with self._limit.slot():
-                    return operation()
-            except NotADirectoryError:
-                raise MissingObjectError(
-                    path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
-                ) from None
-            except TokenshardsError:
-                raise
-            except Exception as error:  # clients of stores raise their own types for the same outages
-                if (final := self._final(error, path, where, verb, attempt)) is not None:
-                    raise final from None
-                if attempt == self.retry.attempts:
-                    if isinstance(error, _BUGS):
-                        raise
+        first_failure: float | None = None
+        number = next(_operation_numbers)
+        try:
+            for attempt in range(1, self.retry.attempts + 1):
+                try:
+                    if self.is_local:
+                        return operation()
+                    with self._limit.slot():
+                        return operation()
+                except NotADirectoryError:
+                    raise MissingObjectError(
+                        path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
+                    ) from None
+                except TokenshardsError:
+                    raise
+                except Exception as error:  # clients of stores raise their own types for the same outages
+                    if (final := self._final(error, path, where, verb, attempt)) is not None:
+                        raise final from None
                     said = str(error) or ("it did not end in time" if isinstance(error, TimeoutError) else "its client gives no reason")
                     cause = masked(f"{type(error).__name__}: {said}", self.storage_options)
-                    raise TransientStorageError(
-                        f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
-                        "Check the store, the network and the credentials, then run the command again: it continues"
-                    ) from None  # the messages of clients may hold what must not be shown
-                if not self.is_local and is_throttling(error):
-                    self._limit.throttled()
-                delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
-                time.sleep(delay * random.uniform(0.5, 1.0))
+                    if attempt == self.retry.attempts:
+                        if isinstance(error, _BUGS):
+                            raise
+                        raise TransientStorageError(
+                            f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
+                            "Check the store, the network and the credentials, then run the command again: it continues"
+                        ) from None  # the messages of clients may hold what must not be shown
+                    if not self.is_local and is_throttling(error):
+                        self._limit.throttled()
+                    first_failure = time.monotonic() if first_failure is None else first_failure
+                    left = self.retry.attempts - attempt
+                    report_retry(
+                        number,
+                        StoreWait(place=where, verb=verb, error=cause, attempt=attempt, retries_left=left, since=first_failure),
+                    )
+                    delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
+                    time.sleep(delay * random.uniform(0.5, 1.0))
+        finally:
+            if first_failure is not None:
+                report_over(number)
         raise AssertionError("unreachable")
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
