@@ -64,5 +64,5 @@ def _read_rows(
 
 
 def _killer(sample_id: str, uri: str) -> FailedRecord:
-    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung while it handled this input, three times", Stage.DECODE)
+    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung each time that it handled this input", Stage.DECODE)
     return FailedRecord(sample_id=sample_id, error=error, uri=uri)

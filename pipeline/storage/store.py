@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from fsspec.core import split_protocol
 from fsspec.utils import glob_translate
 
 from tokenshards.pipeline.config import RetryConfig
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
@@ -31,11 +31,14 @@ from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, ha
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent"]
 
 T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
+_DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
+_FULL_STATUS = 507
 _WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -82,9 +85,17 @@ class Store:
             self.fs, root = self._open(str(protocol))
         except ConfigError:
             raise
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             why = masked(str(error), self.storage_options)
-            raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
+            raise ConfigError(
+                f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows, with its own options"
+            ) from None
+        except Exception as error:  # some clients connect when they are made, and raise their own types
+            why = masked(f"{type(error).__name__}: {error}", self.storage_options)
+            raise TransientStorageError(
+                f"{self.url}: its store cannot be reached ({why}). Check the store, the network and the credentials, "
+                "then run the command again: it continues"
+            ) from None
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
         endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
@@ -259,18 +270,41 @@ class Store:
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return what to raise for an error that another attempt cannot mend."""
+        if verb == "write" and (_errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
+            return DiskFullError(
+                f"{where}: there is no room to write it ({error}). Make room there, then run the command again: it continues"
+            )
         if self.is_local:
-            if isinstance(error, FileNotFoundError):
-                return MissingObjectError(path, place=where)
-            if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
-                return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(error.errno)})", place=where)
-            return error if isinstance(error, _BUGS) else None
-        if (hopeless := self._remote.hopeless(error, where, attempt)) is not None:
+            return self._final_local(error, path, where, verb)
+        if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
             return hopeless
         # While writing, what a store does not find is an upload that it forgot: it is begun again.
         if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
             return MissingObjectError(path, place=where)
         return None
+
+    @staticmethod
+    def _final_local(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | Exception | None:
+        if isinstance(error, FileNotFoundError):
+            return MissingObjectError(path, place=where)
+        if _errno_of(error) in _DENIED_ERRNO:
+            return TransientStorageError(
+                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))}). Give this user the right to, "
+                "then run the command again: it continues"
+            )
+        if _errno_of(error) in _PERMANENT_ERRNO:
+            return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(_errno_of(error))})", place=where)
+        return error if isinstance(error, _BUGS) else None
+
+
+def _errno_of(error: Exception) -> int:
+    return (error.errno or 0) if isinstance(error, OSError) else 0
+
+
+def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """Return the store of the folder that the one file at a path or URL lies in, and the name of the file in it."""
+    folder, _, name = url.rpartition("/")
+    return Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {})), name
 
 
 def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
