@@ -27,6 +27,7 @@ Every message says what failed, the value seen, the value expected, and what to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingError",
     "TransientStorageError",
     "UnreadableObjectError",
+    "describe_unreadable",
     "shorten",
 ]
 
@@ -124,9 +126,16 @@ class MissingObjectError(TokenshardsError):
 
 
 class TransientStorageError(TokenshardsError):
-    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this."""
+    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this.
+
+    Attribute: `words`, the message without the advice that ends it.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(f"{message}. {advice}" if advice else message)
+        self.words = message
 
 
 class StoreAccessError(TransientStorageError):
@@ -160,6 +169,16 @@ class UnreadableObjectError(TransientStorageError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unreadable, (str(self), self.reason, self.objects)
+
+
+def describe_unreadable(count: int, examples: Sequence[str]) -> str:
+    """Return one sentence on objects that cannot be read, and the way out."""
+    shown = ", ".join(examples[:3])
+    noun, verb = ("object", "its store answers") if count == 1 else ("objects", "their stores answer")
+    return (
+        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore what is archived or give the right to read "
+        "it, then run the same command again; or leave it out and quarantine it with --unreadable quarantine"
+    )
 
 
 def _unreadable(message: str, reason: Reason, objects: tuple[str, ...]) -> UnreadableObjectError:

@@ -21,6 +21,8 @@ FOUNDATION = {
 STORES = FOUNDATION | {"tokenshards.pipeline.records", "tokenshards.pipeline.storage.store"}
 SHARDS = STORES | {"tokenshards.pipeline.shards"}
 INPUT = STORES | {
+    "tokenshards.pipeline.sources.source_store",
+    "tokenshards.pipeline.sources.table_uris",
     "tokenshards.pipeline.images.decode",
     "tokenshards.pipeline.sources.fetch",
     "tokenshards.pipeline.sources",
@@ -69,7 +71,18 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.shards": STORES,
     "tokenshards.pipeline.images.resize": {"tokenshards.pipeline.shards.spec"},
     "tokenshards.pipeline.images.decode": FOUNDATION | {"tokenshards.pipeline.shards.spec", "tokenshards.pipeline.images.resize"},
-    "tokenshards.pipeline.sources.fetch": STORES | {"tokenshards.pipeline.storage.redaction"},
+    "tokenshards.pipeline.storage.web_hosts": set(),
+    "tokenshards.pipeline.sources.source_store": STORES
+    | {
+        "tokenshards.pipeline.storage.fsspec_requests",
+        "tokenshards.pipeline.storage.store_waits",
+        "tokenshards.pipeline.storage.request_limit",
+        "tokenshards.pipeline.storage.web_hosts",
+    },
+    "tokenshards.pipeline.sources.table_uris": STORES
+    | {"tokenshards.pipeline.storage.redaction", "tokenshards.pipeline.sources.source_store"},
+    "tokenshards.pipeline.sources.fetch": STORES
+    | {"tokenshards.pipeline.storage.redaction", "tokenshards.pipeline.sources.source_store", "tokenshards.pipeline.sources.table_uris"},
     "tokenshards.pipeline.sources": INPUT,
     "tokenshards.pipeline.tokenizers": SHARDS,
     "tokenshards.pipeline.planning.partition": STORES,

@@ -215,7 +215,7 @@ class S3Remote(Remote):
         if code == "KeyTooLongError":
             return MissingObjectError(path, "S3 keeps no name as long as this", place=where)
         if code == "InvalidObjectState":
-            return TransientStorageError(f"{where}: the object is archived, so that its bytes cannot be read ({why}). Restore it first")
+            return TransientStorageError(f"{where}: the object is archived, so that its bytes cannot be read ({why})", advice="Restore it")
         if isinstance(error, NoCredentialsError):
             if attempt < CREDENTIAL_ATTEMPTS:  # the metadata service of a busy machine may only be slow
                 self.fs.connect(refresh=True)

@@ -250,8 +250,8 @@ class Store:
                         if isinstance(error, _BUGS):
                             raise
                         raise TransientStorageError(
-                            f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
-                            "Check the store, the network and the credentials, then run the command again: it continues"
+                            f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}",
+                            advice="Check the store, the network and the credentials, then run the command again: it continues",
                         ) from None  # the messages of clients may hold what must not be shown
                     if not self.is_local and is_throttling(error):
                         self._limit.throttled()
@@ -289,8 +289,8 @@ class Store:
             return MissingObjectError(path, place=where)
         if _errno_of(error) in _DENIED_ERRNO:
             return TransientStorageError(
-                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))}). Give this user the right to, "
-                "then run the command again: it continues"
+                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))})",
+                advice="Give this user the right to, then run the command again: it continues",
             )
         if _errno_of(error) in _PERMANENT_ERRNO:
             return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(_errno_of(error))})", place=where)
