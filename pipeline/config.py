@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tokenshards.pipeline.errors import ConfigError, shorten
@@ -47,6 +47,10 @@ class RetryConfig:
         _require(self.attempts >= 1, "retry attempts", self.attempts, "at least 1")
 
 
+UNREADABLE = ("stop", "quarantine")
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
     """What counts as an input, and which columns or keys say what."""
@@ -63,9 +67,24 @@ class SourceConfig:
     """Table columns or .json keys kept as `meta.*` columns."""
     tars_per_shard: int = 1
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    allow_private_hosts: bool = False
+    """Tables may name hosts whose addresses are not public."""
+    unreadable: str | None = None
+    """What becomes of objects that cannot be read while their store answers for others: `stop`, `quarantine`, or None for `stop` in one's
+    own stores and `quarantine` for URLs of foreign hosts in a table."""
 
     def __post_init__(self) -> None:
         _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
+        _require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
+
+    def planned(self) -> dict[str, Any]:
+        """Return what shapes the shards, in JSON types: what a plan keeps. How the inputs are reached is that of each run."""
+        shaping = {name: value for name, value in asdict(self).items() if name not in _OF_A_RUN}
+        return {**shaping, "meta": list(self.meta)}
+
+    def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
+        """Return this config with what a plan keeps in place of its own."""
+        return replace(self, **{**planned, "meta": tuple(planned["meta"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

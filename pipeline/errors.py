@@ -11,7 +11,9 @@
     │   └── CorruptObjectError      bytes are not what their checksum or schema promises
     ├── MissingObjectError          an object that must exist does not
     ├── TransientStorageError       a store failed for a while; the retry budget is used up
-    │   └── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
+    │   ├── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
+    │   ├── DiskFullError           there is no room for what must be written
+    │   └── UnreadableObjectError   one object cannot be read, although its store answers for others
     ├── ClusterError                a Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
@@ -25,13 +27,16 @@ Every message says what failed, the value seen, the value expected, and what to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 __all__ = [
     "BadInput",
     "ClusterError",
     "ConfigError",
     "CorruptObjectError",
+    "DiskFullError",
     "FingerprintMismatchError",
     "FormatError",
     "FormatVersionError",
@@ -48,6 +53,8 @@ __all__ = [
     "TooManyBadInputsError",
     "TrainingError",
     "TransientStorageError",
+    "UnreadableObjectError",
+    "describe_unreadable",
     "shorten",
 ]
 
@@ -119,9 +126,16 @@ class MissingObjectError(TokenshardsError):
 
 
 class TransientStorageError(TokenshardsError):
-    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this."""
+    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this.
+
+    Attribute: `words`, the message without the advice that ends it.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(f"{message}. {advice}" if advice else message)
+        self.words = message
 
 
 class StoreAccessError(TransientStorageError):
@@ -136,6 +150,39 @@ class StoreAccessError(TransientStorageError):
     def __init__(self, message: str, *, bad_name: Reason | None = None) -> None:
         super().__init__(message)
         self.bad_name = bad_name
+
+
+class DiskFullError(TransientStorageError):
+    """There is no room for what must be written; trying again does not make any."""
+
+
+class UnreadableObjectError(TransientStorageError):
+    """Objects cannot be read although their store answers for others, by the rule "Permanent or passing" of SPEC.md section 6.
+
+    Attributes: `reason` under which the input is quarantined where that is allowed, `objects` names them.
+    """
+
+    def __init__(self, message: str, *, reason: Reason | None = None, objects: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reason = Reason.UNREADABLE if reason is None else reason
+        self.objects = objects
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unreadable, (str(self), self.reason, self.objects)
+
+
+def describe_unreadable(count: int, examples: Sequence[str]) -> str:
+    """Return one sentence on objects that cannot be read, and the way out."""
+    shown = ", ".join(examples[:3])
+    noun, verb = ("object", "its store answers") if count == 1 else ("objects", "their stores answer")
+    return (
+        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore what is archived or give the right to read "
+        "it, then run the same command again; or leave it out and quarantine it with --unreadable quarantine"
+    )
+
+
+def _unreadable(message: str, reason: Reason, objects: tuple[str, ...]) -> UnreadableObjectError:
+    return UnreadableObjectError(message, reason=reason, objects=objects)
 
 
 class ClusterError(TokenshardsError):
@@ -194,6 +241,13 @@ class Reason(StrEnum):
     NO_IMAGE = "no_image"
     BAD_CONTAINER = "bad_container"
     KILLED_WORKER = "killed_worker"
+    UNREADABLE = "unreadable"
+    DNS = "dns"
+    REFUSED = "refused"
+    HTTP_403 = "http_403"
+    TIMEOUT = "timeout"
+    TOO_SLOW = "too_slow"
+    PRIVATE_HOST = "private_host"
 
 
 class BadInput(Exception):

@@ -55,6 +55,8 @@ class ImageRecord:
     label: Label = None
     meta: dict[str, Any] = field(default_factory=dict)
     uri: str = ""
+    keep_bytes: bool = True
+    """Whether its bytes may go to quarantine: not those of a file outside the folder of the table that names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

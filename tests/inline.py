@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenshards.pipeline.errors import TransientStorageError
+from tokenshards.pipeline.errors import TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.context import open_context
 from tokenshards.pipeline.job.shard_job import tokenize_shard
 from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
@@ -28,6 +28,10 @@ class InlineRunner:
                     shard,
                     on_progress=lambda done, shard=shard: listener.progressed(shard, done.inputs, done.bytes_in, done.quarantined),
                 )
+            except UnreadableObjectError as error:
+                listener.unreadable(len(error.objects), error.objects)
+                failed[shard] = str(error)
+                continue
             except TransientStorageError as error:
                 failed[shard] = str(error)
                 continue

@@ -15,7 +15,7 @@ from tokenshards.pipeline.images.decode import decode_image, image_extensions
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.sources.base import extension
-from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.storage.store import Store, display_url, open_parent
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["EncodedImages", "tokenize_images"]
@@ -54,9 +54,8 @@ def tokenize_images(
 def _files(places: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[Store, str, str]]:
     for place in places:
         shown = display_url(place)
-        parent, _, name = place.rstrip("/").rpartition("/")
-        if extension(name) in image_extensions():
-            yield Store(parent or ("/" if place.startswith("/") else "."), storage_options=options), name, shown
+        if extension(place.rstrip("/")) in image_extensions():
+            yield (*open_parent(place.rstrip("/"), options), shown)
             continue
         source = open_source(place, SourceConfig(storage_options=options))
         if source.kind != "folder":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ def estimate_job(
     price_per_hour: float | None,
 ) -> Estimate:
     """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
-    source = open_source(source_url, source_config)
+    source = open_source(source_url, replace(source_config, unreadable="quarantine"))  # they count as bad inputs of the sample
     views = ViewPolicy.parse(plan_config.views)
     sample_images = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
     config = FitConfig(**{**asdict(fit_config), "sample": min(fit_config.sample, SAMPLE_IMAGES)})

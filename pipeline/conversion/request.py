@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
-from tokenshards.pipeline.errors import PlanError, SourceError
+from tokenshards.pipeline.errors import PlanError, SourceError, UnreadableObjectError
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
@@ -49,6 +49,7 @@ class TokenizeRequest:
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig
     out_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    tokenizer_options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
@@ -89,13 +90,13 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         )
         if wanted not in (default, have)
     ]
-    planned, untouched = plan.source_config({}), SourceConfig()
+    planned, untouched = plan.source_config(SourceConfig()), SourceConfig()
     for name in ("all_files", "image_column", "id_column", "label", "meta", "tars_per_shard"):
         wanted, have = getattr(request.source, name), getattr(planned, name)
         if wanted not in (getattr(untouched, name), have):
             different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")
     if request.tokenizer_url is not None:
-        store, prefix = resolve_tokenizer(request.tokenizer_url, request.out_options)
+        store, prefix = resolve_tokenizer(request.tokenizer_url, request.tokenizer_options)
         fingerprint = load_tokenizer(store, prefix).spec.fingerprint
         if fingerprint != plan.fingerprint:
             different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
@@ -117,8 +118,15 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
     if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
         return
     rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
-    if not any(is_absolute(row.path) or source.info(row.path) is not None for row in rows):
+    if not any(is_absolute(row.path) or _is_there(source, row.path) for row in rows):
         raise SourceError(
             f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
             f"{first.source['url']}. Give the place where these inputs are now, or choose another output"
         )
+
+
+def _is_there(source: Store, path: str) -> bool:
+    try:
+        return source.info(path) is not None
+    except UnreadableObjectError:  # there, though not for us: what becomes of it is for the run to say
+        return True

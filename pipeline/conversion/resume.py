@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
-from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError
+from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError, describe_unreadable
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
@@ -52,6 +53,8 @@ class PlanRun:
         self._runner = runner
         self._reporter = reporter
         self._quarantined_before = 0
+        self._unreadable = 0
+        self._unreadable_examples: list[str] = []
         self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
         self.tally = _Tally()
         self.usage = RunUsage()
@@ -92,7 +95,7 @@ class PlanRun:
             out_url=absolute_url(request.out_url),
             out_options=request.out_options,
             source_url=absolute_url(source_root(request.source_url, request.source).location),
-            source_config=plan.source_config(request.source.storage_options),
+            source_config=plan.source_config(request.source),
             plan_id=plan.plan_id,
             retry=self._store.retry,
             run_uuid=self._heartbeat.record.uuid,
@@ -105,6 +108,8 @@ class PlanRun:
         survey = survey_plan(self._store, plan, spec)
         if failed and not survey.finished:
             shard, message = next(iter(failed.items()))
+            if self._unreadable:
+                message += f"\n{describe_unreadable(self._unreadable, self._unreadable_examples)}"
             raise IncompleteError(
                 f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
                 "Nothing was lost and nothing was quarantined for this. Run the same command again: it continues"
@@ -133,6 +138,11 @@ class PlanRun:
     def abandoned(self, shard: int) -> None:
         """Forget a shard in flight."""
         self.tally.in_flight.pop(shard, None)
+
+    def unreadable(self, count: int, examples: Sequence[str]) -> None:
+        """Count what keeps shards uncommitted, for the message at the end."""
+        self._unreadable += count
+        self._unreadable_examples += examples
 
     def measured(self, usage: RunUsage) -> None:
         """Keep how busy the workers were, for the report and the log."""

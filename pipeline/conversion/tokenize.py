@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
@@ -93,7 +92,7 @@ class Conversion:
                 say(line)
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
-                tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.out_options)
+                tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"its class table of {len(classes)} classes is kept, so labels agree")
@@ -163,12 +162,11 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
 
 def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
     """Return what the plan records of a source; nothing in it is a secret."""
-    options = {name: value for name, value in asdict(config).items() if name != "storage_options"}
     return {
         "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
         "root": readable_text(source.root),
         "kind": source.kind,
-        "options": {**options, "meta": list(config.meta)},
+        "options": config.planned(),
     }
 
 
@@ -188,15 +186,24 @@ def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runn
 
 
 def retry_failed(
-    out_url: str, source_url: str | None, run: RunConfig, options: dict[str, Any], reporter: Reporter, runner: Runner | None = None
+    out_url: str,
+    source_url: str | None,
+    run: RunConfig,
+    options: dict[str, Any],
+    reporter: Reporter,
+    runner: Runner | None = None,
+    reading: SourceConfig | None = None,
 ) -> Outcome | None:
-    """Try quarantined inputs again as a new generation; None when nothing stands in quarantine."""
+    """Try quarantined inputs again as a new generation; None when nothing stands in quarantine.
+
+    `options` are those of the dataset, and of its source too where `reading` does not say how that is reached.
+    """
     store = Store(out_url, storage_options=options, retry=run.retry)
     refuse_beside_live_run(store, "retry failed inputs")
     first = load_plan(store)
     if first is None:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
-    config = first.source_config(options)
+    config = first.source_config(reading or SourceConfig(storage_options=options))
     where = source_url or str(first.source["url"])
     planned = plan_retry(store, source_root(where, config), config)
     if planned is None:

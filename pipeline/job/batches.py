@@ -174,7 +174,10 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
 
 
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
-    data = record.data if record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES else None
+    kept = record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES
+    if isinstance(record, ImageRecord) and not record.keep_bytes:
+        kept = False
+    data = record.data if kept else None
     return {
         "sample_id": record.sample_id,
         "uri": record.uri,

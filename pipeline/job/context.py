@@ -10,6 +10,7 @@ from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.shard_job import InputContext, JobContext
 from tokenshards.pipeline.planning.plan import load_plan
 from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
@@ -33,7 +34,7 @@ def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
             f"{out.url} is planned for pictures decoded by {planned}; {socket.gethostname()} has {DECODER}, which gives other pixels. "
             f"Install {planned.replace('-', ' ')} there, or fit a tokenizer with the decoder that is there"
         )
-    source = Store(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
+    source = SourceStore(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
     return InputContext(
         out=out,
         plan=plan,

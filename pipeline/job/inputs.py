@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, Reason, Stage
+from tokenshards.pipeline.errors import BadInput, Reason, Stage, UnreadableObjectError, describe_unreadable
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources import read_slice
-from tokenshards.pipeline.sources.fetch import display_uri, fetch_ahead, fetch_file
+from tokenshards.pipeline.sources.base import file_record
+from tokenshards.pipeline.sources.fetch import display_uri, expected_bytes, fetch_ahead, fetch_file, urls_to_probe
 from tokenshards.pipeline.storage.store import Store, is_absolute
 
 __all__ = ["read_inputs"]
@@ -41,14 +42,27 @@ def _read_rows(
     files = [row for row in rows if row.kind == "file"]
     threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
-    fetched = fetch_ahead(wanted, lambda row: fetch_file(store, row), threads=threads, ahead=2 * max(1, threads))
+    others = urls_to_probe(wanted)
+
+    def fetch(row: PlanRow) -> bytes | UnreadableObjectError:
+        try:
+            return fetch_file(store, row, config, others=others)
+        except UnreadableObjectError as error:
+            return error
+
+    fetched = fetch_ahead(wanted, fetch, threads=threads, ahead=2 * max(1, threads), size_of=expected_bytes)
+    unreadable: list[UnreadableObjectError] = []
     for row in rows:
         if row.kind != "file":
             committed = frozenset(row.skip or ())
-            for record in read_slice(store, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
-                if record.sample_id in committed:
-                    continue
-                yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
+            try:
+                for record in read_slice(store, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
+                    if unreadable:
+                        break  # nothing is committed any more, and this slice can be read
+                    if record.sample_id not in committed:
+                        yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
+            except UnreadableObjectError as refused:
+                unreadable.append(refused)
         elif row.skip:
             error = BadInput(Reason.DUPLICATE_ID, "an earlier generation committed another input with the same sample id", Stage.FETCH)
             yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=display_uri(store, row.path))
@@ -56,13 +70,19 @@ def _read_rows(
             yield _killer(row.sample_id, display_uri(store, row.path))
         else:
             _, data = next(fetched)
-            if isinstance(data, BadInput):
-                yield FailedRecord(sample_id=row.sample_id, error=data, label=row.label, uri=display_uri(store, row.path))
-            else:
-                uri = display_uri(store, row.path)
-                yield ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
+            if isinstance(data, UnreadableObjectError):
+                unreadable.append(data)
+            elif not unreadable:  # else the others are only read to name all that cannot be
+                yield file_record(store, row, data)
+    if unreadable:
+        raise _all_unreadable(unreadable)
+
+
+def _all_unreadable(errors: list[UnreadableObjectError]) -> UnreadableObjectError:
+    objects = tuple(name for error in errors for name in error.objects)
+    return UnreadableObjectError(f"{describe_unreadable(len(objects), objects)} ({errors[0].words})", objects=objects)
 
 
 def _killer(sample_id: str, uri: str) -> FailedRecord:
-    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung while it handled this input, three times", Stage.DECODE)
+    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung each time that it handled this input", Stage.DECODE)
     return FailedRecord(sample_id=sample_id, error=error, uri=uri)

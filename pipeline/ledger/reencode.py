@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import ConfigError, IncompleteError, PlanError
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.batches import DecodedBatch, decode_batches
@@ -126,24 +127,25 @@ class Reencoding:
         return lines
 
 
-def reencode_sample(store: Store, state: DatasetState, config: ReencodingConfig, options: dict[str, Any]) -> Reencoding:
+def reencode_sample(store: Store, state: DatasetState, config: ReencodingConfig, source: SourceConfig) -> Reencoding:
     """Draw rows of a dataset that was verified, make their ids again in batches of the job's size, and compare.
 
-    The seed decides the rows. One batch and what is read ahead of it are in memory. Raises IncompleteError without a manifest, PlanError
-    for imported tokens, TokenizerError where the tokenizer cannot encode, TransientStorageError when the source fails.
+    `source` says how the source is reached; the seed decides the rows. One batch and what is read ahead of it are in memory.
+    Raises IncompleteError without a manifest, PlanError for imported tokens, TokenizerError where the tokenizer cannot encode,
+    TransientStorageError when the source fails.
     """
     if state.manifest is None or not state.chain:
         raise IncompleteError(f"{store.url} is not complete, so there are no rows to encode again. Finish it with `tokenshards tokenize`")
     if state.chain[0].is_import:
         raise PlanError(f"{store.url} holds tokens imported from {state.chain[0].source['url']}: there are no pictures to encode again")
-    return _Reencoder(store, state, config, load_tokenizer(store, TOKENIZER_FOLDER), options).run()
+    return _Reencoder(store, state, config, load_tokenizer(store, TOKENIZER_FOLDER), source).run()
 
 
 class _Reencoder:
-    def __init__(self, store: Store, state: DatasetState, config: ReencodingConfig, tokenizer: Tokenizer, options: dict[str, Any]) -> None:
+    def __init__(self, store: Store, state: DatasetState, config: ReencodingConfig, tokenizer: Tokenizer, source: SourceConfig) -> None:
         self._store, self._state, self._tokenizer, self._config = store, state, tokenizer, config
         first = state.chain[0]
-        self._source_config = first.source_config(options)
+        self._source_config = first.source_config(source)
         self._source = source_root(config.source_url or str(first.source["url"]), self._source_config)
         self._plan = first
         self._waiting: dict[str, dict[int, Ids]] = {}

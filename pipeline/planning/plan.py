@@ -116,10 +116,9 @@ class Plan:
         """Whether the inputs are tokens of another project, which only its import can read."""
         return self.source["kind"] in IMPORTS
 
-    def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
-        """Return how the source was read, with the credentials of this run, which no plan holds."""
-        options = self.source["options"]
-        return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
+    def source_config(self, asked: SourceConfig) -> SourceConfig:
+        """Return how the source was read, reached as this run asks for: no plan holds credentials."""
+        return asked.with_planned(self.source["options"])
 
     @property
     def config(self) -> PlanConfig:

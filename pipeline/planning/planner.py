@@ -130,9 +130,13 @@ class Listing:
 
     def __enter__(self) -> Listing:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenshards-plan-")
-        self.folder = Path(self._folder.name)
-        self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order)
-        self._spool_and_sample()
+        try:
+            self.folder = Path(self._folder.name)
+            self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order)
+            self._spool_and_sample()
+        except BaseException:  # nobody calls __exit__, and a process that ends by os._exit cleans nothing up
+            self._folder.cleanup()
+            raise
         crash_point("after-listing")
         return self
 

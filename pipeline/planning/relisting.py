@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.planning.plan import Plan, PlanPart, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, relist_parts
@@ -23,7 +24,7 @@ class Relisting:
         self._store = store
         self._chain = chain
         self._url = url or str(chain[0].source["url"])
-        self._config = chain[0].source_config(storage_options)
+        self._config = chain[0].source_config(SourceConfig(storage_options=storage_options))
 
     def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
         """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""

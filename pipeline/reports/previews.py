@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, ConfigError
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
@@ -52,7 +53,15 @@ class Preview:
 
 
 def preview_dataset(
-    url: str, to: str, *, count: int, sample_ids: tuple[str, ...], label: str | None, source_url: str | None, options: dict[str, Any]
+    url: str,
+    to: str,
+    *,
+    count: int,
+    sample_ids: tuple[str, ...],
+    label: str | None,
+    source_url: str | None,
+    options: dict[str, Any],
+    reading: SourceConfig | None = None,
 ) -> Preview:
     """Draw up to `count` images, spread over the dataset, or those asked for by id or class."""
     dataset, samples = _opened(url, to, count, sample_ids, label, options)
@@ -64,7 +73,7 @@ def preview_dataset(
         picture = image_grid(images, captions, columns=min(8, max(1, round(len(images) ** 0.5))))
         _save(picture, to)
         return Preview(to, ids, [])
-    originals = _originals(dataset, source_url, set(ids), options)
+    originals = _originals(dataset, source_url, set(ids), reading or SourceConfig(storage_options=options))
     kept = [index for index, sample_id in enumerate(ids) if sample_id in originals]
     if not kept:
         raise ConfigError(
@@ -138,12 +147,12 @@ def _chosen(dataset: TokenDataset, count: int, sample_ids: tuple[str, ...], labe
         position += len(batch)
 
 
-def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], options: dict[str, Any]) -> dict[str, Pixels]:
+def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], reading: SourceConfig) -> dict[str, Pixels]:
     """Return the preprocessed pixels of the wanted samples, found through the plan."""
     originals: dict[str, Pixels] = {}
     preprocess = dataset.spec.preprocess
     for plan in load_chain(dataset.store):
-        config = plan.source_config(options)
+        config = plan.source_config(reading)
         root = source_root(source_url, config)
         for shard in plan.shard_numbers:
             for record in read_originals(dataset.store, plan, shard, root, config, frozenset(wanted - originals.keys())):

@@ -76,6 +76,9 @@ class RunListener(Protocol):
     def measured(self, usage: RunUsage) -> None:
         """How busy the workers were; once, at the end."""
 
+    def unreadable(self, count: int, examples: Sequence[str]) -> None:
+        """A shard stays uncommitted because of objects that cannot be read while their store answers for others."""
+
     def noted(self, message: str, **details: Any) -> None:
         """Something a person may want to know: a worker died, a store failed, an input was isolated."""
 

@@ -188,7 +188,7 @@ class _LocalRun:
                 self._listener.noted(note, shard=task.shard)
         elif message["event"] == "failed":
             worker.task = None
-            self._queue.failed_once(task, message["kind"], message["message"], time.monotonic())
+            self._queue.failed_once(task, message["kind"], message["message"], time.monotonic(), message.get("unreadable"))
         else:
             worker.task = None
             self._queue.answered(task, message)

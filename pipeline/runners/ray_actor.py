@@ -22,7 +22,7 @@ import ray
 from ray.util.metrics import Counter
 
 from tokenshards.pipeline.code_identity import code_digest
-from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
 from tokenshards.pipeline.job.context import open_inputs
 from tokenshards.pipeline.job.shard_job import InputContext, ShardProgress, shard_batches
@@ -163,6 +163,8 @@ class ShardActor:
             for reference in stream:
                 images_BHWC, rest = ray.get(reference)
                 del reference  # its pixels leave the object store when the batch is encoded, not one batch later
+                if rest.get("unreadable") is not None:
+                    raise UnreadableObjectError(rest["outage"], objects=tuple(rest["unreadable"]))
                 if rest.get("outage") is not None:
                     raise TransientStorageError(rest["outage"])
                 if rest.get("refusal") is not None:
@@ -230,6 +232,8 @@ def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -
             for batch in batches:
                 rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
                 yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
+    except UnreadableObjectError as error:
+        yield nothing, {"outage": str(error), "unreadable": list(error.objects)}
     except TransientStorageError as error:
         yield nothing, {"outage": str(error)}
     except TokenshardsError as error:

@@ -331,7 +331,7 @@ class _RayRun:
             if self._undecided and summary.inputs_seen >= MIN_MEASURED_IMAGES:
                 self._place_decoding(worker, summary)
         elif event["event"] == "failed":
-            self._queue.failed_once(task, event["kind"], event["message"], now)
+            self._queue.failed_once(task, event["kind"], event["message"], now, event.get("unreadable"))
         else:
             self._progress_at = now
             self._queue.answered(task, event)

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig
+from tokenshards.pipeline.errors import DiskFullError
 from tokenshards.pipeline.runners.base import RunListener
 
 __all__ = ["ShardQueue", "ShardTask"]
 
 
+MAX_DISK_FULL = 3
+"""Shards for which there is no room, before a run stops: each has been encoded for nothing."""
 MAX_VANISHED = 5
 """A shard whose workers vanish more often than this is blamed for it: machines do not leave that regularly."""
 
@@ -77,6 +80,7 @@ class ShardQueue:
         self._later: list[tuple[float, int, ShardTask]] = []
         self._counter = itertools.count()
         self.failed: dict[int, str] = {}
+        self._disk_full = 0
 
     def suspects(self) -> int:
         """Return how many tasks wait, with their time come, for a worker to themselves."""
@@ -99,11 +103,20 @@ class ShardQueue:
         self._fresh_left -= 1
         return ShardTask(next(self._fresh))
 
-    def failed_once(self, task: ShardTask, kind: str, message: str, now: float) -> None:
-        """A worker reported a failure of `kind` `transient` or `fatal`: the task waits for its next try, or its budget is used up."""
+    def failed_once(self, task: ShardTask, kind: str, message: str, now: float, unreadable: dict[str, Any] | None = None) -> None:
+        """A worker reported a failure of `kind` `transient`: the task waits for its next try, or its budget is used up.
+
+        `fatal`, `disk_full` and `unreadable` end its budget at once. Raises DiskFullError after the third shard for which there was no
+        room. `unreadable` are the count and examples of the objects of an `unreadable` shard.
+        """
         self._listener.abandoned(task.shard)
         task.failures += 1
-        if kind == "fatal" or task.failures >= self._config.shard_attempts:
+        if unreadable is not None:
+            self._listener.unreadable(**unreadable)
+        self._disk_full += kind == "disk_full"
+        if self._disk_full >= MAX_DISK_FULL:
+            raise DiskFullError(f"{self._disk_full} shards could not be written, so this run stops. The last error: {message}")
+        if kind != "transient" or task.failures >= self._config.shard_attempts:
             self._give_up(task, message)
             return
         task.attempt += 1

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.errors import DiskFullError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.job.context import open_context
 from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, list_sample_ids, probe_shard, tokenize_shard
@@ -25,6 +25,9 @@ __all__ = ["ShardServer"]
 
 MAX_MESSAGE_BYTES = 900
 """Of the JSON text, where a letter that is not ASCII takes six or twelve."""
+
+MAX_NAME = 200
+"""Letters of the name of an object that is given as an example."""
 
 Batches = Callable[[int, frozenset[str]], Generator[DecodedBatch]]
 
@@ -42,6 +45,11 @@ class ShardServer:
         """Do what `ShardTask.command` asks for and return the event; `batches` decodes elsewhere. Every failure is an event."""
         try:
             return self._serve(command, on_progress, batches)
+        except DiskFullError as error:
+            return _failure("disk_full", str(error))
+        except UnreadableObjectError as error:
+            objects = {"count": len(error.objects), "examples": [name[:MAX_NAME] for name in error.objects[:2]]}
+            return {**_failure("unreadable", str(error)[:MAX_NAME]), "unreadable": objects}
         except (TransientStorageError, MemoryError) as error:
             return _failure("transient", f"{type(error).__name__}: {error}")
         except TokenshardsError as error:

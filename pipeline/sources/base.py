@@ -12,9 +12,11 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import fsspec.compression
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, ConfigError, Reason, Stage, shorten
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
-from tokenshards.pipeline.sources.fetch import display_uri, fetch_file
+from tokenshards.pipeline.sources.fetch import display_uri, fetch_file, refuse_unmounted
+from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "as_meta",
     "check_unchanged",
     "extension",
+    "file_record",
     "infer_label_type",
     "infer_meta_type",
     "open_stream",
@@ -105,6 +108,7 @@ class ImageSource(Protocol):
     ordered: bool
     """True where the plan keeps the order of the rows, because reading out of order costs too much."""
     store: Store
+    config: SourceConfig
     summary: SourceSummary
 
     @property
@@ -204,20 +208,29 @@ def infer_meta_type(values: Iterable[object]) -> MetaType:
     return "string"
 
 
-def read_file_row(store: Store, row: PlanRow) -> ImageRecord | FailedRecord:
+def read_file_row(store: Store, row: PlanRow, config: SourceConfig) -> ImageRecord | FailedRecord:
     """Fetch the input of a `file` row; TransientStorageError alone is raised."""
-    uri = display_uri(store, row.path)
     try:
-        data = fetch_file(store, row)
+        return file_record(store, row, fetch_file(store, row, config))
     except BadInput as error:
-        return FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=uri)
-    return ImageRecord(sample_id=row.sample_id, data=data, label=row.label, meta=row.meta, uri=uri)
+        return file_record(store, row, error)
+
+
+def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageRecord | FailedRecord:
+    """Return the record of a `file` row with what its fetch gave."""
+    uri = display_uri(store, row.path)
+    if isinstance(fetched, BadInput):
+        return FailedRecord(sample_id=row.sample_id, error=fetched, label=row.label, uri=uri)
+    keep = not is_outside(store, row.path)
+    return ImageRecord(sample_id=row.sample_id, data=fetched, label=row.label, meta=row.meta, uri=uri, keep_bytes=keep)
 
 
 def check_unchanged(store: Store, row: PlanRow) -> None:
     """Ask the store once whether a container is still what was planned; raises BadInput where it is missing or changed."""
     now = store.info(row.path)
     if now is None:
+        if store.is_local:
+            refuse_unmounted(store, row.path)
         raise BadInput(Reason.MISSING, f"{display_uri(store, row.path)}: the object does not exist", Stage.FETCH)
     if not now.regular:
         raise BadInput(Reason.NOT_A_FILE, f"{display_uri(store, row.path)} is not a file", Stage.FETCH)

@@ -8,60 +8,119 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from itertools import islice, zip_longest
+from typing import Any, TypeVar
 
-import fsspec
-from fsspec.core import split_protocol
-
-from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, StoreAccessError, TransientStorageError, shorten
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import (
+    BadInput,
+    MissingObjectError,
+    Reason,
+    Stage,
+    StoreAccessError,
+    TransientStorageError,
+    UnreadableObjectError,
+    shorten,
+)
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
+from tokenshards.pipeline.sources.source_store import HostStore, host_of
+from tokenshards.pipeline.sources.table_uris import locate
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
 
-__all__ = ["MAX_BYTES", "display_uri", "fetch_ahead", "fetch_file"]
+__all__ = [
+    "MAX_BYTES",
+    "display_uri",
+    "expected_bytes",
+    "fetch_ahead",
+    "fetch_file",
+    "refuse_unmounted",
+    "unreadable_input",
+    "urls_to_probe",
+]
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
 """Largest encoded image that is read, in bytes."""
+AHEAD_BYTES = 256 << 20
+"""Encoded images of one shard that are read before they are asked for, in bytes."""
+UNKNOWN_BYTES = 4 << 20
+"""What a URL of a table counts against that while it is on its way."""
+PROBED_ROWS = 4096
+URLS_OF_A_HOST = 16
+ONE_SOURCE = SourceConfig()
 
 _MISSING_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
-_foreign_stores: dict[tuple[str, str, str], Store] = {}
 
-
-def fetch_file(store: Store, row: PlanRow, *, max_bytes: int = MAX_BYTES) -> bytes:
+def fetch_file(
+    store: Store, row: PlanRow, config: SourceConfig = ONE_SOURCE, *, others: Sequence[str] = (), max_bytes: int = MAX_BYTES
+) -> bytes:
     """Return the bytes of a planned file below `store`, or at the absolute URL or local path that a table gave.
 
     A local file is opened once without ever blocking (a pipe is refused) and must have the planned size and time of change. A remote object
     costs one request: its length is always compared, and where the planned version is an MD5, as the etags of S3 mostly are, so is the
     content; only on a mismatch is the store asked again, since an etag of an encrypted object is no MD5. Other versions would
-    cost a request per object and are not compared. An absolute URL is read with the options of `store` where both use one protocol.
-    Raises BadInput at stage FETCH for permanent causes (missing, not a file, too large, changed since the plan, a URI that cannot be
-    opened or names a bucket that is not there) and TransientStorageError when the store fails, or the bucket of the source is not there.
+    cost a request per object and are not compared. An absolute URL is read with the options of `store` where both use one protocol;
+    `others` are URLs of the same table, which may be asked for when its host fails.
+
+    Raises BadInput at stage FETCH for permanent causes (missing, not a file, too large, changed since the plan, a URI that a table may not
+    name or that names a bucket that is not there, and what cannot be read where `config.unreadable` allows that); UnreadableObjectError
+    where it does not; other TransientStorageErrors when the store fails, or the bucket of the source is not there.
     """
-    source, (store, path) = store, _locate(store, row.path)
+    source, (store, path) = store, locate(store, row.path, config)
     if row.size > max_bytes:
         raise _too_large(row.size, max_bytes)
     try:
-        return _read_local(store, path, row, max_bytes) if store.is_local else _read_remote(store, path, row, max_bytes)
+        if store.is_local:
+            return _read_local(store, path, row, max_bytes)
+        if isinstance(store, HostStore):
+            return store.fetch(path, others, lambda: _read_remote(store, path, row, max_bytes))
+        return _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
         raise BadInput(Reason.MISSING, _readable(str(error)), Stage.FETCH) from None
     except StoreAccessError as error:
         if store is source or error.bad_name is None:
             raise
         raise BadInput(error.bad_name, _readable(str(error)), Stage.FETCH) from None
+    except UnreadableObjectError as error:
+        raise unreadable_input(error, config, foreign=isinstance(store, HostStore)) from None
 
 
-def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahead: int) -> Iterator[tuple[R, T | BadInput]]:
+def unreadable_input(error: UnreadableObjectError, config: SourceConfig, *, foreign: bool = False) -> BadInput | UnreadableObjectError:
+    """Return what to raise for an object that cannot be read: BadInput where it may be quarantined, else the error as it is."""
+    allowed = config.unreadable or ("quarantine" if foreign else "stop")
+    return BadInput(error.reason, _readable(error.words), Stage.FETCH) if allowed == "quarantine" else error
+
+
+def urls_to_probe(rows: Iterable[PlanRow]) -> list[str]:
+    """Return some URLs that a table gave, of as many hosts as there are: when one host fails, others may be asked for theirs."""
+    by_host: dict[str, list[str]] = {}
+    for row in islice(rows, PROBED_ROWS):
+        if row.path.startswith(("http://", "https://")):
+            urls = by_host.setdefault(host_of(row.path), [])
+            if len(urls) < URLS_OF_A_HOST:
+                urls.append(row.path)
+    return [url for urls in zip_longest(*by_host.values()) for url in urls if url is not None]
+
+
+def fetch_ahead(
+    rows: Iterable[R],
+    fetch: Callable[[R], T],
+    *,
+    threads: int,
+    ahead: int,
+    size_of: Callable[[R], int] = lambda row: 0,
+    budget_bytes: int = AHEAD_BYTES,
+) -> Iterator[tuple[R, T | BadInput]]:
     """Yield (row, what `fetch` returns or BadInput) in the order of `rows`, at most `ahead` of them fetched before they are asked for.
 
-    `threads=0` fetches inline. Exceptions other than BadInput end the iteration at their row. Closing the generator drops what is queued
-    and waits for the reads in flight.
+    Nor are more fetched than fit in `budget_bytes` by `size_of`, unless one alone does not. `threads=0` fetches inline. Exceptions other
+    than BadInput end the iteration at their row. Closing the generator drops what is queued and waits for the reads in flight.
     """
 
     def attempt(row: R) -> T | BadInput:
@@ -78,6 +137,9 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         for row in rows:
+            while pending and _held(pending, size_of) + size_of(row) > budget_bytes:
+                first, future = pending.popleft()
+                yield first, future.result()
             pending.append((row, pool.submit(attempt, row)))
             if len(pending) >= max(1, ahead):
                 first, future = pending.popleft()
@@ -87,6 +149,24 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
             yield first, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _held(pending: Iterable[tuple[R, Future[T | BadInput]]], size_of: Callable[[R], int]) -> int:
+    """Return the bytes that are read or will be: the real ones of what is there, those that are expected of what is on its way."""
+    return sum(_size_of_result(future.result()) if _is_read(future) else size_of(row) for row, future in pending)
+
+
+def _is_read(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _size_of_result(result: object) -> int:
+    return len(result) if isinstance(result, bytes) else 0
+
+
+def expected_bytes(row: PlanRow) -> int:
+    """Return the bytes that reading a file will hold, a guess where a table gave a URL."""
+    return row.size if row.size >= 0 else UNKNOWN_BYTES
 
 
 def display_uri(store: Store, path: str) -> str:
@@ -99,38 +179,24 @@ def _readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _locate(store: Store, path: str) -> tuple[Store, str]:
-    """Return the store that holds `path` and the path inside it; stores of other hosts are made once."""
-    if not path:
-        raise BadInput(Reason.BAD_URI, "the table gives no URI; expected a path or a URL", Stage.FETCH)
-    if not is_absolute(path):
-        return store, path
-    protocol, rest = split_protocol(path)
-    if protocol in (None, "file", "local"):
-        return _foreign_store(store, "file", "", "/"), rest.lstrip("/")
+def refuse_unmounted(store: Store, path: str) -> None:
+    """Raise TransientStorageError where not this file alone is gone but the disk: its folder is not there, or only a mount point is."""
+    if not os.path.isdir(store.root):
+        raise TransientStorageError(
+            f"{store.root}: the folder of the source is gone", advice="Mount or move it back, then run the command again: it continues"
+        )
+    folder = os.path.dirname(store.join(path))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
     try:
-        if "::" in path:
-            raise ValueError("a chain of URLs")
-        fsspec.get_filesystem_class(protocol)
-    except ValueError as error:
-        expected = "expected a path or a URL whose scheme fsspec knows, such as s3://bucket/key"
-        raise BadInput(Reason.BAD_URI, f"{shorten(display_url(path))} cannot be opened ({error}); {expected}", Stage.FETCH) from None
-    if protocol in S3_PROTOCOLS and has_credentials(path):
-        detail = f"{display_url(path)} was given with credentials in the URL; expected s3://BUCKET/KEY"
-        raise BadInput(Reason.BAD_URI, detail, Stage.FETCH)
-    host, _, inside = rest.partition("/")
-    return _foreign_store(store, protocol, host, f"{protocol}://{host}"), inside
-
-
-def _foreign_store(store: Store, protocol: str, host: str, url: str) -> Store:
-    # Options belong to a protocol: the endpoint and keys of one store would only confuse another.
-    same = split_protocol(store.url)[0] == protocol
-    options = store.storage_options if same else {}
-    key = (protocol, host, repr(sorted(options.items(), key=str)))
-    found = _foreign_stores.get(key)
-    if found is None:
-        found = _foreign_stores[key] = Store(url, storage_options=options, retry=store.retry)
-    return found
+        empty = not os.listdir(folder)
+    except OSError:  # it may not be listed, so something is mounted
+        return
+    if empty:
+        raise TransientStorageError(
+            f"{folder}: this folder is empty, and planned inputs lie in it, such as {display_uri(store, path)}",
+            advice="If a disk belongs there, mount it; if the inputs were deleted, remove the empty folder. Then run the command again",
+        )
 
 
 def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
@@ -141,10 +207,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
         raise BadInput(Reason.BAD_URI, f"{shorten(path)} cannot be a file name", Stage.FETCH) from None
     except OSError as error:
         if error.errno in _MISSING_ERRNO:
-            if not os.path.isdir(store.root):  # the disk is gone, not this file
-                raise TransientStorageError(
-                    f"{store.root}: the folder of the source is gone. Mount or move it back, then run the command again: it continues"
-                ) from None
+            refuse_unmounted(store, path)
             raise MissingObjectError(display_uri(store, path), os.strerror(error.errno)) from None
         if error.errno == errno.ENXIO:
             raise _not_a_file(store, path) from None

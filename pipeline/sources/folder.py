@@ -60,4 +60,4 @@ class FolderSource:
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
         """Yield the one record of a file row."""
-        yield read_file_row(self.store, row)
+        yield read_file_row(self.store, row, self.config)

@@ -18,6 +18,7 @@ from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
+from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.table import TableSource, read_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
@@ -60,7 +61,7 @@ def read_slice(
         return read_tar(store, row, config, label_type, meta_types)
     if row.kind == "rows":
         return read_rows(store, row, config, label_type, meta_types)
-    return iter((read_file_row(store, row),))
+    return iter((read_file_row(store, row, config),))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -84,7 +85,7 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
     protocol, path = split_protocol(url)
     if protocol is None and url.startswith("pipe:"):
         raise SourceError(f"{url[:60]}: commands are never run as a source; expected a path or a URL of files")
-    whole = Store(url.rstrip("/") or "/", storage_options=config.storage_options)
+    whole = SourceStore(url.rstrip("/") or "/", storage_options=config.storage_options)
     magic = _MAGIC.search(path)
     named = magic is not None or extension(path) in TAR_EXTENSIONS | TABLE_EXTENSIONS
     if not named or (protocol not in ("http", "https") and _is_folder(whole)):  # a web server would send the whole tar as its "listing"
@@ -92,7 +93,7 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
     cut = path.rfind("/", 0, magic.start() if magic else None)
     folder = path[: max(cut, 0)]
     root = f"{protocol}://{folder}" if protocol else folder or ("/" if cut == 0 else ".")
-    return Store(root, storage_options=config.storage_options), path[cut + 1 :]
+    return SourceStore(root, storage_options=config.storage_options), path[cut + 1 :]
 
 
 def _is_pattern(store: Store, pattern: str) -> bool:

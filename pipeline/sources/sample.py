@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import ImageSource
-from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file
+from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file, urls_to_probe
 
 __all__ = ["SampledImage", "decoded_sample"]
 
@@ -32,22 +34,25 @@ class SampledImage:
 def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[SampledImage | FailedRecord]:
     """Yield what becomes of about `limit` inputs of the sampled rows; tars and table slices give an equal share each, from their start."""
 
+    config = replace(source.config, unreadable="quarantine")  # what cannot be read is left out of a sample, as what cannot be decoded is
+    others = urls_to_probe(rows)
+
     def load(item: PlanRow | ImageRecord | FailedRecord) -> SampledImage:
         if isinstance(item, FailedRecord):
             raise item.error
-        data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item)
+        data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item, config, others=others)
         return SampledImage(item.sample_id, sha256_hex(data), len(data), decode_image(data, preprocess))
 
     threads = max(2, os.cpu_count() or 1)  # reading waits and decoding releases the GIL
-    for item, outcome in fetch_ahead(_items(source, rows, limit), load, threads=threads, ahead=4 * threads):
+    for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
         yield FailedRecord(sample_id=item.sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
 
 
-def _items(source: ImageSource, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:
+def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:
     slices = [row for row in rows if row.kind != "file"][:MAX_SAMPLED_SLICES]
     for row in slices:
         left = -(-limit // len(slices))  # failures are told and take no picture's place
-        for record in source.read(row):
+        for record in read_slice(source.store, row, config, source.summary.label_type, source.summary.meta_types):
             yield record
             left -= isinstance(record, ImageRecord)
             if left == 0:

@@ -21,7 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, SourceError, Stage, TransientStorageError, shorten
+from tokenshards.pipeline.errors import (
+    BadInput,
+    MissingObjectError,
+    Reason,
+    SourceError,
+    Stage,
+    TransientStorageError,
+    UnreadableObjectError,
+    shorten,
+)
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import (
     LabelType,
@@ -39,7 +48,8 @@ from tokenshards.pipeline.sources.base import (
     valid_utf8,
 )
 from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
+from tokenshards.pipeline.sources.table_uris import is_outside, names_local_file
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TableSource", "read_rows"]
@@ -78,6 +88,8 @@ class TableSource:
         self.config = config
         self.files = files
         self.summary = SourceSummary(noun="table")
+        self._outside = 0
+        """Rows that name local files outside the folder of the table."""
 
     @property
     def root(self) -> str:
@@ -90,6 +102,7 @@ class TableSource:
         Raises SourceError where a table cannot be read, lacks a column, contradicts the first, or repeats an id of `id_column`.
         """
         self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored)
+        self._outside = 0
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None
         for info in self.files:
@@ -117,13 +130,15 @@ class TableSource:
                     yield from self._uri_rows(info.path, columns, rows, where)
         if id_hashes:
             self._refuse_repeated_ids(np.concatenate(id_hashes))
+        if self._outside:
+            summary.notes.append(self._outside_note())
         if summary.label_type is None:
             summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
         """Yield a record for each row of one slice."""
         if row.kind == "file":
-            yield read_file_row(self.store, row)
+            yield read_file_row(self.store, row, self.config)
         else:
             yield from read_rows(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
 
@@ -189,7 +204,14 @@ class TableSource:
             summary.rows += 1
             summary.take_label(label)
             resolved = _resolved(self.store, path, valid_utf8(uri or ""))
+            local, outside = names_local_file(resolved), is_outside(self.store, resolved)
+            self._outside += outside or (local and not self.store.is_local)
             yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
+
+    def _outside_note(self) -> str:
+        if self.store.is_local:
+            return f"{self._outside:,} rows name files outside {self.store.root}: where one fails, its bytes are not kept in quarantine"
+        return f"{self._outside:,} rows name local files, which a table in a store may not: they will be quarantined as {Reason.BAD_URI}"
 
     def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
         hashes.sort()
@@ -235,6 +257,11 @@ def read_rows(
                 yield _record(values, columns, sample_id, f"{uri}#{number - 1}", label_type, meta_types)
         if number < row.row_stop:
             raise EOFError(f"the table ends before row {number}")
+    except UnreadableObjectError as error:
+        allowed = unreadable_input(error, config)
+        if isinstance(allowed, UnreadableObjectError):
+            raise
+        failure = allowed
     except TransientStorageError:
         raise
     except MissingObjectError as error:

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, shorten
+from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, UnreadableObjectError, shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import (
@@ -33,7 +33,7 @@ from tokenshards.pipeline.sources.base import (
     open_stream,
     readable_text,
 )
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TarSource", "read_tar"]
@@ -59,6 +59,7 @@ class _Damaged(Exception):
     def __init__(self, offset: int, cause: Exception) -> None:
         super().__init__(f"cannot be read on from byte {offset}: {type(cause).__name__}: {cause}")
         self.offset = offset
+        self.cause = cause
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -148,7 +149,17 @@ def read_tar(
             yield _record(sample, sample_id, uri, config, label_type, meta_types)
     except _Damaged as damage:
         sample_id = f"{row.sample_id}#@{damage.offset}" if damage.offset else row.sample_id
-        yield FailedRecord(sample_id=sample_id, error=BadInput(Reason.BAD_CONTAINER, f"{uri} {damage}", Stage.FETCH), uri=uri)
+        failure: BadInput | UnreadableObjectError = BadInput(Reason.BAD_CONTAINER, f"{uri} {damage}", Stage.FETCH)
+        if isinstance(damage.cause, UnreadableObjectError):
+            failure = unreadable_input(damage.cause, config)
+        if isinstance(failure, UnreadableObjectError):
+            raise failure from None
+        yield FailedRecord(sample_id=sample_id, error=failure, uri=uri)
+    except UnreadableObjectError as error:
+        failure = unreadable_input(error, config)
+        if isinstance(failure, UnreadableObjectError):
+            raise
+        yield FailedRecord(sample_id=row.sample_id, error=failure, uri=uri)
     except MissingObjectError as error:
         yield FailedRecord(sample_id=row.sample_id, error=BadInput(Reason.MISSING, str(error), Stage.FETCH), uri=uri)
     except BadInput as error:
@@ -177,6 +188,8 @@ def _samples(store: Store, path: str, size: int) -> Iterator[_Sample]:
                     continue
                 content = archive.extractfile(member)
                 sample.members[suffix] = content.read() if content else b""
+    except UnreadableObjectError as error:
+        raise _Damaged(position, error) from error
     except (TransientStorageError, MissingObjectError, BadInput, MemoryError):
         raise
     except Exception as error:  # tar and decompressors raise many types; RangeReader tells the store's failures from them

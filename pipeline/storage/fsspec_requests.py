@@ -78,7 +78,7 @@ class Remote:
                 page.further.append(Folder(entry["name"], folder.depth + 1))
         return page
 
-    def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
+    def hopeless(self, error: Exception, path: str, where: str, attempt: int) -> TokenshardsError | None:
         """Return what to raise instead of trying again, None where another attempt may succeed."""
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -14,6 +15,8 @@ from tokenshards.pipeline.errors import TransientStorageError
 __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "list_local", "local_info", "write_local"]
 
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+"""What some network file systems answer to an fsync of a folder; the file itself is written and renamed by then."""
 
 
 @dataclass(slots=True)  # not frozen, which would double the time that each of 10^8 objects takes to list
@@ -48,9 +51,17 @@ def write_local(full: str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename survive a power cut before anything refers to the object, where the file system can do that for folders."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut before anything refers to the object
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(folder)
 

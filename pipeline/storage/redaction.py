@@ -8,7 +8,7 @@ from typing import Any
 
 from fsspec.core import split_protocol
 
-__all__ = ["S3_PROTOCOLS", "display_url", "has_credentials", "masked"]
+__all__ = ["S3_PROTOCOLS", "display_url", "has_credentials", "looks_secret", "masked"]
 
 S3_PROTOCOLS = ("s3", "s3a")
 MASK = "***"
@@ -18,6 +18,12 @@ _AFTER_URL = ".,;:!|)]}"
 _PUBLIC_OPTIONS = {"region", "region_name", "endpoint_url", "profile", "project", "username", "account_name"}
 """Options whose values may be shown: they name places, and appear in messages for good reasons."""
 _SHORTEST_SECRET = 4
+_SECRET_WORDS = {
+    *("auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "jwt", "key", "oauth", "pass", "passphrase"),
+    *("passwd", "password", "pwd", "sas", "secret", "sig", "signature", "token"),
+}
+_SECRET_PARTS = ("accesskey", "accountkey", "apikey", "connectionstring", "password", "secret")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 def display_url(url: str) -> str:
@@ -44,6 +50,14 @@ def _has_secret_key(protocol: str, rest: str) -> bool:
     return protocol in S3_PROTOCOLS and ":" in first and not first.startswith("arn:") and "@" in rest
 
 
+def looks_secret(name: str) -> bool:
+    """Return whether an option or a query parameter of this name would hold a secret, such as `account_key` or `X-Amz-Signature`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if "kms" in name.lower():  # the id of a key is no key
+        return False
+    return bool(_SECRET_WORDS & set(words)) or any(part in "".join(words) for part in _SECRET_PARTS)
+
+
 def masked(text: str, options: Mapping[str, Any]) -> str:
     """Return a message of a store's client as it may be shown: URLs cut to `display_url`, values of storage options replaced."""
     for secret in sorted(_secrets(options), key=len, reverse=True):
@@ -56,9 +70,13 @@ def _cut(match: re.Match[str]) -> str:
     return display_url(url) + match[0][len(url) :]
 
 
-def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+def _secrets(options: Mapping[str, Any], under_secret: bool = False) -> Iterator[str]:
+    """Yield what no message may show. Of options that are not named as secrets, plain words and numbers, such as `path`, may be shown."""
     for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets(value)
-        elif isinstance(value, str) and name not in _PUBLIC_OPTIONS and len(value) >= _SHORTEST_SECRET:
-            yield value
+        secret = under_secret or looks_secret(str(name))
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Mapping):
+                yield from _secrets(one, secret)
+            elif isinstance(one, str | int) and not isinstance(one, bool) and len(text := str(one)) >= _SHORTEST_SECRET:
+                if name not in _PUBLIC_OPTIONS and (secret or not text.isalnum()):
+                    yield text

@@ -1,4 +1,4 @@
-"""How many requests a process keeps in flight to one store: more while that helps, half as many when the store asks to slow down."""
+"""How many requests a process keeps in flight to one store: a fixed number, half as many each time the store asks to slow down."""
 
 from __future__ import annotations
 
@@ -6,39 +6,31 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
-__all__ = ["AdaptiveLimit", "is_throttling", "shared_limit", "status_of"]
+__all__ = ["MOST", "RequestLimit", "is_throttling", "shared_limit", "status_of"]
 
-START = 16
-MOST = 64
+MOST = 32
 CUT_PAUSE_SECONDS = 1.0
 """Requests that were in flight when the limit was cut still fail: they do not count again."""
-HOLD_WINDOWS = 8
-WORTH_IT = 1.05
+RECOVERY_ROUNDS = 8
+"""After so many times `limit` requests without a complaint, the limit rises by one."""
 _CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "BandwidthLimitExceeded"}
 
-_limits: dict[Hashable, AdaptiveLimit] = {}
 _guard = threading.Lock()
 
 
-class AdaptiveLimit:
-    """A limit of requests in flight; safe for threads.
+class RequestLimit:
+    """A limit of requests in flight; safe for threads. It starts at `most`, is halved on `throttled`, and recovers slowly."""
 
-    Additive growth: after each window of requests that used the limit up it is raised by an eighth, and lowered again, and held, where
-    the rate did not rise by 5 %. Multiplicative decrease: halved, at most once a second, on `throttled`.
-    """
-
-    def __init__(self, *, start: int = START, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
         self._clock = clock
         self._free = threading.Condition()
-        self._limit = start
+        self._limit = most
         self._in_flight = 0
         self._cut_at = float("-inf")
-        self._hold = 0
-        self._before: tuple[int, float] | None = None
-        """Limit and rate before the last raise, while that is on trial."""
-        self._begin_window()
+        self._since_change = 0
 
     @property
     def value(self) -> int:
@@ -50,7 +42,6 @@ class AdaptiveLimit:
         """Hold one place among the requests in flight, waiting for it where need be."""
         with self._free:
             while self._in_flight >= self._limit:
-                self._used_up = True
                 self._free.wait()
             self._in_flight += 1
         try:
@@ -58,42 +49,31 @@ class AdaptiveLimit:
         finally:
             with self._free:
                 self._in_flight -= 1
-                self._count += 1
-                if self._count >= 2 * self._limit:
-                    self._judge()
+                self._since_change += 1
+                if self._limit < self._most and self._since_change >= RECOVERY_ROUNDS * self._limit:
+                    self._limit, self._since_change = self._limit + 1, 0
                 self._free.notify_all()
 
     def throttled(self) -> None:
-        """The store asked to slow down."""
+        """Halve the limit, at most once a second, because the store asked to slow down."""
         with self._free:
             now = self._clock()
             if now - self._cut_at < CUT_PAUSE_SECONDS:
                 return
-            self._cut_at = now
+            self._cut_at, self._since_change = now, 0
             self._limit = max(1, self._limit // 2)
-            self._before, self._hold = None, HOLD_WINDOWS
-            self._begin_window()
-
-    def _judge(self) -> None:
-        rate = self._count / max(1e-9, self._clock() - self._since)
-        if self._used_up:
-            if self._before is not None and rate < WORTH_IT * self._before[1]:
-                self._limit, self._before, self._hold = self._before[0], None, HOLD_WINDOWS
-            elif self._hold:
-                self._hold -= 1
-            else:
-                self._before = self._limit, rate
-                self._limit = min(self._most, self._limit + max(1, self._limit // 8))
-        self._begin_window()
-
-    def _begin_window(self) -> None:
-        self._count, self._since, self._used_up = 0, self._clock(), False
 
 
-def shared_limit(store: Hashable) -> AdaptiveLimit:
-    """Return the one limit that this process has for a store."""
+_limits: WeakValueDictionary[Hashable, RequestLimit] = WeakValueDictionary()
+
+
+def shared_limit(store: Hashable) -> RequestLimit:
+    """Return the one limit that this process has for a store, as long as somebody holds it: a table may name a million hosts."""
     with _guard:
-        return _limits.setdefault(store, AdaptiveLimit())
+        found = _limits.get(store)
+        if found is None:
+            found = _limits[store] = RequestLimit()
+        return found
 
 
 def status_of(error: BaseException) -> tuple[int, str]:

@@ -26,7 +26,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, Reason, StoreAccessError, TokenshardsError
+from tokenshards.pipeline.errors import ConfigError, MissingObjectError, Reason, StoreAccessError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import Remote
 from tokenshards.pipeline.storage.listing import Folder, Page
 from tokenshards.pipeline.storage.redaction import display_url, masked
@@ -48,7 +48,6 @@ MANY_FOLDERS = 500
 SPARSE_KEYS = 10
 CREDENTIAL_ATTEMPTS = 3
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
-_NOT_FOUND = 404
 
 _CREDENTIALS = ("key", "secret", "token", "username", "password")
 _OF_FSSPEC = {"use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache"}
@@ -88,7 +87,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
             expected = f"a JSON object, such as {_EXAMPLES.get(name, f'{name}={{}}')}"
             raise ConfigError(f"--storage-option {name} is of type {type(value).__name__}; expected {expected}")
-        # Digits alone are a number to who reads the command line.
+        # The command line parses an all-digit value as a number.
         if name in _CREDENTIALS and not isinstance(value, str | None) and type(value) is not int:
             seen = type(value).__name__
             raise ConfigError(f"--storage-option {name} is of type {seen}; expected text, in quotes of its own: '{name}=\"…\"'")
@@ -208,13 +207,15 @@ class S3Remote(Remote):
             page.further.append(Folder(folder.path, folder.depth, folder.deep, answer["NextContinuationToken"]))
         return page
 
-    def hopeless(self, error: Exception, where: str, attempt: int) -> TokenshardsError | None:
+    def hopeless(self, error: Exception, path: str, where: str, attempt: int) -> TokenshardsError | None:
         """Return a StoreAccessError for a missing bucket, credentials or profile, MissingObjectError for a key that cannot exist."""
         code, why = status_of(error)[1], masked(str(error), self.fs.storage_options)
         if code in ("NoSuchBucket", "InvalidBucketName"):
             return self._no_bucket(where, Reason.MISSING if code == "NoSuchBucket" else Reason.BAD_URI)
         if code == "KeyTooLongError":
-            return MissingObjectError(where, "S3 keeps no name as long as this")
+            return MissingObjectError(path, "S3 keeps no name as long as this", place=where)
+        if code == "InvalidObjectState":
+            return TransientStorageError(f"{where}: the object is archived, so that its bytes cannot be read ({why})", advice="Restore it")
         if isinstance(error, NoCredentialsError):
             if attempt < CREDENTIAL_ATTEMPTS:  # the metadata service of a busy machine may only be slow
                 self.fs.connect(refresh=True)
@@ -226,7 +227,7 @@ class S3Remote(Remote):
         if isinstance(error, ProfileNotFound | PartialCredentialsError | InvalidRegionError):
             return StoreAccessError(f"{where}: S3 cannot be opened: {why}. Check the profile, the AWS_ variables and --storage-option")
         if isinstance(error, ParamValidationError):
-            expected = "expected s3://BUCKET/KEY with a bucket of 3 to 63 small letters"
+            expected = "expected s3://BUCKET/KEY with a bucket of 3 to 63 lowercase letters, digits, dots or hyphens"
             return StoreAccessError(f"{where}: no name that S3 can have; {expected}", bad_name=Reason.BAD_URI)
         if isinstance(error, ValueError) and "endpoint" in str(error).lower():
             why = re.sub(r"\S+@", "", why)  # what is no URL may hold a password all the same

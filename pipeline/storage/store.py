@@ -8,11 +8,12 @@ limit of requests in flight (throttle.py); all retries are made here.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -22,22 +23,27 @@ from fsspec.core import split_protocol
 from fsspec.utils import glob_translate
 
 from tokenshards.pipeline.config import RetryConfig
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
+from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent"]
 
 T = TypeVar("T")
 
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
+_DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
+_FULL_STATUS = 507
 _WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
+_operation_numbers = itertools.count()
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
 
@@ -79,9 +85,17 @@ class Store:
             self.fs, root = self._open(str(protocol))
         except ConfigError:
             raise
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             why = masked(str(error), self.storage_options)
-            raise ConfigError(f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows") from None
+            raise ConfigError(
+                f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows, with its own options"
+            ) from None
+        except Exception as error:  # some clients connect when they are made, and raise their own types
+            why = masked(f"{type(error).__name__}: {error}", self.storage_options)
+            raise TransientStorageError(
+                f"{self.url}: its store cannot be reached ({why}). Check the store, the network and the credentials, "
+                "then run the command again: it continues"
+            ) from None
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
         endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
@@ -212,50 +226,85 @@ class Store:
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
         where = self.place(path)
-        for attempt in range(1, self.retry.attempts + 1):
-            try:
-                if self.is_local:
-                    return operation()
-                with self._limit.slot():
-                    return operation()
-            except NotADirectoryError:
-                raise MissingObjectError(
-                    path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
-                ) from None
-            except TokenshardsError:
-                raise
-            except Exception as error:  # clients of stores raise their own types for the same outages
-                if (final := self._final(error, path, where, verb, attempt)) is not None:
-                    raise final from None
-                if attempt == self.retry.attempts:
-                    if isinstance(error, _BUGS):
-                        raise
+        first_failure: float | None = None
+        number = next(_operation_numbers)
+        try:
+            for attempt in range(1, self.retry.attempts + 1):
+                try:
+                    if self.is_local:
+                        return operation()
+                    with self._limit.slot():
+                        return operation()
+                except NotADirectoryError:
+                    raise MissingObjectError(
+                        path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
+                    ) from None
+                except TokenshardsError:
+                    raise
+                except Exception as error:  # clients of stores raise their own types for the same outages
+                    if (final := self._final(error, path, where, verb, attempt)) is not None:
+                        raise final from None
                     said = str(error) or ("it did not end in time" if isinstance(error, TimeoutError) else "its client gives no reason")
                     cause = masked(f"{type(error).__name__}: {said}", self.storage_options)
-                    raise TransientStorageError(
-                        f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}. "
-                        "Check the store, the network and the credentials, then run the command again: it continues"
-                    ) from None  # the messages of clients may hold what must not be shown
-                if not self.is_local and is_throttling(error):
-                    self._limit.throttled()
-                delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
-                time.sleep(delay * random.uniform(0.5, 1.0))
+                    if attempt == self.retry.attempts:
+                        if isinstance(error, _BUGS):
+                            raise
+                        raise TransientStorageError(
+                            f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}",
+                            advice="Check the store, the network and the credentials, then run the command again: it continues",
+                        ) from None  # the messages of clients may hold what must not be shown
+                    if not self.is_local and is_throttling(error):
+                        self._limit.throttled()
+                    first_failure = time.monotonic() if first_failure is None else first_failure
+                    left = self.retry.attempts - attempt
+                    report_retry(
+                        number,
+                        StoreWait(place=where, verb=verb, error=cause, attempt=attempt, retries_left=left, since=first_failure),
+                    )
+                    delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
+                    time.sleep(delay * random.uniform(0.5, 1.0))
+        finally:
+            if first_failure is not None:
+                report_over(number)
         raise AssertionError("unreachable")
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return what to raise for an error that another attempt cannot mend."""
+        if verb == "write" and (_errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
+            return DiskFullError(
+                f"{where}: there is no room to write it ({error}). Make room there, then run the command again: it continues"
+            )
         if self.is_local:
-            if isinstance(error, FileNotFoundError):
-                return MissingObjectError(path, place=where)
-            if isinstance(error, OSError) and error.errno in _PERMANENT_ERRNO:
-                return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(error.errno)})", place=where)
-            return error if isinstance(error, _BUGS) else None
-        if (hopeless := self._remote.hopeless(error, where, attempt)) is not None:
+            return self._final_local(error, path, where, verb)
+        if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
             return hopeless
         # While writing, what a store does not find is an upload that it forgot: it is begun again.
         if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
             return MissingObjectError(path, place=where)
         return None
+
+    @staticmethod
+    def _final_local(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | Exception | None:
+        if isinstance(error, FileNotFoundError):
+            return MissingObjectError(path, place=where)
+        if _errno_of(error) in _DENIED_ERRNO:
+            return TransientStorageError(
+                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))})",
+                advice="Give this user the right to, then run the command again: it continues",
+            )
+        if _errno_of(error) in _PERMANENT_ERRNO:
+            return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(_errno_of(error))})", place=where)
+        return error if isinstance(error, _BUGS) else None
+
+
+def _errno_of(error: Exception) -> int:
+    return (error.errno or 0) if isinstance(error, OSError) else 0
+
+
+def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """Return the store of the folder that the one file at a path or URL lies in, and the name of the file in it."""
+    folder, _, name = url.rpartition("/")
+    return Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {})), name
 
 
 def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:

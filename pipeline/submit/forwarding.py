@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.storage.redaction import has_credentials
+from tokenshards.pipeline.storage.redaction import has_credentials, looks_secret
 
-__all__ = ["FORWARDED", "credentials", "forwarded_variables", "looks_secret", "refuse_secret_options", "refuse_secret_urls"]
+__all__ = ["FORWARDED", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 
 FORWARDED = (
     "AWS_ENDPOINT_URL",
@@ -32,40 +32,8 @@ CREDENTIALS_BELONG = (
     "credentials belong to the nodes (instance role, Kubernetes secret, environment of `ray start`), "
     "or add --forward-credentials to hand on the AWS credentials of this machine"
 )
-_SECRET_WORDS = {
-    "auth",
-    "authorization",
-    "bearer",
-    "cookie",
-    "cookies",
-    "credential",
-    "credentials",
-    "jwt",
-    "key",
-    "oauth",
-    "pass",
-    "passphrase",
-    "passwd",
-    "password",
-    "pwd",
-    "sas",
-    "secret",
-    "sig",
-    "signature",
-    "token",
-}
-_SECRET_PARTS = ("accesskey", "accountkey", "apikey", "connectionstring", "password", "secret")
 _HARMLESS = [("token", name) for name in ("anon", "browser", "cache", "cloud", "google_default")]
 """Words that gcsfs takes in place of a token."""
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-
-
-def looks_secret(name: str) -> bool:
-    """Return whether an option or a query parameter of this name would hold a secret, such as `account_key` or `X-Amz-Signature`."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    if "kms" in name.lower():  # the id of a key is no key
-        return False
-    return bool(_SECRET_WORDS & set(words)) or any(part in "".join(words) for part in _SECRET_PARTS)
 
 
 def refuse_secret_options(options: Mapping[str, Any], prefix: str = "") -> None:

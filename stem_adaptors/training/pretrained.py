@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import ConfigError, shorten
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import Store, open_parent
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
 
 __all__ = ["LoadReport", "load_pretrained", "trainable_parameters"]
@@ -67,8 +67,8 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
     """
     if Store(path).info(RUN_JSON) is not None:
         path = f"{path.rstrip('/')}/{BEST}"
-    folder, _, name = path.replace("\\", "/").rpartition("/")
-    data = Store(folder or ".").read(name)
+    folder, name = open_parent(path.replace("\\", "/"))
+    data = folder.read(name)
     try:
         value: Any = load_safetensors(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
     except Exception as error:  # torch raises a different kind for every way in which a file can be wrong

@@ -61,7 +61,9 @@ class SeitExport:
         return [("images", f"{self.images:,}"), ("classes", f"{self.classes:,}"), *sizes, *(("note", note) for note in self.notes)]
 
 
-def export_seit(data_url: str, out_url: str, *, split: str, options: dict[str, Any] | None = None) -> SeitExport:
+def export_seit(
+    data_url: str, out_url: str, *, split: str, options: dict[str, Any] | None = None, out_options: dict[str, Any] | None = None
+) -> SeitExport:
     """Write the rows of a dataset, in shard order, as split `split` of SeiT's layout below `out_url`; every shard is verified when read.
 
     Raises ConfigError where the format cannot hold the dataset (every reason is named), where a codebook, synonym or class file of
@@ -71,7 +73,7 @@ def export_seit(data_url: str, out_url: str, *, split: str, options: dict[str, A
     dataset = open_dataset(data_url, storage_options=options, verify=True)
     _refuse_unfit(dataset)
     torch = import_torch("codebook.ckpt")
-    out = Store(out_url, storage_options=options)
+    out = Store(out_url, storage_options=out_options)
     codebook_KD = dataset.codebook()["level_0"]
     checkpoint = io.BytesIO()
     torch.save(torch.from_numpy(np.ascontiguousarray(codebook_KD)), checkpoint)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ class SeitImportRequest:
     plan: PlanConfig = field(default_factory=PlanConfig)
     max_bad: float = 0.01
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Of the store of the dataset."""
+    source_options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,7 +100,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def _open(request: SeitImportRequest) -> SeitSource:
-    store = Store(request.source_url, storage_options=request.options)
+    store = Store(request.source_url, storage_options=request.source_options)
     split = open_split(store, request.split, request.labels)
     codebook_KD = read_codebook(store, request.codebook)
     classes = int(split.labels_N.max()) + 1
@@ -106,7 +108,7 @@ def _open(request: SeitImportRequest) -> SeitSource:
         split=split,
         tokenizer=SeitTokens(codebook_KD, request.grid),
         synonyms=read_synonyms(store, request.synonyms, len(codebook_KD)),
-        classes=read_class_names(request.classes, request.options, classes) if request.classes else tuple(range(classes)),
+        classes=read_class_names(request.classes, request.source_options, classes) if request.classes else tuple(range(classes)),
     )
 
 
@@ -148,7 +150,6 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
         store.write(SYNONYMS_PATH, source.synonyms)
         objects[SYNONYMS_PATH] = sha256_hex(source.synonyms)
     where = absolute_url(request.source_url)
-    options = {name: value for name, value in asdict(SourceConfig()).items() if name != "storage_options"}
     rows_per_shard = request.plan.rows_per_shard(len(split))
     ranges = (_range_row(source, start, min(start + rows_per_shard, len(split))) for start in range(0, len(split), rows_per_shard))
     with Listing(ranges, order_seed=request.plan.order_seed, keep_order=True, sample=0, sample_seed=0) as listing:
@@ -159,7 +160,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
                 "url": display_url(where),
                 "root": display_uri(split.store, "").rstrip("/"),
                 "kind": SOURCE_KIND,
-                "options": {**options, "meta": []},
+                "options": SourceConfig().planned(),
                 "split": split.name,
                 "data": split.data.path,
             },

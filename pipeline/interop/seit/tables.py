@@ -17,7 +17,7 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.errors import ConfigError, SourceError, TokenshardsError, shorten
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES
 from tokenshards.pipeline.sources.fetch import display_uri
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import Store, open_parent
 
 __all__ = ["import_torch", "nearest_codes", "read_class_names", "read_codebook", "read_named", "read_synonyms"]
 
@@ -124,10 +124,8 @@ def read_synonyms(store: Store, path: str | None, codes: int) -> bytes | None:
 
 def read_named(path: str, storage_options: dict[str, Any]) -> bytes:
     """Return the bytes of a file named by a local path or URL."""
-    folder, _, name = path.rpartition("/")
-    root = folder or ("/" if path.startswith("/") else ".")
-    options = storage_options if split_protocol(path)[0] is not None else {}
-    return Store(root, storage_options=options).read(name)
+    store, name = open_parent(path, storage_options if split_protocol(path)[0] is not None else {})
+    return store.read(name)
 
 
 def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

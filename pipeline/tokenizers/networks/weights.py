@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import MissingObjectError, TokenizerError, shorten
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import open_parent
 
 __all__ = ["EMA", "as_arrays", "as_tensors", "count_parts", "load_into", "read_file", "read_state_dict", "tensor_of", "with_ema"]
 
@@ -57,8 +57,7 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None) 
 
 def read_file(url: str, storage_options: Mapping[str, Any] | None, expected: str) -> tuple[bytes, str]:
     """Return the bytes at a path or URL, and the name of their place; MissingObjectError where nothing is."""
-    folder, _, name = url.rpartition("/")
-    store = Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {}))
+    store, name = open_parent(url, storage_options)
     where = f"{store.url}/{name}"
     if store.info(name) is None:
         raise MissingObjectError(where, f"no weights are here; expected {expected}. Check the path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenshards.pipeline.runners.base import ShardSummary
@@ -40,6 +41,9 @@ class KeptListener:
     def measured(self, usage: RunUsage) -> None:
         assert self.usage is None
         self.usage = usage
+
+    def unreadable(self, count: int, examples: Sequence[str]) -> None:
+        self.notes.append(f"{count} unreadable: {', '.join(examples)}")
 
     def noted(self, message: str, **details: Any) -> None:
         self.notes.append(message)

@@ -16,13 +16,14 @@ import pytest
 
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, TransientStorageError
-from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.sources.base import check_unchanged
-from tokenshards.pipeline.sources.fetch import display_uri, fetch_ahead, fetch_file
+from tokenshards.pipeline.records import ImageRecord, PlanRow
+from tokenshards.pipeline.sources.base import check_unchanged, file_record
+from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, display_uri, expected_bytes, fetch_ahead, fetch_file
 from tokenshards.pipeline.sources.location import open_source
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
+TRUSTED = SourceConfig(allow_private_hosts=True)
 
 
 def row_of(path: str, size: int = -1, version: str = "") -> PlanRow:
@@ -111,11 +112,33 @@ def test_too_large(local: Store) -> None:
 
 
 def test_absolute_local_paths(local: Store, tmp_path: Path) -> None:
-    elsewhere = Store("memory://elsewhere", retry=QUICK)
     for path in (str(tmp_path / "a.jpg"), f"file://{tmp_path}/a.jpg"):
         assert fetch_file(local, row_of(path)) == b"picture"
-        assert fetch_file(elsewhere, row_of(path)) == b"picture"
     assert reason(local, row_of(str(tmp_path / "gone.jpg"))) == Reason.MISSING
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "local://{}", "//{}"])
+def test_a_table_in_a_store_may_not_name_local_files(tmp_path: Path, form: str) -> None:
+    (tmp_path / "credentials").write_bytes(b"secret")
+    with pytest.raises(BadInput, match="bad_uri: .*is a local file, and the table lies elsewhere"):
+        fetch_file(Store("memory://elsewhere", retry=QUICK), row_of(form.format(tmp_path / "credentials")))
+
+
+@pytest.mark.parametrize("url", ["zip://etc/passwd", "git://etc/x", "reference://x/y", "sftp://host/x", "ftp://host/x"])
+def test_a_table_may_not_name_what_leads_anywhere(local: Store, url: str) -> None:
+    assert reason(local, row_of(url)) == Reason.BAD_URI
+
+
+def test_bytes_of_files_outside_the_folder_of_a_table_are_not_kept(local: Store, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "credentials").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(outside)
+    inside = [str(tmp_path / "a.jpg"), "a.jpg", f"file://{tmp_path}/a.jpg"]
+    elsewhere = [str(outside / "credentials"), f"file://{outside}/credentials", f"{tmp_path}/../{outside.name}/credentials"]
+    for path in (*inside, *elsewhere, str(tmp_path / "link" / "credentials")):
+        record = file_record(local, row_of(path), fetch_file(local, row_of(path)))
+        assert isinstance(record, ImageRecord) and record.keep_bytes == (path in inside), path
 
 
 class CountingStore(Store):
@@ -220,12 +243,13 @@ def web() -> Iterator[str]:
 
 
 def test_web_addresses(local: Store, web: str) -> None:
-    assert fetch_file(local, row_of(f"{web}/ok.jpg")) == b"picture"
-    assert fetch_file(local, row_of(f"{web}/ok.jpg?signature=1%2F2")) == b"picture"
-    assert fetch_file(local, row_of(f"{web}/empty.jpg")) == b""
-    assert reason(local, row_of(f"{web}/gone.jpg")) == Reason.MISSING
     with pytest.raises(TransientStorageError):
-        fetch_file(local, row_of(f"{web}/outage.jpg"))
+        fetch_file(local, row_of(f"{web}/outage.jpg"), TRUSTED)
+    assert fetch_file(local, row_of(f"{web}/ok.jpg"), TRUSTED) == b"picture"
+    assert fetch_file(local, row_of(f"{web}/ok.jpg?signature=1%2F2"), TRUSTED) == b"picture"
+    assert fetch_file(local, row_of(f"{web}/empty.jpg"), TRUSTED) == b""
+    with pytest.raises(BadInput, match="missing"):
+        fetch_file(local, row_of(f"{web}/gone.jpg"), TRUSTED)
 
 
 def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +269,7 @@ def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypa
 def test_signatures_stay_out_of_messages(local: Store, web: str, name: str) -> None:
     for store, path in ((local, f"{web}/{name}.jpg?X-Amz-Signature=secret"), (Store(web, retry=QUICK), f"{name}.jpg?sig=secret")):
         with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
-            fetch_file(store, row_of(path))
+            fetch_file(store, row_of(path), TRUSTED)
         assert "secret" not in str(caught.value)
         assert display_uri(store, path) == f"{web}/{name}.jpg"
     with pytest.raises((SourceError, TransientStorageError), match=name) as refused:
@@ -263,7 +287,7 @@ def test_a_closed_door_is_an_outage(local: Store) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(TransientStorageError):
-        fetch_file(local, row_of(f"http://127.0.0.1:{port}/a.jpg"))
+        fetch_file(local, row_of(f"http://127.0.0.1:{port}/a.jpg"), TRUSTED)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
@@ -313,6 +337,26 @@ def test_fetch_ahead_passes_outages_on_at_their_place_and_ends_its_threads(threa
     assert threading.active_count() == before
 
 
+def test_fetch_ahead_keeps_to_its_bytes() -> None:
+    read: list[int] = []
+
+    def fetch(size: int) -> bytes:
+        read.append(size)
+        return bytes(size)
+
+    sizes = [10, 10, 10, 50, 10, 10, 10]
+    stream = fetch_ahead(iter(sizes), fetch, threads=4, ahead=100, size_of=lambda size: size, budget_bytes=25)
+    taken = 0
+    for size, data in stream:
+        assert isinstance(data, bytes) and len(data) == size
+        taken += 1
+        ahead = sizes[taken : len(read)]
+        assert sum(ahead) <= 25 or ahead == [50], "one that is larger than the budget is read alone"
+    assert read == sizes
+    known = row_of("x", 7)
+    assert (expected_bytes(known), expected_bytes(row_of("http://host/x"))) == (7, UNKNOWN_BYTES)
+
+
 def test_closing_waits_for_reads_in_flight_and_drops_the_rest() -> None:
     started: list[int] = []
     before = threading.active_count()
@@ -327,6 +371,26 @@ def test_closing_waits_for_reads_in_flight_and_drops_the_rest() -> None:
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert len(started) < 50
+
+
+def test_an_empty_mount_point_is_an_outage_and_a_deleted_file_is_not(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "class_0").mkdir(parents=True)
+    (disk / "class_0" / "a.jpg").write_bytes(b"picture")
+    store = Store(str(disk), retry=QUICK)
+    rows = [row_of("class_0/a.jpg"), row_of(str(disk / "class_0" / "a.jpg"))]
+    for row in rows:
+        assert fetch_file(store, row) == b"picture"
+    (disk / "class_0" / "a.jpg").unlink()
+    (disk / "class_0").rmdir()  # what is left when the disk goes is its mount point
+    for row in rows:
+        with pytest.raises(TransientStorageError, match=f"{disk}: this folder is empty.*mount it"):
+            fetch_file(store, row)
+    with pytest.raises(TransientStorageError, match="this folder is empty"):
+        check_unchanged(store, rows[0])
+    (disk / "other.jpg").touch()
+    for row in rows:
+        assert reason(store, row) == Reason.MISSING
 
 
 def test_a_source_that_is_not_mounted_is_an_outage(tmp_path: Path) -> None:

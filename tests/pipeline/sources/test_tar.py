@@ -251,6 +251,9 @@ def test_missing_and_changed_tars(tmp_path: Path) -> None:
     path.write_bytes(tar_bytes(labelled(20)))
     assert reasons(list(source.read(row))) == {"a.tar": Reason.CHANGED_SINCE_PLAN}
     path.unlink()
+    with pytest.raises(TransientStorageError, match="this folder is empty"):
+        list(source.read(row))
+    (tmp_path / "b.tar").touch()
     assert reasons(list(source.read(row))) == {"a.tar": Reason.MISSING}
     path.mkdir()
     assert reasons(list(source.read(row))) == {"a.tar": Reason.NOT_A_FILE}

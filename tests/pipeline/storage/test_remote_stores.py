@@ -26,7 +26,7 @@ from tokenshards.pipeline.storage import fsspec_requests as remote
 from tokenshards.pipeline.storage import s3
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.redaction import display_url, has_credentials, masked
-from tokenshards.pipeline.storage.request_limit import AdaptiveLimit
+from tokenshards.pipeline.storage.request_limit import RequestLimit
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.submit.forwarding import refuse_secret_urls
 
@@ -378,32 +378,23 @@ def test_messages_of_clients_are_masked() -> None:
     assert masked(azure, {}) == "az://c/x.jpg (https://a.blob.core.windows.net/c/x.jpg): 403, see 'https://host/'"
 
 
-def test_the_limit_of_requests_grows_while_it_helps_and_halves_when_throttled() -> None:
+def test_the_limit_of_requests_halves_when_throttled_and_recovers_slowly() -> None:
     clock = [0.0]
-    limit = AdaptiveLimit(start=8, most=32, clock=lambda: clock[0])
-
-    def window(seconds_per_request: float, requests: int = 400) -> None:
-        for _ in range(requests):
-            with limit.slot():
-                limit._used_up = True
-                clock[0] += seconds_per_request / limit.value
-
-    window(1.0)  # twice the requests in flight are twice the rate
-    grown = limit.value
-    assert grown > 16
+    limit = RequestLimit(most=16, clock=lambda: clock[0])
     limit.throttled()
     limit.throttled()  # of the same burst
-    assert limit.value == grown // 2
+    assert limit.value == 8
     clock[0] += 2
     limit.throttled()
-    assert limit.value == grown // 4
-
-    steady = AdaptiveLimit(start=8, most=32, clock=lambda: clock[0])
-    for _ in range(400):
-        with steady.slot():
-            steady._used_up = True
-            clock[0] += 0.01  # the store gives so much and no more
-    assert steady.value <= 9
+    assert limit.value == 4
+    for _ in range(8 * 4):
+        with limit.slot():
+            pass
+    assert limit.value == 5, "one more after eight rounds"
+    for _ in range(10_000):
+        with limit.slot():
+            pass
+    assert limit.value == 16, "never above what it began with"
 
 
 def test_a_walk_keeps_few_pages_and_passes_errors_on() -> None:

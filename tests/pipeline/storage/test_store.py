@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 
 from tokenshards.pipeline.config import RetryConfig
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TransientStorageError
-from tokenshards.pipeline.storage.store import TEMPORARY_PREFIX, Store, display_url
+from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TransientStorageError
+from tokenshards.pipeline.storage.redaction import masked
+from tokenshards.pipeline.storage.store import TEMPORARY_PREFIX, Store, display_url, open_parent
 
 QUICK = RetryConfig(attempts=3, first_delay_seconds=0.001)
 
@@ -141,3 +145,62 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(MissingObjectError, match="a part of its path is a file"):
         Store(str(tmp_path / "out")).write("plan/x.json", b"{}")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    sync = os.fsync
+
+    def of_files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    Store(str(tmp_path), retry=QUICK).write("x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "says"),
+    [
+        (errno.EACCES, TransientStorageError, "may not write it"),
+        (errno.ENOSPC, DiskFullError, "no room"),
+        (errno.EDQUOT, DiskFullError, "no room"),
+    ],
+)
+def test_no_right_and_no_room_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], says: str
+) -> None:
+    attempts = []
+
+    def fail(source: object, target: object) -> None:
+        attempts.append(source)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(kind, match=says) as caught:
+        Store(str(tmp_path), retry=RetryConfig(attempts=8)).write("x", b"1")
+    assert len(attempts) == 1 and os.listdir(tmp_path) == [] and "the network" not in str(caught.value)
+
+
+def test_a_server_that_cannot_be_reached_when_its_store_is_opened() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(TransientStorageError, match="its store cannot be reached .*ConnectionRefusedError"):
+        Store(f"ftp://127.0.0.1:{port}/images")
+
+
+@pytest.mark.parametrize(("folder", "name"), [("/", "x.pt"), (".", "x.pt"), ("a/b", "x.pt"), ("memory://a", "x.pt")])
+def test_the_folder_of_one_file(folder: str, name: str) -> None:
+    url = {"/": f"/{name}", ".": name}.get(folder, f"{folder}/{name}")
+    store, found = open_parent(url)
+    assert (store.location, found) == (folder, name)
+
+
+def test_plain_words_among_the_options_may_be_shown_and_secrets_may_not() -> None:
+    options = {"config_kwargs": {"s3": {"addressing_style": "path"}}, "secret": "path-of-secrets", "headers": {"Authorization": "letters"}}
+    text = "the path of letters is path-of-secrets"
+    assert masked(text, options) == "the path of *** is ***"
+    assert masked("12345 at 54321", {"password": 12345, "port": 54321, "jwt": ["hidden"]}) == "*** at 54321"

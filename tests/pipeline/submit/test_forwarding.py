@@ -10,7 +10,8 @@ import pytest
 
 from tests.datasets import run_cli
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, looks_secret
+from tokenshards.pipeline.storage.redaction import looks_secret
+from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables
 from tokenshards.pipeline.submit.submission import Submission
 
 SECRET = "s3cr3t-value"

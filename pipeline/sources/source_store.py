@@ -1,0 +1,272 @@
+"""Stores of inputs, which tell one object that cannot be read from a store, or a network, that is away (SPEC.md section 6).
+
+An error is passing while the store as a whole may be away. It is bound to one object when, after the last attempt, the store gives
+another object and refuses this one once more.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.exceptions import FSTimeoutError
+
+from tokenshards.pipeline.config import RetryConfig
+from tokenshards.pipeline.errors import Reason, StoreAccessError, TokenshardsError, TransientStorageError, UnreadableObjectError
+from tokenshards.pipeline.storage.fsspec_requests import WebRemote
+from tokenshards.pipeline.storage.request_limit import status_of
+from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
+from tokenshards.pipeline.storage.web_hosts import PrivateHostError, any_client, public_client
+
+__all__ = ["HostStore", "SourceStore", "host_of"]
+
+PROBES = 8
+PROBE_SECONDS = 60.0
+"""Probes of one verdict begin within this time after the failure."""
+LISTED = 64
+"""Entries of a listing that are looked at for objects to probe."""
+HOST_ATTEMPTS = 3
+HOST_SECONDS = 120.0
+"""Longest time for one object of a foreign host, however it trickles in."""
+_FORBIDDEN = (401, 403, 451)
+
+
+class Witnesses:
+    """Objects that were read a moment ago: they show that a store answers, and are the best ones to ask for again. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: deque[tuple[str, float]] = deque(maxlen=4 * PROBES)
+        self.judging = threading.Lock()
+        """Held by the one who probes; the others wait for what it finds."""
+        self.away_at = float("-inf")
+        """When no probe succeeded last."""
+
+    def note(self, name: str) -> None:
+        """An object was read."""
+        with self._lock:
+            self._seen.append((name, time.monotonic()))
+
+    def since(self, begun: float, fits: Callable[[str], bool]) -> bool:
+        """Return whether an object that `fits` was read after `begun`."""
+        with self._lock:
+            return any(seen > begun and fits(name) for name, seen in reversed(self._seen))
+
+    def names(self) -> list[str]:
+        """Return what was read, the latest first."""
+        with self._lock:
+            return list(dict.fromkeys(name for name, _ in reversed(self._seen)))
+
+
+def answers_for_others(
+    witnesses: Witnesses, begun: float, fits: Callable[[str], bool], others: Callable[[], Iterable[str]], probe: Callable[[str], object]
+) -> bool:
+    """Return whether one of up to eight other objects can be read now, or was read since `begun`, the start of what failed."""
+    with witnesses.judging:
+        if witnesses.since(begun, fits):
+            return True
+        if witnesses.away_at > begun:
+            return False
+        deadline = time.monotonic() + PROBE_SECONDS
+        for name in islice(filter(fits, dict.fromkeys(chain(witnesses.names(), others()))), PROBES):
+            if time.monotonic() > deadline:
+                break
+            try:
+                probe(name)
+            except (TokenshardsError, OSError):
+                continue
+            witnesses.note(name)
+            return True
+        witnesses.away_at = time.monotonic()
+        return False
+
+
+@contextmanager
+def _shown_as_waiting(place: str, error: TransientStorageError) -> Iterator[None]:
+    """While it is probed, an operation waits for its store as it does between two attempts."""
+    key = -threading.get_ident()
+    report_retry(key, StoreWait(place=place, verb="probe", error=error.words, attempt=1, retries_left=0, since=time.monotonic()))
+    try:
+        yield
+    finally:
+        report_over(key)
+
+
+class SourceStore(Store):
+    """A store of inputs. Raises UnreadableObjectError where the retries are used up and the store answers for other objects."""
+
+    def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
+        super().__init__(url, storage_options=storage_options, retry=retry)
+        self._witnesses = Witnesses()
+
+    def __setstate__(self, state: tuple[str, dict[str, Any], RetryConfig]) -> None:
+        super().__setstate__(state)
+        self._witnesses = Witnesses()
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """As of Store."""
+        begun = time.monotonic()
+        try:
+            data = super().read(path, start, end)
+        except StoreAccessError:
+            raise
+        except TransientStorageError as error:
+            raise self._judged(path, begun, error, lambda store: store.read(path, 0, 1)) from None
+        self._witnesses.note(path)
+        return data
+
+    def info(self, path: str) -> ObjectInfo | None:
+        """As of Store."""
+        begun = time.monotonic()
+        try:
+            return super().info(path)
+        except StoreAccessError:
+            raise
+        except TransientStorageError as error:
+            raise self._judged(path, begun, error, lambda store: store.info(path)) from None
+
+    def _judged(self, path: str, begun: float, error: TransientStorageError, again: Callable[[Store], object]) -> TransientStorageError:
+        once = Store(self.location, storage_options=self.storage_options, retry=replace(self.retry, attempts=1))
+        with _shown_as_waiting(self.place(path), error):
+            others = self._listed(once, path)
+            if not answers_for_others(
+                self._witnesses, begun, lambda name: name != path, lambda: others, lambda name: once.read(name, 0, 1)
+            ):
+                return error
+            try:
+                again(once)
+            except (TokenshardsError, OSError):
+                return UnreadableObjectError(f"{error.words}, although its store answers for others", objects=(self.place(path),))
+        return error
+
+    def _listed(self, once: Store, path: str) -> Iterator[str]:
+        """Yield objects near `path`; where the store cannot be listed, none."""
+        if self.is_web:
+            return
+        folder = posixpath.dirname(path)
+        for place in (folder,) if self.root == "/" or not folder else (folder, ""):
+            try:
+                yield from (info.path for info in islice(once.list(place), LISTED) if info.regular)
+            except TokenshardsError:
+                continue
+
+
+class _HostRemote(WebRemote):
+    """A foreign web server, whose objects are of unknown size: one bound for each of them."""
+
+    def __init__(self, fs: Any) -> None:
+        super().__init__(fs)
+        self.bound = {"timeout": HOST_SECONDS}
+
+    def bound_of(self, size: int) -> dict[str, Any]:
+        return self.bound
+
+
+class HostStore(Store):
+    """A web host that a table names: a stranger, which may be gone for good while the network is well."""
+
+    _witnesses = Witnesses()
+    """URLs of all hosts together: whether the network is well is seen on the other hosts."""
+
+    def __init__(self, url: str, *, storage_options: dict[str, Any] | None, retry: RetryConfig, public_only: bool) -> None:
+        self._public_only = public_only
+        super().__init__(url, storage_options=storage_options, retry=replace(retry, attempts=min(HOST_ATTEMPTS, retry.attempts)))
+
+    def _open(self, protocol: str) -> tuple[Any, str]:
+        client = public_client if self._public_only else any_client
+        fs = fsspec.filesystem(protocol, **{**self.storage_options, "get_client": client})
+        self._remote = _HostRemote(fs)
+        return fs, self.location
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _host_store, (self.location, self.storage_options, self.retry, self._public_only)
+
+    def fetch(self, path: str, others: Iterable[str], read: Callable[[], bytes]) -> bytes:
+        """Return what `read` reads of `path`; `others` are URLs of the same table, whose hosts may be probed.
+
+        Raises UnreadableObjectError with the reason where this host or object fails and others answer.
+        """
+        begun, url = time.monotonic(), self.join(path)
+        try:
+            data = read()
+        except StoreAccessError:
+            raise
+        except TransientStorageError as error:
+            raise self._judged(url, path, begun, error, others) from None
+        self._witnesses.note(url)
+        return data
+
+    def _judged(self, url: str, path: str, begun: float, error: TransientStorageError, others: Iterable[str]) -> TransientStorageError:
+        host, answered = host_of(url), status_of(error)[0] != 0
+
+        def fits(other: str) -> bool:
+            return other != url and (answered or host_of(other) != host)  # a host that answers may be asked for another object
+
+        with _shown_as_waiting(self.place(path), error):
+            if not answers_for_others(self._witnesses, begun, fits, lambda: others, self._probe):
+                return error
+            try:
+                self._probe(url)
+            except (TokenshardsError, OSError):
+                message = f"{error.words}, although other objects can be read"
+                return UnreadableObjectError(message, reason=_reason_of(error), objects=(self.place(path),))
+        return error
+
+    def _probe(self, url: str) -> None:
+        host = "/".join(url.split("/", 3)[:3])
+        options, once = self.storage_options, replace(self.retry, attempts=1)
+        store = HostStore(host, storage_options=options, retry=once, public_only=self._public_only)
+        store.read(url.removeprefix(host).lstrip("/"), 0, 1)
+
+    def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
+        if any(isinstance(cause, PrivateHostError) for cause in _causes(error)):
+            return StoreAccessError(
+                f"{where}: it leads to an address that is not public (private, loopback or link-local), and a table may name public "
+                "hosts alone. If you trust the table, add --allow-private-hosts",
+                bad_name=Reason.PRIVATE_HOST,
+            )
+        if isinstance(error, ValueError):  # of aiohttp, for what is no URL
+            return StoreAccessError(f"{where} is no URL ({type(error).__name__})", bad_name=Reason.BAD_URI)
+        return super()._final(error, path, where, verb, attempt)
+
+
+def _host_store(url: str, storage_options: dict[str, Any], retry: RetryConfig, public_only: bool) -> HostStore:
+    return HostStore(url, storage_options=storage_options, retry=retry, public_only=public_only)
+
+
+def host_of(url: str) -> str:
+    """Return host and port of a URL."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _reason_of(error: BaseException) -> Reason:
+    """Return why a foreign host did not give an object, by what its client raised last."""
+    status = status_of(error)[0]
+    if status:
+        return Reason.HTTP_403 if status in _FORBIDDEN else Reason.UNREADABLE
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror) or type(cause).__name__ == "ClientConnectorDNSError":
+            return Reason.DNS
+        if isinstance(cause, FSTimeoutError):
+            return Reason.TOO_SLOW
+        if isinstance(cause, TimeoutError):
+            return Reason.TIMEOUT
+    return Reason.REFUSED

@@ -1,0 +1,114 @@
+"""Which places the URIs of a table may name, and the store of each.
+
+A table may come from anybody. One that lies in a store may not name files of the machine that reads it; none may name hosts that are not
+public, unless the user allows it. Bytes of local files outside the table's folder are never copied into a quarantine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import fsspec
+from fsspec.core import split_protocol
+
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import BadInput, Reason, Stage, shorten
+from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
+from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
+from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+
+__all__ = ["is_outside", "locate", "names_local_file"]
+
+MAX_STORES = 1024
+"""Stores of other hosts and buckets that are kept open; a table may name a million hosts."""
+_LOCAL = (None, "file", "local")
+_WEB = ("http", "https")
+_CLOUD = {*S3_PROTOCOLS, "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "hf", "memory"}
+"""Their clients connect to the provider, or to the endpoint that the user names."""
+_UNCHECKED = {"ftp", "ftps", "sftp", "ssh", "smb", "webhdfs", "hdfs"}
+"""Their clients connect to whatever host a URI names, and let nobody look at its address."""
+
+
+class _Stores:
+    """The stores that were used last; safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Any, ...], Store] = OrderedDict()
+
+    def get(self, source: Store, config: SourceConfig, protocol: str, url: str) -> Store:
+        # Options belong to a protocol: the endpoint and keys of one store would only confuse another. A local folder has none of its own.
+        same = split_protocol(source.url)[0] == protocol or (source.is_local and protocol in S3_PROTOCOLS)
+        options = source.storage_options if same else {}
+        public_only = not config.allow_private_hosts
+        key = (url, repr(sorted(options.items(), key=str)), source.retry, public_only)
+        with self._lock:
+            if (found := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return found
+        if protocol in _WEB:
+            opened: Store = HostStore(url, storage_options=options, retry=source.retry, public_only=public_only)
+        else:
+            opened = SourceStore(url, storage_options=options, retry=source.retry)
+        with self._lock:
+            opened = self._kept.setdefault(key, opened)
+            while len(self._kept) > MAX_STORES:
+                self._kept.popitem(last=False)
+        return opened
+
+
+_stores = _Stores()
+
+
+def names_local_file(path: str) -> bool:
+    """Return whether a planned path is one of the machine that reads it, and not one below its source."""
+    return is_absolute(path) and split_protocol(path)[0] in _LOCAL
+
+
+def is_outside(store: Store, path: str) -> bool:
+    """Return whether a planned path is a local file outside the folder of its source, links followed."""
+    if not store.is_local or not names_local_file(path):
+        return False
+    try:
+        root, place = os.path.realpath(store.root), os.path.realpath(split_protocol(path)[1])
+        return os.path.commonpath((root, place)) != root
+    except ValueError:  # a NUL: no file at all
+        return True
+
+
+def locate(source: Store, path: str, config: SourceConfig) -> tuple[Store, str]:
+    """Return the store that holds a planned path and the path inside it. Raises BadInput where a table may not name it."""
+    if not path:
+        raise BadInput(Reason.BAD_URI, "the table gives no URI; expected a path or a URL", Stage.FETCH)
+    if not is_absolute(path):
+        return source, path
+    protocol, rest = split_protocol(path)
+    if protocol in _LOCAL:
+        if not source.is_local:
+            raise _bad_uri(path, "is a local file, and the table lies elsewhere; expected a URL, or a path relative to the table")
+        return _stores.get(source, config, "file", "/"), rest.lstrip("/")
+    _check_protocol(protocol, path, config)
+    if protocol in S3_PROTOCOLS and has_credentials(path):
+        raise BadInput(Reason.BAD_URI, f"{display_url(path)} was given with credentials in the URL; expected s3://BUCKET/KEY", Stage.FETCH)
+    host, _, inside = rest.partition("/")
+    return _stores.get(source, config, protocol, f"{protocol}://{host}"), inside
+
+
+def _check_protocol(protocol: str, path: str, config: SourceConfig) -> None:
+    if "::" in path and protocol not in _WEB:
+        raise _bad_uri(path, "is a chain of URLs; expected a plain one")
+    if protocol in _UNCHECKED and not config.allow_private_hosts:
+        raise _bad_uri(path, "leads to a host whose address cannot be checked; if you trust the table, add --allow-private-hosts")
+    if protocol not in {*_WEB, *_CLOUD, *_UNCHECKED}:
+        raise _bad_uri(path, "cannot be opened; expected a path or a URL such as https://host/name or s3://bucket/key")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise _bad_uri(path, f"cannot be opened ({error})") from None
+
+
+def _bad_uri(path: str, what: str) -> BadInput:
+    return BadInput(Reason.BAD_URI, f"{shorten(display_url(path))} {what}", Stage.FETCH)
