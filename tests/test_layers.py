@@ -76,7 +76,9 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.job.inputs": WORK,
     "tokenshards.pipeline.images.views": INPUT | {"tokenshards.pipeline.images.resize"},
     "tokenshards.pipeline.job.batches": INPUT | {"tokenshards.pipeline.images.views"},
-    "tokenshards.pipeline.job.shard_job": WORK | {"tokenshards.pipeline.job.inputs", "tokenshards.pipeline.job.batches"},
+    "tokenshards.pipeline.job.publish": WORK,
+    "tokenshards.pipeline.job.shard_job": WORK
+    | {"tokenshards.pipeline.job.inputs", "tokenshards.pipeline.job.batches", "tokenshards.pipeline.job.publish"},
     "tokenshards.pipeline.job.context": WORK | {"tokenshards.pipeline.job.shard_job", "tokenshards.pipeline.runners.base"},
     "tokenshards.pipeline.runners": FOUNDATION
     | {
@@ -96,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "tokenshards.pipeline.conversion.tokenize",
         "tokenshards.pipeline.ledger.heartbeat",
         "tokenshards.pipeline.planning.planner",
+        "tokenshards.pipeline.job.publish",
         "tokenshards.pipeline.conversion.request",
         "tokenshards.pipeline.runners.base",
     },
