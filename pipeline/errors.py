@@ -48,6 +48,7 @@ __all__ = [
     "TooManyBadInputsError",
     "TrainingError",
     "TransientStorageError",
+    "require",
     "shorten",
 ]
 
@@ -74,6 +75,12 @@ class ConfigError(TokenshardsError, ValueError):
 
 class SourceError(TokenshardsError):
     """The input location cannot be listed, or nothing in it matched."""
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise ConfigError with the value seen and the value expected unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} is {shorten(value)}; expected {expected}")
 
 
 class TokenizerError(TokenshardsError):

@@ -15,6 +15,7 @@ FOUNDATION = {
     "tokenshards.pipeline.code_identity",
     "tokenshards.pipeline.fault_injection",
     "tokenshards.pipeline.malloc",
+    "tokenshards.pipeline.thread_map",
     "tokenshards.pipeline.view_policy",
     "pipeline",
 }
@@ -91,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "tokenshards.pipeline.storage.jsonl_log": STORES,
     "tokenshards.pipeline.malloc": set(),
+    "tokenshards.pipeline.thread_map": set(),
     "tokenshards.pipeline.code_identity": {"pipeline"},
     "tokenshards.pipeline.interop": WORK
     | {

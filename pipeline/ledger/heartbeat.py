@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tokenshards.pipeline.canonical import seal
+from tokenshards.pipeline.canonical import known_fields, seal
 from tokenshards.pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
 from tokenshards.pipeline.shards.manifest import read_sealed
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION
@@ -84,8 +84,7 @@ def run_records(store: Store) -> list[RunRecord]:
         if info.path.count("/") == 1 and info.path.endswith(".json"):
             try:
                 value = read_sealed(store, info.path)
-                del value["format_version"]
-                found.append(RunRecord(**value))
+                found.append(RunRecord(**known_fields(RunRecord, value)))
             except (FormatError, MissingObjectError, TypeError):
                 continue
     return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +18,7 @@ from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = ["Problem", "Survey", "manifest_histograms", "size_problem", "survey_plan"]
 
@@ -147,17 +146,7 @@ def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Pro
     if store.is_local:
         yield from map(read, places)
         return
-    pool = ThreadPoolExecutor(READ_THREADS)
-    pending: deque[Future[tuple[Commit, str] | Problem]] = deque()
-    try:
-        for place in places:
-            pending.append(pool.submit(read, place))
-            if len(pending) == READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # after an error or Ctrl-C the reads that wait would each be tried for minutes
+    yield from map_in_order(read, places, threads=READ_THREADS, ahead=READ_AHEAD)
 
 
 def _entry(commit: Commit, digest: str) -> ShardEntry:

@@ -5,9 +5,8 @@ Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `curren
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import canonical_json, known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version, version_numbers
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
@@ -35,7 +34,6 @@ __all__ = [
     "load_chain",
     "load_plan",
     "parse_plan",
-    "part_digest",
     "plan_pointer",
     "read_part",
     "read_shard_rows",
@@ -90,6 +88,10 @@ class Plan:
     card: dict[str, str]
     generation: int
     earlier_plans: tuple[str, ...]
+    format_version: str = FORMAT_VERSION
+    """A plan keeps the version that it was made with."""
+    newer_json: bytes = field(init=False, default=b"", repr=False)
+    """The whole plan.json where it has fields of a newer minor version; else empty."""
 
     @property
     def shard_numbers(self) -> range:
@@ -117,8 +119,18 @@ class Plan:
         return self.source["kind"] in IMPORTS
 
     def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
-        """Return how the source was read, with the credentials of this run, which no plan holds."""
+        """Return how the source was read, with the credentials of this run, which no plan holds.
+
+        Raises PlanError for a plan of a newer minor version: what it says more could decide which inputs there are, and their labels.
+        """
         options = self.source["options"]
+        unknown = sorted(options.keys() - known_fields(SourceConfig, options).keys())
+        if unknown or version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
+            more = f" with the source options {', '.join(unknown)}" if unknown else ""
+            raise PlanError(
+                f"{self.path}: made in format {self.format_version}{more}; this version can read such a dataset, and works on plans "
+                f"up to format {FORMAT_VERSION}. Use the version of tokenshards that made it"
+            )
         return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
 
     @property
@@ -139,7 +151,11 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the sealed plan.json."""
-        return seal({"format_version": FORMAT_VERSION, **asdict(self)})
+        if self.newer_json:
+            return self.newer_json
+        value = asdict(self)
+        del value["newer_json"]
+        return seal(value)
 
     def part_of(self, shard: int) -> PlanPart:
         """Return the part that holds a shard."""
@@ -203,13 +219,16 @@ def _refuse_lost_plan(store: Store) -> None:
 def parse_plan(data: bytes, path: str) -> Plan:
     """Return the plan sealed in `data`; raises CorruptObjectError or FormatVersionError."""
     value = unseal(data, path)
-    check_version(str(value.pop("format_version", "")), path)
+    check_version(str(value.get("format_version", "")), path)
     try:
-        parts = tuple(PlanPart(**part) for part in value["parts"])
+        parts = tuple(PlanPart(**known_fields(PlanPart, part)) for part in value["parts"])
         tuples = {name: tuple(value[name]) for name in ("classes", "matched", "earlier_plans")}
-        return Plan(**{**value, **tuples, "parts": parts})
-    except (KeyError, TypeError) as error:
+        plan = Plan(**{**known_fields(Plan, value), **tuples, "parts": parts})
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(path, f"not a plan ({type(error).__name__}: {error})") from None
+    if plan.to_bytes() != data:
+        object.__setattr__(plan, "newer_json", data)
+    return plan
 
 
 def load_chain(store: Store) -> list[Plan]:
@@ -227,15 +246,6 @@ def read_part(store: Store, part: PlanPart) -> bytes:
     if sha256_hex(data) != part.sha256:
         raise CorruptObjectError(part.path, f"sha256 is {sha256_hex(data)[:12]}…; plan.json names {part.sha256[:12]}…. Run `repair`")
     return data
-
-
-def part_digest(data: bytes) -> str:
-    """Return the digest of a part's rows, whatever library wrote its bytes."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    digest = hashlib.sha256()
-    for group in range(file.num_row_groups):
-        digest.update(rows_digest_input(file.read_row_group(group, use_threads=False)))
-    return digest.hexdigest()
 
 
 def rows_of_shard(part_data: bytes, plan: Plan, shard: int) -> list[PlanRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.planning.plan import Plan, PlanPart, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, relist_parts
@@ -23,7 +24,11 @@ class Relisting:
         self._store = store
         self._chain = chain
         self._url = url or str(chain[0].source["url"])
-        self._config = chain[0].source_config(storage_options)
+        self._storage_options = storage_options
+
+    @property
+    def _config(self) -> SourceConfig:
+        return self._chain[0].source_config(self._storage_options)
 
     def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
         """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""
@@ -44,12 +49,13 @@ class Relisting:
         What has changed since the plan is quarantined then. In the last generation `retry-failed` takes care of that; in an older one
         only of inputs that the next generation tried again.
         """
-        if plan is self._chain[-1]:
-            return None
-        following = self._chain[plan.generation]
         try:
+            config = self._config
+            if plan is self._chain[-1]:
+                return None
+            following = self._chain[plan.generation]
             retried = {row.sample_id for later in following.shard_numbers for row in read_shard_rows(self._store, following, later)}
-            source = source_root(self._url, self._config)
+            source = source_root(self._url, config)
             for row in read_shard_rows(self._store, plan, shard):
                 if row.version == "" or (row.kind == "file" and row.sample_id in retried):
                     continue

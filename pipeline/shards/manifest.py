@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
@@ -101,11 +101,10 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     value = unseal(data, name)
     check_version(str(value.get("format_version", "")), name)
     try:
-        table = ObjectRef(**value["table"])
-        fields = {key: item for key, item in value.items() if key in Manifest.__dataclass_fields__}
+        table = ObjectRef(**known_fields(ObjectRef, value["table"]))
         manifest = Manifest(
             **{
-                **fields,
+                **known_fields(Manifest, value),
                 "spec": TokenizerSpec.from_json(value["spec"], name),
                 "plan_ids": tuple(value["plan_ids"]),
                 "classes": tuple(value["classes"]),
@@ -115,7 +114,7 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
                 "shards": read_shard_table(store, table),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(name, f"not a manifest ({type(error).__name__}: {error})") from None
     return manifest
 

@@ -48,7 +48,6 @@ MANY_FOLDERS = 500
 SPARSE_KEYS = 10
 CREDENTIAL_ATTEMPTS = 3
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
-_NOT_FOUND = 404
 
 _CREDENTIALS = ("key", "secret", "token", "username", "password")
 _OF_FSSPEC = {"use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache"}
