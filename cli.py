@@ -106,8 +106,8 @@ def run() -> None:
     except SystemExit as ended:
         code = ended.code
     # Threads of Ray and of torch's process groups now and then crash an interpreter that ends in order, when all work is done; torchrun
-    # takes that for a failure and stops the other ranks.
-    if "ray" in sys.modules or "WORLD_SIZE" in os.environ:
+    # takes that for a failure and stops the other ranks. After Ctrl-C threads may still try a store that is away, for minutes.
+    if "ray" in sys.modules or "WORLD_SIZE" in os.environ or code in (130, 143):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -16,10 +16,10 @@ R = TypeVar("R")
 def map_in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int) -> Iterator[R]:
     """Yield `function(item)` in the order of `items`; at most `ahead` results are made before they are asked for.
 
-    An exception ends the iteration at its item. Closing the generator drops what is queued and waits for the calls in flight: after an
-    outage or Ctrl-C each queued read would be tried for minutes.
+    An exception ends the iteration at its item. Closing the generator drops what is queued and waits for the calls in flight. After Ctrl-C
+    nobody waits for them: in an outage each would be tried for minutes.
     """
-    pool = ThreadPoolExecutor(threads)
+    pool, wait = ThreadPoolExecutor(threads), True
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -28,5 +28,8 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except (KeyboardInterrupt, SystemExit):
+        wait = False
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)

@@ -29,6 +29,7 @@ from tokenshards.pipeline.tokenizers.directory import load_statistics, load_toke
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
 
 PLAN_POLL_SECONDS = 1.0
+RETRYING = "retry failed inputs"
 
 
 class Conversion:
@@ -178,6 +179,7 @@ def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runn
     manifest = None if pointer is None else load_manifest(store, pointer)
     images, seconds, usage = 0, 0.0, None
     for plan in chain:
+        plan.refuse_newer()
         if manifest is None or manifest.generation < plan.generation:
             run = PlanRun(store, plan, request, runner, reporter)
             manifest = run.run(manifest)
@@ -192,13 +194,17 @@ def retry_failed(
 ) -> Outcome | None:
     """Try quarantined inputs again as a new generation; None when nothing stands in quarantine."""
     store = Store(out_url, storage_options=options, retry=run.retry)
-    refuse_beside_live_run(store, "retry failed inputs")
+    refuse_beside_live_run(store, RETRYING)
     first = load_plan(store)
     if first is None:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     config = first.source_config(options)
     where = source_url or str(first.source["url"])
-    planned = plan_retry(store, source_root(where, config), config)
+    with Heartbeat(store, PLANNING, dict) as heartbeat:
+        if not wins_planning(store, heartbeat.record):  # two plans of one generation would overwrite each other's pointer
+            refuse_beside_live_run(store, RETRYING, besides=heartbeat.record.uuid)
+            raise LiveRunError(f"{store.url}: cannot {RETRYING}, another run began at the same moment. Run the command again")
+        planned = plan_retry(store, source_root(where, config), config)
     if planned is None:
         return None
     plan, inputs = planned

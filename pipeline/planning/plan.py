@@ -6,7 +6,7 @@ Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `curren
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -119,19 +119,18 @@ class Plan:
         return self.source["kind"] in IMPORTS
 
     def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
-        """Return how the source was read, with the credentials of this run, which no plan holds.
-
-        Raises PlanError for a plan of a newer minor version: what it says more could decide which inputs there are, and their labels.
-        """
-        options = self.source["options"]
-        unknown = sorted(options.keys() - known_fields(SourceConfig, options).keys())
-        if unknown or version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
-            more = f" with the source options {', '.join(unknown)}" if unknown else ""
-            raise PlanError(
-                f"{self.path}: made in format {self.format_version}{more}; this version can read such a dataset, and works on plans "
-                f"up to format {FORMAT_VERSION}. Use the version of tokenshards that made it"
-            )
+        """Return how the source was read, with the credentials of this run, which no plan holds; options of later versions are ignored."""
+        known = {part.name for part in fields(SourceConfig)}
+        options = {name: value for name, value in self.source["options"].items() if name in known}
         return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
+
+    def refuse_newer(self) -> None:
+        """Raise PlanError where a newer version made the plan: what it says more may decide which inputs there are, and their ids."""
+        if version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
+            raise PlanError(
+                f"{self.path}: made in format {self.format_version}; this version reads such a dataset, and works on plans up to format "
+                f"{FORMAT_VERSION}. Use the version of tokenshards that made it"
+            )
 
     @property
     def config(self) -> PlanConfig:

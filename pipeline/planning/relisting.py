@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.planning.plan import Plan, PlanPart, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, relist_parts
@@ -24,14 +23,11 @@ class Relisting:
         self._store = store
         self._chain = chain
         self._url = url or str(chain[0].source["url"])
-        self._storage_options = storage_options
-
-    @property
-    def _config(self) -> SourceConfig:
-        return self._chain[0].source_config(self._storage_options)
+        self._config = chain[0].source_config(storage_options)
 
     def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
         """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""
+        plan.refuse_newer()
         rows, keep_order = self._rows(plan)
         with Listing(rows, order_seed=plan.order_seed, keep_order=keep_order, sample=0, sample_seed=0) as listing:
             return relist_parts(listing, plan, plan.config, self._config.tars_per_shard, {part.path: part for part in wanted})
@@ -50,12 +46,12 @@ class Relisting:
         only of inputs that the next generation tried again.
         """
         try:
-            config = self._config
+            plan.refuse_newer()
             if plan is self._chain[-1]:
                 return None
             following = self._chain[plan.generation]
             retried = {row.sample_id for later in following.shard_numbers for row in read_shard_rows(self._store, following, later)}
-            source = source_root(self._url, config)
+            source = source_root(self._url, self._config)
             for row in read_shard_rows(self._store, plan, shard):
                 if row.version == "" or (row.kind == "file" and row.sample_id in retried):
                     continue
