@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
+    UNREFERENCED_SHOWN,
     Address,
     CpusPerActor,
     GpusPerActor,
@@ -100,8 +101,16 @@ def verify_command(
     ok = found.ok and (compared is None or compared.ok)
     if as_json:
         problems = [asdict(problem) for problem in found.problems]
-        counts = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
-        print_json({"ok": ok, **counts, "problems": problems, **({} if compared is None else {"re_encoded": compared.to_json()})})
+        counts: dict[str, Any] = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
+        print_json(
+            {
+                "ok": ok,
+                **counts,
+                "problems": problems,
+                "unreferenced": found.unreferenced,
+                **({} if compared is None else {"re_encoded": compared.to_json()}),
+            }
+        )
     else:
         checked = f"{found.shards_checked:,} shards and {found.rows_checked:,} rows checked"
         print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
@@ -110,6 +119,10 @@ def verify_command(
             print(f"See what can be mended with: tokenshards repair {store.url}")
             if again is not None:
                 print("No row was encoded again: mend or finish the dataset first")
+        if found.unreferenced:
+            print(f"note: nothing names {len(found.unreferenced):,} objects in shards/, which a glob such as shards/*.parquet reads too:")
+            print_table([(path,) for path in found.unreferenced[:UNREFERENCED_SHOWN]])
+            print(f"`tokenshards repair {store.url} --min-age 0 --apply` removes those that tokenshards wrote")
         for line in [] if compared is None else compared.lines():
             print(line)
     if not ok:
@@ -137,12 +150,14 @@ def repair_command(
     repair = repair_dataset(store, apply=apply, min_age_seconds=3600 * min_age, source_url=source, source_options=options)
     if as_json:
         steps = [asdict(step) for step in repair.steps]
-        print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps})
+        print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps, "foreign": repair.foreign})
     else:
         done = "done" if apply else "would do (add --apply)"
         print(f"{store.url}: {f'{done}:' if repair.steps else 'nothing to repair'}")
         if repair.steps:
             print_table([(step.action, step.object, step.detail) for step in repair.steps])
+        for path in repair.foreign:
+            print(f"note: {path} is no object of tokenshards, so it stays; move it away, because a glob over its folder reads it")
         if repair.tokenize_needed:
             print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does what is missing.")
     if repair.refused:

@@ -9,14 +9,16 @@ from typing import Any
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
-from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError
+from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError, TransientStorageError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
-from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
+from tokenshards.pipeline.ledger.replaced import remove_replaced
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
@@ -67,6 +69,7 @@ class PlanRun:
         for problem in survey.problems:
             self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
         started = time.monotonic()
+        replaced, dropped = survey.replaced, survey.dropped
         with self._heartbeat:
             if not survey.finished:
                 todo, seen, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
@@ -75,13 +78,26 @@ class PlanRun:
             check_bad_share(survey, self._request.run.max_bad)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
-                self.seconds = time.monotonic() - started
-                return load_manifest(store, pointer)
-            manifest = close_generation(store, plan, survey, spec, parent)
+                manifest = load_manifest(store, pointer)
+            else:
+                manifest = close_generation(store, plan, survey, spec, parent)
+        self._remove_replaced(manifest, replaced, dropped)
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
             self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
         self.seconds = time.monotonic() - started
         return manifest
+
+    def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> None:
+        """Remove what this run replaced, so that `shards/*.parquet` is the dataset; of several drivers the last to end does it."""
+        if not replaced and not dropped:
+            return
+        try:
+            removed = [] if live_runs(self._store) else remove_replaced(self._store, manifest, replaced, dropped)
+        except TransientStorageError as error:
+            self._reporter.say(f"note: what was replaced could not be removed ({error}); `tokenshards verify {self._store.url}` names it")
+            return
+        for path in removed:
+            self._reporter.say(f"removed {path}: its commit was damaged, and the shard was done again")
 
     def _work(self, todo: list[int], inputs_seen: int, spec: TokenizerSpec) -> Survey:
         plan, request = self._plan, self._request

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
+from tokenshards.pipeline.ledger.replaced import is_dropped, read_dropped
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
 from tokenshards.pipeline.shards.manifest import Manifest
@@ -45,6 +46,10 @@ class Survey:
     done: ShardTable = field(default_factory=ShardTable)
     """Shards with a valid commit, ascending."""
     problems: list[Problem] = field(default_factory=list)
+    replaced: list[ObjectRef] = field(default_factory=list)
+    """What commits named that are not valid, or that `repair` dropped: removed once the manifest is written."""
+    dropped: list[str] = field(default_factory=list)
+    """Records of dropped commits."""
     rows: int = 0
     quarantined: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -101,7 +106,7 @@ def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
 def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Iterator[ShardEntry]:
     """Yield the entry of each valid commit, ascending by shard; counts and problems go to the survey."""
     sizes = object_sizes(store, "shards", "quarantine")
-    for outcome in _read_commits(store, survey.plan):
+    for outcome in _read_commits(store, survey):
         if isinstance(outcome, Problem):
             survey.problems.append(outcome)
             continue
@@ -110,6 +115,7 @@ def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Itera
         wrong = [problem for ref in references if (problem := size_problem(ref, sizes)) is not None]
         if wrong:
             survey.problems.extend(wrong)
+            survey.replaced.extend(references)
             continue
         _add(survey, commit, spec)
         yield _entry(commit, digest)
@@ -125,9 +131,13 @@ def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | No
     return None
 
 
-def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Problem]:
+def _read_commits(store: Store, survey: Survey) -> Iterator[tuple[Commit, str] | Problem]:
+    plan = survey.plan
     listed = np.zeros(plan.shards, np.bool_)
     for info in store.list(f"commits/{plan.plan_id}"):
+        if is_dropped(info.path):
+            survey.dropped.append(info.path)
+            survey.replaced.extend(read_dropped(store, info.path))
         match = _COMMIT_NAME.match(info.path)
         if match and int(match[1]) in plan.shard_numbers:
             listed[int(match[1]) - plan.first_shard] = True
