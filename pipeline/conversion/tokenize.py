@@ -13,6 +13,7 @@ from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
+from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
 from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
@@ -51,6 +52,7 @@ class Conversion:
         self._refuse_second_driver()
         chain = load_chain(store)
         if not chain:
+            refuse_nesting(request.source_url, request.source, store)
             chain = self._plan_once()
         check_request(chain[0], request)
         check_source(store, chain, request)
@@ -83,7 +85,7 @@ class Conversion:
         request, say = self._request, self._reporter.say
         sample = 0 if request.tokenizer_url else request.fit.sample
         with Listing(
-            source.list_rows(),
+            rows_outside(source.list_rows(), source.store, self._store),
             order_seed=request.plan.order_seed,
             keep_order=source.ordered,
             sample=sample,
