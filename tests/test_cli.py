@@ -79,6 +79,7 @@ COMMANDS = {
     "import seit": ["--split", "--grid", "--codebook", "--classes", "--json"],
     "export seit": ["--split", "--json"],
     "demo": [],
+    "quarantine": ["--reason", "--json"],
 }
 CONTRACT = {
     "images_planned",

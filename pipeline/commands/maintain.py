@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenshards.pipeline.commands.options import (
+    QUARANTINE_SHOWN,
     UNREFERENCED_SHOWN,
     Address,
     CpusPerActor,
@@ -21,7 +22,7 @@ from tokenshards.pipeline.commands.options import (
     Workers,
     parse_options,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.output import finish_run, print_json, print_way_out
 from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
 
 __all__ = ["app"]
@@ -35,18 +36,19 @@ def status_command(out: Out, storage_option: StorageOptions = None, as_json: Jso
     import time
 
     from tokenshards.pipeline.ledger.heartbeat import live_runs
-    from tokenshards.pipeline.reports.storage_table import dataset_report
+    from tokenshards.pipeline.reports.storage_table import status_report
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     store = Store(out, storage_options=parse_options(storage_option))
-    report = dataset_report(store)
+    report = status_report(store)
     runs = live_runs(store)
     if as_json:
         print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
         return
     rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
     print_table(rows, title=store.url)
+    print_way_out(store.url, report)
 
 
 @app.command("verify", epilog="Example: tokenshards verify photos.tokens")
@@ -192,6 +194,37 @@ def retry_failed_command(
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
     finish_run(out, options, outcome, as_json, quiet)
+
+
+@app.command("quarantine", epilog="Example: tokenshards quarantine photos.tokens --reason truncated")
+def quarantine_command(
+    out: Out,
+    reason: Annotated[str | None, typer.Option(help="Only inputs that failed for this reason, such as `truncated`.")] = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the inputs that failed for good, with the reason of each; what a retry has committed is no longer among them."""
+    from collections import Counter
+
+    from tokenshards.pipeline.reports.quarantine import quarantined_inputs
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    store = Store(out, storage_options=parse_options(storage_option))
+    found = list(quarantined_inputs(store, reason))
+    reasons = dict(sorted(Counter(row["reason"] for row in found).items()))
+    if as_json:
+        print_json({"quarantined": len(found), "reasons": reasons, "inputs": found})
+        return
+    counts = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
+    print(f"{store.url}: {len(found):,} inputs in quarantine{f' ({counts})' if counts else ''}")
+    shown = found[:QUARANTINE_SHOWN]
+    if shown:
+        print_table([(row["sample_id"], row["reason"], row["detail"]) for row in shown], header=("input", "reason", "detail"))
+    if len(found) > len(shown):
+        print(f"and {len(found) - len(shown):,} more; --json prints all of them")
+    if found:
+        print(f"Once their files are mended, try them again with: tokenshards retry-failed {store.url}")
 
 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")

@@ -101,7 +101,9 @@ class Conversion:
                 if classes:
                     say(f"its class table of {len(classes)} classes is kept, so labels agree")
             else:
-                say(f"no --tokenizer given: fitting {'one' if source.ordered else f'one on {len(listing.sample):,} inputs'} …")
+                images = sum(row.inputs for row in listing.sample)
+                about = "" if source.ordered else f" on {min(images, sample):,} images"  # those of tars show only while they are read
+                say(f"no --tokenizer given: fitting one{about} …")
                 fitted = fit_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
                 say(f"fitted {describe_tokenizer(tokenizer)}; kept in {self._store.url}/{TOKENIZER_FOLDER}")
@@ -121,7 +123,9 @@ class Conversion:
                 matched=tuple(matched),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
-        say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of about {plan.shard_rows:,} inputs")
+        tars = request.source.tars_per_shard
+        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {plan.shard_rows:,} images"
+        say(f"plan {plan.plan_id[:12]}: {plan.shards} shard{'' if plan.shards == 1 else 's'} of {size}")
         return plan
 
 

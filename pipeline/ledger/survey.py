@@ -21,7 +21,7 @@ from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.thread_map import map_in_order
 
-__all__ = ["Problem", "Survey", "manifest_histograms", "size_problem", "survey_plan"]
+__all__ = ["Problem", "Survey", "is_commit", "manifest_histograms", "size_problem", "survey_plan"]
 
 READ_THREADS = 16
 READ_AHEAD = 256
@@ -119,6 +119,11 @@ def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Itera
             continue
         _add(survey, commit, spec)
         yield _entry(commit, digest)
+
+
+def is_commit(path: str) -> bool:
+    """Return whether a path is that of a commit."""
+    return _COMMIT_NAME.match(path) is not None
 
 
 def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | None:
