@@ -12,6 +12,7 @@ from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
 from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError, TransientStorageError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
+from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, write_card
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
 from tokenshards.pipeline.ledger.replaced import remove_replaced
@@ -86,6 +87,8 @@ class PlanRun:
             else:
                 manifest = close_generation(store, plan, survey, spec, parent)
         self._remove_replaced(manifest, replaced, dropped)
+        if not write_card(store, manifest):  # once more: the glob over shards/ may be right only now
+            self._reporter.say(f"note: {store.url}/{CARD_PATH} is not the card that tokenshards wrote, so it stays as it is")
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
             self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
         self.seconds = time.monotonic() - started

@@ -110,6 +110,11 @@ class ShardReader:
         return self.spec.fingerprint
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of the file, those of a newer minor version included."""
+        return self._file.schema_arrow
+
+    @property
     def num_rows(self) -> int:
         """Rows of the whole shard."""
         return int(self._file.metadata.num_rows)
