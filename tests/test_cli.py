@@ -80,6 +80,7 @@ COMMANDS = {
     "export seit": ["--split", "--json"],
     "demo": [],
     "quarantine": ["--reason", "--json"],
+    "publish": ["--json"],
 }
 CONTRACT = {
     "images_planned",

@@ -199,6 +199,8 @@ class _Repairer:
 
     def _why_not_redone(self, plan_id: str, shard: int) -> str | None:
         plan = self._state.plans.get(plan_id)
+        if self._state.manifest is not None and self._state.manifest.published:
+            return "this is a published copy; copy the object again from where it was published"
         if plan is None or self._relisting is None or len(self._state.chain) < len(self._state.plan_ids):
             return "a plan.json is lost"
         lost = [step.object for step in self._repair.refused if step.object in (*plan.tokenizer_objects, plan.part_of(shard).path)]
@@ -210,6 +212,10 @@ class _Repairer:
         damaged = sorted(path for path in self._damaged if path.startswith(("manifest", "shards-")))
         if self._pointer_is_lost():
             damaged.append(MANIFEST_POINTER)
+        if damaged and not self._state.chain:
+            for path in damaged:
+                self._refuse(path, "it is made from plan and commits, and there are none: copy it again from where it was published")
+            return
         if damaged and not self._repair.tokenize_needed:
             if len(self._state.chain) < len(self._state.plan_ids):
                 for path in damaged:

@@ -13,7 +13,7 @@ from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store, absolute_url
 
-__all__ = ["refuse_nesting", "rows_outside"]
+__all__ = ["refuse_nested_stores", "refuse_nesting", "rows_outside"]
 
 _BRACES = re.compile(r"\{[^{}]*\}")
 
@@ -24,10 +24,7 @@ def refuse_nesting(source_url: str, config: SourceConfig, out: Store) -> None:
     OUT beside the files that a pattern or the name of a file means is fine, as long as the pattern cannot mean what OUT will hold.
     """
     source = source_root(source_url, config)
-    src_place, out_place = _place(source), _place(out)
-    if src_place[0] != out_place[0]:
-        return
-    src_path, out_path = src_place[1], out_place[1]
+    src_path, out_path = _paths_in_one_store(source, out)
     pattern = _pattern(source_url, source)
     advice = f"Give an OUT beside SRC, such as {_beside(source_url)}"
     if _holds(out_path, src_path):
@@ -36,6 +33,13 @@ def refuse_nesting(source_url: str, config: SourceConfig, out: Store) -> None:
         raise ConfigError(f"OUT, {out.url}, {how}; expected two places, neither in the other. {advice}")
     if _holds(src_path, out_path) and (not pattern or _may_match(pattern, out_path[len(src_path) :].strip("/"))):
         raise ConfigError(f"OUT, {out.url}, lies in SRC, {source_url}: the dataset would be listed among its own inputs. {advice}")
+
+
+def refuse_nested_stores(one: Store, other: Store) -> None:
+    """Raise ConfigError where two places are the same or one lies in the other."""
+    first, second = _paths_in_one_store(one, other)
+    if _holds(first, second) or _holds(second, first):
+        raise ConfigError(f"{other.url} and {one.url} are the same place, or one lies in the other; expected two places apart")
 
 
 def rows_outside(rows: Iterable[PlanRow], source: Store, out: Store) -> Iterator[PlanRow]:
@@ -64,6 +68,12 @@ def _place(store: Store) -> tuple[tuple[str, ...], str]:
     endpoint = options.get("endpoint_url") or (options.get("client_kwargs") or {}).get("endpoint_url") or ""
     protocol = store.fs.protocol
     return (protocol if isinstance(protocol, str) else protocol[0], str(endpoint), str(options.get("profile", ""))), store.root.rstrip("/")
+
+
+def _paths_in_one_store(one: Store, other: Store) -> tuple[str, str]:
+    """Return where the two are in the store that holds both; what cannot nest, where they are in two stores."""
+    first, second = _place(one), _place(other)
+    return (first[1], second[1]) if first[0] == second[0] else ("1", "2")
 
 
 def _pattern(source_url: str, source: Store) -> str:

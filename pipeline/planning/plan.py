@@ -5,6 +5,7 @@ Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `curren
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tokenshards.pipeline.canonical import canonical_json, known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
-from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import CorruptObjectError, FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
@@ -211,6 +212,14 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
 
 def _refuse_lost_plan(store: Store) -> None:
     """Raise PlanError where there is work but no plan: a new plan would replace the tokenizer that the work was done with."""
+    published = False
+    with contextlib.suppress(FormatError, MissingObjectError):
+        published = bool(read_sealed(store, str(read_sealed(store, MANIFEST_POINTER)["manifest"])).get("published"))
+    if published:
+        raise PlanError(
+            f"{store.url} is a published copy, which has no plan: it does not say where its images are, and nothing can be added to it. "
+            "Work on the data set that it was copied from, or tokenize into another output"
+        )
     if store.info(MANIFEST_POINTER) is not None or next(store.list("commits"), None) is not None:
         raise PlanError(f"{store.url}/{CURRENT_PLAN} is missing, but the dataset has commits. Run `tokenshards repair {store.url}`")
 

@@ -114,7 +114,7 @@ def inspect_dataset(store: Store) -> Inspection:
         spec=manifest.spec if manifest is not None else load_spec(place, prefix),
         fitted=load_statistics(place, prefix),
         manifest=manifest,
-        report=dataset_report(store) if prefix and store.info("plan/current.json") is not None else None,
+        report=dataset_report(store) if prefix and (manifest is not None or store.info("plan/current.json") is not None) else None,
         histograms=(manifest_histograms(manifest) or []) if manifest is not None else [],
         columns=dataset_columns(store, manifest) if manifest is not None else [],
     )

@@ -16,6 +16,7 @@ from tokenshards.pipeline.planning.plan import Plan, load_chain
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows", "status_report"]
 
@@ -108,21 +109,22 @@ def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
 def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
     """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
     chain, manifest = _read_chain(store)
+    newest = chain[-1] if chain else manifest  # a published copy has no plan
     surveys = [survey_plan(store, plan, plan.spec) for plan in _open_plans(chain, manifest)]
     committed, bytes_shards, histograms = _sums(manifest, surveys)
     rate = _recorded_rate(store) if images_per_second is None else images_per_second
     return StorageReport(
         **committed,
         images_planned_exact=all(survey.planned_is_exact for survey in surveys),
-        shards_planned=sum(plan.shards for plan in chain),
-        generation=chain[-1].generation,
+        shards_planned=sum(plan.shards for plan in chain) if chain else committed["shards_committed"],
+        generation=newest.generation,
         bytes_out=sum(max(0, info.size) for info in store.list()),
         bytes_shards=bytes_shards,
         order0_bits_per_token=entropy_per_id(histograms),
         images_per_second=round(rate, 2),
         complete=not surveys,
-        views=chain[-1].views.count,
-        unlabelled=_unlabelled(committed["images_committed"], chain[-1], manifest, surveys),
+        views=ViewPolicy.stored(newest.view_policy, store.url).count,
+        unlabelled=_unlabelled(committed["images_committed"], newest, manifest, surveys),
     )
 
 
@@ -170,23 +172,24 @@ def status_report(store: Store) -> StorageReport:
 
 
 def _read_chain(store: Store) -> tuple[list[Plan], Manifest | None]:
-    chain = load_chain(store)
-    if not chain:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     pointer = load_pointer(store)
-    return chain, None if pointer is None else load_manifest(store, pointer)
+    manifest = None if pointer is None else load_manifest(store, pointer)
+    chain = [] if manifest is not None and manifest.published else load_chain(store)
+    if not chain and manifest is None:
+        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+    return chain, manifest
 
 
 def _open_plans(chain: list[Plan], manifest: Manifest | None) -> list[Plan]:
     return [plan for plan in chain if manifest is None or plan.generation > manifest.generation]
 
 
-def _unlabelled(images: int, plan: Plan, manifest: Manifest | None, surveys: list[Survey]) -> int:
+def _unlabelled(images: int, newest: Plan | Manifest, manifest: Manifest | None, surveys: list[Survey]) -> int:
     """Return the images without a label, 0 where the source has no labels at all."""
-    if plan.label_type is None:
+    if newest.label_type is None:
         return 0
     rows = (sum(manifest.class_counts) if manifest is not None else 0) + sum(sum(survey.labels.values()) for survey in surveys)
-    return images - rows // plan.views.count
+    return images - rows // ViewPolicy.stored(newest.view_policy, "").count
 
 
 def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:

@@ -13,7 +13,7 @@ from typing import Any
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.commit import ObjectRef
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
@@ -46,6 +46,8 @@ class Manifest:
     label_type: str | None = None
     view_policy: str = "one"
     """Which views of each picture are rows."""
+    published: bool = False
+    """A copy for other people: without plan, commits and quarantine, so the shard table alone says what belongs to it."""
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
@@ -129,8 +131,9 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
     del table_data  # it is read back below
+    version = PUBLISHED_VERSION if manifest.published else FORMAT_VERSION
     value = {
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "generation": manifest.generation,
         "parent": manifest.parent,
         "plan_ids": list(manifest.plan_ids),
@@ -145,6 +148,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
         "tokenizer_objects": manifest.tokenizer_objects,
         "table": asdict(table),
         **({} if manifest.view_policy == "one" else {"view_policy": manifest.view_policy}),
+        **({"published": True} if manifest.published else {}),
     }
     data = seal(value)
     sha256 = sha256_hex(data)
@@ -152,6 +156,6 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     store.write(name, data)
     if between is not None:
         between()
-    pointer = {"format_version": FORMAT_VERSION, "manifest": name, "sha256": sha256, "generation": manifest.generation}
+    pointer = {"format_version": version, "manifest": name, "sha256": sha256, "generation": manifest.generation}
     store.write(MANIFEST_POINTER, seal(pointer))
     return load_manifest(store)

@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
+    "PUBLISHED_VERSION",
     "VIEW_NAMES",
     "LabelType",
     "MetaTypes",
@@ -26,6 +27,9 @@ __all__ = [
 
 FORMAT_VERSION = "1.0"
 """major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""
+
+PUBLISHED_VERSION = "1.1"
+"""Version of the manifest of a published copy, which says so."""
 
 _VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 
