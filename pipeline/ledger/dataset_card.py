@@ -58,7 +58,9 @@ def is_own_card(data: bytes) -> bool:
 
 
 def public_source(root: str) -> str:
-    """Return the recorded source without what belongs to nobody else: the path on a disk, and the name of a host."""
+    """Return the recorded source without the path on a disk and without the name of a host."""
+    if "/" not in root:
+        return root  # of a published copy
     if "://" not in root:
         return f"`{root.rstrip('/').rpartition('/')[2]}`, on a disk"
     parts = urlsplit(root)
@@ -167,7 +169,7 @@ def _how_to_read(data_files: list[str], columns: list[Column]) -> Iterator[str]:
         return
     yield from ("", "## How to read it", "")
     if len(data_files) > 1:
-        yield "`shards/` also holds files that are no part of the data set: in place of the glob, give the names in the header of this card."
+        yield "`shards/` also holds files that are no part of the data set: instead of the glob, give the names in the header of this card."
         yield ""
     names = ", ".join(name for name in ("sample_id", "label", "tokens") if name in {column.name for column in columns})
     yield from ("```sql", f"SELECT {names} FROM 'FOLDER/shards/*.parquet' LIMIT 5;  -- DuckDB; FOLDER is where this card lies", "```", "")

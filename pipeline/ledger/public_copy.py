@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, IncompleteError
-from tokenshards.pipeline.ledger.dataset_card import public_source, write_card
+from tokenshards.pipeline.ledger.dataset_card import write_card
 from tokenshards.pipeline.planning.nesting import refuse_nested_stores
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN
 from tokenshards.pipeline.shards.commit import ObjectRef
@@ -59,17 +59,17 @@ def publish_dataset(store: Store, to: Store, on_shard: Callable[[int, int], None
     for path, sha256 in manifest.tokenizer_objects.items():
         to.write(path, _checked(store, path, sha256))
     copied = 0
-    shards = [entry.data for entry in public.shards]
+    shards = (reference for entry in public.shards if (reference := entry.data) is not None)
     threads = min(8, os.cpu_count() or 1) if store.is_local and to.is_local else 16
     for done, new in enumerate(map_in_order(lambda reference: _copy(store, to, reference), shards, threads=threads, ahead=threads), 1):
         copied += new
-        on_shard(done, len(shards))
+        on_shard(done, len(public.shards))
     wrote_card = write_card(to, public)
     publish_manifest(to, public)
     return PublicCopy(
         url=to.url,
         images=int(public.totals["images_committed"]),
-        shards=len(shards),
+        shards=len(public.shards),
         bytes_shards=int(public.totals["bytes_shards"]),
         copied=copied,
         card=wrote_card,
@@ -79,10 +79,14 @@ def publish_dataset(store: Store, to: Store, on_shard: Callable[[int, int], None
 def _public_manifest(manifest: Manifest) -> Manifest:
     images = manifest.totals["images_committed"]
     shards = ShardTable(_public_entries(manifest))
-    card = {name: public_source(str(value)) if name == "source" else value for name, value in manifest.card.items()}
+    card = {name: _last_name(str(value)) if name == "source" else value for name, value in manifest.card.items()}
     changes = {"images_planned": images, "images_quarantined": 0, "quarantine_reasons": {}, "shards": len(shards), "seconds": {}}
     totals = {**manifest.totals, **changes}
     return replace(manifest, generation=1, parent=None, card=card, totals=totals, shards=shards, published=True)
+
+
+def _last_name(root: str) -> str:
+    return f"`{root.rstrip('/').rpartition('/')[2]}`"
 
 
 def _public_entries(manifest: Manifest) -> Iterator[ShardEntry]:
@@ -107,9 +111,8 @@ def _refuse_other_dataset(to: Store, public: Manifest) -> None:
         raise ConfigError(f"{to.url} holds another data set; expected an empty place for the copy. Choose another DEST, or empty this one")
 
 
-def _copy(store: Store, to: Store, reference: ObjectRef | None) -> bool:
+def _copy(store: Store, to: Store, reference: ObjectRef) -> bool:
     """Copy one shard, unless it is there; return whether it was copied. Its name is made of its content."""
-    assert reference is not None  # shards without a file are left out of the table
     there = to.info(reference.path)
     if there is not None and there.size == reference.size:
         return False

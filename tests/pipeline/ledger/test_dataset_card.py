@@ -1,4 +1,4 @@
-"""OUT/README.md: its header means exactly the shards to the Hub and to `load_dataset`; it tells nothing private; no file of others is lost."""
+"""OUT/README.md: its header means exactly the shards to `load_dataset`; it tells nothing private; no file of others is lost."""
 
 from __future__ import annotations
 

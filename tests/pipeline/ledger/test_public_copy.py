@@ -79,7 +79,8 @@ def test_nothing_tells_who_made_it_where_and_from_what(made: Path, public: Path)
             data = path.read_bytes()
             assert [word for word in private if word in data] == [], path
     manifest = load_manifest(Store(str(public)))
-    assert manifest.card["source"] == "`photos`, on a disk" and manifest.totals["images_quarantined"] == 0
+    assert manifest.card["source"] == "`photos`" and "| source | `photos` |" in (public / "README.md").read_text()
+    assert manifest.totals["images_quarantined"] == 0
     assert all(entry.quarantine_path is None and entry.commit_sha256 == "" for entry in manifest.shards)
 
 
