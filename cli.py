@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tokenshards.pipeline.commands import import_tokenizer, interop, maintain, submit, tokenize, tokenizers
+from tokenshards.pipeline.commands import import_tokenizer, interop, maintain, publish, submit, tokenize, tokenizers
 from tokenshards.stem_adaptors.commands import demo, evaluate, predict, preview, train
 
 __all__ = ["app", "main", "run"]
@@ -44,7 +44,7 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, maintain, preview, train, evaluate, predict, demo):
+for _module in (tokenizers, tokenize, submit, maintain, preview, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 app.add_typer(interop.import_app, name="import")
@@ -111,8 +111,8 @@ def run() -> None:
     except SystemExit as ended:
         code = ended.code
     # Threads of Ray and of torch's process groups now and then crash an interpreter that ends in order, when all work is done; torchrun
-    # takes that for a failure and stops the other ranks.
-    if "ray" in sys.modules or "WORLD_SIZE" in os.environ:
+    # takes that for a failure and stops the other ranks. After Ctrl-C threads may still try a store that is away, for minutes.
+    if "ray" in sys.modules or "WORLD_SIZE" in os.environ or code in (130, 143):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from tokenshards.pipeline.errors import CorruptObjectError
 
-__all__ = ["canonical_json", "keyed_hash64", "keyed_hashes64", "seal", "sha256_hex", "unseal"]
+__all__ = ["canonical_json", "keyed_hash64", "keyed_hashes64", "known_fields", "seal", "sha256_hex", "unseal"]
 
 SEAL_KEY = "self_sha256"
 
@@ -43,6 +44,12 @@ def keyed_hashes64(key: str, values: Iterable[str]) -> tuple[int, ...]:
 
     digests = b"".join(map(digest, values))
     return struct.unpack(f">{len(digests) // 8}Q", digests)
+
+
+def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of a JSON object that the dataclass `kind` takes, without those of a newer minor version (SPEC section 10)."""
+    names = {field.name for field in fields(kind) if field.init}
+    return {name: item for name, item in dict(value).items() if name in names}
 
 
 def seal(value: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import require as _require
 from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = [
@@ -28,11 +28,6 @@ __all__ = [
 
 ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
 """Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
-
-
-def _require(condition: bool, option: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{option} is {shorten(value)}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

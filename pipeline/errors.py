@@ -55,6 +55,7 @@ __all__ = [
     "TransientStorageError",
     "UnreadableObjectError",
     "describe_unreadable",
+    "require",
     "shorten",
 ]
 
@@ -81,6 +82,12 @@ class ConfigError(TokenshardsError, ValueError):
 
 class SourceError(TokenshardsError):
     """The input location cannot be listed, or nothing in it matched."""
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise ConfigError with the value seen and the value expected unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} is {shorten(value)}; expected {expected}")
 
 
 class TokenizerError(TokenshardsError):

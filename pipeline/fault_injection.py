@@ -11,20 +11,7 @@ import os
 import signal
 import time
 
-__all__ = ["CRASH_POINTS", "crash_point"]
-
-CRASH_POINTS = (
-    "after-listing",
-    "after-plan-part",
-    "after-plan-json",
-    "after-data-put",
-    "after-quarantine-put",
-    "after-commit-put",
-    "after-last-commit",
-    "between-manifest-and-pointer",
-    "decode",
-    "after-training-step",
-)
+__all__ = ["crash_point"]
 
 _settings = dict(item.split("=", 1) for item in os.environ.get("TOKENSHARDS_FAULT", "").split(",") if "=" in item)
 _point = _settings.get("point", "")

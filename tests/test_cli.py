@@ -79,6 +79,8 @@ COMMANDS = {
     "import seit": ["--split", "--grid", "--codebook", "--classes", "--json"],
     "export seit": ["--split", "--json"],
     "demo": [],
+    "quarantine": ["--reason", "--json"],
+    "publish": ["--json"],
 }
 CONTRACT = {
     "images_planned",

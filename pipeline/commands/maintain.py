@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
+    QUARANTINE_SHOWN,
+    UNREFERENCED_SHOWN,
     Address,
     CpusPerActor,
     GpusPerActor,
@@ -20,7 +22,7 @@ from tokenshards.pipeline.commands.options import (
     Workers,
     parse_options,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.output import finish_run, print_json, print_way_out
 from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
 
 __all__ = ["app"]
@@ -34,18 +36,19 @@ def status_command(out: Out, storage_option: StorageOptions = None, as_json: Jso
     import time
 
     from tokenshards.pipeline.ledger.heartbeat import live_runs
-    from tokenshards.pipeline.reports.storage_table import dataset_report
+    from tokenshards.pipeline.reports.storage_table import status_report
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     store = Store(out, storage_options=parse_options(storage_option))
-    report = dataset_report(store)
+    report = status_report(store)
     runs = live_runs(store)
     if as_json:
         print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
         return
     rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
     print_table(rows, title=store.url)
+    print_way_out(store.url, report)
 
 
 @app.command("verify", epilog="Example: tokenshards verify photos.tokens")
@@ -100,8 +103,16 @@ def verify_command(
     ok = found.ok and (compared is None or compared.ok)
     if as_json:
         problems = [asdict(problem) for problem in found.problems]
-        counts = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
-        print_json({"ok": ok, **counts, "problems": problems, **({} if compared is None else {"re_encoded": compared.to_json()})})
+        counts: dict[str, Any] = {"shards_checked": found.shards_checked, "rows_checked": found.rows_checked, "complete": found.complete}
+        print_json(
+            {
+                "ok": ok,
+                **counts,
+                "problems": problems,
+                "unreferenced": found.unreferenced,
+                **({} if compared is None else {"re_encoded": compared.to_json()}),
+            }
+        )
     else:
         checked = f"{found.shards_checked:,} shards and {found.rows_checked:,} rows checked"
         print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
@@ -110,6 +121,10 @@ def verify_command(
             print(f"See what can be mended with: tokenshards repair {store.url}")
             if again is not None:
                 print("No row was encoded again: mend or finish the dataset first")
+        if found.unreferenced:
+            print(f"note: nothing names {len(found.unreferenced):,} objects in shards/, which a glob such as shards/*.parquet reads too:")
+            print_table([(path,) for path in found.unreferenced[:UNREFERENCED_SHOWN]])
+            print(f"`tokenshards repair {store.url} --min-age 0 --apply` removes those that tokenshards wrote")
         for line in [] if compared is None else compared.lines():
             print(line)
     if not ok:
@@ -137,12 +152,14 @@ def repair_command(
     repair = repair_dataset(store, apply=apply, min_age_seconds=3600 * min_age, source_url=source, source_options=options)
     if as_json:
         steps = [asdict(step) for step in repair.steps]
-        print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps})
+        print_json({"applied": repair.applied, "tokenize_needed": repair.tokenize_needed, "steps": steps, "foreign": repair.foreign})
     else:
         done = "done" if apply else "would do (add --apply)"
         print(f"{store.url}: {f'{done}:' if repair.steps else 'nothing to repair'}")
         if repair.steps:
             print_table([(step.action, step.object, step.detail) for step in repair.steps])
+        for path in repair.foreign:
+            print(f"note: {path} is no object of tokenshards, so it stays; move it away, because a glob over its folder reads it")
         if repair.tokenize_needed:
             print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does what is missing.")
     if repair.refused:
@@ -177,6 +194,37 @@ def retry_failed_command(
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
     finish_run(out, options, outcome, as_json, quiet)
+
+
+@app.command("quarantine", epilog="Example: tokenshards quarantine photos.tokens --reason truncated")
+def quarantine_command(
+    out: Out,
+    reason: Annotated[str | None, typer.Option(help="Only inputs that failed for this reason, such as `truncated`.")] = None,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the inputs that failed for good, with the reason of each; what a retry has committed is no longer among them."""
+    from collections import Counter
+
+    from tokenshards.pipeline.reports.quarantine import quarantined_inputs
+    from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.storage.store import Store
+
+    store = Store(out, storage_options=parse_options(storage_option))
+    found = list(quarantined_inputs(store, reason))
+    reasons = dict(sorted(Counter(row["reason"] for row in found).items()))
+    if as_json:
+        print_json({"quarantined": len(found), "reasons": reasons, "inputs": found})
+        return
+    counts = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
+    print(f"{store.url}: {len(found):,} inputs in quarantine{f' ({counts})' if counts else ''}")
+    shown = found[:QUARANTINE_SHOWN]
+    if shown:
+        print_table([(row["sample_id"], row["reason"], row["detail"]) for row in shown], header=("input", "reason", "detail"))
+    if len(found) > len(shown):
+        print(f"and {len(found) - len(shown):,} more; --json prints all of them")
+    if found:
+        print(f"Once their files are mended, try them again with: tokenshards retry-failed {store.url}")
 
 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")

@@ -27,6 +27,7 @@ __all__ = [
     "Meta",
     "Out",
     "Patch",
+    "QUARANTINE_SHOWN",
     "Quiet",
     "RunnerName",
     "Sample",
@@ -37,6 +38,7 @@ __all__ = [
     "StorageOptions",
     "TarsPerShard",
     "TokenizerOption",
+    "UNREFERENCED_SHOWN",
     "Views",
     "Workers",
     "parse_numbers",
@@ -87,6 +89,8 @@ DecodePlace = Annotated[
     str, typer.Option(help="Where pictures are decoded: `local`, beside the tokenizer; `remote`, on any CPU; `auto`, as measured.")
 ]
 GiveUpAfter = Annotated[float, typer.Option(help="Stop when nothing moved for so many seconds, because no node came.")]
+QUARANTINE_SHOWN = 100
+UNREFERENCED_SHOWN = 20
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["finish_run", "print_json"]
+__all__ = ["finish_run", "print_json", "print_way_out"]
 
 
 def print_json(value: object) -> None:
     """Print one JSON object on stdout; NaN is an error."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def print_way_out(url: str, report: Any) -> None:
+    if report.images_quarantined:
+        retry = f"; try them again with: tokenshards retry-failed {url}" if report.complete else ""
+        print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}{retry}")
 
 
 def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
@@ -19,6 +25,8 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
+    if quiet and not as_json:
+        return  # a report takes a listing
     store = Store(out, storage_options=options)
     rate = None if outcome.already_complete or not outcome.images else outcome.images / max(1e-9, outcome.seconds)
     report = dataset_report(store, rate)
@@ -26,5 +34,6 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
     if as_json:
         busy = {} if outcome.usage is None else {stage: round(share, 4) for stage, share in outcome.usage.busy_shares().items()}
         print_json({**report.to_json(), "busy": busy})
-    elif not quiet:
+    else:
         print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
+        print_way_out(store.url, report)

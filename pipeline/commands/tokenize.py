@@ -160,6 +160,7 @@ def plan_command(
     from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
+    from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
@@ -168,7 +169,9 @@ def plan_command(
     reporter = TerminalReporter()
     store = Store(out, storage_options=options)
     existing = load_plan(store)
-    if existing is not None:
+    if existing is None:
+        refuse_nesting(src, SourceConfig(storage_options=options), store)
+    else:
         reporter.say(f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimates a new one")
     estimate = estimate_job(
         src,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +14,21 @@ from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.errors import BadInput, TokenizerError
 from tokenshards.pipeline.images.views import decode_views
+from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.planning.planner import Listing
-from tokenshards.pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
-from tokenshards.pipeline.sources import open_source
-from tokenshards.pipeline.storage.store import display_url
+from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["Estimate", "estimate_job"]
+__all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]
 
 SAMPLE_IMAGES, FEWEST_IMAGES = 256, 16
 """Images timed, and the fewest where each has many views, all of which are in memory."""
 TAR_BLOCK = 512
+LABELS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +54,24 @@ class Estimate:
     bad_share: float
     tokenizer: str
     matched: tuple[str, ...]
+    labels: tuple[int | str, ...]
+    """The first ten that the listing met; those of tars show only while they are read."""
+    label_count: int
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {**asdict(self), "matched": list(self.matched)}
+        return {**asdict(self), "matched": list(self.matched), "labels": list(self.labels)}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
         stages = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in self.seconds_per_stage.items())
         about = "" if self.images_exact else "about "
         time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else f"{3600 * self.hours:.0f} seconds"
+        more = ", …" if self.label_count > len(self.labels) else ""
+        labels = f"{self.label_count:,}: {', '.join(map(str, self.labels))}{more}"
         return [
             ("images", f"{about}{self.images:,} ({self.bytes_in / 1e6:,.1f} MB)"),
+            *([("labels", labels)] if self.labels else []),
             ("tokenizer", self.tokenizer),
             ("shards", f"{self.shards:,}"),
             ("requests", f"{self.requests:,}"),
@@ -73,6 +82,19 @@ class Estimate:
             ("bottleneck", f"{self.bottleneck} ({stages} per image and worker)"),
             ("bad inputs in the sample", f"{self.bad_share:.1%}"),
         ]
+
+
+@dataclass(slots=True, kw_only=True)
+class TimedSample:
+    """What a few inputs took on one worker, stage by stage."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
+    inputs: int = 0
+    decoded: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    slice_bytes: int = 0
+    """Bytes of the files that the inputs came from, as far as they were read."""
 
 
 def estimate_job(
@@ -87,88 +109,96 @@ def estimate_job(
 ) -> Estimate:
     """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
     source = open_source(source_url, replace(source_config, unreadable="quarantine"))  # they count as bad inputs of the sample
-    views = ViewPolicy.parse(plan_config.views)
-    sample_images = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
-    config = FitConfig(**{**asdict(fit_config), "sample": min(fit_config.sample, SAMPLE_IMAGES)})
+    config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
-        tokenizer = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
-        spec, size = tokenizer.spec, tokenizer.spec.preprocess.size
-        spent = {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0}
-        last = time.perf_counter()
-
-        def lap(stage: str) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            spent[stage] += now - last
-            last = now
-
-        _encoded_bytes(tokenizer, _encode(tokenizer, [np.zeros((size, size, 3), np.uint8)], 1), [(1, 1, 1)], plan_config)  # warm-up
-        last = time.perf_counter()
-        images: list[npt.NDArray[np.uint8]] = []
-        sizes: list[tuple[int, int, int]] = []
-        seen = bytes_seen = slice_bytes = 0
-        for row in listing.sample:
-            members = 0
-            for record in source.read(row):
-                lap("fetch")
-                seen += 1
-                bytes_seen += len(record.data or b"")
-                members += TAR_BLOCK * (
-                    1 + -(-len(record.data or b"") // TAR_BLOCK) + 2 * (record.label is not None)
-                )  # a header for each member
-                if isinstance(record, ImageRecord):
-                    try:
-                        found = decode_views(record.data, spec.preprocess, views, seed=plan_config.order_seed, sample_id=record.sample_id)
-                        images.extend(found.pixels_VHWC)
-                        sizes.extend([(found.width, found.height, len(record.data))] * views.count)
-                    except BadInput:
-                        pass  # counted below: seen but not in images
-                lap("decode")
-                if seen >= sample_images:
-                    slice_bytes += min(members, max(0, row.size))  # left in the middle: only what was read counts
-                    break
-            else:
-                slice_bytes += max(0, row.size)
-                continue
-            break
-        if not images:
-            raise TokenizerError(f"{display_url(source_url)}: none of {seen} sampled inputs decodes; check the source")
-        tokens = _encode(tokenizer, images, plan_config.batch_rows)
-        lap("encode")
-        size_out = _encoded_bytes(tokenizer, tokens, sizes, plan_config)
-        lap("write")
-        counted = listing.spool.tars == 0
-        total_bytes = max(0, source.summary.bytes)
-        images_total = listing.spool.inputs if counted else max(seen, round(seen * total_bytes / max(1, slice_bytes)))
-        shards = (
-            -(-images_total // plan_config.rows_per_shard(images_total))
-            if counted
-            else -(-listing.spool.rows // source_config.tars_per_shard)
-        )
-        inputs = listing.spool.rows
-    per_image = {stage: seconds / seen for stage, seconds in spent.items()}
+        used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
+        timed = time_sample(source, listing.sample, used, plan_config)
+        images, exact = count_images(timed, listing.spool, source.summary)
+        rows, tars = listing.spool.rows, listing.spool.tars
+    if tars:
+        shards = -(-rows // source_config.tars_per_shard)
+    else:
+        shards = -(-images // plan_config.rows_per_shard(images))
+    per_image = {stage: seconds / timed.inputs for stage, seconds in timed.seconds.items()}
     rate = workers / max(1e-9, sum(per_image.values()))
-    decoded = len(images) // views.count
-    per_image_bytes = size_out / decoded
-    hours = images_total / rate / 3600
+    bytes_per_image = timed.bytes_out / timed.decoded
+    hours = images / rate / 3600
+    about = describe_tokenizer(used)
+    if tokenizer is None:  # fitted on a small sample: the run's own has other codes
+        about = f"{about.rpartition(', fingerprint')[0]}; the run fits its own"
     return Estimate(
-        images=images_total,
-        images_exact=counted,
-        bytes_in=total_bytes or round(bytes_seen / seen * images_total),
+        images=images,
+        images_exact=exact,
+        bytes_in=max(0, source.summary.bytes) or round(timed.bytes_in / timed.inputs * images),
         shards=shards,
-        requests=inputs + 2 * shards + 8,
+        requests=rows + 2 * shards + 8,
         workers=workers,
         images_per_second=round(rate, 1),
         hours=hours,
-        bytes_out=round(per_image_bytes * images_total),
-        bytes_per_image=round(per_image_bytes, 1),
+        bytes_out=round(bytes_per_image * images),
+        bytes_per_image=round(bytes_per_image, 1),
         money=None if price_per_hour is None else round(hours * price_per_hour, 4),
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
-        bad_share=1 - decoded / seen,
-        tokenizer=describe_tokenizer(tokenizer),
+        bad_share=1 - timed.decoded / timed.inputs,
+        tokenizer=about,
         matched=tuple(source.summary.lines()),
+        labels=tuple(sorted(source.summary.labels, key=lambda label: (isinstance(label, str), label))[:LABELS_SHOWN]),
+        label_count=len(source.summary.labels),
     )
+
+
+def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
+    """Return the images of a source, and whether they were counted; those of tars are extrapolated from the bytes of the sample."""
+    if spool.tars == 0:
+        return spool.inputs, True
+    return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
+
+
+def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, config: PlanConfig) -> TimedSample:
+    """Read, decode, encode and pack the first inputs of the sampled rows; raises TokenizerError where none of them decodes."""
+    spec, views = tokenizer.spec, ViewPolicy.parse(config.views)
+    limit = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
+    size = spec.preprocess.size
+    warm_up = _encode(tokenizer, [np.zeros((size, size, 3), np.uint8)], 1)
+    _encoded_bytes(tokenizer, warm_up, [(1, 1, 1)], config)
+    timed = TimedSample()
+    last = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        timed.seconds[stage] += now - last
+        last = now
+
+    images: list[npt.NDArray[np.uint8]] = []
+    sizes: list[tuple[int, int, int]] = []
+    for row in rows:
+        members = 0
+        for record in islice(source.read(row), limit - timed.inputs):
+            lap("fetch")
+            data = record.data or b""
+            timed.inputs += 1
+            timed.bytes_in += len(data)
+            members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # a header for each member
+            if isinstance(record, ImageRecord):
+                with contextlib.suppress(BadInput):  # counted: it is an input that was not decoded
+                    found = decode_views(data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id)
+                    images.extend(found.pixels_VHWC)
+                    sizes.extend([(found.width, found.height, len(data))] * views.count)
+            lap("decode")
+        stopped = timed.inputs >= limit  # left in the middle: only what was read counts
+        timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
+        if stopped:
+            break
+    if not images:
+        raise TokenizerError(f"{source.store.url}: none of {timed.inputs} sampled inputs decodes; check the source")
+    tokens = _encode(tokenizer, images, config.batch_rows)
+    lap("encode")
+    timed.bytes_out = _encoded_bytes(tokenizer, tokens, sizes, config)
+    lap("write")
+    timed.decoded = len(images) // views.count
+    return timed
 
 
 def _encode(tokenizer: Tokenizer, images: list[npt.NDArray[np.uint8]], batch_rows: int) -> TokenBatch:

@@ -6,18 +6,29 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
-from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError, TooManyBadInputsError, describe_unreadable
+from tokenshards.pipeline.errors import (
+    IncompleteError,
+    MissingObjectError,
+    PlanError,
+    TooManyBadInputsError,
+    TransientStorageError,
+    describe_unreadable,
+)
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
-from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, write_card
+from tokenshards.pipeline.ledger.failure_examples import failure_examples
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
+from tokenshards.pipeline.ledger.replaced import remove_replaced
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
@@ -52,7 +63,8 @@ class PlanRun:
         self._request = request
         self._runner = runner
         self._reporter = reporter
-        self._quarantined_before = 0
+        self._quarantined_before = self._inputs_before = self._shards_before = 0
+        self._job: JobSpec | None = None
         self._unreadable = 0
         self._unreadable_examples: list[str] = []
         self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
@@ -70,28 +82,46 @@ class PlanRun:
         for problem in survey.problems:
             self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
         started = time.monotonic()
+        replaced, dropped = survey.replaced, survey.dropped
         with self._heartbeat:
             if not survey.finished:
-                todo, seen, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                todo, self._inputs_before, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                self._shards_before = len(survey.done)
                 del survey  # a run takes days, and its end surveys anew
-                survey = self._work(todo, seen, spec)
-            check_bad_share(survey, self._request.run.max_bad)
+                survey = self._work(todo, spec)
+            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * survey.planned:  # a retry may fail as it likes
+                self._refuse(survey.quarantined, survey.planned)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
-                self.seconds = time.monotonic() - started
-                return load_manifest(store, pointer)
-            manifest = close_generation(store, plan, survey, spec, parent)
+                manifest = load_manifest(store, pointer)
+            else:
+                manifest = close_generation(store, plan, survey, spec, parent)
+        self._remove_replaced(manifest, replaced, dropped)
+        if not write_card(store, manifest):  # once more: the glob over shards/ may be right only now
+            self._reporter.say(f"note: {store.url}/{CARD_PATH} is not the card that tokenshards wrote, so it stays as it is")
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
             self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
         self.seconds = time.monotonic() - started
         return manifest
 
-    def _work(self, todo: list[int], inputs_seen: int, spec: TokenizerSpec) -> Survey:
+    def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> None:
+        """Remove what this run replaced, so that `shards/*.parquet` is the dataset; of several drivers the last to end does it."""
+        if not replaced and not dropped:
+            return
+        try:
+            removed = [] if live_runs(self._store) else remove_replaced(self._store, manifest, replaced, dropped)
+        except TransientStorageError as error:
+            self._reporter.say(f"note: what was replaced could not be removed ({error}); `tokenshards verify {self._store.url}` names it")
+            return
+        for path in removed:
+            self._reporter.say(f"removed {path}: its commit was damaged, and the shard was done again")
+
+    def _work(self, todo: list[int], spec: TokenizerSpec) -> Survey:
         plan, request = self._plan, self._request
         if request.run.join:  # two drivers that start at the same end would do the same work
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
-        self._reporter.begin(None if plan.tars_planned else plan.images_planned, inputs_seen)
-        job = JobSpec(
+        self._reporter.begin(None if plan.tars_planned else plan.images_planned, self._inputs_before)
+        self._job = job = JobSpec(
             out_url=absolute_url(request.out_url),
             out_options=request.out_options,
             source_url=absolute_url(source_root(request.source_url, request.source).location),
@@ -155,14 +185,33 @@ class PlanRun:
         self._heartbeat.log(message, **details)
 
     def tick(self) -> None:
-        """Report; raise TooManyBadInputsError as soon as the limit is passed for certain."""
+        """Report; raise TooManyBadInputsError as soon as the limit is passed for certain, or for tars by what was read of them so far."""
         inputs, bytes_in, quarantined = self.tally.totals()
         self._reporter.advance(inputs, bytes_in, quarantined)
         bad = self._quarantined_before + quarantined
-        # Tars are not counted before they are read, so their share is judged at the end.
-        judged = self._plan.generation == 1 and not self._plan.tars_planned
-        if judged and bad > self._request.run.max_bad * self._plan.images_planned:
-            raise _too_many(bad, self._plan.images_planned, self._request.run.max_bad)
+        planned = self._planned(inputs) if self._plan.generation == 1 else None
+        if planned is not None and bad > self._request.run.max_bad * planned:
+            self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
+
+    def _planned(self, inputs: int) -> int | None:
+        """Return the inputs of the plan. Those of tars are estimated from the shards that are done; None before there is one."""
+        plan, tally = self._plan, self.tally
+        if not plan.tars_planned:
+            return plan.images_planned
+        done = self._shards_before + tally.shards
+        counted = (self._inputs_before + tally.inputs) * plan.shards // done if done else 0
+        return max(counted, self._inputs_before + inputs) if done else None
+
+    def _refuse(self, bad: int, planned: int, about: str = "") -> NoReturn:
+        """Raise TooManyBadInputsError with an example of each reason."""
+        work = [] if self._plan.is_import else [shard for shard, counts in self.tally.in_flight.items() if counts[2]]
+        examples = failure_examples(self._store, self._job, work)
+        such = "".join(f"{line}\n" for line in examples)
+        raise TooManyBadInputsError(
+            f"{bad:,} of {about}{planned:,} inputs failed for good, which is more than --max-bad {self._request.run.max_bad:g}"
+            f"{', such as' if examples else '.'}\n{such}To accept them all, run the same command with a larger --max-bad; "
+            f"`tokenshards quarantine {self._store.url}` lists those of committed shards"
+        )
 
     def _counters(self) -> dict[str, Any]:
         inputs, bytes_in, quarantined = self.tally.totals()
@@ -182,17 +231,3 @@ def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:
                 f"Run `tokenshards repair {store.url}` to see what can be restored"
             )
     return load_tokenizer(store, TOKENIZER_FOLDER).spec
-
-
-def check_bad_share(survey: Survey, max_bad: float) -> None:
-    """Raise TooManyBadInputsError when more than `max_bad` of the planned inputs failed for good; a retry may fail as it likes."""
-    if survey.plan.generation == 1 and survey.quarantined > max_bad * survey.planned:
-        raise _too_many(survey.quarantined, survey.planned, max_bad)
-
-
-def _too_many(quarantined: int, planned: int, max_bad: float) -> TooManyBadInputsError:
-    return TooManyBadInputsError(
-        f"{quarantined:,} of {planned:,} inputs failed for good, which is more than --max-bad {max_bad:g}. "
-        "Those of committed shards stand in OUT/quarantine/ with the reason of each. To accept them all, run the same command with a "
-        "larger --max-bad"
-    )

@@ -12,6 +12,7 @@ from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
+from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
 from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
@@ -28,6 +29,7 @@ from tokenshards.pipeline.tokenizers.directory import load_statistics, load_toke
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
 
 PLAN_POLL_SECONDS = 1.0
+RETRYING = "retry failed inputs"
 
 
 class Conversion:
@@ -49,6 +51,7 @@ class Conversion:
         self._refuse_second_driver()
         chain = load_chain(store)
         if not chain:
+            refuse_nesting(request.source_url, request.source, store)
             chain = self._plan_once()
         check_request(chain[0], request)
         check_source(store, chain, request)
@@ -81,7 +84,7 @@ class Conversion:
         request, say = self._request, self._reporter.say
         sample = 0 if request.tokenizer_url else request.fit.sample
         with Listing(
-            source.list_rows(),
+            rows_outside(source.list_rows(), source.store, self._store),
             order_seed=request.plan.order_seed,
             keep_order=source.ordered,
             sample=sample,
@@ -97,7 +100,9 @@ class Conversion:
                 if classes:
                     say(f"its class table of {len(classes)} classes is kept, so labels agree")
             else:
-                say(f"no --tokenizer given: fitting {'one' if source.ordered else f'one on {len(listing.sample):,} inputs'} …")
+                images = sum(row.inputs for row in listing.sample)
+                about = "" if source.ordered else f" on {min(images, sample):,} images"  # those of tars show only while they are read
+                say(f"no --tokenizer given: fitting one{about} …")
                 fitted = fit_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
                 say(f"fitted {describe_tokenizer(tokenizer)}; kept in {self._store.url}/{TOKENIZER_FOLDER}")
@@ -117,7 +122,9 @@ class Conversion:
                 matched=tuple(matched),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
-        say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of about {plan.shard_rows:,} inputs")
+        tars = request.source.tars_per_shard
+        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {plan.shard_rows:,} images"
+        say(f"plan {plan.plan_id[:12]}: {plan.shards} shard{'' if plan.shards == 1 else 's'} of {size}")
         return plan
 
 
@@ -176,6 +183,7 @@ def finish_chain(store: Store, chain: list[Plan], request: TokenizeRequest, runn
     manifest = None if pointer is None else load_manifest(store, pointer)
     images, seconds, usage = 0, 0.0, None
     for plan in chain:
+        plan.refuse_newer()
         if manifest is None or manifest.generation < plan.generation:
             run = PlanRun(store, plan, request, runner, reporter)
             manifest = run.run(manifest)
@@ -199,13 +207,17 @@ def retry_failed(
     `options` are those of the dataset, and of its source too where `reading` does not say how that is reached.
     """
     store = Store(out_url, storage_options=options, retry=run.retry)
-    refuse_beside_live_run(store, "retry failed inputs")
+    refuse_beside_live_run(store, RETRYING)
     first = load_plan(store)
     if first is None:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     config = first.source_config(reading or SourceConfig(storage_options=options))
     where = source_url or str(first.source["url"])
-    planned = plan_retry(store, source_root(where, config), config)
+    with Heartbeat(store, PLANNING, dict) as heartbeat:
+        if not wins_planning(store, heartbeat.record):  # two plans of one generation would overwrite each other's pointer
+            refuse_beside_live_run(store, RETRYING, besides=heartbeat.record.uuid)
+            raise LiveRunError(f"{store.url}: cannot {RETRYING}, another run began at the same moment. Run the command again")
+        planned = plan_retry(store, source_root(where, config), config)
     if planned is None:
         return None
     plan, inputs = planned

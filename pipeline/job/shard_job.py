@@ -7,42 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import platform
-import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from tokenshards import __version__
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
-from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
 from tokenshards.pipeline.job.inputs import read_inputs
+from tokenshards.pipeline.job.publish import ShardContent, committed_by_another, made_by, publish_shard
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, TokenBatch, concatenate_tokens
-from tokenshards.pipeline.shards.codebook import carries_codebook
-from tokenshards.pipeline.shards.codecs import get_codec
-from tokenshards.pipeline.shards.commit import (
-    MAX_COMMIT_VOCABULARY,
-    Commit,
-    commit_path,
-    pack_counts,
-    read_commit,
-    sort_labels,
-    write_object,
-)
-from tokenshards.pipeline.shards.manifest import load_pointer
-from tokenshards.pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
-from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.shards.commit import Commit
+from tokenshards.pipeline.shards.writer import ShardRows
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
 
@@ -94,7 +76,7 @@ class _ShardResult:
     failed: list[dict[str, Any]] = field(default_factory=list)
     bytes_in: int = 0
     inputs: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0})
 
 
 def tokenize_shard(
@@ -113,63 +95,29 @@ def tokenize_shard(
     is quarantined, nothing committed) and PlanError when a manifest already closes this generation.
     """
     plan, out = context.plan, context.out
-    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
+    if context.join and (done := committed_by_another(out, plan, shard)) is not None:
         return done
     result = _ShardResult()
     with contextlib.closing(batches or shard_batches(context, shard, killers)) as decoded:
         _tokenize(context, decoded, result, on_progress)
-    begun = time.perf_counter()
-    alive = ShardProgress(0, 0, 0)  # a store that is tried again for minutes is no worker that hangs
-    _refuse_under_manifest(out, plan)
-    data = None
-    token_bytes = id_count = 0
-    tokens = concatenate_tokens(result.tokens) if result.tokens else None
-    if tokens is not None:
-        encoded = encode_shard(
-            _shard_rows(result.rows, plan),
-            tokens,
-            spec=context.tokenizer.spec,
-            codec=get_codec(plan.codec),
-            label_type=plan.label_type,  # type: ignore[arg-type]
-            meta_types=plan.meta_types,  # type: ignore[arg-type]
-            codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
-            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
-        )
-        on_progress(alive)
-        data = write_object(out, "shards", shard, encoded.data)
-        token_bytes, id_count = encoded.token_bytes, encoded.id_count
-        crash_point("after-data-put")
-    quarantine = None
-    if result.failed:
-        on_progress(alive)
-        quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
-        crash_point("after-quarantine-put")
-    result.seconds["write"] = time.perf_counter() - begun
-    commit = Commit(
-        plan_id=plan.plan_id,
-        shard=shard,
-        data=data,
-        quarantine=quarantine,
-        rows=len(result.rows),
-        quarantined=len(result.failed),
-        reasons=dict(sorted(Counter(row["reason"] for row in result.failed).items())),
-        inputs_seen=result.inputs,
-        bytes_in=result.bytes_in,
-        token_bytes=token_bytes,
-        id_count=id_count,
-        labels=_label_counts([row.label for row in result.rows]),
-        histogram=_histogram(tokens, context.tokenizer),
-        attempt=attempt,
-        seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+    return publish_shard(
+        out,
+        plan,
+        shard,
+        ShardContent(
+            rows=_shard_rows(result.rows, plan),
+            tokens=concatenate_tokens(result.tokens) if result.tokens else None,
+            failed=result.failed,
+            inputs_seen=result.inputs,
+            bytes_in=result.bytes_in,
+            seconds=result.seconds,
+        ),
+        context.tokenizer,
         made_by=_made_by(context.source, context.tokenizer),
+        attempt=attempt,
+        join=context.join,
+        on_progress=lambda: on_progress(ShardProgress(0, 0, 0)),
     )
-    _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
-    if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
-        return done
-    on_progress(alive)
-    out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
-    crash_point("after-commit-put")
-    return commit
 
 
 def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
@@ -278,47 +226,6 @@ def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
     )
 
 
-def _label_counts(labels: list[Any]) -> list[list[Any]]:
-    counts: dict[Any, int] = {}
-    for label in labels:
-        if label is not None:
-            counts[label] = counts.get(label, 0) + 1
-    return sort_labels(counts)
-
-
-def _histogram(tokens: TokenBatch | None, tokenizer: Tokenizer) -> list[str]:
-    sizes = tokenizer.spec.vocabulary
-    if tokens is None or sum(sizes) > MAX_COMMIT_VOCABULARY:
-        return []
-    return [pack_counts(counts_K) for counts_K in tokens.count_ids(sizes)]
-
-
-def _committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
-    try:
-        commit, _ = read_commit(out, plan.plan_id, shard)
-    except (MissingObjectError, FormatError):
-        return None
-    found = [(ref, out.info(ref.path)) for ref in (commit.data, commit.quarantine) if ref is not None]
-    return commit if all(info is not None and info.size == ref.size for ref, info in found) else None
-
-
-def _refuse_under_manifest(out: Store, plan: Plan) -> None:
-    pointer = load_pointer(out)
-    if pointer is not None and int(pointer["generation"]) >= plan.generation:
-        raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
-
-
-def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+def _made_by(source: Store, tokenizer: Tokenizer) -> dict[str, Any]:
     notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
-    return {
-        "tokenshards": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "decoder": DECODER,
-        "device": describe_device(tokenizer),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
-        **({"notes": notes} if notes else {}),
-    }
+    return made_by(source, describe_device(tokenizer), decoder=DECODER, **({"notes": notes} if notes else {}))

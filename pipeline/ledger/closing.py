@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenshards.pipeline.errors import IncompleteError
 from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.ledger.dataset_card import write_card
 from tokenshards.pipeline.ledger.survey import Survey, manifest_histograms
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.shards.commit import pack_counts
@@ -56,7 +57,12 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
         tokenizer_objects=plan.tokenizer_objects,
         shards=ShardTable(parent.shards if parent else ()) + survey.done,
     )
-    return publish_manifest(store, manifest, between=lambda: crash_point("between-manifest-and-pointer"))
+
+    def between() -> None:
+        write_card(store, manifest)
+        crash_point("between-manifest-and-pointer")
+
+    return publish_manifest(store, manifest, between=between)
 
 
 def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:

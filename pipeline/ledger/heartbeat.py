@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tokenshards.pipeline.canonical import seal
+from tokenshards.pipeline.canonical import known_fields, seal
 from tokenshards.pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
 from tokenshards.pipeline.shards.manifest import read_sealed
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION
@@ -24,6 +25,7 @@ __all__ = ["PLANNING", "Heartbeat", "RunRecord", "live_runs", "refuse_beside_liv
 
 BEAT_SECONDS = 15.0
 LIVE_SECONDS = 90.0
+LEAVE_SECONDS = 5.0
 PLANNING = ""
 """Plan id of a driver that makes the plan."""
 _GIVE_WAY_SECONDS = 1.0
@@ -84,8 +86,7 @@ def run_records(store: Store) -> list[RunRecord]:
         if info.path.count("/") == 1 and info.path.endswith(".json"):
             try:
                 value = read_sealed(store, info.path)
-                del value["format_version"]
-                found.append(RunRecord(**value))
+                found.append(RunRecord(**known_fields(RunRecord, value)))
             except (FormatError, MissingObjectError, TypeError):
                 continue
     return found
@@ -97,9 +98,11 @@ def live_runs(store: Store) -> list[RunRecord]:
     return [record for record in run_records(store) if record.is_live(now)]
 
 
-def refuse_beside_live_run(store: Store, verb: str) -> None:
-    """Raise LiveRunError when another driver works on the dataset."""
+def refuse_beside_live_run(store: Store, verb: str, *, besides: str = "") -> None:
+    """Raise LiveRunError when another driver works on the dataset; `besides` is the uuid of our own record."""
     for record in live_runs(store):
+        if record.uuid == besides:
+            continue
         raise LiveRunError(f"{store.url}: cannot {verb}, another run is at work ({record.describe(time.time())}). Wait for it or stop it")
 
 
@@ -127,7 +130,7 @@ class Heartbeat:
         self._store = store
         self._counters = counters
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self.record = RunRecord(
             uuid=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -146,15 +149,29 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join()
         self.record.state = "finished" if kind is None else "stopped"
-        if error is not None and kind is not KeyboardInterrupt:
+        if error is not None:
+            self._leave(error)
+            return
+        self._thread.join()
+        self._publish()
+
+    def _leave(self, error: BaseException) -> None:
+        """Say that the run stopped, if the store takes it within seconds: after Ctrl-C in an outage nobody waits for all its retries.
+
+        Without this last sign the run counts as dead when its process is gone, or after 90 s for other hosts.
+        """
+        if not isinstance(error, KeyboardInterrupt):
             self.log("the run stopped", error=f"{type(error).__name__}: {error}")
-        try:
-            self._publish()
-        except TransientStorageError:
-            if error is None:  # the first error is the one to show
-                raise
+
+        def publish() -> None:
+            self._thread.join()
+            with contextlib.suppress(TransientStorageError):  # the first error is the one to show
+                self._publish()
+
+        last = threading.Thread(target=publish, daemon=True, name="heartbeat-end")
+        last.start()
+        last.join(LEAVE_SECONDS)
 
     def log(self, message: str, **details: Any) -> None:
         """Add a line to the run's JSONL log; written with the next beat."""

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.ledger.replaced import OBJECT_NAME
 from tokenshards.pipeline.ledger.state import DatasetState
 from tokenshards.pipeline.shards.commit import Commit
 from tokenshards.pipeline.storage.store import TEMPORARY_PREFIX, Store
 
-__all__ = ["find_orphans"]
+__all__ = ["find_orphans", "find_unreferenced", "foreign_files"]
+
+_ROOT_NAME = re.compile(r"(?:manifest-[0-9a-f]{12}\.json|shards-[0-9a-f]{12}\.parquet)")
+_PLAN_NAME = re.compile(r"plan/([0-9a-f]+)/(?:plan\.json|plan\.copy\.json|part-\d{5,}\.parquet)")
 
 
 def find_orphans(store: Store, state: DatasetState, referenced: set[str], min_age_seconds: float) -> Iterator[str]:
     """Yield the objects that no manifest of any generation and no commit names, and that are older than `min_age_seconds`.
 
-    `referenced` holds what the commits and the manifest of an undamaged dataset name. Objects of unknown age stay.
+    `referenced` holds what the commits and the manifest of an undamaged dataset name. Objects of unknown age stay, and so does what has no
+    name that this package gives: somebody put it there.
     """
-    keep = referenced | _named_by_manifests(state) | _named_by_foreign_commits(store, state)
+    keep = _named(store, state, referenced)
     limit = time.time() - min_age_seconds
     for info in store.list("", temporary=True):
         if 0 < info.modified_seconds < limit and info.path not in keep and _is_ours(info.path, state):
             yield info.path
+
+
+def find_unreferenced(store: Store, state: DatasetState, referenced: set[str], listed: Iterable[str]) -> list[str]:
+    """Return the listed objects of shards/ that nothing names; a glob over shards/ reads them as rows all the same."""
+    unnamed = [path for path in listed if path.startswith("shards/") and path not in referenced]
+    keep = _named(store, state, referenced) if unnamed else set()
+    return sorted(path for path in unnamed if path not in keep)
+
+
+def foreign_files(store: Store) -> Iterator[str]:
+    """Yield the files of shards/ and quarantine/ whose names are not those of data and quarantine objects."""
+    for folder in ("shards", "quarantine"):
+        yield from (info.path for info in store.list(folder) if not OBJECT_NAME.fullmatch(info.path))
+
+
+def _named(store: Store, state: DatasetState, referenced: set[str]) -> set[str]:
+    return referenced | _named_by_manifests(state) | _named_by_foreign_commits(store, state)
 
 
 def _named_by_manifests(state: DatasetState) -> set[str]:
@@ -48,11 +71,10 @@ def _named_by_foreign_commits(store: Store, state: DatasetState) -> set[str]:
 
 
 def _is_ours(path: str, state: DatasetState) -> bool:
-    """True for the kinds of object that this package writes and may leave unreferenced."""
-    folder, slash, rest = path.partition("/")
+    """True for the names that this package gives to objects, of the kinds that it may leave unreferenced."""
     if path.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
         return True
-    if not slash:
-        return path.startswith(("manifest-", "shards-"))
-    plan_id, inside, _ = rest.partition("/")
-    return folder in ("shards", "quarantine") or (folder == "plan" and bool(inside) and plan_id not in state.plan_ids)
+    planned = _PLAN_NAME.fullmatch(path)
+    if planned is not None:
+        return planned[1] not in state.plan_ids
+    return OBJECT_NAME.fullmatch(path) is not None or _ROOT_NAME.fullmatch(path) is not None

@@ -134,6 +134,8 @@ def reencode_sample(store: Store, state: DatasetState, config: ReencodingConfig,
     Raises IncompleteError without a manifest, PlanError for imported tokens, TokenizerError where the tokenizer cannot encode,
     TransientStorageError when the source fails.
     """
+    if state.manifest is not None and state.manifest.published:
+        raise PlanError(f"{store.url} is a published copy, which does not say where its images are: there are none to encode again")
     if state.manifest is None or not state.chain:
         raise IncompleteError(f"{store.url} is not complete, so there are no rows to encode again. Finish it with `tokenshards tokenize`")
     if state.chain[0].is_import:

@@ -17,7 +17,8 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, TokenshardsError
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.heartbeat import refuse_beside_live_run
-from tokenshards.pipeline.ledger.orphans import find_orphans
+from tokenshards.pipeline.ledger.orphans import find_orphans, foreign_files
+from tokenshards.pipeline.ledger.replaced import drop_commit
 from tokenshards.pipeline.ledger.state import PLAN_NAMES
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -46,6 +47,8 @@ class Repair:
 
     applied: bool
     steps: list[RepairStep] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    """Files in shards/ and quarantine/ that are none of ours: never deleted, though a glob reads them."""
     tokenize_needed: bool = False
 
     @property
@@ -92,6 +95,7 @@ class _Repairer:
         for problem in self._found.problems:
             if problem.object in self._damaged - self._addressed:
                 self._refuse(problem.object, f"nothing that is left can mend it ({problem.detail}); give the dataset a new OUT")
+        self._repair.foreign = sorted(foreign_files(self._store))
         if not self._damaged:
             for path in find_orphans(self._store, self._state, self._found.referenced, self._min_age_seconds):
                 self._do("delete", path, "nothing references it", partial(self._store.delete, path))
@@ -187,12 +191,16 @@ class _Repairer:
             if why is not None:
                 self._refuse(path, f"shard {shard} has to be done again ({', '.join(objects)}) and cannot be: {why}")
             else:
-                self._do("drop", path, f"`tokenize` does shard {shard} again ({', '.join(objects)})", partial(self._store.delete, path))
+                why = f"`tokenize` does shard {shard} again ({', '.join(objects)})"
+                named = self._found.named_by_bad_shards.get(shard, [])
+                self._do("drop", path, why, partial(drop_commit, self._store, plan_id, shard, named))
                 self._repair.tokenize_needed = True
             self._addressed.update(objects)
 
     def _why_not_redone(self, plan_id: str, shard: int) -> str | None:
         plan = self._state.plans.get(plan_id)
+        if self._state.manifest is not None and self._state.manifest.published:
+            return "this is a published copy; copy the object again from where it was published"
         if plan is None or self._relisting is None or len(self._state.chain) < len(self._state.plan_ids):
             return "a plan.json is lost"
         lost = [step.object for step in self._repair.refused if step.object in (*plan.tokenizer_objects, plan.part_of(shard).path)]
@@ -204,6 +212,10 @@ class _Repairer:
         damaged = sorted(path for path in self._damaged if path.startswith(("manifest", "shards-")))
         if self._pointer_is_lost():
             damaged.append(MANIFEST_POINTER)
+        if damaged and not self._state.chain:
+            for path in damaged:
+                self._refuse(path, "it is made from plan and commits, and there are none: copy it again from where it was published")
+            return
         if damaged and not self._repair.tokenize_needed:
             if len(self._state.chain) < len(self._state.plan_ids):
                 for path in damaged:

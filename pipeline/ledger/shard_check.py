@@ -74,6 +74,8 @@ class ShardChecker:
 
     def _commit(self, entry: ShardEntry | None, check: ShardCheck) -> Commit | None:
         path = commit_path(check.plan_id, check.shard)
+        if entry is not None and not entry.commit_sha256:
+            return None  # a published copy
         try:
             commit, sha256 = read_commit(self.store, check.plan_id, check.shard)
         except MissingObjectError:

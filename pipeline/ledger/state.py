@@ -63,7 +63,8 @@ def read_state(store: Store) -> DatasetState:
     """Read and check every state object. Raises FormatVersionError where a newer version wrote the dataset."""
     state = DatasetState()
     _read_manifests(store, state)
-    _read_plans(store, state)
+    if state.manifest is None or not state.manifest.published:
+        _read_plans(store, state)
     _check_tokenizer(store, state)
     _check_parts(store, state)
     return state

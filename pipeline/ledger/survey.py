@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
+from tokenshards.pipeline.ledger.replaced import is_dropped, read_dropped
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
 from tokenshards.pipeline.shards.manifest import Manifest
@@ -20,8 +19,9 @@ from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.thread_map import map_in_order
 
-__all__ = ["Problem", "Survey", "manifest_histograms", "size_problem", "survey_plan"]
+__all__ = ["Problem", "Survey", "is_commit", "manifest_histograms", "size_problem", "survey_plan"]
 
 READ_THREADS = 16
 READ_AHEAD = 256
@@ -46,6 +46,10 @@ class Survey:
     done: ShardTable = field(default_factory=ShardTable)
     """Shards with a valid commit, ascending."""
     problems: list[Problem] = field(default_factory=list)
+    replaced: list[ObjectRef] = field(default_factory=list)
+    """What commits named that are not valid, or that `repair` dropped: removed once the manifest is written."""
+    dropped: list[str] = field(default_factory=list)
+    """Records of dropped commits."""
     rows: int = 0
     quarantined: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -102,7 +106,7 @@ def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
 def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Iterator[ShardEntry]:
     """Yield the entry of each valid commit, ascending by shard; counts and problems go to the survey."""
     sizes = object_sizes(store, "shards", "quarantine")
-    for outcome in _read_commits(store, survey.plan):
+    for outcome in _read_commits(store, survey):
         if isinstance(outcome, Problem):
             survey.problems.append(outcome)
             continue
@@ -111,9 +115,15 @@ def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Itera
         wrong = [problem for ref in references if (problem := size_problem(ref, sizes)) is not None]
         if wrong:
             survey.problems.extend(wrong)
+            survey.replaced.extend(references)
             continue
         _add(survey, commit, spec)
         yield _entry(commit, digest)
+
+
+def is_commit(path: str) -> bool:
+    """Return whether a path is that of a commit."""
+    return _COMMIT_NAME.match(path) is not None
 
 
 def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | None:
@@ -126,9 +136,13 @@ def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | No
     return None
 
 
-def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Problem]:
+def _read_commits(store: Store, survey: Survey) -> Iterator[tuple[Commit, str] | Problem]:
+    plan = survey.plan
     listed = np.zeros(plan.shards, np.bool_)
     for info in store.list(f"commits/{plan.plan_id}"):
+        if is_dropped(info.path):
+            survey.dropped.append(info.path)
+            survey.replaced.extend(read_dropped(store, info.path))
         match = _COMMIT_NAME.match(info.path)
         if match and int(match[1]) in plan.shard_numbers:
             listed[int(match[1]) - plan.first_shard] = True
@@ -147,17 +161,7 @@ def _read_commits(store: Store, plan: Plan) -> Iterator[tuple[Commit, str] | Pro
     if store.is_local:
         yield from map(read, places)
         return
-    pool = ThreadPoolExecutor(READ_THREADS)
-    pending: deque[Future[tuple[Commit, str] | Problem]] = deque()
-    try:
-        for place in places:
-            pending.append(pool.submit(read, place))
-            if len(pending) == READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # after an error or Ctrl-C the reads that wait would each be tried for minutes
+    yield from map_in_order(read, places, threads=READ_THREADS, ahead=READ_AHEAD)
 
 
 def _entry(commit: Commit, digest: str) -> ShardEntry:

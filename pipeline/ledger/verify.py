@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import PlanError
+from tokenshards.pipeline.ledger.orphans import find_unreferenced
 from tokenshards.pipeline.ledger.shard_check import ShardCheck, ShardChecker
 from tokenshards.pipeline.ledger.state import DatasetState, read_state
 from tokenshards.pipeline.ledger.survey import Problem
+from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
@@ -38,8 +40,11 @@ class Verification:
     problems: list[Problem] = field(default_factory=list)
     bad_shards: dict[int, str] = field(default_factory=dict)
     """Shard -> plan id, for shards whose data, quarantine or commit is damaged: what `repair` drops."""
+    named_by_bad_shards: dict[int, list[ObjectRef]] = field(default_factory=dict)
     referenced: set[str] = field(default_factory=set)
     """Data and quarantine objects that a commit or the manifest names."""
+    unreferenced: list[str] = field(default_factory=list)
+    """Objects in shards/ of a complete dataset that nothing names: no damage, but a glob reads them. Empty after a spot check."""
 
     @property
     def ok(self) -> bool:
@@ -80,10 +85,13 @@ def verify_dataset(
         found.referenced |= {reference.path for reference in check.references}
         if check.problems:
             found.bad_shards[check.shard] = check.plan_id
+            found.named_by_bad_shards[check.shard] = check.references
         hashes.append(check.id_hashes)
         on_shard(done, len(tasks))
     _check_unique(hashes, found)
     _check_complete(found)
+    if found.complete and sample is None and first_shard == 0:
+        found.unreferenced = find_unreferenced(store, state, found.referenced, sizes)
     return found
 
 

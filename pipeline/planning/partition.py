@@ -19,7 +19,7 @@ import pyarrow as pa
 from tokenshards.pipeline.canonical import keyed_hashes64
 from tokenshards.pipeline.records import Label, PlanRow
 
-__all__ = ["PLAN_SCHEMA", "RowSpool", "rows_to_table", "table_to_rows"]
+__all__ = ["PLAN_SCHEMA", "RowSpool", "table_to_rows"]
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -51,11 +51,6 @@ GROUP_ROWS = 256
 """Rows in memory as objects at any time; more would keep the garbage collector busy with them."""
 
 
-def rows_to_table(rows: list[PlanRow]) -> pa.Table:
-    """Return plan rows as a table of PLAN_SCHEMA."""
-    return pa.table(_columns(rows), schema=PLAN_SCHEMA)
-
-
 def _columns(rows: list[PlanRow]) -> dict[str, Any]:
     return {
         "kind": [row.kind for row in rows],
@@ -80,6 +75,7 @@ def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
     def label(text: str | None) -> Label:
         return int(text) if text is not None and label_type == "int64" else text
 
+    table = table.select([name for name in table.column_names if name in PLAN_SCHEMA.names])  # a newer minor version may have more
     return [
         PlanRow(
             **{

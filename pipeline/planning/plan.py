@@ -5,9 +5,9 @@ Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `curren
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import canonical_json, known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
-from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import CorruptObjectError, FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version, version_numbers
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
@@ -35,7 +35,6 @@ __all__ = [
     "load_chain",
     "load_plan",
     "parse_plan",
-    "part_digest",
     "plan_pointer",
     "read_part",
     "read_shard_rows",
@@ -90,6 +89,10 @@ class Plan:
     card: dict[str, str]
     generation: int
     earlier_plans: tuple[str, ...]
+    format_version: str = FORMAT_VERSION
+    """A plan keeps the version that it was made with."""
+    newer_json: bytes = field(init=False, default=b"", repr=False)
+    """The whole plan.json where it has fields of a newer minor version; else empty."""
 
     @property
     def shard_numbers(self) -> range:
@@ -117,8 +120,17 @@ class Plan:
         return self.source["kind"] in IMPORTS
 
     def source_config(self, asked: SourceConfig) -> SourceConfig:
-        """Return how the source was read, reached as this run asks for: no plan holds credentials."""
-        return asked.with_planned(self.source["options"])
+        """Return how the source was read, reached as this run asks for: no plan holds credentials. Newer options are ignored."""
+        known = {part.name for part in fields(SourceConfig)}
+        return asked.with_planned({name: value for name, value in self.source["options"].items() if name in known})
+
+    def refuse_newer(self) -> None:
+        """Raise PlanError where a newer version made the plan: what it says more may decide which inputs there are, and their ids."""
+        if version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
+            raise PlanError(
+                f"{self.path}: made in format {self.format_version}; this version reads such a dataset, and works on plans up to format "
+                f"{FORMAT_VERSION}. Use the version of tokenshards that made it"
+            )
 
     @property
     def config(self) -> PlanConfig:
@@ -138,7 +150,11 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the sealed plan.json."""
-        return seal({"format_version": FORMAT_VERSION, **asdict(self)})
+        if self.newer_json:
+            return self.newer_json
+        value = asdict(self)
+        del value["newer_json"]
+        return seal(value)
 
     def part_of(self, shard: int) -> PlanPart:
         """Return the part that holds a shard."""
@@ -195,6 +211,14 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
 
 def _refuse_lost_plan(store: Store) -> None:
     """Raise PlanError where there is work but no plan: a new plan would replace the tokenizer that the work was done with."""
+    published = False
+    with contextlib.suppress(FormatError, MissingObjectError):
+        published = bool(read_sealed(store, str(read_sealed(store, MANIFEST_POINTER)["manifest"])).get("published"))
+    if published:
+        raise PlanError(
+            f"{store.url} is a published copy, which has no plan: it does not say where its images are, and nothing can be added to it. "
+            "Work on the data set that it was copied from, or tokenize into another output"
+        )
     if store.info(MANIFEST_POINTER) is not None or next(store.list("commits"), None) is not None:
         raise PlanError(f"{store.url}/{CURRENT_PLAN} is missing, but the dataset has commits. Run `tokenshards repair {store.url}`")
 
@@ -202,13 +226,16 @@ def _refuse_lost_plan(store: Store) -> None:
 def parse_plan(data: bytes, path: str) -> Plan:
     """Return the plan sealed in `data`; raises CorruptObjectError or FormatVersionError."""
     value = unseal(data, path)
-    check_version(str(value.pop("format_version", "")), path)
+    check_version(str(value.get("format_version", "")), path)
     try:
-        parts = tuple(PlanPart(**part) for part in value["parts"])
+        parts = tuple(PlanPart(**known_fields(PlanPart, part)) for part in value["parts"])
         tuples = {name: tuple(value[name]) for name in ("classes", "matched", "earlier_plans")}
-        return Plan(**{**value, **tuples, "parts": parts})
-    except (KeyError, TypeError) as error:
+        plan = Plan(**{**known_fields(Plan, value), **tuples, "parts": parts})
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(path, f"not a plan ({type(error).__name__}: {error})") from None
+    if plan.to_bytes() != data:
+        object.__setattr__(plan, "newer_json", data)
+    return plan
 
 
 def load_chain(store: Store) -> list[Plan]:
@@ -226,15 +253,6 @@ def read_part(store: Store, part: PlanPart) -> bytes:
     if sha256_hex(data) != part.sha256:
         raise CorruptObjectError(part.path, f"sha256 is {sha256_hex(data)[:12]}…; plan.json names {part.sha256[:12]}…. Run `repair`")
     return data
-
-
-def part_digest(data: bytes) -> str:
-    """Return the digest of a part's rows, whatever library wrote its bytes."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    digest = hashlib.sha256()
-    for group in range(file.num_row_groups):
-        digest.update(rows_digest_input(file.read_row_group(group, use_threads=False)))
-    return digest.hexdigest()
 
 
 def rows_of_shard(part_data: bytes, plan: Plan, shard: int) -> list[PlanRow]:

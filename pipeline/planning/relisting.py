@@ -28,6 +28,7 @@ class Relisting:
 
     def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
         """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""
+        plan.refuse_newer()
         rows, keep_order = self._rows(plan)
         with Listing(rows, order_seed=plan.order_seed, keep_order=keep_order, sample=0, sample_seed=0) as listing:
             return relist_parts(listing, plan, plan.config, self._config.tars_per_shard, {part.path: part for part in wanted})
@@ -45,10 +46,11 @@ class Relisting:
         What has changed since the plan is quarantined then. In the last generation `retry-failed` takes care of that; in an older one
         only of inputs that the next generation tried again.
         """
-        if plan is self._chain[-1]:
-            return None
-        following = self._chain[plan.generation]
         try:
+            plan.refuse_newer()
+            if plan is self._chain[-1]:
+                return None
+            following = self._chain[plan.generation]
             retried = {row.sample_id for later in following.shard_numbers for row in read_shard_rows(self._store, following, later)}
             source = source_root(self._url, self._config)
             for row in read_shard_rows(self._store, plan, shard):

@@ -14,6 +14,7 @@ from tokenshards.pipeline.ledger.survey import manifest_histograms
 from tokenshards.pipeline.quality.fidelity import code_usage, usage_rows
 from tokenshards.pipeline.reports.drawings import plot_usage, usage_text_histogram
 from tokenshards.pipeline.reports.storage_table import StorageReport, dataset_report, fit_rows
+from tokenshards.pipeline.shards.columns import Column, dataset_columns
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
@@ -35,6 +36,7 @@ class Inspection:
     manifest: Manifest | None
     report: StorageReport | None
     histograms: list[npt.NDArray[np.int64]]
+    columns: list[Column]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `inspect --json`."""
@@ -45,6 +47,7 @@ class Inspection:
             "fit": self.fitted,
             "card": {} if self.manifest is None else self.manifest.card,
             "classes": classes,
+            "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "code_usage": code_usage(self.histograms),
             **({} if self.report is None else self.report.to_json()),
         }
@@ -80,6 +83,8 @@ class Inspection:
                     rows.append(("…", f"{len(counted) - CLASSES_SHOWN} more classes"))
                 counts = f"{len(counted)} classes" + (f", rows of each ({self.manifest.views} an image)" if self.manifest.views > 1 else "")
                 tables.append((counts, rows))
+        if self.columns:
+            tables.append(("columns", [(column.name, column.type, column.meaning) for column in self.columns]))
         if self.histograms:
             tables.append(("code usage", list(usage_rows(code_usage(self.histograms)))))
         tables.append(("how close its pictures come", [("PSNR and SSIM", f"tokenshards evaluate-tokenizer {self.url} IMAGES")]))
@@ -109,6 +114,7 @@ def inspect_dataset(store: Store) -> Inspection:
         spec=manifest.spec if manifest is not None else load_spec(place, prefix),
         fitted=load_statistics(place, prefix),
         manifest=manifest,
-        report=dataset_report(store) if prefix and store.info("plan/current.json") is not None else None,
+        report=dataset_report(store) if prefix and (manifest is not None or store.info("plan/current.json") is not None) else None,
         histograms=(manifest_histograms(manifest) or []) if manifest is not None else [],
+        columns=dataset_columns(store, manifest) if manifest is not None else [],
     )

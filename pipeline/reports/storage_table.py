@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import MissingObjectError
 from tokenshards.pipeline.ledger.heartbeat import run_records
-from tokenshards.pipeline.ledger.survey import Survey, manifest_histograms, survey_plan
-from tokenshards.pipeline.planning.plan import load_chain
+from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histograms, survey_plan
+from tokenshards.pipeline.planning.plan import Plan, load_chain
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows"]
+__all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows", "status_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,15 @@ class StorageReport:
     complete: bool
     views: int = 1
     """Rows of each image."""
+    unlabelled: int = 0
+    """Committed images without a label, of a dataset that has labels."""
+    estimated: bool = False
+    """True where shards were counted and images estimated from them: `status` reads no commits."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `tokenize --json` and `status --json`; `views` only where there are several."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "views" or self.views > 1}
+        """Return the JSON of `tokenize --json` and `status --json`; the last three fields only where they say something."""
+        usual = {"views": 1, "unlabelled": 0, "estimated": False}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in usual or getattr(self, name) != usual[name]}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
@@ -58,22 +64,24 @@ class StorageReport:
         share = self.bytes_shards / self.bytes_in if self.bytes_in else 0.0
         entropy = "not counted" if self.order0_bits_per_token is None else f"{self.order0_bits_per_token:.2f}"
         stages = ", ".join(f"{name} {seconds / max(1e-9, sum(self.seconds.values())):.0%}" for name, seconds in self.seconds.items())
+        about = "about " if self.estimated else ""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantine_reasons.items())
         planned = f" of {self.images_planned:,} planned" + (
             "" if self.images_planned_exact else " so far (tars are counted as they are read)"
         )
         return [
-            ("images", f"{self.images_committed:,}{planned}"),
+            ("images", f"{about}{self.images_committed:,}{planned}"),
+            *([("without a label", f"{self.unlabelled:,}")] if self.unlabelled else []),
             *([("views", f"{self.views} of each image, a row each")] if self.views > 1 else []),
-            ("quarantined", f"{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
+            ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
-            ("bytes in", f"{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
+            ("bytes in", f"{about}{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
             ("bytes in shards", f"{self.bytes_shards:,}  ({self.bytes_shards / images:,.0f} per image)"),
             ("bytes out in all", f"{self.bytes_out:,}"),
             ("ratio", f"{ratio:,.1f} times smaller ({share:.2%} of the source)" if ratio else "-"),
-            ("bits per token", f"{self.bits_per_token:.2f}  (order-0 entropy {entropy})"),
+            *([] if self.estimated else [("bits per token", f"{self.bits_per_token:.2f}  (order-0 entropy {entropy})")]),
             ("images per second", f"{self.images_per_second:,.0f}"),
-            ("work by stage", stages or "-"),
+            *([("work by stage", stages)] if stages else []),
             ("complete", "yes" if self.complete else "no"),
         ]
 
@@ -100,27 +108,88 @@ def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
 
 def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
     """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
-    chain = load_chain(store)
-    if not chain:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
-    pointer = load_pointer(store)
-    manifest = None if pointer is None else load_manifest(store, pointer)
-    closed = 0 if manifest is None else manifest.generation
-    surveys = [survey_plan(store, plan, plan.spec) for plan in chain if plan.generation > closed]
+    chain, manifest = _read_chain(store)
+    newest = chain[-1] if chain else manifest  # a published copy has no plan
+    surveys = [survey_plan(store, plan, plan.spec) for plan in _open_plans(chain, manifest)]
     committed, bytes_shards, histograms = _sums(manifest, surveys)
     rate = _recorded_rate(store) if images_per_second is None else images_per_second
     return StorageReport(
         **committed,
         images_planned_exact=all(survey.planned_is_exact for survey in surveys),
-        shards_planned=sum(plan.shards for plan in chain),
-        generation=chain[-1].generation,
+        shards_planned=sum(plan.shards for plan in chain) if chain else committed["shards_committed"],
+        generation=newest.generation,
         bytes_out=sum(max(0, info.size) for info in store.list()),
         bytes_shards=bytes_shards,
         order0_bits_per_token=entropy_per_id(histograms),
         images_per_second=round(rate, 2),
         complete=not surveys,
-        views=chain[-1].views.count,
+        views=ViewPolicy.stored(newest.view_policy, store.url).count,
+        unlabelled=_unlabelled(committed["images_committed"], newest, manifest, surveys),
     )
+
+
+def status_report(store: Store) -> StorageReport:
+    """Report how far a dataset is from one listing, its manifest and its run records: a commit is counted, never read.
+
+    Of an open generation the images are estimated from the share of its shards that have a commit. Raises MissingObjectError where there
+    is no dataset.
+    """
+    chain, manifest = _read_chain(store)
+    waiting = _open_plans(chain, manifest)
+    if not waiting:
+        return dataset_report(store)
+    plan = waiting[-1]  # the generations before it have a manifest
+    commits = bytes_shards = bytes_out = 0
+    for info in store.list():
+        bytes_out += max(0, info.size)
+        bytes_shards += max(0, info.size) if info.path.startswith("shards/") else 0
+        commits += is_commit(info.path) and info.path.split("/")[1] == plan.plan_id
+    closed, _, _ = _sums(manifest, [])
+    counters = [record.counters for record in run_records(store) if record.plan_id == plan.plan_id]
+    seen, bytes_in, failed = (sum(int(one.get(name, 0)) for one in counters) for name in ("images_seen", "bytes_in", "images_quarantined"))
+    if not plan.tars_planned:
+        seen = round(plan.images_planned * commits / max(1, plan.shards))
+    return StorageReport(
+        images_planned=closed["images_committed"] + (seen if plan.tars_planned else plan.images_planned),
+        images_planned_exact=not plan.tars_planned,
+        images_committed=closed["images_committed"] + max(0, seen - failed),
+        images_quarantined=failed,
+        quarantine_reasons={},
+        shards_planned=sum(plan.shards for plan in chain),
+        shards_committed=closed["shards_committed"] + commits,
+        generation=plan.generation,
+        bytes_in=closed["bytes_in"] + bytes_in,
+        bytes_out=bytes_out,
+        bytes_shards=bytes_shards,
+        bits_per_token=0.0,
+        order0_bits_per_token=None,
+        images_per_second=round(_recorded_rate(store), 2),
+        seconds=closed["seconds"],
+        complete=False,
+        views=plan.views.count,
+        estimated=True,
+    )
+
+
+def _read_chain(store: Store) -> tuple[list[Plan], Manifest | None]:
+    pointer = load_pointer(store)
+    manifest = None if pointer is None else load_manifest(store, pointer)
+    chain = [] if manifest is not None and manifest.published else load_chain(store)
+    if not chain and manifest is None:
+        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+    return chain, manifest
+
+
+def _open_plans(chain: list[Plan], manifest: Manifest | None) -> list[Plan]:
+    return [plan for plan in chain if manifest is None or plan.generation > manifest.generation]
+
+
+def _unlabelled(images: int, newest: Plan | Manifest, manifest: Manifest | None, surveys: list[Survey]) -> int:
+    """Return the images without a label, 0 where the source has no labels at all."""
+    if newest.label_type is None:
+        return 0
+    rows = (sum(manifest.class_counts) if manifest is not None else 0) + sum(sum(survey.labels.values()) for survey in surveys)
+    return images - rows // ViewPolicy.stored(newest.view_policy, "").count
 
 
 def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
@@ -79,9 +79,11 @@ class Commit:
         value = unseal(data, path)
         check_version(str(value.pop("format_version", "")), path)
         try:
-            refs = {name: None if value[name] is None else ObjectRef(**value[name]) for name in ("data", "quarantine")}
-            return cls(**{name: item for name, item in {**value, **refs}.items() if name in cls.__slots__})
-        except (KeyError, TypeError) as error:
+            refs = {
+                name: None if value[name] is None else ObjectRef(**known_fields(ObjectRef, value[name])) for name in ("data", "quarantine")
+            }
+            return cls(**{**known_fields(cls, value), **refs})
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptObjectError(path, f"not a commit record ({type(error).__name__}: {error})") from None
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.commit import ObjectRef
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
@@ -46,6 +46,8 @@ class Manifest:
     label_type: str | None = None
     view_policy: str = "one"
     """Which views of each picture are rows."""
+    published: bool = False
+    """A copy for other people: without plan, commits and quarantine, so the shard table alone says what belongs to it."""
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
@@ -101,11 +103,10 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
     value = unseal(data, name)
     check_version(str(value.get("format_version", "")), name)
     try:
-        table = ObjectRef(**value["table"])
-        fields = {key: item for key, item in value.items() if key in Manifest.__dataclass_fields__}
+        table = ObjectRef(**known_fields(ObjectRef, value["table"]))
         manifest = Manifest(
             **{
-                **fields,
+                **known_fields(Manifest, value),
                 "spec": TokenizerSpec.from_json(value["spec"], name),
                 "plan_ids": tuple(value["plan_ids"]),
                 "classes": tuple(value["classes"]),
@@ -115,7 +116,7 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
                 "shards": read_shard_table(store, table),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(name, f"not a manifest ({type(error).__name__}: {error})") from None
     return manifest
 
@@ -130,8 +131,9 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
     del table_data  # it is read back below
+    version = PUBLISHED_VERSION if manifest.published else FORMAT_VERSION
     value = {
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "generation": manifest.generation,
         "parent": manifest.parent,
         "plan_ids": list(manifest.plan_ids),
@@ -146,6 +148,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
         "tokenizer_objects": manifest.tokenizer_objects,
         "table": asdict(table),
         **({} if manifest.view_policy == "one" else {"view_policy": manifest.view_policy}),
+        **({"published": True} if manifest.published else {}),
     }
     data = seal(value)
     sha256 = sha256_hex(data)
@@ -153,6 +156,6 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     store.write(name, data)
     if between is not None:
         between()
-    pointer = {"format_version": FORMAT_VERSION, "manifest": name, "sha256": sha256, "generation": manifest.generation}
+    pointer = {"format_version": version, "manifest": name, "sha256": sha256, "generation": manifest.generation}
     store.write(MANIFEST_POINTER, seal(pointer))
     return load_manifest(store)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -33,6 +31,7 @@ from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
 from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, check_version, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = ["ShardData", "ShardReader"]
 
@@ -111,6 +110,11 @@ class ShardReader:
         return self.spec.fingerprint
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of the file, those of a newer minor version included."""
+        return self._file.schema_arrow
+
+    @property
     def num_rows(self) -> int:
         """Rows of the whole shard."""
         return int(self._file.metadata.num_rows)
@@ -139,7 +143,7 @@ class ShardReader:
         return self._decode(self._read(self._file, row_group, self._token_columns))
 
     def iter_tokens(self, *, threads: int = 2) -> Iterator[TokenBatch]:
-        """Yield the ids of every row group in order, the fast path: `threads` groups are decoded at once, and one waits."""
+        """Return the ids of every row group in order, the fast path: `threads` groups are decoded at once, and one waits."""
         idle: SimpleQueue[pq.ParquetFile] = SimpleQueue()
         for _ in range(threads):
             idle.put(self._parquet_file())
@@ -151,14 +155,7 @@ class ShardReader:
             finally:
                 idle.put(file)
 
-        with ThreadPoolExecutor(threads) as pool:
-            pending: deque[Future[TokenBatch]] = deque()
-            for row_group in range(self.num_row_groups):
-                pending.append(pool.submit(decode, row_group))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        return map_in_order(decode, range(self.num_row_groups), threads=threads, ahead=threads)
 
     def read_row_group(self, row_group: int, columns: Sequence[str] | None = None) -> ShardData:
         """Return one row group: its ids and the named columns, all of `row_columns` when None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -13,6 +14,7 @@ __all__ = [
     "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
+    "PUBLISHED_VERSION",
     "VIEW_NAMES",
     "LabelType",
     "MetaTypes",
@@ -20,10 +22,16 @@ __all__ = [
     "label_arrow_type",
     "quarantine_schema",
     "row_schema",
+    "version_numbers",
 ]
 
 FORMAT_VERSION = "1.0"
 """major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""
+
+PUBLISHED_VERSION = "1.1"
+"""Version of the manifest of a published copy, which says so."""
+
+_VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 
 KEY_PREFIX = "tokenshards."
 """Prefix of our keys in the key-value metadata of a Parquet footer."""
@@ -41,12 +49,17 @@ _META_ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64
 
 def check_version(text: str, where: str) -> None:
     """Raise FormatVersionError when `text` is a newer major than ours, CorruptObjectError when it is no version at all."""
-    parts = text.split(".")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    if not _VERSION.fullmatch(text):
         raise CorruptObjectError(where, f"format version {shorten(text)}; expected major.minor such as {FORMAT_VERSION}")
-    major, ours = int(parts[0]), int(FORMAT_VERSION.split(".")[0])
-    if major > ours:
+    ours = version_numbers(FORMAT_VERSION)[0]
+    if version_numbers(text)[0] > ours:
         raise FormatVersionError(f"{where}: written in format {text}; this version reads up to {ours}.x. Upgrade tokenshards to read it")
+
+
+def version_numbers(text: str) -> tuple[int, int]:
+    """Return major and minor of a checked version."""
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 def label_arrow_type(label_type: LabelType) -> pa.DataType:

@@ -5,6 +5,7 @@ Lives with the shards because the spec travels with them: a reader needs it, a t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -12,19 +13,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tokenshards.pipeline.canonical import canonical_json, sha256_hex
+from tokenshards.pipeline.canonical import canonical_json, known_fields, sha256_hex
 from tokenshards.pipeline.config import Filter, Resize
-from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, require
 
 __all__ = ["CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"]
 
 LayoutKind = Literal["grid", "pyramid", "sequence", "video"]
 Combine = Literal["single", "sum", "concat"]
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name} = {shorten(value)}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,22 +48,22 @@ class Layout:
 
     def __post_init__(self) -> None:
         kinds = ("grid", "pyramid", "sequence", "video")
-        _require(self.kind in kinds, "layout.kind", self.kind, f"one of {', '.join(kinds)}")
+        require(self.kind in kinds, "layout.kind", self.kind, f"one of {', '.join(kinds)}")
         dims = {"grid": 2, "video": 3}.get(self.kind, 0)
-        _require(len(self.grid) == dims, "layout.grid", self.grid, f"{dims} numbers for kind {self.kind}")
-        _require(all(n > 0 for n in self.grid), "layout.grid", self.grid, "positive numbers")
-        _require(bool(self.scales) == (self.kind == "pyramid"), "layout.scales", self.scales, "scales for a pyramid only")
+        require(len(self.grid) == dims, "layout.grid", self.grid, f"{dims} numbers for kind {self.kind}")
+        require(all(n > 0 for n in self.grid), "layout.grid", self.grid, "positive numbers")
+        require(bool(self.scales) == (self.kind == "pyramid"), "layout.scales", self.scales, "scales for a pyramid only")
         expected = {
             "grid": math.prod(self.grid),
             "video": math.prod(self.grid),
             "pyramid": sum(h * w for h, w in self.scales),
         }.get(self.kind, self.sites)
-        _require(self.sites == expected and self.sites > 0, "layout.sites", self.sites, f"{expected}, at least 1")
-        _require(self.ids_per_site > 0, "layout.ids_per_site", self.ids_per_site, "at least 1")
+        require(self.sites == expected and self.sites > 0, "layout.sites", self.sites, f"{expected}, at least 1")
+        require(self.ids_per_site > 0, "layout.ids_per_site", self.ids_per_site, "at least 1")
         combines = ("single",) if self.ids_per_site == 1 else ("sum", "concat")
-        _require(self.combine in combines, "layout.combine", self.combine, f"one of {combines} for {self.ids_per_site} ids a site")
-        _require(not (self.variable and self.kind == "pyramid"), "layout.variable", True, "false for a pyramid")
-        _require(1 <= self.min_sites <= self.sites, "layout.min_sites", self.min_sites, f"1 to {self.sites}")
+        require(self.combine in combines, "layout.combine", self.combine, f"one of {combines} for {self.ids_per_site} ids a site")
+        require(not (self.variable and self.kind == "pyramid"), "layout.variable", True, "false for a pyramid")
+        require(1 <= self.min_sites <= self.sites, "layout.min_sites", self.min_sites, f"1 to {self.sites}")
 
     @property
     def shape_dims(self) -> int:
@@ -100,15 +96,15 @@ class Preprocess:
     """
 
     def __post_init__(self) -> None:
-        _require(self.size > 0, "preprocess.size", self.size, "at least 1 pixel")
-        _require(self.resize in ("squash", "crop"), "preprocess.resize", self.resize, "squash or crop")
-        _require(self.filter in get_args(Filter), "preprocess.filter", self.filter, f"one of {', '.join(get_args(Filter))}")
+        require(self.size > 0, "preprocess.size", self.size, "at least 1 pixel")
+        require(self.resize in ("squash", "crop"), "preprocess.resize", self.resize, "squash or crop")
+        require(self.filter in get_args(Filter), "preprocess.filter", self.filter, f"one of {', '.join(get_args(Filter))}")
         whole = self.resize == "crop" and self.decode_mode == "full"
         ok = self.short_side is None or (whole and self.short_side >= self.size)
-        _require(ok, "preprocess.short_side", self.short_side, f"at least {self.size}, with resize crop and decode mode full")
-        _require(self.decode_mode in ("full", "dct_scaled"), "preprocess.decode_mode", self.decode_mode, "full or dct_scaled")
+        require(ok, "preprocess.short_side", self.short_side, f"at least {self.size}, with resize crop and decode mode full")
+        require(self.decode_mode in ("full", "dct_scaled"), "preprocess.decode_mode", self.decode_mode, "full or dct_scaled")
         ok = len(self.background) == 3 and all(0 <= v <= 255 for v in self.background)
-        _require(ok, "preprocess.background", self.background, "three numbers from 0 to 255")
+        require(ok, "preprocess.background", self.background, "three numbers from 0 to 255")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,11 +133,13 @@ class TokenizerSpec:
     """Parameters of the family (patch size, seed, …)."""
     weights_sha256: str = ""
     dtype: str = "float32"
+    newer_json: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
+    """The whole JSON where it has fields of a newer minor version, which the fingerprint covers too; else {}."""
 
     def __post_init__(self) -> None:
         q = self.layout.ids_per_site
-        _require(len(self.vocabulary) == q, "vocabulary", self.vocabulary, f"{q} sizes, one per id of a site")
-        _require(all(0 < v <= 1 << 32 for v in self.vocabulary), "vocabulary", self.vocabulary, "sizes from 1 to 2**32")
+        require(len(self.vocabulary) == q, "vocabulary", self.vocabulary, f"{q} sizes, one per id of a site")
+        require(all(0 < v <= 1 << 32 for v in self.vocabulary), "vocabulary", self.vocabulary, "sizes from 1 to 2**32")
 
     @property
     def id_dtype(self) -> np.dtype[Any]:
@@ -155,27 +153,29 @@ class TokenizerSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `from_json` gives back an equal spec."""
+        if self.newer_json:
+            return copy.deepcopy(self.newer_json)
         value: dict[str, Any] = _plain(dataclasses.asdict(self))
+        del value["newer_json"]
         if self.preprocess.short_side is None:
             del value["preprocess"]["short_side"]  # it is younger than the fingerprints of tokenizers without it
         return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str = "tokenizer spec") -> TokenizerSpec:
-        """Build a spec from `to_json` output; unknown or missing fields raise TokenizerError naming them."""
+        """Build a spec from `to_json` output; missing fields raise TokenizerError, unknown ones only count in the fingerprint."""
         try:
-            codebook = value["codebook"]
-            return cls(
-                **{
-                    **value,
-                    "layout": Layout(**_tuples(value["layout"])),
-                    "preprocess": Preprocess(**_tuples(value["preprocess"])),
-                    "codebook": None if codebook is None else CodebookInfo(**_tuples(codebook)),
-                    "vocabulary": tuple(value["vocabulary"]),
-                }
-            )
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            parts = {name: known_fields(kind, value[name]) for name, kind in _PARTS.items() if value[name] is not None}
+            made = {name: _PARTS[name](**_tuples(part)) for name, part in parts.items()}
+            spec = cls(**{**known_fields(cls, value), **made, "vocabulary": tuple(value["vocabulary"])})
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise TokenizerError(f"{where}: not a valid tokenizer spec ({type(error).__name__}: {error})") from None
+        if len(known_fields(cls, value)) < len(value) or any(len(part) < len(value[name]) for name, part in parts.items()):
+            object.__setattr__(spec, "newer_json", copy.deepcopy(value))
+        return spec
+
+
+_PARTS: dict[str, Any] = {"layout": Layout, "preprocess": Preprocess, "codebook": CodebookInfo}
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +72,12 @@ def encode_shard(
     meta_types: MetaTypes,
     codebook: Tables | None = None,
     extra_metadata: Mapping[str, str] | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> EncodedShard:
     """Return the Parquet bytes of one shard.
 
     `extra_metadata` goes to the footer under `tokenshards.<key>`. The codebook goes there too unless it is None or too large.
+    `on_progress` is called after each row group: `publish` compresses a large shard for many minutes.
     Raises ValueError for no rows, members of unequal length, a key (sample_id, view) met twice, a label or value of another type
     than stated, and ids that contradict the spec.
     """
@@ -95,7 +97,7 @@ def encode_shard(
     packed = pack_codebook(codebook) if codebook else None
     if packed is not None:
         metadata["codebook"] = packed
-    data = min((_write(columns, options, metadata) for options in codec.page_options(spec)), key=len)
+    data = min((_write(columns, options, metadata, on_progress) for options in codec.page_options(spec)), key=len)
     return EncodedShard(data, len(tokens), _column_bytes(data, set(token_columns)), _id_count(tokens, spec))
 
 
@@ -155,7 +157,7 @@ def _row_columns(rows: ShardRows, label_type: LabelType, meta_types: MetaTypes, 
     return pa.table([pa.array(values[field.name], type=field.type) for field in schema], schema=schema)
 
 
-def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str]) -> bytes:
+def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str], on_progress: Callable[[], None]) -> bytes:
     leaves = {field.name: _leaf(field) for field in columns.schema}
     tokens = leaves["tokens"]
     encodings = {leaves[name]: encoding for name, encoding in ROW_ENCODINGS.items()}
@@ -176,7 +178,9 @@ def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str])
         write_statistics=[leaves["sample_id"]],
         write_page_checksum=True,
     ) as writer:
-        writer.write_table(columns, row_group_size=options.row_group_rows)
+        for start in range(0, columns.num_rows, options.row_group_rows):
+            writer.write_table(columns.slice(start, options.row_group_rows), row_group_size=options.row_group_rows)
+            on_progress()
         # Not through the schema: Arrow would store schema metadata a second time in its own footer key.
         writer.add_key_value_metadata({KEY_PREFIX + key: value for key, value in sorted(metadata.items())})
     return bytes(sink.getvalue())

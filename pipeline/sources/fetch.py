@@ -7,9 +7,8 @@ import hashlib
 import os
 import re
 import stat
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.source_store import HostStore, host_of
 from tokenshards.pipeline.sources.table_uris import locate
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = [
     "MAX_BYTES",
@@ -123,37 +123,25 @@ def fetch_ahead(
     than BadInput end the iteration at their row. Closing the generator drops what is queued and waits for the reads in flight.
     """
 
-    def attempt(row: R) -> T | BadInput:
+    def attempt(row: R) -> tuple[R, T | BadInput]:
         try:
-            return fetch(row)
+            return row, fetch(row)
         except BadInput as bad:
-            return bad
+            return row, bad
 
     if threads == 0:
-        for row in rows:
-            yield row, attempt(row)
+        yield from map(attempt, rows)
         return
-    pending: deque[tuple[R, Future[T | BadInput]]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    try:
-        for row in rows:
-            while pending and _held(pending, size_of) + size_of(row) > budget_bytes:
-                first, future = pending.popleft()
-                yield first, future.result()
-            pending.append((row, pool.submit(attempt, row)))
-            if len(pending) >= max(1, ahead):
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def full(pending: Iterable[tuple[R, Future[tuple[R, T | BadInput]]]], row: R) -> bool:
+        return _held(pending, size_of) + size_of(row) > budget_bytes
+
+    yield from map_in_order(attempt, rows, threads=threads, ahead=max(0, ahead - 1), full=full)
 
 
-def _held(pending: Iterable[tuple[R, Future[T | BadInput]]], size_of: Callable[[R], int]) -> int:
+def _held(pending: Iterable[tuple[R, Future[tuple[R, T | BadInput]]]], size_of: Callable[[R], int]) -> int:
     """Return the bytes that are read or will be: the real ones of what is there, those that are expected of what is on its way."""
-    return sum(_size_of_result(future.result()) if _is_read(future) else size_of(row) for row, future in pending)
+    return sum(_size_of_result(future.result()[1]) if _is_read(future) else size_of(row) for row, future in pending)
 
 
 def _is_read(future: Future[Any]) -> bool:

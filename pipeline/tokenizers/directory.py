@@ -9,8 +9,9 @@ from safetensors.numpy import save
 
 from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
-from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, TokenizerError, shorten
+from tokenshards.pipeline.errors import CorruptObjectError, TokenizerError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
+from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
@@ -18,7 +19,6 @@ from tokenshards.pipeline.tokenizers.registry import load_family
 
 __all__ = ["load_spec", "load_statistics", "load_tokenizer", "open_tokenizer", "resolve_tokenizer", "save_tokenizer"]
 
-FORMAT_VERSION = "1.0"
 JSON_NAME = "tokenizer.json"
 CODEBOOK_NAME = "codebook.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
@@ -58,6 +58,11 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     gone, TokenizerError when this version has no such family, or it needs leave to run code that it does not have.
     """
     spec, tables, made_by = _read(store, prefix)
+    if spec.newer_json:
+        raise TokenizerError(
+            f"{_join(prefix, JSON_NAME)}: its spec has fields that this version does not know, so that images would get other ids; "
+            f"its tokens can be read. To encode, use the version that wrote it ({shorten(made_by)})"
+        )
     tokenizer = load_family(spec.family).from_saved(spec, tables)
     if tokenizer.spec.fingerprint != spec.fingerprint:
         raise TokenizerError(
@@ -118,11 +123,7 @@ def _join(prefix: str, name: str) -> str:
 def _read_json(store: Store, prefix: str) -> dict[str, Any]:
     path = _join(prefix, JSON_NAME)
     value = unseal(store.read(path), path)
-    version = str(value.get("format_version"))
-    if version.partition(".")[0] != FORMAT_VERSION.partition(".")[0]:
-        raise FormatVersionError(
-            f"{path}: format version {shorten(version)}; this version reads {FORMAT_VERSION.partition('.')[0]}.x. Upgrade tokenshards"
-        )
+    check_version(str(value.get("format_version", "")), path)
     missing = {"fingerprint", "spec", "statistics"} - value.keys()
     if missing:
         raise CorruptObjectError(path, f"the keys {sorted(missing)} are missing; expected a tokenizer written by tokenshards")

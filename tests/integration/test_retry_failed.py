@@ -17,6 +17,7 @@ from PIL import Image
 from tests.datasets import SilentReporter, content, convert, quarantine_of, run_cli, run_json, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.config import RunConfig, SourceConfig
+from tokenshards.pipeline.conversion import tokenize as conversion
 from tokenshards.pipeline.conversion.tokenize import TokenizeRequest, finish_chain, retry_failed
 from tokenshards.pipeline.errors import IncompleteError, LiveRunError, MissingObjectError
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
@@ -297,3 +298,22 @@ def test_refusals(tmp_path: Path) -> None:
     (out / "manifest.json").unlink()
     with pytest.raises(IncompleteError, match="Finish it with"):
         retry_failed(str(out), None, RunConfig(workers=1), {}, SilentReporter())
+
+
+def test_two_retries_at_once_make_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would write `plan/current.json`, and the loser's pointer named the sha256 of another plan."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    write_images(src, 6, bad=2)
+    tokenize(src, out)
+    refused: list[str] = []
+
+    def plan_while_another_starts(*arguments: Any) -> Any:
+        with pytest.raises(LiveRunError) as error:
+            retry(out)
+        refused.append(str(error.value))
+        return plan_retry(*arguments)
+
+    monkeypatch.setattr(conversion, "plan_retry", plan_while_another_starts)
+    assert retry_failed(str(out), None, RunConfig(workers=1, max_bad=1.0), {}, SilentReporter(), InlineRunner()) is not None
+    assert len(refused) == 1 and "cannot retry failed inputs, another run is at work" in refused[0]
+    assert verify_dataset(Store(str(out))).ok

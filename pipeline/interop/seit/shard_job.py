@@ -5,34 +5,25 @@ Shapes: N images, G images of a block or shard without a fault, L sites.
 
 from __future__ import annotations
 
-import os
 import platform
-import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from tokenshards import __version__
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import PlanError, Reason, Stage, TransientStorageError
-from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.interop.seit.bytes import decode_images, explain_fault
 from tokenshards.pipeline.interop.seit.token_files import ImageStream, SeitSplit
+from tokenshards.pipeline.job.publish import ShardContent, made_by, publish_shard
 from tokenshards.pipeline.planning.plan import Plan, load_plan, read_shard_rows
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
-from tokenshards.pipeline.shards.codebook import carries_codebook
-from tokenshards.pipeline.shards.codecs import get_codec
-from tokenshards.pipeline.shards.commit import Commit, commit_path, pack_counts, sort_labels, write_object
-from tokenshards.pipeline.shards.manifest import load_pointer
-from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_quarantine, encode_shard
-from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.shards.commit import Commit
+from tokenshards.pipeline.shards.writer import ShardRows
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.published.seit_tokens import SeitTokens
 
@@ -106,16 +97,7 @@ class SeitRunner:
                     commit = self._import_shard(plan, shard, images, listener)
                 except TransientStorageError as error:
                     return {shard: str(error)}
-                listener.committed(
-                    shard,
-                    ShardSummary(
-                        rows=commit.rows,
-                        quarantined=commit.quarantined,
-                        inputs_seen=commit.inputs_seen,
-                        bytes_in=commit.bytes_in,
-                        seconds=commit.seconds,
-                    ),
-                )
+                listener.committed(shard, ShardSummary.of(commit))
                 listener.tick()
         return {}
 
@@ -135,71 +117,34 @@ class SeitRunner:
         if planned.row_stop == len(source.split):
             images.finish()
         rows_G, ids_GL = np.concatenate(rows), np.concatenate(parts)
-        read = time.perf_counter()
-
-        self._refuse_under_manifest(plan)
-        labels = [source.classes[label] for label in source.split.labels_N[rows_G].tolist()]
-        sizes_G = source.split.offsets_N1[rows_G + 1] - source.split.offsets_N1[rows_G]
-        data, token_bytes, id_count = None, 0, 0
-        if len(rows_G):
-            encoded = self._encode(plan, shard, rows_G, ids_GL, labels, sizes_G)
-            data, token_bytes, id_count = write_object(store, "shards", shard, encoded.data), encoded.token_bytes, encoded.id_count
-            crash_point("after-data-put")
-        quarantine = None
-        if faults:
-            failed = [self._quarantine_row(row, image) for row, image in faults.items()]
-            quarantine = write_object(store, "quarantine", shard, encode_quarantine(failed))
-            crash_point("after-quarantine-put")
-        commit = Commit(
-            plan_id=plan.plan_id,
-            shard=shard,
-            data=data,
-            quarantine=quarantine,
-            rows=len(rows_G),
-            quarantined=len(faults),
-            reasons={str(Reason.CORRUPT): len(faults)} if faults else {},
-            inputs_seen=planned.inputs,
-            bytes_in=int(sizes_G.sum()),
-            token_bytes=token_bytes,
-            id_count=id_count,
-            labels=sort_labels(Counter(labels)),
-            histogram=[pack_counts(np.bincount(ids_GL.reshape(-1), minlength=source.codes))] if len(rows_G) else [],
-            seconds={"decode": round(read - began, 4), "write": round(time.perf_counter() - read, 4)},
-            made_by=_made_by(source.split.store),
-        )
-        self._refuse_under_manifest(plan)  # again: encoding and two puts are long enough for another driver to finish
-        store.write(commit_path(plan.plan_id, shard), commit.to_bytes())
-        crash_point("after-commit-put")
-        return commit
-
-    def _encode(
-        self,
-        plan: Plan,
-        shard: int,
-        rows_G: npt.NDArray[np.int64],
-        ids_GL: npt.NDArray[Any],
-        labels: list[int | str],
-        sizes_G: npt.NDArray[np.int64],
-    ) -> EncodedShard:
-        tokenizer = self._source.tokenizer
-        unknown_G = np.zeros(len(rows_G), np.int32)  # the release does not tell how large the pictures were
-        return encode_shard(
-            ShardRows(
-                sample_id=[self._sample_id(row) for row in rows_G.tolist()],
-                view=np.zeros(len(rows_G), np.int16),
-                label=list(labels),
-                meta={},
-                orig_width=unknown_G,
-                orig_height=unknown_G,
-                orig_bytes=sizes_G,
+        return publish_shard(
+            store,
+            plan,
+            shard,
+            ShardContent(
+                rows=self._rows(rows_G),
+                tokens=TokenBatch(ids_GL[:, :, None]) if len(rows_G) else None,
+                failed=[self._quarantine_row(row, image) for row, image in faults.items()],
+                inputs_seen=planned.inputs,
+                bytes_in=int((source.split.offsets_N1[rows_G + 1] - source.split.offsets_N1[rows_G]).sum()),
+                seconds={"decode": time.perf_counter() - began},
             ),
-            TokenBatch(ids_GL[:, :, None]),
-            spec=tokenizer.spec,
-            codec=get_codec(plan.codec),
-            label_type=plan.label_type,  # type: ignore[arg-type]
-            meta_types={},
-            codebook=tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
-            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
+            source.tokenizer,
+            made_by=made_by(source.split.store, f"cpu {platform.machine()}"),
+            on_progress=listener.tick,
+        )
+
+    def _rows(self, rows_G: npt.NDArray[np.int64]) -> ShardRows:
+        split = self._source.split
+        unknown_G = np.zeros(len(rows_G), np.int32)  # the release does not tell how large the images were
+        return ShardRows(
+            sample_id=[self._sample_id(row) for row in rows_G.tolist()],
+            view=np.zeros(len(rows_G), np.int16),
+            label=[self._source.classes[label] for label in split.labels_N[rows_G].tolist()],
+            meta={},
+            orig_width=unknown_G,
+            orig_height=unknown_G,
+            orig_bytes=split.offsets_N1[rows_G + 1] - split.offsets_N1[rows_G],
         )
 
     def _sample_id(self, row: int) -> str:
@@ -216,21 +161,3 @@ class SeitRunner:
             "label": str(self._source.classes[int(split.labels_N[row])]),
             "data": image,
         }
-
-    def _refuse_under_manifest(self, plan: Plan) -> None:
-        pointer = load_pointer(self._store)
-        if pointer is not None and int(pointer["generation"]) >= plan.generation:
-            raise PlanError(f"{self._store.url} was completed while this run was at work; its shards must not change")
-
-
-def _made_by(source: Store) -> dict[str, Any]:
-    return {
-        "tokenshards": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "device": f"cpu {platform.machine()}",
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "source": display_uri(source, ""),
-    }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.datasets import SilentReporter, convert, write_images
+from tests.inline import InlineRunner
+from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
 from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
@@ -110,3 +114,56 @@ def test_a_run_that_another_driver_finished_took_its_time_too(src: Path, tmp_pat
     outcome = convert(src, tmp_path / "out", runner=Telling(story), shard_rows=4, join=True)
     assert outcome.images == 4 and not outcome.already_complete
     assert outcome.seconds > 0.01
+
+
+def test_a_run_that_stops_by_max_bad_shows_an_example_of_each_reason(src: Path, tmp_path: Path) -> None:
+    """Nothing was committed, so OUT/quarantine does not exist yet: the inputs of the shard in work are looked at again."""
+    write_images(tmp_path / "src", 4, bad=3)
+    (tmp_path / "src" / "empty.jpg").write_bytes(b"")
+
+    def story(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 8, 80, 4)
+
+    with pytest.raises(TooManyBadInputsError) as stopped:
+        convert(tmp_path / "src", tmp_path / "out", runner=Telling(story), max_bad=0.2)
+    said = str(stopped.value)
+    assert "4 of 8 inputs failed for good, which is more than --max-bad 0.2, such as\n" in said
+    assert "\n  empty: empty.jpg (" in said and "/bad_000" in said
+    assert not (tmp_path / "out" / "quarantine").exists()
+
+
+def test_what_was_committed_gives_examples_at_the_end(tmp_path: Path) -> None:
+    write_images(tmp_path / "src", 4, bad=3)
+    convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), max_bad=0.5)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(TooManyBadInputsError, match=r"3 of 7 inputs .*, such as\n  \w+: .*bad_000"):
+        convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), max_bad=0.2)
+
+
+def tars(folder: Path, count: int, bad: int) -> Path:
+    """Write tars of 5 inputs each; all inputs of the first `bad` tars are broken."""
+    write_images(folder / "images", 5, classes=0)
+    whole = sorted((folder / "images").iterdir())
+    (folder / "src").mkdir()
+    for number in range(count):
+        with tarfile.open(folder / "src" / f"{number:02d}.tar", "w") as archive:
+            for index, path in enumerate(whole):
+                data = b"no image" if number < bad else path.read_bytes()
+                info = tarfile.TarInfo(f"{number:02d}{index}{path.suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return folder / "src"
+
+
+def test_a_hopeless_run_over_tars_stops_before_its_end(tmp_path: Path) -> None:
+    src, runner = tars(tmp_path, 10, 4), InlineRunner()
+    with pytest.raises(TooManyBadInputsError, match=r"15 of about 50 inputs failed for good, which is more than --max-bad 0\.25, such as"):
+        convert(src, tmp_path / "out", runner=runner, max_bad=0.25, fit=FitConfig(size=16, codes=4, iterations=2))
+    assert runner.shards == [0, 1, 2], "it read on after the limit was passed"
+
+
+def test_a_first_bad_tar_of_many_stops_nothing(tmp_path: Path) -> None:
+    src = tars(tmp_path, 10, 1)
+    outcome = convert(src, tmp_path / "out", runner=InlineRunner(), max_bad=0.25, fit=FitConfig(size=16, codes=4, iterations=2))
+    assert outcome.manifest.totals["images_quarantined"] == 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,3 +71,31 @@ def test_only_one_driver_makes_the_plan(tmp_path: Path, monkeypatch: pytest.Monk
             assert wins_planning(store, ordered[0]), "of two that start at once the smaller uuid stays, once the other has withdrawn"
     with Heartbeat(store, "p", dict), Heartbeat(store, PLANNING, dict) as late:
         assert not wins_planning(store, late.record), "the plan is there and worked on"
+
+
+class StuckStore(Store):
+    """A store that is away: once `away` is set, a write ends only when `back` is set."""
+
+    away = threading.Event()
+    back = threading.Event()
+
+    def write(self, path: str, data: bytes) -> None:
+        if self.away.is_set():
+            self.back.wait(60)
+        super().write(path, data)
+
+
+def test_ctrl_c_in_an_outage_does_not_wait_for_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.05)
+    store = StuckStore(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), Heartbeat(store, "p", dict):
+        store.away.set()
+        time.sleep(0.2)  # a beat is under way
+        raise KeyboardInterrupt
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
+    assert len(left) == 2, "the exit came before the beat in flight and the last sign could be written"
+    store.back.set()
+    for thread in left:
+        thread.join()
+    assert run_records(store)[0].state == "stopped", "the last sign comes after a beat that was late"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import SilentReporter, content, convert, quarantine_of, write_images
+from tests.datasets import SilentReporter, call_cli, content, convert, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.conversion.tokenize import retry_failed
@@ -87,7 +87,8 @@ def test_every_object_of_every_generation_is_verified_and_mended(made: Path, tmp
     # A file was mended before each retry, so the source is no longer what the older generations saw.
     older_parts = {part.path for plan in load_chain(Store(str(whole)))[:2] for part in plan.parts}
     names = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())
-    for number, name in enumerate(name for name in names if not name.startswith("runs/")):  # a heartbeat decides nothing
+    state = [name for name in names if not name.startswith("runs/") and name != "README.md"]  # heartbeats and the card decide nothing
+    for number, name in enumerate(state):
         out = tmp_path / str(number)
         shutil.copytree(whole, out)
         spoil(out / name)
@@ -127,6 +128,20 @@ def test_orphans_go_only_when_old_and_unreferenced(folder: Path) -> None:
         assert not any(path.exists() for path in orphans) and young.exists() and all(path.exists() for path in strangers)
         assert {path: path.read_bytes() for path in kept} == kept
         assert ok(out)
+
+
+def test_foreign_files_are_named_and_never_deleted(folder: Path) -> None:
+    out = folder / "one"
+    names = ("shards/notes.parquet", "shards/00000000-XYZ.parquet", "shards/mine/a.parquet", "quarantine/why.txt", "shards-of-mine.parquet")
+    for name in (*names, "plan/abc/notes.txt", "manifest-of-mine.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"x")
+        os.utime(out / name, (OLD, OLD))
+    repair = apply(out)
+    assert repair.steps == [] and repair.foreign == sorted(names[:4])
+    assert all((out / name).exists() for name in names)
+    said, _ = call_cli("repair", str(out), "--apply")
+    assert "shards/notes.parquet is no object of tokenshards, so it stays" in said
 
 
 def test_no_orphan_is_deleted_beside_damage_or_of_a_foreign_plan(folder: Path) -> None:

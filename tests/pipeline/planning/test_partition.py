@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenshards.pipeline.planning import partition
-from tokenshards.pipeline.planning.partition import RowSpool, rows_to_table, table_to_rows
+from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.records import PlanRow
 
 
@@ -135,5 +136,11 @@ def test_every_field_survives() -> None:
         only=("a",),
         skip=(),
     )
-    assert table_to_rows(rows_to_table([odd]), "int64") == [odd]
-    assert table_to_rows(rows_to_table([row("x", label="7")]), "string")[0].label == "7"
+    with TemporaryDirectory() as folder:
+        spool = RowSpool(Path(folder), order_seed=0, keep_order=True)
+        spool.extend([odd, row("x", label="8")])
+        (table,) = spool.shards(9, 2)
+    first, second = table_to_rows(table, "int64")
+    assert first == odd and second.label == 8
+    newer = table.append_column("of_a_newer_version", pa.array([1, 2]))
+    assert [entry.label for entry in table_to_rows(newer, "string")] == ["7", "8"]

@@ -1,0 +1,53 @@
+"""`publish`: a copy of a finished dataset that tells nothing of where it was made."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenshards.pipeline.commands.options import JsonFlag, Out, Quiet, StorageOptions, parse_options
+from tokenshards.pipeline.commands.output import print_json
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("publish", epilog="Example: tokenshards publish photos.tokens photos_public")
+def publish_command(
+    out: Out,
+    dest: Annotated[str, typer.Argument(help="Empty place for the copy, local or any fsspec URL.")],
+    storage_option: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a finished dataset for other people: without hosts, paths, logs, plan and quarantine. Again = continue."""
+    from tokenshards.pipeline.ledger.public_copy import publish_dataset
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.storage.store import Store
+
+    options = parse_options(storage_option)
+    store, to = Store(out, storage_options=options), Store(dest, storage_options=options)
+    reporter = TerminalReporter(quiet=quiet or as_json)
+    begun = False
+
+    def on_shard(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            reporter.begin(total, 0, "shards")
+            begun = True
+        reporter.count(done)
+
+    try:
+        made = publish_dataset(store, to, on_shard)
+    finally:
+        reporter.end()
+    if as_json:
+        print_json(made.to_json())
+        return
+    if not made.card:
+        reporter.say(f"note: {made.url}/README.md is not a card of tokenshards, so it stays as it is")
+    if not quiet:
+        print(f"{made.url}: {made.images:,} images in {made.shards:,} shards, {made.bytes_shards:,} bytes; {made.copied:,} shards copied")
+        print(f"Sample ids, labels and meta columns are as they were. Check the copy with: tokenshards verify {made.url}")

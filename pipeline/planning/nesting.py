@@ -1,0 +1,105 @@
+"""SRC and OUT must lie beside each other: else a dataset is listed among its own inputs, or written among the images of its source."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.store import Store, absolute_url
+
+__all__ = ["refuse_nested_stores", "refuse_nesting", "rows_outside"]
+
+_BRACES = re.compile(r"\{[^{}]*\}")
+
+
+def refuse_nesting(source_url: str, config: SourceConfig, out: Store) -> None:
+    """Raise ConfigError where OUT is SRC, lies in it, or holds it; links on a local disk are resolved.
+
+    OUT beside the files that a pattern or the name of a file means is fine, as long as the pattern cannot mean what OUT will hold.
+    """
+    source = source_root(source_url, config)
+    src_path, out_path = _paths_in_one_store(source, out)
+    pattern = _pattern(source_url, source)
+    advice = f"Give an OUT beside SRC, such as {_beside(source_url)}"
+    if _holds(out_path, src_path):
+        same = out_path == src_path and not pattern
+        how = "is SRC itself: the dataset would lie among its own inputs" if same else f"holds SRC, {source.url}"
+        raise ConfigError(f"OUT, {out.url}, {how}; expected two places, neither in the other. {advice}")
+    if _holds(src_path, out_path) and (not pattern or _may_match(pattern, out_path[len(src_path) :].strip("/"))):
+        raise ConfigError(f"OUT, {out.url}, lies in SRC, {source_url}: the dataset would be listed among its own inputs. {advice}")
+
+
+def refuse_nested_stores(one: Store, other: Store) -> None:
+    """Raise ConfigError where two places are the same or one lies in the other."""
+    first, second = _paths_in_one_store(one, other)
+    if _holds(first, second) or _holds(second, first):
+        raise ConfigError(f"{other.url} and {one.url} are the same place, or one lies in the other; expected two places apart")
+
+
+def rows_outside(rows: Iterable[PlanRow], source: Store, out: Store) -> Iterator[PlanRow]:
+    """Yield the rows of a listing; raise ConfigError at the first that a link in SRC took from OUT."""
+    if not (source.is_local and out.is_local):
+        yield from rows
+        return
+    out_path, folder = _place(out)[1], None
+    for row in rows:
+        parent = row.path.rpartition("/")[0]
+        if parent != folder:
+            folder = parent
+            if _holds(out_path, os.path.realpath(source.join(parent))):
+                raise ConfigError(
+                    f"{source.join(parent)} is a link into OUT, {out.url}: the dataset would be listed among its own inputs. "
+                    "Remove the link, or give another OUT"
+                )
+        yield row
+
+
+def _place(store: Store) -> tuple[tuple[str, ...], str]:
+    """Return which store it is, and where in it: two places can only nest in one store."""
+    if store.is_local:
+        return ("file",), os.path.realpath(store.root)
+    options = store.storage_options
+    endpoint = options.get("endpoint_url") or (options.get("client_kwargs") or {}).get("endpoint_url") or ""
+    protocol = store.fs.protocol
+    return (protocol if isinstance(protocol, str) else protocol[0], str(endpoint), str(options.get("profile", ""))), store.root.rstrip("/")
+
+
+def _paths_in_one_store(one: Store, other: Store) -> tuple[str, str]:
+    """Return where the two are in the store that holds both; what cannot nest, where they are in two stores."""
+    first, second = _place(one), _place(other)
+    return (first[1], second[1]) if first[0] == second[0] else ("1", "2")
+
+
+def _pattern(source_url: str, source: Store) -> str:
+    """Return what of SRC is the name of a file, or a pattern, below its root; empty for a folder."""
+    whole = absolute_url(source_url).rstrip("/")
+    root = absolute_url(source.location).rstrip("/")
+    return whole[len(root) :].strip("/") if whole.startswith(root) else ""
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+def _may_match(pattern: str, folder: str) -> bool:
+    """Return whether a pattern may mean an object in a folder, both below the same root."""
+    parts = _BRACES.sub("*", pattern).split("/")
+    for place, name in enumerate(folder.split("/") if folder else []):
+        if place >= len(parts) - 1:  # the last part means files
+            return "**" in parts[min(place, len(parts) - 1)]
+        if "**" in parts[place]:
+            return True
+        if not fnmatchcase(name, parts[place]):
+            return False
+    return True
+
+
+def _beside(source_url: str) -> str:
+    stem = re.split(r"[*?\[{]", source_url)[0].rstrip("/")
+    return f"{stem or 'dataset'}.tokens"

@@ -1,0 +1,76 @@
+"""The columns of a dataset in words: name, type and meaning, from the schema of one shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tokenshards.pipeline.shards.manifest import Manifest
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.schema import META_PREFIX
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["Column", "dataset_columns"]
+
+_MEANINGS = {
+    "sample_id": "name of the image in its source; with `view` the key of a row",
+    "view": "which view of the image, counted from 0",
+    "label": "label of the image, null where it has none",
+    "length": "sites of the row",
+    "shape": "grid of the row: height and width, for videos frames before them",
+    "orig_width": "width of the source image in pixels, 0 where unknown",
+    "orig_height": "height of the source image in pixels, 0 where unknown",
+    "orig_bytes": "bytes of the encoded source image",
+    "crop": "left, top, width and height of what the row shows, in pixels of the upright source image",
+    "flip": "whether that is mirrored, left to right",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+def dataset_columns(store: Store, manifest: Manifest) -> list[Column]:
+    """Return the columns in file order, from the first shard; nothing where there is no shard. Raises the errors of opening a shard."""
+    first = next((entry.path for entry in manifest.shards if entry.path is not None), None)
+    if first is None:
+        return []
+    reader = ShardReader.open(store, first)
+    return [Column(field.name, _type(field.type), _meaning(field.name, reader.spec)) for field in reader.schema]
+
+
+def _type(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _type(kind.value_type)
+    if pa.types.is_fixed_size_list(kind):
+        return f"{_type(kind.value_type)}[{kind.list_size}]"
+    if pa.types.is_list(kind):
+        return f"{_type(kind.value_type)}[]"
+    return str(kind)
+
+
+def _meaning(name: str, spec: TokenizerSpec) -> str:
+    if name.startswith(META_PREFIX):
+        return f"`{name.removeprefix(META_PREFIX)}` of the source"
+    return _tokens(spec) if name == "tokens" else _MEANINGS.get(name, "of a newer version of the format")
+
+
+def _tokens(spec: TokenizerSpec) -> str:
+    layout, levels = spec.layout, spec.layout.ids_per_site
+    order = {"grid": "row by row", "video": "frame by frame, each row by row", "pyramid": "scale by scale", "sequence": "in their order"}
+    sites = f"the ids of {'up to ' if layout.variable else ''}{layout.sites:,} sites, {order[layout.kind]}"
+    if levels == 1:
+        return sites
+    together = "add up" if layout.combine == "sum" else "stand side by side"
+    many = "its own number of sites" if layout.variable else f"{layout.sites:,}"
+    return (
+        f"{sites}, of {levels} levels whose code vectors {together}; level-major: all ids of level 0 first, then all of level 1, …: "
+        f"the id of level q at site s is element q * L + s, counted from 0, with L = {many}"
+    )

@@ -1,0 +1,46 @@
+"""A map in threads whose results come in order, with a bound on those that wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["map_in_order"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_in_order(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int,
+    ahead: int,
+    full: Callable[[Iterable[tuple[T, Future[R]]], T], bool] = lambda pending, item: False,
+) -> Iterator[R]:
+    """Yield `function(item)` in the order of `items`; at most `ahead` results are made before they are asked for.
+
+    No item is begun while `full` says of the items at work and of this one that they are too much together; one alone never is.
+
+    An exception ends the iteration at its item. Closing the generator drops what is queued and waits for the calls in flight. After Ctrl-C
+    nobody waits for them: in an outage each would be tried for minutes.
+    """
+    pool, wait = ThreadPoolExecutor(threads), True
+    pending: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            while pending and full(pending, item):
+                yield pending.popleft()[1].result()
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) > ahead:
+                yield pending.popleft()[1].result()
+        while pending:
+            yield pending.popleft()[1].result()
+    except (KeyboardInterrupt, SystemExit):
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=True)
