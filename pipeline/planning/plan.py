@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -117,9 +117,11 @@ class Plan:
         return self.source["kind"] in IMPORTS
 
     def source_config(self, storage_options: dict[str, Any]) -> SourceConfig:
-        """Return how the source was read, with the credentials of this run, which no plan holds."""
-        options = self.source["options"]
-        return SourceConfig(**{**options, "meta": tuple(options["meta"]), "storage_options": storage_options})
+        """Return how the source was read, with the credentials of this run, which no plan holds; options of later versions are ignored."""
+        known = {part.name for part in fields(SourceConfig)}
+        options = {name: value for name, value in self.source["options"].items() if name in known}
+        before_rules_had_numbers = {"rules": 1}
+        return SourceConfig(**{**before_rules_had_numbers, **options, "meta": tuple(options["meta"]), "storage_options": storage_options})
 
     @property
     def config(self) -> PlanConfig:

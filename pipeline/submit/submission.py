@@ -103,7 +103,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     get_codec(_checked(PlanConfig, values).codec)
     cluster = {name: value for name, value in values.items() if name != "address"}
     _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
-    SourceConfig(tars_per_shard=values["tars_per_shard"])
+    SourceConfig(tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"])
     RunConfig(
         workers=1 if values["workers"] is None else values["workers"],
         max_bad=values["max_bad"],
