@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.canonical": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.fault_injection": set(),
     "tokenshards.pipeline.submit.job_entry": set(),
-    "tokenshards.pipeline.submit.wheel": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
+    "tokenshards.pipeline.submit.shipped_code": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
+    "tokenshards.pipeline.submit.job_client": {"tokenshards.pipeline.errors", "tokenshards.pipeline.submit.ray_dashboard"},
     "tokenshards.pipeline.runners.ray_token": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.submit.ray_dashboard": {"tokenshards.pipeline.errors", "tokenshards.pipeline.runners.ray_token"},
     "tokenshards.pipeline.submit.forwarding": {"tokenshards.pipeline.errors", "tokenshards.pipeline.storage.redaction"},
@@ -105,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 TIMM_ALLOWED = {"tokenshards.stem_adaptors.models.timm_backbones", "tokenshards.pipeline.tokenizers.fitted.perceptual"}
 RAY_ALLOWED = {
+    "tokenshards.pipeline.submit.job_client",
     "tokenshards.pipeline.runners.ray_nodes",
     "tokenshards.pipeline.runners.ray_driver",
     "tokenshards.pipeline.runners.ray_actor",

@@ -26,9 +26,10 @@ from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, s
 from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
 from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.submit.job_client import ray_client
 from tokenshards.pipeline.submit.job_watch import watch_job
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard
-from tokenshards.pipeline.submit.submission import Submission, Submitted, ray_client, submit
+from tokenshards.pipeline.submit.submission import Submission, Submitted, submit
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300)
