@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -68,7 +69,11 @@ class Submission:
                 refuse_secret_urls(name, [url])
         refuse_secret_options(self.storage_options)
         for text in self.arguments:
-            refuse_secret_urls(text.partition("=")[0], [text])
+            option, _, value = text.partition("=")
+            if option.endswith("-option"):  # whichever side's store it is for
+                name, _, held = value.partition("=")
+                refuse_secret_options({name: _parsed(held)}, option)
+            refuse_secret_urls(option, [text])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,13 @@ class Submitted:
     dashboard: Dashboard
     client: Any
     """Ray's JobSubmissionClient."""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _check_reachable(name: str, url: str, local_paths: bool) -> None:

@@ -87,7 +87,7 @@ def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
     assert job["submission_id"].startswith("tokenshards-out-")
     assert job["metadata"]["src"] == "s3://bucket/src" and job["metadata"]["out"] == "s3://bucket/out"
     assert {name for name in job["runtime_env"]["env_vars"] if name.startswith("AWS_")} == {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}
-    assert [Path(uri).suffix for uri in job["runtime_env"]["py_modules"]] == [".zip"] and "working_dir" not in job["runtime_env"]
+    assert {Path(uri).suffix for uri in job["runtime_env"]["py_modules"]} == {".zip"} and "working_dir" not in job["runtime_env"]
     for variable, value in s3.env.items():
         monkeypatch.setenv(variable, value)
     convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer", batch_rows=64)
