@@ -91,6 +91,15 @@ class Dashboard:
         self._known = True
         return Versions(ray=versions["ray_version"], python=python if isinstance(python, str) else "")
 
+    def gpus(self) -> float | None:
+        """Return how many GPUs the nodes that are there have; None where the cluster does not tell."""
+        found = self._get("/api/v0/nodes?detail=1&limit=10000", missing_ok=True)
+        try:
+            nodes = found["data"]["result"]["result"]
+            return sum(float(node["resources_total"].get("GPU", 0)) for node in nodes if node["state"] == "ALIVE")
+        except (TypeError, KeyError, AttributeError):
+            return None
+
     def job(self, submission_id: str) -> dict[str, Any] | None:
         """Return what the cluster knows of a job: `status`, `message`, `driver_exit_code` and more; None where it knows none of this id."""
         found = self._get(f"/api/jobs/{quote(submission_id)}", missing_ok=True)

@@ -143,6 +143,11 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     versions = dashboard.connect()
     for note in _check_versions(versions, dashboard.address, project):
         reporter.say(f"note: {note}")
+    if _wanted_gpus(submission.arguments) > 0 and dashboard.gpus() == 0:
+        reporter.say(
+            "warning: no node of the cluster has a GPU now, and --gpus-per-actor asks for one: the job does nothing until a node with one "
+            "joins, and gives up after --give-up-after seconds"
+        )
     for name in _pointing_home(variables, dashboard.address):
         reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
     if versions.python:
@@ -170,6 +175,11 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
             metadata=shown,
         )
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=client)
+
+
+def _wanted_gpus(arguments: tuple[str, ...]) -> float:
+    given = [text.partition("=")[2] for text in arguments if text.startswith("--gpus-per-actor=")]
+    return float(given[-1]) if given else 0.0
 
 
 def _check_versions(versions: Versions, address: str, project: Project) -> Iterator[str]:

@@ -27,7 +27,10 @@ from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard
 from tokenshards.pipeline.submit.submission import Submission, Submitted, submit
 
-PAGES = {"/api/version": {"ray_version": ray.__version__}, "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.11.7"}}}
+PAGES: dict[str, Any] = {
+    "/api/version": {"ray_version": ray.__version__},
+    "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.11.7"}},
+}
 TRACEBACK = 'Traceback (most recent call last):\n  File "/ray/job_head.py", line 420, in submit_job\n    raise it\n'
 RESET, SILENCE = -1, -2
 
@@ -45,9 +48,9 @@ class FakeDashboard(ThreadingHTTPServer):
         self.done = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def submit(self, **changes: Any) -> Submitted:
+    def submit(self, reporter: SilentReporter | None = None, **changes: Any) -> Submitted:
         asked = {"source_url": "s3://bucket/src", "out_url": "s3://bucket/out", "submission_id": "mine", **changes}
-        return submit(Submission(**asked), Dashboard(self.address, {}), SilentReporter())
+        return submit(Submission(**asked), Dashboard(self.address, {}), reporter or SilentReporter())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -206,6 +209,22 @@ def test_the_entry_speaks_under_an_old_python_and_never_runs_the_code_of_a_forei
     env = {**os.environ, **sent, CLUSTER_PYTHON: "3.8.1"}
     shown = subprocess.run(job["entrypoint"], shell=True, cwd=foreign_folder(tmp_path / "foreign"), env=env, capture_output=True, text=True)
     assert shown.returncode == 2 and "Ray runs Python 3.8.1 here" in shown.stderr, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "warned"),
+    [("1", [{"CPU": 4.0}], True), ("1", [{"CPU": 4.0}, {"GPU": 1.0}], False), ("0", [{"CPU": 4.0}], False), ("0.5", None, False)],
+)
+def test_a_cluster_without_the_gpu_that_is_asked_for_is_said_at_once(
+    fake: FakeDashboard, monkeypatch: pytest.MonkeyPatch, wanted: str, nodes: list[dict[str, float]] | None, warned: bool
+) -> None:
+    if nodes is not None:
+        listed = [{"state": "ALIVE", "resources_total": node} for node in nodes]
+        dead = {"state": "DEAD", "resources_total": {"GPU": 8.0}}
+        monkeypatch.setitem(PAGES, "/api/v0/nodes?detail=1&limit=10000", {"data": {"result": {"result": [*listed, dead]}}})
+    reporter = SilentReporter()
+    fake.submit(reporter, arguments=(f"--gpus-per-actor={wanted}",))
+    assert any("no node of the cluster has a GPU now" in line for line in reporter.lines) == warned and len(fake.jobs) == 1
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
