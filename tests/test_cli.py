@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets import ROOT, call_cli, content, run_cli, run_json, start_cli, write_images
+from tokenshards import cli
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
 from tokenshards.pipeline.reports import terminal
 from tokenshards.pipeline.storage.store import Store
@@ -363,3 +364,12 @@ def test_status_before_there_is_a_plan(tmp_path: Path) -> None:
         assert "the inputs are being listed, there is no plan yet (host " in said
         report = json.loads(call_cli("status", out, "--json")[0])
     assert report["planning"] and not report["complete"] and len(report["live_runs"]) == 1
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise BrokenPipeError("the pipe to a worker")
+
+    monkeypatch.setattr(cli, "_options", broken)
+    _, errors = call_cli("status", "out", expect=70)
+    assert "unexpected BrokenPipeError: the pipe to a worker" in errors

@@ -51,14 +51,12 @@ def status_command(out: Out, storage_option: StorageOptions = None, as_json: Jso
             raise MissingObjectError(
                 store.url,
                 "no dataset is here yet. A job that was just submitted starts within a minute and then lists its inputs: ask again. "
-                "Else give the OUT folder of `tokenshards tokenize`",
+                "Else expected the OUT folder of `tokenshards tokenize`",
             ) from None
         if as_json:
             print_json({"complete": False, "planning": True, "live_runs": [record.uuid for record in planning]})
         else:
-            print(
-                f"{store.url}: the inputs are being listed, so there is no plan yet ({planning[0].describe(time.time())}). Ask again soon"
-            )
+            print(f"{store.url}: the inputs are being listed, there is no plan yet ({planning[0].describe(time.time())}). Ask again soon")
         return
     if as_json:
         print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
