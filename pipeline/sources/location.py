@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.config import SourceConfig
@@ -72,7 +72,7 @@ def expand_braces(pattern: str) -> list[str]:
     """
     try:
         return list(braceexpand(pattern, escape=False))
-    except UnbalancedBracesError:
+    except ValueError:  # its UnbalancedBracesError
         raise SourceError(f"{pattern}: a brace is not closed, or not opened; expected such as train-{{000..123}}.tar") from None
 
 

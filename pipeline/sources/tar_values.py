@@ -40,6 +40,8 @@ class PeekedSamples:
     keys: set[str] = field(default_factory=set)
     """Of all .json members."""
     suffixes: Counter[str] = field(default_factory=Counter)
+    unread: str = ""
+    """Why the last sample that cannot be read cannot."""
 
     def add(self, sample: TarSample, config: SourceConfig) -> None:
         """Count a sample; one that cannot be read says nothing, and is quarantined when its turn comes."""
@@ -48,7 +50,8 @@ class PeekedSamples:
             place = _label_place(sample, value, config)
             label = raw_label(sample, value, config)
             meta = {name: raw_meta(sample, value, name, config) for name in config.meta}
-        except BadInput:
+        except BadInput as error:
+            self.unread = error.detail
             return
         self.samples += 1
         self.keys |= value.keys()
@@ -67,6 +70,8 @@ class PeekedSamples:
 
     def refuse_absent(self, config: SourceConfig, where: str) -> None:
         """Raise SourceError where an option names what no sample has: its column would hold nothing but nulls."""
+        if self.unread and not self.samples and (config.label or config.meta):
+            raise SourceError(f"{where}: none of the first samples can be read by --label and --meta: {self.unread}")
         absent = self.absent(config)
         if absent and self.samples:
             keys, suffixes = (", ".join(sorted(names)[:NAMES_SHOWN]) or "none" for names in (self.keys, self.suffixes))

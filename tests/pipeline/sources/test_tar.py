@@ -134,6 +134,13 @@ def test_a_name_that_no_sample_has_is_refused(config: SourceConfig, tmp_path: Pa
     assert len(images(records(tmp_path, config))) == 2, "the second tar has it"
 
 
+def test_an_image_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
+    for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
+        with pytest.raises(SourceError, match=r"by --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
+            said(tmp_path, config)
+
+
 def test_a_malformed_json_first_costs_its_own_sample_and_no_label(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([("a.png", PNG), ("a.json", b"{"), *labelled(5)]))
     found = records(tmp_path)
