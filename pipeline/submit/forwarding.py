@@ -32,44 +32,19 @@ CREDENTIALS_BELONG = (
     "credentials belong to the nodes (instance role, Kubernetes secret, environment of `ray start`), "
     "or add --forward-credentials to hand on the AWS credentials of this machine"
 )
-FORWARDED_OPTIONS = {
-    # of every store, S3 first
-    "anon",
-    "endpoint_url",
-    "profile",
-    "requester_pays",
-    "use_ssl",
-    "version_aware",
-    "client_kwargs.endpoint_url",
-    "client_kwargs.region_name",
-    "client_kwargs.use_ssl",
-    "client_kwargs.verify",
-    "config_kwargs.connect_timeout",
-    "config_kwargs.max_pool_connections",
-    "config_kwargs.read_timeout",
-    "config_kwargs.request_checksum_calculation",
-    "config_kwargs.response_checksum_validation",
-    "config_kwargs.s3.addressing_style",
-    "config_kwargs.s3.payload_signing_enabled",
-    "config_kwargs.s3.use_accelerate_endpoint",
-    "config_kwargs.signature_version",
-    "config_kwargs.use_dualstack_endpoint",
-    "config_kwargs.use_fips_endpoint",
-    "s3_additional_kwargs.ACL",
-    "s3_additional_kwargs.RequestPayer",
-    "s3_additional_kwargs.SSEKMSKeyId",
-    "s3_additional_kwargs.ServerSideEncryption",
-    "s3_additional_kwargs.StorageClass",
-    # of Google, Azure and others
-    "account_host",
-    "account_name",
-    "consistency",
-    "default_location",
-    "host",
-    "port",
-    "project",
-    "revision",
-}
+FORWARDED_OPTIONS = frozenset(
+    """
+    anon endpoint_url profile requester_pays use_ssl version_aware
+    client_kwargs.endpoint_url client_kwargs.region_name client_kwargs.use_ssl client_kwargs.verify
+    config_kwargs.connect_timeout config_kwargs.max_pool_connections config_kwargs.read_timeout config_kwargs.signature_version
+    config_kwargs.request_checksum_calculation config_kwargs.response_checksum_validation
+    config_kwargs.retries.max_attempts config_kwargs.retries.mode config_kwargs.use_dualstack_endpoint config_kwargs.use_fips_endpoint
+    config_kwargs.s3.addressing_style config_kwargs.s3.payload_signing_enabled config_kwargs.s3.use_accelerate_endpoint
+    s3_additional_kwargs.ACL s3_additional_kwargs.RequestPayer s3_additional_kwargs.SSEKMSKeyId
+    s3_additional_kwargs.ServerSideEncryption s3_additional_kwargs.StorageClass
+    account_host account_name consistency default_location host port project revision
+    """.split()
+)
 """Storage options that may be seen by everybody who reaches the cluster; nested ones with a dot. None of them holds a secret."""
 _WORDS_FOR_TOKEN = ("anon", "browser", "cache", "cloud", "google_default")
 """What gcsfs takes in place of a token."""
