@@ -74,9 +74,23 @@ def joined_cluster(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _few_attempts() -> Iterator[None]:
-    """Let Ray try for seconds and not for half a minute to join a head that is there, and keep its page of warnings off the terminal."""
+    """Let Ray try for seconds and not for half a minute to join a head that is there."""
     before = os.environ.get(_ATTEMPTS)
     os.environ.setdefault(_ATTEMPTS, str(JOIN_ATTEMPTS))
+    try:
+        with _silent_stderr():
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(_ATTEMPTS, None)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep the page of warnings off the terminal that Ray's C++ code writes of every attempt: what it means is one sentence of ours."""
+    if sys.stderr is None:  # closed: nothing shows in any case
+        yield
+        return
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
@@ -86,8 +100,6 @@ def _few_attempts() -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
-        if before is None:
-            del os.environ[_ATTEMPTS]
 
 
 @contextlib.contextmanager

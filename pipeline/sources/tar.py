@@ -26,7 +26,6 @@ from tokenshards.pipeline.sources.base import (
     as_meta,
     check_unchanged,
     infer_label_type,
-    infer_meta_type,
     open_stream,
     readable_text,
     refuse_options,
@@ -89,7 +88,7 @@ class TarSource:
         self.summary = summary = SourceSummary(noun="tar", ignored=self.summary.ignored, beside=self.summary.beside)
         peeked = self._peek()
         summary.label_type = infer_label_type(peeked.labels)
-        summary.meta_types = {name: infer_meta_type(values) for name, values in peeked.meta.items()}
+        summary.meta_types = peeked.meta_types()
         summary.notes.append("samples in tars are counted when they are read")
         summary.notes.append(peeked.understood(self.config, summary.label_type))
         for info in self.files:

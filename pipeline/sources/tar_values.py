@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
-from tokenshards.pipeline.sources.base import LabelType
+from tokenshards.pipeline.sources.base import LabelType, MetaType, infer_meta_type
 
 __all__ = ["PeekedSamples", "TarSample", "json_of", "raw_label", "raw_meta"]
 
@@ -40,6 +40,8 @@ class PeekedSamples:
     keys: set[str] = field(default_factory=set)
     """Of all .json members."""
     suffixes: Counter[str] = field(default_factory=Counter)
+    texts: set[str] = field(default_factory=set)
+    """Meta values that are text members: text, whatever the first of them look like."""
     unread: str = ""
     """Why the last sample that cannot be read cannot."""
 
@@ -61,6 +63,12 @@ class PeekedSamples:
             self.places[place] += 1
         for name, one in meta.items():
             self.meta[name].append(one)
+            if one is not None and name not in value:
+                self.texts.add(name)
+
+    def meta_types(self) -> dict[str, MetaType]:
+        """Return the type of each meta column."""
+        return {name: "string" if name in self.texts else infer_meta_type(values) for name, values in self.meta.items()}
 
     def absent(self, config: SourceConfig) -> list[str]:
         """Return the options that name what no sample has."""

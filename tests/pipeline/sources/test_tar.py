@@ -134,6 +134,14 @@ def test_a_name_that_no_sample_has_is_refused(config: SourceConfig, tmp_path: Pa
     assert len(images(records(tmp_path, config))) == 2, "the second tar has it"
 
 
+def test_a_caption_that_is_a_number_is_text(tmp_path: Path) -> None:
+    captions = [b"7"] * 70 + [b"a cat"]
+    members = [member for n, text in enumerate(captions) for member in ((f"{n:03d}.png", PNG), (f"{n:03d}.txt", text))]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    kept = images(records(tmp_path, SourceConfig(meta=("txt",))))
+    assert len(kept) == 71 and kept[0].meta == {"txt": "7"} and kept[-1].meta == {"txt": "a cat"}
+
+
 def test_an_image_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
     for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
