@@ -66,6 +66,20 @@ def _terminate(signal_number: int, _frame: object) -> None:
     raise SystemExit(128 + signal_number)  # as an exception, so that workers, temporary files and the heartbeat end in order
 
 
+def _nobody_reads() -> bool:
+    """Return whether stdout or stderr is a pipe whose reader is gone: a broken pipe to a worker or a server is an error like others."""
+    import select
+
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    gone = select.POLLERR | select.POLLHUP
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file
+            poll.register(stream.fileno(), 0)
+    return any(event & gone for _, event in poll.poll(0))
+
+
 def main() -> None:
     """Run the command line; an expected error is one message and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -77,10 +91,10 @@ def main() -> None:
     except (KeyboardInterrupt, _Stopped):
         print("\nstopped. Run the same command again: it continues where it was", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe is gone; say nothing more
-        sys.exit(1)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # as after `| head`; say nothing more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         from tokenshards.pipeline.errors import TokenshardsError
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):

@@ -22,6 +22,7 @@ __all__ = [
     "Resize",
     "RetryConfig",
     "RunConfig",
+    "SOURCE_RULES",
     "SourceConfig",
     "VqFitConfig",
 ]
@@ -44,6 +45,13 @@ class RetryConfig:
 
 UNREADABLE = ("stop", "quarantine")
 _OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable"}
+SOURCE_RULES = 2
+"""Version of the rules by which inputs and labels are found.
+
+1: A `.txt` member of a tar is the label where nothing else is. Hidden files are inputs. One image makes a folder an image folder.
+2: A `.txt` member is a label or a meta column only where an option names it. Hidden files are left out. Among tars or Parquet files, images
+make an image folder only where they are more.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +65,14 @@ class SourceConfig:
     id_column: str | None = None
     """Table column whose values become sample ids; `path#row` when None."""
     label: str | None = None
-    """Table column or key of a tar's .json member that holds the label; found by name when None."""
+    """Table column, key of a tar's .json, or suffix of a text member such as `txt`, that holds the label; found by name when None."""
+    no_labels: bool = False
+    """Take no labels, whatever the source holds."""
     meta: tuple[str, ...] = ()
-    """Table columns or .json keys kept as `meta.*` columns."""
+    """Table columns, .json keys or suffixes of text members kept as `meta.*` columns."""
     tars_per_shard: int = 1
+    rules: int = SOURCE_RULES
+    """A plan keeps the rules that it was made with: to read the same inputs by other rules would give other rows."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     allow_private_hosts: bool = False
     """Tables may name hosts whose addresses are not public."""
@@ -69,6 +81,7 @@ class SourceConfig:
     own stores and `quarantine` for URLs of foreign hosts in a table."""
 
     def __post_init__(self) -> None:
+        _require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
         _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
         _require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 

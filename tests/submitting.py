@@ -24,9 +24,9 @@ def node_env(**more: str) -> dict[str, str]:
 
 
 def foreign_folder(folder: Path) -> Path:
-    """Make a folder with a `pipeline` and a `cli.py` of somebody else, which must never run."""
-    (folder / "pipeline").mkdir(parents=True)
-    for name in ("pipeline/__init__.py", "cli.py"):
+    """Make a folder with a `tokenshards`, a `pipeline` and a `cli.py` of somebody else, which must never run."""
+    for name in ("tokenshards/__init__.py", "pipeline/__init__.py", "cli.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("raise RuntimeError('the code of somebody else runs')\n")
     return folder
 

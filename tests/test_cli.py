@@ -19,8 +19,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.datasets import ROOT, content, run_cli, run_json, start_cli, write_images
-from tokenshards.pipeline.ledger.heartbeat import run_records
+from tests.datasets import ROOT, call_cli, content, run_cli, run_json, start_cli, write_images
+from tokenshards import cli
+from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
 from tokenshards.pipeline.reports import terminal
 from tokenshards.pipeline.storage.store import Store
 
@@ -355,3 +356,23 @@ def test_a_rank_ends_at_once_when_its_work_is_done(environment: dict[str, str], 
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] if line.startswith("tokenshards") else line for line in result.stdout.splitlines()] == lines
+
+
+def test_status_before_there_is_a_plan(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    _, errors = call_cli("status", out, expect=1)
+    assert "no dataset is here yet. A job that was just submitted starts within a minute" in errors
+    with Heartbeat(Store(out), PLANNING, dict):
+        said, _ = call_cli("status", out)
+        assert "the inputs are being listed, there is no plan yet (host " in said
+        report = json.loads(call_cli("status", out, "--json")[0])
+    assert report["planning"] and not report["complete"] and len(report["live_runs"]) == 1
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise BrokenPipeError("the pipe to a worker")
+
+    monkeypatch.setattr(cli, "_options", broken)
+    _, errors = call_cli("status", "out", expect=70)
+    assert "unexpected BrokenPipeError: the pipe to a worker" in errors

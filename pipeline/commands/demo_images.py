@@ -22,8 +22,10 @@ from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["run_demo", "write_digits", "write_photo_tiles"]
+__all__ = ["clear_demo_folder", "run_demo", "write_digits", "write_photo_tiles"]
 
+MARK = ".tokenshards-demo"
+"""File that makes a folder the demo's own."""
 TILE = 128
 STRIDE = 64
 HELD_OUT = 5
@@ -31,11 +33,13 @@ HELD_OUT = 5
 
 
 def run_demo(folder: str) -> None:
-    """Write images, tokenize them, verify, and draw previews below `folder`; raises ConfigError without scikit-learn."""
+    """Write images, tokenize them, verify, and draw previews below `folder`.
+
+    Raises ConfigError without scikit-learn, and where `folder` holds something and is not the demo's own.
+    """
     started = time.monotonic()
     root = Path(folder)
-    for name in ("images", "digits_train", "digits_val", "photos"):
-        shutil.rmtree(root / name, ignore_errors=True)  # a demo shows a first run each time; nothing else in the folder is touched
+    clear_demo_folder(root, "images", "digits_train", "digits_val", "photos")
     print("1. real images: scikit-learn's handwritten digits, and tiles of its two photographs")
     digits = write_digits(root / "images" / "digits")
     tiles = write_photo_tiles(root / "images" / "photos")
@@ -62,6 +66,29 @@ def run_demo(folder: str) -> None:
         )
         print(f"   {shown.text()}")
     print(f"   all of this took {time.monotonic() - started:.1f} s")
+
+
+def clear_demo_folder(root: Path, *names: str) -> None:
+    """Remove what an earlier demo wrote under these names, because a demo shows a first run each time. An empty or new folder is marked.
+
+    Raises ConfigError where the folder holds something and has no mark: then it is somebody's own, and nothing in it is touched.
+    """
+    mark = root / MARK
+    try:
+        if not mark.is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            found = sorted(path.name for path in root.iterdir())
+            if found:
+                raise ConfigError(
+                    f"{root}: the demo replaces what is in its folder, and this one holds {len(found)} files or folders of yours, such as "
+                    f"{found[0]!r}; expected a new or empty folder, or one of an earlier demo. Give another: tokenshards demo demo_out"
+                )
+            mark.write_text("The demo of tokenshards made this folder, and replaces what is in it when it runs again.\n")
+        for name in names:
+            if (root / name).exists():
+                shutil.rmtree(root / name)
+    except OSError as error:
+        raise ConfigError(f"{root}: the demo cannot use this folder ({error}); expected one that can be written") from None
 
 
 def write_digits(folder: Path) -> int:

@@ -75,3 +75,22 @@ def export_seit_command(
         print_json(written.to_json())
     else:
         print_table(written.rows(), title=written.url)
+
+
+@export_app.command("webdataset", epilog="Example: tokenshards export webdataset photos.tokens photos.tars --rows-per-tar 10000")
+def export_webdataset_command(
+    data: Annotated[str, typer.Argument(help="Dataset, local or any fsspec URL.")],
+    out: Annotated[str, typer.Argument(help="Folder for the tars, local or any fsspec URL.")],
+    rows_per_tar: Annotated[int, typer.Option(help="Samples of each tar.")] = 10_000,
+    storage_option: StorageOptions = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a dataset as WebDataset tars: ids as .tokens.npy, the class index as .cls, all else as .json."""
+    from tokenshards.pipeline.interop.webdataset_export import export_webdataset
+    from tokenshards.pipeline.reports.terminal import print_table
+
+    written = export_webdataset(data, out, rows_per_tar=rows_per_tar, options=parse_options(storage_option))
+    if as_json:
+        print_json(written.to_json())
+    else:
+        print_table(written.table(), title=written.url)

@@ -35,14 +35,31 @@ def status_command(out: Out, storage_option: StorageOptions = None, as_json: Jso
     """How far a dataset is, and who works on it, from the store alone."""
     import time
 
-    from tokenshards.pipeline.ledger.heartbeat import live_runs
+    from tokenshards.pipeline.errors import MissingObjectError
+    from tokenshards.pipeline.ledger.heartbeat import PLANNING, live_runs
     from tokenshards.pipeline.reports.storage_table import status_report
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     store = Store(out, storage_options=parse_options(storage_option))
-    report = status_report(store)
     runs = live_runs(store)
+    try:
+        report = status_report(store)
+    except MissingObjectError as error:
+        planning = [record for record in runs if record.plan_id == PLANNING]
+        if error.object_path != store.url:
+            raise
+        if not planning:
+            raise MissingObjectError(
+                store.url,
+                "no dataset is here yet. A job that was just submitted starts within a minute and then lists its inputs: ask again. "
+                "Else expected the OUT folder of `tokenshards tokenize`",
+            ) from None
+        if as_json:
+            print_json({"complete": False, "planning": True, "live_runs": [record.uuid for record in planning]})
+        else:
+            print(f"{store.url}: the inputs are being listed, there is no plan yet ({planning[0].describe(time.time())}). Ask again soon")
+        return
     if as_json:
         print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
         return

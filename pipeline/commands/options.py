@@ -25,6 +25,7 @@ __all__ = [
     "MaxActors",
     "MaxBad",
     "Meta",
+    "NoLabels",
     "Out",
     "Patch",
     "QUARANTINE_SHOWN",
@@ -54,8 +55,14 @@ StorageOptions = Annotated[
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: found by name.")]
 IdColumn = Annotated[str | None, typer.Option(help="Table column whose values become sample ids. Default: path#row.")]
-LabelName = Annotated[str | None, typer.Option("--label", help="Table column, or key of a tar's .json, with the label.")]
-Meta = Annotated[list[str] | None, typer.Option("--meta", help="Table column or .json key to keep as meta.NAME; may be repeated.")]
+LabelName = Annotated[
+    str | None, typer.Option("--label", help="Table column, or of tars a key of .json or a text member such as `txt`, with the label.")
+]
+NoLabels = Annotated[bool, typer.Option("--no-labels", help="Take no labels, whatever the source holds.")]
+Meta = Annotated[
+    list[str] | None,
+    typer.Option("--meta", help="Table column, key of .json, or text member such as `txt`, to keep as meta.NAME; may be repeated."),
+]
 TarsPerShard = Annotated[int, typer.Option(help="Tars that make one shard.")]
 Size = Annotated[int | None, typer.Option(help="Side of the square image in pixels. Default: largest of 32, 64, 128 that fits.")]
 Patch = Annotated[int, typer.Option(help="Side of a patch in pixels.")]

@@ -14,6 +14,7 @@ def print_json(value: object) -> None:
 
 
 def print_way_out(url: str, report: Any) -> None:
+    """Print what to do about quarantined images."""
     if report.images_quarantined:
         retry = f"; try them again with: tokenshards retry-failed {url}" if report.complete else ""
         print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}{retry}")

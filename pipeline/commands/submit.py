@@ -73,6 +73,7 @@ def submit_command(
 ) -> None:
     """Run `tokenize` as a job of a Ray cluster. Takes the options of `tokenize` too. Submit again to continue."""
     from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.storage.store import display_url
     from tokenshards.pipeline.submit.job_watch import watch_job
     from tokenshards.pipeline.submit.ray_dashboard import Dashboard
     from tokenshards.pipeline.submit.submission import Submission, check_values, submit
@@ -96,7 +97,10 @@ def submit_command(
     about = f"--address {dashboard.address} {job.submission_id}"
     report: dict[str, Any] = {"submission_id": job.submission_id, "address": dashboard.address}
     if not wait:
-        reporter.say(f"submitted; watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`")
+        reporter.say(
+            f"submitted; watch it with `tokenshards status {display_url(values['out'])}` as soon as its plan is made, or with "
+            f"`ray job logs --follow {about}`; stop it with `ray job stop {about}`"
+        )
         print(json.dumps(report) if as_json else job.submission_id)
         return
     reporter.say(f"submitted job {job.submission_id}; Ctrl-C leaves it running")
@@ -117,6 +121,8 @@ def submit_command(
         reporter.end()
     if as_json:
         print_json({**report, "status": end.status, "exit_code": end.exit_code, "seconds": end.seconds})
+    elif end.report and not tail and not quiet:
+        print(end.report)
     if end.exit_code and not tail and end.log_end:
         print(f"the job ended with exit code {end.exit_code}; its log ends with:\n{end.log_end}", file=sys.stderr)
     if end.exit_code:

@@ -91,7 +91,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         if wanted not in (default, have)
     ]
     planned, untouched = plan.source_config(SourceConfig()), SourceConfig()
-    for name in ("all_files", "image_column", "id_column", "label", "meta", "tars_per_shard"):
+    for name in ("all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard"):
         wanted, have = getattr(request.source, name), getattr(planned, name)
         if wanted not in (getattr(untouched, name), have):
             different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")

@@ -122,7 +122,9 @@ class Plan:
     def source_config(self, asked: SourceConfig) -> SourceConfig:
         """Return how the source was read, reached as this run asks for: no plan holds credentials. Newer options are ignored."""
         known = {part.name for part in fields(SourceConfig)}
-        return asked.with_planned({name: value for name, value in self.source["options"].items() if name in known})
+        before_rules_had_numbers = {"rules": 1}
+        planned = {name: value for name, value in self.source["options"].items() if name in known}
+        return asked.with_planned({**before_rules_had_numbers, **planned})
 
     def refuse_newer(self) -> None:
         """Raise PlanError where a newer version made the plan: what it says more may decide which inputs there are, and their ids."""

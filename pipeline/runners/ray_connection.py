@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadWatch", "joined_cluster"]
 
-KNOCK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
+JOIN_ATTEMPTS = 5
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
+"""Ray's variable for how often it tries to join a head, about once a second."""
 ASK_SECONDS = 5.0
 HEAD_SECONDS = 40.0
 _TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
@@ -48,15 +51,18 @@ def joined_cluster(address: str | None) -> Iterator[None]:
             f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
             "Use `tokenshards submit` with this address"
         )
-    door = _Door.of_environment()
-    if ":" in where and "://" not in where:
-        door.knock(where)
+    if _with_token():
+        find_token(os.environ)  # raises for one that Ray would refuse with a text that holds it
+    head = _HealthCheck.of_environment()
+    named = ":" in where and "://" not in where
+    if named:
+        head.check(where)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
     try:
-        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
-            with _own_sigterm():
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it.
+        with contextlib.chdir("/"), _own_sigterm(), _few_attempts() if named else contextlib.nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:
@@ -64,6 +70,36 @@ def joined_cluster(address: str | None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _few_attempts() -> Iterator[None]:
+    """Let Ray try for seconds and not for half a minute to join a head that is there."""
+    before = os.environ.get(_ATTEMPTS)
+    os.environ.setdefault(_ATTEMPTS, str(JOIN_ATTEMPTS))
+    try:
+        with _silent_stderr():
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(_ATTEMPTS, None)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep the page of warnings off the terminal that Ray's C++ code writes of every attempt: what it means is one sentence of ours."""
+    if sys.stderr is None:  # closed: nothing shows in any case
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 @contextlib.contextmanager
@@ -82,7 +118,7 @@ class HeadWatch:
 
     def __init__(self) -> None:
         self._address = str(ray.get_runtime_context().gcs_address)
-        self._door = _Door.of_environment()  # once: a file that goes away later ends no run
+        self._head = _HealthCheck.of_environment()  # once: a file that goes away later ends no run
         self._asked = self._answered = time.monotonic()
 
     def check(self) -> None:
@@ -104,7 +140,7 @@ class HeadWatch:
             self._answered = now
         self._asked = now
         try:
-            self._door.knock(self._address, timeout_seconds=1.0)
+            self._head.check(self._address, timeout_seconds=1.0)
         except ClusterError:
             return False
         self._answered = now
@@ -112,30 +148,24 @@ class HeadWatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Door:
-    """How Ray would speak with a head."""
+class _HealthCheck:
+    """gRPC's own health check, which every head answers, with a token or without: `ray.init` tries a wrong address for minutes."""
 
-    token: str
     tls: grpc.ChannelCredentials | None
 
     @classmethod
-    def of_environment(cls) -> _Door:
-        """Return what RAY_AUTH_MODE and RAY_USE_TLS ask for. Raises ConfigError where a token or a file that they name cannot be used."""
-        with_token = os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token"
-        with_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
-        return cls(token=find_token(os.environ) if with_token else "", tls=_tls_credentials() if with_tls else None)
+    def of_environment(cls) -> _HealthCheck:
+        """Return what RAY_USE_TLS asks for. Raises ConfigError where a file that it needs cannot be used."""
+        return cls(tls=_tls_credentials() if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true") else None)
 
-    def knock(self, address: str, timeout_seconds: float = KNOCK_SECONDS) -> None:
-        """Ask the head one question first: `ray.init` tries a wrong address or token for half a minute, with a page of chatter."""
+    def check(self, address: str, timeout_seconds: float = CHECK_SECONDS) -> None:
+        """Raise ClusterError where no head answers in time."""
         import grpc
 
-        headers = [("authorization", f"Bearer {self.token}")] if self.token else []
         with grpc.insecure_channel(address) if self.tls is None else grpc.secure_channel(address, self.tls) as channel:
             try:
-                channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_seconds, metadata=headers)
+                channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=timeout_seconds)
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                    raise _wants_token(address, "got another one" if self.token else "got none") from None
                 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise ClusterError(
                         f"{address}: no Ray head answers there{'' if self.tls is None else ' over TLS'}. Start one with "
@@ -157,18 +187,27 @@ def _tls_credentials() -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(*read)
 
 
-def _wants_token(where: str, what: str) -> ClusterError:
-    return ClusterError(
-        f"{where}: the Ray cluster wants a token and {what}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the "
-        "token that the cluster was started with; `ray get-auth-token` shows it on the head"
-    )
+def _with_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token"
 
 
 def _refusal(address: str | None, error: Exception) -> ClusterError:
     where = address or os.environ.get("RAY_ADDRESS") or "a Ray cluster on this machine"
     said = " ".join(str(error).split())
-    if isinstance(error, AuthenticationError) or "token" in said.lower():
-        return _wants_token(where, "got none, or another one")
+    if isinstance(error, AuthenticationError) or _says(error, "Unauthenticated", "auth token", "AuthToken"):
+        return ClusterError(
+            f"{where}: the Ray cluster wants a token and got {'another one' if _with_token() else 'none'}. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of the cluster; `ray get-auth-token` shows it on the head"
+        )
     if "ersion mismatch" in said:
         return ClusterError(f"{where}: {said[:300]}. Use the Python and Ray versions of the cluster here too")
     return ClusterError(f"{where}: no Ray cluster answers there ({said[:300]}). Start one with `ray start --head`, or check --address")
+
+
+def _says(error: BaseException | None, *words: str) -> bool:
+    """Return whether an error or one of its causes says one of these words: Ray tells the last attempt in a cause."""
+    while error is not None:
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__cause__
+    return False

@@ -133,6 +133,11 @@ class _RayRun:
     def run(self) -> dict[int, str]:
         actors = f"{self._limit} actor{'' if self._limit == 1 else 's'}"
         self._listener.noted(f"Ray cluster: {self._cluster_view.size}; up to {actors} of {self._actor_size()}")
+        if lacking := self._cluster_view.lacks(self._cluster.cpus_per_actor, self._cluster.gpus_per_actor):
+            self._listener.noted(
+                f"no actor of {self._actor_size()} can start now: {lacking}. Waiting for a node that can hold one, until nothing moved "
+                f"for {self._cluster.idle_timeout_seconds:,.0f} s (--give-up-after)"
+            )
         if self._cluster.decode == "auto" and not self._cluster.decode_threads:
             self._listener.noted(
                 "pictures are decoded beside the tokenizer: where an actor has one CPU, idle CPUs do more as further actors"
@@ -378,7 +383,9 @@ class _RayRun:
     def _standing(self) -> str:
         ready = sum(worker.ready for worker in self._workers)
         waiting = len(self._workers) - ready
-        return f"{ready} actors are at work and {waiting} wait for {self._actor_size()} each; the cluster has {self._cluster_view.size}"
+        standing = f"{ready} actors are at work and {waiting} wait for {self._actor_size()} each; the cluster has {self._cluster_view.size}"
+        lacking = self._cluster_view.lacks(self._cluster.cpus_per_actor, self._cluster.gpus_per_actor)
+        return standing + (f"; {lacking}" if lacking else "")
 
     def _lost(self, worker: _Worker, reference: Any, error: RayError) -> None:
         """A call failed in Ray itself: the actor is dead, unreachable, or its code raised what it should not."""

@@ -61,6 +61,16 @@ class ClusterView:
         cpus = sum(int(resources.get("CPU", 0)) for resources in nodes)
         return ClusterSize(len(nodes), cpus, sum(float(resources.get("GPU", 0)) for resources in nodes))
 
+    def lacks(self, cpus: int, gpus: float) -> str:
+        """Return why no node that is there could ever hold an actor of this size, empty where one could."""
+        nodes = self._known().values()
+        if any(float(node.get("CPU", 0)) >= cpus and float(node.get("GPU", 0)) >= gpus for node in nodes):
+            return ""
+        if gpus and not any(node.get("GPU", 0) for node in nodes):
+            return "no node has a GPU"
+        most_cpus, most_gpus = (max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU"))
+        return f"the largest nodes have {most_cpus:g} CPUs and {most_gpus:g} GPUs"
+
     def has(self, node_id: str) -> bool:
         """Return whether a node is there at this moment; False where the head cannot be asked."""
         return self._look() and node_id in self._nodes

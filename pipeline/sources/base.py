@@ -13,13 +13,14 @@ from typing import Any, BinaryIO, Literal, Protocol
 import fsspec.compression
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, ConfigError, Reason, Stage, shorten
+from tokenshards.pipeline.errors import BadInput, ConfigError, Reason, SourceError, Stage, shorten
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
 from tokenshards.pipeline.sources.fetch import display_uri, fetch_file, refuse_unmounted
 from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
+    "HIDDEN",
     "ImageSource",
     "LabelType",
     "MetaType",
@@ -32,9 +33,11 @@ __all__ = [
     "file_record",
     "infer_label_type",
     "infer_meta_type",
+    "is_hidden",
     "open_stream",
     "read_file_row",
     "readable_text",
+    "refuse_options",
     "valid_utf8",
 ]
 
@@ -42,6 +45,8 @@ LabelType = Literal["int64", "string"]
 MetaType = Literal["string", "int64", "float64", "bool"]
 
 MAX_LABELS_COUNTED = 100_000
+HIDDEN = "hidden (a name begins with a dot)"
+"""What hidden files count as among those that are ignored."""
 STREAM_BLOCK_BYTES = 8 << 20
 _COMPRESSIONS = (".gz", ".zst")
 _NARROW_META_TYPES: tuple[MetaType, ...] = ("bool", "int64", "float64")
@@ -61,6 +66,9 @@ class SourceSummary:
     matched: Counter[str] = field(default_factory=Counter)
     """Files by extension."""
     ignored: Counter[str] = field(default_factory=Counter)
+    """Other files by extension, and hidden ones."""
+    beside: str = ""
+    """What was not taken though it might have been, in words."""
     examples: list[str] = field(default_factory=list)
     labels: set[int | str] = field(default_factory=set)
     """Distinct labels met while listing, up to 100,000."""
@@ -92,6 +100,7 @@ class SourceSummary:
         lines = [
             f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{labels}",
             *self.notes,
+            *([self.beside] if self.beside else []),
         ]
         if self.ignored:
             lines.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in self.ignored.most_common(8)))
@@ -135,6 +144,19 @@ def extension(name: str) -> str:
     if last in _COMPRESSIONS:
         return posixpath.splitext(stem)[1] + last
     return last or "without extension"
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a path below a source names a hidden file or folder: macOS and file browsers make them beside images (`._1.jpg`)."""
+    return path.startswith(".") or "/." in path
+
+
+def refuse_options(config: SourceConfig, where: str, kind: str, **expected: str) -> None:
+    """Raise SourceError where an option was given that this kind of source cannot follow; `expected` says why, by name of the option."""
+    for name, why in expected.items():
+        if config.rules > 1 and getattr(config, name):
+            option = f"--{name.replace('_', '-')}"
+            raise SourceError(f"{where} is {kind}, and {option} was given as {shorten(getattr(config, name))}: {why}. Leave {option} out")
 
 
 def readable_text(name: str) -> str:

@@ -61,7 +61,8 @@ def choose_columns(kinds: Mapping[str, str], config: SourceConfig, where: str) -
     if image is None:
         raise refuse(f"no column of image bytes or URIs found (looked for {', '.join(URI_NAMES)}); name one with --image-column")
     required(image, "--image-column", ("bytes", "string"))
-    label = config.label or found((name for name in LABEL_NAMES if name != image.lower()), *_LABEL_KINDS)
+    usual = None if config.no_labels else found((name for name in LABEL_NAMES if name != image.lower()), *_LABEL_KINDS)
+    label = config.label or usual
     if label is not None:
         required(label, "--label", _LABEL_KINDS)
     return Columns(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import SourceSummary, extension, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import HIDDEN, SourceSummary, extension, is_hidden, read_file_row, readable_text, refuse_options
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
@@ -16,8 +16,9 @@ __all__ = ["FolderSource"]
 class FolderSource:
     """Files whose extension (any case) Pillow reads, or all files, at any depth.
 
-    The label of a file is the first folder of its path below the root; files directly in the root have none. Pipes, broken links and the
-    like that carry an image's name are planned too, so that they show up as failed inputs instead of vanishing.
+    The label of a file is the first folder of its path below the root; files directly in the root have none. Hidden files are left out and
+    counted, as in tars. Pipes, broken links and the like that carry an image's name are planned too, so that they show up as failed inputs
+    instead of vanishing. Raises SourceError for options that a folder cannot follow.
     """
 
     kind = "folder"
@@ -27,6 +28,11 @@ class FolderSource:
         self.store = store
         self.config = config
         self.summary = SourceSummary(noun="file" if config.all_files else "image")
+        no_columns = "it has no columns, only images"
+        labels = "the label of an image is its first sub-folder"
+        refuse_options(
+            config, store.url, "a folder of images", label=labels, meta=no_columns, id_column=no_columns, image_column=no_columns
+        )
 
     @property
     def root(self) -> str:
@@ -36,21 +42,26 @@ class FolderSource:
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield a row per matched file, one folder in memory at a time, in no promised order; fills `summary`."""
         self.summary = summary = SourceSummary(noun=self.summary.noun)
-        all_files, images = self.config.all_files, image_extensions()
+        all_files, images, hidden_too = self.config.all_files, image_extensions(), self.config.rules == 1
         for info in self.store.list():
             name = readable_text(info.path)
+            if not hidden_too and is_hidden(name):
+                summary.ignored[HIDDEN] += 1
+                continue
             kind = extension(name)
             if not (all_files or kind in images):
                 summary.ignored[kind] += 1
                 continue
             folder, slash, _ = name.partition("/")
-            label = folder if slash else None
+            label = folder if slash and not self.config.no_labels else None
             summary.take(name, info.size, kind)
             summary.take_label(label)
             if label is not None:
                 summary.label_type = "string"
             yield PlanRow(kind="file", sample_id=name, path=info.path, size=info.size, version=info.version, inputs=1, label=label)
-        if not summary.labels:
+        if self.config.no_labels:
+            summary.notes.append("no labels, as --no-labels asks")
+        elif not summary.labels:
             summary.notes.append("no labels (flat folder: put each class in a sub-folder of its own to get labels)")
         tables = sum(count for kind, count in summary.ignored.items() if kind.startswith((".tar", ".parquet")))
         if tables:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from braceexpand import braceexpand
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import ImageSource, LabelType, MetaType, extension, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, LabelType, MetaType, extension, is_hidden, read_file_row, readable_text
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.source_store import SourceStore
@@ -28,21 +29,22 @@ __all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
 TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
 TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
 
+PROBED_IMAGES = 1000
+"""Images after which a folder is one of images, unless still more tars or tables were seen among them."""
 _MAGIC = re.compile(r"[*?\[{]")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .csv, .jsonl)"
 
 
 def open_source(url: str, config: SourceConfig) -> ImageSource:
     """Return the source at a local path or URL: a folder, a file, a glob such as `s3://b/train/*.tar`, or braces such as `{000..123}.tar`.
 
-    A folder with any image is a folder of images; without one it is a tar dataset if it holds tars, else a table dataset. Raises
-    SourceError that says what was looked for and what was found instead, TransientStorageError when the store fails.
+    Where a folder holds images and tars or Parquet files, what it holds more of is taken, and the summary says so. Raises SourceError
+    that says what was looked for and what was found instead, TransientStorageError when the store fails.
     """
     store, pattern = _split(url, config)
     if not pattern:
         return _open_folder(store, config)
-    return _open_files(store, pattern, list(_matches(store, pattern)) if _is_pattern(store, pattern) else [pattern], config)
+    return _open_files(store, pattern, list(_matches(store, pattern, config)) if _is_pattern(store, pattern) else [pattern], config)
 
 
 def source_root(url: str, config: SourceConfig) -> Store:
@@ -65,19 +67,14 @@ def read_slice(
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a pattern such as `a-{000..012}.{tar,tgz}` stands for, in its order; numbers keep the width they are written with."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    choices = match[1].split(",")
-    bounds = match[1].split("..")
-    if len(bounds) == 2 and all(bound.isdigit() for bound in bounds):
-        first, last = int(bounds[0]), int(bounds[1])
-        width = max(len(bound) if bound.startswith("0") else 0 for bound in bounds)
-        step = 1 if first <= last else -1
-        choices = [str(number).zfill(width) for number in range(first, last + step, step)]
-    rest = expand_braces(pattern[match.end() :])
-    return [pattern[: match.start()] + choice + tail for choice, tail in itertools.product(choices, rest)]
+    """Return what a pattern such as `a-{000..012}.{tar,tgz}` stands for, in its order, as bash and webdataset expand it.
+
+    Raises SourceError where a brace has no partner.
+    """
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:  # its UnbalancedBracesError
+        raise SourceError(f"{pattern}: a brace is not closed, or not opened; expected such as train-{{000..123}}.tar") from None
 
 
 def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
@@ -110,32 +107,69 @@ def _is_folder(store: Store) -> bool:
 
 
 def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
-    kinds: Counter[str] = Counter()
-    tars: list[ObjectInfo] = []
-    tables: list[ObjectInfo] = []
+    if config.all_files:
+        return FolderSource(store, config)
+    found = _Found()
     for info in store.list():
-        kind = extension(readable_text(info.path))
-        if config.all_files or kind in image_extensions():
+        if found.add(info, config):
             return FolderSource(store, config)
-        kinds[kind] += 1
-        if kind in TAR_EXTENSIONS:
-            tars.append(info)
-        elif kind in TABLE_EXTENSIONS:
-            tables.append(info)
+    kinds, tars, tables = found.kinds, found.tars, found.tables
+    if found.images and not found.containers_win():
+        return FolderSource(store, config)
     if not tars and not tables:
         itself = store.info("")
         if kinds:
-            found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; --all-files takes every file"
+            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; --all-files takes every file"
         elif itself is not None and itself.regular:
-            found = "a single file; name the folder that it lies in"
+            seen = "a single file; name the folder that it lies in"
         else:
-            found = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
-        raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {found}")
+            seen = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
+        raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {seen}")
     files = tars or _of_one_format(tables)
     source: ImageSource = (TarSource if tars else TableSource)(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
     source.summary.ignored.update(kinds - taken)
+    if found.images:
+        noun = source.summary.noun
+        images = f"{found.images} image{'' if found.images == 1 else 's'}"
+        source.summary.beside = f"the {noun}s are taken, not the {images} beside them: a folder of their own would take those"
     return source
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a folder holds, until it is clear what kind of source it is."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    images: int = 0
+    image_bytes: int = 0
+    tars: list[ObjectInfo] = field(default_factory=list)
+    tables: list[ObjectInfo] = field(default_factory=list)
+
+    def add(self, info: ObjectInfo, config: SourceConfig) -> bool:
+        """Count a file; return True as soon as it is clear that the folder is one of images."""
+        name = readable_text(info.path)
+        if config.rules > 1 and is_hidden(name):
+            self.kinds[HIDDEN] += 1
+            return False
+        kind = extension(name)
+        self.kinds[kind] += 1
+        if kind in TAR_EXTENSIONS:
+            self.tars.append(info)
+        elif kind in TABLE_EXTENSIONS:
+            self.tables.append(info)
+        elif kind in image_extensions():
+            self.images += 1
+            self.image_bytes += max(0, info.size)
+        return bool(self.images) and (config.rules == 1 or (self.images >= PROBED_IMAGES and not self.containers_win()))
+
+    def containers_win(self) -> bool:
+        """Return whether tars or Parquet files make the folder: they are more than the images, or as many and larger.
+
+        CSV and JSONL files beside images are about those images.
+        """
+        containers = self.tars or [info for info in self.tables if extension(info.path) == ".parquet"]
+        return (len(containers), sum(info.size for info in containers)) > (self.images, self.image_bytes)
 
 
 def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
@@ -147,12 +181,13 @@ def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
     return tables
 
 
-def _matches(store: Store, pattern: str) -> Iterator[str]:
+def _matches(store: Store, pattern: str, config: SourceConfig) -> Iterator[str]:
     for part in expand_braces(pattern):
         if not _MAGIC.search(part):
             yield part
             continue
-        yield from store.glob(part)
+        hidden_too = config.rules == 1 or is_hidden(part)  # a pattern that names them means them, as in a shell
+        yield from (path for path in store.glob(part) if hidden_too or not is_hidden(path))
 
 
 def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:

@@ -101,7 +101,7 @@ class TableSource:
 
         Raises SourceError where a table cannot be read, lacks a column, contradicts the first, or repeats an id of `id_column`.
         """
-        self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored)
+        self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored, beside=self.summary.beside)
         self._outside = 0
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None
@@ -132,7 +132,11 @@ class TableSource:
             self._refuse_repeated_ids(np.concatenate(id_hashes))
         if self._outside:
             summary.notes.append(self._outside_note())
-        if summary.label_type is None:
+        if self.config.no_labels:
+            summary.notes.append("no labels, as --no-labels asks")
+        elif first is not None and first.label is not None:
+            summary.notes.append(f"labels: column {first.label}, {'whole numbers' if summary.label_type == 'int64' else 'text'}")
+        else:
             summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
@@ -335,7 +339,9 @@ def _text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
                 yield {name: cell or None for name, cell in cells.items()}
             return
         for number, line in enumerate(text):
-            value = json.loads(line) if line.strip() else None
+            if not line.strip():  # as a file may end with one; it is no row, and has no number
+                continue
+            value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
             yield value

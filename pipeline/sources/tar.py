@@ -8,14 +8,11 @@ unpickled, and no command is run.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, UnreadableObjectError, shorten
@@ -29,28 +26,21 @@ from tokenshards.pipeline.sources.base import (
     as_meta,
     check_unchanged,
     infer_label_type,
-    infer_meta_type,
     open_stream,
     readable_text,
+    refuse_options,
 )
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
+from tokenshards.pipeline.sources.tar_values import PeekedSamples, TarSample, json_of, raw_label, raw_meta
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TarSource", "read_tar"]
 
+PEEKED_TARS = 3
 PEEKED_SAMPLES = 64
+"""Samples looked at of each of the first tars, to learn the types of labels and meta columns."""
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _META_MEMBER = re.compile(r"__[^/]*__($|/)")
-_LABEL_KEYS = ("label", "cls", "class", "class_id")
-
-
-@dataclass(slots=True)
-class _Sample:
-    key: str
-    offset: int
-    """Of the first member's header in the uncompressed tar."""
-    members: dict[str, bytes] = field(default_factory=dict)
-    too_large: dict[str, int] = field(default_factory=dict)
 
 
 class _Damaged(Exception):
@@ -86,6 +76,8 @@ class TarSource:
         self.config = config
         self.files = files
         self.summary = SourceSummary(noun="tar")
+        no_columns = "tars have no columns; ids are made of the path and the key"
+        refuse_options(config, store.url, "a set of tars", id_column=no_columns, image_column=no_columns)
 
     @property
     def root(self) -> str:
@@ -94,12 +86,12 @@ class TarSource:
 
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield a row per tar in the given order; the first samples are read to learn the types of label and meta."""
-        ignored = self.summary.ignored
-        self.summary = summary = SourceSummary(noun="tar", ignored=ignored)
-        summary.label_type, summary.meta_types = self._peek()
+        self.summary = summary = SourceSummary(noun="tar", ignored=self.summary.ignored, beside=self.summary.beside)
+        peeked = self._peek()
+        summary.label_type = infer_label_type(peeked.labels)
+        summary.meta_types = peeked.meta_types()
         summary.notes.append("samples in tars are counted when they are read")
-        if summary.label_type is None:
-            summary.notes.append(f"no labels (no .cls, .json or .txt label in the first {PEEKED_SAMPLES} samples)")
+        summary.notes.append(peeked.understood(self.config, summary.label_type))
         for info in self.files:
             summary.take(readable_text(info.path), info.size)
             yield PlanRow(kind="tar", sample_id=readable_text(info.path), path=info.path, size=info.size, version=info.version, inputs=-1)
@@ -108,21 +100,21 @@ class TarSource:
         """Yield the samples of one tar in their order."""
         return read_tar(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
 
-    def _peek(self) -> tuple[LabelType | None, dict[str, MetaType]]:
-        labels: list[object] = []
-        meta: dict[str, list[object]] = {name: [] for name in self.config.meta}
-        for info in self.files[:3]:  # more than one, in case the first is damaged
+    def _peek(self) -> PeekedSamples:
+        """Look at the first samples; raises SourceError where they lack what --label or --meta names."""
+        config = self.config
+        peeked = PeekedSamples(meta={name: [] for name in config.meta})
+        for info in self.files[:PEEKED_TARS]:  # more than one, in case the first is damaged
             try:
                 for sample in islice(_samples(self.store, info.path, info.size), PEEKED_SAMPLES):
-                    value = _json_of(sample)
-                    labels.append(_raw_label(sample, value, self.config.label))
-                    for name in self.config.meta:
-                        meta[name].append(value.get(name))
+                    peeked.add(sample, config)
             except (_Damaged, BadInput, MissingObjectError):
                 continue
-            if labels:
+            if peeked.samples and not peeked.absent(config):
                 break
-        return infer_label_type(labels), {name: infer_meta_type(values) for name, values in meta.items()}
+        if config.rules > 1:
+            peeked.refuse_absent(config, self.store.url)
+        return peeked
 
 
 def read_tar(
@@ -166,9 +158,9 @@ def read_tar(
         yield FailedRecord(sample_id=row.sample_id, error=error, uri=uri)
 
 
-def _samples(store: Store, path: str, size: int) -> Iterator[_Sample]:
+def _samples(store: Store, path: str, size: int) -> Iterator[TarSample]:
     """Yield the samples of a tar as webdataset groups them: neighbouring members with one key; raises _Damaged."""
-    sample: _Sample | None = None
+    sample: TarSample | None = None
     position = 0
     try:
         with open_stream(store, path, size) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
@@ -181,7 +173,7 @@ def _samples(store: Store, path: str, size: int) -> Iterator[_Sample]:
                 if sample is None or sample.key != key or suffix in sample.members or suffix in sample.too_large:
                     if sample is not None:
                         yield sample
-                    sample = _Sample(key, member.offset)
+                    sample = TarSample(key, member.offset)
                     position = member.offset
                 if member.size > MAX_BYTES:
                     sample.too_large[suffix] = member.size
@@ -199,7 +191,7 @@ def _samples(store: Store, path: str, size: int) -> Iterator[_Sample]:
 
 
 def _record(
-    sample: _Sample, sample_id: str, uri: str, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
+    sample: TarSample, sample_id: str, uri: str, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
 ) -> ImageRecord | FailedRecord:
     suffix = _image_suffix([*sample.members, *sample.too_large])
     data = sample.members.get(suffix)
@@ -210,9 +202,9 @@ def _record(
         if data is None:
             detail = f"the members {', '.join(sample.members)} hold no image; expected an extension such as jpg, png or webp"
             raise BadInput(Reason.NO_IMAGE, detail, Stage.FETCH)
-        value = _json_of(sample)
-        label = as_label(_raw_label(sample, value, config.label), label_type)
-        meta = {name: as_meta(name, value.get(name), meta_type) for name, meta_type in meta_types.items()}
+        value = json_of(sample)
+        label = as_label(raw_label(sample, value, config), label_type)
+        meta = {name: as_meta(name, raw_meta(sample, value, name, config), meta_type) for name, meta_type in meta_types.items()}
     except BadInput as error:
         return FailedRecord(sample_id=sample_id, error=error, data=data, uri=uri)
     return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri)
@@ -222,32 +214,3 @@ def _image_suffix(suffixes: list[str]) -> str:
     """Return the suffix of the image, a plain one (`jpg`) before a dotted one (`mask.png`), or an empty string."""
     images = [suffix for suffix in suffixes if posixpath.splitext(f"x.{suffix}")[1] in image_extensions()]
     return min(images, key=lambda suffix: "." in suffix, default="")
-
-
-def _json_of(sample: _Sample) -> dict[str, Any]:
-    data = sample.members.get("json")
-    if data is None:
-        return {}
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(Reason.BAD_LABEL, f"{sample.key}.json is not JSON: {error}", Stage.FETCH) from None
-    return value if isinstance(value, dict) else {}
-
-
-def _raw_label(sample: _Sample, value: dict[str, Any], key: str | None) -> object:
-    """Return the label under the stated key of the .json member, else the .cls member, a usual key of .json, the .txt member, or None."""
-    if key is not None:
-        return value.get(key)
-    if "cls" in sample.members:
-        return _text(sample, "cls")
-    found = next((value[name] for name in _LABEL_KEYS if value.get(name) is not None), None)
-    return _text(sample, "txt") if found is None and "txt" in sample.members else found
-
-
-def _text(sample: _Sample, suffix: str) -> str:
-    try:
-        return sample.members[suffix].decode().strip()
-    except UnicodeDecodeError:
-        detail = f"{sample.key}.{suffix} is {shorten(sample.members[suffix][:16])}; expected UTF-8 text"
-        raise BadInput(Reason.BAD_LABEL, detail, Stage.FETCH) from None

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.storage.redaction import has_credentials, looks_secret
+from tokenshards.pipeline.storage.redaction import has_credentials
 
-__all__ = ["FORWARDED", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
+__all__ = ["FORWARDED", "FORWARDED_OPTIONS", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 
 FORWARDED = (
     "AWS_ENDPOINT_URL",
@@ -32,39 +32,56 @@ CREDENTIALS_BELONG = (
     "credentials belong to the nodes (instance role, Kubernetes secret, environment of `ray start`), "
     "or add --forward-credentials to hand on the AWS credentials of this machine"
 )
-_HARMLESS = [("token", name) for name in ("anon", "browser", "cache", "cloud", "google_default")]
-"""Words that gcsfs takes in place of a token."""
+FORWARDED_OPTIONS = frozenset(
+    """
+    anon endpoint_url profile requester_pays use_ssl version_aware
+    client_kwargs.endpoint_url client_kwargs.region_name client_kwargs.use_ssl client_kwargs.verify
+    config_kwargs.connect_timeout config_kwargs.max_pool_connections config_kwargs.read_timeout config_kwargs.signature_version
+    config_kwargs.request_checksum_calculation config_kwargs.response_checksum_validation
+    config_kwargs.retries.max_attempts config_kwargs.retries.mode config_kwargs.use_dualstack_endpoint config_kwargs.use_fips_endpoint
+    config_kwargs.s3.addressing_style config_kwargs.s3.payload_signing_enabled config_kwargs.s3.use_accelerate_endpoint
+    s3_additional_kwargs.ACL s3_additional_kwargs.RequestPayer s3_additional_kwargs.SSEKMSKeyId
+    s3_additional_kwargs.ServerSideEncryption s3_additional_kwargs.StorageClass
+    account_host account_name consistency default_location host port project revision
+    """.split()
+)
+"""Storage options that may be seen by everybody who reaches the cluster; nested ones with a dot. None of them holds a secret."""
+_WORDS_FOR_TOKEN = ("anon", "browser", "cache", "cloud", "google_default")
+"""What gcsfs takes in place of a token."""
+_QUERY = {"dl", "download", "format", "generation", "raw", "ref", "revision", "versionid"}
+"""Parameters of web addresses that sign nothing."""
 
 
-def refuse_secret_options(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ConfigError where a storage option, nested ones included, would hold a secret; the message names it and hides its value."""
+def refuse_secret_options(options: Mapping[str, Any], option: str = "--storage-option", prefix: str = "") -> None:
+    """Raise ConfigError for a storage option, nested ones included, that is not on the list, or whose URL holds a secret.
+
+    The message names it and hides its value.
+    """
     for name, value in options.items():
         full = f"{prefix}{name}"
-        if looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
+        if isinstance(value, Mapping):
+            refuse_secret_options(value, option, f"{full}.")
+            continue
+        if full not in FORWARDED_OPTIONS and (full, value) not in [("token", word) for word in _WORDS_FOR_TOKEN]:
             raise ConfigError(
-                f"--storage-option {full} looks like a secret, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}"
+                f"{option} {full} is none of the options that may go with a job: Ray shows its command to everybody, and this may be a "
+                f"secret. Expected one of {', '.join(sorted(FORWARDED_OPTIONS))}. Set others on the nodes, where the client of the store "
+                f"reads them; {CREDENTIALS_BELONG}"
             )
-        _refuse_secrets_in(value, full)
-
-
-def _refuse_secrets_in(value: Any, full: str) -> None:
-    if isinstance(value, Mapping):
-        refuse_secret_options(value, f"{full}.")
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_secrets_in(item, full)
-    elif isinstance(value, str):
-        refuse_secret_urls(f"--storage-option {full}", [value])
+        for text in value if isinstance(value, list | tuple) else [value]:
+            refuse_secret_urls(f"{option} {full}", [str(text)])
 
 
 def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
-    """Raise ConfigError where a URL holds a user, a password or a signature; `what` names its place."""
+    """Raise ConfigError where a URL holds a user, a password, or a query that may be a signature; `what` names its place."""
     for text in texts:
         for url in re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", text):
             location, _, query = url.partition("?")
-            secret = [name for name, _ in parse_qsl(query, keep_blank_values=True) if looks_secret(name)]
-            if _has_password(location) or secret:
-                seen = f"a signed query ({', '.join(secret)})" if secret else "user:password@"
+            # In keys of other stores `?` is a letter, or stands for one.
+            names = [name for name, _ in parse_qsl(query, keep_blank_values=location.lower().startswith("http"))]
+            unknown = any(name.lower() not in _QUERY for name in names)
+            if _has_password(location) or unknown:
+                seen = f"a query that may sign it, beyond {', '.join(sorted(_QUERY))}" if unknown else "user:password@"
                 raise ConfigError(f"{what} is a URL with {seen}, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}")
 
 

@@ -17,7 +17,7 @@ import tokenshards
 __all__ = ["CLUSTER_PYTHON", "EXTRA", "main", "node_problem"]
 
 EXTRA = "cluster"
-"""The extra under which the shipped wheel states what a node needs."""
+"""The extra under which the shipped metadata state what a node needs."""
 CLUSTER_PYTHON = "TOKENSHARDS_CLUSTER_PYTHON"
 """Variable with the version of the Python that the cluster's own processes run."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(?:>=\s*([0-9.]+))?")

@@ -34,6 +34,8 @@ class JobEnd:
     seconds: float
     log_end: str
     """The last lines of its log where it failed, else empty."""
+    report: str = ""
+    """The report with which its log ends where it succeeded."""
 
 
 def watch_job(
@@ -127,7 +129,15 @@ class _Watch:
             exit_code=code if code >= 0 else 128 - code,
             seconds=seconds,
             log_end="\n".join(log.splitlines()[-SHOWN_LINES:]) if status == "FAILED" else "",
+            report=_report(log) if status == "SUCCEEDED" else "",
         )
+
+
+def _report(log: str) -> str:
+    """Return the table that a run prints last, from its title on: `OUT: complete`."""
+    lines = log.splitlines()
+    titles = [number for number, line in enumerate(lines) if line.endswith((": complete", ": already complete"))]
+    return "\n".join(lines[titles[-1] :]) if titles else ""
 
 
 def _reason(message: str) -> str:

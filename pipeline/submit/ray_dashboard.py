@@ -6,27 +6,29 @@ in one clear sentence, is asked here.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
 import re
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from tokenshards.pipeline.errors import ClusterError, ConfigError, shorten
 from tokenshards.pipeline.runners.ray_token import find_token
 
-__all__ = ["Dashboard", "Versions", "said_by_ray"]
+__all__ = ["Dashboard", "Versions", "said_by_ray", "within"]
+
+T = TypeVar("T")
 
 REQUEST_SECONDS = 15.0
-SUBMIT_SECONDS = 30.0
-"""A head looks for an agent that takes a job for ten seconds."""
 SHOWN_CHARACTERS = 600
 EXPECTED = "expected the address of the dashboard, such as http://head:8265"
 
@@ -52,7 +54,7 @@ def said_by_ray(message: str) -> str:
 
 
 class Dashboard:
-    """One cluster's dashboard. Every answer comes within `REQUEST_SECONDS`, that to a new job within `SUBMIT_SECONDS`, or is an error.
+    """One cluster's dashboard. Every answer comes as a whole within `REQUEST_SECONDS`, or is an error.
 
     A ConfigError means that the request or the address is wrong, a ClusterError that the cluster is in no state to answer.
     """
@@ -89,6 +91,15 @@ class Dashboard:
         self._known = True
         return Versions(ray=versions["ray_version"], python=python if isinstance(python, str) else "")
 
+    def gpus(self) -> float | None:
+        """Return how many GPUs the nodes that are there have; None where the cluster does not tell."""
+        found = self._get("/api/v0/nodes?detail=1&limit=10000", missing_ok=True)
+        try:
+            nodes = found["data"]["result"]["result"]
+            return sum(float(node["resources_total"].get("GPU", 0)) for node in nodes if node["state"] == "ALIVE")
+        except (TypeError, KeyError, AttributeError):
+            return None
+
     def job(self, submission_id: str) -> dict[str, Any] | None:
         """Return what the cluster knows of a job: `status`, `message`, `driver_exit_code` and more; None where it knows none of this id."""
         found = self._get(f"/api/jobs/{quote(submission_id)}", missing_ok=True)
@@ -99,65 +110,20 @@ class Dashboard:
         found = self._get(f"/api/jobs/{quote(submission_id)}/logs", missing_ok=True)
         return str(found["logs"]) if isinstance(found, dict) and "logs" in found else ""
 
-    def upload(self, name: str, data: bytes) -> str:
-        """Hand a package to the cluster, which gives it to its nodes; return its URI. A package of this name stays as it is."""
-        self._get(f"/api/packages/gcs/{quote(name)}", data=data)
-        return f"gcs://{name}"
+    def _get(self, path: str, *, missing_ok: bool = False) -> Any:
+        """Return a page as JSON; None for one that is not there, or is no JSON, where `missing_ok`."""
+        request = urllib.request.Request(self.address + path, headers={"User-Agent": "tokenshards", **self.headers})
 
-    def submit(self, job: Mapping[str, Any]) -> None:
-        """Start a job of these fields of Ray's REST interface, `submission_id` among them.
-
-        Raises ConfigError where the cluster will never take it, ClusterError where it could not, or where nobody knows whether it did.
-        """
-        name = str(job["submission_id"])
-        headers = {"User-Agent": "tokenshards", "Content-Type": "application/json", **self.headers}
-        request = urllib.request.Request(f"{self.address}/api/jobs/", json.dumps(job).encode(), headers, method="POST")
-        try:
-            with _OPENER.open(request, timeout=SUBMIT_SECONDS) as answer:
-                answer.read()
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                raise ConfigError(self._refused(error.code)) from None
-            body = ""
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                body = error.read().decode(errors="replace")
-            raise self._not_accepted(name, error.code, str(error.reason), body) from None
-        except urllib.error.URLError as error:  # it never left this machine as a whole
-            raise self._unreachable(error) from None
-        except (OSError, http.client.HTTPException) as error:
-            said = str(error) or type(error).__name__
-            raise ClusterError(f"no answer of {self.address} to job {name} ({said}): {self._in_doubt(name)}") from None
-
-    def _not_accepted(self, name: str, code: int, reason: str, body: str) -> ClusterError | ConfigError:
-        if "already" in body and name in body:
-            return ConfigError(
-                f"the cluster at {self.address} has had a job {name} before, and never takes an id twice; "
-                "leave --submission-id out, or choose another: the new job continues the same OUT"
-            )
-        said = reason if not body.strip() or body.lstrip().startswith("<") else said_by_ray(body)  # a proxy answers with a page
-        if code < 500 or "status code 400" in body:  # the head hands on what its agent answered
-            return ConfigError(f"the cluster at {self.address} did not accept the job ({code}: {said}); nothing was started")
-        if "No available agent" in body:
-            return ClusterError(f"the cluster at {self.address} did not start the job ({code}: {said}); nothing was started")
-        return ClusterError(f"the cluster at {self.address} failed while it took job {name} ({code}: {said}): {self._in_doubt(name)}")
-
-    def _in_doubt(self, name: str) -> str:
-        return (
-            f"it may have started. See `ray job status --address {self.address} {name}`; "
-            "the same command again continues its work, beside it if it runs"
-        )
-
-    def _get(self, path: str, *, data: bytes | None = None, missing_ok: bool = False) -> Any:
-        """Return a page as JSON, after putting `data` there if any; None for one that is not there, or is no JSON, where `missing_ok`."""
-        headers = {"User-Agent": "tokenshards", "Content-Type": "application/octet-stream", **self.headers}
-        request = urllib.request.Request(self.address + path, data, headers, method="GET" if data is None else "PUT")
-        try:
+        def read() -> bytes:
             with _OPENER.open(request, timeout=REQUEST_SECONDS) as answer:
-                body = answer.read()
-                return json.loads(body) if data is None else None
+                body: bytes = answer.read()
+                return body
+
+        try:
+            return json.loads(within(REQUEST_SECONDS, read))
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
-                raise ConfigError(self._refused(error.code)) from None
+                raise ConfigError(self.refused(error.code)) from None
             if error.code in (404, 405) and missing_ok:
                 return None
             if error.code >= 500 or self._known:
@@ -174,7 +140,8 @@ class Dashboard:
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
 
-    def _refused(self, code: int) -> str:
+    def refused(self, code: int) -> str:
+        """Return the sentence on an answer that asks for other authentication."""
         if self.headers:
             return f"{self.address} refuses the token of this machine ({code}): it is not the cluster's; {_WHERE_TOKENS_ARE}"
         return f"{self.address} refuses to answer without authentication ({code}); {_WHERE_TOKENS_ARE}"
@@ -192,6 +159,28 @@ class Dashboard:
             f"no answer from {self.address} ({said}): is the cluster up, its dashboard where this machine reaches it "
             f"(`ray start --dashboard-host`, `kubectl port-forward`), and the port right? {EXPECTED[0].upper()}{EXPECTED[1:]}"
         )
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what `call` returns; raise what it raises, and TimeoutError where it takes longer: then its thread is left behind.
+
+    The time limits of HTTP clients are for each read, so a server that sends a byte now and then would hold them without an end.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except FutureTimeoutError:
+        if outcome.done():  # the call itself raised it
+            raise
+        raise TimeoutError(f"it did not answer within {seconds:.0f} s") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
+import json
 import os
 import re
 import secrets
@@ -26,11 +24,12 @@ from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
+from tokenshards.pipeline.submit.job_client import ray_client, start_job
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard, Versions
-from tokenshards.pipeline.submit.wheel import Project, build_wheel, read_project
+from tokenshards.pipeline.submit.shipped_code import Project, read_project, stage_code
 
-__all__ = ["Submission", "Submitted", "check_values", "ray_client", "submit"]
+__all__ = ["Submission", "Submitted", "check_values", "submit"]
 
 MIN_PYTHON = (3, 11)
 LINE_SECONDS = 5.0
@@ -70,7 +69,11 @@ class Submission:
                 refuse_secret_urls(name, [url])
         refuse_secret_options(self.storage_options)
         for text in self.arguments:
-            refuse_secret_urls(text.partition("=")[0], [text])
+            option, _, value = text.partition("=")
+            if option.endswith("-option"):  # whichever side's store it is for
+                name, _, held = value.partition("=")
+                refuse_secret_options({name: _parsed(held)}, option)
+            refuse_secret_urls(option, [text])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,13 @@ class Submitted:
     dashboard: Dashboard
     client: Any
     """Ray's JobSubmissionClient."""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _check_reachable(name: str, url: str, local_paths: bool) -> None:
@@ -103,7 +113,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     get_codec(_checked(PlanConfig, values).codec)
     cluster = {name: value for name, value in values.items() if name != "address"}
     _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
-    SourceConfig(tars_per_shard=values["tars_per_shard"])
+    SourceConfig(tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"])
     RunConfig(
         workers=1 if values["workers"] is None else values["workers"],
         max_bad=values["max_bad"],
@@ -121,8 +131,6 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
 
     Raises ConfigError where the request or the cluster is not fit for it, ClusterError where the cluster cannot be reached.
     """
-    from ray.runtime_env import RuntimeEnv
-
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
@@ -135,6 +143,11 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     versions = dashboard.connect()
     for note in _check_versions(versions, dashboard.address, project):
         reporter.say(f"note: {note}")
+    if _wanted_gpus(submission.arguments) > 0 and dashboard.gpus() == 0:
+        reporter.say(
+            "warning: no node of the cluster has a GPU now, and --gpus-per-actor asks for one: the job does nothing until a node with one "
+            "joins, and gives up after --give-up-after seconds"
+        )
     for name in _pointing_home(variables, dashboard.address):
         reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
     if versions.python:
@@ -147,30 +160,26 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
-    environment: dict[str, Any] = {"py_modules": [_upload_code(dashboard, project)], "env_vars": variables}
+    environment: dict[str, Any] = {"env_vars": variables}
     if submission.install_dependencies:
         environment["pip"] = list(project.requirements)
     client = ray_client(dashboard)
-    dashboard.submit(
-        {
-            "entrypoint": f"exec python -m tokenshards.pipeline.submit.job_entry {shlex.join(words)}",
-            "submission_id": submission_id,
-            "runtime_env": RuntimeEnv(**environment).to_dict(),
-            "metadata": shown,
-        }
-    )
+    with tempfile.TemporaryDirectory(prefix="tokenshards-") as folder:
+        environment["py_modules"] = [str(path) for path in stage_code(Path(folder), project)]
+        start_job(
+            client,
+            dashboard,
+            entrypoint=f"exec python -m tokenshards.pipeline.submit.job_entry {shlex.join(words)}",
+            submission_id=submission_id,
+            runtime_env=environment,
+            metadata=shown,
+        )
     return Submitted(submission_id=submission_id, dashboard=dashboard, client=client)
 
 
-def _upload_code(dashboard: Dashboard, project: Project) -> str:
-    """Hand the wheel to the cluster and return its URI.
-
-    It goes as the zip file that a wheel is. Ray 2.60 would install a .whl with pip, and where its folder is there already (another node on
-    the same machine, an agent that was started again) it deletes that folder under the running job; of a zip file it does neither.
-    """
-    with tempfile.TemporaryDirectory(prefix="tokenshards-") as folder:
-        data = build_wheel(Path(folder), project).read_bytes()
-    return dashboard.upload(f"_ray_pkg_{hashlib.sha256(data).hexdigest()[:40]}.zip", data)
+def _wanted_gpus(arguments: tuple[str, ...]) -> float:
+    given = [text.partition("=")[2] for text in arguments if text.startswith("--gpus-per-actor=")]
+    return float(given[-1]) if given else 0.0
 
 
 def _check_versions(versions: Versions, address: str, project: Project) -> Iterator[str]:
@@ -208,29 +217,3 @@ def _new_id(out_url: str) -> str:
     name = display_url(out_url).rstrip("/").rpartition("/")[2]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32].strip("-") or "job"
     return f"tokenshards-{slug}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-def ray_client(dashboard: Dashboard) -> Any:
-    """Return Ray's client of a dashboard that has already answered. Raises ConfigError where Ray is here without it."""
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise ConfigError(f"Ray's client of jobs cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
-
-    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
-        def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
-            """Ask nothing: the dashboard has answered, and Ray would wait for an answer without an end."""
-
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray lets them overrule the address that it is given
-        return Client(dashboard.address, headers=dict(dashboard.headers))
-
-
-@contextlib.contextmanager
-def _without(*names: str) -> Iterator[None]:
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from tokenshards.pipeline.commands.demo_images import clear_demo_folder
 from tokenshards.pipeline.shards.dataset import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.ranks import Ranks
@@ -21,10 +21,13 @@ EPOCHS = 12
 
 
 def train_demo(folder: str, reporter: Reporter) -> None:
-    """Train on `digits_train` below `folder`, measure on `digits_val`, and say what came out; the run is kept in `run`."""
+    """Train on `digits_train` below `folder`, measure on `digits_val`, and say what came out; the run is kept in `run`.
+
+    Raises ConfigError where `folder` is not one that the first half of the demo made.
+    """
     started = time.monotonic()
     root = Path(folder)
-    shutil.rmtree(root / "run", ignore_errors=True)
+    clear_demo_folder(root, "run")
     data, val = open_dataset(str(root / "digits_train")), open_dataset(str(root / "digits_val"))
     configs = default_configs(data)
     configs["train"] = replace(configs["train"], epochs=EPOCHS)

@@ -184,7 +184,7 @@ def test_an_input_that_kills_its_actor_is_isolated(undisturbed: tuple[Path, Path
         ((), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, "wants a token and got another one"),
         (("--address", "127.0.0.1:1"), {}, "no Ray head answers there"),
         (("--address", "http://127.0.0.1:8265"), {}, "Use `tokenshards submit`"),
-        (("--gpus-per-actor", "1", "--give-up-after", "3"), {}, "no shard made progress"),
+        (("--gpus-per-actor", "1", "--give-up-after", "3"), {}, "; no node has a GPU. Nothing was lost"),
         (("--decode", "nowhere"), {}, "expected one of auto, local, remote"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from tokenshards.pipeline.errors import LiveRunError, PlanError, SourceError, To
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
+from tokenshards.pipeline.planning.planner import publish_plan_json
 from tokenshards.pipeline.reports.storage_table import dataset_report
+from tokenshards.pipeline.runners.base import JobSpec, RunListener
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 
@@ -68,7 +72,7 @@ def write_tars(images: Path, folder: Path, label_as: str) -> None:
 def test_tars_give_the_rows_of_the_folder(images: Path, reference: Path, tmp_path: Path, label_as: str, expected: type) -> None:
     write_tars(images, tmp_path / "tars", label_as)
     pattern = f"{tmp_path}/tars/train-{{000..001}}.tar"
-    source = SourceConfig(meta=("extra",)) if label_as == "json" else SourceConfig()
+    source = {"json": SourceConfig(meta=("extra",)), "txt": SourceConfig(label="txt"), "cls": SourceConfig()}[label_as]
     outcome = convert(pattern, tmp_path / "out", tokenizer=f"{reference}/tokenizer", source=source, runner=InlineRunner())
     assert outcome.manifest.totals["images_planned"] == 40
     rows, wanted = by_image(tmp_path / "out"), by_image(reference)
@@ -81,6 +85,39 @@ def test_tars_give_the_rows_of_the_folder(images: Path, reference: Path, tmp_pat
     if label_as == "json":
         assert next(dataset.batches(40, columns=["meta.extra"])).table["meta.extra"].to_pylist() == [7] * 40
     assert verify_dataset(Store(str(tmp_path / "out"))).ok
+
+
+def test_a_plan_made_before_captions_were_no_labels_keeps_its_rule(images: Path, reference: Path, tmp_path: Path) -> None:
+    write_tars(images, tmp_path / "tars", "txt")
+    out, store = tmp_path / "out", Store(str(tmp_path / "out"))
+    with pytest.raises(InterruptedError):
+        convert(tmp_path / "tars", out, tokenizer=f"{reference}/tokenizer", source=SourceConfig(rules=1), runner=StoppedRunner())
+    plan = load_plan(store)
+    assert plan is not None and plan.source["options"]["rules"] == 1
+    options = {name: value for name, value in plan.source["options"].items() if name not in ("rules", "no_labels")}  # as old code wrote it
+    publish_plan_json(store, replace(plan, source={**plan.source, "options": {**options, "of_a_later_version": 1}}))
+    outcome = convert(tmp_path / "tars", out, runner=InlineRunner())
+    assert outcome.manifest.totals["images_committed"] == 40 and outcome.manifest.totals["images_quarantined"] == 0
+    assert by_image(out) == by_image(reference)
+    assert verify_dataset(store).ok
+    new = convert(tmp_path / "tars", tmp_path / "new", tokenizer=f"{reference}/tokenizer", runner=InlineRunner())
+    assert new.manifest.classes == ()
+
+
+class StoppedRunner(InlineRunner):
+    """Stops after its first shard, as a run that is killed."""
+
+    def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
+        super().run(job, shards[:1], listener)
+        raise InterruptedError
+
+
+def test_a_plan_without_labels_is_not_continued_with_some(images: Path, reference: Path, tmp_path: Path) -> None:
+    tokenizer = f"{reference}/tokenizer"
+    convert(images, tmp_path / "out", tokenizer=tokenizer, source=SourceConfig(no_labels=True), runner=InlineRunner())
+    assert {label for label, _ in content(tmp_path / "out").values()} == {None}
+    with pytest.raises(PlanError, match=r"--no-labels True \(the plan has False\)"):
+        convert(images, reference, source=SourceConfig(no_labels=True), runner=InlineRunner())
 
 
 @pytest.mark.parametrize("kind", ["bytes", "uri.parquet", "uri.csv", "uri.jsonl"])

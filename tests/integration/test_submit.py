@@ -26,9 +26,10 @@ from tests.submitting import SMALL, await_job, foreign_folder, node_env, rest, s
 from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
 from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.submit.job_client import ray_client
 from tokenshards.pipeline.submit.job_watch import watch_job
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard
-from tokenshards.pipeline.submit.submission import Submission, Submitted, ray_client, submit
+from tokenshards.pipeline.submit.submission import Submission, Submitted, submit
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300)
@@ -86,7 +87,7 @@ def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
     assert job["submission_id"].startswith("tokenshards-out-")
     assert job["metadata"]["src"] == "s3://bucket/src" and job["metadata"]["out"] == "s3://bucket/out"
     assert {name for name in job["runtime_env"]["env_vars"] if name.startswith("AWS_")} == {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}
-    assert [Path(uri).suffix for uri in job["runtime_env"]["py_modules"]] == [".zip"] and "working_dir" not in job["runtime_env"]
+    assert {Path(uri).suffix for uri in job["runtime_env"]["py_modules"]} == {".zip"} and "working_dir" not in job["runtime_env"]
     for variable, value in s3.env.items():
         monkeypatch.setenv(variable, value)
     convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer", batch_rows=64)
@@ -131,7 +132,9 @@ def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place:
             os.kill(driver.pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 137, errors
-    submit_cli(cluster, *arguments)
+    out, _ = submit_cli(cluster, *arguments)
+    title, *table = out.splitlines()
+    assert title == f"{place / 'killed'}: complete" and any(line.startswith("images") for line in table), "the report, without --tail"
     assert len(content(place / "killed")) == 240
 
 

@@ -214,7 +214,7 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
     more = f"; and {bad - len(shown):,} more" if bad > len(shown) else ""
     if bad == len(split) or bad > max_bad * len(split):
         raise TooManyBadInputsError(
-            f"{split.uri}: {bad:,} of {len(split):,} images are no {source.sites:,} ids of {source.codes} codes, which is more than "
+            f"{split.uri}: {bad:,} of {len(split):,} images do not decode to {source.sites:,} ids below {source.codes}, which is more than "
             f"--max-bad {max_bad:g}: {'; '.join(shown)}{more}. Check --grid and --codebook; nothing was written"
         )
     if bad:

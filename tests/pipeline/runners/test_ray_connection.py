@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,21 +43,16 @@ def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pyte
 
 
 class Head(grpc.GenericRpcHandler):
-    """Answers a knock as a head with token authentication does, and keeps what it was sent."""
+    """Answers the health check as every gRPC server may, and keeps what it was asked and told."""
 
-    def __init__(self, token: str = "") -> None:
-        self._token = token
-        self.sent: list[str | None] = []
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.tokens: list[str | None] = []
 
     def service(self, handler_call_details: Any) -> Any:
-        self.sent.append(dict(handler_call_details.invocation_metadata).get("authorization"))
-
-        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-            if self._token and self.sent[-1] != f"Bearer {self._token}":
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
-            return b""
-
-        return grpc.unary_unary_rpc_method_handler(answer)
+        self.asked.append(handler_call_details.method)
+        self.tokens.append(dict(handler_call_details.invocation_metadata).get("authorization"))
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
 
 
 @contextlib.contextmanager
@@ -69,7 +67,7 @@ def listening(head: Head, credentials: grpc.ServerCredentials | None = None) -> 
 
 @pytest.fixture
 def no_init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The knock alone: what follows it would start or join a real cluster."""
+    """The health check alone: what follows it would start or join a real cluster."""
     monkeypatch.setattr(ray_cluster.ray, "init", lambda **_: None)
     monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -78,17 +76,44 @@ def no_init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_init")
-def test_a_token_goes_as_ray_sends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("of-the-file\n")
+def test_only_the_public_health_check_is_asked_and_no_token_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     head = Head()
-    with listening(head) as address:
-        for mode, token in (("", ""), ("disabled", "here"), ("token", ""), ("token", "here\n")):
-            monkeypatch.setenv("RAY_AUTH_MODE", mode)
-            monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-            with joined_cluster(address):
-                pass
-    assert head.sent == [None, None, "Bearer of-the-file", "Bearer here"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "here")
+    with listening(head) as address, joined_cluster(address):
+        pass
+    assert (head.asked, head.tokens) == (["/grpc.health.v1.Health/Check"], [None])
+
+
+@pytest.mark.usefixtures("no_init")
+def test_a_port_of_something_else_is_one_sentence_at_once() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ClusterError, match="no Ray head answers there"), joined_cluster(f"127.0.0.1:{server.server_address[1]}"):
+            pass
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("no_init")
+@pytest.mark.parametrize(("mode", "got"), [("token", "another one"), ("", "none")])
+def test_a_refused_token_is_one_sentence_without_the_page_of_ray(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: str, got: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cr3t")
+
+    def init(**_: Any) -> None:
+        os.write(2, b"gcs_client.cc:210: Failed to get cluster ID\n")
+        assert os.environ[ray_cluster._ATTEMPTS] == str(ray_cluster.JOIN_ATTEMPTS)
+        raise ConnectionError("Failed to connect to Ray cluster") from RuntimeError("Failed. Last connection error: Unauthenticated: RPC")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    with listening(Head()) as address, pytest.raises(ClusterError, match=f"wants a token and got {got}") as caught, joined_cluster(address):
+        pass
+    assert "s3cr3t" not in str(caught.value) and capfd.readouterr().err == ""
+    assert ray_cluster._ATTEMPTS not in os.environ
+    os.write(2, b"back\n")
+    assert capfd.readouterr().err == "back\n"
 
 
 @pytest.mark.usefixtures("no_init")
@@ -96,7 +121,7 @@ def test_a_token_that_no_header_can_carry_is_refused_and_never_shown(monkeypatch
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     (tmp_path / "token").write_bytes(b"s3cr3t\xff")
     cases = [{"RAY_AUTH_TOKEN": "s3cr3t\nline"}, {"RAY_AUTH_TOKEN": "s3cr3té"}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}]
-    with listening(Head("another")) as address:
+    with listening(Head()) as address:
         for environ in cases:
             monkeypatch.setenv("RAY_AUTH_TOKEN", "")
             for name, value in environ.items():
@@ -104,11 +129,6 @@ def test_a_token_that_no_header_can_carry_is_refused_and_never_shown(monkeypatch
             with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN.*expected") as caught, joined_cluster(address):
                 pass
             assert "s3cr3t" not in str(caught.value)
-        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cr3t")
-        with pytest.raises(ClusterError, match="got another one") as refused, joined_cluster(address):
-            pass
-        assert "s3cr3t" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("no_init")
@@ -143,7 +163,7 @@ def test_a_cluster_with_tls_is_reached_as_ray_reaches_it(monkeypatch: pytest.Mon
         monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
         watch = HeadWatch()
         (tmp_path / "key.pem").unlink()
-        assert watch.answers() and len(head.sent) == 2
+        assert watch.answers() and len(head.asked) == 2
         with pytest.raises(ConfigError, match=r"key\.pem', which cannot be read \(No such file"), joined_cluster(address):
             pass
         monkeypatch.setenv("RAY_USE_TLS", "0")

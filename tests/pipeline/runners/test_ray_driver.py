@@ -22,7 +22,7 @@ from tests.pipeline.runners.listening import KeptListener
 from tests.ray_clusters import RayCluster
 from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
-from tokenshards.pipeline.errors import TransientStorageError
+from tokenshards.pipeline.errors import ClusterError, TransientStorageError
 from tokenshards.pipeline.job.shard_job import ShardProgress
 from tokenshards.pipeline.runners import decode_placement, ray_actor
 from tokenshards.pipeline.runners import ray_driver as ray_jobs
@@ -148,7 +148,7 @@ class Run:
             run_uuid="run",
         )
         config = RunConfig(workers=1, retry=RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2))
-        self.listener = KeptListener()
+        self.listener = cluster.pop("listener", None) or KeptListener()
         runner = RayRunner(config, RayConfig(address=address, **cluster), actor_class=ScriptedActor)
         self.failed = runner.run(job, range(shards), self.listener)
 
@@ -172,6 +172,12 @@ def test_a_fatal_failure_ends_its_shard_at_once_and_says_why(address: str, tmp_p
     (line,) = [line for line in run.log() if line["message"] == "failed"]
     assert (line["shard"], line["kind"], line["error"]) == (2, "fatal", "the plan is gone")
     assert run.listener.usage is not None and run.listener.usage.seconds["encode"] == pytest.approx(0.3)
+
+
+def test_a_cluster_without_the_gpu_that_is_asked_for_is_said_at_once(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="; no node has a GPU. Nothing was lost"):
+        Run(tmp_path, address, 1, {}, listener=(listener := KeptListener()), gpus_per_actor=1.0, idle_timeout_seconds=1.0)
+    assert "no actor of 1 CPU and 1 GPU can start now: no node has a GPU. Waiting for a node" in listener.notes[1]
 
 
 @pytest.mark.parametrize("how", ["fails-once", "raises-once"])

@@ -107,3 +107,24 @@ def test_size_and_life_of_nodes(nodes: Nodes) -> None:
 def test_room_for_actors(cpus: int, gpus: float, room: int) -> None:
     count: Callable[[int, float], int] = ClusterSize(3, 12, 2.0).room_for
     assert count(cpus, gpus) == room
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "why"),
+    [
+        (4, 0.0, ""),
+        (4, 1.0, ""),
+        (5, 0.0, "the largest nodes have 4 CPUs and 1 GPUs"),
+        (1, 2.0, "the largest nodes have 4 CPUs and 1 GPUs"),
+    ],
+)
+def test_why_no_actor_of_a_size_can_start(nodes: Nodes, cpus: int, gpus: float, why: str) -> None:
+    nodes.cpus, nodes.gpus = {"head": 0, "a": 4, "b": 2}, {"a": 1.0}
+    assert nodes.view().lacks(cpus, gpus) == why
+
+
+def test_a_cluster_without_gpus_is_said_to_have_none(nodes: Nodes) -> None:
+    nodes.cpus = {"a": 4}
+    assert nodes.view().lacks(1, 1.0) == "no node has a GPU" and nodes.view().lacks(1, 0.0) == ""
+    nodes.cpus.clear()
+    assert nodes.view().lacks(1, 0.0) == "the largest nodes have 0 CPUs and 0 GPUs"

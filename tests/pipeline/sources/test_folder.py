@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,8 @@ from tests.pipeline.sources.zoo import IGNORED, encoded, flat, make_zoo
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source, read_slice, source_root
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.sources import ImageSource, SourceSummary, location, open_source, read_slice, source_root
+from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 PNG = encoded(flat(), "PNG")
 
@@ -171,3 +173,52 @@ def test_a_changed_file_fails_with_its_label(tmp_path: Path) -> None:
     (record,) = source.read(row)
     assert isinstance(record, FailedRecord) and isinstance(record.error, BadInput)
     assert (record.error.reason, record.label) == (Reason.CHANGED_SINCE_PLAN, "cat")
+
+
+HIDDEN = ("cat/._1.jpg", ".thumbnails/cat.png", "cat/.cache/2.png", "._loose.png")
+
+
+def test_hidden_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.jpg", *HIDDEN)
+    for config in (SourceConfig(), SourceConfig(all_files=True)):
+        source = open_source(str(tmp_path), config)
+        assert set(listed(source)) == {"cat/1.jpg"}
+        assert "4 hidden" in "\n".join(source.summary.lines()).split("ignored: ")[1]
+    planned_before = open_source(str(tmp_path), SourceConfig(rules=1))
+    assert set(listed(planned_before)) == {"cat/1.jpg", *HIDDEN}
+
+
+def test_a_hidden_root_is_no_hidden_file(tmp_path: Path) -> None:
+    put(tmp_path, ".data/cat/1.jpg")
+    assert set(listed(open_source(str(tmp_path / ".data"), SourceConfig()))) == {"cat/1.jpg"}
+
+
+def test_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/2.png")
+    source = open_source(str(tmp_path), SourceConfig(no_labels=True))
+    assert {row.label for row in listed(source).values()} == {None} and source.summary.label_type is None
+    assert "no labels, as --no-labels asks" in source.summary.lines()
+
+
+@pytest.mark.parametrize("option", [{"label": "species"}, {"meta": ("note",)}, {"id_column": "key"}, {"image_column": "image"}])
+def test_options_that_a_folder_cannot_follow_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png")
+    (name,) = option
+    with pytest.raises(SourceError, match=f"is a folder of images, and --{name.replace('_', '-')} was given as .* Leave --"):
+        open_source(str(tmp_path), SourceConfig(**option))
+
+
+def test_a_folder_of_many_images_is_known_without_a_whole_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "PROBED_IMAGES", 3)
+    put(tmp_path, *(f"{n}.png" for n in range(9)))
+    taken = 0
+
+    def counted(self: Store, prefix: str = "", **options: Any) -> Iterator[ObjectInfo]:
+        nonlocal taken
+        for info in original(self, prefix, **options):
+            taken += 1
+            yield info
+
+    original = Store.list
+    monkeypatch.setattr(Store, "list", counted)
+    assert open_source(str(tmp_path), SourceConfig()).kind == "folder" and taken == 3

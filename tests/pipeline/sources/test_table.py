@@ -300,6 +300,21 @@ def test_a_late_misfit_names_its_row(tmp_path: Path) -> None:
         plan(path)
 
 
+def test_blank_lines_of_a_jsonl_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('\n{"path": "a.png"}\n  \n{"path": "b.png"}\r\n\r\n')
+    assert [(row.sample_id, row.path) for row in plan(tmp_path / "t.jsonl")[1]] == [("t.jsonl#0", "a.png"), ("t.jsonl#1", "b.png")]
+
+
+def test_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "t.parquet", {"image": [PNG], "label": [7]})
+    source, _ = plan(path)
+    assert "labels: column label, whole numbers" in source.summary.lines()
+    config = SourceConfig(no_labels=True)
+    source, _ = plan(path, config)
+    assert source.summary.label_type is None and "no labels, as --no-labels asks" in source.summary.lines()
+    assert [record.label for record in read_all(path, config)] == [None]
+
+
 def test_jsonl(tmp_path: Path) -> None:
     lines = [
         {"url": "https://host.invalid/a.png", "label": 3, "meta": {"k": 1}, "n": 1},

@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -79,7 +81,87 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
         ("d.png", PNG),
     ]  # fmt: skip
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    assert [record.label for record in records(tmp_path)] == [7, 8, 9, None]
+    assert [record.label for record in records(tmp_path)] == [7, 8, None, None]
+    assert [record.label for record in records(tmp_path, SourceConfig(rules=1))] == [7, 8, 9, None]  # plans of before
+    assert [record.label for record in records(tmp_path, SourceConfig(no_labels=True))] == [None] * 4
+
+
+def said(path: Path, config: SourceConfig = CONFIG) -> str:
+    source = open_source(str(path), config)
+    list(source.list_rows())
+    return "\n".join(source.summary.lines())
+
+
+def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> None:
+    members = [
+        member for n in range(5) for member in ((f"{n}.png", PNG), (f"{n}.txt", f" a cat, {n}\n".encode()), (f"{n}.json", b'{"w": 1}'))
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    assert [record.label for record in records(tmp_path)] == [None] * 5
+    assert "no labels (no .cls and no label in .json in the first 5 samples); the .txt of 5 of 5 samples is not used: --meta txt" in said(
+        tmp_path
+    )
+    kept = images(records(tmp_path, SourceConfig(meta=("txt", "w"))))
+    assert [(record.label, record.meta) for record in kept] == [(None, {"txt": f"a cat, {n}", "w": 1}) for n in range(5)]
+    assert "not used" not in said(tmp_path, SourceConfig(meta=("txt",)))
+    assert [record.label for record in records(tmp_path, SourceConfig(label="txt"))] == [f"a cat, {n}" for n in range(5)]
+    assert "labels: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
+    assert "no labels, as --no-labels asks" in said(tmp_path, SourceConfig(no_labels=True))
+
+
+def test_a_key_of_json_wins_over_a_member_of_that_name(tmp_path: Path) -> None:
+    members = [
+        ("a.png", PNG),
+        ("a.json", b'{"txt": "of json"}'),
+        ("a.txt", b"of txt"),
+        ("b.png", PNG),
+        ("b.json", b"{}"),
+        ("b.txt", b"of b"),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    assert [record.label for record in records(tmp_path, SourceConfig(label="txt"))] == ["of json", "of b"]
+
+
+@pytest.mark.parametrize("config", [SourceConfig(label="speces"), SourceConfig(meta=("species", "speces"))])
+def test_a_name_that_no_sample_has_is_refused(config: SourceConfig, tmp_path: Path) -> None:
+    members = [("a.png", PNG), ("a.json", b'{"species": "owl", "w": 1}'), ("a.txt", b"text")]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(
+        SourceError, match=r"first 1 samples has what --(label|meta) speces names; .*\(they have species, w\).*json, png, txt"
+    ):
+        said(tmp_path, config)
+    (tmp_path / "b.tar").write_bytes(tar_bytes([("b.png", PNG), ("b.json", b'{"speces": "elk"}')]))
+    assert len(images(records(tmp_path, config))) == 2, "the second tar has it"
+
+
+def test_a_caption_that_is_a_number_is_text(tmp_path: Path) -> None:
+    captions = [b"7"] * 70 + [b"a cat"]
+    members = [member for n, text in enumerate(captions) for member in ((f"{n:03d}.png", PNG), (f"{n:03d}.txt", text))]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    kept = images(records(tmp_path, SourceConfig(meta=("txt",))))
+    assert len(kept) == 71 and kept[0].meta == {"txt": "7"} and kept[-1].meta == {"txt": "a cat"}
+
+
+def test_an_image_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
+    for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
+        with pytest.raises(SourceError, match=r"by --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
+            said(tmp_path, config)
+
+
+def test_a_malformed_json_first_costs_its_own_sample_and_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("a.png", PNG), ("a.json", b"{"), *labelled(5)]))
+    found = records(tmp_path)
+    assert reasons(found) == {"a.tar#a": Reason.BAD_LABEL}
+    assert [record.label for record in images(found)] == [n % 3 for n in range(5)]
+    assert "labels: .cls, whole numbers" in said(tmp_path)
+
+
+@pytest.mark.parametrize("config", [SourceConfig(id_column="key"), SourceConfig(image_column="jpg")])
+def test_options_of_tables_are_refused(config: SourceConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(1)))
+    with pytest.raises(SourceError, match="is a set of tars, and --(id|image)-column was given as .*: tars have no columns"):
+        said(tmp_path, config)
 
 
 def test_named_key_and_meta(tmp_path: Path) -> None:
@@ -357,3 +439,41 @@ def test_braces() -> None:
     assert expand_braces("{2..0}") == ["2", "1", "0"]
     assert expand_braces("{a,b}-{1..2}") == ["a-1", "a-2", "b-1", "b-2"]
     assert expand_braces("plain") == ["plain"]
+    assert expand_braces("x{a,b{1,2}}") == ["xa", "xb1", "xb2"]
+    assert expand_braces("{000..123}") == [f"{n:03d}" for n in range(124)]
+    assert expand_braces("{098..1001}")[:3] == ["0098", "0099", "0100"]  # as bash and webdataset do
+    assert expand_braces(r"a\{1,2}") == [r"a\1", r"a\2"]
+    with pytest.raises(SourceError, match="a brace is not closed"):
+        expand_braces("train-{000..123.tar")
+
+
+def test_hidden_tars_are_left_out(many: Path) -> None:
+    (many / "._part-000.tar").write_bytes(b"resource fork")
+    (many / ".cache").mkdir()
+    (many / ".cache" / "old.tar").write_bytes(tar_bytes([("x.png", PNG)]))
+    assert (
+        len(list(rows_of(str(many)))) == 13 and len(list(rows_of(f"{many}/**/*.tar"))) == 13 and len(list(rows_of(f"{many}/*.tar"))) == 13
+    )
+    assert list(rows_of(f"{many}/.cache/*.tar")) == ["old.tar"]
+    assert "2 hidden" in said(many)
+
+
+@pytest.mark.parametrize("ending", [".tar", ".parquet"])
+def test_an_image_among_containers_does_not_make_an_image_folder(ending: str, tmp_path: Path) -> None:
+    for n in range(2):
+        body = {"image": [PNG], "label": [n]}
+        if ending == ".tar":
+            (tmp_path / f"{n}.tar").write_bytes(tar_bytes(labelled(1)))
+        else:
+            pq.write_table(pa.table(body), tmp_path / f"{n}.parquet")
+    (tmp_path / "preview.png").write_bytes(PNG)
+    source = open_source(str(tmp_path), CONFIG)
+    assert [row.path for row in source.list_rows()] == [f"0{ending}", f"1{ending}"]
+    text = "\n".join(source.summary.lines())
+    assert f"the {'tar' if ending == '.tar' else 'table'}s are taken, not the 1 image beside them" in text and "ignored: 1 .png" in text
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(PNG)
+    source = open_source(str(tmp_path), CONFIG)
+    assert [row.path for row in source.list_rows()] != [] and source.kind == "folder"
+    assert "2 tar or Parquet files beside the images are ignored" in "\n".join(source.summary.lines())
+    assert open_source(str(tmp_path), SourceConfig(rules=1)).kind == "folder"

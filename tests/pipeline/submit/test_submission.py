@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -21,13 +22,15 @@ import ray
 from tests.datasets import SilentReporter
 from tests.submitting import foreign_folder
 from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
-from tokenshards.pipeline.submit import ray_dashboard
+from tokenshards.pipeline.submit import job_client, ray_dashboard
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard
 from tokenshards.pipeline.submit.submission import Submission, Submitted, submit
-from tokenshards.pipeline.submit.wheel import build_wheel
 
-PAGES = {"/api/version": {"ray_version": ray.__version__}, "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.11.7"}}}
+PAGES: dict[str, Any] = {
+    "/api/version": {"ray_version": ray.__version__},
+    "/api/v0/cluster_metadata": {"data": {"pythonVersion": "3.11.7"}},
+}
 TRACEBACK = 'Traceback (most recent call last):\n  File "/ray/job_head.py", line 420, in submit_job\n    raise it\n'
 RESET, SILENCE = -1, -2
 
@@ -39,14 +42,15 @@ class FakeDashboard(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer: tuple[int, str] = (200, "{}")
+        self.answer: tuple[int, str] = (200, '{"submission_id": "mine", "job_id": null}')
+        self.packages: dict[str, bytes] = {}
         self.jobs: list[dict[str, Any]] = []
         self.done = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def submit(self, **changes: Any) -> Submitted:
+    def submit(self, reporter: SilentReporter | None = None, **changes: Any) -> Submitted:
         asked = {"source_url": "s3://bucket/src", "out_url": "s3://bucket/out", "submission_id": "mine", **changes}
-        return submit(Submission(**asked), Dashboard(self.address, {}), SilentReporter())
+        return submit(Submission(**asked), Dashboard(self.address, {}), reporter or SilentReporter())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._say(404 if page is None else 200, json.dumps(page))
 
     def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.packages[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
         self._say(200, "")
 
     def do_POST(self) -> None:
@@ -115,7 +119,8 @@ def fake() -> Iterator[FakeDashboard]:
 def test_a_job_that_is_not_taken_is_one_sentence(
     fake: FakeDashboard, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str], kind: type[TokenshardsError], says: str
 ) -> None:
-    monkeypatch.setattr(ray_dashboard, "SUBMIT_SECONDS", 1.0)
+    if answer[0] == SILENCE:
+        monkeypatch.setattr(job_client, "SUBMIT_SECONDS", 3.0)
     fake.answer = answer
     started = time.monotonic()
     with pytest.raises(kind, match=says) as caught:
@@ -129,10 +134,11 @@ def test_a_job_that_is_not_taken_is_one_sentence(
 def test_a_cluster_that_goes_away_before_the_job_is_sent(fake: FakeDashboard) -> None:
     dashboard = Dashboard(fake.address, {})
     dashboard.connect()
+    client = job_client.ray_client(dashboard)
     fake.shutdown()
     fake.server_close()
-    with pytest.raises(ClusterError, match="no answer from .* is the cluster up") as caught:
-        dashboard.submit({"submission_id": "mine"})
+    with pytest.raises(ClusterError, match="no answer from .* is the cluster up.* Nothing was started") as caught:
+        job_client.start_job(client, dashboard, submission_id="mine", entrypoint="true")
     assert "may have started" not in str(caught.value)
 
 
@@ -188,14 +194,59 @@ def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
 def test_the_entry_speaks_under_an_old_python_and_never_runs_the_code_of_a_foreign_folder(fake: FakeDashboard, tmp_path: Path) -> None:
     fake.submit()
     job = fake.jobs[0]
-    with zipfile.ZipFile(build_wheel(tmp_path)) as archive:
-        archive.extractall(tmp_path / "at")
+    assert [f"/api/packages/gcs/{uri.removeprefix('gcs://')}" for uri in job["runtime_env"]["py_modules"]] == list(fake.packages)
+    places = []
+    for number, data in enumerate(fake.packages.values()):
+        places.append(str(tmp_path / "at" / str(number)))
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(places[-1])
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     # As a Python before 3.11 does: it knows no -P.
     python.write_text(f'#!/bin/sh\n[ "$1" = -P ] && {{ echo "Unknown option: -P" >&2; exit 2; }}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    sent = {**job["runtime_env"]["env_vars"], "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path / "at")}
+    sent = {**job["runtime_env"]["env_vars"], "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(places)}
     env = {**os.environ, **sent, CLUSTER_PYTHON: "3.8.1"}
     shown = subprocess.run(job["entrypoint"], shell=True, cwd=foreign_folder(tmp_path / "foreign"), env=env, capture_output=True, text=True)
     assert shown.returncode == 2 and "Ray runs Python 3.8.1 here" in shown.stderr, shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "warned"),
+    [("1", [{"CPU": 4.0}], True), ("1", [{"CPU": 4.0}, {"GPU": 1.0}], False), ("0", [{"CPU": 4.0}], False), ("0.5", None, False)],
+)
+def test_a_cluster_without_the_gpu_that_is_asked_for_is_said_at_once(
+    fake: FakeDashboard, monkeypatch: pytest.MonkeyPatch, wanted: str, nodes: list[dict[str, float]] | None, warned: bool
+) -> None:
+    if nodes is not None:
+        listed = [{"state": "ALIVE", "resources_total": node} for node in nodes]
+        dead = {"state": "DEAD", "resources_total": {"GPU": 8.0}}
+        monkeypatch.setitem(PAGES, "/api/v0/nodes?detail=1&limit=10000", {"data": {"result": {"result": [*listed, dead]}}})
+    reporter = SilentReporter()
+    fake.submit(reporter, arguments=(f"--gpus-per-actor={wanted}",))
+    assert any("no node of the cluster has a GPU now" in line for line in reporter.lines) == warned and len(fake.jobs) == 1
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_dashboard, "REQUEST_SECONDS", 1.0)
+    stop = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            while not stop.wait(0.1):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ClusterError, match="it did not answer within 1 s"):
+            Dashboard(f"http://127.0.0.1:{server.server_address[1]}", {}).connect()
+        stop.set()
+        server.shutdown()

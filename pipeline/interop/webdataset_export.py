@@ -1,0 +1,164 @@
+"""`export webdataset`: a dataset of ours as WebDataset tars, in shard order and bounded memory; equal datasets give equal bytes.
+
+    00000.tar, 00001.tar, …     samples `00000042.tokens.npy` (ids [L, Q]), `.cls` (class index, where there is a label) and `.json`
+    codebook.safetensors        the vectors of the ids, where the tokenizer has any
+    dataset.json                classes, spec of the tokenizer, counts; written last: where it is, the rest is
+
+The layout is that of `webdataset.ShardWriter`, and a test reads it with `webdataset`. That class is not used, because it writes to local
+files alone, through a stream that an error would leave behind, and loads torch.
+
+Shapes: L sites, Q ids per site.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.dataset import CODEBOOK_PATH, Batch, TokenDataset, open_dataset
+from tokenshards.pipeline.shards.schema import META_PREFIX
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["WebdatasetExport", "export_webdataset"]
+
+BATCH_ROWS = 512
+MOST_ROWS = 1_000_000
+INDEX_NAME = "dataset.json"
+CODEBOOK_NAME = "codebook.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebdatasetExport:
+    """What was written."""
+
+    url: str
+    rows: int
+    classes: int
+    tars: int
+    bytes: int
+    unlabelled: int
+    pattern: str
+    """What to give to `webdataset.WebDataset`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return the report as (name, value) text."""
+        without = f", {self.unlabelled:,} of them without a label and a .cls" if self.unlabelled else ""
+        return [
+            ("rows", f"{self.rows:,}{without}"),
+            ("classes", f"{self.classes:,}"),
+            ("tars", f"{self.tars:,}, {self.bytes:,} bytes"),
+            ("read with", f'webdataset.WebDataset("{self.pattern}", shardshuffle=False).decode()'),
+        ]
+
+
+def export_webdataset(
+    data_url: str, out_url: str, *, rows_per_tar: int = 10_000, options: dict[str, Any] | None = None
+) -> WebdatasetExport:
+    """Write the rows of a dataset as tars of `rows_per_tar` samples below `out_url`; every shard is verified when it is read.
+
+    Raises ConfigError where the number is not possible, or where another export lies at `out_url`.
+    """
+    if not 1 <= rows_per_tar <= MOST_ROWS:
+        raise ConfigError(f"--rows-per-tar is {rows_per_tar}; expected 1 to {MOST_ROWS:,}")
+    dataset = open_dataset(data_url, storage_options=options, verify=True)
+    if not len(dataset):
+        raise ConfigError(f"{dataset.store.url} has no rows; expected at least one to export")
+    out = Store(out_url, storage_options=options)
+    tars = -(-len(dataset) // rows_per_tar)
+    index = _index(dataset, tars, rows_per_tar)
+    if out.info(INDEX_NAME) is not None and out.read(INDEX_NAME) != index:
+        raise ConfigError(f"{out.url}/{INDEX_NAME} is there with other content, of another export; choose another output")
+    size = 0
+    samples = _samples(dataset)
+    for number in range(tars):
+        data = _tar(islice(samples, rows_per_tar))
+        out.write(f"{number:05d}.tar", data)
+        size += len(data)
+    if dataset.spec.codebook is not None:
+        out.write(CODEBOOK_NAME, dataset.store.read(CODEBOOK_PATH))
+    out.write(INDEX_NAME, index)
+    return WebdatasetExport(
+        url=out.url,
+        rows=len(dataset),
+        classes=len(dataset.classes),
+        tars=tars,
+        bytes=size,
+        unlabelled=len(dataset) - sum(dataset.manifest.class_counts),
+        pattern=f"{out.url}/" + ("00000.tar" if tars == 1 else f"{{00000..{tars - 1:05d}}}.tar"),
+    )
+
+
+def _index(dataset: TokenDataset, tars: int, rows_per_tar: int) -> bytes:
+    value = {
+        "rows": len(dataset),
+        "rows_per_tar": rows_per_tar,
+        "tars": tars,
+        "classes": list(dataset.classes),
+        "class_counts": list(dataset.manifest.class_counts),
+        "views": dataset.views,
+        "fingerprint": dataset.spec.fingerprint,
+        "spec": dataset.spec.to_json(),
+        "card": dataset.manifest.card,
+    }
+    return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _samples(dataset: TokenDataset) -> Iterator[dict[str, bytes]]:
+    """Yield the members of each sample by name; the keys are row numbers, because a key of WebDataset may hold no dot."""
+    meta = _meta_names(dataset)
+    row = 0
+    for batch in dataset.batches(BATCH_ROWS, columns=["sample_id", "view", "label", *meta]):
+        for values, ids_LQ, label, shape in zip(batch.table.to_pylist(), *_rows(batch), strict=True):
+            described: dict[str, Any] = {name: values[name] for name in ("sample_id", "view", "label")}
+            described["meta"] = {name.removeprefix(META_PREFIX): values[name] for name in meta}
+            if shape is not None:
+                described["shape"] = shape
+            members = {"tokens.npy": _npy(ids_LQ), "json": json.dumps(described, ensure_ascii=False).encode()}
+            if label >= 0:
+                members["cls"] = str(label).encode()
+            yield {f"{row:08d}.{suffix}": data for suffix, data in members.items()}
+            row += 1
+
+
+def _rows(batch: Batch) -> tuple[list[npt.NDArray[Any]], list[int], list[list[int] | None]]:
+    """Return the ids [L, Q], the class index and the shape of each row; the shape only where rows vary in it."""
+    tokens = batch.tokens
+    shapes: list[list[int] | None] = [None] * len(batch) if tokens.shapes_BD is None else tokens.shapes_BD.tolist()
+    sites_B = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)
+    counts = [tokens.ids_BLQ.shape[1]] * len(batch) if sites_B is None else sites_B.tolist()
+    return [ids_LQ[:sites] for ids_LQ, sites in zip(tokens.ids_BLQ, counts, strict=True)], batch.labels_B.tolist(), shapes
+
+
+def _meta_names(dataset: TokenDataset) -> list[str]:
+    names = dataset.open_shard(dataset.shards[0]).read_row_group(0).table.column_names
+    return [name for name in names if name.startswith(META_PREFIX)]
+
+
+def _npy(ids_LQ: npt.NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(ids_LQ), allow_pickle=False)
+    return file.getvalue()
+
+
+def _tar(samples: Iterable[dict[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for sample in samples:
+            for name, data in sample.items():
+                member = tarfile.TarInfo(name)  # no time and no owner: equal rows give equal bytes
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
