@@ -101,7 +101,8 @@ ALLOWED: dict[str, set[str]] = {
         "tokenshards.pipeline.runners.base",
     },
     "stem_adaptors": SHARDS,
-    "tokenshards.stem_adaptors.commands.demo_training": SHARDS | {"stem_adaptors", "tokenshards.pipeline.commands.demo_images"},
+    "tokenshards.stem_adaptors.commands.demo_training": SHARDS | {"stem_adaptors", "tokenshards.pipeline.commands.demo_folder"},
+    "tokenshards.pipeline.commands.demo_folder": {"tokenshards.pipeline.errors"},
     "tokenshards.stem_adaptors.cluster.ray_train": SHARDS | {"stem_adaptors", "tokenshards.pipeline.runners.ray_connection"},
 }
 TIMM_ALLOWED = {"tokenshards.stem_adaptors.models.timm_backbones", "tokenshards.pipeline.tokenizers.fitted.perceptual"}
