@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tokenshards.pipeline.commands.demo_folder import clear_demo_folder
 from tokenshards.pipeline.config import FitConfig, RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
@@ -22,10 +22,8 @@ from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["clear_demo_folder", "run_demo", "write_digits", "write_photo_tiles"]
+__all__ = ["run_demo", "write_digits", "write_photo_tiles"]
 
-MARK = ".tokenshards-demo"
-"""File that makes a folder the demo's own."""
 TILE = 128
 STRIDE = 64
 HELD_OUT = 5
@@ -66,29 +64,6 @@ def run_demo(folder: str) -> None:
         )
         print(f"   {shown.text()}")
     print(f"   all of this took {time.monotonic() - started:.1f} s")
-
-
-def clear_demo_folder(root: Path, *names: str) -> None:
-    """Remove what an earlier demo wrote under these names, because a demo shows a first run each time. An empty or new folder is marked.
-
-    Raises ConfigError where the folder holds something and has no mark: then it is somebody's own, and nothing in it is touched.
-    """
-    mark = root / MARK
-    try:
-        if not mark.is_file():
-            root.mkdir(parents=True, exist_ok=True)
-            found = sorted(path.name for path in root.iterdir())
-            if found:
-                raise ConfigError(
-                    f"{root}: the demo replaces what is in its folder, and this one holds {len(found)} files or folders of yours, such as "
-                    f"{found[0]!r}; expected a new or empty folder, or one of an earlier demo. Give another: tokenshards demo demo_out"
-                )
-            mark.write_text("The demo of tokenshards made this folder, and replaces what is in it when it runs again.\n")
-        for name in names:
-            if (root / name).exists():
-                shutil.rmtree(root / name)
-    except OSError as error:
-        raise ConfigError(f"{root}: the demo cannot use this folder ({error}); expected one that can be written") from None
 
 
 def write_digits(folder: Path) -> int:

@@ -31,7 +31,8 @@ from tokenshards.pipeline.storage.store import Store
 __all__ = ["WebdatasetExport", "export_webdataset"]
 
 BATCH_ROWS = 512
-MOST_ROWS = 1_000_000
+MOST_ROWS = 100_000
+"""A tar is in memory until it is published whole."""
 INDEX_NAME = "dataset.json"
 CODEBOOK_NAME = "codebook.safetensors"
 

@@ -93,11 +93,11 @@ class Dashboard:
 
     def gpus(self) -> float | None:
         """Return how many GPUs the nodes that are there have; None where the cluster does not tell."""
-        found = self._get("/api/v0/nodes?detail=1&limit=10000", missing_ok=True)
         try:
+            found = self._get("/api/v0/nodes?detail=1&limit=10000", missing_ok=True)
             nodes = found["data"]["result"]["result"]
             return sum(float(node["resources_total"].get("GPU", 0)) for node in nodes if node["state"] == "ALIVE")
-        except (TypeError, KeyError, AttributeError):
+        except (ClusterError, TypeError, KeyError, AttributeError):  # it is for a warning alone
             return None
 
     def job(self, submission_id: str) -> dict[str, Any] | None:

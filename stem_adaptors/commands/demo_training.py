@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tokenshards.pipeline.commands.demo_images import clear_demo_folder
+from tokenshards.pipeline.commands.demo_folder import clear_demo_folder
 from tokenshards.pipeline.shards.dataset import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.ranks import Ranks

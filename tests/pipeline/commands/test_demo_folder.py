@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import call_cli
-from tokenshards.pipeline.commands.demo_images import MARK, clear_demo_folder
+from tokenshards.pipeline.commands.demo_folder import MARK, clear_demo_folder
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.commands.demo_training import train_demo
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
