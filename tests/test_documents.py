@@ -118,9 +118,12 @@ def _without(words: list[str], options: dict[str, int]) -> list[str]:
 
 
 def check_script(words: list[str]) -> None:
-    """A script of the repository exists and knows its options; tests/test_infra.py and benchmarks run them."""
+    """A script of the repository exists and knows its options, itself or through what it imports from beside it."""
     script = ROOT / words[0]
     source = script.read_text()
+    for name in re.findall(r"^from (\w+) import", source, re.MULTILINE):
+        if (beside := script.with_name(f"{name}.py")).exists():
+            source += beside.read_text()
     for option in (word for word in words if word.startswith("--")):
         assert f'"{option}"' in source, f"{words[0]} has no {option}"
 
