@@ -34,6 +34,7 @@ from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
+from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
 README = ROOT / "README.md"
 PIPELINE, TRAINING, INFRA = (ROOT / room / "README.md" for room in ("pipeline", "stem_adaptors", "infra"))
@@ -150,7 +151,7 @@ def readme(away: Path) -> Page:
     """README, run in a folder with images and nothing else; the guides begin in a copy of what it leaves there."""
     (away / "home").mkdir()
     os.chdir(away / "home")
-    for folder, count, seed in (("photos", 96, 0), ("val_photos", 12, 1)):
+    for folder, count, seed in (("photos", 96, 0), ("val_photos", 12, 1), ("more_photos", 12, 3)):
         write_images(Path(folder), count, side=64, seed=seed)
     return Page(README).run()
 
@@ -196,7 +197,9 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     write_images(home / "messy", 6, bad=2)
     convert(home / "messy", home / "messy.tokens")
     page = Page(PIPELINE).run()
-    assert {"retry-failed", "repair", "fit-tokenizer", "evaluate-tokenizer", "import tokenizer", "import seit", "export seit"} <= {*page.ran}
+    assert {"retry-failed", "repair", "fit-tokenizer", "evaluate-tokenizer", "import tokenizer", "import seit", "export seit"} <= {
+        *page.ran
+    }
     assert not [command for command in page.ran if command.endswith("?")]
     assert quarantine_of("messy.tokens").keys() == {f"class_{number % 3}/bad_{number:04}.jpg" for number in (6, 7)}
     assert np.array_equal(page.names["tokens"].ids_BLQ[0], open_dataset("photos.tokens").sample("class_0/img_0000.jpg").tokens.ids_BLQ[0])
@@ -209,9 +212,12 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
 
 def test_shards_to_classifiers(readme: Page, away: Path) -> None:
     home = copied_home(away, "stem_adaptors")
+    shutil.copytree(ROOT / "infra" / "recipes", home / "infra" / "recipes")
     page = Page(TRAINING).run()
-    assert page.ran == ["train", "evaluate", "evaluate", "predict", "train", "train", "train?", "train?", "train?", "preview"]
-    assert (home / "augmented.png").exists() and (home / "small" / "run.json").exists()
+    first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train"]
+    assert page.ran == [*first, "train?", "train?", "train?", "preview"]
+    made = ("augmented.png", "probe/run.json", "mixed/run.json", "noisy/run.json")
+    assert [name for name in made if not (home / name).exists()] == []
     assert page.names["right"] > 0 and len(page.names["run"].classes) == 3
     assert page.names["place"]["epoch"] == 2 and page.names["logits_BC"].shape == (16, 3)
     standard = page.names["embedding"](page.names["batch"].ids_BLQ).std().item()
@@ -219,8 +225,6 @@ def test_shards_to_classifiers(readme: Page, away: Path) -> None:
 
 
 def test_what_train_chooses_is_the_table() -> None:
-    from tokenshards.stem_adaptors.training.defaults import _batch_size, _MODELS
-
     rows = re.findall(r"^\| below ([\d,]+) \| `(\w+)` \| .*?(\d[\d,]*)(?: to| or|) ?([\d,]*) \|", TRAINING.read_text(), re.MULTILINE)
     assert [(int(limit.replace(",", "")), model) for limit, model, _, _ in rows] == list(_MODELS)
     for limit, _, low, high in rows:
