@@ -42,6 +42,7 @@ BENCH, LOCAL_S3, SPEC = ROOT / "infra/bench/README.md", ROOT / "infra/local_s3/R
 pytestmark = pytest.mark.timeout(300)  # README trains a classifier, within the first test's time
 PAGES = (README, PIPELINE, TRAINING, INFRA, BENCH, LOCAL_S3, SPEC, ROOT / "CHANGELOG.md")
 
+PHOTOS = 72
 ELSEWHERE = {"ray", "moto_server", "rclone", "mkdir", "rm"}
 """Programs of the infra pages, which tests/test_infra.py looks at."""
 OF_SUBMIT = {"--address": 1, "--submission-id": 1, "--max-actors": 1, "--cpus-per-actor": 1, "--wait": 0, "--no-wait": 0, "--tail": 0}
@@ -97,6 +98,8 @@ class Page:
         if words[0] == "submit":
             words = ["tokenize", *_without(words[1:], OF_SUBMIT)]
         words = _without(words, {"--runner": 1})
+        if words[0] == "train" and "--epochs" not in words:  # the size of the data would choose 300
+            words += ["--epochs", "1"]
         self.said[line] = call_cli(*words)[0]
         self.ran.append(words[0] if words[0] not in ("import", "export") else " ".join(words[:2]))
 
@@ -151,7 +154,7 @@ def readme(away: Path) -> Page:
     """README, run in a folder with images and nothing else; the guides begin in a copy of what it leaves there."""
     (away / "home").mkdir()
     os.chdir(away / "home")
-    for folder, count, seed in (("photos", 96, 0), ("val_photos", 12, 1), ("more_photos", 12, 3)):
+    for folder, count, seed in (("photos", PHOTOS, 0), ("val_photos", 12, 1), ("more_photos", 12, 3)):
         write_images(Path(folder), count, side=64, seed=seed)
     return Page(README).run()
 
@@ -168,7 +171,7 @@ def test_readme_runs_as_written(readme: Page, away: Path) -> None:
     assert readme.ran == [*first, "tokenize", "tokenize", "status"]
     made = ("look.png", "usage.png", "confusion.png", "run/curves.png", "run/best.safetensors")
     assert [name for name in made if not (away / "home" / name).exists()] == []
-    assert readme.names["batch"].ids_BLQ.shape[0] == 96
+    assert readme.names["batch"].ids_BLQ.shape[0] == PHOTOS
     rows = next(text for line, text in readme.said.items() if line.startswith("duckdb"))
     assert rows.count("class_") == 3 * 2
     assert "complete" in readme.said["tokenshards status s3://bucket/tokens"]
@@ -207,7 +210,7 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     assert page.names["batch"].table["flip"].to_pylist() == [False, True] * 4 and page.names["views"].views == 2
     assert open_dataset("back.tokens").classes == open_dataset("small.tokens").classes
     assert open_dataset("more.tokens").spec == open_dataset("photos.tokens").spec
-    assert [len(open_dataset(f"{name}.tokens")) for name in ("photos", "vit", "four", "views")] == [96, 96, 96, 192]
+    assert [len(open_dataset(f"{name}.tokens")) for name in ("photos", "vit", "four", "views")] == [PHOTOS, PHOTOS, PHOTOS, 2 * PHOTOS]
 
 
 def test_shards_to_classifiers(readme: Page, away: Path) -> None:
