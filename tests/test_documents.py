@@ -5,6 +5,7 @@ What needs a cluster is parsed against the command line and, where it is a `toke
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import os
@@ -34,6 +35,7 @@ from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
+from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
 README = ROOT / "README.md"
@@ -297,6 +299,25 @@ def test_every_command_is_in_the_table() -> None:
     names = [name for name, found in command.commands.items() if not hasattr(found, "commands")]
     names += [f"{name} {inner}" for name, found in command.commands.items() for inner in getattr(found, "commands", ())]
     assert [name for name in names if f"`{name}" not in table] == []
+
+
+def options_of(command: Any) -> set[str]:
+    own = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    return own.union(*(options_of(inner) for inner in getattr(command, "commands", {}).values()))
+
+
+@pytest.mark.parametrize("page", [README, PIPELINE, TRAINING], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    known = options_of(typer.main.get_command(cli.app)) | {"--nproc-per-node", "--no-python", "--help"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()))
+    assert len(named) > 8 and named <= known, named - known
+
+
+def test_the_table_of_augmentations_names_every_setting() -> None:
+    table = TRAINING.read_text().split("| operation |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)(?:=[\d.]+)?`", table))
+    fields = {field.name for field in dataclasses.fields(AugmentConfig)}
+    assert named <= fields and fields - named == {"synonym_metric"}  # the table says: the tokenizer's own metric
 
 
 def test_every_room_has_its_line() -> None:
