@@ -20,7 +20,9 @@ app = typer.Typer()
 )
 def import_tokenizer_command(
     weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
-    kind: Annotated[str, typer.Option(help="What the checkpoint is; the README lists them. `python:module:callable` needs no CHECKPOINT.")],
+    kind: Annotated[
+        str, typer.Option(help="What the checkpoint is; pipeline/README.md lists them. `python:module:callable` needs no CHECKPOINT.")
+    ],
     out: Annotated[
         str | None, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.", show_default=False)
     ] = None,

@@ -1,4 +1,4 @@
-"""A tokenizer that a user wrote, as the README shows it: its code and its commands, then what goes wrong, then a cluster."""
+"""A tokenizer that a user wrote, as pipeline/README.md shows it: its code and its commands, then what goes wrong, then a cluster."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ALLOW = "TOKENSHARDS_ALLOW_PYTHON"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "pipeline" / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the README's module, photos, and what its commands made of them."""
+    """A folder with the guide's module, photos, and what its commands made of them."""
     home = tmp_path_factory.mktemp("home")
     write_images(home / "photos", 20, side=64)
     (module,) = blocks("py")
@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_the_example_of_the_readme_runs(home: Path) -> None:
+def test_the_example_of_the_guide_runs(home: Path) -> None:
     dataset = open_dataset(str(home / "mine.tokens"))
     assert (dataset.spec.family, dataset.spec.layout.grid, dataset.spec.vocabulary) == ("python", (16, 16), (512,))
     assert dataset.spec.config["settings"] == {"cell": 4} and dataset.spec.codebook is not None

@@ -212,7 +212,9 @@ def _load(file: npt.NDArray[np.uint8], where: str) -> Any:
         names = archive.namelist()
     if not any(name.endswith("constants.pkl") for name in names):
         what = "a state dict, weights without a program" if any(name.endswith("data.pkl") for name in names) else "no TorchScript program"
-        raise TokenizerError(f"{where}: it holds {what}; expected a file of torch.jit.save. The kinds for state dicts are in the README")
+        raise TokenizerError(
+            f"{where}: it holds {what}; expected a file of torch.jit.save. The kinds for state dicts are in pipeline/README.md"
+        )
     try:
         with warnings.catch_warnings():  # that torch.jit is deprecated
             warnings.simplefilter("ignore")
