@@ -109,7 +109,7 @@ def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
 def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
     """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
     chain, manifest = _read_chain(store)
-    newest = chain[-1] if chain else manifest  # a published copy has no plan
+    newest = chain[-1] if chain or manifest is None else manifest  # a published copy has no plan
     surveys = [survey_plan(store, plan, plan.spec) for plan in _open_plans(chain, manifest)]
     committed, bytes_shards, histograms = _sums(manifest, surveys)
     rate = _recorded_rate(store) if images_per_second is None else images_per_second
