@@ -172,11 +172,11 @@ class PlanRun:
         inputs, bytes_in, quarantined = self.tally.totals()
         self._reporter.advance(inputs, bytes_in, quarantined)
         bad = self._quarantined_before + quarantined
-        planned = self._planned(inputs) if self._plan.generation == 1 else None
+        planned = self._expected_inputs(inputs) if self._plan.generation == 1 else None
         if planned is not None and bad > self._request.run.max_bad * planned:
             self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
 
-    def _planned(self, inputs: int) -> int | None:
+    def _expected_inputs(self, inputs: int) -> int | None:
         """Return the inputs of the plan. Those of tars are estimated from the shards that are done; None before there is one."""
         plan, tally = self._plan, self.tally
         if not plan.tars_planned:

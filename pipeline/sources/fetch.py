@@ -7,7 +7,9 @@ import hashlib
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import fsspec
@@ -17,7 +19,6 @@ from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, St
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
-from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = ["MAX_BYTES", "display_uri", "fetch_ahead", "fetch_file"]
 
@@ -63,13 +64,29 @@ def fetch_ahead(rows: Iterable[R], fetch: Callable[[R], T], *, threads: int, ahe
     and waits for the reads in flight.
     """
 
-    def attempt(row: R) -> tuple[R, T | BadInput]:
+    def attempt(row: R) -> T | BadInput:
         try:
-            return row, fetch(row)
+            return fetch(row)
         except BadInput as bad:
-            return row, bad
+            return bad
 
-    yield from map_in_order(attempt, rows, threads=threads, ahead=max(0, ahead - 1)) if threads else map(attempt, rows)
+    if threads == 0:
+        for row in rows:
+            yield row, attempt(row)
+        return
+    pending: deque[tuple[R, Future[T | BadInput]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    try:
+        for row in rows:
+            pending.append((row, pool.submit(attempt, row)))
+            if len(pending) >= max(1, ahead):
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def display_uri(store: Store, path: str) -> str:
