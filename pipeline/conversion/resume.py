@@ -20,7 +20,7 @@ from tokenshards.pipeline.errors import (
 )
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
-from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, write_card
+from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
 from tokenshards.pipeline.ledger.replaced import remove_replaced
@@ -96,25 +96,26 @@ class PlanRun:
                 manifest = load_manifest(store, pointer)
             else:
                 manifest = close_generation(store, plan, survey, spec, parent)
-        self._remove_replaced(manifest, replaced, dropped)
-        if not write_card(store, manifest):  # once more: the glob over shards/ may be right only now
+        removed = self._remove_replaced(manifest, replaced, dropped)
+        if not (write_card(store, manifest) if removed else has_own_card(store)):  # the glob over shards/ may be right only now
             self._reporter.say(f"note: {store.url}/{CARD_PATH} is not the card that tokenshards wrote, so it stays as it is")
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
             self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
         self.seconds = time.monotonic() - started
         return manifest
 
-    def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> None:
+    def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> list[str]:
         """Remove what this run replaced, so that `shards/*.parquet` is the dataset; of several drivers the last to end does it."""
         if not replaced and not dropped:
-            return
+            return []
         try:
             removed = [] if live_runs(self._store) else remove_replaced(self._store, manifest, replaced, dropped)
         except TransientStorageError as error:
             self._reporter.say(f"note: what was replaced could not be removed ({error}); `tokenshards verify {self._store.url}` names it")
-            return
+            return []
         for path in removed:
             self._reporter.say(f"removed {path}: its commit was damaged, and the shard was done again")
+        return removed
 
     def _work(self, todo: list[int], spec: TokenizerSpec) -> Survey:
         plan, request = self._plan, self._request
@@ -189,11 +190,11 @@ class PlanRun:
         inputs, bytes_in, quarantined = self.tally.totals()
         self._reporter.advance(inputs, bytes_in, quarantined)
         bad = self._quarantined_before + quarantined
-        planned = self._planned(inputs) if self._plan.generation == 1 else None
+        planned = self._expected_inputs(inputs) if self._plan.generation == 1 else None
         if planned is not None and bad > self._request.run.max_bad * planned:
             self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
 
-    def _planned(self, inputs: int) -> int | None:
+    def _expected_inputs(self, inputs: int) -> int | None:
         """Return the inputs of the plan. Those of tars are estimated from the shards that are done; None before there is one."""
         plan, tally = self._plan, self.tally
         if not plan.tars_planned:

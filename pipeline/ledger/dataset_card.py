@@ -17,7 +17,7 @@ from tokenshards.pipeline.shards.manifest import Manifest
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["CARD_PATH", "is_own_card", "public_source", "write_card"]
+__all__ = ["CARD_PATH", "has_own_card", "is_own_card", "public_source", "write_card"]
 
 CARD_PATH = "README.md"
 MOST_FILES_NAMED = 5000
@@ -49,6 +49,14 @@ def write_card(store: Store, manifest: Manifest) -> bool:
     if card != found:
         store.write(CARD_PATH, card)
     return True
+
+
+def has_own_card(store: Store) -> bool:
+    """Return whether the card of a dataset is there as we wrote it."""
+    try:
+        return is_own_card(store.read(CARD_PATH))
+    except MissingObjectError:
+        return False
 
 
 def is_own_card(data: bytes) -> bool:

@@ -42,6 +42,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     if not chain:
         raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     last = chain[-1]
+    last.refuse_newer()
     if last.is_import:
         raise PlanError(
             f"{store.url} holds tokens imported from {last.source['url']}: reading the same bytes again fails again. "

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import MissingObjectError
-from tokenshards.pipeline.ledger.heartbeat import run_records
+from tokenshards.pipeline.ledger.heartbeat import RunRecord, run_records
 from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histograms, survey_plan
 from tokenshards.pipeline.planning.plan import Plan, load_chain
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
@@ -109,10 +109,10 @@ def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
 def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
     """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
     chain, manifest = _read_chain(store)
-    newest = chain[-1] if chain else manifest  # a published copy has no plan
+    newest = chain[-1] if chain or manifest is None else manifest  # a published copy has no plan
     surveys = [survey_plan(store, plan, plan.spec) for plan in _open_plans(chain, manifest)]
     committed, bytes_shards, histograms = _sums(manifest, surveys)
-    rate = _recorded_rate(store) if images_per_second is None else images_per_second
+    rate = _rate(run_records(store)) if images_per_second is None else images_per_second
     return StorageReport(
         **committed,
         images_planned_exact=all(survey.planned_is_exact for survey in surveys),
@@ -145,7 +145,8 @@ def status_report(store: Store) -> StorageReport:
         bytes_shards += max(0, info.size) if info.path.startswith("shards/") else 0
         commits += is_commit(info.path) and info.path.split("/")[1] == plan.plan_id
     closed, _, _ = _sums(manifest, [])
-    counters = [record.counters for record in run_records(store) if record.plan_id == plan.plan_id]
+    records = run_records(store)
+    counters = [record.counters for record in records if record.plan_id == plan.plan_id]
     seen, bytes_in, failed = (sum(int(one.get(name, 0)) for one in counters) for name in ("images_seen", "bytes_in", "images_quarantined"))
     if not plan.tars_planned:
         seen = round(plan.images_planned * commits / max(1, plan.shards))
@@ -163,7 +164,7 @@ def status_report(store: Store) -> StorageReport:
         bytes_shards=bytes_shards,
         bits_per_token=0.0,
         order0_bits_per_token=None,
-        images_per_second=round(_recorded_rate(store), 2),
+        images_per_second=round(_rate(records), 2),
         seconds=closed["seconds"],
         complete=False,
         views=plan.views.count,
@@ -221,7 +222,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
     return values, totals.get("bytes_shards", 0) + sum(survey.bytes_shards for survey in surveys), histograms
 
 
-def _recorded_rate(store: Store) -> float:
-    records = [record for record in run_records(store) if record.counters.get("images_seen")]
+def _rate(records: list[RunRecord]) -> float:
+    records = [record for record in records if record.counters.get("images_seen")]
     seconds = sum(record.updated_seconds - record.started_seconds for record in records)
     return sum(float(record.counters["images_seen"]) for record in records) / seconds if seconds > 0 else 0.0

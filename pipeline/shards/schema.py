@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import pyarrow as pa
 
-from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, shorten
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, PUBLISHED_VERSION, check_version, version_numbers
 
 __all__ = [
     "FORMAT_VERSION",
@@ -25,14 +24,6 @@ __all__ = [
     "version_numbers",
 ]
 
-FORMAT_VERSION = "1.0"
-"""major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""
-
-PUBLISHED_VERSION = "1.1"
-"""Version of the manifest of a published copy, which says so."""
-
-_VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
-
 KEY_PREFIX = "tokenshards."
 """Prefix of our keys in the key-value metadata of a Parquet footer."""
 
@@ -45,21 +36,6 @@ LabelType: TypeAlias = Literal["int64", "string"] | None
 MetaTypes: TypeAlias = Mapping[str, Literal["string", "int64", "float64", "bool"]]
 
 _META_ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-
-
-def check_version(text: str, where: str) -> None:
-    """Raise FormatVersionError when `text` is a newer major than ours, CorruptObjectError when it is no version at all."""
-    if not _VERSION.fullmatch(text):
-        raise CorruptObjectError(where, f"format version {shorten(text)}; expected major.minor such as {FORMAT_VERSION}")
-    ours = version_numbers(FORMAT_VERSION)[0]
-    if version_numbers(text)[0] > ours:
-        raise FormatVersionError(f"{where}: written in format {text}; this version reads up to {ours}.x. Upgrade tokenshards to read it")
-
-
-def version_numbers(text: str) -> tuple[int, int]:
-    """Return major and minor of a checked version."""
-    major, minor = text.split(".")
-    return int(major), int(minor)
 
 
 def label_arrow_type(label_type: LabelType) -> pa.DataType:

@@ -11,8 +11,8 @@ from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, TokenizerError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
 from tokenshards.pipeline.tokenizers.registry import load_family

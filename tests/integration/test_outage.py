@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import call_cli, content, convert, quarantine_of, run_cli, write_images
+from tests.datasets import ROOT, call_cli, content, convert, quarantine_of, run_cli, start_cli, write_images
+from tests.s3_servers import S3Server
 from tests.secret_scan import SecretScan
 from tokenshards.pipeline.errors import TransientStorageError
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -127,3 +132,37 @@ def test_an_output_that_cannot_be_written_is_no_data_loss(tmp_path: Path, monkey
     monkeypatch.undo()
     convert(tmp_path / "src", tmp_path / "out")
     assert len(content(tmp_path / "out")) == 30
+
+
+def test_ctrl_c_while_the_store_is_silent_ends_the_run_at_once(tmp_path: Path) -> None:
+    """The last sign of life and all reads in flight have minutes of retries before them; nobody waits for these."""
+    write_images(tmp_path / "images", 200)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.s3_servers", "--serve-moto"], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    try:
+        assert server.stdout is not None
+        endpoint = next(line for line in server.stdout if "listening on" in line).split()[-1]
+        S3Server("moto", endpoint).create_bucket("out")
+        run = start_cli(
+            *("tokenize", str(tmp_path / "images"), "s3://out/tokens", "--size", "16", "--codes", "4", "--shard-rows", "2"),
+            *("--workers", "1", "--max-bad", "1"),
+            env=S3Server("moto", endpoint).env,
+        )
+        try:
+            assert run.stderr is not None
+            assert any(line.startswith("plan ") for line in run.stderr), "it never came to work"
+            client = S3Server("moto", endpoint).client()
+            while not client.list_objects_v2(Bucket="out", Prefix="tokens/commits/").get("KeyCount"):
+                assert run.poll() is None
+                time.sleep(0.05)
+            server.send_signal(signal.SIGSTOP)
+            time.sleep(1.0)  # its requests are on their way by now
+            run.send_signal(signal.SIGINT)
+            assert run.wait(60) == 130
+        finally:
+            run.kill()
+            run.communicate()
+    finally:
+        server.kill()
+        server.communicate()
