@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 from common import BENCH, Report, cli, run
-from drawn_images import draw_images  # noqa: E402
-from encode_throughput import SIZES, random_checkpoint  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from drawn_images import draw_images
+from encode_throughput import SIZES, random_checkpoint
+from safetensors.torch import save_file
+from tokenize_overhead import SUFFIXES, replicate
 
-from tokenshards.pipeline.config import ImportConfig  # noqa: E402
-from tokenshards.pipeline.shards import open_dataset  # noqa: E402
-from tokenshards.pipeline.shards.commit import read_commit  # noqa: E402
-from tokenshards.pipeline.storage.store import Store  # noqa: E402
-from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan  # noqa: E402
+from tokenshards.pipeline.config import ImportConfig
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.commit import read_commit
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Scale:
     side: int
     images: int
     shard_rows: int
+    links: int
+    """Names of images whose pixels are made up, to measure the work on shards beside the network: four shards of them."""
     again: int
     """Images that are encoded again on each device."""
     throughput: tuple[str, ...]
@@ -45,14 +48,22 @@ class Scale:
 REAL = Scale(
     network="small",
     side=32,
-    images=1024,
-    shard_rows=256,
+    images=256,
+    shard_rows=128,
+    links=8192,
     again=16,
     throughput=("--dtype", "bfloat16", "--batch", "64", "--repeat", "3"),
     repeats=3,
 )
 SMALL = Scale(
-    network="tiny", side=8, images=48, shard_rows=16, again=8, throughput=("--sizes", "tiny", "--batch", "8", "--repeat", "1"), repeats=1
+    network="tiny",
+    side=8,
+    images=48,
+    shard_rows=16,
+    links=64,
+    again=8,
+    throughput=("--sizes", "tiny", "--batch", "8", "--repeat", "1"),
+    repeats=1,
 )
 
 
@@ -144,17 +155,8 @@ def measure(report: Report, scale: Scale, given: Path | None, root: Path) -> Non
     with report.step("import"):
         save_file(random_checkpoint(*SIZES[scale.network], side=scale.side), root / "vit.safetensors")
         for folder, dtype in (("tok", "float32"), ("tok16", "bfloat16")):
-            told = cli(
-                "import",
-                "tokenizer",
-                str(root / "vit.safetensors"),
-                str(root / folder),
-                "--kind",
-                "vit-vqgan",
-                "--no-decoder",
-                "--dtype",
-                dtype,
-            )
+            options = ("--kind", "vit-vqgan", "--no-decoder", "--dtype", dtype)
+            told = cli("import", "tokenizer", str(root / "vit.safetensors"), str(root / folder), *options)
             report.add(**{f"fingerprint_{dtype}": told["fingerprint"]})
     with report.step("tokenize twice"):
         report.add(tokenized=tokenize_twice(images, root, scale))
@@ -167,7 +169,9 @@ def measure(report: Report, scale: Scale, given: Path | None, root: Path) -> Non
     with report.step("overhead of shards"):
         from shard_overhead import measure_overhead
 
-        overhead = measure_overhead(images, root / "tok16", root / "overhead", shard_rows=scale.shard_rows, repeats=scale.repeats)
+        names = root / "names"
+        replicate(sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES), names, scale.links)
+        overhead = measure_overhead(names, root / "tok16", root / "overhead", shard_rows=scale.links // 4, repeats=scale.repeats)
         report.add(shard_overhead=overhead)
     with report.step("encode_throughput"):
         said = run(sys.executable, str(BENCH / "encode_throughput.py"), *scale.throughput)

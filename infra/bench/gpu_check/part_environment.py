@@ -16,7 +16,8 @@ from common import Report, Skipped, bf16_peak_tflops, seconds_of
 
 NEEDED = ("numpy", "pyarrow", "typer", "rich", "fsspec", "safetensors", "filelock", "PIL", "pytest", "hypothesis")
 WANTED = (
-    "timm", "torchvision", "triton", "diffusers", "vector_quantize_pytorch", "ray", "zstandard", "s3fs", "pytest_timeout", "sklearn", "matplotlib",
+    "timm", "torchvision", "triton", "diffusers", "vector_quantize_pytorch", "ray", "zstandard", "s3fs", "pytest_timeout", "sklearn",
+    "matplotlib",
 )  # fmt: skip
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 

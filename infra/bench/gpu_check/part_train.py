@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 from common import Report, Skipped, bf16_peak_tflops, finish, seconds_of
-from loader_throughput import SITES, WIDTH, write_dataset  # noqa: E402
+from loader_throughput import SITES, WIDTH, write_dataset
 
-from tokenshards.pipeline.shards import TokenDataset  # noqa: E402
-from tokenshards.pipeline.storage.store import Store  # noqa: E402
-from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32  # noqa: E402
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig  # noqa: E402
-from tokenshards.stem_adaptors.data.batch import Batch  # noqa: E402
-from tokenshards.stem_adaptors.models.classifier import VisionTransformer, build_classifier  # noqa: E402
-from tokenshards.stem_adaptors.ranks import Ranks, choose_device  # noqa: E402
-from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest  # noqa: E402
+from tokenshards.pipeline.shards import TokenDataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.models.classifier import VisionTransformer, build_classifier
+from tokenshards.stem_adaptors.ranks import Ranks, choose_device
+from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaLaunchCooperativeKernel")
 FULL = AugmentConfig(flip_prob=0.5, coloradapt_prob=0.25, dropout_prob=0.1, mixup_alpha=0.8)

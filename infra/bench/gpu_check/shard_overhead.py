@@ -1,7 +1,7 @@
 """`actor_overhead` without Ray: what the work on a shard costs beside the network, on images that are decoded already.
 
-One side is the product's own work on shards in this process (batches, tokenizer with its overlap, codec, shard file, commit); the other a bare
-loop of the same network on batches that lie on the device. Both take turns; medians count.
+One side is the product's own work on shards in this process (batches, tokenizer with its overlap, codec, shard file, commit); the other
+a bare loop of the same network on batches that lie on the device. Both take turns; medians count.
 """
 
 from __future__ import annotations
