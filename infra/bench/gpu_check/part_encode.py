@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from safetensors.torch import save_file
 from tokenize_overhead import SUFFIXES, replicate
 
 from tokenshards.pipeline.config import ImportConfig
+from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.commit import read_commit
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan
 
 
@@ -154,16 +157,15 @@ def measure(report: Report, scale: Scale, given: Path | None, root: Path) -> Non
         report.add(images="drawn" if given is None else given.name)
     with report.step("import"):
         save_file(random_checkpoint(*SIZES[scale.network], side=scale.side), root / "vit.safetensors")
-        for folder, dtype in (("tok", "float32"), ("tok16", "bfloat16")):
-            options = ("--kind", "vit-vqgan", "--no-decoder", "--dtype", dtype)
-            told = cli("import", "tokenizer", str(root / "vit.safetensors"), str(root / folder), *options)
-            report.add(**{f"fingerprint_{dtype}": told["fingerprint"]})
+        options = ("--kind", "vit-vqgan", "--no-decoder")
+        report.add(fingerprint=cli("import", "tokenizer", str(root / "vit.safetensors"), str(root / "tok"), *options)["fingerprint"])
+        half = open_published("vit-vqgan", str(root / "vit.safetensors"), ImportConfig(dtype="bfloat16", decoder=False))
+        save_tokenizer(half, Store(str(root / "tok16")))
     with report.step("tokenize twice"):
         report.add(tokenized=tokenize_twice(images, root, scale))
-    with report.step("verify on the device"):
-        report.add(verified_on_device=made_again(root / "first", scale, hide_gpu=False))
-    with report.step("verify on the CPU"):
-        report.add(verified_on_cpu=made_again(root / "first", scale, hide_gpu=True))
+    with report.step("verify"), ThreadPoolExecutor() as both:  # nothing of it is timed
+        here, there = (both.submit(made_again, root / "first", scale, hide_gpu=hidden) for hidden in (False, True))
+        report.add(verified_on_device=here.result(), verified_on_cpu=there.result())
     with report.step("agreement"):
         report.add(agreement=agreements(scale))
     with report.step("overhead of shards"):
