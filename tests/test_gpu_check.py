@@ -109,5 +109,5 @@ def test_the_whole_check_runs_on_a_cpu(tmp_path: Path) -> None:
     done = check("--cpu", "--out", str(tmp_path))
     report = json.loads(done.stdout)
     assert report["ok"], report
-    assert report["parts"]["tests"]["passed"] > 80 and report["parts"]["encode"]["tokenized"]["equal"]
+    assert report["parts"]["tests"]["counts"]["passed"] > 60 and report["parts"]["encode"]["tokenized"]["equal"]
     assert report["parts"]["train"]["images_per_second"] > 0 and report["parts"]["train"]["agreement"]["fp32"]["same_top1"] == 1

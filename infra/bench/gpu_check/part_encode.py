@@ -55,7 +55,7 @@ REAL = Scale(
     shard_rows=128,
     links=8192,
     again=16,
-    throughput=("--dtype", "bfloat16", "--batch", "64", "--repeat", "3"),
+    throughput=("--dtype", "bfloat16", "--batch", "64", "--slots", "64", "--repeat", "3"),
     repeats=3,
 )
 SMALL = Scale(

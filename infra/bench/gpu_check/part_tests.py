@@ -28,7 +28,7 @@ def read_results(file: Path) -> dict[str, Any]:
             skipped[reason] = skipped.get(reason, 0) + 1
     slowest = sorted(lines, key=lambda line: -line["seconds"])[:8]
     return {
-        **counts,
+        "counts": counts,
         "failures": {line["test"]: line["why"] for line in lines if line["outcome"] == "failed"},
         "skip_reasons": skipped,
         "slowest": {line["test"].partition("::")[2]: line["seconds"] for line in slowest},
@@ -64,8 +64,9 @@ def main() -> None:
         watcher.join()
         found = read_results(results)
         report.add(**found)
-        if code or not found["passed"]:
-            raise RuntimeError(f"pytest ended with {code}: {found['failed']} failed, {found['passed']} passed; {log.name} has more")
+        counts = found["counts"]
+        if code or not counts["passed"]:
+            raise RuntimeError(f"pytest ended with {code}: {counts['failed']} failed, {counts['passed']} passed; {log.name} has more")
 
 
 if __name__ == "__main__":
