@@ -20,7 +20,7 @@ from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
 from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
-from tokenshards.stem_adaptors.ranks import Ranks, choose_device
+from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.evaluate import predict
 from tokenshards.stem_adaptors.training.run_directory import open_classifier
@@ -191,6 +191,6 @@ def test_a_timm_backbone_trains(pair: tuple[TokenDataset, TokenDataset], cache: 
 
 
 def test_the_device_that_is_chosen_has_a_number(device: torch.device) -> None:
-    assert choose_device(device.type) == device
-    if device.type == "cuda":
-        assert choose_device("auto") == device and choose_device("cuda", torch.cuda.device_count() - 1).index is not None
+    for name in (device.type, str(device), *(["auto"] if device.type == "cuda" else [])):
+        with joined_ranks(name) as (ranks, chosen):
+            assert ranks.is_main and chosen == device

@@ -25,7 +25,7 @@ from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import VisionTransformer, build_classifier
-from tokenshards.stem_adaptors.ranks import Ranks, choose_device
+from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaLaunchCooperativeKernel")
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     report, root = Report(options.out), Path(tempfile.mkdtemp(prefix="gpu-check-"))
-    device = choose_device("cpu" if options.cpu else "cuda")
+    device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # the benchmark of the loader, of which the dataset is, asks for one
     try:
         measure(report, SMALL if options.cpu else REAL, root, device)
