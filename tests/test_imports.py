@@ -46,7 +46,7 @@ WITHOUT = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("zstandard", "s3fs", "aiobotocore", "botocore", "ray", "diffusers", "vector_quantize_pytorch", "timm"):
+        if name.partition(".")[0] in ("zstandard", "s3fs", "aiobotocore", "botocore", "ray", "diffusers", "timm"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 import tokenshards.pipeline.conversion.tokenize, tokenshards.pipeline.conversion.fit, tokenshards.pipeline.ledger.reencode, tokenshards.pipeline.ledger.verify, tokenshards.pipeline.runners.local_worker
