@@ -79,7 +79,6 @@ def main() -> None:
     packages = {module: version(module) for module in (*NEEDED, *WANTED)}
     report.add(
         python=platform.python_version(),
-        kernel=platform.release(),
         cores=len(os.sched_getaffinity(0)),
         packages=packages,
         missing=[module for module, found in packages.items() if found is None],
