@@ -42,6 +42,27 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(result.stdout.rpartition("\n")[2])) & set(HEAVY)
 
 
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("zstandard", "s3fs", "aiobotocore", "botocore", "ray", "diffusers", "timm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import tokenshards.pipeline.conversion.tokenize, tokenshards.pipeline.conversion.fit, tokenshards.pipeline.ledger.reencode, tokenshards.pipeline.ledger.verify, tokenshards.pipeline.runners.local_worker
+import tokenshards.pipeline.tokenizers.published.vit_vqgan, tokenshards.pipeline.tokenizers.custom.torchscript, tokenshards.stem_adaptors.training.trainer, tokenshards.stem_adaptors.commands.evaluation_report
+from tokenshards.pipeline.shards.commit import pack_counts, unpack_counts
+import numpy as np
+assert unpack_counts(pack_counts(np.arange(9)), 9).tolist() == list(range(9))
+"""
+
+
+def test_local_work_needs_no_client_of_a_store_no_ray_and_no_zstandard() -> None:
+    """A machine with a GPU and no network may lack them: `infra/bench/gpu_check.sh`."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "allowed"),
     [

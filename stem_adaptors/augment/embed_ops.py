@@ -260,8 +260,8 @@ def _mix_targets(targets_BC: Tensor, lam: Tensor) -> Tensor:
 
 def draw_lambda(keys: SampleKeys, alpha: float) -> Tensor:
     """Return a float64 scalar ~ Beta(alpha, alpha), keyed by the batch's first sample."""
-    word_1 = keys[:1].integers("lambda", 1 << 16)[0]
-    return beta_quantiles(alpha, word_1.device).index_select(0, word_1)[0]  # an index that is a scalar would make a GPU wait
+    word = keys[:1].integers("lambda", 1 << 16)[0, 0]
+    return beta_quantiles(alpha, word.device)[word]
 
 
 @functools.cache

@@ -481,8 +481,7 @@ def _pieces(rows: int, count: int) -> list[slice]:
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        # torch calls bf16 supported where it is emulated too, at a fraction of the speed of float32.
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if precision is torch.float16 and device.type != "cuda":
         raise ConfigError(f"--precision is fp16 on {device.type}; expected fp32 or bf16 there")

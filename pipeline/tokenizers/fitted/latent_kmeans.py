@@ -32,6 +32,7 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from tokenshards.pipeline.tokenizers.fitted.taesd import STRIDE, build_decoder, build_encoder, plain_names
+from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode, residual_ids
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device
 from tokenshards.pipeline.tokenizers.networks.overlap import Begin, offer_overlap
@@ -194,8 +195,9 @@ class LatentKMeans:
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids [B, L, Q] of uint8 images on the device, and whether all latents were finite; waits for nothing."""
-        latents_BLC, finite = self._encoder.queue(images_BHWC)
-        return residual_ids(self._search, latents_BLC), finite
+        with exact_float32():
+            latents_BLC, finite = self._encoder.queue(images_BHWC)
+            return residual_ids(self._search, latents_BLC), finite
 
     def take_notes(self) -> list[str]:
         """Return what a person should know of the encoder since the last call."""

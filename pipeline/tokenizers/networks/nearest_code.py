@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
-
 __all__ = ["Metric", "NearestCode", "residual_ids"]
 
 Metric = Literal["l2", "cosine", "dot"]
@@ -40,8 +38,7 @@ class NearestCode:
         """Return the ids [N] of float32 rows, on their device."""
         self._table_KD, self._offsets_K = self._table_KD.to(rows_ND.device), self._offsets_K.to(rows_ND.device)
         blocks = torch.split(rows_ND, max(1, BLOCK_SCORES // len(self._table_KD)))
-        with exact_float32():
-            return torch.cat([self._nearest(functional.normalize(block, dim=1) if self._normalises else block) for block in blocks])
+        return torch.cat([self._nearest(functional.normalize(block, dim=1) if self._normalises else block) for block in blocks])
 
     def rows(self, ids_N: Tensor) -> Tensor:
         """Return the rows [N, D] of ids, on their device; of length 1 for `cosine`."""

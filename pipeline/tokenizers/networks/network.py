@@ -38,10 +38,9 @@ def device_name() -> str:
 class Network:
     """Runs a module, which maps [B, ...] to [B, ...], on any number of rows: some at a time, the last of them padded with zeros.
 
-    With dtype `bfloat16` matrix products run in bfloat16 under autocast, else in float32 and never in TF32; floating-point values come out
-    as float32 in any case. Where memory is too small for so many rows at a time, half of them are tried, and so on; the smaller number
-    stays. A module that takes no other number
-    of rows than `fixed_rows` is never given another.
+    With dtype `bfloat16` matrix products run in it under autocast, else in float32, never TF32; floating-point values come out as
+    float32 in any case. Where memory is too small for so many rows at a time, half of them are tried, and so on; the smaller number stays.
+    A module that takes no other number of rows than `fixed_rows` is never given another.
     """
 
     def __init__(self, module: nn.Module, *, dtype: str = "float32", fixed_rows: int | None = None) -> None:

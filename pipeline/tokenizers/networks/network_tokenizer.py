@@ -32,6 +32,7 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
     published_preprocess,
 )
+from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device
 from tokenshards.pipeline.tokenizers.networks.overlap import Begin, offer_overlap
 from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, load_into, read_state_dict
@@ -182,8 +183,9 @@ class NetworkTokenizer(ABC):
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite; waits for nothing."""
-        vectors_BLD, finite = self._encoder.queue(scaled(images_BHWC, self._spec.preprocess.colour_range))
-        return self.quantise(vectors_BLD), finite
+        with exact_float32():
+            vectors_BLD, finite = self._encoder.queue(scaled(images_BHWC, self._spec.preprocess.colour_range))
+            return self.quantise(vectors_BLD), finite
 
     def take_notes(self) -> list[str]:
         """Return what a person should know of the encoder since the last call."""

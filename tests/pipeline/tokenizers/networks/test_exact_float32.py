@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.contracts.tokenizer_contract import sample_images
+from tests.pipeline.tokenizers import test_latent_kmeans, test_vit_vqgan
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.custom.torchscript import _Program
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
@@ -50,21 +52,26 @@ class Seen(nn.Module):
         return x
 
 
-def test_a_network_and_a_search_run_without_tf32_and_leave_the_switches_as_they_were(
-    rounded: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_runs_without_tf32_and_leaves_the_switches_as_they_were(rounded: tuple[str, str, str]) -> None:
     seen = Seen()
     Network(seen)(torch.zeros(9, 2))
-    search = NearestCode(np.eye(4, dtype=np.float32))
-    real = search._nearest
-    monkeypatch.setattr(search, "_nearest", lambda rows: real(seen(rows)))
-    search(torch.eye(4))
-    assert len(seen.switches) == 3 and switches() == rounded
-    assert {(conv, old) for conv, _, old in seen.switches} == {("ieee", "highest")} and {new for _, new, _ in seen.switches} <= {
-        "none",
-        "ieee",
-    }
+    assert_exact(seen, 2)
+    assert switches() == rounded
     assert isinstance(torch.backends.cudnn.allow_tf32, bool), "a mix of old and new switches would be refused"
+
+
+@pytest.mark.parametrize("make", [test_vit_vqgan.make, test_latent_kmeans.make], ids=["vit-vqgan", "latent-kmeans"])
+def test_the_search_of_a_tokenizer_does_too(make: Any, rounded: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, seen, real = make(), Seen(), NearestCode.__call__
+    monkeypatch.setattr(NearestCode, "__call__", lambda self, rows: real(self, seen(rows)))
+    tokenizer.encode(sample_images(3, 32))
+    assert_exact(seen, 1)
+    assert switches() == rounded
+
+
+def assert_exact(seen: Seen, calls: int) -> None:
+    assert len(seen.switches) == calls and {(conv, old) for conv, _, old in seen.switches} == {("ieee", "highest")}
+    assert {new for _, new, _ in seen.switches} <= {"none", "ieee"}
 
 
 def test_an_error_leaves_them_as_they_were(rounded: tuple[str, str, str]) -> None:

@@ -1,0 +1,196 @@
+"""The loader and the trainer on a device: batches arrive whole, losses are those of the CPU, checkpoints go both ways."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
+from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
+from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
+from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
+from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
+from tokenshards.stem_adaptors.training.evaluate import predict
+from tokenshards.stem_adaptors.training.run_directory import open_classifier
+from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
+
+KEYED = replace(MODEL, drop_path=0.0)
+"""Without drop path, whose random numbers are those of the device's own generator."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, TokenDataset]:
+    train, val = tokenize_pair(tmp_path_factory.mktemp("pair"))
+    return open_dataset(str(train)), open_dataset(str(val))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def fit(request: TrainRequest, device: torch.device) -> KeptReporter:
+    reporter = KeptReporter()
+    Trainer(request, Ranks(), device, reporter).fit()
+    return reporter
+
+
+def every_loss(request: TrainRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the loss of every step: on a GPU the trainer looks at few of them."""
+    losses: list[Tensor] = []
+    real = Trainer._train_step
+
+    def kept(self: Trainer, batch: Batch) -> Tensor:
+        losses.append(real(self, batch))
+        return losses[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_step", kept)
+        fit(request, device)
+    return [loss.item() for loss in losses]
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("order", ["global", "windowed"])
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_batches_arrive_whole_on_the_device(
+    order: str, prefetch: int, pair: tuple[TokenDataset, TokenDataset], cache: Path, device: torch.device
+) -> None:
+    config = LoaderConfig(batch_size=16, order=order, window_shards=2, cache_dir=str(cache), prefetch_batches=prefetch, end="pad")
+    here, there = TokenLoader(pair[0], config), TokenLoader(pair[0], config, device=device.type)
+    for _ in range(3):
+        for expected, found in zip(here, there, strict=True):
+            for name, tensor in tensors_of(expected).items():
+                moved = tensors_of(found)[name]
+                assert moved.device == device and moved.dtype == tensor.dtype and torch.equal(moved.cpu(), tensor), name
+    here.close(), there.close()
+
+
+def test_page_locked_copies_reach_the_device_whole(pair: tuple[TokenDataset, TokenDataset], cache: Path, device: torch.device) -> None:
+    """Many batches whose memory is given up at once, while the device is busy: none may be overwritten before it is copied."""
+    if device.type != "cuda":
+        pytest.skip("only a GPU has page-locked memory")
+    work = torch.randn(4096, 4096, device=device)
+    expected, moved = [], []
+    for number in range(200):
+        values = torch.full((256, 1024), number, dtype=torch.int32).to(torch.uint16)
+        for _ in range(2):
+            work = torch.tanh(work @ work)
+        empty = torch.zeros(256)
+        batch = Batch(values[:, :, None], empty.long(), empty, empty.long(), empty.long(), 0, 0)
+        pinned = batch.pin_memory()
+        assert pinned.ids_BLQ.is_pinned()
+        moved.append(pinned.to(device, non_blocking=True).ids_BLQ)
+        expected.append(number)
+        del pinned, batch
+    assert [int(ids.to(torch.int32).amax()) for ids in moved] == expected == [int(ids.to(torch.int32).amin()) for ids in moved]
+
+
+def test_losses_in_float32_are_those_of_the_cpu(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"epochs": 2, "precision": "fp32", "model": KEYED}
+    expected = every_loss(request_for(pair[0], tmp_path / "cpu", cache, **options), torch.device("cpu"), monkeypatch)
+    found = every_loss(request_for(pair[0], tmp_path / "device", cache, **options), device, monkeypatch)
+    assert len(found) == 8 and found == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
+def test_half_precision_learns_nearly_the_same(
+    precision: str,
+    pair: tuple[TokenDataset, TokenDataset],
+    cache: Path,
+    tmp_path: Path,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if precision == "fp16" and device.type != "cuda":
+        pytest.skip("--precision fp16 is for GPUs")
+    options: dict[str, Any] = {"epochs": 2, "model": KEYED}
+    expected = every_loss(request_for(pair[0], tmp_path / "cpu", cache, precision="fp32", **options), torch.device("cpu"), monkeypatch)
+    request = request_for(pair[0], tmp_path / "device", cache, precision=precision, val=pair[1], **options)
+    found = every_loss(request, device, monkeypatch)
+    assert found == pytest.approx(expected, rel=0.05)
+    trainer = Trainer(request_for(pair[0], tmp_path / "other", cache, precision=precision, **options), Ranks(), device, KeptReporter())
+    assert {group.dtype for group in trainer.model.parameters()} == {torch.float32}, "weights stay float32 under autocast"
+    if precision == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        assert trainer.precision is torch.bfloat16
+
+
+def test_a_run_that_fell_over_continues_on_the_device_and_its_checkpoint_opens_anywhere(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device
+) -> None:
+    def request(name: str, **changes: Any) -> TrainRequest:
+        return request_for(pair[0], tmp_path / name, cache, val=pair[1], checkpoint_steps=2, precision="fp32", model=MODEL, **changes)
+
+    fit(request("whole"), device)
+    with pytest.raises(Stopped), death_after(7):
+        fit(request("stopped"), device)
+    continued = fit(request("stopped", resume=True), device)
+    assert any("continuing at step 6" in line for line in continued.lines)
+    whole, stopped = (read_checkpoint(request(name).out, "checkpoint.safetensors") for name in ("whole", "stopped"))
+    for group in ("model", "optimizer", "average"):
+        left, right = getattr(whole, group), getattr(stopped, group)
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():  # a GPU adds up in no fixed order
+            torch.testing.assert_close(right[name], tensor, rtol=2e-3, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+    found = []
+    for place in ("cpu", device):
+        model, _ = open_classifier(request("whole").out, "last", place)
+        tokens = TokenBatch(next(iter(pair[1].batches(16))).ids_BLQ)
+        found.append(predict(model, tokens, torch.device(place)))
+        report = evaluate_run(request("whole").out, pair[1], weights="best", device=torch.device(place), batch_size=8)
+        assert report.accuracy.images == 20
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
+
+
+def test_a_run_begun_on_the_cpu_goes_on_on_the_device(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device
+) -> None:
+    options: dict[str, Any] = {"checkpoint_steps": 2, "precision": "fp32"}
+    with pytest.raises(Stopped), death_after(5):
+        fit(request_for(pair[0], tmp_path / "run", cache, **options), torch.device("cpu"))
+    reporter = fit(request_for(pair[0], tmp_path / "run", cache, resume=True, **{**options, "device": str(device)}), device)
+    assert reporter.records[-1]["epoch"] == 2 and all(np.isfinite(record["train_loss"]) for record in reporter.records)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler: what is deprecated in it, and that TF32 would be faster
+@pytest.mark.skipif(shutil.which("c++") is None and not torch.cuda.is_available(), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_backbone_learns_the_same(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"epochs": 1, "precision": "fp32", "model": KEYED, "val": pair[1]}
+    plain = every_loss(request_for(pair[0], tmp_path / "plain", cache, **options), device, monkeypatch)
+    compiled = every_loss(request_for(pair[0], tmp_path / "compiled", cache, compile=True, **options), device, monkeypatch)
+    assert compiled == pytest.approx(plain, rel=5e-3)
+    open_classifier(request_for(pair[0], tmp_path / "compiled", cache).out, "last", device)
+
+
+def test_a_timm_backbone_trains(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device) -> None:
+    allow_torchvision()
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    model = ModelConfig(name="timm:test_vit")
+    reporter = fit(request_for(pair[0], tmp_path / "run", cache, epochs=1, accumulate=2, model=model, val=pair[1]), device)
+    assert np.isfinite(reporter.records[0]["val_loss"])
+
+
+def test_the_device_that_is_chosen_has_a_number(device: torch.device) -> None:
+    for name in (device.type, str(device), *(["auto"] if device.type == "cuda" else [])):
+        with joined_ranks(name) as (ranks, chosen):
+            assert ranks.is_main and chosen == device
