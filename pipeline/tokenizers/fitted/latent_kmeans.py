@@ -32,10 +32,11 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from tokenshards.pipeline.tokenizers.fitted.taesd import STRIDE, build_decoder, build_encoder, plain_names
+from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode, residual_ids
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device
 from tokenshards.pipeline.tokenizers.networks.overlap import Begin, offer_overlap
-from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into, read_state_dict
+from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into
 
 __all__ = ["FAMILY", "LatentEncoder", "LatentKMeans", "open_encoder"]
 

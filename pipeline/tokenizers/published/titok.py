@@ -29,6 +29,8 @@ __all__ = ["OneDPiece", "TiTok"]
 
 WHAT = "a TiTok"
 HEAD_WIDTH = 64
+PUBLISHED_LATENTS = {"titok": (32, 64, 128), "one-d-piece": (256,)}
+"""Of the first family, whose checkpoints hold MaskGIT's pixel decoder."""
 LEGACY, SITES = "reads_latents_unturned", "sites"
 
 
@@ -186,6 +188,27 @@ class TiTok(CodebookTokenizer):
     def __init__(self, state: Mapping[str, Tensor], codes_KD: Floats, *, config: Mapping[str, Any], **rest: Any) -> None:
         self.metric = "cosine" if config[LEGACY] else "l2"
         super().__init__(state, codes_KD, config=config, **rest)
+
+    @classmethod
+    def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
+        """Compare the number of latents, the one thing besides the order of its ids in which One-D-Piece differs from the first TiToks.
+
+        Raises TokenizerError for the numbers that the other project alone published.
+        """
+        latents = tensor_of(checkpoint, "latent_tokens", 2, where, WHAT).shape[0]
+        unturned = any(key.startswith("pixel_") for key in checkpoint)
+        other = next((kind for kind, numbers in PUBLISHED_LATENTS.items() if kind != cls.family and unturned and latents in numbers), None)
+        if other or (cls.ORDERED and "decoder.conv_out.weight" in checkpoint):
+            raise TokenizerError(
+                f"{where}: it has {latents} latents and {'a' if unturned else 'no'} pixel decoder, as {other or 'the vq8k TiToks'} have; "
+                f"{cls.family} does not. Whether ids go from coarse to fine would be recorded wrongly: give --kind {other or 'titok'}"
+            )
+        if unturned and latents not in PUBLISHED_LATENTS[cls.family]:
+            known = ", ".join(map(str, PUBLISHED_LATENTS[cls.family]))
+            return [
+                f"it has {latents} latents, and the published checkpoints of {cls.family} have {known}: nothing tells whether it is one"
+            ]
+        return []
 
     @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
