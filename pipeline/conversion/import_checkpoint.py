@@ -55,6 +55,8 @@ def open_published(kind: str, weights: str, config: ImportConfig, storage_option
     elif not weights:
         raise ConfigError(f"CHECKPOINT or OUT.tok is missing; expected both for --kind {kind}")
     family = cast(type[PublishedTokenizer], load_family(name))
+    if not hasattr(family, "from_checkpoint"):
+        raise ConfigError(f"--kind is {kind}; that family takes no checkpoints: expected one with read_checkpoint and from_checkpoint")
     return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights or kind)
 
 

@@ -44,7 +44,8 @@ from tokenshards.pipeline.shards.manifest import load_pointer
 from tokenshards.pipeline.shards.writer import ShardRows, encode_quarantine, encode_shard
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
+from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer
+from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
 __all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 

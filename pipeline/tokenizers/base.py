@@ -5,7 +5,6 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -35,7 +34,6 @@ __all__ = [
     "check_ids",
     "check_images",
     "codebook_sha256",
-    "describe_device",
     "describe_tokenizer",
     "published_preprocess",
 ]
@@ -159,12 +157,3 @@ def published_preprocess(
     how = config.resize or resize
     resized = (short_side or size) if how == "crop" else None
     return Preprocess(resize=how, filter=config.filter or filter, decode_mode="full", size=size, short_side=resized, **fixed)
-
-
-def describe_device(tokenizer: Tokenizer) -> str:
-    """Return what a tokenizer runs on here: the CPU, or for networks the GPU where there is one."""
-    if isinstance(tokenizer, WeightedTokenizer):
-        from tokenshards.pipeline.tokenizers.networks.network import device_name  # loads torch, as every tokenizer with networks does
-
-        return device_name()
-    return f"cpu {platform.machine()}"
