@@ -31,9 +31,9 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
 )
 from tokenshards.pipeline.tokenizers.kmeans.beam import beam_ids
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import BLOCK_ROWS, NearestRow
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import fit_tables
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images
+from tokenshards.pipeline.tokenizers.networks.nearest_code import BLOCK_ROWS, NearestCode
 
 __all__ = ["PatchKMeans", "choose_size", "default_preprocess", "fit_patch_kmeans"]
 
@@ -92,10 +92,10 @@ class PatchKMeans:
         return {f"level_{q}": table for q, table in enumerate(self._tables)}
 
     @cached_property
-    def _search(self) -> tuple[Floats, list[NearestRow]]:
+    def _search(self) -> tuple[Floats, list[NearestCode]]:
         # Not in the constructor: a driver wants only the spec, and this wakes all threads of the BLAS.
         basis_DR = _span(self._tables)
-        searches = [NearestRow(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
+        searches = [NearestCode(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
         return np.pad(basis_DR, ((0, 0), (0, 1))), searches
 
     def encode(self, images_BHWC: Images) -> TokenBatch:
@@ -119,10 +119,10 @@ class PatchKMeans:
                     ids_QN[:, start + at : start + min(n, at + part)] = beam_ids(rest[at : at + part], searches, self._beam)
                 continue
             for q, search in enumerate(searches):
-                nearest_N = search(rest, scores[q][:n])
+                nearest_N = search.nearest(rest, scores[q][:n])
                 ids_QN[q, start : start + n] = nearest_N
                 if q + 1 < levels:
-                    rest -= np.take(search.rows, nearest_N, axis=0, out=step[:n], mode="clip")
+                    rest -= np.take(search.padded_rows, nearest_N, axis=0, out=step[:n], mode="clip")
         sites = self._spec.layout.sites
         ids_BQL = np.ascontiguousarray(ids_QN.reshape(levels, len(images_BHWC), sites).swapaxes(0, 1))
         return TokenBatch(ids_BQL.swapaxes(1, 2))
