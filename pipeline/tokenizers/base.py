@@ -6,7 +6,7 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from tokenshards.pipeline.config import Filter, ImportConfig, Resize
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
-from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+from tokenshards.pipeline.shards.spec import CodebookInfo, Combine, Layout, Preprocess, TokenizerSpec
 
 __all__ = [
     "CodebookInfo",
@@ -36,6 +36,7 @@ __all__ = [
     "codebook_sha256",
     "describe_tokenizer",
     "published_preprocess",
+    "square_layout",
 ]
 
 Images: TypeAlias = npt.NDArray[np.uint8]
@@ -145,6 +146,15 @@ def describe_tokenizer(tokenizer: Tokenizer) -> str:
     shape = "×".join(map(str, spec.layout.grid)) or f"{spec.layout.sites} sites"
     vocabulary = " + ".join(f"{size:,}" for size in spec.vocabulary)
     return f"{spec.family}, {spec.preprocess.size} px, {shape} {spec.layout.kind}, {vocabulary} codes, fingerprint {spec.fingerprint[:12]}"
+
+
+def square_layout(size: int, stride: int, ids_per_site: int, combine: Literal["sum", "concat"], where: str) -> Layout:
+    """Return the grid of a square picture of `size` pixels with a site every `stride`; TokenizerError where it does not come out even."""
+    side = size // stride
+    if side * stride != size:
+        raise TokenizerError(f"{where}: size {size}; expected a multiple of {stride} pixels")
+    together: Combine = combine if ids_per_site > 1 else "single"
+    return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=ids_per_site, combine=together)
 
 
 def published_preprocess(

@@ -23,13 +23,13 @@ from tokenshards.pipeline.tokenizers.base import (
     CodebookInfo,
     DecodeNotSupported,
     Images,
-    Layout,
     Preprocess,
     Tables,
     TokenizerSpec,
     check_ids,
     check_images,
     codebook_sha256,
+    square_layout,
 )
 from tokenshards.pipeline.tokenizers.fitted.taesd import STRIDE, build_decoder, build_encoder, plain_names
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
@@ -134,21 +134,15 @@ class LatentKMeans:
     def __init__(self, encoder: LatentEncoder, tables: Sequence[Floats], *, preprocess: Preprocess) -> None:
         self._encoder = encoder
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
-        side, width = preprocess.size // STRIDE, encoder.channels
-        if side * STRIDE != preprocess.size or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
+        width = encoder.channels
+        if preprocess.size % STRIDE or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
             raise TokenizerError(
                 f"{FAMILY}: size {preprocess.size} and tables of {[t.shape for t in tables]} do not fit an encoder of {width} channels; "
                 f"expected a size that is a multiple of {STRIDE} and tables [K, {width}]. Fit the tokenizer again"
             )
         self._spec = TokenizerSpec(
             family=FAMILY,
-            layout=Layout(
-                kind="grid",
-                grid=(side, side),
-                sites=side * side,
-                ids_per_site=len(tables),
-                combine="sum" if len(tables) > 1 else "single",
-            ),
+            layout=square_layout(preprocess.size, STRIDE, len(tables), "sum", FAMILY),
             vocabulary=tuple(len(table) for table in tables),
             preprocess=preprocess,
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),

@@ -22,13 +22,13 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import (
     CodebookInfo,
     Images,
-    Layout,
     Preprocess,
     Tables,
     TokenizerSpec,
     check_ids,
     check_images,
     codebook_sha256,
+    square_layout,
 )
 from tokenshards.pipeline.tokenizers.kmeans.beam import beam_ids
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import fit_tables
@@ -49,22 +49,15 @@ class PatchKMeans:
     def __init__(self, tables: Sequence[Floats], *, patch: int, preprocess: Preprocess, beam: int = 1) -> None:
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
         self._patch, self._beam = patch, beam
-        side = preprocess.size // patch
         width = patch * patch * 3
-        if side * patch != preprocess.size or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
+        if preprocess.size % patch or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
             raise TokenizerError(
                 f"patch-kmeans: size {preprocess.size}, patch {patch} and tables of {[t.shape for t in tables]} do not fit; "
                 f"expected a size that is a multiple of the patch and tables [K, {width}]. Fit the tokenizer again"
             )
         self._spec = TokenizerSpec(
             family="patch-kmeans",
-            layout=Layout(
-                kind="grid",
-                grid=(side, side),
-                sites=side * side,
-                ids_per_site=len(tables),
-                combine="sum" if len(tables) > 1 else "single",
-            ),
+            layout=square_layout(preprocess.size, patch, len(tables), "sum", "patch-kmeans"),
             vocabulary=tuple(len(table) for table in tables),
             preprocess=preprocess,
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),

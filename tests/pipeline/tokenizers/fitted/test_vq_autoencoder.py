@@ -350,7 +350,7 @@ def test_the_same_tokenizer_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
 def test_a_size_of_other_patches_is_refused(tmp_path: Path) -> None:
     tokenizer, _ = fit(tmp_path)
     spec = replace(tokenizer.spec, preprocess=replace(PREPROCESS, size=30))
-    with pytest.raises(TokenizerError, match="patches of 4 pixels"):
+    with pytest.raises(TokenizerError, match="size 30; expected a multiple of 4 pixels"):
         VqAutoencoder.from_saved(spec, {**tokenizer.codebook(), **tokenizer.weights()})
     with pytest.raises(TokenizerError, match="level_1 missing"):
         VqAutoencoder.from_saved(tokenizer.spec, {"level_0": tokenizer.codebook()["level_0"], **tokenizer.weights()})
