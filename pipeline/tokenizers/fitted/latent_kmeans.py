@@ -117,10 +117,11 @@ class LatentEncoder:
 
 def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str, Any] | None = None) -> LatentEncoder:
     """Return the networks of two weight files, checked key by key. Raises TokenizerError that names the file and the key."""
-    states = [
-        None if url is None else plain_names(read_state_dict(url, storage_options), part)
-        for url, part in ((encoder, "encoder"), (decoder, "decoder"))
-    ]
+    states = []
+    for url, part in ((encoder, "encoder"), (decoder, "decoder")):
+        found = {} if url is None else plain_names(read_state_dict(url, storage_options), part)
+        # A copy: a fit is long, and the file that they are mapped from may change meanwhile.
+        states.append(None if url is None else {key: value.clone() for key, value in found.items()})
     opened = LatentEncoder(states[0] or {}, states[1], where=encoder if decoder is None else f"{encoder} and {decoder}")
     opened.check()
     return opened

@@ -28,6 +28,8 @@ __all__ = ["read_state_dict"]
 WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
 MAX_WRAPPERS = 4
+MAX_DEPTH = 100
+"""Modules within modules of a pickled one."""
 PARALLEL = "module."
 """What DistributedDataParallel puts before every name."""
 COMPILED = "_orig_mod."
@@ -79,7 +81,9 @@ def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None, 
             state = _safetensors(path, where) if _is_safetensors(start) else _torch_file(path, start[:8], where)
         except OSError as error:
             raise TokenizerError(f"{where}: it cannot be read ({error}); expected a checkpoint. Check its permissions") from error
-    tensors = {key: value for key, value in _unwrapped(state, averages).items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {
+        key: value for key, value in _unwrapped(state, averages, where).items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise TokenizerError(
             f"{where}: no tensors in it, its keys are {_some(state)}; expected a state dict, bare or under {', '.join(WRAPPERS)}"
@@ -128,7 +132,7 @@ def _torch_file(path: str, start: bytes, where: str) -> Mapping[Any, Any]:
             ) from None
         reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160)
         raise TokenizerError(f"{where}: {_not_a_checkpoint(path, start)} ({type(error).__name__}: {reason})") from None
-    state = _tensors_of(loaded, set()) if isinstance(loaded, _Placeholder) else loaded
+    state = _tensors_of(loaded, where) if isinstance(loaded, _Placeholder) else loaded
     if not isinstance(state, Mapping):
         raise TokenizerError(f"{where}: it holds a {type(loaded).__name__}; expected a state dict, which is a dictionary of tensors")
     return state
@@ -173,8 +177,10 @@ def _globals_in(file: Any) -> set[str]:
     return found
 
 
-def _tensors_of(pickled: _Placeholder, seen: set[int]) -> dict[str, Tensor]:
+def _tensors_of(pickled: _Placeholder, where: str, seen: frozenset[int] = frozenset()) -> dict[str, Tensor]:
     """Return the state dict of a pickled module: the tensors that it and the modules within it hold, by name."""
+    if len(seen) > MAX_DEPTH:
+        raise TokenizerError(f"{where}: a pickled module holds modules more than {MAX_DEPTH} deep; expected a network")
     parts = pickled.parts
     passing = parts.get("_non_persistent_buffers_set") or ()
     found: dict[str, Tensor] = {}
@@ -186,13 +192,13 @@ def _tensors_of(pickled: _Placeholder, seen: set[int]) -> dict[str, Tensor]:
     inner = parts.get("_modules")
     for name, module in inner.items() if isinstance(inner, Mapping) else ():
         if isinstance(module, _Placeholder) and id(module) not in seen:
-            found |= {f"{name}.{key}": value for key, value in _tensors_of(module, seen | {id(module)}).items()}
+            found |= {f"{name}.{key}": value for key, value in _tensors_of(module, where, seen | {id(module)}).items()}
     return found
 
 
-def _unwrapped(state: Mapping[Any, Any], averages: Sequence[str]) -> Mapping[Any, Any]:
+def _unwrapped(state: Mapping[Any, Any], averages: Sequence[str], where: str) -> Mapping[Any, Any]:
     for _ in range(MAX_WRAPPERS):
-        entries = (_opened(state.get(key)) for key in (*averages, *WRAPPERS))
+        entries = (_opened(state.get(key), where) for key in (*averages, *WRAPPERS))
         inner = next((entry for entry in entries if isinstance(entry, Mapping) and entry), None)
         if inner is None:
             break
@@ -200,8 +206,8 @@ def _unwrapped(state: Mapping[Any, Any], averages: Sequence[str]) -> Mapping[Any
     return state
 
 
-def _opened(value: Any) -> Any:
-    return _tensors_of(value, set()) if isinstance(value, _Placeholder) else value
+def _opened(value: Any, where: str) -> Any:
+    return _tensors_of(value, where) if isinstance(value, _Placeholder) else value
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
     def forward(self, x_BLW: Tensor) -> Tensor:
         """Return what is as large as `x_BLW`."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self._two else None
-        qkv = functional.linear(x_BLW, self.qkv.weight, bias).unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        qkv = functional.linear(x_BLW, self.qkv.weight, bias).reshape(*x_BLW.shape[:2], 3, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(*qkv)
         result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return result

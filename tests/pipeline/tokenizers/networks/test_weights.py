@@ -147,6 +147,15 @@ def test_of_a_pickled_module_the_tensors_are_read(wrap: Any, tmp_path: Path, mon
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_a_pickled_module_without_an_end_is_one_sentence(tmp_path: Path) -> None:
+    module: nn.Module = nn.Linear(1, 1)
+    for _ in range(checkpoint_file.MAX_DEPTH + 1):
+        module = nn.Sequential(module)
+    torch.save(module, tmp_path / "x.ckpt")
+    with pytest.raises(TokenizerError, match=r"x\.ckpt: a pickled module holds modules more than 100 deep"):
+        read_state_dict(str(tmp_path / "x.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("hostile", "expected"),
     [
