@@ -90,6 +90,8 @@ class TellsItsOrder(nn.Module):
 @pytest.mark.parametrize("count", [8, 5])
 def test_a_program_sees_contiguous_pictures_and_the_import_says_so(count: int) -> None:
     tokenizer = make(traced(TellsItsOrder(), torch.zeros(1, 3, SIZE, SIZE), script=True), **{**PLAIN, "dtype": "bfloat16"})
+    last = torch.zeros(count, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    assert tokenizer._encoder._module(last).ravel().tolist() == [1] * count
     assert tokenizer.encode(sample_images(count, SIZE)).ids_BLQ.ravel().tolist() == [1] * count
     assert ("networks", "bfloat16, pictures contiguous as [B, 3, H, W]") in tokenizer_rows(tokenizer)
     assert ("networks", "float32") in tokenizer_rows(make_plain())
