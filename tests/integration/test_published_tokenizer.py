@@ -85,6 +85,7 @@ def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None
     tok, out, run = str(weights / "piece.tok"), weights / "piece_out", str(weights / "piece_run")
     shown, _ = call_cli("import", "tokenizer", str(weights / "piece.bin"), tok, "--kind", "one-d-piece", "--max-tokens", "4")
     assert "one-d-piece" in shown and "short side and centre crop to 32 x 32 px, bicubic, values from 0 to 1" in shown
+    assert "note" in shown and "it has 6 latents" in shown  # the published ones have 256
     run_cli("tokenize", str(photos), str(out), "--tokenizer", tok, "--shard-rows", "8", "--workers", "2")
     layout = open_dataset(str(out)).spec.layout
     assert (layout.kind, layout.sites, layout.ordered, layout.prefix_decodable) == ("sequence", 4, True, True)
