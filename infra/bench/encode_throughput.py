@@ -104,7 +104,12 @@ def measure(size: str, options: argparse.Namespace, device: torch.device) -> dic
     """Return images/s of the tokenizer and of its bare network, in turns."""
     state = random_checkpoint(*SIZES[size])
     tokenizer = VitVqgan.from_checkpoint(state, ImportConfig(dtype=options.dtype, decoder=False), decoder="bench", where=size)
-    bare = load_into(tokenizer.build_encoder(), {key: value for key, value in state.items() if "quantizer" not in key}, size).to(device)
+    bare = load_into(
+        tokenizer.build_encoder(),
+        {key: value for key, value in state.items() if "quantizer" not in key},
+        size,
+        names=tokenizer.published_name,
+    ).to(device)
     images = np.random.default_rng(0).integers(0, 256, (options.batch, 256, 256, 3), dtype=np.uint8)
     pixels = scaled(to_device(images), (0.0, 1.0))
     dtype = getattr(torch, options.dtype)

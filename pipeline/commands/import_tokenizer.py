@@ -56,7 +56,7 @@ def import_tokenizer_command(
     """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
     prepare_for_torch()
     from tokenshards.pipeline.config import ImportConfig, SourceConfig
-    from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, keep_used_codes, open_published, tokenizer_rows
+    from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, import_notes, keep_used_codes, open_published, tokenizer_rows
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
@@ -81,13 +81,16 @@ def import_tokenizer_command(
         settings=parse_options(config_option, "--config", "cell=8"),
     )
     tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
+    notes = import_notes(tokenizer)
     if keep_codes is not None:
         pictures = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
         counted = CodeSample(source_url=keep_codes, source=pictures, images=sample, seed=seed, min_uses=min_uses)
         tokenizer, statistics = keep_used_codes(tokenizer, counted)
+    statistics |= {"notes": notes} if notes else {}
     store = Store(out, storage_options=options)
     save_tokenizer(tokenizer, store, "", statistics)
     if as_json:
         print_json({"fingerprint": tokenizer.spec.fingerprint, "spec": tokenizer.spec.to_json(), **statistics})
         return
-    print_table([*tokenizer_rows(tokenizer), *fit_rows(statistics)], title=f"{store.url}: {describe_tokenizer(tokenizer)}")
+    rows = [*tokenizer_rows(tokenizer), *fit_rows(statistics), *(("note", note) for note in notes)]
+    print_table(rows, title=f"{store.url}: {describe_tokenizer(tokenizer)}")

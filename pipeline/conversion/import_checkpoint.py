@@ -17,11 +17,11 @@ from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.sources import open_source
-from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, Tokenizer
+from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
 from tokenshards.pipeline.tokenizers.registry import load_family, published_families
 
-__all__ = ["CodeSample", "keep_used_codes", "open_published", "tokenizer_rows"]
+__all__ = ["CodeSample", "import_notes", "keep_used_codes", "open_published", "tokenizer_rows"]
 
 PYTHON = "python"
 
@@ -55,7 +55,14 @@ def open_published(kind: str, weights: str, config: ImportConfig, storage_option
     elif not weights:
         raise ConfigError(f"CHECKPOINT or OUT.tok is missing; expected both for --kind {kind}")
     family = cast(type[PublishedTokenizer], load_family(name))
+    if not hasattr(family, "from_checkpoint"):
+        raise ConfigError(f"--kind is {kind}; that family takes no checkpoints: expected one with read_checkpoint and from_checkpoint")
     return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights or kind)
+
+
+def import_notes(tokenizer: Tokenizer) -> list[str]:
+    """Return what a person should know of an import, a sentence each; asked before `keep_used_codes`, which makes another tokenizer."""
+    return tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
 
 
 def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[PublishedTokenizer, dict[str, Any]]:
@@ -93,9 +100,11 @@ def tokenizer_rows(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     spec, preprocess = tokenizer.spec, tokenizer.spec.preprocess
     how = "squashed to" if preprocess.resize == "squash" else "short side and centre crop to"
     low, high = preprocess.colour_range
+    # Cosmos in bfloat16 gives other ids for pictures that lie in memory with channels last, and published code gives it either.
+    layout = ", pictures contiguous as [B, 3, H, W]" if spec.family == "torchscript" and spec.dtype == "bfloat16" else ""
     bits = sum(int(np.ceil(np.log2(max(2, size)))) for size in spec.vocabulary) * spec.layout.sites
     return [
         ("pictures", f"{how} {preprocess.size} x {preprocess.size} px, {preprocess.filter}, values from {low:g} to {high:g}"),
         ("ids of a picture", f"{spec.layout.sites * spec.layout.ids_per_site:,}, {-(-bits // 8):,} bytes before compression"),
-        ("to use it", f"export {ALLOW_PYTHON}={spec.config['target']}") if spec.family == PYTHON else ("networks", spec.dtype),
+        ("to use it", f"export {ALLOW_PYTHON}={spec.config['target']}") if spec.family == PYTHON else ("networks", f"{spec.dtype}{layout}"),
     ]

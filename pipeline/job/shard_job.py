@@ -26,7 +26,8 @@ from tokenshards.pipeline.records import FailedRecord, ImageRecord, TokenBatch, 
 from tokenshards.pipeline.shards.commit import Commit
 from tokenshards.pipeline.shards.writer import ShardRows
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
+from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer
+from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
 __all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
 

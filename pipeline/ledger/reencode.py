@@ -29,8 +29,9 @@ from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_device
+from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
 __all__ = ["Reencoding", "ReencodingConfig", "reencode_sample"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.planning.planner import Listing
-from tokenshards.pipeline.quality.fidelity import code_usage, usage_rows
+from tokenshards.pipeline.quality.fidelity import usage_rows
 from tokenshards.pipeline.quality.normalisation import NormalisationProbe, Trial, probe_normalisation
 from tokenshards.pipeline.quality.round_trip import RoundTrip
 from tokenshards.pipeline.records import FailedRecord, PlanRow
@@ -26,7 +26,9 @@ from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.storage.store import display_url
-from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_device
+from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.code_usage import code_usage, order0_entropy_bits
+from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
 __all__ = ["Evaluation", "evaluate_tokenizer"]
 
@@ -75,7 +77,7 @@ class Evaluation:
             "vocabulary_bits_per_token": round(self._vocabulary_bits, 4),
             "bits_per_token": bits,
             "bits_per_image": None if bits is None else round(bits * trip.ids / trip.images, 1),
-            "code_usage": code_usage(trip.histograms or []),
+            "code_usage": [code_usage(counts_K) for counts_K in trip.histograms or []],
             "psnr_db": round(fidelity.mean_psnr_db, 4) if decoded else None,
             "psnr_db_worst": round(fidelity.worst_psnr_db, 4) if decoded else None,
             "psnr_db_all_pixels": round(fidelity.pixel_psnr_db, 4) if decoded else None,
@@ -123,7 +125,7 @@ class Evaluation:
         found = self.probe.warnings()
         for level, (promised, counts_K) in enumerate(zip(self.promised_bits, self.trip.histograms or [], strict=False)):
             ids, used = int(counts_K.sum()), int(np.count_nonzero(counts_K))
-            measured = code_usage([counts_K])[0]["entropy_bits"] + (used - 1) / (2 * ids * np.log(2))  # few ids show too little of it
+            measured = order0_entropy_bits(counts_K) + (used - 1) / (2 * ids * np.log(2))  # few ids show too little of it
             if ids >= len(counts_K) and measured < promised - PROMISE_BITS:
                 found.append(
                     f"level {level} carries {measured:.2f} bits an id here, and {promised:.2f} when the tokenizer was made: these pictures "

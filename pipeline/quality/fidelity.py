@@ -1,23 +1,20 @@
 """How close reconstructions come to their originals, and how evenly the codes are used.
 
-Shapes: B images, H height, W width, C = 3 channels, Q levels, K codes of a level.
+Shapes: B images, H height, W width, C = 3 channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
 from tokenshards.pipeline.tokenizers.psnr import MAX_PSNR_DB, psnr_db
 
-__all__ = ["Fidelity", "code_usage", "order0_entropy_bits", "psnr", "usage_rows"]
+__all__ = ["Fidelity", "psnr", "usage_rows"]
 
 Images = npt.NDArray[np.uint8]
-Counts = npt.NDArray[np.integer[Any]]
 
 
 def psnr(original: Images, reconstruction: Images) -> float:
@@ -54,20 +51,11 @@ class Fidelity:
         return psnr_db(self._sum_squared_error / self.images) if self.images else float("nan")
 
 
-def code_usage(histograms: Sequence[Counts]) -> list[dict[str, Any]]:
-    """Return for each level, from the counts [K] of its codes: codes, used, dead, perplexity and entropy in bits per id."""
-    usage = []
-    for counts_K in histograms:
-        used, bits = int(np.count_nonzero(counts_K)), order0_entropy_bits(counts_K)
-        usage.append({"codes": len(counts_K), "used": used, "dead": len(counts_K) - used, "perplexity": 2.0**bits, "entropy_bits": bits})
-    return usage
-
-
 def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return what `code_usage` counted as (name, value) text."""
+    """Return what `code_usage` counted of each level as (name, value) text."""
     rows = []
     for level, row in enumerate(usage):
-        codes = f"{row['used']:,} of {row['codes']:,} used, {row['dead']:,} dead"
+        codes = f"{row['used_codes']:,} of {row['codes']:,} used, {row['dead_codes']:,} dead"
         rows.append((f"level {level}", f"{codes}, perplexity {row['perplexity']:.0f}, {row['entropy_bits']:.2f} bits"))
     return rows
 

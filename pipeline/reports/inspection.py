@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.ledger.survey import manifest_histograms
-from tokenshards.pipeline.quality.fidelity import code_usage, usage_rows
+from tokenshards.pipeline.quality.fidelity import usage_rows
 from tokenshards.pipeline.reports.drawings import plot_usage, usage_text_histogram
 from tokenshards.pipeline.reports.storage_table import StorageReport, dataset_report, fit_rows
 from tokenshards.pipeline.shards.columns import Column, dataset_columns
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.code_usage import code_usage
 from tokenshards.pipeline.tokenizers.directory import load_spec, load_statistics, resolve_tokenizer
 
 __all__ = ["Inspection", "inspect_dataset"]
@@ -38,6 +39,11 @@ class Inspection:
     histograms: list[npt.NDArray[np.int64]]
     columns: list[Column]
 
+    @property
+    def usage(self) -> list[dict[str, Any]]:
+        """How the codes of each level are used."""
+        return [code_usage(counts_K) for counts_K in self.histograms]
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `inspect --json`."""
         classes = None if self.manifest is None else list(zip(self.manifest.classes, self.manifest.class_counts, strict=True))
@@ -48,7 +54,7 @@ class Inspection:
             "card": {} if self.manifest is None else self.manifest.card,
             "classes": classes,
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
-            "code_usage": code_usage(self.histograms),
+            "code_usage": self.usage,
             **({} if self.report is None else self.report.to_json()),
         }
 
@@ -86,7 +92,7 @@ class Inspection:
         if self.columns:
             tables.append(("columns", [(column.name, column.type, column.meaning) for column in self.columns]))
         if self.histograms:
-            tables.append(("code usage", list(usage_rows(code_usage(self.histograms)))))
+            tables.append(("code usage", list(usage_rows(self.usage))))
         tables.append(("how close its pictures come", [("PSNR and SSIM", f"tokenshards evaluate-tokenizer {self.url} IMAGES")]))
         return tables
 

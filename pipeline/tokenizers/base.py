@@ -5,9 +5,8 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from tokenshards.pipeline.config import Filter, ImportConfig, Resize
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
-from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+from tokenshards.pipeline.shards.spec import CodebookInfo, Combine, Layout, Preprocess, TokenizerSpec
 
 __all__ = [
     "CodebookInfo",
@@ -35,9 +34,9 @@ __all__ = [
     "check_ids",
     "check_images",
     "codebook_sha256",
-    "describe_device",
     "describe_tokenizer",
     "published_preprocess",
+    "square_layout",
 ]
 
 Images: TypeAlias = npt.NDArray[np.uint8]
@@ -149,6 +148,15 @@ def describe_tokenizer(tokenizer: Tokenizer) -> str:
     return f"{spec.family}, {spec.preprocess.size} px, {shape} {spec.layout.kind}, {vocabulary} codes, fingerprint {spec.fingerprint[:12]}"
 
 
+def square_layout(size: int, stride: int, ids_per_site: int, combine: Literal["sum", "concat"], where: str) -> Layout:
+    """Return the grid of a square picture of `size` pixels with a site every `stride`; TokenizerError where it does not come out even."""
+    side = size // stride
+    if side * stride != size:
+        raise TokenizerError(f"{where}: size {size}; expected a multiple of {stride} pixels")
+    together: Combine = combine if ids_per_site > 1 else "single"
+    return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=ids_per_site, combine=together)
+
+
 def published_preprocess(
     config: ImportConfig, *, size: int, resize: Resize, filter: Filter, short_side: int | None = None, **fixed: Any
 ) -> Preprocess:
@@ -159,12 +167,3 @@ def published_preprocess(
     how = config.resize or resize
     resized = (short_side or size) if how == "crop" else None
     return Preprocess(resize=how, filter=config.filter or filter, decode_mode="full", size=size, short_side=resized, **fixed)
-
-
-def describe_device(tokenizer: Tokenizer) -> str:
-    """Return what a tokenizer runs on here: the CPU, or for networks the GPU where there is one."""
-    if isinstance(tokenizer, WeightedTokenizer):
-        from tokenshards.pipeline.tokenizers.networks.network import device_name  # loads torch, as every tokenizer with networks does
-
-        return device_name()
-    return f"cpu {platform.machine()}"

@@ -15,13 +15,15 @@ __all__ = ["code_moments", "code_usage", "order0_entropy_bits", "rounded"]
 
 
 def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return codes, dead codes, the share that is used and the perplexity (2 to the entropy in bits) of counted, or weighted, ids."""
-    codes, used = len(counts_K), int(np.count_nonzero(counts_K))
+    """Return codes, those in use and not, the share in use, the entropy in bits per id and 2 to it, of counted, or weighted, ids."""
+    codes, used, bits = len(counts_K), int(np.count_nonzero(counts_K)), order0_entropy_bits(counts_K)
     return {
         "codes": codes,
+        "used_codes": used,
         "dead_codes": codes - used,
         "usage_share": rounded([used / codes])[0],
-        "perplexity": rounded([2.0 ** order0_entropy_bits(counts_K)])[0],
+        "perplexity": rounded([2.0**bits])[0],
+        "entropy_bits": rounded([bits])[0],
     }
 
 

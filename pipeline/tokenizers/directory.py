@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import mmap
+import tempfile
+from typing import Any, cast
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
@@ -33,11 +35,13 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statist
     weights = tokenizer.weights() if isinstance(tokenizer, WeightedTokenizer) else {}
     _check_tensors(spec, "codebook", tables, spec.codebook.sha256 if spec.codebook else None)
     _check_tensors(spec, "weights", weights, spec.weights_sha256 or None)
-    objects: dict[str, bytes] = {}
-    for name, tensors in ((CODEBOOK_NAME, tables), (WEIGHTS_NAME, weights)):
-        if tensors:
-            objects[_join(prefix, name)] = save({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)})
-    objects[_join(prefix, JSON_NAME)] = seal(
+    written = {
+        _join(prefix, name): _write_tensors(store, _join(prefix, name), tensors)
+        for name, tensors in ((CODEBOOK_NAME, tables), (WEIGHTS_NAME, weights))
+        if tensors
+    }
+    path = _join(prefix, JSON_NAME)
+    data = seal(
         {
             "format_version": FORMAT_VERSION,
             "fingerprint": spec.fingerprint,
@@ -46,9 +50,17 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statist
             "made_by": {"tokenshards": __version__},
         }
     )
-    for path, data in objects.items():
-        store.write(path, data)
-    return {path: sha256_hex(data) for path, data in objects.items()}
+    store.write(path, data)
+    return {**written, path: sha256_hex(data)}
+
+
+def _write_tensors(store: Store, path: str, tensors: Tables) -> str:
+    """Publish tensors as safetensors; return the SHA-256. Their bytes go through a mapped file, since those of a network may be many."""
+    with tempfile.NamedTemporaryFile(prefix="tokenshards-") as file:
+        save_file({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}, file.name)
+        with open(file.name, "rb") as written, mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            store.write(path, cast(bytes, mapped))
+            return sha256_hex(cast(bytes, mapped))
 
 
 def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:

@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import Tokenizer
@@ -22,6 +23,9 @@ class _Entry:
     """What to run when the module's packages are missing."""
     published: bool
 
+
+ENTRY_POINTS = "tokenshards.tokenizers"
+"""Group of entry points under which installed packages offer families: `name = "package.module:Class"`."""
 
 _families: dict[str, _Entry] = {}
 
@@ -50,23 +54,26 @@ def temporary_family(name: str, target: str) -> Iterator[None]:
 
 
 def families() -> list[str]:
-    """Return the names of all registered families, sorted."""
-    return sorted(_families)
+    """Return the names of all families, those of installed packages included, sorted."""
+    return sorted(_families | _offered())
 
 
 def published_families() -> list[str]:
-    """Return the names of the families that published checkpoints belong to, sorted."""
-    return sorted(name for name, entry in _families.items() if entry.published)
+    """Return the names of the families that published checkpoints belong to, sorted; those of installed packages may."""
+    return sorted(name for name, entry in (_offered() | _families).items() if entry.published)
 
 
 def load_family(name: str) -> type[Tokenizer]:
-    """Import and return the class of a family; unknown names and missing packages raise TokenizerError."""
-    if name not in _families:
+    """Import and return the class of a family; unknown names and missing packages raise TokenizerError.
+
+    A family of ours cannot be replaced by an installed package that offers its name.
+    """
+    entry = _families.get(name) or _offered().get(name)
+    if entry is None:
         raise TokenizerError(
             f"tokenizer family {name!r} is unknown; this version knows {', '.join(families())}. "
-            "Install the version of tokenshards that wrote the tokenizer, or register the family"
+            "Install the version of tokenshards that wrote the tokenizer, the package that offers the family, or register it"
         )
-    entry = _families[name]
     module, _, attribute = entry.target.partition(":")
     try:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
@@ -79,6 +86,21 @@ def load_family(name: str) -> type[Tokenizer]:
             ) from error
         raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({reason}); try: {entry.install}") from error
     return family
+
+
+@cache
+def _offered() -> dict[str, _Entry]:
+    """Return the families of installed packages; none of their code is imported."""
+    found: dict[str, _Entry] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        package = point.dist.name if point.dist is not None else "its package"
+        if point.name in found and found[point.name].target != point.value:
+            raise TokenizerError(
+                f"tokenizer family {point.name!r} is offered by {found[point.name].target} and by {point.value}; expected one. "
+                "Uninstall one of the two packages"
+            )
+        found[point.name] = _Entry(point.value, f"pip install --force-reinstall {package}", published=True)
+    return found
 
 
 def _version(package: str) -> str:

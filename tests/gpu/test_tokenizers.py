@@ -32,7 +32,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, OverlappedTokenizer, TellingTokenizer
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.perceptual import PerceptualLoss
-from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode, residual_ids
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode, residual_ids
 from tokenshards.pipeline.tokenizers.networks.network import Network, device_name
 from tokenshards.pipeline.tokenizers.networks.overlap import Overlap
 from tokenshards.pipeline.tokenizers.published.titok import OneDPiece

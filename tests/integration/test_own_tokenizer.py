@@ -88,7 +88,7 @@ def test_a_perceptual_loss_of_a_timm_model(photos: str, tmp_path: Path) -> None:
     assert found["0.1"] != found["10"]
     for words, expected in (
         (("--perceptual-weights", str(tmp_path / "other.pth")), "features_0.weight of vgg11 is missing"),
-        (("--perceptual-weights", str(tmp_path / "none.pth")), "no weights are here"),
+        (("--perceptual-weights", str(tmp_path / "none.pth")), "no file is here"),
     ):
         _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "no"), *network, *words, expect=1)
         assert expected in err, err

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import ALLOW_PYTHON, ImportConfig
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenizerError, shorten
-from tokenshards.pipeline.storage.store import open_parent
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
 from tokenshards.pipeline.tokenizers.custom.probe import Ids, ProbedTokenizer, probe_encoder
+from tokenshards.pipeline.tokenizers.weight_files import read_file
 
 __all__ = ["PythonTokenizer"]
 
@@ -50,10 +50,7 @@ class PythonTokenizer(ProbedTokenizer):
         """Return the bytes of the file that the callable gets, where there is one."""
         if not url:
             return {}
-        store, name = open_parent(url, storage_options)
-        if store.info(name) is None:
-            raise MissingObjectError(f"{store.url}/{name}", f"no file is here; expected one for {_where(config.target)}. Check the path")
-        return {FILE: np.frombuffer(store.read(name), np.uint8)}
+        return {FILE: np.frombuffer(read_file(url, storage_options, f"one for {_where(config.target)}")[0], np.uint8)}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:

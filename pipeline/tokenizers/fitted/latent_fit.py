@@ -18,8 +18,9 @@ from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans, nearest_rows
+from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
+from tokenshards.pipeline.tokenizers.nearest_code import nearest_rows
 from tokenshards.pipeline.tokenizers.networks.network import SLOTS
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 

@@ -23,20 +23,21 @@ from tokenshards.pipeline.tokenizers.base import (
     CodebookInfo,
     DecodeNotSupported,
     Images,
-    Layout,
     Preprocess,
     Tables,
     TokenizerSpec,
     check_ids,
     check_images,
     codebook_sha256,
+    square_layout,
 )
 from tokenshards.pipeline.tokenizers.fitted.taesd import STRIDE, build_decoder, build_encoder, plain_names
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode, residual_ids
+from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
-from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode, residual_ids
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device
 from tokenshards.pipeline.tokenizers.networks.overlap import Begin, offer_overlap
-from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into, read_state_dict
+from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into
 
 __all__ = ["FAMILY", "LatentEncoder", "LatentKMeans", "open_encoder"]
 
@@ -117,10 +118,11 @@ class LatentEncoder:
 
 def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str, Any] | None = None) -> LatentEncoder:
     """Return the networks of two weight files, checked key by key. Raises TokenizerError that names the file and the key."""
-    states = [
-        None if url is None else plain_names(read_state_dict(url, storage_options), part)
-        for url, part in ((encoder, "encoder"), (decoder, "decoder"))
-    ]
+    states = []
+    for url, part in ((encoder, "encoder"), (decoder, "decoder")):
+        found = {} if url is None else plain_names(read_state_dict(url, storage_options), part)
+        # A copy: a fit is long, and the file that they are mapped from may change meanwhile.
+        states.append(None if url is None else {key: value.clone() for key, value in found.items()})
     opened = LatentEncoder(states[0] or {}, states[1], where=encoder if decoder is None else f"{encoder} and {decoder}")
     opened.check()
     return opened
@@ -134,21 +136,15 @@ class LatentKMeans:
     def __init__(self, encoder: LatentEncoder, tables: Sequence[Floats], *, preprocess: Preprocess) -> None:
         self._encoder = encoder
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
-        side, width = preprocess.size // STRIDE, encoder.channels
-        if side * STRIDE != preprocess.size or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
+        width = encoder.channels
+        if preprocess.size % STRIDE or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
             raise TokenizerError(
                 f"{FAMILY}: size {preprocess.size} and tables of {[t.shape for t in tables]} do not fit an encoder of {width} channels; "
                 f"expected a size that is a multiple of {STRIDE} and tables [K, {width}]. Fit the tokenizer again"
             )
         self._spec = TokenizerSpec(
             family=FAMILY,
-            layout=Layout(
-                kind="grid",
-                grid=(side, side),
-                sites=side * side,
-                ids_per_site=len(tables),
-                combine="sum" if len(tables) > 1 else "single",
-            ),
+            layout=square_layout(preprocess.size, STRIDE, len(tables), "sum", FAMILY),
             vocabulary=tuple(len(table) for table in tables),
             preprocess=preprocess,
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenshards.pipeline.errors import TokenizerError, shorten
+from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.network import choose_device
-from tokenshards.pipeline.tokenizers.networks.weights import read_state_dict
 
 __all__ = ["PerceptualLoss", "open_perceptual"]
 

@@ -59,7 +59,7 @@ def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
     Raises TokenizerError where the keys are not those of such an encoder.
     """
-    last = tensor_of(state, "14.weight", 4, where, "an encoder of the TAESD family, such as taef2_encoder.pth")
+    last = tensor_of(state, "14.weight", 4, where, "an encoder of the TAESD family at 1/8 of the side (not F32), such as taef2_encoder.pth")
     parts: list[nn.Module] = [_conv(3), _block(state, 1)]
     for stage in (2, 6, 10):
         parts += [_conv(stride=2, bias=False), *(_block(state, stage + step) for step in (1, 2, 3))]
@@ -68,7 +68,7 @@ def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
 def build_decoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequential, int]:
     """Return the decoder [B, C, h, w] -> [B, 3, H, W], pixels from 0 to 1 that still have to be clipped, and C; as `build_encoder`."""
-    first = tensor_of(state, "1.weight", 4, where, "a decoder of the TAESD family, such as taef2_decoder.pth")
+    first = tensor_of(state, "1.weight", 4, where, "a decoder of the TAESD family at 1/8 of the side (not F32), such as taef2_decoder.pth")
     parts: list[nn.Module] = [_Squeeze(), _conv(first.shape[1]), nn.ReLU()]
     for stage in (3, 8, 13):
         parts += [*(_block(state, stage + step) for step in (0, 1, 2)), nn.Upsample(scale_factor=2), _conv(bias=False)]

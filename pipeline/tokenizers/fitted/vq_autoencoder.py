@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenshards.pipeline.errors import TokenizerError
-from tokenshards.pipeline.tokenizers.base import CodebookInfo, Layout, Preprocess, Tables, TokenizerSpec
+from tokenshards.pipeline.tokenizers.base import CodebookInfo, Layout, Preprocess, Tables, TokenizerSpec, square_layout
 from tokenshards.pipeline.tokenizers.fitted.quantizers import METRICS, FsqBound
-from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode, residual_ids
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode, residual_ids
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import NetworkTokenizer
 from tokenshards.pipeline.tokenizers.networks.weights import as_tensors, count_parts, tensor_of
 
@@ -116,12 +116,7 @@ class VqAutoencoder(NetworkTokenizer):
 
     def layout(self, preprocess: Preprocess) -> Layout:
         """A square grid of patches."""
-        patch = self._sizes("encoder.")["patch"]
-        side = preprocess.size // patch
-        if side * patch != preprocess.size:
-            raise TokenizerError(f"{self._where}: patches of {patch} pixels; expected a side that divides {preprocess.size} pixels")
-        levels = len(self._tables)
-        return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=levels, combine="sum" if levels > 1 else "single")
+        return square_layout(preprocess.size, self._sizes("encoder.")["patch"], len(self._tables), "sum", self._where)
 
     def code_width(self) -> int:
         """What the encoder's head gives."""

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import NearestRow
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
 __all__ = ["beam_ids"]
 
 Floats = npt.NDArray[np.float32]
 
 
-def beam_ids(values: Floats, levels: Sequence[NearestRow], width: int) -> npt.NDArray[np.intp]:
+def beam_ids(values: Floats, levels: Sequence[NearestCode], width: int) -> npt.NDArray[np.intp]:
     """Return ids [Q, N], one of each level, whose rows add up to about the nearest sum; `values` [N, R + 1] end in a column of ones.
 
     `width` sums are kept after each level; ties go to the lowest id.
@@ -28,7 +28,7 @@ def beam_ids(values: Floats, levels: Sequence[NearestRow], width: int) -> npt.ND
     rest_NWR, cost_NW = values[:, None], np.zeros((count, 1), np.float32)
     ids_QNW = np.empty((0, count, 1), np.intp)
     for q, level in enumerate(levels):
-        codes = len(level.rows)
+        codes = len(level.padded_rows)
         # Squared norms of the rest cancel along a path: adding up what each row changes gives the distance to the sum.
         cost = level.scores(rest_NWR.reshape(-1, values.shape[1])).reshape(count, -1, codes) + cost_NW[:, :, None]
         cost = cost.reshape(count, -1)
@@ -37,7 +37,7 @@ def beam_ids(values: Floats, levels: Sequence[NearestRow], width: int) -> npt.ND
         ids_QNW = np.concatenate([ids_QNW[:, every_N1, parents_NW], picked_NW[None]])
         if q + 1 < len(levels):
             cost_NW = np.take_along_axis(cost, kept_NW, axis=1)
-            rest_NWR = rest_NWR[every_N1, parents_NW] - level.rows[picked_NW]
+            rest_NWR = rest_NWR[every_N1, parents_NW] - level.padded_rows[picked_NW]
     found: npt.NDArray[np.intp] = ids_QNW[:, :, 0]
     return found
 

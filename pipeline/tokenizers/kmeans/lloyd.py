@@ -8,42 +8,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_ROWS", "NearestRow", "cover", "kmeans", "nearest_rows"]
+from tokenshards.pipeline.tokenizers.nearest_code import nearest_rows
+
+__all__ = ["cover", "kmeans"]
 
 Floats = npt.NDArray[np.float32]
 
-BLOCK_ROWS = 2048
-"""Rows searched at once: their scores against 256 codes fill 2 MB and stay in the cache."""
 SEED_POINTS = 16_384
 """Points that seeding looks at, at least; looking at all of them costs more than it gains."""
-
-
-class NearestRow:
-    """Finds the nearest row of a table [K, D] by squared distance, in one matrix product.
-
-    Values carry a last column of ones, which meets the squared norms of the table: |c|² - 2 x·c needs no second pass.
-    """
-
-    def __init__(self, table_KD: Floats) -> None:
-        self.rows = np.pad(table_KD, ((0, 0), (0, 1)))
-        """The table with a last column of zeros, so that subtracting rows keeps the ones of the values."""
-        self._weights = np.ascontiguousarray(np.vstack([-2 * table_KD.T, np.einsum("kd,kd->k", table_KD, table_KD)]))
-
-    def __call__(self, values: Floats, scores: Floats | None = None) -> npt.NDArray[np.intp]:
-        """Return the ids [N] for values [N, D + 1]; ties go to the lowest. `scores` [N, K] is room to work in."""
-        nearest_N: npt.NDArray[np.intp] = self.scores(values, scores).argmin(axis=1)
-        return nearest_N
-
-    def scores(self, values: Floats, out: Floats | None = None) -> Floats:
-        """Return for values [N, D + 1] and each row how much its squared distance exceeds the squared norm of the value: [N, K]."""
-        return np.matmul(values, self._weights, out=out)
-
-
-def nearest_rows(points_ND: Floats, table_KD: Floats) -> npt.NDArray[np.intp]:
-    """Return the id of the nearest row of the table for each point, block by block."""
-    search = NearestRow(table_KD)
-    values = np.pad(points_ND, ((0, 0), (0, 1)), constant_values=1)
-    return np.concatenate([search(values[start : start + BLOCK_ROWS]) for start in range(0, len(values), BLOCK_ROWS)])
 
 
 def cover(points_ND: Floats, count: int, radius: float) -> npt.NDArray[np.intp]:

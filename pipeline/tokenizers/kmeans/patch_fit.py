@@ -16,9 +16,10 @@ from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import cover, kmeans, nearest_rows
+from tokenshards.pipeline.tokenizers.kmeans.lloyd import cover, kmeans
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
+from tokenshards.pipeline.tokenizers.nearest_code import nearest_rows
 from tokenshards.pipeline.tokenizers.psnr import psnr_db
 
 __all__ = ["fit_tables"]

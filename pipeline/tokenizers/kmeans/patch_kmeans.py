@@ -22,18 +22,18 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import (
     CodebookInfo,
     Images,
-    Layout,
     Preprocess,
     Tables,
     TokenizerSpec,
     check_ids,
     check_images,
     codebook_sha256,
+    square_layout,
 )
 from tokenshards.pipeline.tokenizers.kmeans.beam import beam_ids
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import BLOCK_ROWS, NearestRow
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import fit_tables
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images
+from tokenshards.pipeline.tokenizers.nearest_code import BLOCK_ROWS, NearestCode
 
 __all__ = ["PatchKMeans", "choose_size", "default_preprocess", "fit_patch_kmeans"]
 
@@ -49,22 +49,15 @@ class PatchKMeans:
     def __init__(self, tables: Sequence[Floats], *, patch: int, preprocess: Preprocess, beam: int = 1) -> None:
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
         self._patch, self._beam = patch, beam
-        side = preprocess.size // patch
         width = patch * patch * 3
-        if side * patch != preprocess.size or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
+        if preprocess.size % patch or not tables or any(t.ndim != 2 or t.shape[1] != width or len(t) == 0 for t in tables):
             raise TokenizerError(
                 f"patch-kmeans: size {preprocess.size}, patch {patch} and tables of {[t.shape for t in tables]} do not fit; "
                 f"expected a size that is a multiple of the patch and tables [K, {width}]. Fit the tokenizer again"
             )
         self._spec = TokenizerSpec(
             family="patch-kmeans",
-            layout=Layout(
-                kind="grid",
-                grid=(side, side),
-                sites=side * side,
-                ids_per_site=len(tables),
-                combine="sum" if len(tables) > 1 else "single",
-            ),
+            layout=square_layout(preprocess.size, patch, len(tables), "sum", "patch-kmeans"),
             vocabulary=tuple(len(table) for table in tables),
             preprocess=preprocess,
             codebook=CodebookInfo(sha256=codebook_sha256(self.codebook()), dims=(width,) * len(tables)),
@@ -92,10 +85,10 @@ class PatchKMeans:
         return {f"level_{q}": table for q, table in enumerate(self._tables)}
 
     @cached_property
-    def _search(self) -> tuple[Floats, list[NearestRow]]:
+    def _search(self) -> tuple[Floats, list[NearestCode]]:
         # Not in the constructor: a driver wants only the spec, and this wakes all threads of the BLAS.
         basis_DR = _span(self._tables)
-        searches = [NearestRow(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
+        searches = [NearestCode(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
         return np.pad(basis_DR, ((0, 0), (0, 1))), searches
 
     def encode(self, images_BHWC: Images) -> TokenBatch:
@@ -119,10 +112,10 @@ class PatchKMeans:
                     ids_QN[:, start + at : start + min(n, at + part)] = beam_ids(rest[at : at + part], searches, self._beam)
                 continue
             for q, search in enumerate(searches):
-                nearest_N = search(rest, scores[q][:n])
+                nearest_N = search.nearest(rest, scores[q][:n])
                 ids_QN[q, start : start + n] = nearest_N
                 if q + 1 < levels:
-                    rest -= np.take(search.rows, nearest_N, axis=0, out=step[:n], mode="clip")
+                    rest -= np.take(search.padded_rows, nearest_N, axis=0, out=step[:n], mode="clip")
         sites = self._spec.layout.sites
         ids_BQL = np.ascontiguousarray(ids_QN.reshape(levels, len(images_BHWC), sites).swapaxes(0, 1))
         return TokenBatch(ids_BQL.swapaxes(1, 2))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import CodebookInfo, Preprocess, Tables, TokenizerSpec
-from tokenshards.pipeline.tokenizers.networks.nearest_code import Metric, NearestCode
+from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import NetworkTokenizer
 from tokenshards.pipeline.tokenizers.networks.weights import as_tensors, tensor_of
 
@@ -74,6 +74,7 @@ class CodebookTokenizer(NetworkTokenizer):
 
         Raises TokenizerError that names a key which is missing, of another shape, or of no part of this network.
         """
+        doubts = cls.doubts(checkpoint, config, where)
         checkpoint = cls.prepared(checkpoint, config, where)
         table = tensor_of(checkpoint, cls.TABLE_KEY, 2, where, cls.family)
         state = cls.networks_of(checkpoint, config, cls.TABLE_KEY, where)
@@ -86,6 +87,7 @@ class CodebookTokenizer(NetworkTokenizer):
             where=where,
         )
         built.check_networks()
+        built._notes += doubts
         return built
 
     @classmethod

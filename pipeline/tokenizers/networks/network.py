@@ -5,28 +5,53 @@ Shapes: B images, H height, W width.
 
 from __future__ import annotations
 
+import os
 import platform
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 
-__all__ = ["SLOTS", "Network", "choose_device", "device_name", "from_pixels", "require_finite", "scaled", "to_device"]
+__all__ = [
+    "GPU_ROWS",
+    "SLOTS",
+    "Network",
+    "choose_device",
+    "device_name",
+    "from_pixels",
+    "gpu_rows",
+    "require_finite",
+    "scaled",
+    "to_device",
+]
 
-GPU_ROWS = 64
-"""Rows that go through a network at once on a GPU, until its memory is too small for them."""
+GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
+"""Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
+MAX_GPU_ROWS = 4096
 
 NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")
 """What cuBLAS, cuDNN and the driver say where their own memory is short; the last, where no algorithm has the room that it wants."""
 
 
 def choose_device() -> torch.device:
-    """Return the CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the CUDA device of this thread where there is one, else the CPU.
+
+    A worker is pinned to a device by CUDA_VISIBLE_DEVICES, or by torch.cuda.set_device in the thread that builds the tokenizer.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def gpu_rows() -> int:
+    """Return the rows that go through a network at once on a GPU. Raises ConfigError unless the variable is a power of 2."""
+    text = os.environ.get(GPU_ROWS, "64")
+    rows = int(text) if text.isdecimal() else 0
+    if not SLOTS <= rows <= MAX_GPU_ROWS or rows.bit_count() != 1:
+        raise ConfigError(f"{GPU_ROWS} is {shorten(text)}; expected a power of 2 from {SLOTS} to {MAX_GPU_ROWS}, which halves to 1")
+    return rows
 
 
 def device_name() -> str:
@@ -48,7 +73,7 @@ class Network:
         self._module = module.to(self.device)
         self._half = dtype == "bfloat16"
         self._least, self._step = fixed_rows or 1, fixed_rows or SLOTS
-        self._rows = self._told_rows = fixed_rows or (GPU_ROWS if self.device.type == "cuda" else SLOTS)
+        self._rows = self._told_rows = fixed_rows or (gpu_rows() if self.device.type == "cuda" else SLOTS)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the module's values of all rows, on the device; raises TokenizerError where one is not a finite number."""

@@ -32,10 +32,11 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
     published_preprocess,
 )
+from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device
 from tokenshards.pipeline.tokenizers.networks.overlap import Begin, offer_overlap
-from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, load_into, read_state_dict
+from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, check_fits, load_into
 
 __all__ = ["NetworkTokenizer", "published_preprocess"]
 
@@ -51,6 +52,8 @@ class NetworkTokenizer(ABC):
     DECODER_KEYS: ClassVar[tuple[str, ...]]
     DROPPED_KEYS: ClassVar[tuple[str, ...]]
     """Prefixes of what training left in checkpoints."""
+    AVERAGES: ClassVar[tuple[str, ...]] = ()
+    """Entries of moving averages that may lie beside the state dict, under the same names."""
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     """Which of `size`, `preset` and `max_tokens` an import may choose."""
     begin: Begin
@@ -69,6 +72,7 @@ class NetworkTokenizer(ABC):
         self._state = dict(state)
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
         self._config = dict(config)
+        self._notes: list[str] = []
         widths = tuple(int(table.shape[1]) for table in self._tables)
         layout = self.layout(preprocess)
         width = widths[0] if layout.combine == "sum" and len(set(widths)) == 1 else sum(widths)
@@ -119,8 +123,8 @@ class NetworkTokenizer(ABC):
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
-        """Return the tensors of a state dict at any path or URL."""
-        return read_state_dict(url, storage_options)
+        """Return the tensors of a state dict at any path or URL, moving averages unless the import takes none."""
+        return read_state_dict(url, storage_options, averages=cls.AVERAGES if config.ema else ())
 
     @classmethod
     def networks_of(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, table_key: str | None, where: str) -> dict[str, Tensor]:
@@ -144,13 +148,23 @@ class NetworkTokenizer(ABC):
                 )
         return {key: value for key, value in checkpoint.items() if key != table_key and key.startswith(wanted)}
 
+    @classmethod
+    def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
+        """Return what looks as if the checkpoint were that of another family, a sentence each; TokenizerError where it can be no other."""
+        return []
+
     def published_name(self, key: str) -> str:
         """Return the name in the checkpoint of a key of the networks' own state dict."""
         return key
 
     def check_networks(self) -> None:
-        """Build the networks now, so that every key is checked before anything is written."""
-        _ = self._encoder, self.decodes and self._decoder
+        """Check every key against the networks now, before anything is written."""
+        with torch.device("meta"):  # its names and shapes, without memory for its parameters
+            networks = [(self.build_encoder(), self.ENCODER_KEYS)]
+            if self.decodes:
+                networks.append((self.build_decoder(), self.DECODER_KEYS))
+        for module, prefixes in networks:
+            check_fits(module, self._part(prefixes), self._where, names=self.published_name)
 
     def saved_config(self) -> dict[str, Any]:
         """Return what the spec remembers besides preprocessing and dtype, in plain JSON types."""
@@ -188,8 +202,9 @@ class NetworkTokenizer(ABC):
             return self.quantise(vectors_BLD), finite
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of the encoder since the last call."""
-        return self._encoder.take_notes()
+        """Return what a person should know of the checkpoint, and of the encoder since the last call."""
+        notes, self._notes = self._notes, []
+        return notes + (self._encoder.take_notes() if "_encoder" in self.__dict__ else [])
 
     def decode(self, tokens: TokenBatch) -> Images:
         """Return uint8 images [B, size, size, 3]; raises DecodeNotSupported where the weights of the decoder were left out."""
@@ -208,5 +223,7 @@ class NetworkTokenizer(ABC):
         return self._network(self.build_decoder(), self.DECODER_KEYS)
 
     def _network(self, module: nn.Module, prefixes: tuple[str, ...]) -> Network:
-        state = {key: value for key, value in self._state.items() if key.startswith(prefixes)}
-        return Network(load_into(module, state, self._where, names=self.published_name), dtype=self._spec.dtype)
+        return Network(load_into(module, self._part(prefixes), self._where, names=self.published_name), dtype=self._spec.dtype)
+
+    def _part(self, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+        return {key: value for key, value in self._state.items() if key.startswith(prefixes)}

@@ -5,12 +5,9 @@ Shapes: B images, L sites, h and w sides of the grid, D values of a code.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import TokenizerError
-from tokenshards.pipeline.tokenizers.base import Layout
+from tokenshards.pipeline.tokenizers.base import Layout, square_layout
 
 __all__ = ["PixelsToVectors", "VectorsToPixels", "square_grid"]
 
@@ -43,9 +40,4 @@ class VectorsToPixels(nn.Module):
 
 def square_grid(size: int, levels: int, where: str, ids_per_site: int = 1) -> Layout:
     """Return the grid of pictures of `size` pixels, halved by each level but the first; TokenizerError where it does not come out even."""
-    stride = 2 ** (levels - 1)
-    side = size // stride
-    if side * stride != size:
-        raise TokenizerError(f"{where}: size {size}; expected a multiple of {stride} pixels")
-    combine: Any = "concat" if ids_per_site > 1 else "single"
-    return Layout(kind="grid", grid=(side, side), sites=side * side, ids_per_site=ids_per_site, combine=combine)
+    return square_layout(size, 2 ** (levels - 1), ids_per_site, "concat", where)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer, Floats
-from tokenshards.pipeline.tokenizers.networks.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
 from tokenshards.pipeline.tokenizers.networks.square_grid import square_grid
 from tokenshards.pipeline.tokenizers.networks.weights import EMA, count_parts, tensor_of, with_ema
@@ -49,6 +49,8 @@ PRESETS = {
     "ibq": Preset(names="taming", metric="dot"),
     "amused": Preset(names="diffusers", metric="l2", colour_range=(0.0, 1.0)),
 }
+BLOCKS = {"taming": 2, "ibq": 4}
+"""Blocks of each level of the encoder in what the two projects with the same names published."""
 LEVELS = {"taming": "encoder.down", "llamagen": "encoder.conv_blocks", "diffusers": "encoder.down_blocks"}
 PARTS = {
     "taming": {r"resnets\.(\d+)": r"block.\1", r"mid_block\.block\.0": "mid.block_1", r"mid_block\.block\.1": "mid.block_2"},
@@ -95,6 +97,7 @@ class ConvVqgan(CodebookTokenizer):
     ENCODER_KEYS = ("encoder.", "quant_conv.")
     DECODER_KEYS = ("decoder.", "post_quant_conv.")
     DROPPED_KEYS = ("loss.", "quantize.codebook_used", EMA)
+    AVERAGES = ("ema",)
     OPTIONS = ("size", "preset")
 
     def __init__(self, state: Mapping[str, Tensor], codes_KD: Floats, *, config: Mapping[str, Any], **rest: Any) -> None:
@@ -104,17 +107,42 @@ class ConvVqgan(CodebookTokenizer):
 
     @classmethod
     def prepared(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> Mapping[str, Tensor]:
-        """Take the moving averages, which the next stage of IBQ takes too. Raises ConfigError for no preset or that of other names."""
+        """Take the moving averages, which the next stage of IBQ takes too."""
+        parts = (*cls.ENCODER_KEYS, *cls.DECODER_KEYS, cls.TABLE_KEY)
+        return with_ema(checkpoint, parts, where) if config.ema else checkpoint
+
+    @classmethod
+    def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
+        """Compare the names, and what taming's and IBQ's checkpoints, of equal names, differ in: blocks of a level, moving averages.
+
+        Raises ConfigError for no preset, TokenizerError for that of other names, and where both of those say that it is the other one.
+        """
         if config.preset not in PRESETS:
             raise ConfigError(f"--preset is {shorten(config.preset)}; expected one of {', '.join(PRESETS)}: whose checkpoint is it?")
         names = PRESETS[config.preset].names
         if not count_parts(checkpoint, LEVELS[names]):
             found = [preset for preset, known in PRESETS.items() if count_parts(checkpoint, LEVELS[known.names])]
             raise TokenizerError(
-                f"{where}: no {LEVELS[names]}.0…, which --preset {config.preset} has; its names are those of {', '.join(found) or 'none'}"
+                f"{where}: no {LEVELS[names]}.0…, which --preset {config.preset} has; its names are those of {', '.join(found) or 'none'}: "
+                f"{', '.join(sorted(checkpoint)[:3])}"
             )
-        parts = (*cls.ENCODER_KEYS, *cls.DECODER_KEYS, cls.TABLE_KEY)
-        return with_ema(checkpoint, parts, where) if config.ema else checkpoint
+        if names != "taming":
+            return []
+        blocks, averaged = count_parts(checkpoint, "encoder.down.0.block"), any(key.startswith(EMA) for key in checkpoint)
+        expected_blocks, expected_averaged = BLOCKS[config.preset], config.preset == "ibq"
+        seen = f"{blocks} blocks a level and {'moving' if averaged else 'no moving'} averages"
+        known = f"{expected_blocks} blocks and {'moving' if expected_averaged else 'no moving'} averages"
+        other = next(preset for preset in BLOCKS if preset != config.preset)
+        if blocks == BLOCKS[other] and averaged is not expected_averaged:
+            raise TokenizerError(
+                f"{where}: it has {seen}, as the checkpoints of {other} have; those of {config.preset} have {known}. The two find their "
+                f"codes in different ways, and the wrong one gives wrong ids: give --preset {other}"
+            )
+        if blocks != expected_blocks or (averaged and not expected_averaged):
+            return [
+                f"it has {seen}, and the published checkpoints of {config.preset} have {known}: was it trained by {config.preset}'s code?"
+            ]
+        return []
 
     @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:

@@ -15,45 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer, Floats
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
+from tokenshards.pipeline.tokenizers.networks.vit_block import Block, TorchAttention, check_heads, renamed
 from tokenshards.pipeline.tokenizers.networks.weights import count_parts, tensor_of
 from tokenshards.pipeline.tokenizers.published.maskgit import PixelDecoder
 
 __all__ = ["OneDPiece", "TiTok"]
 
 WHAT = "a TiTok"
-HEAD_WIDTH = 64
+BLOCK_NAMES = {
+    ".norm1.": ".ln_1.",
+    ".norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+"""Names in a block and what they are in a TiTok."""
+PUBLISHED_LATENTS = {"titok": (32, 64, 128), "one-d-piece": (256,)}
+"""Of the first family, whose checkpoints hold MaskGIT's pixel decoder."""
 LEGACY, SITES = "reads_latents_unturned", "sites"
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.c_proj(functional.gelu(self.c_fc(x)))
-        return result
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, width // HEAD_WIDTH, batch_first=True)
-        self.mlp = _Mlp(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False)[0]
-        result: Tensor = x + self.mlp(self.ln_2(x))
-        return result
 
 
 class _Stack(nn.Module):
@@ -64,17 +48,16 @@ class _Stack(nn.Module):
         places, width = tensor_of(state, f"{name}.positional_embedding", 2, where, WHAT).shape
         latents = tensor_of(state, f"{name}.latent_token_positional_embedding", 2, where, WHAT).shape[0]
         side = isqrt(places - 1)
-        if side * side + 1 != places or width % HEAD_WIDTH:
-            raise TokenizerError(
-                f"{where}: {name} has {places} positions of {width} channels; expected a square and 1, and a multiple of {HEAD_WIDTH}"
-            )
+        check_heads(width, name, where)
+        if side * side + 1 != places:
+            raise TokenizerError(f"{where}: {name} has {places} positions of {width} channels; expected a square and 1")
         self.side, self.width, self.latents = side, width, latents
         self.class_embedding = nn.Parameter(torch.zeros(1, width))
         self.positional_embedding = nn.Parameter(torch.zeros(places, width))
         self.latent_token_positional_embedding = nn.Parameter(torch.zeros(latents, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
         self.transformer = nn.ModuleList(
-            _Block(width, tensor_of(state, f"{name}.transformer.{i}.mlp.c_fc.weight", 2, where, WHAT).shape[0])
+            Block(TorchAttention(width), width, tensor_of(state, f"{name}.transformer.{i}.mlp.c_fc.weight", 2, where, WHAT).shape[0])
             for i in range(count_parts(state, f"{name}.transformer"))
         )
 
@@ -188,6 +171,27 @@ class TiTok(CodebookTokenizer):
         super().__init__(state, codes_KD, config=config, **rest)
 
     @classmethod
+    def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
+        """Compare the number of latents, the one thing besides the order of its ids in which One-D-Piece differs from the first TiToks.
+
+        Raises TokenizerError for the numbers that the other project alone published.
+        """
+        latents = tensor_of(checkpoint, "latent_tokens", 2, where, WHAT).shape[0]
+        unturned = any(key.startswith("pixel_") for key in checkpoint)
+        other = next((kind for kind, numbers in PUBLISHED_LATENTS.items() if kind != cls.family and unturned and latents in numbers), None)
+        if other or (cls.ORDERED and "decoder.conv_out.weight" in checkpoint):
+            raise TokenizerError(
+                f"{where}: it has {latents} latents and {'a' if unturned else 'no'} pixel decoder, as {other or 'the vq8k TiToks'} have; "
+                f"{cls.family} does not. Whether ids go from coarse to fine would be recorded wrongly: give --kind {other or 'titok'}"
+            )
+        if unturned and latents not in PUBLISHED_LATENTS[cls.family]:
+            known = ", ".join(map(str, PUBLISHED_LATENTS[cls.family]))
+            return [
+                f"it has {latents} latents, and the published checkpoints of {cls.family} have {known}: nothing tells whether it is one"
+            ]
+        return []
+
+    @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
         """Which family it is, and how many ids of a picture are kept."""
         latents = tensor_of(checkpoint, "latent_tokens", 2, where, WHAT).shape[0]
@@ -209,6 +213,10 @@ class TiTok(CodebookTokenizer):
     def code_width(self) -> int:
         """What the encoder's last convolution gives."""
         return tensor_of(self._state, "encoder.conv_out.weight", 4, self._where, WHAT).shape[0]
+
+    def published_name(self, key: str) -> str:
+        """Return the name in the checkpoint of a key of the networks."""
+        return renamed(key, BLOCK_NAMES, "coder.transformer.")
 
     def build_encoder(self) -> nn.Module:
         """Pixels to the vectors of the latents."""

@@ -3,66 +3,37 @@
 What its checkpoints need and other vision transformers do not: tanh between the layers of the MLP, no bias for queries, keys and values,
 heads of 64 channels whatever the width, and positions that are read from the checkpoint although they never trained.
 
-Shapes: B images, L sites, E channels of a transformer, A attention channels, D values of a code.
+Shapes: B images, L sites, E channels of a transformer, D values of a code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
-from tokenshards.pipeline.tokenizers.networks.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
+from tokenshards.pipeline.tokenizers.networks.vit_block import Attention, Block, check_heads, renamed
 from tokenshards.pipeline.tokenizers.networks.weights import count_parts, tensor_of
 
 __all__ = ["VitVqgan"]
 
-HEAD_WIDTH = 64
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.heads = inner // HEAD_WIDTH
-        self.to_qkv = nn.Linear(width, 3 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width)
-
-    def forward(self, x_BLE: Tensor) -> Tensor:
-        qkv = self.to_qkv(x_BLE).unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(*qkv)
-        result: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
-        return result
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
-
-    def forward(self, x_BLE: Tensor) -> Tensor:
-        result: Tensor = self.net(x_BLE)
-        return result
-
-
-class _Normalised(nn.Module):
-    """A part with a normalisation before it and a way around it."""
-
-    def __init__(self, width: int, part: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.fn = nn.LayerNorm(width), part
-
-    def forward(self, x_BLE: Tensor) -> Tensor:
-        result: Tensor = x_BLE + self.fn(self.norm(x_BLE))
-        return result
+BLOCK_NAMES = {
+    ".norm1.": ".0.norm.",
+    ".attn.qkv.": ".0.fn.to_qkv.",
+    ".attn.proj.": ".0.fn.to_out.",
+    ".norm2.": ".1.norm.",
+    ".mlp.fc1.": ".1.fn.net.0.",
+    ".mlp.fc2.": ".1.fn.net.2.",
+}
+"""Names in a block and what they are in enhancing-transformers."""
 
 
 class _Transformer(nn.Module):
@@ -74,18 +45,13 @@ class _Transformer(nn.Module):
         for layer in range(count_parts(state, f"{prefix}.layers")):
             inner = tensor_of(state, f"{prefix}.layers.{layer}.0.fn.to_qkv.weight", 2, where, "a ViT-VQGAN").shape[0] // 3
             hidden = tensor_of(state, f"{prefix}.layers.{layer}.1.fn.net.0.weight", 2, where, "a ViT-VQGAN").shape[0]
-            if inner % HEAD_WIDTH:
-                raise TokenizerError(
-                    f"{where}: layer {layer} of {prefix} has {inner} attention channels; expected a multiple of {HEAD_WIDTH}"
-                )
-            parts = _Attention(width, inner), _FeedForward(width, hidden)
-            self.layers.append(nn.ModuleList([_Normalised(width, part) for part in parts]))
+            check_heads(inner, f"layer {layer} of {prefix}", where)
+            self.layers.append(Block(Attention(width, inner=inner, bias="none"), width, hidden, activation=torch.tanh))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x_BLE: Tensor) -> Tensor:
         for layer in self.layers:
-            for part in cast(nn.ModuleList, layer):
-                x_BLE = part(x_BLE)
+            x_BLE = layer(x_BLE)
         result: Tensor = self.norm(x_BLE)
         return result
 
@@ -174,6 +140,10 @@ class VitVqgan(CodebookTokenizer):
     def code_width(self) -> int:
         """What `pre_quant` gives."""
         return tensor_of(self._state, "pre_quant.weight", 2, self._where, "a ViT-VQGAN").shape[0]
+
+    def published_name(self, key: str) -> str:
+        """Return the name in the checkpoint of a key of the networks."""
+        return renamed(key, BLOCK_NAMES, ".transformer.layers.")
 
     def build_encoder(self) -> nn.Module:
         """Pixels to vectors before the search."""

@@ -21,51 +21,15 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Images, Layout, Preprocess
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
+from tokenshards.pipeline.tokenizers.networks.vit_block import Attention, Block, check_heads
 from tokenshards.pipeline.tokenizers.networks.weights import count_parts, tensor_of
 
 __all__ = ["VqKd"]
 
 WHAT = "a VQ-KD tokenizer"
-HEAD_WIDTH = 64
 EPSILON = 1e-6
 RESIZED, CUT = 256, 224
 """Pixels of the short side, and of what is cut out of the middle, where positions are those of 224 pixels."""
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = functional.linear(x, self.qkv.weight, bias).reshape(*x.shape[:2], 3, -1, HEAD_WIDTH)
-        attended = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return result
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc2(functional.gelu(self.fc1(x)))
-        return result
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
-        self.attn, self.mlp = _Attention(width), _Mlp(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        result: Tensor = x + self.mlp(self.norm2(x))
-        return result
 
 
 class _PatchEmbed(nn.Module):
@@ -78,12 +42,16 @@ class _Encoder(nn.Module):
     def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
         super().__init__()
         places, width, patch = _sizes(state, where)
-        if width % HEAD_WIDTH:
-            raise TokenizerError(f"{where}: the encoder has {width} channels; expected a multiple of {HEAD_WIDTH}")
+        check_heads(width, "the encoder", where)
         self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, places, width))
         self.patch_embed = _PatchEmbed(width, patch)
         self.blocks = nn.ModuleList(
-            _Block(width, tensor_of(state, f"encoder.blocks.{i}.mlp.fc1.weight", 2, where, WHAT).shape[0])
+            Block(
+                Attention(width, bias="queries and values"),
+                width,
+                tensor_of(state, f"encoder.blocks.{i}.mlp.fc1.weight", 2, where, WHAT).shape[0],
+                epsilon=EPSILON,
+            )
             for i in range(count_parts(state, "encoder.blocks"))
         )
         self.fc_norm = nn.LayerNorm(width, EPSILON)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tokenshards.pipeline.quality.fidelity import Fidelity, code_usage, psnr
-from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+from tokenshards.pipeline.quality.fidelity import Fidelity, psnr, usage_rows
+from tokenshards.pipeline.tokenizers.code_usage import code_usage
 
 
 def grey(value: int) -> np.ndarray:
@@ -37,15 +37,9 @@ def test_fidelity_over_batches() -> None:
     assert fidelity.pixel_psnr_db == pytest.approx(10 * math.log10(255**2 / ((1 + 10000 + 100) / 3)))
 
 
-def test_code_usage() -> None:
-    level_0, level_1 = code_usage([np.array([5, 5, 0, 0]), np.array([3, 1])])
-    assert level_0 == {"codes": 4, "used": 2, "dead": 2, "perplexity": 2.0, "entropy_bits": 1.0}
-    assert level_1["entropy_bits"] == pytest.approx(0.811278, abs=1e-6)
-    assert level_1["perplexity"] == pytest.approx(2**0.811278, abs=1e-5)
-
-
-def test_entropy_at_the_edges() -> None:
-    assert order0_entropy_bits(np.full(256, 9)) == pytest.approx(8)
-    assert order0_entropy_bits(np.array([7])) == 0
-    assert order0_entropy_bits(np.zeros(4, int)) == 0
-    assert math.copysign(1, order0_entropy_bits(np.array([7]))) == 1, "never -0.0"
+def test_usage_is_a_row_a_level() -> None:
+    usage = [code_usage(np.array([5, 5, 0, 0])), code_usage(np.array([3, 1]))]
+    assert usage_rows(usage) == [
+        ("level 0", "2 of 4 used, 2 dead, perplexity 2, 1.00 bits"),
+        ("level 1", "2 of 2 used, 0 dead, perplexity 2, 0.81 bits"),
+    ]

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers.published_states import pixels
 from tests.pipeline.tokenizers.torchscript_programs import LEVELS, Brightness, cosmos, cosmos_files, traced
 from tokenshards.pipeline.config import ImportConfig
-from tokenshards.pipeline.conversion.import_checkpoint import open_published
+from tokenshards.pipeline.conversion.import_checkpoint import open_published, tokenizer_rows
 from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
@@ -77,6 +77,24 @@ def test_a_file_gives_the_ids_of_the_network_in_the_dtype_of_its_parameters(dtyp
     assert spec.dtype == str(dtype).removeprefix("torch.") and spec.config["ids_dtype"] == "int32"
     assert (spec.vocabulary, spec.layout.kind, spec.layout.grid, spec.id_dtype) == ((64000,), "grid", (4, 4), np.dtype(np.uint16))
     assert (spec.preprocess.resize, spec.preprocess.filter, spec.preprocess.colour_range) == ("crop", "bicubic", (-1.0, 1.0))
+
+
+class TellsItsOrder(nn.Module):
+    """Its one id is 1 where the picture is contiguous as [B, 3, H, W], and 0 where its channels lie last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = torch.ones(x.size(0), 1, dtype=torch.int64) if x.is_contiguous() else torch.zeros(x.size(0), 1, dtype=torch.int64)
+        return ids + 0 * x.flatten(1)[:, :1].to(torch.int64)
+
+
+@pytest.mark.parametrize("count", [8, 5])
+def test_a_program_sees_contiguous_pictures_and_the_import_says_so(count: int) -> None:
+    tokenizer = make(traced(TellsItsOrder(), torch.zeros(1, 3, SIZE, SIZE), script=True), **{**PLAIN, "dtype": "bfloat16"})
+    last = torch.zeros(count, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    assert tokenizer._encoder._module(last).ravel().tolist() == [1] * count
+    assert tokenizer.encode(sample_images(count, SIZE)).ids_BLQ.ravel().tolist() == [1] * count
+    assert ("networks", "bfloat16, pictures contiguous as [B, 3, H, W]") in tokenizer_rows(tokenizer)
+    assert ("networks", "float32") in tokenizer_rows(make_plain())
 
 
 def test_values_from_0_to_1_give_cosmos_other_ids() -> None:
@@ -319,5 +337,5 @@ def test_its_own_options_are_no_others() -> None:
 
 
 def test_no_file_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(MissingObjectError, match=r"x\.jit: no weights are here; expected a file of torch\.jit\.save"):
+    with pytest.raises(MissingObjectError, match=r"x\.jit: no file is here; expected a file of torch\.jit\.save"):
         open_published("torchscript", str(tmp_path / "x.jit"), ImportConfig())

@@ -23,7 +23,7 @@ from tokenshards.pipeline.tokenizers.fitted.quantizers import FsqBound, TrainedQ
 from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
 from tokenshards.pipeline.tokenizers.fitted.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
 from tokenshards.pipeline.tokenizers.fitted.vq_training import fit_vq_autoencoder
-from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
 SIZE = 32
 PREPROCESS = Preprocess(size=SIZE, colour_range=COLOURS, decoder="test-1")
@@ -350,7 +350,7 @@ def test_the_same_tokenizer_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
 def test_a_size_of_other_patches_is_refused(tmp_path: Path) -> None:
     tokenizer, _ = fit(tmp_path)
     spec = replace(tokenizer.spec, preprocess=replace(PREPROCESS, size=30))
-    with pytest.raises(TokenizerError, match="patches of 4 pixels"):
+    with pytest.raises(TokenizerError, match="size 30; expected a multiple of 4 pixels"):
         VqAutoencoder.from_saved(spec, {**tokenizer.codebook(), **tokenizer.weights()})
     with pytest.raises(TokenizerError, match="level_1 missing"):
         VqAutoencoder.from_saved(tokenizer.spec, {"level_0": tokenizer.codebook()["level_0"], **tokenizer.weights()})

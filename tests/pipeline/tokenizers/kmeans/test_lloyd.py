@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tokenshards.pipeline.tokenizers.kmeans import lloyd as module
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import BLOCK_ROWS, cover, kmeans, nearest_rows
+from tokenshards.pipeline.tokenizers.kmeans.lloyd import cover, kmeans
+from tokenshards.pipeline.tokenizers.nearest_code import BLOCK_ROWS, nearest_rows
 
 NOTHING = np.zeros((0, 2), np.float32)
 

@@ -16,6 +16,7 @@ from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.quality.fidelity import Fidelity
 from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.tokenizers.code_usage import code_usage
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import _ordered
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, choose_size, default_preprocess, fit_patch_kmeans
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images
@@ -199,7 +200,7 @@ def test_a_handful_of_flat_images_shrinks_the_vocabulary() -> None:
     tokenizer, statistics = fit(flat)
     assert tokenizer.spec.vocabulary == (8, 1)
     assert np.array_equal(tokenizer.decode(tokenizer.encode(flat)), flat)
-    assert statistics["levels"][0] == {"codes": 8, "dead_codes": 0, "usage_share": 1.0, "perplexity": 8.0, "psnr_db": 100.0}
+    assert statistics["levels"][0] == {**code_usage(np.ones(8)), "psnr_db": 100.0}
     assert len(statistics["notes"]) == 2 and "codes limited from 256 to 16" in statistics["notes"][0]
 
 

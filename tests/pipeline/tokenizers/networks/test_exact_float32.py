@@ -13,8 +13,8 @@ from tests.contracts.tokenizer_contract import sample_images
 from tests.pipeline.tokenizers import test_latent_kmeans, test_vit_vqgan
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.custom.torchscript import _Program
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
-from tokenshards.pipeline.tokenizers.networks.nearest_code import NearestCode
 from tokenshards.pipeline.tokenizers.networks.network import Network
 
 CONVOLUTIONS, MATRICES = torch.backends.cudnn.conv, torch.backends.cuda.matmul

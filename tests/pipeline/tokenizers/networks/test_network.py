@@ -16,7 +16,7 @@ from tests.datasets import SilentReporter, content, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers.fitted import test_latent_kmeans
 from tests.pipeline.tokenizers.published import test_open_magvit2, test_vit_vqgan
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.runners.local import available_cores
 from tokenshards.pipeline.shards.commit import read_commit
 from tokenshards.pipeline.shards.spec import Preprocess
@@ -24,8 +24,8 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import OverlappedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentKMeans
-from tokenshards.pipeline.tokenizers.networks import overlap
-from tokenshards.pipeline.tokenizers.networks.network import SLOTS, Network, device_name
+from tokenshards.pipeline.tokenizers.networks import network, overlap
+from tokenshards.pipeline.tokenizers.networks.network import GPU_ROWS, SLOTS, Network, choose_device, device_name, gpu_rows
 from tokenshards.pipeline.tokenizers.networks.overlap import Overlap
 
 SIZE = 32
@@ -95,6 +95,27 @@ def test_too_little_memory_halves_the_rows_and_they_stay_halved(limit: int) -> N
     module.seen.clear()
     assert torch.equal(made(values), values + 1)
     assert max(module.seen) == fits and made.take_notes() == []
+
+
+def test_rows_at_once_on_a_gpu_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(GPU_ROWS, raising=False)
+    assert gpu_rows() == 64
+    monkeypatch.setenv(GPU_ROWS, "256")
+    monkeypatch.setattr(network, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
+    assert gpu_rows() == 256 and Network(Small(1000))._rows == 256 and Network(Small(1000), fixed_rows=3)._rows == 3
+    for wrong in ("100", "4", "8192", "-64", "many", ""):
+        monkeypatch.setenv(GPU_ROWS, wrong)
+        with pytest.raises(ConfigError, match=f"TOKENSHARDS_GPU_ROWS is {wrong!r}; expected a power of 2 from 8 to 4096"):
+            Network(Small(1000))
+
+
+def test_the_device_is_the_one_that_the_worker_is_pinned_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert choose_device() == torch.device("cuda", 3)
 
 
 def test_rows_are_halved_in_the_middle_of_a_batch() -> None:

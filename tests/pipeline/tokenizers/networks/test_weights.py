@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import nn
 
 from tokenshards.pipeline.errors import MissingObjectError, TokenizerError
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into, read_state_dict, with_ema
+from tokenshards.pipeline.tokenizers.networks import checkpoint_file
+from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
+from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into, with_ema
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,27 +67,153 @@ class Boom:
         return (Path.touch, (Path("/tmp/tokenshards-was-unpickled"),))
 
 
-@pytest.mark.parametrize("kind", ["module", "object", "plain pickle"])
-def test_objects_are_never_made(kind: str, tmp_path: Path) -> None:
-    marker = Path("/tmp/tokenshards-was-unpickled")
-    marker.unlink(missing_ok=True)
+class RunsACommand:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch /tmp/tokenshards-was-unpickled",))
+
+
+class Evaluates:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (eval, ("open('/tmp/tokenshards-was-unpickled', 'w')",))
+
+
+class ModelCheckpoint:
+    """As Lightning up to 1.4 has it: `callbacks` are keyed by the class."""
+
+    def __init__(self) -> None:
+        self.monitor = "val/rec_loss"
+
+
+def lightning_1_4() -> dict[str, Any]:
+    callbacks = {ModelCheckpoint: {"best_model_score": np.float64(0.25), "best_model_path": "x.ckpt"}}
+    return {"epoch": 3, "pytorch-lightning_version": "1.0.8", "callbacks": callbacks, "state_dict": state()}
+
+
+class Opens:
+    """Nothing refuses its name; it still makes nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, ("/tmp/tokenshards-was-unpickled", "w"))
+
+
+STRANGERS: dict[str, Any] = {
+    "what opens files": lambda: {"state_dict": state(), "x": Opens()},
+    "a class as a key": lightning_1_4,
+    "arguments": lambda: {"model": state(), "optimizer": {}, "args": argparse.Namespace(lr=1, data="x", out=Path("x"))},
+    "numpy scalars": lambda: {"state_dict": state(), "best": np.float32(1), "seen": np.arange(3)},
+    "an object": lambda: {"state_dict": state(), "callback": ModelCheckpoint()},
+}
+
+
+@pytest.fixture
+def marker() -> Iterator[Path]:
+    path = Path("/tmp/tokenshards-was-unpickled")
+    path.unlink(missing_ok=True)
+    yield path
+    assert not path.exists(), "something of the file ran"
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+@pytest.mark.parametrize("old_format", [False, True])
+def test_tensors_are_read_beside_objects_of_which_nothing_runs(
+    kind: str, old_format: bool, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(STRANGERS[kind](), tmp_path / "x.ckpt", _use_new_zipfile_serialization=not old_format)
+    monkeypatch.delattr(f"{__name__}.ModelCheckpoint")  # its code is not installed here
+    found = read_state_dict(str(tmp_path / "x.ckpt"))
+    assert found.keys() == state().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state().items())
+    with pytest.raises(pickle.UnpicklingError, match="Unsupported global|Weights only load failed"):  # what was allowed is forbidden again
+        torch.load(tmp_path / "x.ckpt", weights_only=True)
+
+
+class Gelu(nn.Module):
+    """A module of classes that are not installed where it is read, with a buffer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("scale", torch.ones(2))
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: {"model": module}, lambda module: nn.DataParallel(module)])
+def test_of_a_pickled_module_the_tensors_are_read(wrap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Gelu()
+    torch.save(wrap(module), tmp_path / "x.ckpt")
+    monkeypatch.delattr(f"{__name__}.Gelu")
+    found, expected = read_state_dict(str(tmp_path / "x.ckpt")), module.state_dict()
+    assert found.keys() == expected.keys() and "passing" not in found
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_pickled_module_without_an_end_is_one_sentence(tmp_path: Path) -> None:
+    module: nn.Module = nn.Linear(1, 1)
+    for _ in range(checkpoint_file.MAX_DEPTH + 1):
+        module = nn.Sequential(module)
+    torch.save(module, tmp_path / "x.ckpt")
+    with pytest.raises(TokenizerError, match=r"x\.ckpt: a pickled module holds modules more than 100 deep"):
+        read_state_dict(str(tmp_path / "x.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("hostile", "expected"),
+    [
+        (RunsACommand(), "it asks for posix.system, which run commands and which no checkpoint needs"),
+        (Evaluates(), "it asks for builtins.eval, which"),
+        (Boom(), "Python objects that only their own code can open: ['builtins.getattr', 'pathlib.Path'"),
+    ],
+)
+@pytest.mark.parametrize("how", ["beside", "old format", "plain pickle"])
+def test_what_would_run_code_is_refused_and_does_not_run(hostile: Any, expected: str, how: str, tmp_path: Path, marker: Path) -> None:
     target = tmp_path / "x.ckpt"
-    if kind == "module":
-        torch.save(network(), target)
-    elif kind == "object":
-        torch.save({"state_dict": state(), "args": argparse.Namespace(lr=1), "boom": Boom()}, target)
+    if how == "plain pickle":
+        target.write_bytes(pickle.dumps({"state_dict": hostile}))
     else:
-        target.write_bytes(pickle.dumps({"state_dict": Boom()}))
+        torch.save({"state_dict": state(), "boom": hostile}, target, _use_new_zipfile_serialization=how == "beside")
     with pytest.raises(TokenizerError, match=r"x\.ckpt: ") as refused:
         read_state_dict(str(target))
-    assert not marker.exists()
-    if kind == "plain pickle":
+    if how == "plain pickle":
         return
-    assert "Python objects beside tensors" in str(refused.value)
-    (way,) = re.findall(r'python -c "(.*)" IN OUT\.safetensors', str(refused.value))
+    assert "othing of it was run" in str(refused.value) and expected in str(refused.value)
+
+
+def test_the_way_to_convert_a_file_works(tmp_path: Path) -> None:
+    torch.save({"model": network(), "x": Boom}, tmp_path / "x.ckpt")
     converted = str(tmp_path / "converted.safetensors")
-    subprocess.run([sys.executable, "-c", way, str(target), converted], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    (way,) = re.findall(r'python -c "(.*)" IN OUT\.safetensors', checkpoint_file._CONVERT)
+    subprocess.run(
+        [sys.executable, "-c", way, str(tmp_path / "x.ckpt"), converted], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
     assert read_state_dict(converted).keys() == state().keys()
+
+
+def named(prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state().items()}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        named("module."),
+        named("_orig_mod."),
+        named("module._orig_mod."),
+        {name.replace("0.", "0._orig_mod."): tensor for name, tensor in state().items()},
+        {**named("first_stage_model."), "model.diffusion_model.out.0.weight": torch.ones(3), "model_ema.decay": torch.ones(())},
+    ],
+)
+def test_prefixes_come_off(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors}, tmp_path / "x.ckpt")
+    found = read_state_dict(str(tmp_path / "x.ckpt"))
+    assert found.keys() == state().keys() and all(torch.equal(found[name], tensor) for name, tensor in state().items())
+
+
+def test_moving_averages_beside_the_state_dict_are_taken_where_asked_for(tmp_path: Path) -> None:
+    averages = {name: tensor + 1 for name, tensor in state().items()}
+    torch.save({"model": state(), "ema": averages, "steps": 3}, tmp_path / "x.pt")
+    for asked, expected in (((), state()), (("ema",), averages), (("model_ema",), state())):
+        found = read_state_dict(str(tmp_path / "x.pt"), averages=asked)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
@@ -99,6 +228,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:300])
     (tmp_path / "text.pth").write_text("<html>Not Found</html>")
     (tmp_path / "nothing.pth").write_bytes(b"")
+    (tmp_path / "folder.pth").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     for name, text in {
         "program.pt": "this is a TorchScript program; expected a state dict. It is for `import tokenizer --kind torchscript`",
@@ -112,7 +242,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(TokenizerError, match=text):
             read_state_dict(str(tmp_path / name))
-    with pytest.raises(MissingObjectError, match=r"absent\.pth: no weights are here; expected a state dict"):
+    with pytest.raises(MissingObjectError, match=r"folder\.pth: this is no file; expected a state dict"):
+        read_state_dict(str(tmp_path / "folder.pth"))
+    with pytest.raises(MissingObjectError, match=r"absent\.pth: no file is here; expected a state dict"):
         read_state_dict(str(tmp_path / "absent.pth"))
 
 

@@ -17,7 +17,7 @@ from tests.pipeline.tokenizers import conv_vqgan_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.config import ImportConfig
-from tokenshards.pipeline.conversion.import_checkpoint import open_published
+from tokenshards.pipeline.conversion.import_checkpoint import import_notes, open_published
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import Tokenizer
@@ -162,6 +162,35 @@ def test_moving_averages_are_taken_unless_told_otherwise(tmp_path: Path) -> None
     assert (plain.encode(images).ids_BLQ == averages.encode(images).ids_BLQ).mean() < 0.9
 
 
+def test_the_moving_averages_beside_a_llamagen_model_are_taken_unless_told_otherwise(tmp_path: Path) -> None:
+    noisy = {key: value + 0.3 for key, value in checkpoint("llamagen").items()}
+    torch.save({"model": noisy, "ema": checkpoint("llamagen"), "steps": 3}, tmp_path / "x.pt")
+    images, settings = sample_images(5, SIZE), {"size": SIZE, "preset": "llamagen"}
+    averages = open_published("conv-vqgan", str(tmp_path / "x.pt"), ImportConfig(**settings))
+    plain = open_published("conv-vqgan", str(tmp_path / "x.pt"), ImportConfig(**settings, ema=False))
+    assert averages.spec.weights_sha256 == make("llamagen").spec.weights_sha256 != plain.spec.weights_sha256
+    assert np.array_equal(averages.encode(images).ids_BLQ, make("llamagen").encode(images).ids_BLQ)
+    assert np.array_equal(plain.codebook()["level_0"], noisy[TABLE].numpy())
+
+
+def test_taming_and_ibq_are_told_apart(tmp_path: Path) -> None:
+    for name, other in (("taming", "ibq"), ("ibq", "taming")):
+        path = write(tmp_path / f"{name}.ckpt", name)
+        with pytest.raises(TokenizerError, match=rf"{name}\.ckpt: it has . blocks a level and .*moving averages.*give --preset {name}"):
+            open_published("conv-vqgan", path, ImportConfig(size=SIZE, preset=other))
+        assert import_notes(open_published("conv-vqgan", path, ImportConfig(size=SIZE, preset=name))) == []
+
+
+def test_what_cannot_be_told_apart_is_said(tmp_path: Path) -> None:
+    state = {**checkpoint("taming"), "model_ema.decay": torch.ones(())}
+    with_averages = {**state, **{f"model_ema.{key.replace('.', '')}": value for key, value in checkpoint("taming").items()}}
+    torch.save({"state_dict": with_averages}, tmp_path / "x.ckpt")
+    tokenizer = open_published("conv-vqgan", str(tmp_path / "x.ckpt"), ImportConfig(size=SIZE, preset="taming"))
+    (note,) = import_notes(tokenizer)
+    assert "it has 2 blocks a level and moving averages" in note and "taming have 2 blocks and no moving averages" in note
+    assert import_notes(tokenizer) == [], "told once"
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -190,5 +219,5 @@ def test_whose_checkpoint_it_is_must_be_said_and_fit(tmp_path: Path) -> None:
     for preset in (None, "vqgan"):
         with pytest.raises(ConfigError, match="--preset is .*; expected one of taming, llamagen, ibq, amused"):
             open_published("conv-vqgan", path, ImportConfig(size=SIZE, preset=preset))
-    with pytest.raises(TokenizerError, match=r"no encoder\.down\.0…, which --preset taming has; its names are those of llamagen"):
+    with pytest.raises(TokenizerError, match=r"no encoder\.down\.0…, which --preset taming has; its names are those of llamagen: decoder"):
         open_published("conv-vqgan", path, ImportConfig(size=SIZE, preset="taming"))

@@ -15,7 +15,7 @@ from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import titok_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
 from tokenshards.pipeline.config import ImportConfig
-from tokenshards.pipeline.conversion.import_checkpoint import open_published
+from tokenshards.pipeline.conversion.import_checkpoint import import_notes, open_published
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
@@ -128,6 +128,24 @@ def test_without_its_decoder_the_family_is_still_known(tmp_path: Path) -> None:
         save_tokenizer(make(legacy, decoder=False), Store(str(tmp_path / str(legacy))))
         loaded = load_tokenizer(Store(str(tmp_path / str(legacy))))
         assert np.array_equal(loaded.encode(images).ids_BLQ, make(legacy).encode(images).ids_BLQ)
+
+
+def longer(state: State, latents: int) -> State:
+    parts = ("latent_tokens", "encoder.latent_token_positional_embedding", "decoder.latent_token_positional_embedding")
+    return {key: value[:1].repeat(latents, 1) if key in parts else value for key, value in state.items()}
+
+
+def test_titok_and_one_d_piece_are_told_apart_by_the_number_of_latents() -> None:
+    for latents, right, wrong in ((256, OneDPiece, TiTok), (128, TiTok, OneDPiece)):
+        state = longer(checkpoint(True), latents)
+        with pytest.raises(TokenizerError, match=rf"it has {latents} latents and a pixel decoder, .* give --kind {right.family}$"):
+            wrong.from_checkpoint(state, ImportConfig(), decoder="test-1", where="memory")
+        assert import_notes(right.from_checkpoint(state, ImportConfig(), decoder="test-1", where="memory")) == []
+    with pytest.raises(TokenizerError, match="no pixel decoder, as the vq8k TiToks have; one-d-piece does not.*give --kind titok"):
+        make(legacy=False, kind=OneDPiece)
+    assert import_notes(make(legacy=False)) == []
+    (note,) = import_notes(make())
+    assert "it has 6 latents, and the published checkpoints of titok have 32, 64, 128" in note
 
 
 def test_options_that_do_not_fit_are_refused() -> None:

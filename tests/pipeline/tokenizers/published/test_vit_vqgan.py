@@ -116,7 +116,7 @@ def test_neighbours_and_batch_size_move_no_id() -> None:
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_layers_find_their_rows_in_order_in_memory(order: torch.memory_format) -> None:
     encoder, seen = make().build_encoder(), []
-    encoder.get_submodule("encoder.transformer.layers.0.0").register_forward_hook(lambda _, given, found: seen.extend([given[0], found]))
+    encoder.get_submodule("encoder.transformer.layers.0").register_forward_hook(lambda _, given, found: seen.extend([given[0], found]))
     encoder(torch.zeros(2, 3, SIZE, SIZE).contiguous(memory_format=order))
     assert len(seen) == 2 and all(values.is_contiguous() for values in seen)
 

@@ -1,0 +1,124 @@
+"""The nearest row of a table, in float32, in blocks: no table of all distances is ever kept. For numpy rows and for torch tensors.
+
+Both find the smallest |c|² - 2 x·c by one matrix product and one argmin for each block; the lowest id wins a tie. numpy rows carry a last
+column of ones, which meets the |c|², so that fitting and the default tokenizer need no second pass and no torch. torch is imported by the
+first tensor.
+
+Shapes: N rows, K codes, D values of a row; B images, L sites, Q levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BLOCK_ROWS", "Metric", "NearestCode", "block_rows", "nearest_rows", "residual_ids"]
+
+Floats = npt.NDArray[np.float32]
+Metric = Literal["l2", "cosine", "dot"]
+
+BLOCK_ROWS = 2048
+"""numpy rows searched at once: their scores against 256 codes fill 2 MB and stay in the cache."""
+CPU_SCORES = 1 << 22
+"""Scores of tensors held at once on a CPU: 16 MB, which stay in the cache of its socket."""
+GPU_SCORES = 1 << 27
+"""On a GPU, which small blocks leave idle: 512 MB, half of them and so on where its memory is short."""
+
+
+class NearestCode:
+    """Finds the nearest row of a table [K, D]: the smallest squared distance (`l2`), the same between rows of length 1 (`cosine`), or the
+    largest product (`dot`). numpy rows are compared by `l2` alone.
+    """
+
+    def __init__(self, table_KD: Floats, metric: Metric = "l2") -> None:
+        self._raw_KD, self._metric = table_KD, metric
+        self._gpu_scores = GPU_SCORES
+
+    @cached_property
+    def padded_rows(self) -> Floats:
+        """The table with a last column of zeros, so that subtracting rows keeps the ones of numpy values."""
+        return np.pad(self._raw_KD, ((0, 0), (0, 1)))
+
+    @cached_property
+    def _weights(self) -> Floats:
+        if self._metric != "l2":
+            raise ValueError(f"numpy rows are compared by l2; this table has the metric {self._metric}")
+        table_KD = self._raw_KD
+        return np.ascontiguousarray(np.vstack([-2 * table_KD.T, np.einsum("kd,kd->k", table_KD, table_KD)]))
+
+    def scores(self, values: Floats, out: Floats | None = None) -> Floats:
+        """Return for values [N, D + 1] and each row how much its squared distance exceeds the squared norm of the value: [N, K]."""
+        return np.matmul(values, self._weights, out=out)
+
+    def nearest(self, values: Floats, scores: Floats | None = None) -> npt.NDArray[np.intp]:
+        """Return the ids [N] for values [N, D + 1]. `scores` [N, K] is room to work in."""
+        nearest_N: npt.NDArray[np.intp] = self.scores(values, scores).argmin(axis=1)
+        return nearest_N
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """The table as it is compared, and what is added to the products."""
+        import torch
+        from torch.nn import functional
+
+        table = torch.from_numpy(self._raw_KD)
+        table_KD = functional.normalize(table, dim=1) if self._metric == "cosine" else table
+        return table_KD, table.new_zeros(len(table)) if self._metric == "dot" else table_KD.square().sum(dim=1)
+
+    def __call__(self, rows_ND: Tensor) -> Tensor:
+        """Return the ids [N] of a float32 tensor, on its device."""
+        import torch
+
+        table_KD, offsets_K = self._tensors = tuple(part.to(rows_ND.device) for part in self._tensors)  # type: ignore[assignment]
+        gpu = rows_ND.device.type == "cuda"
+        while True:
+            try:
+                blocks = torch.split(rows_ND, block_rows(len(table_KD), self._gpu_scores if gpu else CPU_SCORES))
+                return torch.cat([self._nearest(block_ND, table_KD, offsets_K) for block_ND in blocks])
+            except torch.OutOfMemoryError:
+                if not gpu or self._gpu_scores <= CPU_SCORES:
+                    raise
+                self._gpu_scores //= 2
+                torch.cuda.empty_cache()  # pieces of the larger block would stand in the way of the smaller one
+
+    def _nearest(self, rows_ND: Tensor, table_KD: Tensor, offsets_K: Tensor) -> Tensor:
+        import torch
+        from torch.nn import functional
+
+        rows_ND = functional.normalize(rows_ND, dim=1) if self._metric == "cosine" else rows_ND
+        return torch.addmm(offsets_K, rows_ND, table_KD.T, alpha=-2).argmin(dim=1)
+
+    def rows(self, ids_N: Tensor) -> Tensor:
+        """Return the rows [N, D] of ids, on their device; of length 1 for `cosine`."""
+        self._tensors = tuple(part.to(ids_N.device) for part in self._tensors)  # type: ignore[assignment]
+        return self._tensors[0][ids_N]
+
+
+def block_rows(codes: int, scores: int = CPU_SCORES) -> int:
+    """Return how many rows are searched at once in a table of so many codes, where so many scores may be held."""
+    return max(1, scores // codes)
+
+
+def nearest_rows(points_ND: Floats, table_KD: Floats) -> npt.NDArray[np.intp]:
+    """Return the id of the nearest row of the table for each point, block by block."""
+    search = NearestCode(table_KD)
+    values = np.pad(points_ND, ((0, 0), (0, 1)), constant_values=1)
+    return np.concatenate([search.nearest(values[start : start + BLOCK_ROWS]) for start in range(0, len(values), BLOCK_ROWS)])
+
+
+def residual_ids(levels: Sequence[NearestCode], vectors_BLD: Tensor) -> Tensor:
+    """Return ids [B, L, Q] of float32 vectors, on their device: each level names the row nearest to what those before it left."""
+    import torch
+
+    rest_ND, ids = vectors_BLD.flatten(0, 1), []
+    for level in levels:
+        ids.append(level(rest_ND))
+        rest_ND = rest_ND - level.rows(ids[-1])
+    return torch.stack(ids, dim=1).reshape(*vectors_BLD.shape[:2], len(ids))
