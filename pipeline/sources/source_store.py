@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.exceptions import FSTimeoutError
@@ -247,7 +246,7 @@ def _host_store(url: str, storage_options: dict[str, Any], retry: RetryConfig, p
 
 def host_of(url: str) -> str:
     """Return host and port of a URL."""
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -265,7 +264,7 @@ def _reason_of(error: BaseException) -> Reason:
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror) or type(cause).__name__ == "ClientConnectorDNSError":
             return Reason.DNS
-        if isinstance(cause, FSTimeoutError):
+        if isinstance(cause, FSTimeoutError) and cause.__cause__ is None:  # our own bound passed; aiohttp's is its cause
             return Reason.TOO_SLOW
         if isinstance(cause, TimeoutError):
             return Reason.TIMEOUT

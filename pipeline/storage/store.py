@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import split_protocol
@@ -99,8 +98,8 @@ class Store:
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
         endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
-        host = urlsplit(self.root).netloc if "://" in self.root else self.root.strip("/").partition("/")[0]
-        self._limit = shared_limit((protocol, endpoint, host))
+        host = self.root.partition("://")[2] if "://" in self.root else self.root.strip("/")
+        self._limit = shared_limit((protocol, endpoint, host.partition("/")[0]))
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
