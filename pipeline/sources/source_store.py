@@ -7,7 +7,6 @@ another object and refuses this one once more.
 from __future__ import annotations
 
 import posixpath
-import socket
 import threading
 import time
 from collections import deque
@@ -18,7 +17,6 @@ from itertools import chain, islice
 from typing import Any
 
 import fsspec
-from fsspec.exceptions import FSTimeoutError
 
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import Reason, StoreAccessError, TokenshardsError, TransientStorageError, UnreadableObjectError
@@ -261,11 +259,10 @@ def _reason_of(error: BaseException) -> Reason:
     status = status_of(error)[0]
     if status:
         return Reason.HTTP_403 if status in _FORBIDDEN else Reason.UNREADABLE
-    for cause in _causes(error):
-        if isinstance(cause, socket.gaierror) or type(cause).__name__ == "ClientConnectorDNSError":
-            return Reason.DNS
-        if isinstance(cause, FSTimeoutError) and cause.__cause__ is None:  # our own bound passed; aiohttp's is its cause
-            return Reason.TOO_SLOW
-        if isinstance(cause, TimeoutError):
-            return Reason.TIMEOUT
-    return Reason.REFUSED
+    causes = list(_causes(error))
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}  # by name: aiohttp may be missing
+    if "gaierror" in kinds or "ClientConnectorDNSError" in kinds:
+        return Reason.DNS
+    if "ServerTimeoutError" in kinds:
+        return Reason.TIMEOUT
+    return Reason.TOO_SLOW if "FSTimeoutError" in kinds else Reason.REFUSED
