@@ -39,7 +39,12 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.submit.wheel": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
     "tokenshards.pipeline.runners.ray_token": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.submit.ray_dashboard": {"tokenshards.pipeline.errors", "tokenshards.pipeline.runners.ray_token"},
-    "tokenshards.pipeline.submit.forwarding": {"tokenshards.pipeline.errors", "tokenshards.pipeline.storage.redaction"},
+    "tokenshards.pipeline.storage.side_options": {"tokenshards.pipeline.storage.redaction"},
+    "tokenshards.pipeline.submit.forwarding": {
+        "tokenshards.pipeline.errors",
+        "tokenshards.pipeline.storage.redaction",
+        "tokenshards.pipeline.storage.side_options",
+    },
     "tokenshards.pipeline.records": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.storage.redaction": set(),
     "tokenshards.pipeline.storage.request_limit": set(),

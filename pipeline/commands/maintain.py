@@ -9,16 +9,21 @@ import typer
 
 from tokenshards.pipeline.commands.options import (
     Address,
+    AllowPrivateHosts,
     CpusPerActor,
     GpusPerActor,
     JsonFlag,
     MaxActors,
     Out,
+    OutOptions,
     Quiet,
     RunnerName,
+    SrcOptions,
     StorageOptions,
+    Unreadable,
     Workers,
-    parse_options,
+    recorded_source,
+    side_options,
 )
 from tokenshards.pipeline.commands.output import finish_run, print_json
 from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
@@ -29,7 +34,7 @@ app = typer.Typer()
 
 
 @app.command("status", epilog="Example: tokenshards status s3://bucket/tokens --json")
-def status_command(out: Out, storage_option: StorageOptions = None, as_json: JsonFlag = False) -> None:
+def status_command(out: Out, storage_option: StorageOptions = None, out_option: OutOptions = None, as_json: JsonFlag = False) -> None:
     """How far a dataset is, and who works on it, from the store alone."""
     import time
 
@@ -38,7 +43,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, as_json: Jso
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
-    store = Store(out, storage_options=parse_options(storage_option))
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     report = dataset_report(store)
     runs = live_runs(store)
     if as_json:
@@ -58,6 +63,9 @@ def verify_command(
     seed: Annotated[int | None, typer.Option(help="Seed that draws the N rows.", show_default="a new one, which is printed")] = None,
     min_agreement: Annotated[float, typer.Option(help="Share of the ids of the N rows that must agree.")] = 0.99,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
@@ -66,20 +74,20 @@ def verify_command(
     import random
     from dataclasses import asdict
 
+    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
     from tokenshards.pipeline.ledger.verify import verify_dataset
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
     again = None
     if re_encode is not None:
         drawn_by = random.randrange(1 << 31) if seed is None else seed
         again = ReencodingConfig(rows=re_encode, seed=drawn_by, min_agreement=min_agreement, source_url=source)
     elif source is not None or seed is not None:
         raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N, which they belong to")
-    store = Store(out, storage_options=options)
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     reporter = TerminalReporter(quiet=as_json)
     begun = False
 
@@ -96,7 +104,11 @@ def verify_command(
         reporter.end()
     compared = None
     if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
-        compared = reencode_sample(store, found.state, again, options)
+        where = source or (found.state.chain[0].source["url"] if found.state.chain else "")
+        reading = SourceConfig(
+            storage_options=side_options("src", where, storage_option, src_option), allow_private_hosts=allow_private_hosts
+        )
+        compared = reencode_sample(store, found.state, again, reading)
     ok = found.ok and (compared is None or compared.ok)
     if as_json:
         problems = [asdict(problem) for problem in found.problems]
@@ -123,6 +135,8 @@ def repair_command(
     min_age: Annotated[float, typer.Option(help="Hours that an unreferenced object must be old before it is deleted.")] = 24.0,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Mend a damaged dataset from what is left. A dry run unless --apply is given."""
@@ -132,8 +146,8 @@ def repair_command(
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
-    store = Store(out, storage_options=options)
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
+    options = side_options("src", source or recorded_source(store), storage_option, src_option)
     repair = repair_dataset(store, apply=apply, min_age_seconds=3600 * min_age, source_url=source, source_options=options)
     if as_json:
         steps = [asdict(step) for step in repair.steps]
@@ -160,19 +174,29 @@ def retry_failed_command(
     cpus_per_actor: CpusPerActor = 1,
     gpus_per_actor: GpusPerActor = 0.0,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
+    unreadable: Unreadable = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try the quarantined inputs again as a new generation; older shards stay as they are."""
-    from tokenshards.pipeline.config import RayConfig, RunConfig
+    from tokenshards.pipeline.config import RayConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.tokenize import retry_failed
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
+    options = side_options("out", out, storage_option, out_option)
+    reading = SourceConfig(
+        storage_options=side_options("src", source or recorded_source(Store(out, storage_options=options)), storage_option, src_option),
+        allow_private_hosts=allow_private_hosts,
+        unreadable=unreadable,
+    )
     run = RunConfig(workers=worker_count(workers), max_bad=1.0)
     cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
-    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), open_runner(runner, run, cluster))
+    reporter = TerminalReporter(quiet=quiet)
+    outcome = retry_failed(out, source, run, options, reporter, open_runner(runner, run, cluster), reading)
     if outcome is None:
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
@@ -184,6 +208,7 @@ def inspect_command(
     out: Annotated[str, typer.Argument(help="Dataset or tokenizer directory.")],
     plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write the code usage as a picture.")] = None,
     storage_option: StorageOptions = None,
+    out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Spec, storage table, classes and code usage of a dataset."""
@@ -191,7 +216,7 @@ def inspect_command(
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
-    inspection = inspect_dataset(Store(out, storage_options=parse_options(storage_option)))
+    inspection = inspect_dataset(Store(out, storage_options=side_options("out", out, storage_option, out_option)))
     if plot is not None:
         inspection.plot(plot)
     if as_json:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.storage.redaction import has_credentials, looks_secret
+from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
 
 __all__ = ["FORWARDED", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 
@@ -26,6 +27,7 @@ FORWARDED = (
     "AZURE_STORAGE_ACCOUNT_NAME",
     "HF_ENDPOINT",
     "TOKENSHARDS_ALLOW_PYTHON",
+    *PROFILE_VARIABLES.values(),
 )
 """Variables handed on where they are set here; none of them is a secret."""
 CREDENTIALS_BELONG = (
@@ -36,25 +38,23 @@ _HARMLESS = [("token", name) for name in ("anon", "browser", "cache", "cloud", "
 """Words that gcsfs takes in place of a token."""
 
 
-def refuse_secret_options(options: Mapping[str, Any], prefix: str = "") -> None:
+def refuse_secret_options(options: Mapping[str, Any], prefix: str = "", *, option: str = "--storage-option") -> None:
     """Raise ConfigError where a storage option, nested ones included, would hold a secret; the message names it and hides its value."""
     for name, value in options.items():
         full = f"{prefix}{name}"
         if looks_secret(str(name)) and not (value is None or isinstance(value, bool) or (name, value) in _HARMLESS):
-            raise ConfigError(
-                f"--storage-option {full} looks like a secret, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}"
-            )
-        _refuse_secrets_in(value, full)
+            raise ConfigError(f"{option} {full} looks like a secret, and Ray shows the command of a job to everybody; {CREDENTIALS_BELONG}")
+        _refuse_secrets_in(value, full, option)
 
 
-def _refuse_secrets_in(value: Any, full: str) -> None:
+def _refuse_secrets_in(value: Any, full: str, option: str) -> None:
     if isinstance(value, Mapping):
-        refuse_secret_options(value, f"{full}.")
+        refuse_secret_options(value, f"{full}.", option=option)
     elif isinstance(value, list | tuple):
         for item in value:
-            _refuse_secrets_in(item, full)
+            _refuse_secrets_in(item, full, option)
     elif isinstance(value, str):
-        refuse_secret_urls(f"--storage-option {full}", [value])
+        refuse_secret_urls(f"{option} {full}", [value])
 
 
 def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
