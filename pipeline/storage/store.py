@@ -34,6 +34,7 @@ __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_u
 
 T = TypeVar("T")
 
+_MAKE_ROOM = "Make room there, then run the command again: it continues"
 _PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 _DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
@@ -270,9 +271,8 @@ class Store:
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return what to raise for an error that another attempt cannot mend."""
         if verb == "write" and (_errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
-            return DiskFullError(
-                f"{where}: there is no room to write it ({error}). Make room there, then run the command again: it continues"
-            )
+            why = masked(str(error), self.storage_options)
+            return DiskFullError(f"{where}: there is no room for it ({why})", advice=_MAKE_ROOM)
         if self.is_local:
             return self._final_local(error, path, where, verb)
         if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
