@@ -30,7 +30,7 @@ from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, ha
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent", "readable"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,11 @@ def is_absolute(path: str) -> bool:
     Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
     """
     return path.startswith("/") or _SCHEME.match(path) is not None
+
+
+def readable(text: str) -> str:
+    """Return text as valid UTF-8: what is not, as in some file names, shows as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Store:
@@ -138,11 +143,10 @@ class Store:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def place(self, path: str) -> str:
-        """Return where the object at `path` lies, without credentials, fit for messages."""
-        if self.is_local:
-            return self.join(path)
-        whole = f"{self.url.rstrip('/')}/{path}".rstrip("/")
-        return display_url(whole) if self.is_web else whole  # in keys of other stores `?` is a letter
+        """Return where the object at `path` lies, or an absolute path as it is: without credentials, as valid UTF-8, fit for messages."""
+        whole = path if is_absolute(path) else self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        cut = self.is_web or is_absolute(path)  # in keys of other stores `?` is a letter
+        return readable(display_url(whole) if cut else whole)
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of an object, or of its range [start, end)."""

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.datasets import call_cli, content, convert, quarantine_of, write_images
+from tests.datasets import SilentReporter, call_cli, content, convert, quarantine_of, write_images
+from tests.inline import InlineRunner
 from tests.s3_servers import S3Server, moto_server
 from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
 
 SMALL = ("--size", "16", "--codes", "16", "--workers", "1", "--max-bad", "1", "--shard-rows", "8", "--retry-attempts", "2")
@@ -52,6 +55,38 @@ def test_archived_objects_are_named_or_quarantined_and_come_back_when_restored(s
         s3.client().put_object(Bucket="bucket", Key=key, Body=(tmp_path / key).read_bytes())
     call_cli("retry-failed", str(out), "--workers", "1")
     assert quarantine_of(out) == {} and len(content(out)) == 30
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_a_table_takes_no_secrets_of_the_machine_into_the_quarantine(tmp_path: Path, place: str) -> None:
+    secret = tmp_path / "home" / "credentials"
+    secret.parent.mkdir()
+    secret.write_bytes(b"aws_secret_access_key = hidden")
+    write_images(tmp_path / "table", 8, classes=0)
+    (tmp_path / "table" / "notes.txt").write_bytes(b"no image")
+    names = [*sorted(path.name for path in (tmp_path / "table").iterdir()), str(secret), f"file://{secret}", "../home/credentials"]
+    rows = "\n".join(["path", *names[: -1 if place == "store" else None], ""])
+    (tmp_path / "table" / "t.csv").write_text(rows)
+    source = str(tmp_path / "table" / "t.csv")
+    if place == "store":
+        store = Store("memory://tables/here")
+        for path in (tmp_path / "table").iterdir():
+            store.write(path.name, path.read_bytes())
+        source = "memory://tables/here/t.csv"
+    reporter = SilentReporter()
+    convert(source, tmp_path / "out", runner=InlineRunner(), reporter=reporter)
+    found = {row["uri"].rpartition("/")[2]: row for row in quarantine_rows(tmp_path / "out")}
+    assert found["notes.txt"]["data"] == b"no image"
+    assert found["credentials"]["data"] is None
+    assert found["credentials"]["reason"] == ("bad_uri" if place == "store" else "not_an_image")
+    said = "2 rows name local files" if place == "store" else "3 rows name files outside"
+    assert any(said in line for line in reporter.lines), reporter.lines
+    assert not any(b"hidden" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+def quarantine_rows(out: Path) -> list[dict[str, Any]]:
+    store = Store(str(out))
+    return [row for path in store.glob("quarantine/*.parquet") for row in read_quarantine(store.read(path), path)]
 
 
 class Handler(SimpleHTTPRequestHandler):

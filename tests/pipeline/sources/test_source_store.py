@@ -111,6 +111,15 @@ def test_an_archived_object_is_bound_to_itself(s3: S3Server, folder: str) -> Non
         fetch_file(store, row_of("cold.jpg"))
 
 
+def test_options_of_a_table_on_a_disk_are_those_of_the_bucket_that_it_names(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    table = Store(str(tmp_path), storage_options=s3.options, retry=QUICK)
+    assert fetch_file(table, row_of("s3://bucket/src/a.jpg")) == b"picture"
+
+
 def test_a_store_that_refuses_everything_is_away(s3: S3Server) -> None:
     with faulty_proxy(s3) as proxy:
         options = s3.through(proxy.endpoint).options
