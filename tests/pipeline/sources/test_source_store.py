@@ -247,3 +247,23 @@ def test_urls_to_probe_are_of_many_hosts() -> None:
     rows = [row_of(f"http://host{index % 3}/{index}.jpg") for index in range(200)]
     urls = urls_to_probe([*rows, row_of("plain.jpg"), row_of("s3://bucket/x")])
     assert len(urls) == 48 and len({url.split("/")[2] for url in urls[:3]}) == 3
+
+
+def test_stores_of_hosts_are_bounded_and_shared_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_uris, "MAX_STORES", 8)
+    stores, source = table_uris._Stores(), Store(str(tmp_path), retry=QUICK)
+    monkeypatch.setattr(table_uris, "_stores", stores)
+    for index in range(50):
+        table_uris.locate(source, f"http://host{index}/x.jpg", TRUSTED)
+    assert len(stores._kept) == 8
+    first, _ = table_uris.locate(source, "http://host49/y.jpg", TRUSTED)
+    for index in range(7):
+        table_uris.locate(source, f"http://other{index}/x.jpg", TRUSTED)
+    assert table_uris.locate(source, "http://host49/z.jpg", TRUSTED)[0] is first, "what was used last stays"
+    found: list[Store] = []
+    threads = [threading.Thread(target=lambda: found.append(table_uris.locate(source, "http://new/x", TRUSTED)[0])) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1
