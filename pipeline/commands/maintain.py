@@ -106,7 +106,9 @@ def verify_command(
     if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
         where = source or (found.state.chain[0].source["url"] if found.state.chain else "")
         reading = SourceConfig(
-            storage_options=side_options("src", where, storage_option, src_option), allow_private_hosts=allow_private_hosts
+            storage_options=side_options("src", where, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+            unreadable="quarantine",
         )
         compared = reencode_sample(store, found.state, again, reading)
     ok = found.ok and (compared is None or compared.ok)

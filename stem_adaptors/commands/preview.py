@@ -47,7 +47,9 @@ def preview_command(
     else:
         count = 16 if n is None else n
         reading = SourceConfig(
-            storage_options=side_options("src", source, storage_option, src_option), allow_private_hosts=allow_private_hosts
+            storage_options=side_options("src", source, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+            unreadable="quarantine",
         )
         shown = preview_dataset(
             out, to, count=count, sample_ids=sample_ids, label=label, source_url=source, options=options, reading=reading

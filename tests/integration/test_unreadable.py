@@ -51,6 +51,9 @@ def test_archived_objects_are_named_or_quarantined_and_come_back_when_restored(s
     call_cli(*command, "--unreadable", "quarantine")
     assert quarantine_of(out) == {key.removeprefix("src/"): "unreadable" for key in cold}
     assert len(content(out)) == 28 and verify_dataset(Store(str(out))).ok
+    later = "src/class_0/img_0000.jpg"
+    s3.client().put_object(Bucket="bucket", Key=later, Body=(tmp_path / later).read_bytes(), StorageClass="GLACIER")
+    assert "1 unreadable" in call_cli("verify", str(out), "--re-encode", "28")[0]
     for key in cold:
         s3.client().put_object(Bucket="bucket", Key=key, Body=(tmp_path / key).read_bytes())
     call_cli("retry-failed", str(out), "--workers", "1")
