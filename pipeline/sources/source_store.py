@@ -67,15 +67,21 @@ class Witnesses:
             return list(dict.fromkeys(name for name, _ in reversed(self._seen)))
 
 
-def answers_for_others(witnesses: Witnesses, fits: Callable[[str], bool], others: Iterable[str], probe: Callable[[str], object]) -> bool:
-    """Return whether one of up to eight other objects can be read now, after another one could not."""
+def answers_for_others(
+    witnesses: Witnesses,
+    fits: Callable[[str], bool],
+    others: Iterable[str],
+    probe: Callable[[str], object],
+    kind_of: Callable[[str], str] = str,
+) -> bool:
+    """Return whether one of up to eight other objects, each of another kind, can be read now, after one could not."""
     failed_at = time.monotonic()
     with witnesses.judging:
         if witnesses.since(failed_at, fits):
             return True
         if witnesses.away_at > failed_at:
             return False
-        for name in islice(filter(fits, dict.fromkeys(chain(witnesses.names(), others))), PROBES):
+        for name in islice(_one_of_each(filter(fits, chain(witnesses.names(), others)), kind_of), PROBES):
             begun = time.monotonic()
             if begun > failed_at + PROBE_SECONDS:
                 break
@@ -87,6 +93,14 @@ def answers_for_others(witnesses: Witnesses, fits: Callable[[str], bool], others
             return True
         witnesses.away_at = time.monotonic()
         return False
+
+
+def _one_of_each(names: Iterable[str], kind_of: Callable[[str], str]) -> Iterator[str]:
+    seen = set()
+    for name in names:
+        if (kind := kind_of(name)) not in seen:
+            seen.add(kind)
+            yield name
 
 
 @contextmanager
@@ -209,13 +223,16 @@ class HostStore(Store):
         def fits(other: str) -> bool:
             return other != url and (answered or host_of(other) != host)  # a host that answers may be asked for another object
 
+        def kind_of(other: str) -> str:  # one object of each other host; of this one, where it answers at all, any object
+            return other if host_of(other) == host else host_of(other)
+
         def probe(other: str) -> None:
             place = "/".join(other.split("/", 3)[:3])
             self._once(place).read(other.removeprefix(place).lstrip("/"), 0, 1)
 
         place = display_url(url)
         with _shown_as_waiting(place, error):
-            if not answers_for_others(self._witnesses, fits, others, probe):
+            if not answers_for_others(self._witnesses, fits, others, probe, kind_of):
                 return error
             try:
                 read(self if _is_busy(error) else self._once(self.location))

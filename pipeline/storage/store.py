@@ -25,7 +25,7 @@ from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
-from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
+from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
@@ -35,8 +35,6 @@ __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_u
 T = TypeVar("T")
 
 _MAKE_ROOM = "Make room there, then run the command again: it continues"
-_PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
-_DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
 _FULL_STATUS = 507
 _WEB = ("http", "https")
@@ -274,34 +272,17 @@ class Store:
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return what to raise for an error that another attempt cannot mend."""
-        if verb == "write" and (_errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
+        if verb == "write" and (errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
             why = masked(str(error), self.storage_options)
             return DiskFullError(f"{where}: there is no room for it ({why})", advice=_MAKE_ROOM)
         if self.is_local:
-            return self._final_local(error, path, where, verb)
+            return final_error(error, path, where, verb) or (error if isinstance(error, _BUGS) else None)
         if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
             return hopeless
         # While writing, what a store does not find is an upload that it forgot: it is begun again.
         if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
             return MissingObjectError(path, place=where)
         return None
-
-    @staticmethod
-    def _final_local(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | Exception | None:
-        if isinstance(error, FileNotFoundError):
-            return MissingObjectError(path, place=where)
-        if _errno_of(error) in _DENIED_ERRNO:
-            return TransientStorageError(
-                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))})",
-                advice="Give this user the right to, then run the command again: it continues",
-            )
-        if _errno_of(error) in _PERMANENT_ERRNO:
-            return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(_errno_of(error))})", place=where)
-        return error if isinstance(error, _BUGS) else None
-
-
-def _errno_of(error: Exception) -> int:
-    return (error.errno or 0) if isinstance(error, OSError) else 0
 
 
 def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
