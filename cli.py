@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tokenshards.pipeline.commands import import_tokenizer, interop, maintain, publish, submit, tokenize, tokenizers
+from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
 from tokenshards.stem_adaptors.commands import demo, evaluate, predict, preview, train
 
 __all__ = ["app", "main", "run"]
@@ -44,7 +44,7 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, maintain, preview, train, evaluate, predict, demo, publish):
+for _module in (tokenizers, tokenize, submit, look, maintain, preview, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 app.add_typer(interop.import_app, name="import")

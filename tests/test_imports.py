@@ -49,8 +49,10 @@ class Missing:
         if name.partition(".")[0] in ("zstandard", "s3fs", "aiobotocore", "botocore", "ray", "diffusers", "timm"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
-import tokenshards.pipeline.conversion.tokenize, tokenshards.pipeline.conversion.fit, tokenshards.pipeline.ledger.reencode, tokenshards.pipeline.ledger.verify, tokenshards.pipeline.runners.local_worker
-import tokenshards.pipeline.tokenizers.published.vit_vqgan, tokenshards.pipeline.tokenizers.custom.torchscript, tokenshards.stem_adaptors.training.trainer, tokenshards.stem_adaptors.commands.evaluation_report
+import tokenshards.pipeline.conversion.tokenize, tokenshards.pipeline.conversion.fit
+import tokenshards.pipeline.ledger.reencode, tokenshards.pipeline.ledger.verify, tokenshards.pipeline.runners.local_worker
+import tokenshards.pipeline.tokenizers.published.vit_vqgan, tokenshards.pipeline.tokenizers.custom.torchscript
+import tokenshards.stem_adaptors.training.trainer, tokenshards.stem_adaptors.commands.evaluation_report
 from tokenshards.pipeline.shards.commit import pack_counts, unpack_counts
 import numpy as np
 assert unpack_counts(pack_counts(np.arange(9)), 9).tolist() == list(range(9))

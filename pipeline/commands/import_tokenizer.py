@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenshards.pipeline.commands.options import AllFiles, ImageColumn, JsonFlag, StorageOptions, parse_numbers, parse_options
+from tokenshards.pipeline.commands.options import (
+    AllFiles,
+    AllowPrivateHosts,
+    ImageColumn,
+    JsonFlag,
+    OutOptions,
+    SrcOptions,
+    StorageOptions,
+    TokenizerOptions,
+    parse_numbers,
+    parse_options,
+    side_options,
+)
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch
 
@@ -51,6 +63,10 @@ def import_tokenizer_command(
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    tokenizer_option: TokenizerOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
@@ -63,7 +79,6 @@ def import_tokenizer_command(
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
     from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 
-    options = parse_options(storage_option)
     if out is None:
         weights, out = "", weights
     config = ImportConfig(
@@ -80,14 +95,20 @@ def import_tokenizer_command(
         colour_range=parse_numbers("--colour-range", colour_range, float),
         settings=parse_options(config_option, "--config", "cell=8"),
     )
-    tokenizer, statistics = open_published(kind, weights, config, options), dict[str, Any]()
+    read = side_options("tokenizer", weights, storage_option, tokenizer_option)
+    tokenizer, statistics = open_published(kind, weights, config, read), dict[str, Any]()
     notes = import_notes(tokenizer)
     if keep_codes is not None:
-        pictures = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+        pictures = SourceConfig(
+            all_files=all_files,
+            image_column=image_column,
+            storage_options=side_options("src", keep_codes, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+        )
         counted = CodeSample(source_url=keep_codes, source=pictures, images=sample, seed=seed, min_uses=min_uses)
         tokenizer, statistics = keep_used_codes(tokenizer, counted)
     statistics |= {"notes": notes} if notes else {}
-    store = Store(out, storage_options=options)
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     save_tokenizer(tokenizer, store, "", statistics)
     if as_json:
         print_json({"fingerprint": tokenizer.spec.fingerprint, "spec": tokenizer.spec.to_json(), **statistics})

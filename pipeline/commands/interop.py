@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from tokenshards.pipeline.commands.options import Codec, JsonFlag, MaxBad, Out, Quiet, ShardRows, StorageOptions, parse_options
+from tokenshards.pipeline.commands.options import (
+    Codec,
+    JsonFlag,
+    MaxBad,
+    Out,
+    OutOptions,
+    Quiet,
+    ShardRows,
+    SrcOptions,
+    StorageOptions,
+    side_options,
+)
 from tokenshards.pipeline.commands.output import finish_run, print_json
 
 __all__ = ["export_app", "import_app"]
@@ -32,6 +43,8 @@ def import_seit_command(
     shard_rows: ShardRows = None,
     max_bad: MaxBad = 0.01,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -40,7 +53,7 @@ def import_seit_command(
     from tokenshards.pipeline.interop.seit.importer import SeitImportRequest, import_seit, parse_grid
     from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-    options = parse_options(storage_option)
+    options = side_options("out", out, storage_option, out_option)
     request = SeitImportRequest(
         source_url=src,
         out_url=out,
@@ -53,6 +66,7 @@ def import_seit_command(
         plan=PlanConfig(shard_rows=shard_rows, codec=codec),
         max_bad=max_bad,
         options=options,
+        source_options=side_options("src", src, storage_option, src_option),
     )
     outcome = import_seit(request, TerminalReporter(quiet=quiet))
     finish_run(out, options, outcome, as_json, quiet)
@@ -64,13 +78,16 @@ def export_seit_command(
     out: Annotated[str, typer.Argument(help="Folder for the files, local or any fsspec URL.")],
     split: Split = "train",
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a dataset as a split of SeiT's release layout: tokens, index, labels, codebook, synonyms and class names."""
     from tokenshards.pipeline.interop.seit.exporter import export_seit
     from tokenshards.pipeline.reports.terminal import print_table
 
-    written = export_seit(data, out, split=split, options=parse_options(storage_option))
+    reading = side_options("src", data, storage_option, src_option)
+    written = export_seit(data, out, split=split, options=reading, out_options=side_options("out", out, storage_option, out_option))
     if as_json:
         print_json(written.to_json())
     else:
@@ -83,13 +100,16 @@ def export_webdataset_command(
     out: Annotated[str, typer.Argument(help="Folder for the tars, local or any fsspec URL.")],
     rows_per_tar: Annotated[int, typer.Option(help="Samples of each tar.")] = 10_000,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a dataset as WebDataset tars: ids as .tokens.npy, the class index as .cls, all else as .json."""
     from tokenshards.pipeline.interop.webdataset_export import export_webdataset
     from tokenshards.pipeline.reports.terminal import print_table
 
-    written = export_webdataset(data, out, rows_per_tar=rows_per_tar, options=parse_options(storage_option))
+    reading, writing = side_options("src", data, storage_option, src_option), side_options("out", out, storage_option, out_option)
+    written = export_webdataset(data, out, rows_per_tar=rows_per_tar, options=reading, out_options=writing)
     if as_json:
         print_json(written.to_json())
     else:

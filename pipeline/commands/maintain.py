@@ -1,4 +1,4 @@
-"""`status`, `inspect`, `verify`, `repair` and `retry-failed`."""
+"""`verify`, `repair` and `retry-failed`."""
 
 from __future__ import annotations
 
@@ -8,64 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from tokenshards.pipeline.commands.options import (
-    QUARANTINE_SHOWN,
     UNREFERENCED_SHOWN,
     Address,
+    AllowPrivateHosts,
     CpusPerActor,
     GpusPerActor,
     JsonFlag,
     MaxActors,
     Out,
+    OutOptions,
     Quiet,
     RunnerName,
+    SrcOptions,
     StorageOptions,
+    Unreadable,
     Workers,
-    parse_options,
+    recorded_source,
+    side_options,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json, print_way_out
+from tokenshards.pipeline.commands.output import counted_shards, finish_run, print_json
 from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
 
 __all__ = ["app"]
 
 app = typer.Typer()
-
-
-@app.command("status", epilog="Example: tokenshards status s3://bucket/tokens --json")
-def status_command(out: Out, storage_option: StorageOptions = None, as_json: JsonFlag = False) -> None:
-    """How far a dataset is, and who works on it, from the store alone."""
-    import time
-
-    from tokenshards.pipeline.errors import MissingObjectError
-    from tokenshards.pipeline.ledger.heartbeat import PLANNING, live_runs
-    from tokenshards.pipeline.reports.storage_table import status_report
-    from tokenshards.pipeline.reports.terminal import print_table
-    from tokenshards.pipeline.storage.store import Store
-
-    store = Store(out, storage_options=parse_options(storage_option))
-    runs = live_runs(store)
-    try:
-        report = status_report(store)
-    except MissingObjectError as error:
-        planning = [record for record in runs if record.plan_id == PLANNING]
-        if error.object_path != store.url:
-            raise
-        if not planning:
-            raise MissingObjectError(
-                store.url,
-                "no dataset is here yet. A job that was just submitted starts within a minute and then lists its inputs: ask again. "
-                "Else expected the OUT folder of `tokenshards tokenize`",
-            ) from None
-        if as_json:
-            print_json({"complete": False, "planning": True, "live_runs": [record.uuid for record in planning]})
-        else:
-            print(f"{store.url}: the inputs are being listed, there is no plan yet ({planning[0].describe(time.time())}). Ask again soon")
-        return
-    if as_json:
-        print_json({**report.to_json(), "live_runs": [record.uuid for record in runs]})
-        return
-    rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
-    print_table(rows, title=store.url)
-    print_way_out(store.url, report)
 
 
 @app.command("verify", epilog="Example: tokenshards verify photos.tokens")
@@ -78,6 +44,9 @@ def verify_command(
     seed: Annotated[int | None, typer.Option(help="Seed that draws the N rows.", show_default="a new one, which is printed")] = None,
     min_agreement: Annotated[float, typer.Option(help="Share of the ids of the N rows that must agree.")] = 0.99,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
@@ -86,37 +55,31 @@ def verify_command(
     import random
     from dataclasses import asdict
 
+    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
     from tokenshards.pipeline.ledger.verify import verify_dataset
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
     again = None
     if re_encode is not None:
         drawn_by = random.randrange(1 << 31) if seed is None else seed
         again = ReencodingConfig(rows=re_encode, seed=drawn_by, min_agreement=min_agreement, source_url=source)
     elif source is not None or seed is not None:
         raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N, which they belong to")
-    store = Store(out, storage_options=options)
-    reporter = TerminalReporter(quiet=as_json)
-    begun = False
-
-    def on_shard(done: int, total: int) -> None:
-        nonlocal begun
-        if not begun:
-            reporter.begin(total, 0, "shards")
-            begun = True
-        reporter.count(done)
-
-    try:
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
+    with counted_shards(TerminalReporter(quiet=as_json)) as on_shard:
         found = verify_dataset(store, sample=sample, first_shard=first_shard, on_shard=on_shard)
-    finally:
-        reporter.end()
     compared = None
     if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
-        compared = reencode_sample(store, found.state, again, options)
+        where = source or (found.state.chain[0].source["url"] if found.state.chain else "")
+        reading = SourceConfig(
+            storage_options=side_options("src", where, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+            unreadable="quarantine",
+        )
+        compared = reencode_sample(store, found.state, again, reading)
     ok = found.ok and (compared is None or compared.ok)
     if as_json:
         problems = [asdict(problem) for problem in found.problems]
@@ -155,6 +118,8 @@ def repair_command(
     min_age: Annotated[float, typer.Option(help="Hours that an unreferenced object must be old before it is deleted.")] = 24.0,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Mend a damaged dataset from what is left. A dry run unless --apply is given."""
@@ -164,8 +129,8 @@ def repair_command(
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
-    store = Store(out, storage_options=options)
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
+    options = side_options("src", source or recorded_source(store), storage_option, src_option)
     repair = repair_dataset(store, apply=apply, min_age_seconds=3600 * min_age, source_url=source, source_options=options)
     if as_json:
         steps = [asdict(step) for step in repair.steps]
@@ -194,77 +159,30 @@ def retry_failed_command(
     cpus_per_actor: CpusPerActor = 1,
     gpus_per_actor: GpusPerActor = 0.0,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
+    unreadable: Unreadable = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Try the quarantined inputs again as a new generation; older shards stay as they are."""
-    from tokenshards.pipeline.config import RayConfig, RunConfig
+    from tokenshards.pipeline.config import RayConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.tokenize import retry_failed
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
+    options = side_options("out", out, storage_option, out_option)
+    reading = SourceConfig(
+        storage_options=side_options("src", source or recorded_source(Store(out, storage_options=options)), storage_option, src_option),
+        allow_private_hosts=allow_private_hosts,
+        unreadable=unreadable,
+    )
     run = RunConfig(workers=worker_count(workers), max_bad=1.0)
     cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
-    outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), open_runner(runner, run, cluster))
+    reporter = TerminalReporter(quiet=quiet)
+    outcome = retry_failed(out, source, run, options, reporter, open_runner(runner, run, cluster), reading)
     if outcome is None:
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return
     finish_run(out, options, outcome, as_json, quiet)
-
-
-@app.command("quarantine", epilog="Example: tokenshards quarantine photos.tokens --reason truncated")
-def quarantine_command(
-    out: Out,
-    reason: Annotated[str | None, typer.Option(help="Only inputs that failed for this reason, such as `truncated`.")] = None,
-    storage_option: StorageOptions = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """List the inputs that failed for good, with the reason of each; what a retry has committed is no longer among them."""
-    from collections import Counter
-
-    from tokenshards.pipeline.reports.quarantine import quarantined_inputs
-    from tokenshards.pipeline.reports.terminal import print_table
-    from tokenshards.pipeline.storage.store import Store
-
-    store = Store(out, storage_options=parse_options(storage_option))
-    found = list(quarantined_inputs(store, reason))
-    reasons = dict(sorted(Counter(row["reason"] for row in found).items()))
-    if as_json:
-        print_json({"quarantined": len(found), "reasons": reasons, "inputs": found})
-        return
-    counts = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
-    print(f"{store.url}: {len(found):,} inputs in quarantine{f' ({counts})' if counts else ''}")
-    shown = found[:QUARANTINE_SHOWN]
-    if shown:
-        print_table([(row["sample_id"], row["reason"], row["detail"]) for row in shown], header=("input", "reason", "detail"))
-    if len(found) > len(shown):
-        print(f"and {len(found) - len(shown):,} more; --json prints all of them")
-    if found:
-        print(f"Once their files are mended, try them again with: tokenshards retry-failed {store.url}")
-
-
-@app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")
-def inspect_command(
-    out: Annotated[str, typer.Argument(help="Dataset or tokenizer directory.")],
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write the code usage as a picture.")] = None,
-    storage_option: StorageOptions = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Spec, storage table, classes and code usage of a dataset."""
-    from tokenshards.pipeline.reports.inspection import inspect_dataset
-    from tokenshards.pipeline.reports.terminal import print_table
-    from tokenshards.pipeline.storage.store import Store
-
-    inspection = inspect_dataset(Store(out, storage_options=parse_options(storage_option)))
-    if plot is not None:
-        inspection.plot(plot)
-    if as_json:
-        print_json(inspection.to_json())
-        return
-    for title, rows in inspection.tables():
-        print_table(rows, title=title)
-        print()
-    print(inspection.usage_text())
-    if plot is not None:
-        print(f"code usage drawn in {plot}")

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "Address",
     "AllFiles",
+    "AllowPrivateHosts",
     "Beam",
     "Codec",
     "Codes",
@@ -27,6 +28,7 @@ __all__ = [
     "Meta",
     "NoLabels",
     "Out",
+    "OutOptions",
     "Patch",
     "QUARANTINE_SHOWN",
     "Quiet",
@@ -36,21 +38,71 @@ __all__ = [
     "ShardRows",
     "Size",
     "Source",
+    "SrcOptions",
     "StorageOptions",
     "TarsPerShard",
     "TokenizerOption",
+    "TokenizerOptions",
     "UNREFERENCED_SHOWN",
+    "Unreadable",
     "Views",
     "Workers",
+    "_STORES",
     "parse_numbers",
     "parse_options",
+    "recorded_source",
+    "side_options",
 ]
 
 Source = Annotated[str, typer.Argument(help="Images: a folder, tars (globs and {000..123} braces) or tables, local or any fsspec URL.")]
 Out = Annotated[str, typer.Argument(help="Dataset root, local or any fsspec URL.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
+_STORES = "Stores"
 StorageOptions = Annotated[
-    list[str] | None, typer.Option("--storage-option", help="key=value for the store (endpoint_url, profile, …); may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        help="key=value for every store of this command (endpoint_url, profile, …); may be repeated.",
+        rich_help_panel=_STORES,
+    ),
+]
+SrcOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--src-option",
+        help="key=value for the store of the images alone, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE.",
+        rich_help_panel=_STORES,
+    ),
+]
+OutOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--out-option",
+        help="key=value for the store of the output, or dataset, alone. AWS profile: $TOKENSHARDS_OUT_PROFILE.",
+        rich_help_panel=_STORES,
+    ),
+]
+TokenizerOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tokenizer-option",
+        help="key=value for the store of the tokenizer, or weights, alone. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE.",
+        rich_help_panel=_STORES,
+    ),
+]
+AllowPrivateHosts = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-hosts", help="Tables may name hosts whose addresses are not public, such as 10.0.0.7.", rich_help_panel=_STORES
+    ),
+]
+Unreadable = Annotated[
+    str | None,
+    typer.Option(
+        help="Objects that cannot be read while their store answers for others: `stop` leaves their shards undone, `quarantine` them.",
+        show_default="stop; quarantine for URLs on other hosts",
+        rich_help_panel=_STORES,
+    ),
 ]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: found by name.")]
@@ -115,6 +167,25 @@ def parse_options(pairs: list[str] | None, option: str = "--storage-option", suc
         except ValueError:
             options[key] = value
     return options
+
+
+def side_options(side: str, url: str | None, common: list[str] | None, own: list[str] | None) -> dict[str, Any]:
+    """Return the options of the store at `url` on one side of a command: `src`, `out` or `tokenizer`."""
+    from tokenshards.pipeline.storage.side_options import options_of
+
+    return options_of(side, url or "", parse_options(common), parse_options(own, f"--{side}-option"))
+
+
+def recorded_source(store: Any) -> str:
+    """Return the place that the plan of a dataset names as its source, empty where none can be read."""
+    from tokenshards.pipeline.errors import TokenshardsError
+    from tokenshards.pipeline.planning.plan import load_plan
+
+    try:
+        plan = load_plan(store)
+    except TokenshardsError:  # the command itself says what is wrong
+        return ""
+    return "" if plan is None else str(plan.source["url"])
 
 
 def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:

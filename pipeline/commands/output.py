@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["finish_run", "print_json", "print_way_out"]
+__all__ = ["counted_shards", "finish_run", "print_json", "print_way_out"]
 
 
 def print_json(value: object) -> None:
@@ -38,3 +40,21 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
     else:
         print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
         print_way_out(store.url, report)
+
+
+@contextlib.contextmanager
+def counted_shards(reporter: Any) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback of (shards done, shards in all) that moves a progress bar, which ends with the block."""
+    begun = False
+
+    def on_shard(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            reporter.begin(total, 0, "shards")
+            begun = True
+        reporter.count(done)
+
+    try:
+        yield on_shard
+    finally:
+        reporter.end()

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tokenshards.pipeline.commands.options import JsonFlag, Out, Quiet, StorageOptions, parse_options
-from tokenshards.pipeline.commands.output import print_json
+from tokenshards.pipeline.commands.options import JsonFlag, Out, OutOptions, Quiet, SrcOptions, StorageOptions, side_options
+from tokenshards.pipeline.commands.output import counted_shards, print_json
 
 __all__ = ["app"]
 
@@ -19,6 +19,8 @@ def publish_command(
     out: Out,
     dest: Annotated[str, typer.Argument(help="Empty place for the copy, local or any fsspec URL.")],
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -27,22 +29,11 @@ def publish_command(
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
-    store, to = Store(out, storage_options=options), Store(dest, storage_options=options)
+    store = Store(out, storage_options=side_options("src", out, storage_option, src_option))
+    to = Store(dest, storage_options=side_options("out", dest, storage_option, out_option))
     reporter = TerminalReporter(quiet=quiet or as_json)
-    begun = False
-
-    def on_shard(done: int, total: int) -> None:
-        nonlocal begun
-        if not begun:
-            reporter.begin(total, 0, "shards")
-            begun = True
-        reporter.count(done)
-
-    try:
+    with counted_shards(reporter) as on_shard:
         made = publish_dataset(store, to, on_shard)
-    finally:
-        reporter.end()
     if as_json:
         print_json(made.to_json())
         return

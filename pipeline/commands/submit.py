@@ -85,6 +85,7 @@ def submit_command(
         out_url=values["out"],
         arguments=(*arguments, *(["--quiet"] if quiet else [])),
         storage_options=parse_options(values["storage_option"]),
+        side_options={side: parse_options(values[f"{side}_option"], f"--{side}-option") for side in ("src", "out", "tokenizer")},
         tokenizer_url=values["tokenizer"],
         submission_id=submission_id,
         local_paths=local_paths,

@@ -10,6 +10,7 @@ import typer
 from tokenshards.pipeline.commands.options import (
     Address,
     AllFiles,
+    AllowPrivateHosts,
     Beam,
     Codec,
     Codes,
@@ -27,6 +28,7 @@ from tokenshards.pipeline.commands.options import (
     Meta,
     NoLabels,
     Out,
+    OutOptions,
     Patch,
     Quiet,
     RunnerName,
@@ -35,12 +37,15 @@ from tokenshards.pipeline.commands.options import (
     ShardRows,
     Size,
     Source,
+    SrcOptions,
     StorageOptions,
     TarsPerShard,
     TokenizerOption,
+    TokenizerOptions,
+    Unreadable,
     Views,
     Workers,
-    parse_options,
+    side_options,
 )
 from tokenshards.pipeline.commands.output import finish_run, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
@@ -86,6 +91,11 @@ def tokenize_command(
     retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    tokenizer_option: TokenizerOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
+    unreadable: Unreadable = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -103,7 +113,7 @@ def tokenize_command(
         decode=decode,
         idle_timeout_seconds=give_up_after,
     )
-    options = parse_options(storage_option)
+    options = side_options("out", out, storage_option, out_option)
     request = TokenizeRequest(
         source_url=src,
         out_url=out,
@@ -117,7 +127,9 @@ def tokenize_command(
             no_labels=no_labels,
             meta=tuple(meta or ()),
             tars_per_shard=tars_per_shard,
-            storage_options=options,
+            storage_options=side_options("src", src, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+            unreadable=unreadable,
         ),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
@@ -128,6 +140,7 @@ def tokenize_command(
             retry=RetryConfig(attempts=retry_attempts),
         ),
         out_options=options,
+        tokenizer_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option),
         card={"licence": license_text} if license_text else {},
     )
     outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
@@ -156,6 +169,10 @@ def plan_command(
     no_labels: NoLabels = False,
     tars_per_shard: TarsPerShard = 1,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    tokenizer_option: TokenizerOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
@@ -169,14 +186,14 @@ def plan_command(
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
 
-    options = parse_options(storage_option)
     reporter = TerminalReporter()
-    store = Store(out, storage_options=options)
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     existing = load_plan(store)
     if existing is None:
-        refuse_nesting(src, SourceConfig(storage_options=options), store)
+        refuse_nesting(src, SourceConfig(storage_options=side_options("src", src, storage_option, src_option)), store)
     else:
         reporter.say(f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimates a new one")
+    weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
     estimate = estimate_job(
         src,
         SourceConfig(
@@ -185,11 +202,12 @@ def plan_command(
             label=label,
             no_labels=no_labels,
             tars_per_shard=tars_per_shard,
-            storage_options=options,
+            storage_options=side_options("src", src, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
         ),
         PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-        tokenizer=adopt_tokenizer(tokenizer, options)[0] if tokenizer else None,
+        tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
         workers=worker_count(workers),
         price_per_hour=price_per_hour,
     )

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from tokenshards.pipeline.commands.options import AllFiles, ImageColumn, JsonFlag, Sample, Seed, Size, Source, StorageOptions, parse_options
+from tokenshards.pipeline.commands.options import (
+    AllFiles,
+    AllowPrivateHosts,
+    ImageColumn,
+    JsonFlag,
+    OutOptions,
+    Sample,
+    Seed,
+    Size,
+    Source,
+    SrcOptions,
+    StorageOptions,
+    TokenizerOptions,
+    side_options,
+)
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import one_blas_thread, prepare_for_torch
 
@@ -61,6 +75,10 @@ def fit_tokenizer_command(
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    tokenizer_option: TokenizerOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a tokenizer to a sample of your images: k-means of patches or of latents of an encoder, or a small network of your own."""
@@ -76,11 +94,18 @@ def fit_tokenizer_command(
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
     from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 
-    options, reporter = parse_options(storage_option), TerminalReporter()
-    store = Store(out, storage_options=options)
+    reporter = TerminalReporter()
+    store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
+    weights = side_options("tokenizer", encoder or perceptual_weights, storage_option, tokenizer_option)
     given = {name: value for name, value in given.items() if name in ALL_OPTIONS}
-    fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=options, say=reporter.say)
-    source = open_source(src, SourceConfig(all_files=all_files, image_column=image_column, storage_options=options))
+    fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=weights, say=reporter.say)
+    reading = SourceConfig(
+        all_files=all_files,
+        image_column=image_column,
+        storage_options=side_options("src", src, storage_option, src_option),
+        allow_private_hosts=allow_private_hosts,
+    )
+    source = open_source(src, reading)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
         for line in source.summary.lines():
             reporter.say(line)
@@ -104,6 +129,9 @@ def evaluate_tokenizer_command(
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    tokenizer_option: TokenizerOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
@@ -115,10 +143,14 @@ def evaluate_tokenizer_command(
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
     from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer
 
-    options = parse_options(storage_option)
-    store, prefix = resolve_tokenizer(tokenizer, options)
+    store, prefix = resolve_tokenizer(tokenizer, side_options("tokenizer", tokenizer, storage_option, tokenizer_option))
     measured = load_tokenizer(store, prefix)
-    config = SourceConfig(all_files=all_files, image_column=image_column, storage_options=options)
+    config = SourceConfig(
+        all_files=all_files,
+        image_column=image_column,
+        storage_options=side_options("src", images, storage_option, src_option),
+        allow_private_hosts=allow_private_hosts,
+    )
     found = evaluate_tokenizer(measured, load_statistics(store, prefix), images, config, sample=sample, seed=seed)
     if as_json:
         print_json(found.to_json())

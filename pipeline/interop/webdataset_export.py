@@ -66,7 +66,12 @@ class WebdatasetExport:
 
 
 def export_webdataset(
-    data_url: str, out_url: str, *, rows_per_tar: int = 10_000, options: dict[str, Any] | None = None
+    data_url: str,
+    out_url: str,
+    *,
+    rows_per_tar: int = 10_000,
+    options: dict[str, Any] | None = None,
+    out_options: dict[str, Any] | None = None,
 ) -> WebdatasetExport:
     """Write the rows of a dataset as tars of `rows_per_tar` samples below `out_url`; every shard is verified when it is read.
 
@@ -77,7 +82,7 @@ def export_webdataset(
     dataset = open_dataset(data_url, storage_options=options, verify=True)
     if not len(dataset):
         raise ConfigError(f"{dataset.store.url} has no rows; expected at least one to export")
-    out = Store(out_url, storage_options=options)
+    out = Store(out_url, storage_options=options if out_options is None else out_options)
     tars = -(-len(dataset) // rows_per_tar)
     index = _index(dataset, tars, rows_per_tar)
     if out.info(INDEX_NAME) is not None and out.read(INDEX_NAME) != index:

@@ -13,7 +13,7 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["read_originals"]
 
-LOST = (Reason.MISSING, Reason.NOT_A_FILE, Reason.CHANGED_SINCE_PLAN, Reason.BAD_CONTAINER)
+LOST = (Reason.MISSING, Reason.NOT_A_FILE, Reason.CHANGED_SINCE_PLAN, Reason.BAD_CONTAINER, Reason.UNREADABLE)
 """Reasons for which a whole tar or table cannot be read."""
 
 

@@ -26,7 +26,7 @@ from tokenshards.pipeline.errors import (
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.source_store import HostStore, host_of
 from tokenshards.pipeline.sources.table_uris import locate
-from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.storage.store import Store, readable
 from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = [
@@ -79,14 +79,14 @@ def fetch_file(
         if store.is_local:
             return _read_local(store, path, row, max_bytes)
         if isinstance(store, HostStore):
-            return store.fetch(path, others, lambda: _read_remote(store, path, row, max_bytes))
+            return store.fetch(path, others, lambda host: _read_remote(host, path, row, max_bytes))
         return _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
-        raise BadInput(Reason.MISSING, _readable(str(error)), Stage.FETCH) from None
+        raise BadInput(Reason.MISSING, readable(str(error)), Stage.FETCH) from None
     except StoreAccessError as error:
         if store is source or error.bad_name is None:
             raise
-        raise BadInput(error.bad_name, _readable(str(error)), Stage.FETCH) from None
+        raise BadInput(error.bad_name, readable(str(error)), Stage.FETCH) from None
     except UnreadableObjectError as error:
         raise unreadable_input(error, config, foreign=isinstance(store, HostStore)) from None
 
@@ -94,7 +94,7 @@ def fetch_file(
 def unreadable_input(error: UnreadableObjectError, config: SourceConfig, *, foreign: bool = False) -> BadInput | UnreadableObjectError:
     """Return what to raise for an object that cannot be read: BadInput where it may be quarantined, else the error as it is."""
     allowed = config.unreadable or ("quarantine" if foreign else "stop")
-    return BadInput(error.reason, _readable(error.words), Stage.FETCH) if allowed == "quarantine" else error
+    return BadInput(error.reason, readable(error.words), Stage.FETCH) if allowed == "quarantine" else error
 
 
 def urls_to_probe(rows: Iterable[PlanRow]) -> list[str]:
@@ -158,13 +158,8 @@ def expected_bytes(row: PlanRow) -> int:
 
 
 def display_uri(store: Store, path: str) -> str:
-    """Return where `path` lies, without credentials and as valid UTF-8, fit for messages and quarantine rows."""
-    uri = path if is_absolute(path) else f"{(store.root if store.is_local else store.url).rstrip('/')}/{path}"
-    return _readable(display_url(uri) if store.is_web or is_absolute(path) else uri)
-
-
-def _readable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return the place of `path` as quarantine rows have it; that of the root ends in a slash."""
+    return store.place(path) if path else f"{store.place('').rstrip('/')}/"
 
 
 def refuse_unmounted(store: Store, path: str) -> None:

@@ -7,7 +7,6 @@ another object and refuses this one once more.
 from __future__ import annotations
 
 import posixpath
-import socket
 import threading
 import time
 from collections import deque
@@ -16,16 +15,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
-from fsspec.exceptions import FSTimeoutError
 
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import Reason, StoreAccessError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.storage.fsspec_requests import WebRemote
 from tokenshards.pipeline.storage.request_limit import status_of
-from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 from tokenshards.pipeline.storage.web_hosts import PrivateHostError, any_client, public_client
 
@@ -37,9 +34,10 @@ PROBE_SECONDS = 60.0
 LISTED = 64
 """Entries of a listing that are looked at for objects to probe."""
 HOST_ATTEMPTS = 3
-HOST_SECONDS = 120.0
+HOST_SECONDS = 60.0
 """Longest time for one object of a foreign host, however it trickles in."""
 _FORBIDDEN = (401, 403, 451)
+_TOO_MANY, _SERVER_ERRORS = 429, 500
 
 
 class Witnesses:
@@ -53,15 +51,15 @@ class Witnesses:
         self.away_at = float("-inf")
         """When no probe succeeded last."""
 
-    def note(self, name: str) -> None:
-        """An object was read."""
+    def note(self, name: str, begun: float) -> None:
+        """An object was read, by a request that began at that time."""
         with self._lock:
-            self._seen.append((name, time.monotonic()))
+            self._seen.append((name, begun))
 
-    def since(self, begun: float, fits: Callable[[str], bool]) -> bool:
-        """Return whether an object that `fits` was read after `begun`."""
+    def since(self, failed_at: float, fits: Callable[[str], bool]) -> bool:
+        """Return whether a request for an object that `fits` began after `failed_at` and had an answer: one on its way proves nothing."""
         with self._lock:
-            return any(seen > begun and fits(name) for name, seen in reversed(self._seen))
+            return any(begun > failed_at and fits(name) for name, begun in reversed(self._seen))
 
     def names(self) -> list[str]:
         """Return what was read, the latest first."""
@@ -70,26 +68,39 @@ class Witnesses:
 
 
 def answers_for_others(
-    witnesses: Witnesses, begun: float, fits: Callable[[str], bool], others: Callable[[], Iterable[str]], probe: Callable[[str], object]
+    witnesses: Witnesses,
+    fits: Callable[[str], bool],
+    others: Iterable[str],
+    probe: Callable[[str], object],
+    kind_of: Callable[[str], str] = str,
 ) -> bool:
-    """Return whether one of up to eight other objects can be read now, or was read since `begun`, the start of what failed."""
+    """Return whether one of up to eight other objects, each of another kind, can be read now, after one could not."""
+    failed_at = time.monotonic()
     with witnesses.judging:
-        if witnesses.since(begun, fits):
+        if witnesses.since(failed_at, fits):
             return True
-        if witnesses.away_at > begun:
+        if witnesses.away_at > failed_at:
             return False
-        deadline = time.monotonic() + PROBE_SECONDS
-        for name in islice(filter(fits, dict.fromkeys(chain(witnesses.names(), others()))), PROBES):
-            if time.monotonic() > deadline:
+        for name in islice(_one_of_each(filter(fits, chain(witnesses.names(), others)), kind_of), PROBES):
+            begun = time.monotonic()
+            if begun > failed_at + PROBE_SECONDS:
                 break
             try:
                 probe(name)
             except (TokenshardsError, OSError):
                 continue
-            witnesses.note(name)
+            witnesses.note(name, begun)
             return True
         witnesses.away_at = time.monotonic()
         return False
+
+
+def _one_of_each(names: Iterable[str], kind_of: Callable[[str], str]) -> Iterator[str]:
+    seen = set()
+    for name in names:
+        if (kind := kind_of(name)) not in seen:
+            seen.add(kind)
+            yield name
 
 
 @contextmanager
@@ -122,30 +133,27 @@ class SourceStore(Store):
         except StoreAccessError:
             raise
         except TransientStorageError as error:
-            raise self._judged(path, begun, error, lambda store: store.read(path, 0, 1)) from None
-        self._witnesses.note(path)
+            raise self._judged(path, error, lambda store: Store.read(store, path, start, end)) from None
+        self._witnesses.note(path, begun)
         return data
 
     def info(self, path: str) -> ObjectInfo | None:
         """As of Store."""
-        begun = time.monotonic()
         try:
             return super().info(path)
         except StoreAccessError:
             raise
         except TransientStorageError as error:
-            raise self._judged(path, begun, error, lambda store: store.info(path)) from None
+            raise self._judged(path, error, lambda store: Store.info(store, path)) from None
 
-    def _judged(self, path: str, begun: float, error: TransientStorageError, again: Callable[[Store], object]) -> TransientStorageError:
+    def _judged(self, path: str, error: TransientStorageError, again: Callable[[Store], object]) -> TransientStorageError:
         once = Store(self.location, storage_options=self.storage_options, retry=replace(self.retry, attempts=1))
         with _shown_as_waiting(self.place(path), error):
             others = self._listed(once, path)
-            if not answers_for_others(
-                self._witnesses, begun, lambda name: name != path, lambda: others, lambda name: once.read(name, 0, 1)
-            ):
+            if not answers_for_others(self._witnesses, lambda name: name != path, others, lambda name: once.read(name, 0, 1)):
                 return error
             try:
-                again(once)
+                again(self if _is_busy(error) else once)
             except (TokenshardsError, OSError):
                 return UnreadableObjectError(f"{error.words}, although its store answers for others", objects=(self.place(path),))
         return error
@@ -192,42 +200,50 @@ class HostStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return _host_store, (self.location, self.storage_options, self.retry, self._public_only)
 
-    def fetch(self, path: str, others: Iterable[str], read: Callable[[], bytes]) -> bytes:
-        """Return what `read` reads of `path`; `others` are URLs of the same table, whose hosts may be probed.
+    def fetch(self, path: str, others: Iterable[str], read: Callable[[Store], bytes]) -> bytes:
+        """Return what `read` reads of `path` in a store of this host; `others` are URLs of the same table, whose hosts may be probed.
 
         Raises UnreadableObjectError with the reason where this host or object fails and others answer.
         """
         begun, url = time.monotonic(), self.join(path)
         try:
-            data = read()
+            data = read(self)
         except StoreAccessError:
             raise
         except TransientStorageError as error:
-            raise self._judged(url, path, begun, error, others) from None
-        self._witnesses.note(url)
+            raise self._judged(url, error, others, read) from None
+        self._witnesses.note(url, begun)
         return data
 
-    def _judged(self, url: str, path: str, begun: float, error: TransientStorageError, others: Iterable[str]) -> TransientStorageError:
+    def _judged(
+        self, url: str, error: TransientStorageError, others: Iterable[str], read: Callable[[Store], bytes]
+    ) -> TransientStorageError:
         host, answered = host_of(url), status_of(error)[0] != 0
 
         def fits(other: str) -> bool:
             return other != url and (answered or host_of(other) != host)  # a host that answers may be asked for another object
 
-        with _shown_as_waiting(self.place(path), error):
-            if not answers_for_others(self._witnesses, begun, fits, lambda: others, self._probe):
+        def kind_of(other: str) -> str:  # one object of each other host; of this one, where it answers at all, any object
+            return other if host_of(other) == host else host_of(other)
+
+        def probe(other: str) -> None:
+            place = "/".join(other.split("/", 3)[:3])
+            self._once(place).read(other.removeprefix(place).lstrip("/"), 0, 1)
+
+        place = display_url(url)
+        with _shown_as_waiting(place, error):
+            if not answers_for_others(self._witnesses, fits, others, probe, kind_of):
                 return error
             try:
-                self._probe(url)
+                read(self if _is_busy(error) else self._once(self.location))
             except (TokenshardsError, OSError):
                 message = f"{error.words}, although other objects can be read"
-                return UnreadableObjectError(message, reason=_reason_of(error), objects=(self.place(path),))
+                return UnreadableObjectError(message, reason=_reason_of(error), objects=(place,))
         return error
 
-    def _probe(self, url: str) -> None:
-        host = "/".join(url.split("/", 3)[:3])
-        options, once = self.storage_options, replace(self.retry, attempts=1)
-        store = HostStore(host, storage_options=options, retry=once, public_only=self._public_only)
-        store.read(url.removeprefix(host).lstrip("/"), 0, 1)
+    def _once(self, url: str) -> HostStore:
+        retry = replace(self.retry, attempts=1)
+        return HostStore(url, storage_options=self.storage_options, retry=retry, public_only=self._public_only)
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         if any(isinstance(cause, PrivateHostError) for cause in _causes(error)):
@@ -241,13 +257,19 @@ class HostStore(Store):
         return super()._final(error, path, where, verb, attempt)
 
 
+def _is_busy(error: TransientStorageError) -> bool:
+    """Return whether a store answered that it has too much to do: then one failure more proves little, and all retries are made again."""
+    status = status_of(error)[0]
+    return status == _TOO_MANY or status >= _SERVER_ERRORS
+
+
 def _host_store(url: str, storage_options: dict[str, Any], retry: RetryConfig, public_only: bool) -> HostStore:
     return HostStore(url, storage_options=storage_options, retry=retry, public_only=public_only)
 
 
 def host_of(url: str) -> str:
     """Return host and port of a URL."""
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -262,11 +284,10 @@ def _reason_of(error: BaseException) -> Reason:
     status = status_of(error)[0]
     if status:
         return Reason.HTTP_403 if status in _FORBIDDEN else Reason.UNREADABLE
-    for cause in _causes(error):
-        if isinstance(cause, socket.gaierror) or type(cause).__name__ == "ClientConnectorDNSError":
-            return Reason.DNS
-        if isinstance(cause, FSTimeoutError):
-            return Reason.TOO_SLOW
-        if isinstance(cause, TimeoutError):
-            return Reason.TIMEOUT
-    return Reason.REFUSED
+    causes = list(_causes(error))
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}  # by name: aiohttp may be missing
+    if "gaierror" in kinds or "ClientConnectorDNSError" in kinds:
+        return Reason.DNS
+    if "ServerTimeoutError" in kinds:
+        return Reason.TIMEOUT
+    return Reason.TOO_SLOW if "FSTimeoutError" in kinds else Reason.REFUSED

@@ -208,8 +208,8 @@ class TableSource:
             summary.rows += 1
             summary.take_label(label)
             resolved = _resolved(self.store, path, valid_utf8(uri or ""))
-            local, outside = names_local_file(resolved), is_outside(self.store, resolved)
-            self._outside += outside or (local and not self.store.is_local)
+            if names_local_file(resolved):
+                self._outside += not self.store.is_local or is_outside(self.store, resolved, links=False)
             yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
 
     def _outside_note(self) -> str:

@@ -68,12 +68,13 @@ def names_local_file(path: str) -> bool:
     return is_absolute(path) and split_protocol(path)[0] in _LOCAL
 
 
-def is_outside(store: Store, path: str) -> bool:
-    """Return whether a planned path is a local file outside the folder of its source, links followed."""
+def is_outside(store: Store, path: str, *, links: bool = True) -> bool:
+    """Return whether a planned path is a local file outside the folder of its source; `links=False` asks no disk for links."""
     if not store.is_local or not names_local_file(path):
         return False
+    resolved = os.path.realpath if links else os.path.normpath
     try:
-        root, place = os.path.realpath(store.root), os.path.realpath(split_protocol(path)[1])
+        root, place = resolved(store.root), resolved(split_protocol(path)[1])
         return os.path.commonpath((root, place)) != root
     except ValueError:  # a NUL: no file at all
         return True

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenshards.pipeline.errors import TransientStorageError
+from tokenshards.pipeline.errors import MissingObjectError, TokenshardsError, TransientStorageError
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "list_local", "local_info", "write_local"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_info", "write_local"]
 
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
+_PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 """What some network file systems answer to an fsync of a folder; the file itself is written and renamed by then."""
 
@@ -124,3 +126,23 @@ def _leads_back(link: str) -> bool:
     """True where a link names a folder that it lies in: what is there is listed already, under shorter names."""
     target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath((target, place)) == target
+
+
+def errno_of(error: Exception) -> int:
+    """Return the errno of an error of the operating system, 0 of any other."""
+    return (error.errno or 0) if isinstance(error, OSError) else 0
+
+
+def final_error(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | None:
+    """Return what to raise for an error of a disk that another attempt cannot mend, None where one may."""
+    if isinstance(error, FileNotFoundError):
+        return MissingObjectError(path, place=where)
+    number = errno_of(error)
+    if number in _DENIED:
+        return TransientStorageError(
+            f"{where}: may not {verb} it ({os.strerror(number)})",
+            advice="Give this user the right to, then run the command again: it continues",
+        )
+    if number in _PERMANENT:
+        return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(number)})", place=where)
+    return None

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import split_protocol
@@ -26,17 +25,16 @@ from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
-from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, list_local, local_info, write_local
+from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent", "readable"]
 
 T = TypeVar("T")
 
-_PERMANENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
-_DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MAKE_ROOM = "Make room there, then run the command again: it continues"
 _FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
 _FULL_STATUS = 507
 _WEB = ("http", "https")
@@ -58,6 +56,11 @@ def is_absolute(path: str) -> bool:
     Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
     """
     return path.startswith("/") or _SCHEME.match(path) is not None
+
+
+def readable(text: str) -> str:
+    """Return text as valid UTF-8: what is not, as in some file names, shows as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Store:
@@ -99,8 +102,8 @@ class Store:
         self.root = root.rstrip("/") or "/"
         self._prefix = f"{self.root.rstrip('/')}/"
         endpoint = self.storage_options.get("endpoint_url") or (self.storage_options.get("client_kwargs") or {}).get("endpoint_url")
-        host = urlsplit(self.root).netloc if "://" in self.root else self.root.strip("/").partition("/")[0]
-        self._limit = shared_limit((protocol, endpoint, host))
+        host = self.root.partition("://")[2] if "://" in self.root else self.root.strip("/")
+        self._limit = shared_limit((protocol, endpoint, host.partition("/")[0]))
 
     def _open(self, protocol: str) -> tuple[Any, str]:
         self._remote: Remote
@@ -138,11 +141,10 @@ class Store:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def place(self, path: str) -> str:
-        """Return where the object at `path` lies, without credentials, fit for messages."""
-        if self.is_local:
-            return self.join(path)
-        whole = f"{self.url.rstrip('/')}/{path}".rstrip("/")
-        return display_url(whole) if self.is_web else whole  # in keys of other stores `?` is a letter
+        """Return where the object at `path` lies, or an absolute path as it is: without credentials, as valid UTF-8, fit for messages."""
+        whole = path if is_absolute(path) else self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
+        cut = self.is_web or is_absolute(path)  # in keys of other stores `?` is a letter
+        return readable(display_url(whole) if cut else whole)
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of an object, or of its range [start, end)."""
@@ -270,35 +272,17 @@ class Store:
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return what to raise for an error that another attempt cannot mend."""
-        if verb == "write" and (_errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
-            return DiskFullError(
-                f"{where}: there is no room to write it ({error}). Make room there, then run the command again: it continues"
-            )
+        if verb == "write" and (errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
+            why = masked(str(error), self.storage_options)
+            return DiskFullError(f"{where}: there is no room for it ({why})", advice=_MAKE_ROOM)
         if self.is_local:
-            return self._final_local(error, path, where, verb)
+            return final_error(error, path, where, verb) or (error if isinstance(error, _BUGS) else None)
         if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
             return hopeless
         # While writing, what a store does not find is an upload that it forgot: it is begun again.
         if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
             return MissingObjectError(path, place=where)
         return None
-
-    @staticmethod
-    def _final_local(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | Exception | None:
-        if isinstance(error, FileNotFoundError):
-            return MissingObjectError(path, place=where)
-        if _errno_of(error) in _DENIED_ERRNO:
-            return TransientStorageError(
-                f"{where}: may not {verb} it ({os.strerror(_errno_of(error))})",
-                advice="Give this user the right to, then run the command again: it continues",
-            )
-        if _errno_of(error) in _PERMANENT_ERRNO:
-            return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(_errno_of(error))})", place=where)
-        return error if isinstance(error, _BUGS) else None
-
-
-def _errno_of(error: Exception) -> int:
-    return (error.errno or 0) if isinstance(error, OSError) else 0
 
 
 def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.storage.redaction import has_credentials
+from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
 
 __all__ = ["FORWARDED", "FORWARDED_OPTIONS", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 
@@ -26,6 +27,7 @@ FORWARDED = (
     "AZURE_STORAGE_ACCOUNT_NAME",
     "HF_ENDPOINT",
     "TOKENSHARDS_ALLOW_PYTHON",
+    *PROFILE_VARIABLES.values(),
 )
 """Variables handed on where they are set here; none of them is a secret."""
 CREDENTIALS_BELONG = (

@@ -22,6 +22,8 @@ from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE
 from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
+from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES, options_of
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from tokenshards.pipeline.submit.job_client import ray_client, start_job
@@ -36,6 +38,7 @@ LINE_SECONDS = 5.0
 """How often a job tells its progress; the terminal that submitted it shows a bar of it."""
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """Beside --join a second submission never waits until the first one's driver counts as dead."""
+_PROFILE_ARGUMENT = re.compile(r"--(storage|src|out|tokenizer)-option=profile=")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 Config = TypeVar("Config", FitConfig, PlanConfig, RayConfig)
@@ -49,8 +52,10 @@ class Submission:
     out_url: str
     arguments: tuple[str, ...] = ()
     """Options for `tokenize`, as words of a command line."""
-    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The storage options among them, parsed."""
+    side_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    """Those of one side, likewise: `src`, `out`, `tokenizer`."""
     tokenizer_url: str | None = None
     submission_id: str | None = None
     local_paths: bool = False
@@ -68,6 +73,8 @@ class Submission:
                 _check_reachable(name, url, self.local_paths)
                 refuse_secret_urls(name, [url])
         refuse_secret_options(self.storage_options)
+        for side, options in self.side_options.items():
+            refuse_secret_options(options, option=f"--{side}-option")
         for text in self.arguments:
             option, _, value = text.partition("=")
             if option.endswith("-option"):  # whichever side's store it is for
@@ -113,7 +120,9 @@ def check_values(values: Mapping[str, Any]) -> None:
     get_codec(_checked(PlanConfig, values).codec)
     cluster = {name: value for name, value in values.items() if name != "address"}
     _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
-    SourceConfig(tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"])
+    SourceConfig(
+        tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"], unreadable=values["unreadable"]
+    )
     RunConfig(
         workers=1 if values["workers"] is None else values["workers"],
         max_bad=values["max_bad"],
@@ -134,8 +143,9 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
-        profile = submission.storage_options.get("profile")
-        variables = credentials(None if profile is None else str(profile)) | variables
+        variables = credentials(_one_profile(submission)) | variables
+        for name in PROFILE_VARIABLES.values():  # the nodes get what the profile holds, and have no such profile
+            variables.pop(name, None)
         reporter.say(
             "warning: --forward-credentials puts your AWS credentials into the job's runtime_env, which Ray shows in job info, "
             "the dashboard and logs to everybody who reaches this cluster"
@@ -155,8 +165,8 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
     variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
     arguments = submission.arguments
-    if submission.forward_credentials:  # the nodes get what the profile holds, and have no such profile
-        arguments = tuple(word for word in arguments if not word.startswith("--storage-option=profile="))
+    if submission.forward_credentials:
+        arguments = tuple(word for word in arguments if not _PROFILE_ARGUMENT.match(word))
     words = ("tokenize", submission.source_url, submission.out_url, *RUNNER_ARGUMENTS, *arguments)
     shown = {"src": display_url(submission.source_url), "out": display_url(submission.out_url), "tokenshards": project.version}
     submission_id = submission.submission_id or _new_id(submission.out_url)
@@ -180,6 +190,25 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
 def _wanted_gpus(arguments: tuple[str, ...]) -> float:
     given = [text.partition("=")[2] for text in arguments if text.startswith("--gpus-per-actor=")]
     return float(given[-1]) if given else 0.0
+
+
+def _one_profile(submission: Submission) -> str | None:
+    """Return the AWS profile whose credentials are sent, None for the usual ones; ConfigError where the sides have different ones."""
+    urls = {"src": submission.source_url, "out": submission.out_url, "tokenizer": submission.tokenizer_url}
+    found: dict[str, Any] = {}
+    for side, url in urls.items():
+        if url is not None and split_protocol(url)[0] in S3_PROTOCOLS:
+            options = options_of(side, url, submission.storage_options, submission.side_options.get(side, {}))
+            if not options.get("anon"):
+                found[side] = options.get("profile")
+    if len(set(found.values())) > 1:
+        seen = ", ".join(f"{side} {profile or 'without a profile'}" for side, profile in found.items())
+        raise ConfigError(
+            f"--forward-credentials sends one set of AWS credentials, and the sides have different profiles ({seen}). "
+            "Use one profile that may do both, or give the nodes their credentials"
+        )
+    profile = next(iter(found.values()), submission.storage_options.get("profile"))
+    return None if profile is None else str(profile)
 
 
 def _check_versions(versions: Versions, address: str, project: Project) -> Iterator[str]:

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenshards.pipeline.commands.options import JsonFlag, LabelName, StorageOptions, Workers, parse_options
+from tokenshards.pipeline.commands.options import (
+    AllowPrivateHosts,
+    JsonFlag,
+    LabelName,
+    SrcOptions,
+    StorageOptions,
+    Workers,
+    parse_options,
+    side_options,
+)
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch, worker_count
 from tokenshards.stem_adaptors.commands.options import Device, Weights
@@ -30,6 +39,8 @@ def evaluate_command(
     label: LabelName = None,
     workers: Workers = None,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Top-1, top-5 and per-class accuracy of a run, from token shards or from pictures that are tokenized for it."""
@@ -37,6 +48,7 @@ def evaluate_command(
     import tempfile
     from pathlib import Path
 
+    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.shards import open_dataset
@@ -53,7 +65,12 @@ def evaluate_command(
         report = evaluate_run(store, open_dataset(data, storage_options=options), weights=weights, device=place, batch_size=batch_size)
     else:
         with tempfile.TemporaryDirectory(prefix="tokenshards-evaluate-") as folder:
-            _tokenize_for(run, str(images), folder, label, worker_count(workers), options)
+            reading = SourceConfig(
+                label=label,
+                storage_options=side_options("src", images, storage_option, src_option),
+                allow_private_hosts=allow_private_hosts,
+            )
+            _tokenize_for(run, str(images), folder, reading, worker_count(workers), options)
             report = evaluate_run(store, open_dataset(folder), weights=weights, device=place, batch_size=batch_size)
     if confusion is not None:
         target = Path(confusion).resolve()
@@ -67,9 +84,9 @@ def evaluate_command(
         print(f"confusion matrix drawn in {confusion}")
 
 
-def _tokenize_for(run: str, images: str, folder: str, label: str | None, workers: int, options: dict[str, Any]) -> None:
+def _tokenize_for(run: str, images: str, folder: str, reading: Any, workers: int, options: dict[str, Any]) -> None:
     """Tokenize pictures into a temporary dataset with the tokenizer of a run: exactly the path that made its training set."""
-    from tokenshards.pipeline.config import RunConfig, SourceConfig
+    from tokenshards.pipeline.config import RunConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
@@ -78,9 +95,9 @@ def _tokenize_for(run: str, images: str, folder: str, label: str | None, workers
         source_url=images,
         out_url=folder,
         tokenizer_url=f"{run.rstrip('/')}/tokenizer",
-        source=SourceConfig(label=label, storage_options=options),
+        source=reading,
         run=RunConfig(workers=workers, max_bad=1.0),
-        out_options=options,
+        tokenizer_options=options,
     )
     reporter = TerminalReporter()
     outcome = Conversion(request, reporter).run()

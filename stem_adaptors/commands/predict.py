@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenshards.pipeline.commands.options import JsonFlag, StorageOptions, parse_options
+from tokenshards.pipeline.commands.options import JsonFlag, SrcOptions, StorageOptions, parse_options, side_options
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch
 from tokenshards.stem_adaptors.commands.options import Device, TopClasses, Weights
@@ -25,6 +25,7 @@ def predict_command(
     weights: Weights = "best",
     device: Device = "auto",
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
@@ -45,7 +46,7 @@ def predict_command(
     model, found = open_classifier(store, weights, place)
     tokenizer = load_tokenizer(store, "tokenizer")
     failures = 0
-    for encoded in tokenize_images(images, tokenizer, storage_options=options):
+    for encoded in tokenize_images(images, tokenizer, storage_options=side_options("src", images[0], storage_option, src_option)):
         probabilities_BC = () if encoded.tokens is None else predict(model, encoded.tokens, place)
         for name, row in zip(encoded.names, probabilities_BC, strict=True):
             best = [(found.classes[index], float(row[index])) for index in (-row).argsort()[:top]]

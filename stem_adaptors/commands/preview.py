@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenshards.pipeline.commands.options import JsonFlag, Out, StorageOptions, parse_options
+from tokenshards.pipeline.commands.options import AllowPrivateHosts, JsonFlag, Out, OutOptions, SrcOptions, StorageOptions, side_options
 from tokenshards.pipeline.commands.output import print_json
 
 __all__ = ["app"]
@@ -26,13 +26,17 @@ def preview_command(
     augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
     storage_option: StorageOptions = None,
+    src_option: SrcOptions = None,
+    out_option: OutOptions = None,
+    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """A picture of what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
+    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.previews import preview_dataset, preview_views
 
-    options, sample_ids = parse_options(storage_option), tuple(sample_id or ())
+    options, sample_ids = side_options("out", out, storage_option, out_option), tuple(sample_id or ())
     if augment and source is not None:
         raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
     if augment:
@@ -42,7 +46,14 @@ def preview_command(
         shown = preview_views(out, to, views, count=6 if n is None else n, sample_ids=sample_ids, label=label, options=options)
     else:
         count = 16 if n is None else n
-        shown = preview_dataset(out, to, count=count, sample_ids=sample_ids, label=label, source_url=source, options=options)
+        reading = SourceConfig(
+            storage_options=side_options("src", source, storage_option, src_option),
+            allow_private_hosts=allow_private_hosts,
+            unreadable="quarantine",
+        )
+        shown = preview_dataset(
+            out, to, count=count, sample_ids=sample_ids, label=label, source_url=source, options=options, reading=reading
+        )
     if as_json:
         print_json(shown.to_json())
     else:

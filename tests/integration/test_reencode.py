@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +98,9 @@ def test_every_row_of_an_honest_dataset_agrees(dataset: tuple[Path, Path]) -> No
 
 def test_the_seed_decides_the_rows(dataset: tuple[Path, Path]) -> None:
     src, out = dataset
-    for path in src.rglob("*.*"):
-        path.unlink()
+    for path in src.iterdir():
+        shutil.rmtree(path)
+    (src / "note.txt").touch()  # else the disk would count as not mounted
     seen = [verified(out, "--re-encode", 5, "--seed", seed, expect=1)["re_encoded"]["examples"] for seed in (1, 1, 2)]
     assert seen[0] == seen[1] != seen[2]
     names = [name for batch in open_dataset(str(out)).batches(64) for name in batch.sample_ids]
@@ -132,6 +134,9 @@ def test_a_source_that_moved(dataset: tuple[Path, Path], tmp_path: Path) -> None
     assert "error: " in call_cli("verify", str(out), "--re-encode", "3", expect=3)[1]
     assert verified(out, "--re-encode", 3, "--source", tmp_path / "elsewhere")["re_encoded"]["agreement"] == 1.0
     (tmp_path / "nothing").mkdir()
+    empty = call_cli("verify", str(out), "--re-encode", "3", "--source", str(tmp_path / "nothing"), expect=3)[1]
+    assert "this folder is empty" in empty and "mount it" in empty
+    (tmp_path / "nothing" / "other.txt").touch()
     text, _ = call_cli("verify", str(out), "--re-encode", "3", "--source", str(tmp_path / "nothing"), expect=1)
     assert "re-encoded 0 of 3 rows" in text and "3 missing" in text and "--source" in text
 

@@ -16,7 +16,7 @@ from tests.datasets import call_cli, content, convert, quarantine_of, run_cli, w
 from tests.inline import InlineRunner
 from tests.s3_servers import ACCESS_KEY, NO_CREDENTIALS, SECRET_KEY, S3Server, faulty_proxy, moto_server, rclone_server
 from tests.secret_scan import SecretScan
-from tokenshards.pipeline.config import RetryConfig
+from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.errors import IncompleteError
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -184,7 +184,8 @@ def test_pictures_and_tars_from_the_web(place: Path, tmp_path: Path) -> None:
         (tmp_path / "web" / "table.csv").write_text("url\n" + "".join(f"{base}/{path.name}?signature=abc\n" for path in files))
         tokenizer = str(place / "local" / "tokenizer")
         convert(f"{base}/some.tar", tmp_path / "tar", tokenizer=tokenizer, runner=InlineRunner())
-        convert(f"{base}/table.csv", tmp_path / "table", tokenizer=tokenizer, runner=InlineRunner(), shard_rows=30)
+        trusted = SourceConfig(allow_private_hosts=True)
+        convert(f"{base}/table.csv", tmp_path / "table", tokenizer=tokenizer, runner=InlineRunner(), shard_rows=30, source=trusted)
         web.shutdown()
     assert len(content(tmp_path / "tar")) == 20
     expected = sorted(ids for _, ids in content(place / "local").values())

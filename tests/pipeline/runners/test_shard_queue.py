@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.pipeline.runners.listening import KeptListener
 from tokenshards.pipeline.config import RetryConfig, RunConfig
+from tokenshards.pipeline.errors import DiskFullError
 from tokenshards.pipeline.runners.base import ShardSummary
 from tokenshards.pipeline.runners.shard_queue import MAX_VANISHED, ShardQueue, ShardTask
 
@@ -198,6 +199,29 @@ def test_a_fatal_failure_is_not_tried_again_and_its_work_is_forgotten() -> None:
     queue.failed_once(task, "fatal", "the plan is gone", 0.0)
     assert queue.failed == {4: "the plan is gone"} and not queue and listener.in_flight == {}
     assert listener.says("shard 4 is left uncommitted", "the plan is gone")
+
+
+def test_a_full_disk_stops_the_run_after_the_third_shard() -> None:
+    listener = KeptListener()
+    queue = ShardQueue(range(9), config(), listener)
+    for shard in range(2):
+        task = queue.next_due(0.0)
+        assert task is not None
+        queue.failed_once(task, "disk_full", "there is no room", 0.0)
+        assert queue.failed[shard] == "there is no room", "it is not encoded again for a disk that is full"
+    task = queue.next_due(0.0)
+    assert task is not None
+    with pytest.raises(DiskFullError, match="3 shards could not be written, so this run stops. The last error: there is no room"):
+        queue.failed_once(task, "disk_full", "there is no room", 0.0)
+
+
+def test_an_unreadable_object_ends_its_shard_at_once_and_is_told() -> None:
+    listener = KeptListener()
+    queue = ShardQueue([0], config(), listener)
+    task = queue.next_due(0.0)
+    assert task is not None
+    queue.failed_once(task, "unreadable", "it is archived", 0.0, {"count": 2, "examples": ["a", "b"]})
+    assert queue.failed == {0: "it is archived"} and listener.says("2 unreadable: a, b")
 
 
 @pytest.mark.parametrize("how", ["transient", "died", "left"])

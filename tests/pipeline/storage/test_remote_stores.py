@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.asyn import AsyncFileSystem
 
 from tests.s3_servers import FaultyProxy, S3Server, faulty_proxy, moto_server, rclone_server
@@ -425,3 +426,32 @@ def test_a_key_with_a_url_inside_is_listed_and_read_under_its_own_name(store: St
     assert [info.path for info in store.list()] == ["scraped/http://host/x.jpg"]
     row = PlanRow(kind="file", sample_id="x", path="scraped/http://host/x.jpg", size=7, version="", inputs=1)
     assert fetch_file(store, row) == b"picture"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        ("KeyTooLongError", MissingObjectError, "S3 keeps no name as long as this"),
+        ("InvalidObjectState", TransientStorageError, "the object is archived"),
+        ("NoSuchBucket", StoreAccessError, "there is no such bucket"),
+    ],
+)
+def test_answers_of_s3_that_no_retry_mends(code: str, kind: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("s3://bucket/folder", storage_options={"anon": True, "endpoint_url": "http://127.0.0.1:1"}, retry=RetryConfig(attempts=8))
+    asked = []
+
+    def answer(full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
+        asked.append(full)
+        raise ClientError({"Error": {"Code": code, "Message": "said"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "GetObject")
+
+    monkeypatch.setattr(store._remote, "read", answer)
+    with pytest.raises(kind, match=f"s3://bucket/folder/a.jpg: .*{says}" if code != "NoSuchBucket" else says) as caught:
+        store.read("a.jpg")
+    assert len(asked) == 1
+    if isinstance(caught.value, MissingObjectError):
+        assert caught.value.object_path == "a.jpg", "below the root of its store"
+
+
+def test_a_name_that_no_bucket_can_have() -> None:
+    with pytest.raises(StoreAccessError, match="3 to 63 lowercase letters, digits, dots or hyphens"):
+        Store("s3://No Bucket!/x", storage_options={"key": "k", "secret": "s"}, retry=QUICK).read("a.jpg")

@@ -87,7 +87,7 @@ def test_a_private_host_is_refused_whatever_its_form(server: Server, tmp_path: P
     assert server.asked == []
 
 
-@pytest.mark.parametrize("host", ["127.1", "2130706433", "a b", "host:99999", "[::1"])
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "host:99999", "[::1"])
 def test_what_is_no_host_is_a_bad_uri(tmp_path: Path, host: str) -> None:
     with pytest.raises(BadInput, match="bad_uri"):
         fetch(tmp_path, f"http://{host}/x.jpg")

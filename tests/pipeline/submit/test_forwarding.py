@@ -197,6 +197,9 @@ def test_a_submission_id_is_a_plain_name(name: str) -> None:
         (["--storage-option", "key"], "key=value"),
         (["--storage-option", json.dumps({"a": 1})], "key=value"),
         (["--storage-option", f"secret={SECRET}"], "--storage-option secret"),
+        (["--out-option", f"secret={SECRET}"], "--out-option secret"),
+        (["--src-option", "key"], "--src-option was given without key=value"),
+        (["--unreadable", "maybe"], "--unreadable is 'maybe'; expected stop or quarantine"),
         (["more"], "unexpected extra argument"),
     ],
 )

@@ -189,6 +189,14 @@ def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
     fake.submit(arguments=given, storage_options=options, forward_credentials=True)
     assert fake.jobs[-1]["runtime_env"]["env_vars"]["AWS_DEFAULT_REGION"] == "eu-north-1"
+    for side in ("SRC", "OUT"):
+        monkeypatch.setenv(f"TOKENSHARDS_{side}_PROFILE", "prod")
+    fake.submit()
+    fake.submit(forward_credentials=True, arguments=("--out-option=profile=prod",), side_options={"out": {"profile": "prod"}})
+    kept, forwarded = (job["runtime_env"]["env_vars"] for job in fake.jobs[-2:])
+    assert kept["TOKENSHARDS_SRC_PROFILE"] == kept["TOKENSHARDS_OUT_PROFILE"] == "prod" and "AWS_ACCESS_KEY_ID" not in kept
+    assert forwarded["AWS_ACCESS_KEY_ID"] == "prod-id" and not any(name.startswith("TOKENSHARDS_SRC") for name in forwarded)
+    assert "profile" not in fake.jobs[-1]["entrypoint"]
 
 
 def test_the_entry_speaks_under_an_old_python_and_never_runs_the_code_of_a_foreign_folder(fake: FakeDashboard, tmp_path: Path) -> None:
