@@ -149,9 +149,10 @@ class Trainer:
             statistics=statistics,
             data=self._identity(dataset),
         )
-        torch.manual_seed(config.seed)  # initial weights, and nothing else, come from torch's own generator
         augmentation = Augmentation(dataset.spec, tables, request.augment)
-        model = build_classifier(dataset.spec, tables, statistics, request.model, len(self.classes), augmentation.out_grid)
+        model = build_classifier(
+            dataset.spec, tables, statistics, request.model, len(self.classes), augmentation.out_grid, seed=config.seed
+        )
         if request.pretrained is not None:
             self._say(str(load_pretrained(model, request.pretrained)))
         self.model = model.to(device)

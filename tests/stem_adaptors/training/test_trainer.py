@@ -227,6 +227,16 @@ def test_classes_are_matched_by_name(pair: tuple[TokenDataset, TokenDataset], ca
     assert trainer._val_loader is not None and trainer._val_loader[1].tolist() == [1, 2, -1]
 
 
+def test_first_weights_are_those_of_the_seed(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        request = request_for(pair[0], tmp_path / "run", cache, seed=seed)
+        return Trainer(request, Ranks(), torch.device("cpu"), KeptReporter()).model.state_dict()["backbone.blocks.0.attn.qkv.weight"]
+
+    first, again, other = weights(0), weights(0), weights(7)
+    assert torch.equal(first, again)
+    assert float((first - other).abs().mean()) > 0.01, "of a standard deviation of 0.02"
+
+
 def test_a_linear_probe_moves_the_head_alone(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
     request = request_for(pair[0], tmp_path / "run", cache, train_part="head", epochs=1)
     start = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter()).model.state_dict()
