@@ -1,7 +1,9 @@
 """Training a classifier from token shards: no images, no tokenizer. Stops and resumes anywhere, bit-equal on a CPU.
 
 Every random number is keyed by (seed, epoch, place in the epoch), so a state is a few counters and the tensors. Under torchrun each rank
-takes its share of every batch and the result is that of one process, as far as float sums allow.
+takes its share of every batch. The result is that of one process with the same mix groups, as far as float sums allow: samples are mixed
+within groups of a size that is chosen at the first start (`mix_group_size`) and recorded. Where groups do not lie whole in the ranks of a
+later start, it says so and mixes what each rank has. Batch norm and dropout of timm's models go by what a rank has in any case.
 
 Shapes: B samples of this rank, C classes.
 """
@@ -12,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -24,11 +26,12 @@ from tokenshards.pipeline.errors import ConfigError, TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, mix_group_size, soft_targets
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier, parameter_groups
+from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import curves_png
 from tokenshards.stem_adaptors.reporting.tensorboard_log import TensorBoardLog
@@ -106,17 +109,20 @@ class TrainResult:
 class _Objective(nn.Module):
     """Augmentation, classifier and loss as one module, so that DistributedDataParallel sees one forward pass."""
 
-    def __init__(self, model: TokenClassifier, augmentation: Augmentation, classes: int, smoothing: float) -> None:
+    def __init__(self, model: TokenClassifier, augmentation: Augmentation, classes: int, smoothing: float, draws: int) -> None:
         super().__init__()
         self.model = model
         self.augmentation = augmentation
         self.classes, self.smoothing = classes, smoothing
+        self._drop_paths = drop_paths_of(model) if draws > 1 else []
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its logits."""
         keys = SampleKeys.from_batch(batch)
         ids_BLQ = self.augmentation.ids(batch.ids_BLQ, keys)
         targets_BC = soft_targets(batch.labels_B, self.classes, self.smoothing)
+        if self._drop_paths:
+            draw_paths(self._drop_paths, keys.uniform("drop path", len(self._drop_paths)))
         mask = self.model.embedding.site_mask(batch.mask_BL, batch.shapes_BD)
         x, targets_BC = self.augmentation.embeddings(self.model.embed(ids_BLQ, shapes_BD=batch.shapes_BD), keys, targets_BC, mask)
         logits_BC = self.model.classify(x, mask)
@@ -137,19 +143,26 @@ class Trainer:
             )
         self._dataset = dataset = data if isinstance(data, TokenDataset) else data.dataset
         self.classes = data.classes
+        recorded = self._recorded()
+        self.draws = DRAWS if recorded is None else recorded.draws
+        augment = request.augment
+        if augment.mix_group is None:
+            chosen = mix_group_size(request.loader.batch_size, ranks.world_size * config.accumulate)
+            augment = replace(augment, mix_group=chosen if recorded is None else recorded.augment.mix_group)
         tables = dataset.codebook()
         statistics = None if request.model.raw_embeddings else statistics_of(dataset)
         self.run = Run(
             model=request.model,
-            augment=request.augment,
+            augment=augment,
             loader=request.loader,
             train=config,
             spec=dataset.spec,
             classes=self.classes,
             statistics=statistics,
             data=self._identity(dataset),
+            draws=self.draws,
         )
-        augmentation = Augmentation(dataset.spec, tables, request.augment)
+        augmentation = Augmentation(dataset.spec, tables, augment, draws=self.draws)
         model = build_classifier(
             dataset.spec, tables, statistics, request.model, len(self.classes), augmentation.out_grid, seed=config.seed
         )
@@ -167,7 +180,7 @@ class Trainer:
         self.average = AveragedWeights(self.model, config.ema_decay) if config.ema_decay else None
         if config.compile:
             self.model.backbone.compile()
-        self.objective = _Objective(self.model, augmentation, len(self.classes), config.label_smoothing)
+        self.objective = _Objective(self.model, augmentation, len(self.classes), config.label_smoothing, self.draws)
         self.wrapped = ranks.wrap(self.objective, device)
         self.log = MetricsLog()
         self.step = 0
@@ -212,14 +225,25 @@ class Trainer:
         digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
         return {**digests, "url": dataset.store.url, "pretrained": self.request.pretrained}
 
+    def _is_there(self, name: str) -> bool:
+        """Whether the main rank sees that object of the run: it is the one that writes, and another may look when it has."""
+        return self.ranks.any(self.ranks.is_main and self.request.out.info(name) is not None, self.device)
+
+    def _recorded(self) -> Run | None:
+        """Return the run that is to be continued, None where one begins."""
+        out = self.request.out
+        if not self._is_there(RUN_JSON):
+            return None
+        if not self.request.resume:
+            raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
+        return load_run(out)
+
     def _begin(self) -> None:
         out, config = self.request.out, self.request.train
-        # What the main rank saw counts for all: it is the one that writes, and another may look when it has.
-        started, saved = (self.ranks.any(self.ranks.is_main and out.info(name) is not None, self.device) for name in (RUN_JSON, CHECKPOINT))
-        if started:
-            if not self.request.resume:
-                raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
-            load_run(out).check_same(self.run)
+        recorded, saved = self._recorded(), self._is_there(CHECKPOINT)
+        self._say_what_is_mixed()
+        if recorded is not None:
+            recorded.check_same(self.run)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
                 self._write_log()  # a kill may have come between the checkpoint and the files of its epoch
@@ -227,6 +251,17 @@ class Trainer:
         elif self.ranks.is_main:
             self.run.save(out, self._dataset)
         self.ranks.main_first()
+
+    def _say_what_is_mixed(self) -> None:
+        """Say so where samples are mixed otherwise than on another number of ranks."""
+        config, size = self.run.augment, self.run.augment.mix_group
+        shares = self.ranks.world_size * self.request.train.accumulate
+        batch_size = self.request.loader.batch_size
+        if config.mixes and (batch_size % (size * shares) if size else self.draws > 1 and shares > 1):
+            self._say(
+                f"note: {shares} shares of a batch of {batch_size} do not hold whole mix groups of {size or 'one size'}; CutMix, Mixup and "
+                "ColorAdapt mix what each share has, so the result is not that of another number of processes"
+            )
 
     def _train_epoch(self) -> None:
         epoch, steps = self.epoch, len(self.loader)
@@ -269,7 +304,7 @@ class Trainer:
         torch.manual_seed(keyed_hash64(f"step {config.seed}", f"{self.step} {self.ranks.rank}"))
         weights = self.ranks.sum(self._sample_weights(batch).sum())
         total = torch.zeros((), device=self.device)
-        pieces = _pieces(len(batch), config.accumulate)
+        pieces = _pieces(len(batch), config.accumulate, in_a_row=self.draws == 1)
         for index, piece in enumerate(pieces):
             part = batch[piece]
             last = index == len(pieces) - 1
@@ -395,7 +430,7 @@ class Trainer:
         return self.ranks.any(self._stop is not None, self.device), by_steps or self.ranks.any(late, self.device)
 
     def _save(self) -> None:
-        counts = {"confusion": self.ranks.sum(self._counts.confusion_CC.clone()), "sums": self.ranks.sum(self._counts.sums.clone())}
+        counts = self._counts.tensors(self.ranks)
         if not self.ranks.is_main:
             return
         state = {
@@ -430,8 +465,7 @@ class Trainer:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.ranks.is_main:  # the sums of all ranks were saved together
-            self._counts.confusion_CC += checkpoint.counts["confusion"].to(self.device)
-            self._counts.sums += checkpoint.counts["sums"].to(self.device)
+            self._counts.add_tensors(checkpoint.counts)
 
     def _write_log(self) -> None:
         if self.ranks.is_main and self.log.records:
@@ -474,8 +508,10 @@ class Trainer:
             self.reporter.say(message)
 
 
-def _pieces(rows: int, count: int) -> list[slice]:
-    """Cut rows into `count` slices of nearly equal length, none empty."""
+def _pieces(rows: int, count: int, *, in_a_row: bool) -> list[slice]:
+    """Cut rows into `count` slices of nearly equal length, none empty: every count-th row, as ranks do, so that mix groups stay whole."""
+    if not in_a_row:
+        return [slice(start, None, count) for start in range(min(rows, count))]
     edges = [rows * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
 
