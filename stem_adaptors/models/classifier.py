@@ -7,7 +7,7 @@ Random numbers: initial weights depend on `seed` alone; drop path takes the numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -228,13 +228,16 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
     return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables)."""
+def parameter_groups(model: nn.Module, weight_decay: float, spared_names: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables).
+
+    `spared_names` are not decayed either.
+    """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.")
+            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.") or name in spared_names
             (spared if free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 

@@ -41,6 +41,7 @@ __all__ = [
     "RUN_JSON",
     "WEIGHTS",
     "Run",
+    "default_fraction_seed",
     "load_run",
     "open_classifier",
     "statistics_of",
@@ -154,6 +155,11 @@ def load_run(store: Store) -> Run:
         )
     except (KeyError, TypeError) as error:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None
+
+
+def default_fraction_seed(store: Store, seed: int) -> int:
+    """Return what draws the share of `train --fraction` where nothing else is given: 0; in a run of the first version, its seed."""
+    return seed if store.info(RUN_JSON) is not None and load_run(store).draws == 1 else 0
 
 
 def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:

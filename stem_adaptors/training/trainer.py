@@ -173,7 +173,7 @@ class Trainer:
         self.warmup_steps = min(round(config.warmup_epochs * len(self.loader)), self.total_steps // 2)
         trainable_parameters(self.model, config.train_part)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.weight_decay), lr=config.lr, fused=device.type in ("cpu", "cuda")
+            parameter_groups(self.model, config.weight_decay, self._spared()), lr=config.lr, fused=device.type in ("cpu", "cuda")
         )
         self.precision = _precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
@@ -225,6 +225,11 @@ class Trainer:
         digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
         return {**digests, "url": dataset.store.url, "pretrained": self.request.pretrained}
 
+    def _spared(self) -> set[str]:
+        """Return the parameters that timm's model wants free of weight decay, beside those that are free by name."""
+        names: Any = getattr(self.model.backbone, "no_weight_decay", set)
+        return set() if self.draws == 1 else {f"backbone.{name}" for name in names()}
+
     def _is_there(self, name: str) -> bool:
         """Whether the main rank sees that object of the run: it is the one that writes, and another may look when it has."""
         return self.ranks.any(self.ranks.is_main and self.request.out.info(name) is not None, self.device)
@@ -265,7 +270,8 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         epoch, steps = self.epoch, len(self.loader)
-        self.model.train()
+        # A linear probe measures the backbone as it is: batch statistics, which a train mode would move, stay too.
+        self.model.train(self.draws == 1 or self.request.train.train_part != "head")
         saved = asked = time.monotonic()
         batches = iter(self.loader)
         try:
@@ -327,7 +333,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, self.step)
+            self.average.update(self.step)
         return total
 
     @staticmethod
@@ -458,7 +464,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint.model)
         load_optimizer(self.optimizer, checkpoint.optimizer)
         if self.average is not None:
-            self.average.tensors = {name: tensor.to(self.device) for name, tensor in checkpoint.average.items()}
+            self.average.load(checkpoint.average)
         self.loader.load_state_dict(state["loader"])
         self.step, self.best, self._epoch_sums = state["step"], state["best"], state["epoch_sums"]
         self.log = MetricsLog(state["metrics"])

@@ -23,6 +23,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.mixing import mix
 from tokenshards.stem_adaptors.data.selection import select
+from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
@@ -297,3 +298,18 @@ def test_any_timm_model_trains(pair: tuple[TokenDataset, TokenDataset], cache: P
     fit(request)
     model, _ = open_classifier(request.out)
     assert not model.training
+    probe = replace(request_for(pair[0], tmp_path / "probe", cache, train_part="head", epochs=1), model=request.model)
+    before = Trainer(probe, Ranks(), torch.device("cpu"), KeptReporter()).model.state_dict()
+    fit(probe)
+    after = read_checkpoint(probe.out, "checkpoint.safetensors").model
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+def test_weight_decay_spares_what_timms_model_says(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=1)
+    trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
+    weight = trainer.model.backbone.head.weight
+    trainer.model.backbone.no_weight_decay = lambda: {"head.weight", "cls_token"}  # as timm's models have it
+    assert trainer._spared() == {"backbone.head.weight", "backbone.cls_token"}
+    decayed, spared = parameter_groups(trainer.model, 0.1, trainer._spared())
+    assert any(parameter is weight for parameter in spared["params"]) and not any(parameter is weight for parameter in decayed["params"])
