@@ -241,7 +241,13 @@ class Trainer:
             return None
         if not self.request.resume:
             raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
-        return load_run(out)
+        recorded = load_run(out)
+        if recorded.data.get("imported"):
+            raise ConfigError(
+                f"{out.url} holds imported weights and no training to continue. To train from them, give --pretrained {out.url} and "
+                "another --out"
+            )
+        return recorded
 
     def _begin(self) -> None:
         out, config = self.request.out, self.request.train
