@@ -6,7 +6,7 @@ import torch
 
 from tokenshards.pipeline.errors import ConfigError
 
-__all__ = ["choose_device", "wide_float"]
+__all__ = ["choose_device", "tokenizer_device", "wide_float"]
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -28,6 +28,14 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device
+
+
+def tokenizer_device() -> torch.device:
+    """Return the CUDA device of this thread where there is one, else the CPU: never Apple's GPU, whose ids nobody has compared.
+
+    A worker is pinned to a device by CUDA_VISIBLE_DEVICES, or by torch.cuda.set_device in the thread that builds the tokenizer.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def wide_float(device: torch.device) -> torch.dtype:

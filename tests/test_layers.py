@@ -16,10 +16,11 @@ FOUNDATION = {
     "tokenshards.pipeline.devices",
     "tokenshards.pipeline.fault_injection",
     "tokenshards.pipeline.malloc",
+    "tokenshards.pipeline.schedule",
     "tokenshards.pipeline.view_policy",
     "pipeline",
 }
-STORES = FOUNDATION | {"tokenshards.pipeline.records", "tokenshards.pipeline.storage.store"}
+STORES = FOUNDATION | {"tokenshards.pipeline.records", "tokenshards.pipeline.storage.store", "tokenshards.pipeline.storage.tensor_file"}
 SHARDS = STORES | {"tokenshards.pipeline.shards"}
 INPUT = STORES | {
     "tokenshards.pipeline.images.decode",
@@ -35,6 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.canonical": {"tokenshards.pipeline.errors"},
     "tokenshards.pipeline.fault_injection": set(),
     "tokenshards.pipeline.devices": {"tokenshards.pipeline.errors"},
+    "tokenshards.pipeline.schedule": set(),
+    "tokenshards.pipeline.storage.tensor_file": {
+        "tokenshards.pipeline.errors",
+        "tokenshards.pipeline.canonical",
+        "tokenshards.pipeline.storage.store",
+    },
     "tokenshards.pipeline.submit.job_entry": set(),
     "tokenshards.pipeline.submit.wheel": {"pipeline", "tokenshards.pipeline.errors", "tokenshards.pipeline.submit.job_entry"},
     "tokenshards.pipeline.runners.ray_token": {"tokenshards.pipeline.errors"},

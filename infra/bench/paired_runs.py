@@ -176,7 +176,7 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
         stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
         x = embed_ops.add_noise_(x, keys, share=config.noise_prob, **stds)
     if float(keys[:1].uniform("mix")[0, 0]) < config.cutmix_prob:
-        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambdas(keys, config.cutmix_alpha))
+        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, config.cutmix_alpha))
     return x, targets_BC
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "centre_crop",
     "crop_boxes",
     "cutmix_",
-    "draw_lambdas",
+    "draw_lambda",
     "drop_sites_",
     "mixup",
     "partners",
@@ -280,7 +280,7 @@ def _mix_targets(targets_BC: Tensor, lam_G: Tensor) -> Tensor:
     return torch.lerp(_mirrored(targets_BC, len(lam_G)), targets_BC, lam_B1)
 
 
-def draw_lambdas(keys: SampleKeys, alpha: float, groups: int = 1) -> Tensor:
+def draw_lambda(keys: SampleKeys, alpha: float, groups: int = 1) -> Tensor:
     """Return [G] ~ Beta(alpha, alpha), keyed by the first sample of each group."""
     words_G = keys[:groups].integers("lambda", 1 << 16)[:, 0]
     return beta_quantiles(alpha, words_G.device).index_select(0, words_G)

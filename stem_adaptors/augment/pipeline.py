@@ -161,11 +161,11 @@ class Augmentation:
         draw_G = keys[:groups].uniform("mix")[:, 0]
         cutmix_share = 0.0 if config.cutmix_alpha == 0 else config.cutmix_prob if config.mixup_alpha == 0 else config.cutmix_prob / 2
         if config.cutmix_alpha > 0:
-            lam_G = torch.where(draw_G < cutmix_share, embed_ops.draw_lambdas(keys, config.cutmix_alpha, groups), 1.0)
+            lam_G = torch.where(draw_G < cutmix_share, embed_ops.draw_lambda(keys, config.cutmix_alpha, groups), 1.0)
             x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, lam_G)
         if config.mixup_alpha > 0:
             on_G = (draw_G >= cutmix_share) & (draw_G < config.cutmix_prob)
-            lam_G = torch.where(on_G, embed_ops.draw_lambdas(keys, config.mixup_alpha, groups), 1.0)
+            lam_G = torch.where(on_G, embed_ops.draw_lambda(keys, config.mixup_alpha, groups), 1.0)
             x, targets_BC = embed_ops.mixup(x, targets_BC, lam_G)
         return x, targets_BC
 

@@ -37,12 +37,12 @@ def evaluate_command(
     import tempfile
     from pathlib import Path
 
+    from tokenshards.pipeline.devices import choose_device
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.shards import open_dataset
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
-    from tokenshards.stem_adaptors.ranks import choose_device
 
     options = parse_options(storage_option)
     if (data is None) == (images is None):

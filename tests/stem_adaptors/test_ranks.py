@@ -17,11 +17,12 @@ import torch
 from tests.datasets import ROOT
 from tests.ports import free_ports
 from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
+from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig
-from tokenshards.stem_adaptors.ranks import Ranks, choose_device, joined_ranks
+from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run
 from tokenshards.stem_adaptors.training.trainer import Trainer

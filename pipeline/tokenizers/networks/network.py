@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenshards.pipeline.devices import tokenizer_device as choose_device
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
 
@@ -18,11 +19,6 @@ __all__ = ["SLOTS", "Network", "choose_device", "device_name", "from_pixels", "r
 
 GPU_ROWS = 64
 """Rows that go through a network at once on a GPU, until its memory is too small for them."""
-
-
-def choose_device() -> torch.device:
-    """Return the CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

@@ -337,7 +337,7 @@ def test_mixup(shape: tuple[int, ...], lam: float) -> None:
 @pytest.mark.parametrize("shape", [(12, 3, 6, 8), (6, 2, 3, 6, 5)], ids=str)
 def test_groups_are_mixed_as_batches_of_their_own(shape: tuple[int, ...], groups: int) -> None:
     x, targets_BC, keys = values(*shape), values(shape[0], 7).softmax(1), keys_of(shape[0])
-    lam_G = embed_ops.draw_lambdas(keys, 1.0, groups)
+    lam_G = embed_ops.draw_lambda(keys, 1.0, groups)
     assert lam_G.unique().numel() == groups
     hit_B = keys.chosen("coloradapt", 0.6)
     cut, cut_targets = embed_ops.cutmix_(x.clone(), targets_BC, keys, lam_G)
@@ -347,7 +347,7 @@ def test_groups_are_mixed_as_batches_of_their_own(shape: tuple[int, ...], groups
     assert torch.equal(cut, masked)
     for group in range(groups):
         own = slice(group, None, groups)
-        lam = embed_ops.draw_lambdas(keys[own], 1.0)
+        lam = embed_ops.draw_lambda(keys[own], 1.0)
         assert torch.equal(lam, lam_G[group : group + 1])
         for found, expected in zip(
             (cut[own], cut_targets[own], mixed[own], mixed_targets[own], coloured[own]),
@@ -381,8 +381,8 @@ def test_no_float64_comes_to_a_device_that_may_have_none() -> None:
         torch.zeros(2, device=device, dtype=torch.float64)
     with _NoDoubles():
         embed_ops.random_resized_crop(x_BDHW, keys, (4, 4), scale_min=0.1, ratio_max=4 / 3)
-        embed_ops.cutmix_(x_BDHW, targets_BC, keys, embed_ops.draw_lambdas(keys, 0.7, 2))
-        embed_ops.mixup(x_BDHW, targets_BC, embed_ops.draw_lambdas(keys, 0.7, 2))
+        embed_ops.cutmix_(x_BDHW, targets_BC, keys, embed_ops.draw_lambda(keys, 0.7, 2))
+        embed_ops.mixup(x_BDHW, targets_BC, embed_ops.draw_lambda(keys, 0.7, 2))
         embed_ops.add_noise_(x_BDHW.clone(), keys, share=0.5, channel_std=1.0, std=1.0)
         Counts(5, device).add(targets_BC, torch.zeros(8, dtype=torch.int64, device=device), torch.ones(8, device=device))
 
@@ -395,7 +395,7 @@ def test_lambda_is_beta_distributed() -> None:
     torch.testing.assert_close(embed_ops.beta_quantiles(0.5, cpu), arcsine, rtol=0, atol=1e-5)
     x = embed_ops.beta_quantiles(2.0, cpu)
     torch.testing.assert_close(3 * x**2 - 2 * x**3, middles, rtol=0, atol=1e-5)
-    draws = torch.stack([embed_ops.draw_lambdas(keys_of(2, start), 0.8) for start in range(1500)])
+    draws = torch.stack([embed_ops.draw_lambda(keys_of(2, start), 0.8) for start in range(1500)])
     assert draws.mean().item() == pytest.approx(0.5, abs=0.04)
     assert draws.var().item() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), abs=0.012), "1 / (4 (2 a + 1))"
 

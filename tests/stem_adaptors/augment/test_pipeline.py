@@ -213,7 +213,7 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     x = embed_ops.add_noise_(x, keys, share=0.5, channel_std=1.0, std=1.0)
     x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, ~keys.chosen("noise", 0.5)), keys, 0.1)
     targets_BC = soft_targets(torch.arange(9) % 5, 5)
-    x, mixed_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambdas(keys, 1.0))
+    x, mixed_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, 1.0))
     found, found_BC = augmentation.embeddings(embedding(changed_BLQ), keys, targets_BC)
     assert torch.equal(found, x) and torch.equal(found_BC, mixed_BC)
 
