@@ -222,7 +222,7 @@ def partners(count: int, groups: int, device: torch.device) -> Tensor:
 
 def _mirrored(x: Tensor, groups: int) -> Tensor:
     """Return the partner of each sample, in its place."""
-    return x.unflatten(0, (-1, groups)).flip(0).flatten(0, 1)
+    return x.view(-1, groups, *x.shape[1:]).flip(0).flatten(0, 1)
 
 
 def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def import_classifier(
     if not dataset.classes:
         raise ConfigError(f"{dataset.store.url}: no image has a label; expected the classes of the weights, in their order")
     stored = named_tensors(weights)
-    parts = {
+    parts: dict[str, Any] = {
         "model": ModelConfig(name=model, raw_embeddings=True) if model is not None else _model_of(stored, weights),
         "augment": allowed_augmentations(dataset.spec, AugmentConfig()),
     }

@@ -76,8 +76,8 @@ def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
 
     SeiT's released ViTs name theirs `norm`. In a file of timm whose model reads the class token it is the norm before that: a start.
     """
-    names = [name for name in ("norm.weight", "norm.bias") if name in stored and name not in wanted and f"fc_{name}" in wanted]
-    names = [name for name in names if f"fc_{name}" not in stored]
+    both: tuple[str, ...] = ("norm.weight", "norm.bias")
+    names = [name for name in both if name in stored and f"fc_{name}" not in stored and name not in wanted and f"fc_{name}" in wanted]
     for name in names:
         stored[f"fc_{name}"] = stored.pop(name)
     return names

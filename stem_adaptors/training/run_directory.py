@@ -141,7 +141,7 @@ def load_run(store: Store) -> Run:
         raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")
     try:
         statistics = value["statistics"]
-        before = {"mix_group": 0} if version == 1 else {}  # all that a rank had of a batch was mixed
+        before: dict[str, Any] = {"mix_group": 0} if version == 1 else {}  # all that a rank had of a batch was mixed
         return Run(
             model=ModelConfig(**value["model"]),
             augment=AugmentConfig(**before, **value["augment"]),

@@ -26,6 +26,7 @@ from tokenshards.stem_adaptors.data.selection import select
 from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
+from tokenshards.stem_adaptors.training.optimisation import spared_names
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
@@ -225,7 +226,7 @@ def test_classes_are_matched_by_name(pair: tuple[TokenDataset, TokenDataset], ca
     request = request_for(data, tmp_path / "run", cache, val=val, epochs=1)
     trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
     trainer.fit()
-    assert trainer._val_loader is not None and trainer._val_loader[1].tolist() == [1, 2, -1]
+    assert trainer.validation.mapping.tolist() == [1, 2, -1]
 
 
 def test_first_weights_are_those_of_the_seed(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
@@ -310,6 +311,6 @@ def test_weight_decay_spares_what_timms_model_says(pair: tuple[TokenDataset, Tok
     trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
     weight = trainer.model.backbone.head.weight
     trainer.model.backbone.no_weight_decay = lambda: {"head.weight", "cls_token"}  # as timm's models have it
-    assert trainer._spared() == {"backbone.head.weight", "backbone.cls_token"}
-    decayed, spared = parameter_groups(trainer.model, 0.1, trainer._spared())
+    assert spared_names(trainer.model) == {"backbone.head.weight", "backbone.cls_token"}
+    decayed, spared = parameter_groups(trainer.model, 0.1, spared_names(trainer.model))
     assert any(parameter is weight for parameter in spared["params"]) and not any(parameter is weight for parameter in decayed["params"])
