@@ -118,7 +118,10 @@ RAY_ALLOWED = {
     "tokenshards.pipeline.runners.ray_actor",
     "tokenshards.pipeline.runners.ray_connection",
     "tokenshards.pipeline.submit.submission",
+    "tokenshards.stem_adaptors.cluster.ray_connection",
+    "tokenshards.stem_adaptors.cluster.ray_places",
     "tokenshards.stem_adaptors.cluster.ray_train",
+    "tokenshards.stem_adaptors.cluster.ray_worker",
 }
 
 
