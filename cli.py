@@ -95,12 +95,14 @@ def main() -> None:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # as after `| head`; say nothing more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        from tokenshards.pipeline.errors import TokenshardsError
+        from tokenshards.pipeline.errors import TokenshardsError, shorten
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
-        if isinstance(error, MemoryError) or "can't start new thread" in str(error):
-            print(f"error: this machine is out of memory or threads ({error}); give it more, or fewer --workers", file=sys.stderr)
+        short = ("can't start new thread", "can't allocate memory")  # of threads, and of torch's memory
+        if isinstance(error, MemoryError) or any(words in str(error) for words in short):
+            why = shorten(str(error).splitlines()[0] if str(error) else "MemoryError", 300)
+            print(f"error: this machine is out of memory or threads ({why}); give it more, or fewer --workers", file=sys.stderr)
             sys.exit(3)
         if isinstance(error, ModuleNotFoundError) and error.name in ("ray", "torch", "filelock"):
             extra = "ray" if error.name == "ray" else "train"

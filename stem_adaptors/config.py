@@ -9,7 +9,15 @@ from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError, shorten
 
-__all__ = ["AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
+__all__ = ["DRAWS", "AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
+
+DRAWS = 2
+"""Version of the rules of chance and optimisation that a run follows to its end; run.json names it.
+
+1, until 0.1.0: noise and ColorAdapt are drawn apart, drop path by rank and step, micro-batches are slices, a linear probe trains in train
+mode, weight decay goes by names alone. 2: noise or ColorAdapt or neither, drop path by sample, micro-batches hold whole mix groups, a
+linear probe leaves the backbone as in evaluation, weight decay spares what timm's model says.
+"""
 
 _ORDERS = ("global", "windowed", "sequential")
 _END_POLICIES = ("drop", "pad")
@@ -62,7 +70,7 @@ class LoaderConfig:
 class AugmentConfig:
     """Token-space augmentations. A probability is the share of samples that get the operation: no nesting, no hidden halves.
 
-    The defaults are SeiT's (references: SeiT, section 3; its Token-EDA draws one of synonyms, swap, nothing per sample).
+    The defaults are those of SeiT (Park et al. 2023), whose Token-EDA draws one of synonyms, swap, nothing for each sample.
     """
 
     synonym_prob: float = 0.25
@@ -90,19 +98,21 @@ class AugmentConfig:
     crop_ratio_max: float = 4 / 3
     """Largest aspect ratio in a random-resized crop; the least is its inverse."""
     noise_prob: float = 0.5
-    """Share of samples that get Emb-Noise."""
+    """Share of samples that get Emb-Noise; a sample gets noise or ColorAdapt, never both."""
     noise_channel_std: float = 1.0
     """Standard deviation of the part that is equal over all sites of a channel."""
     noise_std: float = 1.0
     """Standard deviation of the part of each single value."""
     coloradapt_prob: float = 0.0
-    """Share of samples that take channel statistics from the sample at the mirrored place of the batch (ColorAdapt)."""
+    """Share of samples that take channel statistics from the sample at the mirrored place of the mix group (ColorAdapt)."""
     cutmix_prob: float = 1.0
-    """Share of batches that are cut and mixed, or mixed up."""
+    """Share of mix groups that are cut and mixed, or mixed up."""
     cutmix_alpha: float = 1.0
     """Beta parameter of Token-CutMix; 0 turns it off."""
     mixup_alpha: float = 0.0
-    """Beta parameter of Token-Mixup; 0 turns it off. With both on, each batch gets one or the other with equal probability."""
+    """Beta parameter of Token-Mixup; 0 turns it off. With both on, each mix group gets one or the other with equal probability."""
+    mix_group: int | None = None
+    """Samples that are mixed among themselves, by one draw. None: chosen when a run starts, and kept; 0: all that a rank has of a batch."""
 
     def __post_init__(self) -> None:
         names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"
@@ -117,6 +127,12 @@ class AugmentConfig:
         _require(self.crop_ratio_max >= 1.0, "crop_ratio_max", self.crop_ratio_max, "at least 1")
         for name in ("noise_channel_std", "noise_std", "cutmix_alpha", "mixup_alpha"):
             _require(getattr(self, name) >= 0.0, name, getattr(self, name), "0 or more")
+        _require((self.mix_group or 0) >= 0, "mix_group", self.mix_group, "0 or more")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether anything of a sample comes from another."""
+        return self.coloradapt_prob > 0 or (self.cutmix_prob > 0 and (self.cutmix_alpha > 0 or self.mixup_alpha > 0))
 
     @classmethod
     def off(cls) -> AugmentConfig:

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 
-__all__ = ["Ranks", "choose_device", "joined_ranks"]
+__all__ = ["Ranks", "joined_ranks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +53,6 @@ class Ranks:
         if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; raises ConfigError where this machine or this torch has none such."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:NUMBER or mps") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        have = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(f"--device is {name!r}, which this machine or this build of torch does not have; available: {have}")
-    if device.type == "cuda":
-        index = local_rank if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise ConfigError(f"--device is cuda:{index}; this machine has {torch.cuda.device_count()} GPUs. Start fewer processes on it")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
 
 
 @contextmanager

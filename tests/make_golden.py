@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import make_golden_runs
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows, make_shard, make_spec, make_tokens
 from tokenshards.pipeline.canonical import canonical_json, seal
 from tokenshards.pipeline.planning.plan import Plan, PlanPart, plan_pointer
@@ -185,6 +186,7 @@ def main() -> None:
             print(f"{name}: {len(data)} bytes")
     if not (FOLDER / "dataset").exists():
         publish_manifest(Store(str(FOLDER / "dataset")), manifest())
+    make_golden_runs.main()
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ COMMANDS = {
         "--max-tokens",
         "--json",
     ],
+    "import classifier": ["--model", "--set", "--json"],
     "import seit": ["--split", "--grid", "--codebook", "--classes", "--json"],
     "export seit": ["--split", "--json"],
     "demo": [],

@@ -19,6 +19,10 @@ PIPELINE = (
     "fault_injection",
     "malloc",
     "code_identity",
+    "activity",
+    "thread_map",
+    "devices",
+    "schedule",
     "storage",
     "shards",
     "images",
@@ -35,10 +39,36 @@ PIPELINE = (
     "interop",
     "commands",
 )
-TOKENIZERS = ("base", "registry", "directory", "code_usage", "psnr", "kmeans", "networks", "published", "custom", "fitted")
-STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "reporting", "training", "cluster", "commands")
+TOKENIZERS = (
+    "base",
+    "registry",
+    "directory",
+    "code_usage",
+    "psnr",
+    "weight_files",
+    "nearest_code",
+    "kmeans",
+    "networks",
+    "published",
+    "custom",
+    "fitted",
+)
+STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
 # Below its commands, training knows of the pipeline only what the shards are made of.
-CONTRACT = ("errors", "config", "records", "canonical", "code_identity", "fault_injection", "malloc", "storage", "shards")
+CONTRACT = (
+    "errors",
+    "config",
+    "records",
+    "canonical",
+    "code_identity",
+    "fault_injection",
+    "malloc",
+    "thread_map",
+    "devices",
+    "schedule",
+    "storage",
+    "shards",
+)
 RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {

@@ -11,8 +11,8 @@ in the page cache, every side in one process:
    - mosaicml-streaming: `bytes` columns as numpy views, stacked or joined, unshuffled (its `ndarray` columns are slower);
    - webdataset: raw bytes as numpy views, stacked, unshuffled (shuffling and its own `npy` decoder are slower).
 2. Training batches of 128: synonyms, block swap, random-resized crop 32 -> 28, noise, CutMix, with the defaults of `AugmentConfig`, one
-   thread. Ours: `TokenLoader` -> `Augmentation` -> `TokenEmbedding` -> `Augmentation`. The reference's way (SeiT, sections 1 and 4 of the
-   project's notes on it): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch
+   thread. Ours: `TokenLoader` -> `Augmentation` -> `TokenEmbedding` -> `Augmentation`. The reference's way (SeiT, Park et
+   al. 2023, as its code does it): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch
    one-hot @ codebook -> noise -> CutMix. Its Python loop over ids, which draws and asks for a number each, is written as whole-grid
    operations here, so it is faster than it was; `augmented_over_reference_with_its_loop` is the ratio to it with that loop, and has no
    limit.

@@ -4,7 +4,9 @@ Every tensor is [B, D, sites]: x_BDHW, a video B D T H W (what has a grid acts o
 memory is free; channel-last is the fastest and what crops return. Names that end in `_` write into x, which must be the caller's own.
 All maths is float32; half-precision x is widened where sums run over sites.
 
-Shapes: B samples, D channels, H x W grid, O output side, R affected rows of a batch, C classes, N numbers per sample.
+Samples are mixed within groups: sample i belongs to group i mod G, so a rank that takes every n-th sample of a batch has whole groups.
+
+Shapes: B samples, G mix groups, D channels, H x W grid, O output side, R affected rows of a batch, C classes, N numbers per sample.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenshards.pipeline.devices import wide_float
 from tokenshards.stem_adaptors.augment.keys import SampleKeys, affected_rows
 
 __all__ = [
@@ -27,8 +30,10 @@ __all__ = [
     "centre_crop",
     "crop_boxes",
     "cutmix_",
+    "draw_lambda",
     "drop_sites_",
     "mixup",
+    "partners",
     "random_crop",
     "random_resized_crop",
     "resample",
@@ -42,7 +47,7 @@ _BETA_STEPS = 1 << 20
 
 
 def random_resized_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int], *, scale_min: float, ratio_max: float) -> Tensor:
-    """Cut a random box out of each sample and resample it to `size`, bicubic (Token-RRC; SeiT, section 4.2)."""
+    """Cut a random box out of each sample and resample it to `size`, bicubic (Token-RRC; SeiT, Park et al. 2023)."""
     return resample(x_BDHW, crop_boxes(keys, x_BDHW.shape[-2:], scale_min=scale_min, ratio_max=ratio_max), size)
 
 
@@ -53,7 +58,8 @@ def crop_boxes(keys: SampleKeys, grid: tuple[int, ...], *, scale_min: float, rat
     its place uniform; else the largest central box of an allowed ratio.
     """
     height, width = grid
-    draws_BT2 = keys.uniform("crop.box", 2 * CROP_TRIES).double().view(len(keys), CROP_TRIES, 2)
+    wide = wide_float(keys.positions_B.device)
+    draws_BT2 = keys.uniform("crop.box", 2 * CROP_TRIES).to(wide).view(len(keys), CROP_TRIES, 2)
     area_BT = (scale_min + (1 - scale_min) * draws_BT2[..., 0]) * (height * width)
     ratio_BT = ((2 * draws_BT2[..., 1] - 1) * math.log(ratio_max)).exp()
     tall_BT, wide_BT = (area_BT / ratio_BT).sqrt().round().long(), (area_BT * ratio_BT).sqrt().round().long()
@@ -149,13 +155,13 @@ def random_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int]) -> Tens
 
 
 def centre_crop(x_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a view of the central window, at offset (in - out) // 2 (SeiT, section 4.3)."""
+    """Return a view of the central window, at offset (in - out) // 2, as in SeiT (Park et al. 2023)."""
     top, left = (x_BDHW.shape[-2] - size[0]) // 2, (x_BDHW.shape[-1] - size[1]) // 2
     return x_BDHW[..., top : top + size[0], left : left + size[1]]
 
 
 def add_noise_(x_BDHW: Tensor, keys: SampleKeys, *, share: float, channel_std: float, std: float, mask: Tensor | None = None) -> Tensor:
-    """Add noise to a `share` of the samples (Emb-Noise; SeiT, section 4.4).
+    """Add noise to a `share` of the samples (Emb-Noise; SeiT, Park et al. 2023).
 
     N(0, channel_std^2) per sample and channel, the same at all sites, plus N(0, std^2) per value. `mask` [B, *sites] is
     True at sites that exist.
@@ -183,17 +189,16 @@ def drop_sites_(x_BDHW: Tensor, keys: SampleKeys, share: float) -> Tensor:
     return x_BDHW.mul_(kept_BL.view(-1, 1, *sites))
 
 
-def adapt_colour_(x_BDHW: Tensor, keys: SampleKeys, share: float, epsilon: float = COLOUR_EPSILON) -> Tensor:
-    """Give a `share` of the samples the channel statistics of the sample at the mirrored place of the batch (ColorAdapt; SeiT, 4.6).
+def adapt_colour_(x_BDHW: Tensor, hit_B: Tensor, groups: int = 1, epsilon: float = COLOUR_EPSILON) -> Tensor:
+    """Give the samples in `hit_B` the channel statistics of their partners (ColorAdapt; SeiT++, Lee et al. 2024).
 
     sd2 (x - mean1) / (sd1 + epsilon) + mean2, over the sites of a sample, sd unbiased.
     """
     x_BND = x_BDHW.movedim(1, -1).flatten(1, -2)
-    hit_B = keys.chosen("coloradapt", share)
     rows = affected_rows(hit_B)
     own_RND = x_BND[rows].float()
     mean_R1D, sd_R1D = _statistics(own_RND)
-    other_mean_R1D, other_sd_R1D = _statistics(x_BND[len(x_BND) - 1 - rows].float())
+    other_mean_R1D, other_sd_R1D = _statistics(x_BND[partners(len(x_BND), groups, rows.device)[rows]].float())
     new_RND = torch.where(hit_B[rows, None, None], (own_RND - mean_R1D) * (other_sd_R1D / (sd_R1D + epsilon)) + other_mean_R1D, own_RND)
     x_BLD = x_BDHW.movedim(1, -1)
     x_BLD[rows] = new_RND.view(len(rows), *x_BLD.shape[1:]).to(x_BLD.dtype)
@@ -210,63 +215,80 @@ def _statistics(x_RND: Tensor) -> tuple[Tensor, Tensor]:
     return mean_R1D, variance_R1D.clamp(min=1e-12).sqrt()
 
 
-def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lam x + (1 - lam) x', x' the batch in reverse order, and the targets mixed alike; `lam` is a scalar tensor."""
-    return torch.lerp(x_BDHW.flip(0), x_BDHW, lam.to(x_BDHW.dtype)), _mix_targets(targets_BC, lam)
+def partners(count: int, groups: int, device: torch.device) -> Tensor:
+    """Return int64 [B]: for each sample the one at the mirrored place of its group."""
+    return torch.arange(count, device=device).view(-1, groups).flip(0).flatten()
 
 
-def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill one box, the same in all samples, from the batch in reverse order (Token-CutMix; SeiT, section 4.5).
+def _mirrored(x: Tensor, groups: int) -> Tensor:
+    """Return the partner of each sample, in its place."""
+    return x.view(-1, groups, *x.shape[1:]).flip(0).flatten(0, 1)
+
+
+def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lam x + (1 - lam) x', x' being the partners, and the targets mixed alike; `lam_G` has one number for each group."""
+    lam_B = lam_G.repeat(len(x_BDHW) // len(lam_G)).to(x_BDHW.dtype)
+    mixed = torch.lerp(_mirrored(x_BDHW, len(lam_G)), x_BDHW, lam_B.view(-1, *[1] * (x_BDHW.ndim - 1)))
+    return mixed, _mix_targets(targets_BC, lam_G)
+
+
+def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill one box, the same in all samples of a group, from their partners (Token-CutMix; SeiT, Park et al. 2023).
 
     Sides floor(H sqrt(1 - lam)) and floor(W sqrt(1 - lam)), centre uniform, clipped; targets mix by the real share of sites.
     """
     height, width = x_BDHW.shape[-2:]
-    top, left, bottom, right = cutmix_box(keys, (height, width), lam)
-    kept = 1 - ((bottom - top) * (right - left)) / (height * width)
-    fill = _fill_slice_ if x_BDHW.device.type == "cpu" else _filled_by_mask
-    return fill(x_BDHW, top, left, bottom, right), _mix_targets(targets_BC, kept)
+    top_G, left_G, bottom_G, right_G = cutmix_box(keys, (height, width), lam_G)
+    kept_G = 1 - ((bottom_G - top_G) * (right_G - left_G)) / (height * width)
+    fill = _fill_slices_ if x_BDHW.device.type == "cpu" else _filled_by_mask
+    return fill(x_BDHW, top_G, left_G, bottom_G, right_G), _mix_targets(targets_BC, kept_G)
 
 
-def _fill_slice_(x_BDHW: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
-    """Fill the box where it is: touches nothing else, but asks for its numbers."""
-    # With the channels last, where a row of the box is one piece of memory.
-    box_BHWD = x_BDHW[..., int(top) : int(bottom), int(left) : int(right)].movedim(1, -1)
-    box_BHWD.copy_(box_BHWD.flip(0))
+def _fill_slices_(x_BDHW: Tensor, top_G: Tensor, left_G: Tensor, bottom_G: Tensor, right_G: Tensor) -> Tensor:
+    """Fill the boxes where they are: touches nothing else, but asks for their numbers."""
+    edges = torch.stack([top_G, left_G, bottom_G, right_G], dim=1).tolist()
+    for group, (top, left, bottom, right) in enumerate(edges):
+        # With the channels last, where a row of the box is one piece of memory.
+        box_BHWD = x_BDHW[group :: len(edges), ..., top:bottom, left:right].movedim(1, -1)
+        box_BHWD.copy_(box_BHWD.flip(0))
     return x_BDHW
 
 
-def _filled_by_mask(x_BDHW: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
-    """Fill the box without asking for its numbers, which would make a GPU wait."""
-    rows_H1, columns_W = (torch.arange(side, device=x_BDHW.device) for side in x_BDHW.shape[-2:])
-    rows_H1 = rows_H1[:, None]
-    inside_HW = (rows_H1 >= top) & (rows_H1 < bottom) & (columns_W >= left) & (columns_W < right)
-    return torch.where(inside_HW, x_BDHW.flip(0), x_BDHW)
+def _filled_by_mask(x_BDHW: Tensor, top_G: Tensor, left_G: Tensor, bottom_G: Tensor, right_G: Tensor) -> Tensor:
+    """Fill the boxes without asking for their numbers, which would make a GPU wait."""
+    rows_H, columns_W = (torch.arange(side, device=x_BDHW.device) for side in x_BDHW.shape[-2:])
+    inside_GH = (rows_H >= top_G[:, None]) & (rows_H < bottom_G[:, None])
+    inside_GW = (columns_W >= left_G[:, None]) & (columns_W < right_G[:, None])
+    inside_GHW = inside_GH[:, :, None] & inside_GW[:, None, :]
+    inside_B1HW = inside_GHW.repeat(len(x_BDHW) // len(top_G), 1, 1).view(-1, *[1] * (x_BDHW.ndim - 3), *x_BDHW.shape[-2:])
+    return torch.where(inside_B1HW, _mirrored(x_BDHW, len(top_G)), x_BDHW)
 
 
-def cutmix_box(keys: SampleKeys, grid: tuple[int, int], lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return top, left, bottom, right of the box, int64 scalars, keyed by the batch's first sample."""
+def cutmix_box(keys: SampleKeys, grid: tuple[int, int], lam_G: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return top, left, bottom, right of the box of each group, int64 [G], keyed by the group's first sample."""
     edges = []
     for name, side in zip("yx", grid, strict=True):
-        length = (side * (1 - lam).sqrt()).long()
-        start = keys[:1].integers(f"cutmix.{name}", side)[0, 0] - length // 2
-        edges.append((start.clamp(min=0), (start + length).clamp(max=side)))
-    (top, bottom), (left, right) = edges
-    return top, left, bottom, right
+        length_G = (side * (1 - lam_G).sqrt()).long()
+        start_G = keys[: len(lam_G)].integers(f"cutmix.{name}", side)[:, 0] - length_G // 2
+        edges.append((start_G.clamp(min=0), (start_G + length_G).clamp(max=side)))
+    (top_G, bottom_G), (left_G, right_G) = edges
+    return top_G, left_G, bottom_G, right_G
 
 
-def _mix_targets(targets_BC: Tensor, lam: Tensor) -> Tensor:
-    return torch.lerp(targets_BC.flip(0), targets_BC, lam.to(targets_BC.dtype))
+def _mix_targets(targets_BC: Tensor, lam_G: Tensor) -> Tensor:
+    lam_B1 = lam_G.repeat(len(targets_BC) // len(lam_G))[:, None].to(targets_BC.dtype)
+    return torch.lerp(_mirrored(targets_BC, len(lam_G)), targets_BC, lam_B1)
 
 
-def draw_lambda(keys: SampleKeys, alpha: float) -> Tensor:
-    """Return a float64 scalar ~ Beta(alpha, alpha), keyed by the batch's first sample."""
-    word = keys[:1].integers("lambda", 1 << 16)[0, 0]
-    return beta_quantiles(alpha, word.device)[word]
+def draw_lambda(keys: SampleKeys, alpha: float, groups: int = 1) -> Tensor:
+    """Return [G] ~ Beta(alpha, alpha), keyed by the first sample of each group."""
+    words_G = keys[:groups].integers("lambda", 1 << 16)[:, 0]
+    return beta_quantiles(alpha, words_G.device).index_select(0, words_G)
 
 
 @functools.cache
 def beta_quantiles(alpha: float, device: torch.device) -> Tensor:
-    """Return float64 [65536]: quantiles of Beta(alpha, alpha) at the midpoints (i + 0.5) / 65536.
+    """Return [65536], as wide as the device can: quantiles of Beta(alpha, alpha) at the midpoints (i + 0.5) / 65536.
 
     With x = t^(1/alpha) / 2 the density of the lower half becomes (2 - t^(1/alpha))^(alpha - 1) on 0 < t < 1, bounded for every alpha.
     """
@@ -275,4 +297,4 @@ def beta_quantiles(alpha: float, device: torch.device) -> Tensor:
     density = (2 - 2 * x) ** (alpha - 1)
     cumulated = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     lower = np.interp((np.arange(1 << 15) + 0.5) / (1 << 15), cumulated / cumulated[-1], x)
-    return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]])).to(device)
+    return torch.from_numpy(np.concatenate([lower, 1 - lower[::-1]])).to(wide_float(device)).to(device)

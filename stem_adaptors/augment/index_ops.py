@@ -1,4 +1,4 @@
-"""Augmentations of ids: synonyms, block swap, mirroring, crops, dropped tokens. Ids in, ids out, nothing else is read.
+"""Augmentations of ids: synonyms, block swap, mirroring. Ids in, ids out, nothing else is read.
 
 Ids are int32 or int64 (arithmetic on torch's uint16 and uint32 does not exist). The Q ids of a site always move together. Padded sites
 of a ragged batch hold an id outside of the vocabulary; no operation changes them.
@@ -24,7 +24,7 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout
 from tokenshards.stem_adaptors.augment.keys import SampleKeys, affected_rows
 
-__all__ = ["crop_windows", "drop_tokens", "mirror", "replace_synonyms", "swap_blocks", "synonym_table", "token_eda"]
+__all__ = ["mirror", "replace_synonyms", "swap_blocks", "synonym_table", "token_eda"]
 
 SWAP_TRIES = 10
 _BLOCK_CODES = 1024
@@ -34,7 +34,7 @@ def synonym_table(tables: Tables, count: int, metric: str = "cosine") -> list[Te
     """Return, for each level, int64 [K, S]: the S = min(count, K - 1) codes most alike, best first, self excluded.
 
     Alike by `cosine` similarity or by distance (`l2`). A level of one code has that code as its only synonym. Raises ConfigError without
-    tables. SeiT ships such a table and no way to make one (references: SeiT, section 4.1a).
+    tables. SeiT (Park et al. 2023) ships such a table and no way to make one.
     """
     if not tables:
         raise ConfigError("synonyms need code vectors, and this tokenizer has no codebook; set synonym_prob to 0")
@@ -60,7 +60,7 @@ def _most_alike(table_KD: npt.NDArray[Any], count: int, metric: str) -> Tensor:
 
 
 def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tensor], share: float) -> Tensor:
-    """Replace a `share` of all ids, each one independently, by a uniform draw from its synonyms (SeiT, section 4.1a)."""
+    """Replace a `share` of all ids, each one independently, by a uniform draw from its synonyms, as in SeiT."""
     samples, sites, levels = ids_BLQ.shape
     ids_BQL = ids_BLQ.transpose(1, 2)
     new_BQL = torch.empty(samples, levels, sites, dtype=ids_BLQ.dtype, device=ids_BLQ.device)
@@ -77,7 +77,7 @@ def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tenso
 
 
 def swap_blocks(ids_BLQ: Tensor, keys: SampleKeys, layout: Layout, max_share: float) -> Tensor:
-    """Exchange two square blocks of every sample; in a video, the same two in all frames (SeiT, section 4.1b).
+    """Exchange two square blocks of every sample; in a video, the same two in all frames (as in SeiT).
 
     The side is floor(min(H, W) * U(0, max_share)); both corners are uniform on [0, H - side - 1] x [0, W - side - 1] and drawn again, up
     to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is. Both blocks are
@@ -134,7 +134,7 @@ def token_eda(
     swap_prob: float,
     swap_max_share: float,
 ) -> Tensor:
-    """Give each sample one of synonyms, swap, nothing, with these probabilities (Token-EDA, SeiT, section 4.1)."""
+    """Give each sample one of synonyms, swap, nothing, with these probabilities (Token-EDA; SeiT, Park et al. 2023)."""
     draw_B = keys.uniform("eda")[:, 0]
     if synonym_prob > 0:
         hit_B = draw_B < synonym_prob
@@ -170,20 +170,6 @@ def _mirrored_sites(layout: Layout, device: torch.device) -> Tensor:
         parts.append(part_N + start)
         start += len(part_N)
     return torch.cat(parts).to(device)
-
-
-def crop_windows(ids_BLQ: Tensor, layout: Layout, corners_B2: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the ids [B, size[0] * size[1] (times T), Q] of one window of each sample; `corners_B2` int64 are its top and left."""
-    height, width = _plane(layout, "crop")
-    rows_BH = corners_B2[:, :1] + torch.arange(size[0], device=ids_BLQ.device)
-    columns_BW = corners_B2[:, 1:] + torch.arange(size[1], device=ids_BLQ.device)
-    return _gather_sites(ids_BLQ, height * width, (rows_BH[:, :, None] * width + columns_BW[:, None, :]).flatten(1))
-
-
-def drop_tokens(ids_BLQ: Tensor, keys: SampleKeys, share: float, pad_id: int) -> Tensor:
-    """Replace a `share` of the sites of every sample, each one independently, by the pad id, whose embedding is zero."""
-    dropped_BL = keys.uniform("dropout", ids_BLQ.shape[1]) < share
-    return ids_BLQ.masked_fill(dropped_BL[:, :, None], pad_id)
 
 
 def has_plane(layout: Layout) -> bool:

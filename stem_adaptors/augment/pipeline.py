@@ -1,6 +1,6 @@
 """All augmentations of a dataset, composed from its own spec: first on ids, then, after the codebook lookup, on embeddings.
 
-Shapes: B samples, L sites, Q ids per site, D channels, H x W grid, C classes.
+Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid, C classes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import embed_ops, index_ops
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
-from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 
-__all__ = ["Augmentation", "allowed_augmentations", "default_augmentations"]
+__all__ = ["Augmentation", "allowed_augmentations", "default_augmentations", "mix_group_size"]
+
+MOST_MIXED = 128
+"""Largest mix group, the batch of a GPU in SeiT."""
 
 _NEUTRAL: dict[str, Any] = {"crop": "centre", "crop_share": 1.0}
 """What turns an option off where that is not 0."""
@@ -37,16 +40,35 @@ def allowed_augmentations(spec: TokenizerSpec, config: AugmentConfig) -> Augment
     return dataclasses.replace(config, **ruled_out)
 
 
+def mix_group_size(batch_size: int, shares: int) -> int:
+    """Return the samples of a mix group that lie whole in each of so many equal shares of a batch; 0 where there is no such size.
+
+    The largest power of two up to MOST_MIXED that divides a share. Rank r takes every n-th sample of a batch from r on, so a batch that
+    starts with n ranks has the same groups on every number of ranks that divides n, and on others that the groups still fill.
+    """
+    share, rest = divmod(batch_size, shares)
+    size = min(share & -share, MOST_MIXED)
+    return 0 if rest or size < 2 else size
+
+
 class Augmentation:
     """The views that training and evaluation take of token batches; embeddings are what `TokenEmbedding` makes of the ids.
 
     Raises ConfigError for an operation that means nothing in the layout: sequences, pyramids and layouts of varying size have no common
     grid (no swap, crop, CutMix), the first and the last nothing to mirror, and rows of varying size cannot be mixed with each other.
+    `draws`: the rules of chance, as in `config.DRAWS`.
     """
 
-    def __init__(self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig) -> None:
+    def __init__(self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig, *, draws: int = DRAWS) -> None:
         _check(spec.layout, config)
         self.config = config
+        self._apart = draws == 1
+        """Whether a sample may get noise and ColorAdapt."""
+        if not self._apart and config.noise_prob + config.coloradapt_prob > 1:
+            raise ConfigError(
+                f"noise_prob + coloradapt_prob is {config.noise_prob + config.coloradapt_prob:g}; expected at most 1: a sample gets "
+                "noise or ColorAdapt or neither"
+            )
         self.layout = spec.layout
         self._id_dtype = torch.int32 if max(spec.vocabulary) < 1 << 31 else torch.int64
         metric = _synonym_metric(spec, config)
@@ -88,17 +110,18 @@ class Augmentation:
         config = self.config
         if self.layout.variable and mask is None:
             raise ConfigError("no mask for embeddings of a layout of varying size; give TokenEmbedding.site_mask(...)")
+        groups = self._groups(len(x))
         with torch.autocast(x.device.type, enabled=False):
             x = self._crop(x, keys) if self.layout.grid else x.clone().transpose(1, 2)
             if config.noise_prob > 0:
                 stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
                 x = embed_ops.add_noise_(x, keys, share=config.noise_prob, mask=mask, **stds)
             if config.coloradapt_prob > 0:
-                x = embed_ops.adapt_colour_(x, keys, config.coloradapt_prob)
+                x = embed_ops.adapt_colour_(x, self._coloured(keys), groups)
             if config.dropout_prob > 0:
                 x = embed_ops.drop_sites_(x, keys, config.dropout_prob)
             if config.cutmix_prob > 0:
-                x, targets_BC = self._mix(x, keys, targets_BC)
+                x, targets_BC = self._mix(x, keys, targets_BC, groups)
             return x if self.layout.grid else x.transpose(1, 2), targets_BC
 
     def evaluation(self, x: Tensor) -> Tensor:
@@ -119,17 +142,31 @@ class Augmentation:
             return embed_ops.random_crop(x_BDHW, keys, size)
         return self.evaluation(x_BDHW).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
-    def _mix(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor) -> tuple[Tensor, Tensor]:
-        # A batch that is not to be mixed gets lam = 1, which changes nothing: asking a GPU for the draw would cost a wait.
+    def _coloured(self, keys: SampleKeys) -> Tensor:
+        """Return bool [B]: the samples that get ColorAdapt, none of which gets noise."""
         config = self.config
-        draw = keys[:1].uniform("mix")[0, 0]
+        if self._apart:
+            return keys.chosen("coloradapt", config.coloradapt_prob)
+        draw_B = keys.uniform("noise")[:, 0]  # the draw that decides on noise
+        return (draw_B >= config.noise_prob) & (draw_B < config.noise_prob + config.coloradapt_prob)
+
+    def _groups(self, count: int) -> int:
+        """Return the mix groups of so many samples; one where they do not fill groups of the size that the config names."""
+        size = self.config.mix_group or count
+        return count // size if count and count % size == 0 else 1
+
+    def _mix(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        # A group that is not to be mixed gets lam = 1, which changes nothing: asking a GPU for the draw would cost a wait.
+        config = self.config
+        draw_G = keys[:groups].uniform("mix")[:, 0]
         cutmix_share = 0.0 if config.cutmix_alpha == 0 else config.cutmix_prob if config.mixup_alpha == 0 else config.cutmix_prob / 2
         if config.cutmix_alpha > 0:
-            lam = torch.where(draw < cutmix_share, embed_ops.draw_lambda(keys, config.cutmix_alpha), 1.0)
-            x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, lam)
+            lam_G = torch.where(draw_G < cutmix_share, embed_ops.draw_lambda(keys, config.cutmix_alpha, groups), 1.0)
+            x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, lam_G)
         if config.mixup_alpha > 0:
-            on = (draw >= cutmix_share) & (draw < config.cutmix_prob)
-            x, targets_BC = embed_ops.mixup(x, targets_BC, torch.where(on, embed_ops.draw_lambda(keys, config.mixup_alpha), 1.0))
+            on_G = (draw_G >= cutmix_share) & (draw_G < config.cutmix_prob)
+            lam_G = torch.where(on_G, embed_ops.draw_lambda(keys, config.mixup_alpha, groups), 1.0)
+            x, targets_BC = embed_ops.mixup(x, targets_BC, lam_G)
         return x, targets_BC
 
 

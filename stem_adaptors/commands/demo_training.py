@@ -13,7 +13,8 @@ from tokenshards.pipeline.shards.dataset import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import default_configs
-from tokenshards.stem_adaptors.training.trainer import Reporter, Trainer, TrainRequest
+from tokenshards.stem_adaptors.training.trainer import Trainer
+from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest
 
 __all__ = ["train_demo"]
 

@@ -32,7 +32,7 @@ def evaluate_command(
     images: Annotated[
         str | None, typer.Option(help="Measure on pictures instead: a folder with a sub-folder per class, tars or tables.")
     ] = None,
-    confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix.")] = None,
+    confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix, of up to 2,000 classes.")] = None,
     weights: Weights = "best",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     device: Device = "auto",
@@ -49,20 +49,21 @@ def evaluate_command(
     from pathlib import Path
 
     from tokenshards.pipeline.config import SourceConfig
+    from tokenshards.pipeline.devices import choose_device
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.shards import open_dataset
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
-    from tokenshards.stem_adaptors.ranks import choose_device
 
     options = parse_options(storage_option)
     if (data is None) == (images is None):
         raise ConfigError("evaluate takes either a DATA argument or --images DIR; expected exactly one of them")
     store = Store(run, storage_options=options)
     place = choose_device(device)
+    how: dict[str, Any] = {"weights": weights, "device": place, "batch_size": batch_size, "confusion": confusion is not None}
     if data is not None:
-        report = evaluate_run(store, open_dataset(data, storage_options=options), weights=weights, device=place, batch_size=batch_size)
+        report = evaluate_run(store, open_dataset(data, storage_options=options), **how)
     else:
         with tempfile.TemporaryDirectory(prefix="tokenshards-evaluate-") as folder:
             reading = SourceConfig(
@@ -71,7 +72,7 @@ def evaluate_command(
                 allow_private_hosts=allow_private_hosts,
             )
             _tokenize_for(run, str(images), folder, reading, worker_count(workers), options)
-            report = evaluate_run(store, open_dataset(folder), weights=weights, device=place, batch_size=batch_size)
+            report = evaluate_run(store, open_dataset(folder), **how)
     if confusion is not None:
         target = Path(confusion).resolve()
         Store(str(target.parent)).write(target.name, report.confusion_png())

@@ -55,12 +55,16 @@ class EvaluationReport:
         return [("accuracy", rows), (title, per_class)]
 
     def confusion_png(self) -> bytes:
-        """Return the confusion matrix as a picture; raises ConfigError without matplotlib."""
+        """Return the confusion matrix as an image; raises ConfigError without matplotlib, and where it was not asked for."""
+        if self.accuracy.confusion_CC is None:
+            raise ConfigError("no confusion matrix was counted; expected evaluate_run(…, confusion=True)")
         return confusion_png(self.accuracy.confusion_CC, self.classes)
 
 
-def evaluate_run(store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256) -> EvaluationReport:
-    """Measure the weights `best` or `last` of a run on a dataset; classes are matched by name.
+def evaluate_run(
+    store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256, confusion: bool = False
+) -> EvaluationReport:
+    """Measure the weights `best` or `last` of a run on a dataset; classes are matched by name. `confusion`: count the matrix too.
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
@@ -74,5 +78,5 @@ def evaluate_run(store: Store, data: TokenDataset, *, weights: str, device: torc
         raise ConfigError(f"{data.store.url}: no image has a label, so there is nothing to measure; `predict` needs none")
     mapping = class_map(data.classes, run.classes, data.store.url, missing_is_error=False).to(device)
     loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), device=device)
-    accuracy = evaluate(model, loader.epoch(0), mapping, len(run.classes), Ranks(), device)
+    accuracy = evaluate(model, loader.epoch(0), mapping, len(run.classes), Ranks(), device, confusion=confusion)
     return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images)

@@ -31,10 +31,10 @@ def predict_command(
     """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
     prepare_for_torch()
     from tokenshards.pipeline.conversion.encode_files import tokenize_images
+    from tokenshards.pipeline.devices import choose_device
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.directory import load_tokenizer
-    from tokenshards.stem_adaptors.ranks import choose_device
     from tokenshards.stem_adaptors.training.evaluate import predict
     from tokenshards.stem_adaptors.training.run_directory import open_classifier
 

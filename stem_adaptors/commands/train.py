@@ -29,7 +29,9 @@ def train_command(
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step, all processes together.", show_default="by the size of DATA")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="by the batch size")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate, whatever the batch size.", show_default="by the size of DATA")
+    ] = None,
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Token-space augmentations that the layout allows.")] = True,
     device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.", show_default="auto")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentations.", show_default="0")] = None,
@@ -43,6 +45,7 @@ def train_command(
     ] = None,
     cache_gb: Annotated[float | None, typer.Option(help="Most gigabytes that decoded copies may take.", show_default="64")] = None,
     fraction: Annotated[float, typer.Option(help="Learn from this share of each class only.")] = 1.0,
+    fraction_seed: Annotated[int | None, typer.Option(help="Seed that draws this share; --seed leaves it alone.", show_default="0")] = None,
     mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset, DATA has weight 1; may be repeated.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Start from the ViT weights in this file (.safetensors, .pt) or run directory.")
@@ -70,16 +73,19 @@ def train_command(
 ) -> None:
     """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
     prepare_for_torch()
-    from tokenshards.pipeline.storage.store import display_url
+    from tokenshards.pipeline.storage.store import Store, display_url
     from tokenshards.stem_adaptors.augment import allowed_augmentations
     from tokenshards.stem_adaptors.config import AugmentConfig, with_settings
     from tokenshards.stem_adaptors.ranks import joined_ranks
     from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
     from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, training_data, with_given
+    from tokenshards.stem_adaptors.training.run_directory import default_fraction_seed
     from tokenshards.stem_adaptors.training.training_job import TrainingJob
 
     options = parse_options(storage_option)
-    chosen = training_data(data, fraction=fraction, seed=seed or 0, mix_with=tuple(mix or ()), storage_options=options)
+    if fraction_seed is None:
+        fraction_seed = default_fraction_seed(Store(out, storage_options=options), seed or 0) if fraction < 1.0 else 0
+    chosen = training_data(data, fraction=fraction, seed=fraction_seed, mix_with=tuple(mix or ()), storage_options=options)
     given: dict[str, dict[str, Any]] = {
         "model": {"name": model},
         "loader": {"batch_size": batch_size, "seed": seed, "order": order, "cache_dir": cache_dir, "cache_gb": cache_gb},
@@ -107,7 +113,7 @@ def train_command(
         out_url=out,
         **configs,
         fraction=fraction,
-        fraction_seed=seed or 0,
+        fraction_seed=fraction_seed,
         mix=tuple(mix or ()),
         pretrained=pretrained,
         storage_options=options,

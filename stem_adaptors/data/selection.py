@@ -1,4 +1,4 @@
-"""Parts of a dataset: by class, by fraction, by row, and the steps of class-incremental learning.
+"""Parts of a dataset: by class, by fraction, by row.
 
 A sample is a picture. Where it has several rows, its views, the row of view 0 stands for all of them.
 
@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, keyed_hashes64, sha256_hex
+from tokenshards.pipeline.canonical import canonical_json, keyed_hashes64, sha256_hex
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 
-__all__ = ["Ints", "Selection", "class_increments", "sample_count", "select"]
+__all__ = ["Ints", "Selection", "sample_count", "select"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -101,19 +101,6 @@ def select(
     if remap and classes is not None:
         table = tuple(name for name in table if name in wanted)
     return Selection(dataset=dataset, rows_n=kept, classes=table)
-
-
-def class_increments(data: TokenDataset | Selection, steps: int, *, seed: int = 0) -> list[Selection]:
-    """Return the tasks of class-incremental learning: the classes in a seeded order, cut into `steps` parts as equal as can be.
-
-    Labels index the whole class table in every step. Raises ConfigError where there are fewer classes than steps.
-    """
-    names = list(data.classes)
-    if not 1 <= steps <= len(names):
-        raise ConfigError(f"steps is {steps}; expected 1 to {len(names)}, the number of classes")
-    names.sort(key=lambda name: (keyed_hash64(f"increments {seed}", str(name)), str(name)))
-    cuts = [len(names) * step // steps for step in range(steps + 1)]
-    return [select(data, classes=names[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
 
 
 def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:

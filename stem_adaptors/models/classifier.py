@@ -2,13 +2,12 @@
 
 Legend: B samples, L sites, Q ids per site, N tokens of the transformer, E its width, C classes.
 
-Random numbers: initial weights depend on `seed` alone; drop path draws from torch's own generator of the device during training, whose
-state belongs into a checkpoint.
+Random numbers: initial weights depend on `seed` alone; drop path takes the numbers that it is given (drop_path.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
+from tokenshards.stem_adaptors.models.drop_path import DropPath
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
 
@@ -75,27 +75,21 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
         """Return [B, N, E]."""
-        x_BNE = x_BNE + self._kept(self.attn(self.norm1(x_BNE), keys_B11N))
-        return x_BNE + self._kept(self.mlp(self.norm2(x_BNE)))
-
-    def _kept(self, branch_BNE: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch_BNE
-        keep = 1.0 - self.drop_path
-        kept_B11 = torch.empty(len(branch_BNE), 1, 1, dtype=branch_BNE.dtype, device=branch_BNE.device).bernoulli_(keep)
-        return branch_BNE * (kept_B11 / keep)
+        x_BNE = x_BNE + self.drop_path1(self.attn(self.norm1(x_BNE), keys_B11N))
+        out: Tensor = x_BNE + self.drop_path2(self.mlp(self.norm2(x_BNE)))
+        return out
 
 
 class VisionTransformer(nn.Module):
-    """Stem, class token, learned positions, blocks; the mean over the stem's tokens, normed, goes to a linear head (SeiT, section 4).
+    """Stem, class token, learned positions, blocks; the mean over the stem's tokens, normed, goes to a linear head, as in SeiT.
 
     Equals timm's VisionTransformer with global_pool='avg', name by name: `stem` is its patch_embed. The class token takes part in attention
     and nothing else. `stem` decides what comes in: embeddings, or pixels with `ConvStem(3, width, (224, 224), (16, 16), overlap=False)`.
@@ -234,13 +228,16 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
     return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables)."""
+def parameter_groups(model: nn.Module, weight_decay: float, spared_names: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables).
+
+    `spared_names` are not decayed either.
+    """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.")
+            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.") or name in spared_names
             (spared if free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 

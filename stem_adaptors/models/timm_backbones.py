@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.stem_adaptors.models.drop_path import DropPath
 
 __all__ = ["build_timm_backbone"]
 
@@ -47,6 +48,7 @@ def build_timm_backbone(
         if out != (side, side):
             model = _resized(model, timm, name, settings, (out[0] * image[1] // side, out[1] * image[2] // side))
         _replace_stem(model, first, in_channels, scale)
+        _replace_drop_path(model)
         found = _stage_input(model, first, (in_channels, *grid))
         _run(model, (in_channels, *grid))
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
@@ -176,6 +178,13 @@ def _replace_stem(model: nn.Module, first: str, in_channels: int, scale: float) 
             module.stride = (1, 1)
         elif getattr(module, "img_size", None) is not None:
             module.img_size = None  # timm's PatchEmbed would insist on the pixels it was made for
+
+
+def _replace_drop_path(model: nn.Module) -> None:
+    """Put our stochastic depth, which may be told what to skip, in place of timm's."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "DropPath" and not isinstance(module, DropPath):
+            _put(model, name, DropPath(float(getattr(module, "drop_prob", 0.0) or 0.0)))
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -48,11 +48,16 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     precision: torch.dtype = torch.float32,
+    *,
+    confusion: bool = False,
 ) -> Accuracy:
-    """Return the accuracy over all ranks; `mapping` is that of `class_map`. Images without a known class are left out."""
+    """Return the accuracy over all ranks, with the confusion matrix if asked for; `mapping` is that of `class_map`.
+
+    Images without a known class are left out. Raises ConfigError for the matrix of too many classes.
+    """
     was_training = model.training
     model.eval()
-    counts = Counts(classes, device)
+    counts = Counts(classes, device, confusion=confusion)
     try:
         for batch in batches:
             with torch.autocast(device.type, dtype=precision, enabled=precision is not torch.float32):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,41 +17,76 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tokenshards.pipeline.devices import wide_float
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.ranks import Ranks
 
-__all__ = ["Accuracy", "Counts", "MetricsLog"]
+__all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "MetricsLog"]
 
 TOP = 5
+CONFUSION_CLASSES = 2_000
+"""Most classes of a confusion matrix: 32 MB of counts, and more than a picture shows."""
 
 
 class Counts:
-    """Running sums over batches on the device: weighted loss, top-1 and top-5 hits, and the confusion matrix.
+    """Running sums over batches on the device: samples, weighted loss, top-1 and top-5 hits, by class; the confusion matrix if asked for.
 
-    Samples of weight 0 (padding) or without a label count nowhere.
+    Samples of weight 0 (padding) or without a label count nowhere. Without the matrix the memory is that of two numbers a class.
     """
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, device: torch.device, *, confusion: bool = False) -> None:
+        """Begin at 0; raises ConfigError for the matrix of more than CONFUSION_CLASSES classes."""
+        if confusion and classes > CONFUSION_CLASSES:
+            raise ConfigError(
+                f"the confusion matrix of {classes:,} classes would have {classes**2:,} fields; expected at most {CONFUSION_CLASSES:,} "
+                "classes. Leave --confusion out: the accuracy of each class is in the report (--json)"
+            )
         self.classes = classes
-        self.confusion_CC = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # samples, loss, top-5 hits
+        self.class_counts_2C = torch.zeros(2, classes, dtype=torch.int64, device=device)
+        """Samples of each class, and those of them whose best class is right."""
+        self.confusion_CC = torch.zeros(classes, classes, dtype=torch.int64, device=device) if confusion else None
+        self.sums = torch.zeros(3, dtype=wide_float(device), device=device)
+        """Samples, loss, top-5 hits."""
 
     @torch.no_grad()
     def add(self, logits_BC: Tensor, labels_B: Tensor, weights_B: Tensor, loss_B: Tensor | None = None) -> None:
         """Take in a batch; `labels_B` are class indices, -1 where there is none."""
         real_B = (weights_B > 0) & (labels_B >= 0)
-        labels = labels_B.clamp_min(0)
+        labels_B = labels_B.clamp_min(0)
         top_BK = logits_BC.topk(min(TOP, self.classes), dim=1).indices
-        hits_B = (top_BK == labels[:, None]).any(1) & real_B
+        hits_B = (top_BK == labels_B[:, None]).any(1) & real_B
         loss = logits_BC.new_zeros(()) if loss_B is None else (loss_B.float() * real_B).sum()
-        self.sums += torch.stack([real_B.sum().double(), loss.double(), hits_B.sum().double()])
-        pairs = labels * self.classes + top_BK[:, 0]
-        self.confusion_CC.view(-1).index_add_(0, pairs, real_B.long())
+        self.sums += torch.stack([number.to(self.sums.dtype) for number in (real_B.sum(), loss, hits_B.sum())])
+        right_B = real_B & (top_BK[:, 0] == labels_B)
+        self.class_counts_2C.index_add_(1, labels_B, torch.stack([real_B, right_B]).long())
+        if self.confusion_CC is not None:
+            self.confusion_CC.view(-1).index_add_(0, labels_B * self.classes + top_BK[:, 0], real_B.long())
+
+    def tensors(self, ranks: Ranks) -> dict[str, Tensor]:
+        """Return copies, summed over all ranks, for a checkpoint."""
+        return {"classes": ranks.sum(self.class_counts_2C.clone()), "sums": ranks.sum(self.sums.clone())}
+
+    def add_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add what `tensors` returned, or what the first version kept of a training: its confusion matrix."""
+        if "confusion" in tensors:
+            confusion_CC = tensors["confusion"]
+            counts_2C = torch.stack([confusion_CC.sum(dim=1), confusion_CC.diagonal()])
+        else:
+            counts_2C = tensors["classes"]
+        self.class_counts_2C += counts_2C.to(self.class_counts_2C)
+        self.sums += tensors["sums"].to(self.sums.dtype).to(self.sums.device)
 
     def gather(self, ranks: Ranks) -> Accuracy:
         """Return the result over all ranks."""
-        samples, loss, hits = ranks.sum(self.sums.clone()).tolist()
-        confusion = ranks.sum(self.confusion_CC.clone()).cpu().numpy()
-        return Accuracy(images=int(samples), loss=loss / max(1.0, samples), top5_hits=int(hits), confusion_CC=confusion)
+        found = self.tensors(ranks)
+        samples, loss, hits = found["sums"].tolist()
+        return Accuracy(
+            images=int(samples),
+            loss=loss / max(1.0, samples),
+            top5_hits=int(hits),
+            class_counts_2C=found["classes"].cpu().numpy(),
+            confusion_CC=None if self.confusion_CC is None else ranks.sum(self.confusion_CC.clone()).cpu().numpy(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +96,15 @@ class Accuracy:
     images: int
     loss: float
     top5_hits: int
-    confusion_CC: npt.NDArray[np.int64]
-    """Rows are true classes, columns the predicted ones."""
+    class_counts_2C: npt.NDArray[np.int64]
+    """Images of each class, and those of them whose best class is right."""
+    confusion_CC: npt.NDArray[np.int64] | None = None
+    """Rows are true classes, columns the predicted ones; None where nobody asked for it."""
 
     @property
     def top1(self) -> float:
         """Share of images whose best class is right."""
-        return float(np.trace(self.confusion_CC)) / max(1, self.images)
+        return int(self.class_counts_2C[1].sum()) / max(1, self.images)
 
     @property
     def top5(self) -> float:
@@ -76,10 +113,9 @@ class Accuracy:
 
     def to_json(self, classes: Sequence[int | str]) -> dict[str, Any]:
         """Return {top1, top5, images, loss, per_class: [{class, images, accuracy}]}; accuracy is None where a class has no images."""
-        counts_C = self.confusion_CC.sum(axis=1)
         per_class = [
-            {"class": name, "images": int(count), "accuracy": float(self.confusion_CC[index, index] / count) if count else None}
-            for index, (name, count) in enumerate(zip(classes, counts_C, strict=True))
+            {"class": name, "images": int(count), "accuracy": float(hits / count) if count else None}
+            for name, count, hits in zip(classes, *self.class_counts_2C, strict=True)
         ]
         return {"top1": self.top1, "top5": self.top5, "images": self.images, "loss": self.loss, "per_class": per_class}
 

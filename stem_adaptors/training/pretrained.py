@@ -17,7 +17,7 @@ from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.storage.store import Store, open_parent
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
 
-__all__ = ["LoadReport", "load_pretrained", "trainable_parameters"]
+__all__ = ["LoadReport", "load_pretrained", "named_tensors", "trainable_parameters"]
 
 _WRAPPERS = ("model/", "module.", "_orig_mod.", "backbone.", "model.")
 _POSITIONS = "pos_embed"
@@ -30,10 +30,13 @@ class LoadReport:
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
+    renamed: tuple[str, ...] = ()
+    """Names of the file that were taken for others."""
 
     def __str__(self) -> str:
         fresh = f"; left fresh: {', '.join(self.fresh)}" if self.fresh else ""
-        return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused{fresh}"
+        renamed = "; norm.* taken as fc_norm.*" if self.renamed else ""
+        return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused{fresh}{renamed}"
 
 
 def load_pretrained(model: nn.Module, path: str) -> LoadReport:
@@ -44,8 +47,9 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
     stays fresh; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or nothing of it fits.
     """
     target = getattr(model, "backbone", model)
-    stored = {_plain_name(name): tensor for name, tensor in read_checkpoint(path).items()}
+    stored = named_tensors(path)
     wanted: dict[str, Tensor] = target.state_dict()
+    renamed = tuple(_rename_final_norm(stored, wanted))
     if _POSITIONS in stored and _POSITIONS in wanted:
         resized = _resized_positions(stored[_POSITIONS], wanted[_POSITIONS], _token_grid(target))
         if resized is not None:
@@ -57,10 +61,29 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
             f"the model {shorten(sorted(wanted)[:4])}. Choose the model that the checkpoint was made with"
         )
     target.load_state_dict(fitting, strict=False)
-    return LoadReport(tuple(sorted(fitting)), tuple(sorted(wanted.keys() - fitting.keys())), tuple(sorted(stored.keys() - fitting.keys())))
+    return LoadReport(
+        tuple(sorted(fitting)), tuple(sorted(wanted.keys() - fitting.keys())), tuple(sorted(stored.keys() - fitting.keys())), renamed
+    )
 
 
-def read_checkpoint(path: str) -> dict[str, Tensor]:
+def named_tensors(path: str) -> dict[str, Tensor]:
+    """Return what `read_tensors` finds, without the prefixes that wrappers put before names."""
+    return {_plain_name(name): tensor for name, tensor in read_tensors(path).items()}
+
+
+def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Let `norm.*` be `fc_norm.*` where the model has only the latter, as timm names a norm after the mean; return what was renamed.
+
+    SeiT's released ViTs name theirs `norm`. In a file of timm whose model reads the class token it is the norm before that: a start.
+    """
+    both: tuple[str, ...] = ("norm.weight", "norm.bias")
+    names = [name for name in both if name in stored and f"fc_{name}" not in stored and name not in wanted and f"fc_{name}" in wanted]
+    for name in names:
+        stored[f"fc_{name}"] = stored.pop(name)
+    return names
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
     """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
 
     Raises ConfigError where it holds none or cannot be read safely, MissingObjectError where there is no such file.

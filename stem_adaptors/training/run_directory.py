@@ -27,7 +27,7 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import Augmentation
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.models.embedding import embedding_statistics
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
@@ -41,6 +41,7 @@ __all__ = [
     "RUN_JSON",
     "WEIGHTS",
     "Run",
+    "default_fraction_seed",
     "load_run",
     "open_classifier",
     "statistics_of",
@@ -54,7 +55,9 @@ METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT}
 """Object of each choice of --weights."""
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups."""
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
 # What may change between the parts of one training: where it runs, and how often it is saved.
@@ -80,6 +83,8 @@ class Run:
     """Mean and standard deviation of each embedding channel."""
     data: dict[str, Any]
     """URL, manifest and subset of the data set trained on, and what the weights were started from."""
+    draws: int = DRAWS
+    """Rules of chance that the run follows, as in `config.DRAWS`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of run.json."""
@@ -94,6 +99,7 @@ class Run:
             "classes": list(self.classes),
             "statistics": statistics,
             "data": self.data,
+            "draws": self.draws,
         }
 
     def save(self, store: Store, dataset: TokenDataset) -> None:
@@ -130,22 +136,30 @@ def load_run(store: Store) -> Run:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
         raise MissingObjectError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
-    if value.get("version") != VERSION:
-        raise FormatVersionError(f"{RUN_JSON}: version {value.get('version')!r}; this version reads {VERSION}. Upgrade tokenshards")
+    version = value.get("version")
+    if version not in READABLE:
+        raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")
     try:
         statistics = value["statistics"]
+        before: dict[str, Any] = {"mix_group": 0} if version == 1 else {}  # all that a rank had of a batch was mixed
         return Run(
             model=ModelConfig(**value["model"]),
-            augment=AugmentConfig(**value["augment"]),
+            augment=AugmentConfig(**before, **value["augment"]),
             loader=LoaderConfig(**value["loader"]),
             train=TrainConfig(**value["train"]),
             spec=TokenizerSpec.from_json(value["spec"], RUN_JSON),
             classes=tuple(value["classes"]),
             statistics=None if statistics is None else _as_statistics(statistics),
             data=value["data"],
+            draws=1 if version == 1 else value["draws"],
         )
     except (KeyError, TypeError) as error:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None
+
+
+def default_fraction_seed(store: Store, seed: int) -> int:
+    """Return what draws the share of `train --fraction` where nothing else is given: 0; in a run of the first version, its seed."""
+    return seed if store.info(RUN_JSON) is not None and load_run(store).draws == 1 else 0
 
 
 def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
@@ -159,7 +173,7 @@ def open_classifier(store: Store, weights: str = "best", device: torch.device | 
     tables: Mapping[str, npt.NDArray[Any]] = {}
     if run.spec.codebook is not None:
         tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])
-    out_grid = Augmentation(run.spec, tables, run.augment).out_grid
+    out_grid = Augmentation(run.spec, tables, run.augment, draws=run.draws).out_grid
     model = build_classifier(run.spec, tables, run.statistics, run.model, len(run.classes), out_grid)
     path = WEIGHTS[weights]
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from tokenshards.pipeline.schedule import half_cosine
 
 __all__ = ["learning_rate"]
 
@@ -15,4 +15,4 @@ def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return floor + (peak - floor) * half_cosine(progress)

@@ -1,61 +1,40 @@
 """Training a classifier from token shards: no images, no tokenizer. Stops and resumes anywhere, bit-equal on a CPU.
 
 Every random number is keyed by (seed, epoch, place in the epoch), so a state is a few counters and the tensors. Under torchrun each rank
-takes its share of every batch and the result is that of one process, as far as float sums allow.
+takes its share of every batch. The result is that of one process with the same mix groups, as far as float sums allow: samples are mixed
+within groups of a size that is chosen at the first start (`mix_group_size`) and recorded. Where groups do not lie whole in the ranks of a
+later start, it says so and mixes what each rank has. Batch norm and dropout of timm's models go by what a rank has in any case.
 
 Shapes: B samples of this rank, C classes.
 """
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenshards.pipeline.canonical import keyed_hash64
 from tokenshards.pipeline.errors import ConfigError, TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.pipeline.shards.dataset import TokenDataset
-from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier, parameter_groups
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.models.classifier import build_classifier
+from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import curves_png
 from tokenshards.stem_adaptors.reporting.tensorboard_log import TensorBoardLog
-from tokenshards.stem_adaptors.training.checkpoints import (
-    Checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    read_checkpoint,
-    write_checkpoint,
-    write_weights,
-)
-from tokenshards.stem_adaptors.training.ema import AveragedWeights
-from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate
-from tokenshards.stem_adaptors.training.metrics import Accuracy, Counts, MetricsLog
-from tokenshards.stem_adaptors.training.pretrained import load_pretrained, trainable_parameters
-from tokenshards.stem_adaptors.training.run_directory import (
-    BEST,
-    CHECKPOINT,
-    CURVES,
-    METRICS_CSV,
-    METRICS_JSONL,
-    RUN_JSON,
-    Run,
-    load_run,
-    statistics_of,
-)
-from tokenshards.stem_adaptors.training.schedule import learning_rate
+from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, optimizer_tensors, read_checkpoint, write_checkpoint, write_weights
+from tokenshards.stem_adaptors.training.metrics import Counts, MetricsLog
+from tokenshards.stem_adaptors.training.optimisation import Optimisation
+from tokenshards.stem_adaptors.training.pretrained import load_pretrained
+from tokenshards.stem_adaptors.training.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL
+from tokenshards.stem_adaptors.training.run_start import is_there, mixing_note, recorded_run, run_for
+from tokenshards.stem_adaptors.training.stopping import StopFlag
+from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
+from tokenshards.stem_adaptors.training.validation import Validation
 
 __all__ = ["Reporter", "TrainRequest", "TrainResult", "Trainer"]
 
@@ -63,65 +42,6 @@ FLAG_STEPS = 10
 """Steps between the points where several ranks agree whether to stop."""
 CUDA_CHECK_STEPS = 50
 """Steps between looks at the loss on a GPU, each of which waits for the GPU."""
-
-
-class Reporter(Protocol):
-    """Where a training tells people what it does."""
-
-    def say(self, message: str) -> None:
-        """Print one line."""
-
-    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-        """Show where the epoch is."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Show the record of a finished epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What to train, on what, and where the run is kept."""
-
-    data: TrainingData
-    val: TokenDataset | None
-    out: Store
-    model: ModelConfig = field(default_factory=ModelConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    pretrained: str | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """How a training ended."""
-
-    record: dict[str, Any]
-    """The record of the last epoch."""
-    best_top1: float | None
-    best_epoch: int | None
-
-
-class _Objective(nn.Module):
-    """Augmentation, classifier and loss as one module, so that DistributedDataParallel sees one forward pass."""
-
-    def __init__(self, model: TokenClassifier, augmentation: Augmentation, classes: int, smoothing: float) -> None:
-        super().__init__()
-        self.model = model
-        self.augmentation = augmentation
-        self.classes, self.smoothing = classes, smoothing
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss of each sample and its logits."""
-        keys = SampleKeys.from_batch(batch)
-        ids_BLQ = self.augmentation.ids(batch.ids_BLQ, keys)
-        targets_BC = soft_targets(batch.labels_B, self.classes, self.smoothing)
-        mask = self.model.embedding.site_mask(batch.mask_BL, batch.shapes_BD)
-        x, targets_BC = self.augmentation.embeddings(self.model.embed(ids_BLQ, shapes_BD=batch.shapes_BD), keys, targets_BC, mask)
-        logits_BC = self.model.classify(x, mask)
-        loss_B = -(targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1)
-        return loss_B, logits_BC
 
 
 class Trainer:
@@ -135,46 +55,27 @@ class Trainer:
             raise ConfigError(
                 "the training set has no labels: nothing can be learned from it. Tokenize it with labels (class folders, --label)"
             )
-        self._dataset = dataset = data if isinstance(data, TokenDataset) else data.dataset
-        self.classes = data.classes
-        tables = dataset.codebook()
-        statistics = None if request.model.raw_embeddings else statistics_of(dataset)
-        self.run = Run(
-            model=request.model,
-            augment=request.augment,
-            loader=request.loader,
-            train=config,
-            spec=dataset.spec,
-            classes=self.classes,
-            statistics=statistics,
-            data=self._identity(dataset),
-        )
-        torch.manual_seed(config.seed)  # initial weights, and nothing else, come from torch's own generator
-        augmentation = Augmentation(dataset.spec, tables, request.augment)
-        model = build_classifier(dataset.spec, tables, statistics, request.model, len(self.classes), augmentation.out_grid)
+        self._recorded = recorded_run(request, ranks, device)
+        self.run = run = run_for(request, self.loader, self._recorded, ranks)
+        tables, classes = request.dataset.codebook(), len(run.classes)
+        augmentation = Augmentation(run.spec, tables, run.augment, draws=run.draws)
+        model = build_classifier(run.spec, tables, run.statistics, run.model, classes, augmentation.out_grid, seed=config.seed)
         if request.pretrained is not None:
             self._say(str(load_pretrained(model, request.pretrained)))
         self.model = model.to(device)
-        self.total_steps = config.epochs * len(self.loader)
-        self.warmup_steps = min(round(config.warmup_epochs * len(self.loader)), self.total_steps // 2)
-        trainable_parameters(self.model, config.train_part)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.weight_decay), lr=config.lr, fused=device.type in ("cpu", "cuda")
-        )
-        self.precision = _precision(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        self.average = AveragedWeights(self.model, config.ema_decay) if config.ema_decay else None
+        self.optimisation = Optimisation(self.model, config, ranks, device, epoch_steps=len(self.loader), draws=run.draws)
+        self.precision, self.total_steps = self.optimisation.precision, self.optimisation.total_steps
         if config.compile:
             self.model.backbone.compile()
-        self.objective = _Objective(self.model, augmentation, len(self.classes), config.label_smoothing)
+        self.objective = ClassifyObjective(self.model, augmentation, classes, config.label_smoothing, run.draws)
         self.wrapped = ranks.wrap(self.objective, device)
         self.log = MetricsLog()
         self.step = 0
         self.best: dict[str, Any] = {"top1": None, "epoch": None}
         self._epoch_sums = {"seconds": 0.0, "wait_seconds": 0.0, "images": 0.0}
-        self._counts = Counts(len(self.classes), device)
-        self._val_loader = self._open_val()
-        self._stop: int | None = None
+        self._counts = Counts(classes, device)
+        self.validation = Validation(request, run, ranks, device)
+        self._stop = StopFlag()
         self._board: TensorBoardLog | None = None
 
     def fit(self) -> TrainResult:
@@ -183,7 +84,7 @@ class Trainer:
         self._begin()
         self._board = TensorBoardLog(self.request.out, self.epoch) if self.ranks.is_main else None
         try:
-            with self._stopping():
+            with self._stop.listening():
                 while self.step < self.total_steps:
                     self._train_epoch()
                     self._end_epoch()
@@ -198,38 +99,31 @@ class Trainer:
 
     def request_stop(self, signal_number: int) -> None:
         """End after the step in hand, with a checkpoint, as that signal would; from any thread."""
-        self._stop = signal_number
+        self._stop.set(signal_number)
 
     @property
     def epoch(self) -> int:
         """The epoch that the next step belongs to, counted from 0."""
         return self.step // len(self.loader)
 
-    def _identity(self, dataset: TokenDataset) -> dict[str, Any]:
-        """Return what a resumed run must find unchanged: the data by its digests, and what the weights were started from."""
-        state = self.loader.state_dict()
-        digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
-        return {**digests, "url": dataset.store.url, "pretrained": self.request.pretrained}
-
     def _begin(self) -> None:
         out, config = self.request.out, self.request.train
-        # What the main rank saw counts for all: it is the one that writes, and another may look when it has.
-        started, saved = (self.ranks.any(self.ranks.is_main and out.info(name) is not None, self.device) for name in (RUN_JSON, CHECKPOINT))
-        if started:
-            if not self.request.resume:
-                raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
-            load_run(out).check_same(self.run)
+        saved = is_there(self.request, CHECKPOINT, self.ranks, self.device)
+        if (note := mixing_note(self.run, self.ranks)) is not None:
+            self._say(note)
+        if self._recorded is not None:
+            self._recorded.check_same(self.run)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
                 self._write_log()  # a kill may have come between the checkpoint and the files of its epoch
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
         elif self.ranks.is_main:
-            self.run.save(out, self._dataset)
+            self.run.save(out, self.request.dataset)
         self.ranks.main_first()
 
     def _train_epoch(self) -> None:
         epoch, steps = self.epoch, len(self.loader)
-        self.model.train()
+        self.optimisation.train_mode()
         saved = asked = time.monotonic()
         batches = iter(self.loader)
         try:
@@ -260,43 +154,7 @@ class Trainer:
             batches.close()
 
     def _train_step(self, batch: Batch) -> Tensor:
-        config = self.request.train
-        rate = learning_rate(self.step, total_steps=self.total_steps, warmup_steps=self.warmup_steps, peak=config.lr, floor=config.min_lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # Drop-path and dropout draw from torch's generator: keyed by the step, it needs no saving.
-        torch.manual_seed(keyed_hash64(f"step {config.seed}", f"{self.step} {self.ranks.rank}"))
-        weights = self.ranks.sum(self._sample_weights(batch).sum())
-        total = torch.zeros((), device=self.device)
-        pieces = _pieces(len(batch), config.accumulate)
-        for index, piece in enumerate(pieces):
-            part = batch[piece]
-            last = index == len(pieces) - 1
-            sync = nullcontext() if last or self.ranks.world_size == 1 else self.wrapped.no_sync()  # type: ignore[operator]
-            with sync:
-                with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
-                    loss_B, logits_BC = self.wrapped(part)
-                weights_B = self._sample_weights(part)
-                # DistributedDataParallel takes the mean over ranks; the loss is the mean over all samples of the step.
-                loss = (loss_B * weights_B).sum() * self.ranks.world_size / weights.clamp_min(1.0)
-                self.scaler.scale(loss).backward()
-            total += loss.detach() / self.ranks.world_size
-            self._counts.add(logits_BC.detach(), part.labels_B, part.weights_B, loss_B.detach())
-        if config.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
-            if not self.scaler.is_enabled():  # which leaves such a step out itself
-                total = torch.where(norm.isfinite(), total, norm)  # the weights are lost, whatever the loss was
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.model, self.step)
-        return total
-
-    @staticmethod
-    def _sample_weights(batch: Batch) -> Tensor:
-        return batch.weights_B * (batch.labels_B >= 0)
+        return self.optimisation.step(self.step, self.wrapped, batch, self._counts)
 
     def _checked_loss(self, loss: Tensor, *, saved_next: bool) -> float | None:
         """Return the loss over all ranks, None where it is not looked at; raise TrainingError where it is not finite.
@@ -318,32 +176,21 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         epoch = self.epoch - 1
-        config, sums = self.request.train, self._epoch_sums
-        train = self._counts.gather(self.ranks)
+        sums, train = self._epoch_sums, self._counts.gather(self.ranks)
+        measured, candidates = self.validation.measure(self.model, self.optimisation.average, self.precision, self.step)
         record: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimisation.lr,
             "train_loss": train.loss,
             "train_top1": train.top1,
             "images_per_second": sums["images"] / max(1e-9, sums["seconds"]),
             "data_wait_share": sums["wait_seconds"] / max(1e-9, sums["seconds"]),
+            **measured,
         }
-        candidates: list[tuple[float, dict[str, Tensor], str]] = []
-        if self._val_loader is not None:
-            found = self._evaluate()
-            record |= {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_images": found.images}
-            candidates.append((found.top1, self.model.state_dict(), "last"))
-            if self.average is not None:
-                with self.average.applied_to(self.model):
-                    averaged = self._evaluate()
-                record |= {"ema_val_loss": averaged.loss, "ema_val_top1": averaged.top1, "ema_val_top5": averaged.top5}
-                candidates.append((averaged.top1, self.average.tensors, "ema"))
-        else:
-            candidates.append((float(self.step), self.model.state_dict() if self.average is None else self.average.tensors, "last"))
         self.log = MetricsLog([*self.log.before(epoch).records, record])
         self._epoch_sums = dict.fromkeys(sums, 0.0)
-        self._counts = Counts(len(self.classes), self.device)
+        self._counts = Counts(len(self.run.classes), self.device)
         score, weights, which = max(candidates, key=lambda candidate: candidate[0])
         if self.best["top1"] is None or score > self.best["top1"]:
             self.best = {"top1": score, "epoch": epoch}
@@ -354,35 +201,9 @@ class Trainer:
         if self.ranks.is_main:
             if self._board is not None:
                 self._board.add(record)
-            self.reporter.epoch({**record, "epochs": config.epochs})
-        if self.ranks.any(self._stop is not None, self.device) and self.step < self.total_steps:
+            self.reporter.epoch({**record, "epochs": self.request.train.epochs})
+        if self.ranks.any(bool(self._stop), self.device) and self.step < self.total_steps:
             self._raise_stop()
-
-    def _evaluate(self) -> Accuracy:
-        if self._val_loader is None:
-            raise ConfigError("there is no validation set; give --val")
-        loader, mapping = self._val_loader
-        return evaluate(self.model, loader.epoch(0), mapping, len(self.classes), self.ranks, self.device, self.precision)
-
-    def _open_val(self) -> tuple[TokenLoader, Tensor] | None:
-        val, loader = self.request.val, self.request.loader
-        if val is None:
-            return None
-        if val.spec.fingerprint != self.run.spec.fingerprint:
-            raise ConfigError(
-                f"{val.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
-                f"{self.run.spec.fingerprint[:12]}…. Tokenize it with --tokenizer and the training set"
-            )
-        mapping = class_map(val.classes, self.classes, val.store.url, missing_is_error=True).to(self.device)
-        config = LoaderConfig(
-            batch_size=loader.batch_size,
-            order="sequential",
-            end="pad",
-            cache_dir=loader.cache_dir,
-            cache_gb=loader.cache_gb,
-            prefetch_batches=loader.prefetch_batches,
-        )
-        return TokenLoader(val, config, rank=self.ranks.rank, world_size=self.ranks.world_size, device=self.device), mapping
 
     def _agree(self, seconds: float) -> tuple[bool, bool]:
         """Return whether to stop and whether a checkpoint is due; the same answer on every rank."""
@@ -391,46 +212,37 @@ class Trainer:
         if self.ranks.world_size > 1 and self.step % FLAG_STEPS:
             return False, by_steps
         late = not config.checkpoint_steps and self.ranks.is_main and seconds >= config.checkpoint_seconds
-        return self.ranks.any(self._stop is not None, self.device), by_steps or self.ranks.any(late, self.device)
+        return self.ranks.any(bool(self._stop), self.device), by_steps or self.ranks.any(late, self.device)
 
     def _save(self) -> None:
-        counts = {"confusion": self.ranks.sum(self._counts.confusion_CC.clone()), "sums": self.ranks.sum(self._counts.sums.clone())}
+        counts, average = self._counts.tensors(self.ranks), self.optimisation.average
         if not self.ranks.is_main:
             return
-        state = {
-            "step": self.step,
-            "loader": self.loader.state_dict(),
-            "best": self.best,
-            "epoch_sums": self._epoch_sums,
-            "scaler": self.scaler.state_dict(),
-            "metrics": self.log.records,
-        }
-        write_checkpoint(
-            self.request.out,
-            CHECKPOINT,
-            Checkpoint(
-                model=self.model.state_dict(),
-                optimizer=optimizer_tensors(self.optimizer),
-                average={} if self.average is None else self.average.tensors,
-                counts=counts,
-                state=state,
-            ),
+        checkpoint = Checkpoint(
+            model=self.model.state_dict(),
+            optimizer=optimizer_tensors(self.optimisation.optimizer),
+            average={} if average is None else average.tensors,
+            counts=counts,
+            state={
+                "step": self.step,
+                "loader": self.loader.state_dict(),
+                "best": self.best,
+                "epoch_sums": self._epoch_sums,
+                "scaler": self.optimisation.scaler.state_dict(),
+                "metrics": self.log.records,
+            },
         )
+        write_checkpoint(self.request.out, CHECKPOINT, checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self.model.load_state_dict(checkpoint.model)
-        load_optimizer(self.optimizer, checkpoint.optimizer)
-        if self.average is not None:
-            self.average.tensors = {name: tensor.to(self.device) for name, tensor in checkpoint.average.items()}
+        self.optimisation.load(checkpoint)
         self.loader.load_state_dict(state["loader"])
         self.step, self.best, self._epoch_sums = state["step"], state["best"], state["epoch_sums"]
         self.log = MetricsLog(state["metrics"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
         if self.ranks.is_main:  # the sums of all ranks were saved together
-            self._counts.confusion_CC += checkpoint.counts["confusion"].to(self.device)
-            self._counts.sums += checkpoint.counts["sums"].to(self.device)
+            self._counts.add_tensors(checkpoint.counts)
 
     def _write_log(self) -> None:
         if self.ranks.is_main and self.log.records:
@@ -447,42 +259,8 @@ class Trainer:
 
     def _raise_stop(self) -> None:
         self._say(f"stopped after step {self.step:,} of {self.total_steps:,}, with a checkpoint; the same command with --resume continues")
-        raise SystemExit(128 + int(self._stop or signal.SIGINT))
-
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a flag that is looked at between steps; the second one works as ever."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._stop = number
-            for kept, handler in before.items():
-                signal.signal(kept, handler)
-
-        before: dict[int, Any] = {}
-        with ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                try:
-                    before[number] = signal.signal(number, note)
-                except ValueError:  # not the main thread: whoever runs it there stops it
-                    continue
-                stack.callback(signal.signal, number, before[number])
-            yield
+        raise SystemExit(self._stop.exit_code)
 
     def _say(self, message: str) -> None:
         if self.ranks.is_main:
             self.reporter.say(message)
-
-
-def _pieces(rows: int, count: int) -> list[slice]:
-    """Cut rows into `count` slices of nearly equal length, none empty."""
-    edges = [rows * index // count for index in range(count + 1)]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    if precision is torch.float16 and device.type != "cuda":
-        raise ConfigError(f"--precision is fp16 on {device.type}; expected fp32 or bf16 there")
-    return precision

@@ -16,7 +16,8 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import training_data
-from tokenshards.stem_adaptors.training.trainer import Reporter, Trainer, TrainRequest, TrainResult
+from tokenshards.stem_adaptors.training.trainer import Trainer
+from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
 
 __all__ = ["TrainingJob"]
 

@@ -201,8 +201,8 @@ def test_the_loss_of_the_terminals_own_process_on_the_cluster_is_one_sentence(
 
 
 def test_what_ray_prints_is_not_in_the_output(cluster: RayCluster) -> None:
-    code = "from tokenshards.stem_adaptors.cluster.ray_train import _connected\n"
-    code += f"with _connected({cluster.address!r}):\n    print('from a thread of Ray')"
+    code = "from tokenshards.stem_adaptors.cluster.ray_connection import connected\n"
+    code += f"with connected({cluster.address!r}):\n    print('from a thread of Ray')"
     env = {**os.environ, **cluster.client_env}
     shown = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, timeout=SECONDS)
     assert shown.returncode == 0 and shown.stdout == "" and "from a thread of Ray" in shown.stderr, shown

@@ -16,16 +16,19 @@ import torch
 
 from tests.datasets import ROOT
 from tests.ports import free_ports
-from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
+from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
+from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig
-from tokenshards.stem_adaptors.ranks import choose_device, joined_ranks
+from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
+from tokenshards.stem_adaptors.training.run_directory import load_run
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
 PER_SAMPLE = AugmentConfig(flip_prob=0.5, crop_share=1.0, cutmix_prob=0.0, mixup_alpha=0.0, dropout_prob=0.2)
-"""All that looks at one sample at a time; CutMix, Mixup and ColorAdapt pair the samples that a rank has."""
+"""All that looks at one sample at a time, so that three ranks may share a batch of 16."""
 SETTINGS: dict[str, Any] = {
     "model": replace(MODEL, drop_path=0.0),
     "augment": PER_SAMPLE,
@@ -95,6 +98,57 @@ def test_several_processes_equal_one_with_the_global_batch(
             assert found[name] == pytest.approx(expected[name], rel=1e-5)
         for name in ("train_top1", "val_top1", "val_images", "step"):
             assert found[name] == expected[name]
+
+
+# CutMix, Mixup and ColorAdapt pair samples, drop path skips layers: all of it is drawn by sample and by mix group.
+DEFAULTS: dict[str, Any] = {
+    "model": replace(MODEL, drop_path=0.3),
+    "augment": AugmentConfig(crop_share=1.0, mixup_alpha=0.8, coloradapt_prob=0.25, mix_group=4),
+    "epochs": 2,
+}
+
+
+def alone(places: tuple[Path, Path], out: Path, **settings: Any) -> KeptReporter:
+    """Train in this process."""
+    train, val = (open_dataset(str(place)) for place in places)
+    return fit(request_for(train, out, out.parent / "cache", val=val, **settings))
+
+
+def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Path, Path], tmp_path: Path) -> None:
+    expected = alone(places, tmp_path / "one", **DEFAULTS)
+    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**DEFAULTS, "accumulate": 2}, 0)[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
+    for found, record in zip(records, expected.records, strict=True):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert found[name] == pytest.approx(record[name], rel=1e-5)
+
+
+def test_mix_groups_are_those_of_the_first_start(places: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = {**DEFAULTS, "augment": replace(DEFAULTS["augment"], mix_group=None), "checkpoint_steps": 3}
+    train_with(2, *map(str, places), str(tmp_path / "run"), settings, 4)
+    continued = alone(places, tmp_path / "run", **settings, resume=True)
+    assert load_run(Store(str(tmp_path / "run"))).augment.mix_group == 8  # 16 samples on 2 ranks
+    whole = alone(places, tmp_path / "whole", **{**settings, "augment": replace(DEFAULTS["augment"], mix_group=8)})
+    torch.testing.assert_close(torch.tensor(continued.losses), torch.tensor(whole.losses[-len(continued.losses) :]), rtol=1e-5, atol=0)
+
+
+def test_mixing_that_depends_on_the_processes_is_said(places: tuple[Path, Path], tmp_path: Path) -> None:
+    class Three(Ranks):
+        """Three ranks as far as numbers go."""
+
+        def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+            return model
+
+        def any(self, flag: bool, device: torch.device) -> bool:
+            return flag
+
+        def main_first(self) -> None:
+            pass
+
+    request, reporter = request_for(open_dataset(str(places[0])), tmp_path / "run", tmp_path), KeptReporter()
+    trainer = Trainer(request, Three(world_size=3), torch.device("cpu"), reporter)
+    trainer._begin()
+    assert any("3 shares of a batch of 16 do not hold whole mix groups" in line for line in reporter.lines)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import safetensors
-import safetensors.torch
+from safetensors.torch import load
 from torch import Tensor
 
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import CorruptObjectError, TokenizerError
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.tensor_file import parse_tensors, safetensors_metadata, save_tensors
 
 __all__ = ["TrainingState"]
 
 NAME = "training.state"
-"""SHA-256 of what follows, and a safetensors file."""
-_REPORTS, _DIGEST, _CHECK = "reports", "training", "sha256"
+_REPORTS, _DIGEST = "reports", "training"
 
 
 class TrainingState:
@@ -28,11 +27,7 @@ class TrainingState:
 
     def save(self, tensors: dict[str, Tensor], digest: str, reports: list[dict[str, Any]]) -> None:
         """Write all tensors, and the reports of the epochs so far; `digest` names configuration and pictures."""
-        data = safetensors.torch.save(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-            metadata={_DIGEST: digest, _REPORTS: json.dumps(reports)},
-        )
-        self._store.write(self._path, bytes.fromhex(sha256_hex(data)) + data)
+        save_tensors(self._store, self._path, tensors, {_DIGEST: digest, _REPORTS: reports})
 
     def load(self, digest: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
         """Return tensors and reports, or None where no training was stopped.
@@ -41,23 +36,29 @@ class TrainingState:
         """
         if self._store.info(self._path) is None:
             return None
-        data = self._store.read(self._path)
         where = f"{self._store.url}/{self._path}"
-        check, body = data[:32].hex(), data[32:]
-        if check != sha256_hex(body):
+        try:
+            data = self._store.read(self._path)
+            tensors, state = _first_form(data) or parse_tensors(data, self._path)
+        except CorruptObjectError as error:
+            raise TokenizerError(f"{where}: {error.detail}. Delete it to train from the start") from None
+        if state[_DIGEST] != digest:
             raise TokenizerError(
-                f"{where}: its sha256 is {sha256_hex(body)[:12]}…; expected {check[:12]}…, as written. Delete it to train from the start"
-            )
-        length = int.from_bytes(body[:8], "little")
-        metadata: dict[str, str] = json.loads(body[8 : 8 + length])["__metadata__"]
-        if metadata[_DIGEST] != digest:
-            raise TokenizerError(
-                f"{where}: a training with other options or pictures stopped here after {len(json.loads(metadata[_REPORTS]))} epochs. "
+                f"{where}: a training with other options or pictures stopped here after {len(state[_REPORTS])} epochs. "
                 "Give the command that it was started with to continue it, another OUT, or delete that file to start over"
             )
-        return safetensors.torch.load(body), json.loads(metadata[_REPORTS])
+        return tensors, state[_REPORTS]
 
     def clear(self) -> None:
         """Remove it."""
         if self._store.info(self._path) is not None:
             self._store.delete(self._path)
+
+
+def _first_form(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return what trainings wrote until 0.1.0: the SHA-256 of a safetensors file, and that file; None for any other form."""
+    body = data[32:]
+    if data[:32].hex() != sha256_hex(body):
+        return None
+    metadata = safetensors_metadata(body)
+    return load(body), {_DIGEST: metadata[_DIGEST], _REPORTS: json.loads(metadata[_REPORTS])}

@@ -21,6 +21,7 @@ from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, sha256_
 from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.errors import TokenizerError, shorten
 from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.schedule import half_cosine
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
@@ -222,7 +223,7 @@ def _mirrored(images_BHWC: Images, epoch: int) -> Images:
 
 def _schedule(step: int, steps: int) -> float:
     """Return the share of the learning rate: a short way up, and a cosine down to 0."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * half_cosine(step / max(1, steps))
 
 
 def _fidelity(tokenizer: VqAutoencoder, images_MHWC: Images) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenshards.pipeline.devices import tokenizer_device as choose_device
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
@@ -35,14 +36,6 @@ MAX_GPU_ROWS = 4096
 
 NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")
 """What cuBLAS, cuDNN and the driver say where their own memory is short; the last, where no algorithm has the room that it wants."""
-
-
-def choose_device() -> torch.device:
-    """Return the CUDA device of this thread where there is one, else the CPU.
-
-    A worker is pinned to a device by CUDA_VISIBLE_DEVICES, or by torch.cuda.set_device in the thread that builds the tokenizer.
-    """
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def gpu_rows() -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.stem_adaptors.augment.layouts import GRIDS, keys_of
 from tokenshards.stem_adaptors.augment import embed_ops
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
+from tokenshards.stem_adaptors.training.metrics import Counts
 
 SHAPES = [(5, 3, *GRIDS[0]), (4, 2, *GRIDS[1]), (3, 5, *GRIDS[2]), (4, 1, *GRIDS[3])]
 VIDEO = (3, 2, 3, 6, 5)
@@ -258,7 +262,8 @@ def adapted_by_loop(x: torch.Tensor, keys: SampleKeys, share: float) -> np.ndarr
 def test_colour_adaptation(shape: tuple[int, ...], share: float) -> None:
     x, keys = values(*shape) * 3 + 1, keys_of(shape[0])
     expected = adapted_by_loop(x, keys, share)
-    np.testing.assert_allclose(embed_ops.adapt_colour_(x, keys, share).flatten(2).numpy(), expected, atol=2e-4)
+    found = embed_ops.adapt_colour_(x, keys.chosen("coloradapt", share))
+    np.testing.assert_allclose(found.flatten(2).numpy(), expected, atol=2e-4)
 
 
 def test_channels_without_variance_adapt_to_their_partners_mean() -> None:
@@ -268,7 +273,7 @@ def test_channels_without_variance_adapt_to_their_partners_mean() -> None:
     keys = keys_of(4)
     expected = adapted_by_loop(x, keys, 1.0)
     learned = x.clone().requires_grad_()
-    result = embed_ops.adapt_colour_(learned.clone(), keys, 1.0)
+    result = embed_ops.adapt_colour_(learned.clone(), torch.ones(4, dtype=torch.bool))
     np.testing.assert_allclose(result.detach().flatten(2).numpy(), expected, atol=0.02)
     torch.testing.assert_close(result[0, 1].detach(), x[3, 1].mean().expand(6, 6), rtol=0, atol=0.02)
     result.square().sum().backward()
@@ -301,7 +306,7 @@ def test_cutmix_fills_one_box_from_the_mirrored_partner(shape: tuple[int, ...], 
             for row, column in inside:
                 expected[sample, ..., row, column] = x[samples - 1 - sample, ..., row, column]
             expected_targets[sample] = kept * targets_BC[sample] + (1 - kept) * targets_BC[samples - 1 - sample]
-        lam_ = torch.tensor(lam, dtype=torch.float64)
+        lam_ = torch.tensor([lam], dtype=torch.float64)
         masked = embed_ops._filled_by_mask(x, *embed_ops.cutmix_box(keys, (height, width), lam_))
         result, targets = embed_ops.cutmix_(x, targets_BC, keys, lam_)
         assert torch.equal(result, expected) and torch.equal(masked, expected)
@@ -309,7 +314,7 @@ def test_cutmix_fills_one_box_from_the_mirrored_partner(shape: tuple[int, ...], 
 
 
 def test_centres_of_boxes_are_even() -> None:
-    lam = torch.tensor(0.9375, dtype=torch.float64)  # a side of 2 of 8
+    lam = torch.tensor([0.9375], dtype=torch.float64)  # a side of 2 of 8
     tops = [int(embed_ops.cutmix_box(keys_of(1, start), (8, 8), lam)[0]) for start in range(1000)]
     counts = np.bincount(tops, minlength=8)
     assert len(counts) == 8 and counts[0] == pytest.approx(250, abs=70), "centres 0 and 1 begin at the edge"
@@ -320,12 +325,66 @@ def test_centres_of_boxes_are_even() -> None:
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 3, 7), (1, 2, 5)], ids=str)
 def test_mixup(shape: tuple[int, ...], lam: float) -> None:
     x, targets_BC = values(*shape), values(shape[0], 7).softmax(1)
-    mixed, targets = embed_ops.mixup(x, targets_BC, torch.tensor(lam, dtype=torch.float64))
+    mixed, targets = embed_ops.mixup(x, targets_BC, torch.tensor([lam], dtype=torch.float64))
     for sample in range(shape[0]):
         partner = shape[0] - 1 - sample
         torch.testing.assert_close(mixed[sample], lam * x[sample] + (1 - lam) * x[partner])
         torch.testing.assert_close(targets[sample], lam * targets_BC[sample] + (1 - lam) * targets_BC[partner])
     assert lam < 1 or torch.equal(mixed, x)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("shape", [(12, 3, 6, 8), (6, 2, 3, 6, 5)], ids=str)
+def test_groups_are_mixed_as_batches_of_their_own(shape: tuple[int, ...], groups: int) -> None:
+    x, targets_BC, keys = values(*shape), values(shape[0], 7).softmax(1), keys_of(shape[0])
+    lam_G = embed_ops.draw_lambda(keys, 1.0, groups)
+    assert lam_G.unique().numel() == groups
+    hit_B = keys.chosen("coloradapt", 0.6)
+    cut, cut_targets = embed_ops.cutmix_(x.clone(), targets_BC, keys, lam_G)
+    masked = embed_ops._filled_by_mask(x, *embed_ops.cutmix_box(keys, (shape[-2], shape[-1]), lam_G))
+    mixed, mixed_targets = embed_ops.mixup(x, targets_BC, lam_G)
+    coloured = embed_ops.adapt_colour_(x.clone(), hit_B, groups)
+    assert torch.equal(cut, masked)
+    for group in range(groups):
+        own = slice(group, None, groups)
+        lam = embed_ops.draw_lambda(keys[own], 1.0)
+        assert torch.equal(lam, lam_G[group : group + 1])
+        for found, expected in zip(
+            (cut[own], cut_targets[own], mixed[own], mixed_targets[own], coloured[own]),
+            (
+                *embed_ops.cutmix_(x[own].clone(), targets_BC[own], keys[own], lam),
+                *embed_ops.mixup(x[own], targets_BC[own], lam),
+                embed_ops.adapt_colour_(x[own].clone(), hit_B[own]),
+            ),
+            strict=True,
+        ):
+            assert torch.equal(found, expected)
+
+
+class _NoDoubles(TorchDispatchMode):
+    """Fails where a number of 64 bits would come to lie on a device that is not the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            doubled = isinstance(value, torch.Tensor) and value.device.type != "cpu" and value.dtype == torch.float64
+            assert not doubled, f"{func} makes float64, which Apple's GPUs do not have"
+        return result
+
+
+def test_no_float64_comes_to_a_device_that_may_have_none() -> None:
+    """Torch's meta device stands for Apple's GPU: like it, it is neither a CPU nor CUDA."""
+    device = torch.device("meta")
+    keys = SampleKeys(0, 0, torch.arange(8, device=device))
+    x_BDHW, targets_BC = torch.empty(8, 3, 6, 6, device=device), torch.empty(8, 5, device=device)
+    with pytest.raises(AssertionError, match="float64"), _NoDoubles():
+        torch.zeros(2, device=device, dtype=torch.float64)
+    with _NoDoubles():
+        embed_ops.random_resized_crop(x_BDHW, keys, (4, 4), scale_min=0.1, ratio_max=4 / 3)
+        embed_ops.cutmix_(x_BDHW, targets_BC, keys, embed_ops.draw_lambda(keys, 0.7, 2))
+        embed_ops.mixup(x_BDHW, targets_BC, embed_ops.draw_lambda(keys, 0.7, 2))
+        embed_ops.add_noise_(x_BDHW.clone(), keys, share=0.5, channel_std=1.0, std=1.0)
+        Counts(5, device).add(targets_BC, torch.zeros(8, dtype=torch.int64, device=device), torch.ones(8, device=device))
 
 
 def test_lambda_is_beta_distributed() -> None:
@@ -346,7 +405,7 @@ def test_computing_all_samples_as_a_gpu_does_gives_the_same(monkeypatch: pytest.
 
     def both() -> list[torch.Tensor]:
         noisy = embed_ops.add_noise_(x.clone(), keys, share=0.5, channel_std=1.0, std=1.0)
-        return [noisy, embed_ops.adapt_colour_(x.clone(), keys, 0.5)]
+        return [noisy, embed_ops.adapt_colour_(x.clone(), keys.chosen("coloradapt", 0.5))]
 
     few = both()
     monkeypatch.setattr(embed_ops, "affected_rows", lambda hit_B: torch.arange(len(hit_B)))

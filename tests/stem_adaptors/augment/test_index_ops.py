@@ -233,34 +233,11 @@ def test_mirror_turns_rows_of_every_plane() -> None:
                 start = stop
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS[:4], video(2, 6, 7)], ids=str)
-def test_crop_windows_cut_every_plane(layout: Layout) -> None:
-    height, width = layout.grid[-2:]
-    size, ids_BLQ = (height - 2, width - 3), ids_of(spec_of(layout), 5)
-    corners_B2 = torch.tensor([[0, 0], [2, 3], [1, 0], [0, 2], [2, 1]])
-    result = index_ops.crop_windows(ids_BLQ.int(), layout, corners_B2, size).numpy()
-    planes = ids_BLQ.numpy().reshape(5, -1, height, width, layout.ids_per_site)
-    for sample, (top, left) in enumerate(corners_B2.tolist()):
-        expected = planes[sample, :, top : top + size[0], left : left + size[1]]
-        np.testing.assert_array_equal(result[sample], expected.reshape(-1, layout.ids_per_site))
-
-
-def test_dropped_tokens_hold_the_pad_id_at_every_level() -> None:
-    ids_BLQ, keys = wide(ids_of(spec_of(grid(16, 16, 2)), 40)), keys_of(40)
-    result = index_ops.drop_tokens(ids_BLQ, keys, 0.3, CODES)
-    dropped_BL = keys.uniform("dropout", 256) < 0.3
-    assert torch.equal(result == CODES, dropped_BL[:, :, None].expand(-1, -1, 2))
-    assert torch.equal(result[~dropped_BL], ids_BLQ[~dropped_BL])
-    assert dropped_BL.float().mean().item() == pytest.approx(0.3, abs=0.03)
-
-
 def test_layouts_without_a_grid_refuse_geometry() -> None:
     for layout in (sequence(12), grid(3, 4, variable=True), pyramid((2, 2), (4, 2))):
         ids_BLQ = wide(ids_of(spec_of(layout), 2))
         with pytest.raises(ConfigError, match="swap_prob.*kind (sequence|grid of varying size|pyramid)"):
             index_ops.swap_blocks(ids_BLQ, keys_of(2), layout, 0.25)
-        with pytest.raises(ConfigError, match="crop"):
-            index_ops.crop_windows(ids_BLQ, layout, torch.zeros(2, 2, dtype=torch.int64), (1, 1))
         if layout.kind != "pyramid":
             with pytest.raises(ConfigError, match="flip_prob"):
                 index_ops.mirror(ids_BLQ, keys_of(2), layout, 0.5)

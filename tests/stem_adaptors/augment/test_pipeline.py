@@ -22,6 +22,7 @@ from tokenshards.stem_adaptors.augment import (
     default_augmentations,
     embed_ops,
     index_ops,
+    mix_group_size,
     soft_targets,
 )
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
@@ -210,7 +211,7 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     height, width = augmentation.out_grid[-2:]
     x = embed_ops.random_resized_crop(embedding(changed_BLQ), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
     x = embed_ops.add_noise_(x, keys, share=0.5, channel_std=1.0, std=1.0)
-    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, keys, 0.5), keys, 0.1)
+    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, ~keys.chosen("noise", 0.5)), keys, 0.1)
     targets_BC = soft_targets(torch.arange(9) % 5, 5)
     x, mixed_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, 1.0))
     found, found_BC = augmentation.embeddings(embedding(changed_BLQ), keys, targets_BC)
@@ -321,14 +322,38 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
     assert mirrored.float().mean().item() == within(0.75 * 0.4, count), "mirrored and no synonyms: both are drawn on their own"
     x = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     quiet = dataclasses.replace(OFF, noise_prob=0.5)
-    noisy_B, coloured_B, both_B = (
-        (Augmentation(spec, {}, part).embeddings(x, keys, torch.zeros(count, 1))[0] != x).flatten(1).any(1)
-        for part in (quiet, dataclasses.replace(OFF, coloradapt_prob=0.3), dataclasses.replace(quiet, coloradapt_prob=0.3))
+    alone, colours = dataclasses.replace(OFF, coloradapt_prob=0.3), dataclasses.replace(quiet, coloradapt_prob=0.3)
+    noisy, coloured, together, before = (
+        Augmentation(spec, {}, part, draws=draws).embeddings(x, keys, torch.zeros(count, 1))[0]
+        for part, draws in ((quiet, 2), (alone, 2), (colours, 2), (colours, 1))
     )
+    noisy_B, coloured_B, together_B, before_B = ((y != x).flatten(1).any(1) for y in (noisy, coloured, together, before))
     assert noisy_B.float().mean().item() == within(0.5, count)
     assert coloured_B.float().mean().item() == within(0.3, count)
-    assert torch.equal(both_B, noisy_B | coloured_B)
-    assert (noisy_B & coloured_B).float().mean().item() == within(0.15, count), "neither hides the other"
+    assert together_B.float().mean().item() == within(0.8, count), "one or the other or neither"
+    assert torch.equal(together[noisy_B], noisy[noisy_B]), "no colour over noise"
+    assert before_B.float().mean().item() == within(0.65, count), "runs of the first version draw them apart to their end"
+    with pytest.raises(ConfigError, match=r"noise_prob \+ coloradapt_prob is 1.1; expected at most 1"):
+        Augmentation(spec, {}, dataclasses.replace(quiet, coloradapt_prob=0.6))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shares", "expected"),
+    [(1024, 1, 128), (1024, 8, 128), (1024, 16, 64), (96, 1, 32), (96, 2, 16), (16, 16, 0), (15, 1, 0), (16, 3, 0), (6, 1, 2)],
+)
+def test_mix_groups_are_whole_in_every_share(batch_size: int, shares: int, expected: int) -> None:
+    assert mix_group_size(batch_size, shares) == expected
+
+
+def test_what_a_sample_is_mixed_with_does_not_depend_on_the_ranks() -> None:
+    spec, config = spec_of(grid(6, 6)), dataclasses.replace(EVERYTHING, mix_group=4)
+    augmentation, batch = Augmentation(spec, tables_of(spec), config), batch_of(spec, 16)
+    embedding = TokenEmbedding(spec, tables_of(spec))
+    whole, whole_BC, _ = augmented(augmentation, embedding, batch)
+    for ranks in (2, 4):
+        for rank in range(ranks):
+            part, part_BC, _ = augmented(augmentation, embedding, batch[rank::ranks])
+            assert torch.equal(part, whole[rank::ranks]) and torch.equal(part_BC, whole_BC[rank::ranks])
 
 
 @pytest.mark.parametrize(

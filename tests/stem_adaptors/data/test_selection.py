@@ -10,7 +10,7 @@ import pytest
 from tests.pipeline.shards.test_dataset import build
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
-from tokenshards.stem_adaptors.data.selection import Selection, class_increments, select
+from tokenshards.stem_adaptors.data.selection import select
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +74,6 @@ def test_digests_tell_selections_apart(dataset: TokenDataset) -> None:
     assert select(dataset, fraction=0.5).digest == parts[1].digest
 
 
-def test_increments_part_the_classes(dataset: TokenDataset, labels: np.ndarray) -> None:
-    steps = class_increments(dataset, 2, seed=1)
-    groups = [set(labels[step.rows_n].tolist()) for step in steps]
-    assert sorted(len(group) for group in groups) == [1, 2] and set.union(*groups) == {0, 1, 2}
-    assert all(isinstance(step, Selection) and step.classes == dataset.classes for step in steps)
-    assert sum(len(step) for step in steps) == (labels >= 0).sum()
-    assert [step.digest for step in class_increments(dataset, 2, seed=1)] == [step.digest for step in steps]
-    assert len({class_increments(dataset, 3, seed=seed)[0].digest for seed in range(12)}) == 3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -99,9 +89,3 @@ def test_increments_part_the_classes(dataset: TokenDataset, labels: np.ndarray) 
 def test_wrong_choices_are_named(dataset: TokenDataset, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         select(dataset, **options)  # type: ignore[arg-type]
-
-
-def test_more_steps_than_classes_are_refused(dataset: TokenDataset) -> None:
-    for steps in (0, 4):
-        with pytest.raises(ConfigError, match="expected 1 to 3"):
-            class_increments(dataset, steps)

@@ -16,6 +16,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier, VisionTransformer, build_classifier, parameter_groups
+from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.stems import ConvStem, Stem
 
 SMALL = ModelConfig(depth=2, width=32, heads=2)
@@ -140,16 +141,20 @@ def test_a_mask_of_real_tokens_alone_is_no_mask() -> None:
 
 def test_drop_path_leaves_out_whole_samples_and_keeps_the_mean() -> None:
     vit = make_vit(ConvStem(4, 32, (6, 6), (1, 1), overlap=True), drop_path=0.5)
-    assert [block.drop_path for block in vit.blocks] == [0.0, 0.25, 0.5]
-    block = copy.deepcopy(vit.blocks[2])
+    assert [block.drop_path2.share for block in vit.blocks] == [0.0, 0.25, 0.5]
+    assert len(drop_paths_of(vit)) == 4
+    place = copy.deepcopy(vit.blocks[2].drop_path1)
     branch_BNE = torch.ones(4000, 2, 32)
     torch.manual_seed(1)
-    kept_BNE = block._kept(branch_BNE)
+    kept_BNE = place(branch_BNE)
     assert set(kept_BNE.unique().tolist()) == {0.0, 2.0} and bool((kept_BNE == kept_BNE[:, :1, :1]).all())
     assert float(kept_BNE.mean()) == pytest.approx(1.0, abs=0.08)
     torch.manual_seed(1)
-    assert torch.equal(block._kept(branch_BNE), kept_BNE)
-    assert torch.equal(block.eval()._kept(branch_BNE), branch_BNE)
+    assert torch.equal(place(branch_BNE), kept_BNE)
+    draws_BN = torch.linspace(0, 0.999, 4000)[:, None]
+    draw_paths([place], draws_BN)
+    assert torch.equal(place(branch_BNE)[:, 0, 0], 2.0 * (draws_BN[:, 0] >= 0.5))
+    assert torch.equal(place.eval()(branch_BNE), branch_BNE)
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:

@@ -15,6 +15,7 @@ from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import build_classifier
+from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
 
 allow_torchvision()
@@ -74,6 +75,20 @@ def test_grids_that_are_no_square_and_no_power_of_two_run(name: str, sites: tupl
     model = build_timm_backbone(name, 3, sites, 4).eval()
     with torch.no_grad():
         assert tuple(model(torch.randn(1, 3, *sites)).shape) == (1, 4)
+
+
+def test_what_a_timm_model_skips_belongs_to_the_sample() -> None:
+    model = build_timm_backbone("resnet18", 3, (8, 8), 4, drop_path=0.9).train()
+    for parameter in model.parameters():
+        parameter.data.add_(0.5 * (parameter.ndim == 1))  # the scales of branches begin at 0
+    places = drop_paths_of(model)
+    assert len(places) > 4
+    x_BDHW, draws_BN = torch.randn(1, 3, 8, 8).expand(6, -1, -1, -1), torch.zeros(6, len(places))
+    draw_paths(places, draws_BN.index_fill(0, torch.tensor([1, 4]), 0.99))  # these two skip nothing
+    found_BC = model(x_BDHW)
+    torch.testing.assert_close(found_BC[1], found_BC[4])
+    torch.testing.assert_close(found_BC[0], found_BC[5])
+    assert not torch.allclose(found_BC[0], found_BC[1], atol=1e-4)
 
 
 def test_a_classifier_takes_a_timm_backbone_by_name_and_its_weights_follow_the_seed() -> None:

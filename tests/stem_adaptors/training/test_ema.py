@@ -16,7 +16,7 @@ def test_the_average_is_that_of_the_formula() -> None:
     for step in range(200):
         with torch.no_grad():
             model.weight.add_(torch.randn_like(model.weight))
-        average.update(model, step)
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.tensors["weight"], expected)
@@ -27,7 +27,7 @@ def test_counters_are_copied_and_not_averaged() -> None:
     average = AveragedWeights(model, 0.99)
     model(torch.randn(4, 2))
     model(torch.randn(4, 2))
-    average.update(model, 0)
+    average.update(0)
     assert int(average.tensors["num_batches_tracked"]) == 2
 
 

@@ -104,7 +104,9 @@ def test_reports_of_few_and_many_classes(classes: int) -> None:
     confusion[-1, 0] = 5
     names = [f"class {index}" for index in range(classes)]
     images = int(confusion.sum())
-    report = EvaluationReport(Accuracy(images=images, loss=0.5, top5_hits=images - 1, confusion_CC=confusion), names, left_out=4)
+    counts = np.stack([confusion.sum(1), np.diag(confusion)])
+    accuracy = Accuracy(images=images, loss=0.5, top5_hits=images - 1, class_counts_2C=counts, confusion_CC=confusion)
+    report = EvaluationReport(accuracy, names, left_out=4)
     (_, summary), (title, per_class) = report.tables()
     assert dict(summary)["images"] == f"{images:,}" and dict(summary)["left out"].startswith("4 images")
     assert per_class[0] == (names[-1], "37.5% of 8") and len(per_class) == min(classes, SHOWN_CLASSES)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.metrics import Counts, MetricsLog
 
@@ -23,7 +24,7 @@ def test_counts_equal_a_loop(classes: int, rows: int, seed: int) -> None:
     labels = rng.integers(-1, classes, rows)
     weights = rng.integers(0, 2, rows).astype(np.float32)
     losses = rng.random(rows).astype(np.float32)
-    counts = Counts(classes, torch.device("cpu"))
+    counts = Counts(classes, torch.device("cpu"), confusion=True)
     for part in np.array_split(np.arange(rows), 3):
         if len(part):
             counts.add(*(torch.from_numpy(values[part]) for values in (logits, labels, weights, losses)))
@@ -42,6 +43,7 @@ def test_counts_equal_a_loop(classes: int, rows: int, seed: int) -> None:
     assert found.images == images
     assert found.top5_hits == top5
     assert (found.confusion_CC == confusion).all()
+    assert (found.class_counts_2C == [confusion.sum(1), np.diag(confusion)]).all()
     assert found.loss == pytest.approx(loss / max(1, images), rel=1e-5)
     assert found.top1 == pytest.approx(np.trace(confusion) / max(1, images))
 
@@ -57,6 +59,28 @@ def test_the_report_names_classes_and_leaves_empty_ones_open() -> None:
         {"class": "dog", "images": 2, "accuracy": 0.5},
         {"class": 7, "images": 0, "accuracy": None},
     ]
+
+
+def test_counts_of_many_classes_take_little_memory_and_their_matrix_is_refused() -> None:
+    cpu = torch.device("cpu")
+    counts = Counts(40_000, cpu)
+    counts.add(torch.eye(40_000, dtype=torch.bfloat16)[:2], torch.tensor([0, 5]), torch.ones(2))
+    found = counts.gather(Ranks())
+    assert (found.images, found.top1, found.confusion_CC) == (2, 0.5, None)
+    held = [value for value in vars(counts).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.nbytes for tensor in held) < 1 << 20
+    with pytest.raises(ConfigError, match=r"40,000 classes would have 1,600,000,000 fields; expected at most 2,000"):
+        Counts(40_000, cpu, confusion=True)
+
+
+def test_counts_of_a_checkpoint_are_added_those_of_the_first_version_too() -> None:
+    logits_BC, labels_B = torch.eye(3)[[0, 0, 1]], torch.tensor([0, 1, 1])
+    counts, first, second = (Counts(3, torch.device("cpu"), confusion=True) for _ in range(3))
+    counts.add(logits_BC, labels_B, torch.ones(3), torch.ones(3))
+    first.add_tensors(counts.tensors(Ranks()))
+    second.add_tensors({"confusion": counts.confusion_CC, "sums": counts.sums})
+    for found in (first, second):
+        assert torch.equal(found.class_counts_2C, counts.class_counts_2C) and torch.equal(found.sums, counts.sums)
 
 
 def test_a_log_comes_back_from_its_lines_but_for_one_cut_short() -> None:

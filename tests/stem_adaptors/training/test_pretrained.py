@@ -142,6 +142,20 @@ def test_one_part_is_trained_and_nothing_else_moves(part: str, learned: bool, ex
     assert len(trainable_parameters(model, "all")) == len(before) and all(p.requires_grad for p in model.parameters())
 
 
+def seit_state(source: nn.Module) -> dict[str, torch.Tensor]:
+    """The names of SeiT's trained-vit.ckpt, below "model": timm's, with the norm after the mean as `norm`."""
+    return {name.replace("fc_norm.", "norm."): tensor for name, tensor in source.state_dict().items()}
+
+
+def test_seits_norm_after_the_mean_is_ours(tmp_path: Path) -> None:
+    source, target = make_vit(seed=1).eval(), make_vit(seed=2).eval()
+    nn.init.normal_(source.fc_norm.weight), nn.init.normal_(source.fc_norm.bias)
+    report = load_pretrained(target, save(tmp_path / "trained-vit.ckpt", {"model": seit_state(source)}))
+    x_BDHW = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(target(x_BDHW), source(x_BDHW), rtol=0, atol=0)
+    assert not report.fresh and not report.ignored and report.renamed == ("norm.weight", "norm.bias")
+
+
 def test_a_part_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="expected all, head or attention"):
         trainable_parameters(make_vit(), "tail")
@@ -161,6 +175,7 @@ def test_weights_of_timm_fit_timms_and_ours(tmp_path: Path) -> None:
     ours = VisionTransformer(ConvStem(5, 192, (8, 8), (1, 1), overlap=True), classes=3, width=192, depth=2, heads=3)
     report = load_pretrained(ours, path)
     assert {name for name in report.fresh if not name.startswith(("head.", "fc_norm."))} == {"patch_embed.proj.weight"}
-    assert set(report.ignored) == {"norm.weight", "norm.bias", "head.weight", "head.bias", "patch_embed.proj.weight"}
+    assert report.renamed == ("norm.weight", "norm.bias") and "norm.* taken as fc_norm.*" in str(report)
+    assert set(report.ignored) == {"head.weight", "head.bias", "patch_embed.proj.weight"}
     with pytest.raises(ConfigError, match="attention"):
         trainable_parameters(build_timm_backbone("resnet18", 3, (8, 8), 2), "attention")

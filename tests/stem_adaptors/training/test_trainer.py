@@ -23,8 +23,10 @@ from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.mixing import mix
 from tokenshards.stem_adaptors.data.selection import select
+from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
+from tokenshards.stem_adaptors.training.optimisation import spared_names
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
@@ -224,7 +226,17 @@ def test_classes_are_matched_by_name(pair: tuple[TokenDataset, TokenDataset], ca
     request = request_for(data, tmp_path / "run", cache, val=val, epochs=1)
     trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
     trainer.fit()
-    assert trainer._val_loader is not None and trainer._val_loader[1].tolist() == [1, 2, -1]
+    assert trainer.validation.mapping.tolist() == [1, 2, -1]
+
+
+def test_first_weights_are_those_of_the_seed(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        request = request_for(pair[0], tmp_path / "run", cache, seed=seed)
+        return Trainer(request, Ranks(), torch.device("cpu"), KeptReporter()).model.state_dict()["backbone.blocks.0.attn.qkv.weight"]
+
+    first, again, other = weights(0), weights(0), weights(7)
+    assert torch.equal(first, again)
+    assert float((first - other).abs().mean()) > 0.01, "of a standard deviation of 0.02"
 
 
 def test_a_linear_probe_moves_the_head_alone(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
@@ -287,3 +299,18 @@ def test_any_timm_model_trains(pair: tuple[TokenDataset, TokenDataset], cache: P
     fit(request)
     model, _ = open_classifier(request.out)
     assert not model.training
+    probe = replace(request_for(pair[0], tmp_path / "probe", cache, train_part="head", epochs=1), model=request.model)
+    before = Trainer(probe, Ranks(), torch.device("cpu"), KeptReporter()).model.state_dict()
+    fit(probe)
+    after = read_checkpoint(probe.out, "checkpoint.safetensors").model
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+def test_weight_decay_spares_what_timms_model_says(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=1)
+    trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
+    weight = trainer.model.backbone.head.weight
+    trainer.model.backbone.no_weight_decay = lambda: {"head.weight", "cls_token"}  # as timm's models have it
+    assert spared_names(trainer.model) == {"backbone.head.weight", "backbone.cls_token"}
+    decayed, spared = parameter_groups(trainer.model, 0.1, spared_names(trainer.model))
+    assert any(parameter is weight for parameter in spared["params"]) and not any(parameter is weight for parameter in decayed["params"])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import vector_quantize_pytorch as library
 from PIL import Image
@@ -15,6 +17,7 @@ from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.tensor_file import load_tensors
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.linear_start import start_linear
@@ -135,10 +138,29 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(TokenizerError, match=r"training\.state: its sha256 is"):
+    with pytest.raises(TokenizerError, match=r"training\.state: .*sha256.* Delete it to train from the start"):
         fit(tmp_path)
     path.unlink()
     assert fit(tmp_path)[1]["images"] == 40
+
+
+def test_a_training_that_the_first_version_stopped_is_continued(tmp_path: Path) -> None:
+    """Its state was the SHA-256 of a safetensors file and that file."""
+
+    def stop(report: dict) -> None:
+        raise _Stop
+
+    with pytest.raises(_Stop):
+        fit(tmp_path / "stopped", on_epoch=stop)
+    store = Store(str(tmp_path / "stopped"))
+    tensors, state = load_tensors(store, "training.state")
+    metadata = {"training": state["training"], "reports": json.dumps(state["reports"])}
+    body = safetensors.torch.save(tensors, metadata=metadata)
+    store.write("training.state", hashlib.sha256(body).digest() + body)
+    seen: list[dict] = []
+    continued, _ = fit(tmp_path / "stopped", on_epoch=seen.append)
+    assert [report["epoch"] for report in seen] == list(range(2, settings().epochs + 1))
+    assert continued.spec.fingerprint == fit(tmp_path / "whole")[0].spec.fingerprint
 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Tensors and what belongs to them as one sealed object on any store: a safetensors file whose header has the rest as JSON. No pickle.
+
+The checkpoints of trainings, of classifiers and of tokenizers alike, are such objects. Needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tokenshards.pipeline.canonical import canonical_json
+from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError
+from tokenshards.pipeline.storage.store import Store
+
+__all__ = ["load_tensors", "parse_tensors", "safetensors_metadata", "save_tensors"]
+
+VERSION = 1
+_HEADER = "tokenshards.checkpoint"
+
+
+def save_tensors(store: Store, path: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Publish the tensors by name and the state, plain JSON, whole: a crash leaves the object that was there."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Views of one storage would be refused, and tied weights are equal weights.
+    seen: set[int] = set()
+    for name, tensor in plain.items():
+        if tensor.data_ptr() in seen:
+            plain[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    header = json.dumps({"version": VERSION, "state": dict(state), "sha256": _digest(plain, state)})
+    store.write(path, save(plain, {_HEADER: header}))
+
+
+def load_tensors(store: Store, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and state; raises MissingObjectError, and what `parse_tensors` raises."""
+    return parse_tensors(store.read(path), path)
+
+
+def parse_tensors(data: bytes, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and state of an object's bytes; raises CorruptObjectError where one changed, FormatVersionError for a newer form."""
+    try:
+        tensors = load(data)
+        header = json.loads(safetensors_metadata(data)[_HEADER])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CorruptObjectError(path, f"not a checkpoint of tokenshards ({type(error).__name__}: {error}); {len(data)} bytes") from None
+    if header.get("version") != VERSION:
+        raise FormatVersionError(f"{path}: checkpoint version {header.get('version')!r}; this version reads {VERSION}. Upgrade tokenshards")
+    found = _digest(tensors, header["state"])
+    if found != header["sha256"]:
+        raise CorruptObjectError(path, f"the sha256 of its content is {found[:12]}…; its header says {header['sha256'][:12]}…")
+    return tensors, header["state"]
+
+
+def safetensors_metadata(data: bytes) -> dict[str, str]:
+    """Return the free text of a safetensors file's header."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _digest(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(canonical_json(dict(state)))
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""A worker of a training on a Ray cluster, and what Ray Train's controller tells of workers that died."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.malloc import keep_freed_memory
+from tokenshards.stem_adaptors.cluster.board import BoardReporter
+from tokenshards.stem_adaptors.cluster.code_identity import require_code
+from tokenshards.stem_adaptors.cluster.ray_connection import one_line
+from tokenshards.stem_adaptors.cluster.run_mark import require_mark
+from tokenshards.stem_adaptors.ranks import joined_ranks
+from tokenshards.stem_adaptors.training.trainer import Trainer
+from tokenshards.stem_adaptors.training.training_job import TrainingJob
+
+__all__ = ["Losses", "take_part"]
+
+_BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+"""What a worker says whose peer is gone."""
+
+
+class Losses(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells the board of dead workers; lives in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called when at least one worker has failed."""
+        # A death breaks the connections of the others: it is the cause, and what they say of it is not.
+        reasons = [one_line(error) for error in worker_exceptions.values()]
+        causes = [reason for reason in reasons if not any(word in reason.lower() for word in _BROKEN)]
+        news = {"kind": "lost", "reason": causes[0] if causes else "the connection to one of them broke"}
+        self._board.exchange.remote([news])
+
+
+def take_part(config: dict[str, Any]) -> None:
+    """Train as one worker of the group that Ray Train made."""
+    board, rank = config["board"], ray.train.get_context().get_world_rank()
+    with BoardReporter(lambda news: ray.get(board.exchange.remote(news))) as reporter:
+        try:
+            require_code(config["code"])
+            job = TrainingJob.from_json(ray.get(board.job.remote()))
+            require_mark(job.open_out(), config["mark"])
+            keep_freed_memory()
+            device = job.train.device
+            if config["gpus"] and device in ("auto", "cuda"):
+                device = str(ray.train.torch.get_device())  # Ray's own choice, where a worker has several
+            with joined_ranks(device) as (ranks, place):
+                if ranks.is_main:
+                    reporter.tell("began", workers=ranks.world_size)
+
+                def listen(trainer: Trainer) -> None:
+                    reporter.on_stop = trainer.request_stop
+
+                # Who started this saw no older run, or was told to continue it: what is here now is this very run.
+                result = job.run(job.open_data(), ranks, place, reporter, resume=True, started=listen)
+            if ranks.is_main:
+                fields = {"record": result.record, "best_top1": result.best_top1, "best_epoch": result.best_epoch}
+                reporter.tell("done", result=fields)
+        except SystemExit as stop:
+            if rank == 0:
+                reporter.tell("stopped", exit_code=stop.code)
+        except TransientStorageError:
+            raise  # the group starts again
+        except TokenshardsError as error:
+            reporter.tell("failed", message=str(error), hint=error.hint, exit_code=error.exit_code)

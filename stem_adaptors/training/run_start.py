@@ -1,0 +1,73 @@
+"""How a run begins or goes on: what is recorded, what must be the same, and what of the recorded is taken up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.stem_adaptors.augment import mix_group_size
+from tokenshards.stem_adaptors.config import DRAWS
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, Run, load_run, statistics_of
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
+
+__all__ = ["is_there", "mixing_note", "recorded_run", "run_for"]
+
+
+def is_there(request: TrainRequest, name: str, ranks: Ranks, device: torch.device) -> bool:
+    """Whether the main rank sees that object of the run: it is the one that writes, and another may look when it has."""
+    return ranks.any(ranks.is_main and request.out.info(name) is not None, device)
+
+
+def recorded_run(request: TrainRequest, ranks: Ranks, device: torch.device) -> Run | None:
+    """Return the run that is to be continued, None where one begins; raises ConfigError where there is one and it is not to be."""
+    out = request.out
+    if not is_there(request, RUN_JSON, ranks, device):
+        return None
+    if not request.resume:
+        raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
+    recorded = load_run(out)
+    if recorded.data.get("imported"):
+        raise ConfigError(
+            f"{out.url} holds imported weights and no training to continue. To train from them, give --pretrained {out.url} and "
+            "another --out"
+        )
+    return recorded
+
+
+def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ranks: Ranks) -> Run:
+    """Return the run of a request: what its first start chose stays, rules of chance and size of mix groups."""
+    dataset, augment = request.dataset, request.augment
+    if augment.mix_group is None:
+        chosen = mix_group_size(request.loader.batch_size, ranks.world_size * request.train.accumulate)
+        augment = replace(augment, mix_group=chosen if recorded is None else recorded.augment.mix_group)
+    state = loader.state_dict()
+    # What a resumed run must find unchanged: the data by its digests, and what the weights were started from.
+    digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
+    return Run(
+        model=request.model,
+        augment=augment,
+        loader=request.loader,
+        train=request.train,
+        spec=dataset.spec,
+        classes=request.data.classes,
+        statistics=None if request.model.raw_embeddings else statistics_of(dataset),
+        data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
+        draws=DRAWS if recorded is None else recorded.draws,
+    )
+
+
+def mixing_note(run: Run, ranks: Ranks) -> str | None:
+    """Return what a person must know where samples are mixed otherwise than on another number of ranks."""
+    size, batch_size = run.augment.mix_group or 0, run.loader.batch_size
+    shares = ranks.world_size * run.train.accumulate
+    by_shares = batch_size % (size * shares) > 0 if size else run.draws > 1 and shares > 1
+    if not run.augment.mixes or not by_shares:
+        return None
+    return (
+        f"note: {shares} shares of a batch of {batch_size} do not hold whole mix groups of {size or 'one size'}; CutMix, Mixup and "
+        "ColorAdapt mix what each share has, so the result is not that of another number of processes"
+    )

@@ -1,0 +1,56 @@
+"""What a training is asked for, what it tells meanwhile, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.loader import TrainingData
+
+__all__ = ["Reporter", "TrainRequest", "TrainResult"]
+
+
+class Reporter(Protocol):
+    """Where a training tells people what it does."""
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+
+    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
+        """Show where the epoch is."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show the record of a finished epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What to train, on what, and where the run is kept."""
+
+    data: TrainingData
+    val: TokenDataset | None
+    out: Store
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pretrained: str | None = None
+    resume: bool = False
+
+    @property
+    def dataset(self) -> TokenDataset:
+        """The dataset that is learned from, whole; the first one of a mix."""
+        return self.data if isinstance(self.data, TokenDataset) else self.data.dataset
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a training ended."""
+
+    record: dict[str, Any]
+    """The record of the last epoch."""
+    best_top1: float | None
+    best_epoch: int | None
