@@ -94,8 +94,8 @@ class _WindowedSource:
     def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> None:
         dataset, self._selected = _split(data)
         self._size, self._config, self._views = sample_count(data), config, dataset.views
-        pictures_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
-        self._counts_S = data.counts_S if isinstance(data, Selection) else pictures_S
+        images_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
+        self._counts_S = data.counts_S if isinstance(data, Selection) else images_S
         self._shuffle = config.order == "windowed"
         # A rank's positions are world_size apart in a batch, and batch_size apart from batch to batch: they fall into every gcd-th lane.
         lanes = config.lanes // math.gcd(config.lanes, config.batch_size, world_size) if self._shuffle else 1
