@@ -15,15 +15,9 @@ from torch import Tensor, nn
 
 from tests.contracts.tokenizer_contract import sample_images
 from tests.datasets import content, convert, write_images
-from tests.pipeline.tokenizers import (
-    test_latent_kmeans,
-    test_maskgit,
-    test_open_magvit2,
-    test_titok,
-    test_torchscript,
-    test_vit_vqgan,
-    test_vq_kd,
-)
+from tests.pipeline.tokenizers.custom import test_torchscript
+from tests.pipeline.tokenizers.fitted import test_latent_kmeans
+from tests.pipeline.tokenizers.published import test_maskgit, test_open_magvit2, test_titok, test_vit_vqgan, test_vq_kd
 from tests.pipeline.tokenizers.published_states import nearest
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -214,7 +208,7 @@ def load_any_decoder() -> Any:
 @pytest.mark.parametrize("quantizer", ["vq", "fsq", "lfq"])
 def test_an_autoencoder_trains_stops_and_continues_on_the_device(quantizer: str, tmp_path: Path, device: torch.device) -> None:
     pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
-    from tests.pipeline.tokenizers import test_vq_autoencoder as fitted
+    from tests.pipeline.tokenizers.fitted import test_vq_autoencoder as fitted
 
     changed = dict(zip(("vq", "fsq", "lfq"), fitted.QUANTIZERS, strict=True))[quantizer]
     config = fitted.settings(epochs=2, **changed)
