@@ -265,7 +265,8 @@ class PlanConfig:
 class RunConfig:
     """How a run spends the machine; changes speed, never bytes."""
 
-    workers: int
+    workers: int | None = None
+    """Worker processes of the local runner; None takes one per GPU where the tokenizer runs on one, else one per core."""
     max_bad: float = 0.01
     """Largest share of permanently failed inputs; more stops the job."""
     shard_attempts: int = 4
@@ -273,12 +274,12 @@ class RunConfig:
     worker_deaths: int = 3
     """Times a shard may kill its worker before the guilty input is searched by bisection."""
     stall_timeout_seconds: float = 300.0
-    """A worker that reports nothing for so long is killed, which counts as a death."""
+    """The shortest time after which a stage of work counts as hanging (runners/deadlines.py); stages that measure slower get more."""
     join: bool = False
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     def __post_init__(self) -> None:
-        _require(1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
+        _require(self.workers is None or 1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
         _require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
         _require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
         _require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")

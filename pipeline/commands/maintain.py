@@ -21,7 +21,7 @@ from tokenshards.pipeline.commands.options import (
     parse_options,
 )
 from tokenshards.pipeline.commands.output import finish_run, print_json
-from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
+from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch
 
 __all__ = ["app"]
 
@@ -170,7 +170,7 @@ def retry_failed_command(
     from tokenshards.pipeline.storage.store import Store
 
     options = parse_options(storage_option)
-    run = RunConfig(workers=worker_count(workers), max_bad=1.0)
+    run = RunConfig(workers=workers, max_bad=1.0)
     cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
     outcome = retry_failed(out, source, run, options, TerminalReporter(quiet=quiet), open_runner(runner, run, cluster))
     if outcome is None:

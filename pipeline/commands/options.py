@@ -71,7 +71,9 @@ Views = Annotated[
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Tokenizer directory, or another dataset (whose class table is then kept). Default: fit one.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="all cores")]
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes.", show_default="one per GPU where the tokenizer runs on one, else one per core")
+]
 MaxBad = Annotated[float, typer.Option(help="Stop when a larger share of the inputs fails for good.")]
 RunnerName = Annotated[str, typer.Option("--runner", help="`local`, all cores of this machine, or `ray`, a Ray cluster.")]
 Address = Annotated[

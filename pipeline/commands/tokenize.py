@@ -118,7 +118,7 @@ def tokenize_command(
         ),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
-            workers=worker_count(workers),
+            workers=workers,
             max_bad=max_bad,
             join=join,
             stall_timeout_seconds=stall_timeout,

@@ -13,6 +13,7 @@ from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, Pla
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
@@ -34,11 +35,13 @@ class _Tally:
     bytes_in: int = 0
     quarantined: int = 0
     shards: int = 0
+    inputs_before: int = 0
+    """Of shards that this run did not make."""
     in_flight: dict[int, list[int]] = field(default_factory=dict)
 
     def totals(self) -> tuple[int, int, int]:
         """Return inputs, bytes and quarantined with those in flight."""
-        flying = [sum(column) for column in zip(*self.in_flight.values(), strict=True)] or [0, 0, 0]
+        flying = [sum(column) for column in zip(*list(self.in_flight.values()), strict=True)] or [0, 0, 0]
         return self.inputs + flying[0], self.bytes_in + flying[1], self.quarantined + flying[2]
 
 
@@ -52,7 +55,9 @@ class PlanRun:
         self._runner = runner
         self._reporter = reporter
         self._quarantined_before = 0
-        self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
+        self._begun: float | None = None
+        self._standing: dict[str, Any] = {}
+        self._heartbeat = Heartbeat(store, plan.plan_id, lambda: self.progress().to_json())
         self.tally = _Tally()
         self.usage = RunUsage()
         self.seconds = 0.0
@@ -87,7 +92,9 @@ class PlanRun:
         plan, request = self._plan, self._request
         if request.run.join:  # two drivers that start at the same end would do the same work
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
-        self._reporter.begin(None if plan.tars_planned else plan.images_planned, inputs_seen)
+        self.tally.inputs_before = inputs_seen
+        self._begun = time.monotonic()
+        self._reporter.begin(self._planned(), inputs_seen)
         job = JobSpec(
             out_url=absolute_url(request.out_url),
             out_options=request.out_options,
@@ -130,6 +137,12 @@ class PlanRun:
         tally.quarantined += summary.quarantined
         tally.shards += 1
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        """Count a shard of another run as done, and not as our work."""
+        self.tally.in_flight.pop(shard, None)
+        self.tally.inputs_before += summary.inputs_seen
+        self._quarantined_before += summary.quarantined
+
     def abandoned(self, shard: int) -> None:
         """Forget a shard in flight."""
         self.tally.in_flight.pop(shard, None)
@@ -139,6 +152,10 @@ class PlanRun:
         self.usage = usage
         self._heartbeat.log("how busy the workers were", **{name: round(share, 4) for name, share in usage.busy_shares().items()})
 
+    def watched(self, standing: dict[str, Any]) -> None:
+        """Keep how the workers are, for the run's record."""
+        self._standing = standing
+
     def noted(self, message: str, **details: Any) -> None:
         """Tell people and the run's log."""
         self._reporter.say(message)
@@ -146,17 +163,31 @@ class PlanRun:
 
     def tick(self) -> None:
         """Report; raise TooManyBadInputsError as soon as the limit is passed for certain."""
-        inputs, bytes_in, quarantined = self.tally.totals()
-        self._reporter.advance(inputs, bytes_in, quarantined)
-        bad = self._quarantined_before + quarantined
+        progress = self.progress()
+        self._reporter.advance(progress)
+        bad = self._quarantined_before + progress.images_quarantined
         # Tars are not counted before they are read, so their share is judged at the end.
         judged = self._plan.generation == 1 and not self._plan.tars_planned
         if judged and bad > self._request.run.max_bad * self._plan.images_planned:
             raise _too_many(bad, self._plan.images_planned, self._request.run.max_bad)
 
-    def _counters(self) -> dict[str, Any]:
+    def progress(self) -> RunProgress:
+        """Return how far the run is; may be asked by another thread."""
         inputs, bytes_in, quarantined = self.tally.totals()
-        return {"images_seen": inputs, "bytes_in": bytes_in, "images_quarantined": quarantined, "shards_committed": self.tally.shards}
+        return RunProgress(
+            images_planned=self._planned(),
+            images_before=self.tally.inputs_before,
+            images_seen=inputs,
+            bytes_in=bytes_in,
+            images_quarantined=quarantined,
+            shards_committed=self.tally.shards,
+            work_seconds=0.0 if self._begun is None else round(time.monotonic() - self._begun, 3),
+            workers=self._standing.get("workers", {}),
+            longest=self._standing.get("longest"),
+        )
+
+    def _planned(self) -> int | None:
+        return None if self._plan.tars_planned else self._plan.images_planned
 
 
 def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:

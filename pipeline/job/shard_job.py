@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenshards import __version__
+from tokenshards.pipeline.activity import ENCODE, FETCH, PACK, WRITE, doing
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.fault_injection import crash_point
@@ -46,7 +47,16 @@ from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer, describe_device
 
-__all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
+__all__ = [
+    "InputContext",
+    "JobContext",
+    "ShardProgress",
+    "encode_blank",
+    "list_sample_ids",
+    "probe_shard",
+    "shard_batches",
+    "tokenize_shard",
+]
 
 
 _Encoding = Callable[[], tuple[TokenBatch, float]]
@@ -72,6 +82,8 @@ class JobContext(InputContext):
     """What every shard of a plan shares, opened once per worker."""
 
     tokenizer: Tokenizer
+    run_uuid: str = ""
+    """Of the driver; each commit names the run that made it."""
     join: bool = False
     """Another driver may work on the same plan: look for a commit before a shard is begun."""
     encode_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -119,30 +131,32 @@ def tokenize_shard(
     with contextlib.closing(batches or shard_batches(context, shard, killers)) as decoded:
         _tokenize(context, decoded, result, on_progress)
     begun = time.perf_counter()
-    alive = ShardProgress(0, 0, 0)  # a store that is tried again for minutes is no worker that hangs
+    name = str(shard)
     _refuse_under_manifest(out, plan)
     data = None
     token_bytes = id_count = 0
     tokens = concatenate_tokens(result.tokens) if result.tokens else None
     if tokens is not None:
-        encoded = encode_shard(
-            _shard_rows(result.rows, plan),
-            tokens,
-            spec=context.tokenizer.spec,
-            codec=get_codec(plan.codec),
-            label_type=plan.label_type,  # type: ignore[arg-type]
-            meta_types=plan.meta_types,  # type: ignore[arg-type]
-            codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
-            extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
-        )
-        on_progress(alive)
-        data = write_object(out, "shards", shard, encoded.data)
+        with doing(PACK, name):
+            encoded = encode_shard(
+                _shard_rows(result.rows, plan),
+                tokens,
+                spec=context.tokenizer.spec,
+                codec=get_codec(plan.codec),
+                label_type=plan.label_type,  # type: ignore[arg-type]
+                meta_types=plan.meta_types,  # type: ignore[arg-type]
+                codebook=context.tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
+                extra_metadata={"plan_id": plan.plan_id, "shard": name},
+            )
+        with doing(WRITE, name):
+            crash_point("write", name)
+            data = write_object(out, "shards", shard, encoded.data)
         token_bytes, id_count = encoded.token_bytes, encoded.id_count
         crash_point("after-data-put")
     quarantine = None
     if result.failed:
-        on_progress(alive)
-        quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
+        with doing(WRITE, name):
+            quarantine = write_object(out, "quarantine", shard, encode_quarantine(result.failed))
         crash_point("after-quarantine-put")
     result.seconds["write"] = time.perf_counter() - begun
     commit = Commit(
@@ -161,13 +175,13 @@ def tokenize_shard(
         histogram=_histogram(tokens, context.tokenizer),
         attempt=attempt,
         seconds={stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
-        made_by=_made_by(context.source, context.tokenizer),
+        made_by=_made_by(context),
     )
     _refuse_under_manifest(out, plan)  # again: encoding and two puts are long enough for another driver to finish
     if context.join and (done := _committed_by_another(out, plan, shard)) is not None:
         return done
-    on_progress(alive)
-    out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
+    with doing(WRITE, name):
+        out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
     crash_point("after-commit-put")
     return commit
 
@@ -177,38 +191,39 @@ def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = f
     return _decoded(context, _inputs(context, shard, killers))
 
 
-def list_sample_ids(
-    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> Iterator[str]:
-    """Yield the sample id of every input of a shard in work order, without decoding any; `on_progress` is a sign of life now and then."""
-    return (record.sample_id for record in _searched(context, shard, killers, on_progress))
+def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any."""
+    return (record.sample_id for record in _inputs(context, shard, killers))
 
 
-def probe_shard(
-    context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> None:
-    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life now and then.
+def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
+    """Decode and encode inputs [start, stop) of a shard without publishing.
 
-    A runner uses it to find, by bisection, the input that kills its worker.
+    A runner uses it to find, by bisection, the input that kills its worker. A single input is encoded in an otherwise blank batch.
     """
-    records = itertools.islice(_searched(context, shard, killers, on_progress), start, stop)
+    records = itertools.islice(_inputs(context, shard, killers), start, stop)
     with contextlib.closing(_decoded(context, records)) as decoded:
-        _tokenize(context, decoded, _ShardResult(), on_progress)
+        _tokenize(context, decoded, _ShardResult(), lambda progress: None)
 
 
-def _searched(
-    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield the inputs of a shard; inputs that are only passed over can take longer than a worker may be silent."""
-    for index, record in enumerate(_inputs(context, shard, killers)):
-        if index % context.plan.batch_rows == 0:
-            on_progress(ShardProgress(0, 0, 0))
-        yield record
+def encode_blank(context: JobContext) -> None:
+    """Encode a batch without any input: the control of a search. A tokenizer that hangs on it hangs on everything."""
+    size = context.plan.spec.preprocess.size
+    rows = max(1, context.plan.batch_rows // context.plan.views.count) * context.plan.views.count
+    encoding = _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")
+    with doing(ENCODE, "a blank batch"):
+        encoding()
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
     rows = read_shard_rows(context.out, context.plan, shard)
-    return read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    while True:
+        with doing(FETCH, str(shard)):
+            record = next(records, None)
+        if record is None:
+            return
+        yield record
 
 
 def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
@@ -230,19 +245,21 @@ def _tokenize(
     ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0  # a device has the next batch before this one is done
     begun: deque[tuple[DecodedBatch, _Encoding | None]] = deque()
     for batch in batches:
-        begun.append((batch, _begin(context, batch.images_BHWC) if batch.slots else None))
+        begun.append((batch, _begin(context, batch.images_BHWC, batch.rows[0].sample_id) if batch.slots else None))
         if len(begun) > ahead:
             _finish(*begun.popleft(), result, on_progress)
     for batch, encoding in begun:
         _finish(batch, encoding, result, on_progress)
 
 
-def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
+def _begin(context: JobContext, images_BHWC: Images, first: str) -> _Encoding:
     tokenizer = context.tokenizer
     with context.encode_lock:
         if isinstance(tokenizer, OverlappedTokenizer):
-            return tokenizer.begin(images_BHWC)
-        with contextlib.nullcontext() if context.decode_threads else context.cpus:
+            with doing(ENCODE, first):
+                return tokenizer.begin(images_BHWC)
+        with contextlib.nullcontext() if context.decode_threads else context.cpus, doing(ENCODE, first):
+            crash_point("encode", first)
             started = time.perf_counter()
             tokens = tokenizer.encode(images_BHWC)
             seconds = time.perf_counter() - started
@@ -251,7 +268,8 @@ def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
 
 def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResult, on_progress: Callable[[ShardProgress], None]) -> None:
     if encoding is not None:
-        tokens, seconds = encoding()
+        with doing(ENCODE, batch.rows[0].sample_id):
+            tokens, seconds = encoding()
         result.seconds["encode"] += seconds
         result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
     result.seconds["fetch"] += batch.fetch_seconds
@@ -308,7 +326,8 @@ def _refuse_under_manifest(out: Store, plan: Plan) -> None:
         raise PlanError(f"{out.url} was completed (generation {pointer['generation']}) while this worker ran; its shards must not change")
 
 
-def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+def _made_by(context: JobContext) -> dict[str, Any]:
+    tokenizer = context.tokenizer
     notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
     return {
         "tokenshards": __version__,
@@ -319,6 +338,7 @@ def _made_by(source_store: Store, tokenizer: Tokenizer) -> dict[str, Any]:
         "device": describe_device(tokenizer),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "source": display_uri(source_store, ""),  # where the uri of every input of this shard begins
+        "run": context.run_uuid,
+        "source": display_uri(context.source, ""),  # where the uri of every input of this shard begins
         **({"notes": notes} if notes else {}),
     }

@@ -30,6 +30,10 @@ class _Search:
     probed_stop: int = 0
     deaths_of_one: int = 0
     """Times that [start, start + 1) alone killed its worker; a machine may fail once by chance, so that one death proves nothing."""
+    hung: bool = False
+    """One of those deaths was a hang. It proves something only if a blank batch does not hang too."""
+    accused: int | None = None
+    """Index of the input whose hang is checked against a blank batch."""
     guilty: int | None = None
 
 
@@ -61,6 +65,8 @@ class ShardTask:
             return {"op": "count", **base}
         if search.guilty is not None:
             return {"op": "name", "index": search.guilty, **base}
+        if search.accused is not None:
+            return {"op": "control", **base}
         search.probed_stop = (search.start + search.stop + 1) // 2 if search.stop - search.start > 1 else search.stop
         return {"op": "probe", "start": search.start, "stop": search.probed_stop, **base}
 
@@ -99,7 +105,7 @@ class ShardQueue:
         self._fresh_left -= 1
         return ShardTask(next(self._fresh))
 
-    def failed_once(self, task: ShardTask, kind: str, message: str, now: float) -> None:
+    def failed_once(self, task: ShardTask, kind: str, message: str, now: float, **details: Any) -> None:
         """A worker reported a failure of `kind` `transient` or `fatal`: the task waits for its next try, or its budget is used up."""
         self._listener.abandoned(task.shard)
         task.failures += 1
@@ -108,11 +114,11 @@ class ShardQueue:
             return
         task.attempt += 1
         delay = min(self._config.retry.max_delay_seconds, self._config.retry.first_delay_seconds * 2**task.failures)
-        self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard)
+        self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard, **details)
         self._wait(task, now + delay)
 
-    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, **details: Any) -> None:
-        """The worker of a task died or hung. Not `blamed` where its machine left: then the task just goes on elsewhere."""
+    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, hung: bool = False, **details: Any) -> None:
+        """The worker of a task died, or `hung` and was killed. Not `blamed` where its machine left: the task goes on elsewhere."""
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
         self._listener.abandoned(task.shard)
         task.attempt += 1
@@ -122,7 +128,7 @@ class ShardQueue:
             self._at_once.appendleft(task)
             return
         if task.search is not None:
-            self._narrow(task, task.search, survived=False)
+            self._narrow(task, task.search, survived=False, hung=hung)
         else:
             task.deaths += 1
             if task.deaths >= self._config.worker_deaths:
@@ -150,14 +156,19 @@ class ShardQueue:
             task.search, task.deaths = None, 0
         self._go_on(task)
 
-    def _narrow(self, task: ShardTask, search: _Search, *, survived: bool) -> None:
+    def _narrow(self, task: ShardTask, search: _Search, *, survived: bool, hung: bool = False) -> None:
         if search.stop < 0 or search.guilty is not None:  # died while only listing: nothing learnt
+            self._not_reproduced(task)
+        elif search.accused is not None and survived:
+            search.guilty = search.accused
+        elif search.accused is not None:  # without any input it ends the same way: the tokenizer or the machine is at fault
             self._not_reproduced(task)
         elif not survived and search.probed_stop - search.start == 1:
             search.stop = search.probed_stop
             search.deaths_of_one += 1
+            search.hung |= hung
             if search.deaths_of_one >= self._config.worker_deaths:
-                search.guilty = search.start
+                search.accused, search.guilty = (search.start, None) if search.hung else (None, search.start)
         elif not survived:
             search.stop = search.probed_stop
         elif search.probed_stop == search.stop:  # no single input is guilty

@@ -15,6 +15,7 @@ from typing import TypeVar
 import fsspec
 from fsspec.core import split_protocol
 
+from tokenshards.pipeline.activity import FETCH, doing
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, StoreAccessError, TransientStorageError, shorten
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
@@ -48,7 +49,8 @@ def fetch_file(store: Store, row: PlanRow, *, max_bytes: int = MAX_BYTES) -> byt
     if row.size > max_bytes:
         raise _too_large(row.size, max_bytes)
     try:
-        return _read_local(store, path, row, max_bytes) if store.is_local else _read_remote(store, path, row, max_bytes)
+        with doing(FETCH, row.sample_id):
+            return _read_local(store, path, row, max_bytes) if store.is_local else _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
         raise BadInput(Reason.MISSING, _readable(str(error)), Stage.FETCH) from None
     except StoreAccessError as error:

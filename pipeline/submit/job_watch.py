@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenshards.pipeline.conversion.request import Reporter
-from tokenshards.pipeline.errors import ClusterError, ConfigError
+from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
+from tokenshards.pipeline.ledger.heartbeat import live_runs
+from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.submit.ray_dashboard import said_by_ray
 from tokenshards.pipeline.submit.submission import Submitted
 
 __all__ = ["JobEnd", "watch_job"]
 
 POLL_SECONDS = 1.0
+PROGRESS_SECONDS = 10.0
+"""How often the run's record is read; it changes every 15 seconds."""
 LOST_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 """That of a run that was ended by SIGTERM, as Ray ends one."""
@@ -37,26 +42,40 @@ class JobEnd:
 
 
 def watch_job(
-    job: Submitted, reporter: Reporter, *, write_log: Callable[[str], None] | None = None, lost_seconds: float = LOST_SECONDS
+    job: Submitted,
+    reporter: Reporter,
+    *,
+    write_log: Callable[[str], None] | None = None,
+    open_out: Callable[[], Store] | None = None,
+    lost_seconds: float = LOST_SECONDS,
 ) -> JobEnd:
-    """Wait for the end of a job, handing its log to `write_log` as it grows.
+    """Wait for the end of a job. `write_log` gets its log as it grows; `open_out` opens its dataset, whose run record tells the progress.
 
     Raises ClusterError where the cluster has been away for `lost_seconds`, or ended the job itself; KeyboardInterrupt leaves the job alone.
     """
-    return asyncio.run(_Watch(job, reporter, write_log, lost_seconds).run())
+    return asyncio.run(_Watch(job, reporter, write_log, open_out, lost_seconds).run())
 
 
 class _Watch:
-    def __init__(self, job: Submitted, reporter: Reporter, write_log: Callable[[str], None] | None, lost_seconds: float) -> None:
+    def __init__(
+        self,
+        job: Submitted,
+        reporter: Reporter,
+        write_log: Callable[[str], None] | None,
+        open_out: Callable[[], Store] | None,
+        lost_seconds: float,
+    ) -> None:
         self._job = job
         self._reporter = reporter
         self._write_log = write_log
+        self._open_out = open_out
         self._lost_seconds = lost_seconds
         self._written = 0
 
     async def run(self) -> JobEnd:
         started, status = time.monotonic(), ""
         tail = asyncio.create_task(self._tail()) if self._write_log else None
+        bar = asyncio.create_task(self._show_progress(self._open_out)) if self._open_out is not None else None
         try:
             while True:
                 found = await self._ask()
@@ -69,9 +88,28 @@ class _Watch:
                 if tail is not None and tail.done():
                     tail.result()  # the log could not be written, say into a closed pipe
         finally:
-            if tail is not None:
-                tail.cancel()
-                await asyncio.gather(tail, return_exceptions=True)
+            for task in (tail, bar):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+
+    async def _show_progress(self, open_out: Callable[[], Store]) -> None:
+        """Show what the record of the run in its dataset says, as `status` does."""
+        out: Store | None = None
+        while True:
+            try:
+                if out is None:
+                    out = await asyncio.to_thread(open_out)
+                found = await asyncio.to_thread(_latest_progress, out)
+            except TokenshardsError as error:
+                self._reporter.say(
+                    f"no progress can be shown, because OUT cannot be read from here: {error}\nThe job goes on; "
+                    "`tokenshards status OUT` shows its progress where OUT can be read, and --tail shows the job's log"
+                )
+                return
+            if found is not None:
+                self._reporter.advance(found)
+            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _ask(self) -> dict[str, Any]:
         """Return what the cluster says of the job; ask again while it is away."""
@@ -128,6 +166,11 @@ class _Watch:
             seconds=seconds,
             log_end="\n".join(log.splitlines()[-SHOWN_LINES:]) if status == "FAILED" else "",
         )
+
+
+def _latest_progress(out: Store) -> RunProgress | None:
+    runs = [record for record in live_runs(out) if record.counters]
+    return max(runs, key=lambda record: record.updated_seconds).progress if runs else None
 
 
 def _reason(message: str) -> str:

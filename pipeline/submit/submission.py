@@ -22,7 +22,6 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
-from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
@@ -33,8 +32,6 @@ from tokenshards.pipeline.submit.wheel import Project, build_wheel, read_project
 __all__ = ["Submission", "Submitted", "check_values", "ray_client", "submit"]
 
 MIN_PYTHON = (3, 11)
-LINE_SECONDS = 5.0
-"""How often a job tells its progress; the terminal that submitted it shows a bar of it."""
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """Beside --join a second submission never waits until the first one's driver counts as dead."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -105,7 +102,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
     SourceConfig(tars_per_shard=values["tars_per_shard"])
     RunConfig(
-        workers=1 if values["workers"] is None else values["workers"],
+        workers=values["workers"],
         max_bad=values["max_bad"],
         stall_timeout_seconds=values["stall_timeout"],
         retry=RetryConfig(attempts=values["retry_attempts"]),
@@ -140,7 +137,6 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
     variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
-    variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
     arguments = submission.arguments
     if submission.forward_credentials:  # the nodes get what the profile holds, and have no such profile
         arguments = tuple(word for word in arguments if not word.startswith("--storage-option=profile="))

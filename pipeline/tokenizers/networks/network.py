@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
 
@@ -67,6 +68,7 @@ class Network:
                 continue
             found.append(part)
             start += len(part)
+            step()  # a slow network shows that it works
         whole = torch.cat(found)
         return whole, torch.isfinite(whole).all()
 

@@ -15,6 +15,8 @@ class KeptListener:
         self.in_flight: dict[int, list[int]] = {}
         self.committed_shards: dict[int, ShardSummary] = {}
         self.started_shards: list[int] = []
+        self.shards_elsewhere: list[int] = []
+        self.standings: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.details: list[dict[str, Any]] = []
         self.usage: RunUsage | None = None
@@ -34,12 +36,19 @@ class KeptListener:
         self.in_flight.pop(shard, None)
         self.committed_shards[shard] = summary
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        self.in_flight.pop(shard, None)
+        self.shards_elsewhere.append(shard)
+
     def abandoned(self, shard: int) -> None:
         self.in_flight.pop(shard, None)
 
     def measured(self, usage: RunUsage) -> None:
         assert self.usage is None
         self.usage = usage
+
+    def watched(self, standing: dict[str, Any]) -> None:
+        self.standings.append(standing)
 
     def noted(self, message: str, **details: Any) -> None:
         self.notes.append(message)

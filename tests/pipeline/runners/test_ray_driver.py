@@ -24,12 +24,12 @@ from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import TransientStorageError
 from tokenshards.pipeline.job.shard_job import ShardProgress
-from tokenshards.pipeline.runners import decode_placement, ray_actor
-from tokenshards.pipeline.runners import ray_driver as ray_jobs
+from tokenshards.pipeline.runners import decode_placement, ray_decode, supervisor
 from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import joined_cluster
 from tokenshards.pipeline.runners.ray_driver import RayRunner
+from tokenshards.pipeline.runners.ray_errors import in_one_line
 from tokenshards.pipeline.storage.store import Store
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
@@ -91,9 +91,9 @@ class ImpatientActor(ShardActor):
     """Waits less long for a decoding task than a run of hours would."""
 
     def open(self) -> str:
-        from tokenshards.pipeline.runners import ray_actor
+        from tokenshards.pipeline.runners import ray_decode
 
-        ray_actor.QUEUE_SECONDS = 1.0
+        ray_decode.QUEUE_SECONDS = 1.0
         return super().open()
 
 
@@ -193,7 +193,7 @@ def test_suspects_do_not_wait_for_the_end_and_have_an_actor_to_themselves(addres
 
 
 def test_actors_that_cannot_start_stop_no_run_that_has_others(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_jobs, "STARTUP_FAILURES", 1)
+    monkeypatch.setattr(supervisor, "STARTUP_FAILURES", 1)
     run = Run(tmp_path, address, 40, {"open": "fails"})
     assert run.failed == {} and run.committed == set(range(40))
     assert run.listener.says("an actor could not start and is tried again", "the store is away")
@@ -229,7 +229,7 @@ def test_a_decoding_task_that_finds_no_free_cpus_is_done_by_the_actor(address: s
 
 
 def test_a_node_with_other_code_decodes_nothing() -> None:
-    (_, begun), (_, refused) = ray_actor._decode("{}", 0, [], 1, "0123")
+    (_, begun), (_, refused) = ray_decode._decode("{}", 0, [], 1, "0123")
     assert begun == {} and "has other tokenshards code than its actor" in refused["refusal"] and code_digest() in refused["refusal"]
 
 
@@ -245,7 +245,7 @@ def test_where_to_decode_is_decided_once_from_what_was_measured(
     cluster_config = RayConfig(address=cluster.address, cpus_per_actor=2, max_actors=1)
     runner = RayRunner(RunConfig(workers=1), cluster_config, actor_class=PatientActor)
     outcome = convert(tmp_path / "src", tmp_path / "out", runner=runner, reporter=reporter, shard_rows=40)
-    (said,) = [line for line in reporter.lines if "pictures are decoded" in line]
+    (said,) = [line for line in reporter.lines if "images are decoded" in line]
     assert "an actor decodes" in said and ("2 idle CPUs" in said or "the network carries" in said), said
     assert outcome.usage is not None and outcome.usage.notes == [said]
 
@@ -271,5 +271,5 @@ def test_where_to_decode_is_decided_once_from_what_was_measured(
     ],
 )
 def test_errors_of_ray_are_told_in_one_line(error: RayError, says: str) -> None:
-    said = ray_jobs._in_one_line(error)
+    said = in_one_line(error)
     assert said.startswith(says) and "\n" not in said
