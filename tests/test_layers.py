@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer -> what it may import of our own packages, besides itself. A name stands for a module or a whole package.
 FOUNDATION = {
+    "tokenshards.pipeline.activity",
     "tokenshards.pipeline.errors",
     "tokenshards.pipeline.config",
     "tokenshards.pipeline.canonical",
@@ -29,6 +30,8 @@ INPUT = STORES | {
 WORK = SHARDS | INPUT | {"tokenshards.pipeline.tokenizers", "tokenshards.pipeline.planning.partition", "tokenshards.pipeline.planning.plan"}
 ALLOWED: dict[str, set[str]] = {
     "tokenshards.pipeline.errors": set(),
+    "tokenshards.pipeline.activity": set(),
+    "tokenshards.pipeline.ledger.progress": set(),
     "tokenshards.pipeline.view_policy": {"tokenshards.pipeline.errors", "tokenshards.pipeline.canonical"},
     "tokenshards.pipeline.config": {"tokenshards.pipeline.errors", "tokenshards.pipeline.view_policy"},
     "tokenshards.pipeline.canonical": {"tokenshards.pipeline.errors"},
@@ -96,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         "tokenshards.pipeline.conversion.tokenize",
         "tokenshards.pipeline.ledger.heartbeat",
         "tokenshards.pipeline.planning.planner",
+        "tokenshards.pipeline.ledger.progress",
         "tokenshards.pipeline.conversion.request",
         "tokenshards.pipeline.runners.base",
     },
@@ -108,6 +112,9 @@ RAY_ALLOWED = {
     "tokenshards.pipeline.runners.ray_driver",
     "tokenshards.pipeline.runners.ray_actor",
     "tokenshards.pipeline.runners.ray_connection",
+    "tokenshards.pipeline.runners.ray_decode",
+    "tokenshards.pipeline.runners.ray_errors",
+    "tokenshards.pipeline.runners.ray_pool",
     "tokenshards.pipeline.submit.submission",
     "tokenshards.stem_adaptors.cluster.ray_train",
 }

@@ -216,8 +216,9 @@ def encode_blank(context: JobContext) -> None:
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
-    rows = read_shard_rows(context.out, context.plan, shard)
-    records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    with doing(FETCH, str(shard)):
+        rows = read_shard_rows(context.out, context.plan, shard)
+        records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
     while True:
         with doing(FETCH, str(shard)):
             record = next(records, None)

@@ -18,8 +18,8 @@ SILENT = "silent"
 """Stage of a worker that sends no heartbeat: it is frozen, or code that holds Python's lock keeps its heartbeat thread from running."""
 SLACK = 10.0
 """How many times as long as the longest before it a part of a stage may take."""
-PATIENCE = {STARTING: 4.0, ENCODE: 12.0, PACK: 12.0}
-"""Stall timeouts that a stage has which was not measured yet; 1 for the others. Starting and packing keep them: jobs differ in size."""
+PATIENCE = {STARTING: 4.0, ENCODE: 12.0, PACK: 12.0, SHARD: 2.0, SILENT: 2.0}
+"""Stall timeouts that a stage has at least, 1 for the others. Encoding has them until it was measured."""
 SILENT_BEATS = 3.0
 NOTED_SHARE = 0.1
 """Share of the stall timeout after which a wait for the store is worth telling."""
@@ -78,7 +78,7 @@ class Deadlines:
     def limit_seconds(self, stage: str) -> float:
         """Return how long one part of a stage may take."""
         if stage == SILENT:
-            return max(self.limit_seconds(ENCODE), SILENT_BEATS * self._beat_seconds)
+            return max(self.limit_seconds(ENCODE), PATIENCE[SILENT] * self._stall_seconds, SILENT_BEATS * self._beat_seconds)
         measured = self._slowest.get(stage)
         patience = 1.0 if stage == ENCODE and measured is not None else PATIENCE.get(stage, 1.0)
         return max(patience * self._stall_seconds, SLACK * (measured or 0.0))

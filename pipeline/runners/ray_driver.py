@@ -32,7 +32,7 @@ from tokenshards.pipeline.runners.ray_pool import ActorPool, RayWorker
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import TICK_SECONDS, Supervisor, beat_seconds
 
-__all__ = ["RayRunner"]
+__all__ = ["RayRunner", "actor_limit"]
 
 MOST_PULSE_SECONDS = 5.0
 HEAD_SECONDS = 5.0
@@ -60,6 +60,14 @@ class RayRunner:
                 f"the Ray cluster was lost ({in_one_line(error)}). Nothing that was committed is lost; when the cluster is back, run the "
                 "same command again: it continues"
             ) from error
+
+
+def actor_limit(asked: int | None, room: int, room_at_start: int) -> int:
+    """Return the most actors: as many as were asked for, else as many as the cluster has room for now.
+
+    A cluster that has grown since the start grows by an autoscaler, which adds nodes for actors that wait: as many again are asked for.
+    """
+    return asked or max(1, room if room <= room_at_start else 2 * room)
 
 
 class _RayRun:
@@ -125,11 +133,7 @@ class _RayRun:
         return self._view.size.room_for(self._cluster.cpus_per_actor + spared, self._cluster.gpus_per_actor)
 
     def _limit(self) -> int:
-        """Return the most actors. Where the cluster grows, as many again are asked for: they are what makes an autoscaler add nodes."""
-        if self._cluster.max_actors is not None:
-            return self._cluster.max_actors
-        room = self._room()
-        return max(1, room if room <= self._room_at_start else 2 * room)
+        return actor_limit(self._cluster.max_actors, self._room(), self._room_at_start)
 
     def _hire(self) -> None:
         supervisor = self._supervisor

@@ -70,7 +70,7 @@ class Supervisor(Generic[W]):
         self._hire_after = 0.0
         self._watch_at = 0.0
         self._watch_seconds = min(WATCH_SECONDS, beat_seconds)
-        self._noted_at: dict[State, float] = {}
+        self._noted_at: dict[tuple[State, str], float] = {}
         self.queue = ShardQueue(shards, config, listener)
         self.workers: list[W] = []
         self.usage = RunUsage()
@@ -232,7 +232,7 @@ class Supervisor(Generic[W]):
 
     def _tell(self, verdict: Verdict, now: float) -> None:
         doing = verdict.doing
-        if doing is None or now - self._noted_at.get(verdict.state, float("-inf")) < NOTE_SECONDS:
+        if doing is None or now - self._noted_at.get((verdict.state, doing.stage), float("-inf")) < NOTE_SECONDS:
             return
         if verdict.state is State.WAITING_FOR_STORE:
             tries = "" if doing.retries_left is None else f", {doing.retries_left} attempts left"
@@ -242,4 +242,4 @@ class Supervisor(Generic[W]):
                 f"a {self._noun} is slow, or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
                 f"it is left alone up to {verdict.limit_seconds:.0f} s"
             )
-        self._noted_at[verdict.state] = now
+        self._noted_at[verdict.state, doing.stage] = now

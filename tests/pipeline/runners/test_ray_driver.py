@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from tests.datasets import SilentReporter, content, convert, quarantine_of, write_images
 from tests.pipeline.runners.listening import KeptListener
 from tests.ray_clusters import RayCluster
+from tokenshards.pipeline.activity import DECODE, ENCODE, doing
 from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import TransientStorageError
@@ -28,7 +29,7 @@ from tokenshards.pipeline.runners import decode_placement, ray_decode, superviso
 from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import joined_cluster
-from tokenshards.pipeline.runners.ray_driver import RayRunner
+from tokenshards.pipeline.runners.ray_driver import RayRunner, actor_limit
 from tokenshards.pipeline.runners.ray_errors import in_one_line
 from tokenshards.pipeline.storage.store import Store
 
@@ -36,6 +37,7 @@ from tokenshards.pipeline.storage.store import Store
 pytestmark = pytest.mark.timeout(300)
 
 GUILTY = "img_0002.jpg"
+STALL_SECONDS = 1.5
 SUMMARY = {
     "rows": 4,
     "quarantined": 0,
@@ -52,6 +54,8 @@ class ScriptedServer:
         self.context = SimpleNamespace(out=Store(job.out_url))
         self._folder = Path(job.out_url)
         self._script: dict[str, str] = json.loads(job.plan_id)
+        if self._script.get("start") == "hangs-once" and self._first("start"):
+            time.sleep(600)
         if "open" in self._script and not self._first("open"):  # all actors but the first
             time.sleep(0.3)
             raise TransientStorageError("the store is away")
@@ -76,6 +80,14 @@ class ScriptedServer:
             raise RuntimeError("a mistake of ours")
         if what == "dies-once" and self._first(str(shard)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "another":
+            return {"event": "done", "summary": SUMMARY, "by_another": True}
+        if what == "hangs-once" and self._first(str(shard)):
+            with doing(DECODE, "x.jpg"):
+                time.sleep(600)
+        if what == "slow":
+            with doing(ENCODE, "x.jpg"):
+                time.sleep(4 * STALL_SECONDS)
         time.sleep(0.1)
         with (self._folder / "spans.jsonl").open("a") as file:
             file.write(json.dumps([shard, os.getpid(), begun, time.time()]) + "\n")
@@ -147,7 +159,9 @@ class Run:
             retry=RetryConfig(),
             run_uuid="run",
         )
-        config = RunConfig(workers=1, retry=RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2))
+        stall_seconds = cluster.pop("stall_seconds", 300.0)
+        retry = RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2)
+        config = RunConfig(workers=1, stall_timeout_seconds=stall_seconds, retry=retry)
         self.listener = KeptListener()
         runner = RayRunner(config, RayConfig(address=address, **cluster), actor_class=ScriptedActor)
         self.failed = runner.run(job, range(shards), self.listener)
@@ -190,6 +204,53 @@ def test_suspects_do_not_wait_for_the_end_and_have_an_actor_to_themselves(addres
     begin, end = next((begin, end) for shard, _, begin, end in spans if shard == 3)
     beside = [shard for shard, _, other_begin, other_end in spans if shard != 3 and other_begin < end and other_end > begin]
     assert beside == []
+
+
+def test_a_slow_actor_is_left_alone_and_one_that_hangs_at_work_or_at_its_start_is_replaced(address: str, tmp_path: Path) -> None:
+    script = {"1": "slow", "3": "hangs-once", "start": "hangs-once"}
+    run = Run(tmp_path, address, 6, script, stall_seconds=STALL_SECONDS, shards_in_flight=1)
+    assert run.failed == {} and run.committed == set(range(6))
+    assert run.listener.says("an actor could not start", "in the stage starting", "was killed")
+    assert run.listener.says("a worker made no progress", "in the stage decode (x.jpg) and was killed on shard 3")
+    assert run.listener.started_shards.count(1) == 1, run.listener.notes
+    assert run.listener.says("an actor is slow, or hangs", "stage encode")
+    assert any(standing["workers"].get("slow") for standing in run.listener.standings)
+
+
+def test_what_another_run_committed_is_not_counted_as_ours(address: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, address, 3, {"1": "another"})
+    assert run.failed == {} and run.committed == {0, 2} and run.listener.shards_elsewhere == [1]
+    assert run.listener.usage is not None and run.listener.usage.seconds["encode"] == pytest.approx(0.2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_counters_for_prometheus_name_dataset_and_run_and_leave_out_what_another_run_did(tmp_path: Path) -> None:
+    job = JobSpec(
+        out_url=str(tmp_path),
+        out_options={},
+        source_url=str(tmp_path),
+        source_config=SourceConfig(),
+        plan_id=json.dumps({"1": "another"}),
+        retry=RetryConfig(),
+        run_uuid="0123",
+    )
+    actor = ScriptedActor("w", json.dumps(job.to_json()), 0)
+    assert json.loads(actor.open())["event"] == "ready"
+    counted: dict[str, float] = {}
+    for name, counter in actor._counters.items():
+        assert counter._default_tags == {"out": str(tmp_path), "run": "0123"} and {"out", "run"} <= set(counter.info["tag_keys"])
+        counter.inc = lambda value, tags, name=name: counted.update({name: counted.get(name, 0) + value})
+    for shard in range(2):
+        actor.serve(json.dumps({"op": "run", "shard": shard, "attempt": 1, "killers": []}))
+    assert counted["images_total"] == 4 and counted["shards_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "rooms", "limits"),
+    [(None, (4, 4, 2), [4, 4, 2]), (None, (0, 0, 4, 16), [1, 1, 8, 32]), (None, (2, 3), [2, 6]), (7, (0, 16), [7, 7])],
+)
+def test_the_limit_of_actors_follows_a_cluster_that_grows(asked: int | None, rooms: tuple[int, ...], limits: list[int]) -> None:
+    assert [actor_limit(asked, room, rooms[0]) for room in rooms] == limits
 
 
 def test_actors_that_cannot_start_stop_no_run_that_has_others(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
