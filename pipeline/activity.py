@@ -73,18 +73,14 @@ _slowest: dict[str, float] = {}
 class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of contextlib makes three times slower
     """A stage of the thread that enters it. An attempt of more than `bound_seconds` counts as the stage around it."""
 
-    __slots__ = (
-        *("_attempt_since", "_bound_seconds", "_outer", "_relayed", "_relayed_at", "_thread"),
-        *("input", "retries_left", "since", "stage"),
-    )
+    _relayed: list[Doing] | None = None
+    _relayed_at = 0.0
 
     def __init__(self, stage: str, name: str = "", *, retries_left: int | None = None, bound_seconds: float = float("inf")) -> None:
         self.stage = stage
         self.input = name
         self.retries_left = retries_left
         self._bound_seconds = bound_seconds
-        self._relayed: list[Doing] | None = None
-        self._relayed_at = 0.0
 
     def __enter__(self) -> doing:
         self._thread = get_ident()

@@ -219,8 +219,9 @@ def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Itera
     with doing(FETCH, str(shard)):
         rows = read_shard_rows(context.out, context.plan, shard)
         records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    fetching = doing(FETCH, str(shard))
     while True:
-        with doing(FETCH, str(shard)):
+        with fetching:
             record = next(records, None)
         if record is None:
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,16 +71,19 @@ class _Watch:
         self._reporter = reporter
         self._write_log = write_log
         self._open_out = open_out
+        self._told: queue.SimpleQueue[RunProgress | str] = queue.SimpleQueue()
         self._lost_seconds = lost_seconds
         self._written = 0
 
     async def run(self) -> JobEnd:
         started, status = time.monotonic(), ""
         tail = asyncio.create_task(self._tail()) if self._write_log else None
-        bar = asyncio.create_task(self._show_progress(self._open_out)) if self._open_out is not None else None
+        if self._open_out is not None:
+            threading.Thread(target=self._read_progress, args=(self._open_out,), name="progress", daemon=True).start()
         try:
             while True:
                 found = await self._ask()
+                self._show_progress()
                 if found["status"] != status:
                     status = str(found["status"])
                     self._reporter.say(f"job {self._job.submission_id}: {status.lower()}")
@@ -88,28 +93,32 @@ class _Watch:
                 if tail is not None and tail.done():
                     tail.result()  # the log could not be written, say into a closed pipe
         finally:
-            for task in (tail, bar):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
+            if tail is not None:
+                tail.cancel()
+                await asyncio.gather(tail, return_exceptions=True)
 
-    async def _show_progress(self, open_out: Callable[[], Store]) -> None:
-        """Show what the record of the run in its dataset says, as `status` does."""
-        out: Store | None = None
-        while True:
-            try:
-                if out is None:
-                    out = await asyncio.to_thread(open_out)
-                found = await asyncio.to_thread(_latest_progress, out)
-            except TokenshardsError as error:
-                self._reporter.say(
-                    f"no progress can be shown, because OUT cannot be read from here: {error}\nThe job goes on; "
-                    "`tokenshards status OUT` shows its progress where OUT can be read, and --tail shows the job's log"
-                )
-                return
-            if found is not None:
-                self._reporter.advance(found)
-            await asyncio.sleep(PROGRESS_SECONDS)
+    def _read_progress(self, open_out: Callable[[], Store]) -> None:
+        """Read the record of the run in its dataset, as `status` does, until the process ends; runs in a thread that nobody waits for."""
+        try:
+            out = open_out()
+            while True:
+                if (found := _latest_progress(out)) is not None:
+                    self._told.put(found)
+                time.sleep(PROGRESS_SECONDS if found is not None else POLL_SECONDS)  # until it begins, a person waits for a sign
+        except TokenshardsError as error:
+            self._told.put(
+                f"no progress can be shown, because OUT cannot be read from here: {error}\nThe job goes on; "
+                "`tokenshards status OUT` shows its progress where OUT can be read, and --tail shows the job's log"
+            )
+
+    def _show_progress(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                told = self._told.get_nowait()
+                if isinstance(told, RunProgress):
+                    self._reporter.advance(told)
+                else:
+                    self._reporter.say(told)
 
     async def _ask(self) -> dict[str, Any]:
         """Return what the cluster says of the job; ask again while it is away."""
