@@ -51,6 +51,11 @@ class Verdict:
         """True for a hang that an input can have caused; a hang in a read, a write or the start says nothing of any input."""
         return self.doing is not None and self.doing.stage in BLAMED
 
+    @property
+    def hung_at(self) -> str:
+        """Sample id of the input in hand, empty where that is not known."""
+        return self.doing.input if self.doing is not None and self.doing.stage == DECODE else ""
+
     def describe(self) -> str:
         """Return what a hanging worker did, for messages such as "a worker … on shard 3"."""
         if self.doing is None:

@@ -25,6 +25,8 @@ MAX_VANISHED = 5
 class _Search:
     """Bisection: the input that kills workers is in [start, stop); `stop=-1` while the inputs are not counted yet."""
 
+    named: str = ""
+    """Sample id that the worker had in hand when it hung: it is tried alone, without bisection."""
     start: int = 0
     stop: int = -1
     probed_stop: int = 0
@@ -48,6 +50,8 @@ class ShardTask:
     vanished: int = 0
     """Times its worker was lost with its machine, or for no known reason."""
     killers: set[str] = field(default_factory=set)
+    cleared: set[str] = field(default_factory=set)
+    """Sample ids that a worker hung at, and which were then tried alone without a hang."""
     search: _Search | None = None
 
     @property
@@ -62,7 +66,7 @@ class ShardTask:
         if search is None:
             return {"op": "run", **base}
         if search.stop < 0:
-            return {"op": "count", **base}
+            return {"op": "find", "sample_id": search.named, **base} if search.named else {"op": "count", **base}
         if search.guilty is not None:
             return {"op": "name", "index": search.guilty, **base}
         if search.accused is not None:
@@ -117,8 +121,11 @@ class ShardQueue:
         self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard, **details)
         self._wait(task, now + delay)
 
-    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, hung: bool = False, **details: Any) -> None:
-        """The worker of a task died, or `hung` and was killed. Not `blamed` where its machine left: the task goes on elsewhere."""
+    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, hung: bool = False, hung_at: str = "", **details: Any) -> None:
+        """The worker of a task died, or `hung` and was killed, with the input `hung_at` in hand where that is known.
+
+        Not `blamed` where its machine left: the task goes on elsewhere.
+        """
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
         self._listener.abandoned(task.shard)
         task.attempt += 1
@@ -131,13 +138,27 @@ class ShardQueue:
             self._narrow(task, task.search, survived=False, hung=hung)
         else:
             task.deaths += 1
-            if task.deaths >= self._config.worker_deaths:
-                self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
-                task.search = _Search()
+            if hung_at and hung_at not in task.cleared:
+                self._listener.noted(f"{hung_at} is tried alone, because a worker hung at it", shard=task.shard, sample_id=hung_at)
+                task.search = _Search(named=hung_at)
+            else:
+                self._search_all(task)
         self._go_on(task)
 
+    def _search_all(self, task: ShardTask) -> None:
+        """Begin a search by bisection once enough workers have died."""
+        task.search = None
+        if task.deaths >= self._config.worker_deaths:
+            self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
+            task.search = _Search()
+
+    def _clear(self, task: ShardTask, search: _Search) -> None:
+        """The named input did nothing when it was tried alone, or is not in this shard."""
+        task.cleared.add(search.named)
+        self._search_all(task)
+
     def answered(self, task: ShardTask, message: dict[str, Any]) -> None:
-        """A worker answered a command of a search: `counted`, `survived` or `named`."""
+        """A worker answered a command of a search: `counted`, `found`, `survived` or `named`."""
         search = task.search
         if search is None:
             raise RuntimeError(f"shard {task.shard} is not searched, but a worker reported {message['event']}")
@@ -145,6 +166,10 @@ class ShardQueue:
             search.stop = int(message["inputs"])
             if search.stop == 0:
                 self._not_reproduced(task)
+        elif message["event"] == "found" and message["index"] is None:
+            self._clear(task, search)
+        elif message["event"] == "found":
+            search.start, search.stop = int(message["index"]), int(message["index"]) + 1
         elif message["event"] == "survived":
             self._narrow(task, search, survived=True)
         elif message["sample_id"] is None:  # the inputs are not those that were counted
@@ -171,6 +196,8 @@ class ShardQueue:
                 search.accused, search.guilty = (search.start, None) if search.hung else (None, search.start)
         elif not survived:
             search.stop = search.probed_stop
+        elif search.probed_stop == search.stop and search.named:
+            self._clear(task, search)
         elif search.probed_stop == search.stop:  # no single input is guilty
             self._not_reproduced(task)
         else:

@@ -67,6 +67,11 @@ class ShardServer:
                 return {**event, "notes": notes} if notes else event
             case "count":
                 return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers))}
+            case "find":
+                places = (
+                    index for index, found in enumerate(list_sample_ids(self.context, shard, killers)) if found == command["sample_id"]
+                )
+                return {"event": "found", "index": next(places, None)}
             case "name":
                 ids = list_sample_ids(self.context, shard, killers)
                 return {"event": "named", "sample_id": next(itertools.islice(ids, int(command["index"]), None), None)}

@@ -181,8 +181,9 @@ class Supervisor(Generic[W]):
             if blamed and verdict is not None and not verdict.blames_input:
                 self.queue.failed_once(task, "transient", f"a worker {how}", time.monotonic(), worker=worker.name, **details)
                 continue
-            hung = verdict is not None
-            self.queue.worker_died(task, how, blamed=blamed, hung=hung, worker=worker.name, host=worker.host, **details)
+            hung_at = "" if verdict is None else verdict.hung_at
+            said = {"worker": worker.name, "host": worker.host, **details}
+            self.queue.worker_died(task, how, blamed=blamed, hung=verdict is not None, hung_at=hung_at, **said)
         worker.tasks.clear()
 
     def broken(self, event: dict[str, Any]) -> None:

@@ -42,10 +42,18 @@ class HangsOnMagenta(Slow):
 
 
 class TellsItsDevice(Slow):
-    """Writes down which GPU it was given."""
+    """Writes down which GPU it was given, and encodes when $WORKERS_AWAITED have done so."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        if "folder" in settings:
-            with (Path(settings["folder"]) / "devices").open("a") as file:
-                file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "") + "\n")
+        self._file = Path(settings["folder"]) / "devices"
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if given and "," not in given:  # else this is no worker, but the driver, which may use them all
+            with self._file.open("a") as file:
+                file.write(f"{given}\n")
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        awaited = int(os.environ.get("WORKERS_AWAITED", "0"))
+        while awaited and len(self._file.read_text().split()) < awaited:
+            time.sleep(0.01)
+        return super().encode(images)

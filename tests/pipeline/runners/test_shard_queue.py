@@ -43,6 +43,8 @@ class Machine:
     """(shard, index) -> times that a probe of this input alone lost its worker, by chance or not."""
     hangs: bool = False
     """Guilty inputs make their worker hang; else they kill it."""
+    tells: bool = False
+    """A worker that hangs has told at which input, right or wrong."""
     controls: int = 0
     """Times that a blank batch passed."""
     named: list[str] = field(default_factory=list)
@@ -68,7 +70,7 @@ class Machine:
         handled = [name for name in names(task.shard) if name not in command["killers"]]
         if command["op"] == "probe":
             handled = [name for name in names(task.shard)[command["start"] : command["stop"]] if name not in command["killers"]]
-        elif command["op"] in ("count", "name", "control"):
+        elif command["op"] in ("count", "name", "control", "find"):
             handled = ["a blank batch"] if command["op"] == "control" else []
         fault = ""
         for kind, rate in self.rates.items():
@@ -84,11 +86,18 @@ class Machine:
         elif fault == "vanish":
             self.queue.worker_died(task, "left", blamed=False)
         elif lost:
-            self.queue.worker_died(task, "died", hung=fault == "hang" or (self.hangs and not fault))
+            hung = fault == "hang" or (self.hangs and not fault)
+            at = self.rng.choice([*sorted(self.guilty.intersection(handled)), "", "no such input"]) if hung and self.tells else ""
+            self.queue.worker_died(task, "died", hung=hung, hung_at=at)
         elif command["op"] == "run":
             self.listener.committed(task.shard, SUMMARY)
         elif command["op"] == "count":
             self.queue.answered(task, {"event": "counted", "inputs": INPUTS})
+        elif command["op"] == "find":
+            found = names(task.shard)
+            handled = [name for name in found if name not in command["killers"]]
+            index = found.index(command["sample_id"]) if command["sample_id"] in handled else None
+            self.queue.answered(task, {"event": "found", "index": index})
         elif command["op"] in ("probe", "control"):
             self.controls += command["op"] == "control"
             self.queue.answered(task, {"event": "survived"})
@@ -143,11 +152,48 @@ def test_on_a_machine_that_works_exactly_the_guilty_inputs_are_named(
     seed: int, guilty: set[tuple[int, int]], vanish: float, hangs: bool
 ) -> None:
     wrong = {f"{shard}/{index}" for shard, index in guilty}
-    found = machine(6, seed=seed, guilty=wrong, hangs=hangs, rates={"vanish": vanish})
+    found = machine(6, seed=seed, guilty=wrong, hangs=hangs, tells=bool(seed % 2), rates={"vanish": vanish})
     found.run()
     assert found.controls == (len(wrong) if hangs else 0), "a hang names an input after a blank batch has passed, a death names it at once"
     assert sorted(found.named) == sorted(wrong) and found.queue.failed == {}
     assert found.listener.committed_shards.keys() == set(range(6))
+
+
+def test_the_input_that_a_worker_hung_at_is_tried_alone_at_once() -> None:
+    queue, asked = ShardQueue([0], config(), KeptListener()), []
+    while (task := queue.next_due(0.0)) is not None and len(asked) < 20:
+        command = task.command()
+        asked.append(command["op"])
+        if command["op"] == "run" and command["killers"]:
+            break
+        if command["op"] in ("run", "probe"):
+            queue.worker_died(task, "hung", hung=True, hung_at=names(0)[3])
+        elif command["op"] == "find":
+            queue.answered(task, {"event": "found", "index": 3})
+        elif command["op"] == "name":
+            assert command["index"] == 3
+            queue.answered(task, {"event": "named", "sample_id": names(0)[3]})
+        else:
+            queue.answered(task, {"event": "survived"})
+    assert asked == ["run", "find", "probe", "probe", "probe", "control", "name", "run"]
+
+
+def test_a_hang_that_passes_clears_its_input_and_a_second_one_there_is_searched_by_bisection() -> None:
+    queue, asked = ShardQueue([0], config(worker_deaths=2), KeptListener()), []
+    for _ in range(6):
+        task = queue.next_due(0.0)
+        assert task is not None
+        command = task.command()
+        asked.append(command["op"])
+        if command["op"] == "run":
+            queue.worker_died(task, "hung", hung=True, hung_at=names(0)[3])
+        elif command["op"] == "find":
+            queue.answered(task, {"event": "found", "index": 3})
+        elif command["op"] == "count":
+            queue.answered(task, {"event": "counted", "inputs": INPUTS})
+        else:
+            queue.answered(task, {"event": "survived"})
+    assert asked == ["run", "find", "probe", "run", "count", "probe"]
 
 
 def test_a_tokenizer_that_hangs_on_blank_batches_too_names_nobody() -> None:

@@ -125,6 +125,8 @@ def test_a_search_counts_names_and_probes(server: ShardServer) -> None:
     names = [server.serve(command("name", index=index), nothing)["sample_id"] for index in range(GOOD + BAD)]
     assert len(set(names)) == GOOD + BAD and sum("bad" in name for name in names) == BAD
     assert server.serve(command("name", index=GOOD + BAD), nothing) == {"event": "named", "sample_id": None}
+    assert server.serve(command("find", sample_id=names[5]), nothing) == {"event": "found", "index": 5}
+    assert server.serve(command("find", sample_id="nobody.jpg"), nothing) == {"event": "found", "index": None}
     assert server.serve(command("probe", start=3, stop=17), nothing) == {"event": "survived"}
     assert server.serve(command("control"), nothing) == {"event": "survived"}
     assert server.serve(command("name", index=4, killers=[names[0], names[4]]), nothing)["sample_id"] == names[4]

@@ -189,16 +189,15 @@ def local_records(out: Path) -> list[Any]:
 
 
 def test_one_worker_per_gpu_each_pinned_to_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_images(tmp_path / "src", 8)
+    write_images(tmp_path / "src", 2)
     monkeypatch.setattr(local, "available_cores", lambda: 8)
     told = tokenizer(tmp_path / "tok", "TellsItsDevice", folder=str(tmp_path))
-    (tmp_path / "devices").unlink()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    write = monkeypatch.setattr
-    write(local_devices.subprocess, "run", lambda *_, **__: pytest.fail("the variable says which there are"))
+    monkeypatch.setenv("WORKERS_AWAITED", "2")
+    monkeypatch.setattr(local_devices.subprocess, "run", lambda *_, **__: pytest.fail("the variable says which there are"))
     lines = run(tmp_path / "src", tmp_path / "out", tokenizer=told, workers=None, shard_rows=1, stall_timeout_seconds=60)
     assert says(lines, "2 workers on 2 GPUs, with 4 decoding threads each")
-    assert {"GPU-a", "GPU-b"} <= set((tmp_path / "devices").read_text().split())
+    assert sorted((tmp_path / "devices").read_text().split()) == ["GPU-a", "GPU-b"]
 
 
 def test_places_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
