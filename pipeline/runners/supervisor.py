@@ -218,9 +218,10 @@ class Supervisor(Generic[W]):
             states[verdict.state.value] += 1
             if verdict.state is State.HANGING:
                 found.append((worker, verdict))
-            elif verdict.doing is not None and (longest.doing is None or verdict.doing.seconds > longest.doing.seconds):
+                continue
+            self._tell(verdict, now)
+            if verdict.doing is not None and (longest.doing is None or verdict.doing.seconds > longest.doing.seconds):
                 longest = verdict
-        self._tell(longest, now)
         doing = longest.doing
         shown = None if doing is None else {name: getattr(doing, name) for name in ("stage", "input", "seconds", "retries_left")}
         self._listener.watched({"workers": dict(states), "longest": shown})
