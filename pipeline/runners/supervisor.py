@@ -64,7 +64,7 @@ class Supervisor(Generic[W]):
         self._config = config
         self._listener = listener
         self._lanes = lanes
-        self._noun = noun
+        self._worker = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
         self._deadlines = Deadlines(config.stall_timeout_seconds, beat_seconds)
         self._startup_failures = 0
         self._hire_after = 0.0
@@ -200,8 +200,7 @@ class Supervisor(Generic[W]):
             raise error
         delay = min(self._config.retry.max_delay_seconds, 0.5 * 2 ** min(self._startup_failures, 10))
         self.pause_hiring(delay)
-        article = "an" if self._noun[0] in "aeiou" else "a"
-        self._listener.noted(f"{article} {self._noun} could not start and is tried again in {delay:.0f} s: {error}")
+        self._listener.noted(f"{self._worker} could not start and is tried again in {delay:.0f} s: {error}")
 
     def hanging(self) -> list[tuple[W, Verdict]]:
         """Return the workers to kill now; tell the listener how all are."""
@@ -241,7 +240,7 @@ class Supervisor(Generic[W]):
             self._listener.noted(f"waiting for the store: {doing.input} for {doing.seconds:.0f} s{tries}")
         elif verdict.state is State.SLOW:
             self._listener.noted(
-                f"a {self._noun} is slow, or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
+                f"{self._worker} is slow, or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
                 f"it is left alone up to {verdict.limit_seconds:.0f} s"
             )
         self._noted_at[verdict.state, doing.stage] = now
