@@ -108,8 +108,9 @@ class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of co
         if self._relayed is not None:
             older_by = now - self._relayed_at
             return [Doing.from_json(found.to_json(), older_by=older_by) for found in self._relayed]
-        overdue = now - self._attempt_since > self._bound_seconds
-        shown = self._outer if overdue and self._outer is not None else self
+        shown = self._outer if now - self._attempt_since > self._bound_seconds else self
+        if shown is None:
+            return []
         return [Doing(stage=shown.stage, input=shown.input, seconds=max(0.0, now - self.since), retries_left=shown.retries_left)]
 
     def relay(self, found: list[Doing]) -> None:

@@ -102,3 +102,6 @@ def test_a_request_beyond_every_bound_of_its_client_is_no_wait_for_the_store_any
         assert seen() == {WAITING_FOR_STORE: ("s3://b/x.jpg", 1198.0)}
         clock[0] += 2
         assert seen() == {FETCH: ("x.jpg", 1200.0)}
+    with doing(WAITING_FOR_STORE, "s3://b/log", bound_seconds=600):
+        clock[0] += 601
+        assert seen() == {}, "nobody else is excused by it any more"
