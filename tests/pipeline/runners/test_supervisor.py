@@ -214,6 +214,19 @@ def test_places_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert local_devices.visible_gpus() == expected
 
 
+def test_gpus_are_found_with_and_without_the_tool_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(local_devices, "DEVICES", tmp_path)
+    assert local_devices.visible_gpus() == []
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert local_devices.visible_gpus() == ["0", "1"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU-1b2c\necho GPU-3d4e\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert local_devices.visible_gpus() == ["GPU-1b2c", "GPU-3d4e"]
+
+
 def test_an_error_of_a_worker_keeps_its_class_its_exit_code_and_its_words() -> None:
     from tokenshards.pipeline import errors
 
