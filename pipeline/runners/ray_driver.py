@@ -32,7 +32,7 @@ from tokenshards.pipeline.runners.ray_pool import ActorPool, RayWorker
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import TICK_SECONDS, Supervisor, beat_seconds
 
-__all__ = ["RayRunner", "actor_limit"]
+__all__ = ["ActorLimit", "RayRunner"]
 
 MOST_PULSE_SECONDS = 5.0
 HEAD_SECONDS = 5.0
@@ -62,12 +62,22 @@ class RayRunner:
             ) from error
 
 
-def actor_limit(asked: int | None, room: int, room_at_start: int) -> int:
-    """Return the most actors: as many as were asked for, else as many as the cluster has room for now.
+class ActorLimit:
+    """The most actors: as many as were asked for, else as many as the cluster has had room for at once.
 
-    A cluster that has grown since the start grows by an autoscaler, which adds nodes for actors that wait: as many again are asked for.
+    It never falls: the actors of a node that left wait, which makes an autoscaler replace it. A cluster that has grown since the start
+    grows by an autoscaler: as many actors again are asked for, so that it adds nodes.
     """
-    return asked or max(1, room if room <= room_at_start else 2 * room)
+
+    def __init__(self, asked: int | None, room: int) -> None:
+        self._asked = asked
+        self._room_at_start = self._most_room = room
+
+    def update(self, room: int) -> int:
+        """Return the limit, now that the cluster has room for so many."""
+        self._most_room = max(self._most_room, room)
+        grown = self._most_room > self._room_at_start
+        return self._asked or max(1, 2 * self._most_room if grown else self._most_room)
 
 
 class _RayRun:
@@ -84,7 +94,7 @@ class _RayRun:
         self._head = HeadWatch()
         self._view = ClusterView(self._head)
         self._placement = RayPlacement(cluster, self._view, self._tell)
-        self._room_at_start = self._room()
+        self._actor_limit = ActorLimit(cluster.max_actors, self._room())
 
     def run(self) -> dict[int, str]:
         supervisor, limit = self._supervisor, self._limit()
@@ -133,7 +143,7 @@ class _RayRun:
         return self._view.size.room_for(self._cluster.cpus_per_actor + spared, self._cluster.gpus_per_actor)
 
     def _limit(self) -> int:
-        return actor_limit(self._cluster.max_actors, self._room(), self._room_at_start)
+        return self._actor_limit.update(self._room())
 
     def _hire(self) -> None:
         supervisor = self._supervisor

@@ -29,7 +29,7 @@ from tokenshards.pipeline.runners import decode_placement, ray_decode, superviso
 from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import joined_cluster
-from tokenshards.pipeline.runners.ray_driver import RayRunner, actor_limit
+from tokenshards.pipeline.runners.ray_driver import ActorLimit, RayRunner
 from tokenshards.pipeline.runners.ray_errors import in_one_line
 from tokenshards.pipeline.storage.store import Store
 
@@ -247,10 +247,13 @@ def test_counters_for_prometheus_name_dataset_and_run_and_leave_out_what_another
 
 @pytest.mark.parametrize(
     ("asked", "rooms", "limits"),
-    [(None, (4, 4, 2), [4, 4, 2]), (None, (0, 0, 4, 16), [1, 1, 8, 32]), (None, (2, 3), [2, 6]), (7, (0, 16), [7, 7])],
+    [(None, (4, 4, 2), [4, 4, 4]), (None, (0, 0, 4, 16, 8), [1, 1, 8, 32, 32]), (None, (2, 3), [2, 6]), (7, (0, 16), [7, 7])],
 )
-def test_the_limit_of_actors_follows_a_cluster_that_grows(asked: int | None, rooms: tuple[int, ...], limits: list[int]) -> None:
-    assert [actor_limit(asked, room, rooms[0]) for room in rooms] == limits
+def test_the_limit_of_actors_follows_a_cluster_that_grows_and_never_falls(
+    asked: int | None, rooms: tuple[int, ...], limits: list[int]
+) -> None:
+    limit = ActorLimit(asked, rooms[0])
+    assert [limit.update(room) for room in rooms] == limits
 
 
 def test_actors_that_cannot_start_stop_no_run_that_has_others(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
