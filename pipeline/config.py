@@ -295,7 +295,7 @@ class RayConfig:
     address: str | None = None
     """`host:port` or `auto`; None takes $RAY_ADDRESS, a cluster of this machine, or starts one for the run."""
     max_actors: int | None = None
-    """Most tokenizer actors; None takes as many as the cluster can hold when the run starts."""
+    """Most tokenizer actors; None takes as many as the cluster can hold, and more where it grows."""
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0.0
     shards_in_flight: int = 2

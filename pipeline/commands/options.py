@@ -82,7 +82,7 @@ Address = Annotated[
         help="Ray cluster to join, host:port or `auto`.", show_default="$RAY_ADDRESS, a cluster of this machine, or one started for the run"
     ),
 ]
-MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold at the start")]
+MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold, more as it grows")]
 CpusPerActor = Annotated[int, typer.Option(help="CPUs of each actor; more than one decode beside the tokenizer.")]
 GpusPerActor = Annotated[float, typer.Option(help="GPUs of each actor: a share such as 0.5, or a whole number.")]
 DecodePlace = Annotated[

@@ -249,9 +249,7 @@ def test_counters_for_prometheus_name_dataset_and_run_and_leave_out_what_another
     ("asked", "rooms", "limits"),
     [(None, (4, 4, 2), [4, 4, 4]), (None, (0, 0, 4, 16, 8), [1, 1, 8, 32, 32]), (None, (2, 3), [2, 6]), (7, (0, 16), [7, 7])],
 )
-def test_the_limit_of_actors_follows_a_cluster_that_grows_and_never_falls(
-    asked: int | None, rooms: tuple[int, ...], limits: list[int]
-) -> None:
+def test_the_limit_of_actors_grows_with_the_cluster_and_never_falls(asked: int | None, rooms: tuple[int, ...], limits: list[int]) -> None:
     limit = ActorLimit(asked, rooms[0])
     assert [limit.update(room) for room in rooms] == limits
 
