@@ -41,10 +41,10 @@ from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RunCon
 from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
 from tokenshards.pipeline.conversion.tokenize import Conversion  # noqa: E402
 from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow  # noqa: E402
+from tokenshards.pipeline.job.job_spec import JobSpec  # noqa: E402
 from tokenshards.pipeline.planning.plan import read_shard_rows  # noqa: E402
 from tokenshards.pipeline.records import TokenBatch  # noqa: E402
 from tokenshards.pipeline.reports.terminal import TerminalReporter  # noqa: E402
-from tokenshards.pipeline.runners.base import JobSpec  # noqa: E402
 from tokenshards.pipeline.runners.ray_actor import ShardActor  # noqa: E402
 from tokenshards.pipeline.runners.shard_server import ShardServer  # noqa: E402
 from tokenshards.pipeline.storage.store import Store  # noqa: E402

@@ -20,7 +20,8 @@ from tokenshards.pipeline.code_identity import import_root
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.job.context import uses_gpu
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.deadlines import Verdict
 from tokenshards.pipeline.runners.local_devices import VISIBLE_DEVICES, Place, available_cores, choose_places, visible_gpus
 from tokenshards.pipeline.runners.pulse import ALIVE

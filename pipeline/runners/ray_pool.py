@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from tokenshards.pipeline.config import ALLOW_PYTHON, RayConfig
-from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import Worker

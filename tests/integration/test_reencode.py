@@ -27,8 +27,9 @@ from tokenshards.pipeline.config import FitConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.tokenize import retry_failed
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer

@@ -16,8 +16,9 @@ from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, SHARD, ST
 from tokenshards.pipeline.config import ImportConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import IncompleteError, TokenshardsError
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.runners import deadlines, local, local_devices
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, broken_event, error_of
+from tokenshards.pipeline.runners.base import RunListener, broken_event, error_of
 from tokenshards.pipeline.runners.deadlines import SILENT
 from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.storage.store import Store
