@@ -40,6 +40,7 @@ PIPELINE = (
     "commands",
 )
 TOKENIZERS = (
+    "config",
     "base",
     "registry",
     "directory",
