@@ -38,7 +38,7 @@ def require_same_code() -> None:
         found = ray.get(answer)
         if found != expected:
             raise ConfigError(
-                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards[train]'}; this terminal runs {expected}. "
+                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards that can train'}; this terminal runs {expected}. "
                 "Install the same on every node"
             )
 
