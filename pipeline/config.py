@@ -292,7 +292,8 @@ class PlanConfig:
 class RunConfig:
     """How a run spends the machine; changes speed, never bytes."""
 
-    workers: int
+    workers: int | None = None
+    """Worker processes of the local runner; None takes one per GPU where the tokenizer runs on one, else one per core."""
     max_bad: float = 0.01
     """Largest share of permanently failed inputs; more stops the job."""
     shard_attempts: int = 4
@@ -300,12 +301,12 @@ class RunConfig:
     worker_deaths: int = 3
     """Times a shard may kill its worker before the guilty input is searched by bisection."""
     stall_timeout_seconds: float = 300.0
-    """A worker that reports nothing for so long is killed, which counts as a death."""
+    """The shortest time after which a stage of work counts as hanging (runners/deadlines.py); stages that measure slower get more."""
     join: bool = False
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     def __post_init__(self) -> None:
-        _require(1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
+        _require(self.workers is None or 1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
         _require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
         _require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
         _require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")
@@ -321,7 +322,7 @@ class RayConfig:
     address: str | None = None
     """`host:port` or `auto`; None takes $RAY_ADDRESS, a cluster of this machine, or starts one for the run."""
     max_actors: int | None = None
-    """Most tokenizer actors; None takes as many as the cluster can hold when the run starts."""
+    """Most tokenizer actors; None takes as many as the cluster can hold, and more where it grows."""
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0.0
     shards_in_flight: int = 2

@@ -20,6 +20,7 @@ from tokenshards import cli
 from tokenshards.pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.retry_plan import failed_entries
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.manifest import load_manifest
@@ -58,7 +59,7 @@ class SilentReporter:
     def begin(self, planned: int | None, done: int) -> None:
         pass
 
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+    def advance(self, progress: RunProgress) -> None:
         pass
 
     def end(self) -> None:

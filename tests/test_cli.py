@@ -23,6 +23,7 @@ from tests.datasets import ROOT, call_cli, content, run_cli, run_json, start_cli
 from tokenshards import cli
 from tokenshards.pipeline.errors import install_hint
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.reports import terminal
 from tokenshards.pipeline.storage.store import Store
 
@@ -266,7 +267,7 @@ def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: p
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     reporter.begin(1000, 0)
     for seen in (10, 31, 45, 62):
-        reporter.advance(seen, seen * 1_000_000, 0)
+        reporter.advance(RunProgress(images_planned=1000, images_seen=seen, bytes_in=seen * 1_000_000, work_seconds=seen))
     monkeypatch.undo()
     assert [line.split()[0] for line in said] == ["31", "62"]
     assert "1.0 MB/s" in said[0] and "ETA" in said[0] and "0 quarantined" in said[0]

@@ -87,7 +87,7 @@ def tokenize_command(
     meta: Meta = None,
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
-    stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
+    stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
     retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
@@ -133,7 +133,7 @@ def tokenize_command(
         ),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
-            workers=worker_count(workers),
+            workers=workers,
             max_bad=max_bad,
             join=join,
             stall_timeout_seconds=stall_timeout,

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tokenshards.pipeline import errors
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 if TYPE_CHECKING:
     from tokenshards.pipeline.shards.commit import Commit
 
-__all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
+__all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary", "broken_event", "error_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,9 @@ class RunListener(Protocol):
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        """Another run that shares this dataset published a shard: its work is none of ours."""
+
     def abandoned(self, shard: int) -> None:
         """An attempt at a shard ended without a commit: what it worked through counts no more."""
 
@@ -79,11 +84,30 @@ class RunListener(Protocol):
     def unreadable(self, count: int, examples: Sequence[str]) -> None:
         """A shard stays uncommitted because of objects that cannot be read while their store answers for others."""
 
+    def watched(self, standing: dict[str, Any]) -> None:
+        """How the workers are, in plain JSON types: `workers` counts them by state, `longest` is the activity that lasts longest."""
+
     def noted(self, message: str, **details: Any) -> None:
         """Something a person may want to know: a worker died, a store failed, an input was isolated."""
 
     def tick(self) -> None:
         """Called several times a second; may raise to stop the run."""
+
+
+def broken_event(error: TokenshardsError) -> dict[str, Any]:
+    """Return what a worker that cannot start says of it."""
+    kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
+    return {"event": "broken", "kind": kind, "error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)}
+
+
+def error_of(event: dict[str, Any]) -> TokenshardsError:
+    """Return the error that a worker met, of the same class and with the same exit code."""
+    known = getattr(errors, str(event["error"]), None)
+    kind = known if isinstance(known, type) and issubclass(known, TokenshardsError) else TokenshardsError
+    error = kind.__new__(kind, event["message"])
+    Exception.__init__(error, event["message"])  # some classes take other arguments, from which they make this message
+    error.exit_code = int(event["exit_code"])
+    return error
 
 
 class Runner(Protocol):

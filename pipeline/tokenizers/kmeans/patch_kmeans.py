@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
@@ -103,6 +104,7 @@ class PatchKMeans:
         room, step = (np.empty((block, basis.shape[1]), dtype=np.float32) for _ in range(2))
         scores = [np.empty((block, len(table)), dtype=np.float32) for table in self._tables]
         for start in range(0, rows, BLOCK_ROWS):
+            tell_step()
             n = min(BLOCK_ROWS, rows - start)
             colours_ND[:n] = patches_ND[start : start + n]
             rest = np.matmul(colours_ND[:n], basis, out=room[:n])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.devices import tokenizer_device as choose_device
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
@@ -90,6 +91,7 @@ class Network:
                 continue
             found.append(part)
             start += len(part)
+            step()  # a slow network shows that it works
         whole = torch.cat(found)
         return whole, torch.isfinite(whole).all()
 
