@@ -33,7 +33,8 @@ _families: dict[str, _Entry] = {}
 def register_family(name: str, target: str, install: str = "", *, published: bool = False) -> None:
     """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError.
 
-    `install` is the command that brings its packages, where tokenshards alone does not. A `published` one is a PublishedTokenizer, which `import tokenizer` builds from a checkpoint.
+    `install` is the command that brings its packages, where tokenshards alone does not. A `published` one is a PublishedTokenizer, which
+    `import tokenizer` builds from a checkpoint.
     """
     if name in _families:
         raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
