@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tokenshards import cli
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -26,6 +26,7 @@ from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

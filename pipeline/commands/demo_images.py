@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tokenshards.pipeline.commands.demo_folder import clear_demo_folder
-from tokenshards.pipeline.config import FitConfig, RunConfig
+from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
 from tokenshards.pipeline.errors import ConfigError
@@ -21,6 +21,7 @@ from tokenshards.pipeline.reports.storage_table import dataset_report
 from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 __all__ = ["run_demo", "write_digits", "write_photo_tiles"]
 

@@ -100,10 +100,11 @@ def tokenize_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
-    from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.tokenizers.config import FitConfig
 
     cluster = RayConfig(
         address=address,
@@ -178,13 +179,14 @@ def plan_command(
     """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy is imported: what is timed here is one worker, and a worker has one thread
-    from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.config import FitConfig
 
     reporter = TerminalReporter()
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))

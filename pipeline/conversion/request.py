@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import PlanError, SourceError, UnreadableObjectError
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
@@ -15,6 +15,7 @@ from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]

@@ -19,6 +19,7 @@ from tokenshards.pipeline.errors import (
     describe_unreadable,
 )
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
@@ -27,7 +28,7 @@ from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.ledger.replaced import remove_replaced
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.planning.plan import Plan
-from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
+from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer

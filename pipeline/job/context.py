@@ -7,9 +7,9 @@ import threading
 
 from tokenshards.pipeline.errors import FingerprintMismatchError, PlanError
 from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import InputContext, JobContext
 from tokenshards.pipeline.planning.plan import load_plan
-from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer

@@ -19,8 +19,8 @@ from typing import IO, Any
 from tokenshards.pipeline.code_identity import import_root
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
-from tokenshards.pipeline.job.context import uses_gpu
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.deadlines import Verdict
 from tokenshards.pipeline.runners.local_devices import VISIBLE_DEVICES, Place, available_cores, choose_places, visible_gpus
 from tokenshards.pipeline.runners.pulse import ALIVE
@@ -110,6 +110,8 @@ class LocalRunner:
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
         """Return the shards that stay uncommitted, each with the last error."""
+        from tokenshards.pipeline.job.context import uses_gpu  # heavy: only a run needs it
+
         gpus = visible_gpus()
         places = choose_places(self._config.workers, len(shards), gpus if gpus and uses_gpu(job) else [], available_cores())
         if places[0].gpu is not None:

@@ -20,8 +20,9 @@ from typing import Any
 from tokenshards.pipeline.activity import STARTING, doing
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.malloc import keep_freed_memory
-from tokenshards.pipeline.runners.base import JobSpec, broken_event
+from tokenshards.pipeline.runners.base import broken_event
 from tokenshards.pipeline.runners.pulse import Pulse
 
 __all__ = ["main"]

@@ -24,9 +24,10 @@ from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.job.batches import DecodedBatch
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import shard_batches
 from tokenshards.pipeline.malloc import keep_freed_memory
-from tokenshards.pipeline.runners.base import JobSpec, broken_event
+from tokenshards.pipeline.runners.base import broken_event
 from tokenshards.pipeline.runners.pulse import Pulse
 from tokenshards.pipeline.runners.ray_decode import QUEUE_SECONDS, remote_batches
 from tokenshards.pipeline.runners.shard_server import ShardServer

@@ -22,8 +22,8 @@ from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
 from tokenshards.pipeline.job.context import open_inputs
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import InputContext, shard_batches
-from tokenshards.pipeline.runners.base import JobSpec
 
 __all__ = ["QUEUE_SECONDS", "remote_batches"]
 

@@ -21,7 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RunConfig
 from tokenshards.pipeline.errors import ClusterError
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.deadlines import Verdict
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import HeadWatch, joined_cluster

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tokenshards.pipeline.config import RayConfig
-from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.decode_placement import DecodeRates, choose_placement
 from tokenshards.pipeline.runners.ray_nodes import ClusterView
 from tokenshards.pipeline.runners.supervisor import Worker

@@ -15,11 +15,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from tokenshards.pipeline.config import ALLOW_PYTHON, RayConfig
-from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.config import RayConfig
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import Worker
+from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, GPU_ROWS
 
 __all__ = ["ActorPool", "RayWorker"]
 
@@ -109,6 +110,7 @@ def _actor_options(cluster: RayConfig) -> dict[str, Any]:
         "max_concurrency": cluster.shards_in_flight,
         "concurrency_groups": {"control": 2},
     }
-    if os.environ.get(ALLOW_PYTHON):  # what this user allows here, not who started the nodes
-        options["runtime_env"] = {"env_vars": {ALLOW_PYTHON: os.environ[ALLOW_PYTHON]}}
+    # What this user sets here counts, not what was set where the nodes were started.
+    if sent := {name: os.environ[name] for name in (ALLOW_PYTHON, GPU_ROWS) if os.environ.get(name)}:
+        options["runtime_env"] = {"env_vars": sent}
     return options

@@ -19,8 +19,8 @@ from tokenshards.pipeline.activity import SHARD, doing
 from tokenshards.pipeline.errors import DiskFullError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, encode_blank, list_sample_ids, probe_shard, tokenize_shard
-from tokenshards.pipeline.runners.base import JobSpec, ShardSummary
 
 __all__ = ["ShardServer"]
 

@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from tokenshards.pipeline.activity import Doing
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
-from tokenshards.pipeline.runners.base import RunListener, ShardSummary, error_of
+from tokenshards.pipeline.job.job_spec import ShardSummary
+from tokenshards.pipeline.runners.base import RunListener, error_of
 from tokenshards.pipeline.runners.deadlines import Deadlines, State, Verdict
 from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
 from tokenshards.pipeline.runners.stage_usage import RunUsage

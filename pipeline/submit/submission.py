@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.codecs import get_codec
@@ -29,6 +29,7 @@ from tokenshards.pipeline.submit.job_client import ray_client, start_job
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard, Versions
 from tokenshards.pipeline.submit.shipped_code import Project, read_project, stage_code
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 __all__ = ["Submission", "Submitted", "check_values", "submit"]
 

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import ALLOW_PYTHON, ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
+from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
 from tokenshards.pipeline.tokenizers.custom.probe import Ids, ProbedTokenizer, probe_encoder
 from tokenshards.pipeline.tokenizers.weight_files import read_file
 

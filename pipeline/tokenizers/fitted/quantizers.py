@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 
 __all__ = ["METRICS", "FsqBound", "TrainedQuantizer"]
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.activity import step as tell_step
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import (
@@ -31,6 +30,7 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
     square_layout,
 )
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.beam import beam_ids
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import fit_tables
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images

@@ -16,10 +16,10 @@ from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.devices import tokenizer_device as choose_device
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 
 __all__ = [
-    "GPU_ROWS",
     "SLOTS",
     "Network",
     "choose_device",
@@ -31,8 +31,6 @@ __all__ = [
     "to_device",
 ]
 
-GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
-"""Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
 MAX_GPU_ROWS = 4096
 
 NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")

@@ -11,11 +11,12 @@ import pytest
 
 from tests.datasets import SilentReporter, convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.progress import RunProgress
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 Story = Callable[[RunListener], None]
 

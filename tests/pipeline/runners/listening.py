@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 

@@ -24,9 +24,9 @@ from tokenshards.pipeline.activity import DECODE, ENCODE, doing
 from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import ClusterError, TransientStorageError
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import ShardProgress
 from tokenshards.pipeline.runners import decode_placement, ray_decode, supervisor
-from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import joined_cluster
 from tokenshards.pipeline.runners.ray_driver import ActorLimit, RayRunner

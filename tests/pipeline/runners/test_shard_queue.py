@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.pipeline.runners.listening import KeptListener
 from tokenshards.pipeline.config import RetryConfig, RunConfig
 from tokenshards.pipeline.errors import DiskFullError
-from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.shard_queue import MAX_VANISHED, ShardQueue, ShardTask
 
 INPUTS = 9

@@ -22,9 +22,10 @@ from tokenshards.pipeline.errors import (
     TransientStorageError,
 )
 from tokenshards.pipeline.job import batches
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import ShardProgress
 from tokenshards.pipeline.runners import shard_server
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.shard_server import ShardServer
 from tokenshards.pipeline.shards.commit import read_commit
 

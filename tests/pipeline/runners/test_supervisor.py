@@ -13,14 +13,16 @@ from tests.datasets import SilentReporter, content, convert, quarantine_of, writ
 from tests.pipeline.runners.odd_tokenizers import MAGENTA
 from tests.s3_servers import ACCESS_KEY, SECRET_KEY, faulty_proxy, moto_server
 from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, SHARD, STARTING, WRITE
-from tokenshards.pipeline.config import ImportConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import IncompleteError, TokenshardsError
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.runners import deadlines, local, local_devices
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, broken_event, error_of
+from tokenshards.pipeline.runners.base import RunListener, broken_event, error_of
 from tokenshards.pipeline.runners.deadlines import SILENT
 from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 
 HERE = "tests.pipeline.runners.odd_tokenizers"
