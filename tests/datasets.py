@@ -87,6 +87,12 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
     return Conversion(request, reporter, runner).run()
 
 
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Return width and height of an image file, which is closed again."""
+    with Image.open(path) as image:
+        return image.size
+
+
 def content(out: Path | str) -> dict[str, tuple[Any, bytes]]:
     """Return sample id -> (label, ids) of a complete dataset; a repeated id fails."""
     dataset = open_dataset(str(out), verify=True)

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
-from tests.datasets import ROOT, call_cli, content, run_cli, run_json, start_cli, write_images
+from tests.datasets import ROOT, call_cli, content, image_size, run_cli, run_json, start_cli, write_images
 from tokenshards import cli
 from tokenshards.pipeline.errors import install_hint
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
@@ -197,7 +196,7 @@ def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Pat
     _, out = dataset
     text, _ = run_cli("inspect", str(out), "--plot", str(tmp_path / "usage.png"))
     assert "class_0" in text and "fingerprint" in text and "█" in text
-    assert Image.open(tmp_path / "usage.png").size[0] > 300
+    assert image_size(tmp_path / "usage.png")[0] > 300
     value = run_json("inspect", str(out))
     assert value["classes"] == [["class_0", 14], ["class_1", 13], ["class_2", 13]]
     assert len(value["code_usage"]) == 2
@@ -209,7 +208,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
     picture = tmp_path / "look.png"
     for options, count in ((["-n", "5"], 5), (["--id", "class_0/img_0000.jpg"], 1), (["--class", "class_1", "-n", "3"], 3)):
         shown = run_json("preview", str(out), "--to", str(picture), *options)
-        assert len(shown["sample_ids"]) == count and Image.open(picture).size[0] >= 96
+        assert len(shown["sample_ids"]) == count and image_size(picture)[0] >= 96
         picture.unlink()
     beside = run_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
     assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12

@@ -15,15 +15,9 @@ from torch import Tensor, nn
 
 from tests.contracts.tokenizer_contract import sample_images
 from tests.datasets import content, convert, write_images
-from tests.pipeline.tokenizers import (
-    test_latent_kmeans,
-    test_maskgit,
-    test_open_magvit2,
-    test_titok,
-    test_torchscript,
-    test_vit_vqgan,
-    test_vq_kd,
-)
+from tests.pipeline.tokenizers.custom import test_torchscript
+from tests.pipeline.tokenizers.fitted import test_latent_kmeans
+from tests.pipeline.tokenizers.published import test_maskgit, test_open_magvit2, test_titok, test_vit_vqgan, test_vq_kd
 from tests.pipeline.tokenizers.published_states import nearest
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.ledger.verify import verify_dataset

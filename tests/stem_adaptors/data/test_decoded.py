@@ -251,7 +251,7 @@ def test_a_builder_killed_before_the_seal_leaves_nothing_that_counts(tmp_path: P
     build(tmp_path / "data", [5] * 8)
     dataset = open_dataset(str(tmp_path / "data"))
     script = COUNTING_BUILDER.replace(
-        "_, data", "import tokenshards.stem_adaptors.data.decoded\nstem_adaptors.decoded.seal = lambda v: os.kill(os.getpid(), 9)\n_, data"
+        "_, data", "from tokenshards.stem_adaptors.data import decoded\ndecoded.seal = lambda v: os.kill(os.getpid(), 9)\n_, data"
     )
     killed = run(script, tmp_path / "data", tmp_path / "cache", tmp_path / "log", 10**6)
     killed.communicate(timeout=60)

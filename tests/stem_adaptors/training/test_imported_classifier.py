@@ -11,7 +11,7 @@ import torch
 
 from tests.datasets import call_cli, run_cli
 from tests.stem_adaptors.training.small_runs import tokenize_pair
-from tests.stem_adaptors.training.small_runs.test_pretrained import save, seit_state
+from tests.stem_adaptors.training.test_pretrained import save, seit_state
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store

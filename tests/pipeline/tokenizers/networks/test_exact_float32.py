@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.contracts.tokenizer_contract import sample_images
-from tests.pipeline.tokenizers import test_latent_kmeans, test_vit_vqgan
+from tests.pipeline.tokenizers.fitted import test_latent_kmeans
+from tests.pipeline.tokenizers.published import test_vit_vqgan
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.custom.torchscript import _Program
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
