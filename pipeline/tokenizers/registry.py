@@ -1,4 +1,4 @@
-"""Tokenizer families by name. A family is imported when it is asked for, so that nobody pays for those they do not use."""
+"""Tokenizer families by name. The first use imports a family, so that unused families cost nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Entry:
     target: str
     """`package.module:Class`."""
     install: str
-    """What to run when the module's packages are missing."""
+    """The command that installs missing packages of the module."""
     published: bool
 
 
@@ -31,10 +31,10 @@ _families: dict[str, _Entry] = {}
 
 
 def register_family(name: str, target: str, install: str = "", *, published: bool = False) -> None:
-    """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError.
+    """Make `name` load the class at `target` (`package.module:Class`). A name that is taken raises TokenizerError.
 
-    `install` is the command that brings its packages, where tokenshards alone does not. A `published` one is a PublishedTokenizer, which
-    `import tokenizer` builds from a checkpoint.
+    `install` is the command that brings the packages of the family, where tokenshards alone does not. A `published` family is a
+    PublishedTokenizer: `import tokenizer` builds it from a checkpoint.
     """
     if name in _families:
         raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
@@ -55,19 +55,19 @@ def temporary_family(name: str, target: str) -> Iterator[None]:
 
 
 def families() -> list[str]:
-    """Return the names of all families, those of installed packages included, sorted."""
+    """Return the names of all families, also those of installed packages, sorted."""
     return sorted(_families | _offered())
 
 
 def published_families() -> list[str]:
-    """Return the names of the families that published checkpoints belong to, sorted; those of installed packages may."""
+    """Return the names of the families for published checkpoints, sorted. Every family of an installed package may be one."""
     return sorted(name for name, entry in (_offered() | _families).items() if entry.published)
 
 
 def load_family(name: str) -> type[Tokenizer]:
-    """Import and return the class of a family; unknown names and missing packages raise TokenizerError.
+    """Import and return the class of a family. Unknown names and missing packages raise TokenizerError.
 
-    A family of ours cannot be replaced by an installed package that offers its name.
+    An installed package that offers the name of one of our families does not replace our family.
     """
     entry = _families.get(name) or _offered().get(name)
     if entry is None:
@@ -78,7 +78,7 @@ def load_family(name: str) -> type[Tokenizer]:
     module, _, attribute = entry.target.partition(":")
     try:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
+    except (ImportError, AttributeError, RuntimeError) as error:  # torchvision built for another torch raises RuntimeError
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         if "torchvision::" in reason:
             raise TokenizerError(

@@ -1,4 +1,4 @@
-"""A network trained on one's own pictures becomes a tokenizer, then shards, then a classifier; killed in between, it continues."""
+"""A network trained on one's own images becomes a tokenizer, then shards, then a classifier; killed in between, it continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
-def test_pictures_to_a_classifier(photos: str, tmp_path: Path) -> None:
+def test_images_to_a_classifier(photos: str, tmp_path: Path) -> None:
     shown, err = run_cli("fit-tokenizer", photos, str(tmp_path / "tok"), *SMALL, "--epochs", "2")
     assert "epoch 2 of 2: PSNR" in err and "vq-autoencoder, 32 px, 8×8 grid, 16 + 16 codes" in shown
     run_cli("tokenize", photos, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok"), "--shard-rows", "8", "--max-bad", "0.5")
