@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-from tokenshards.pipeline.errors import require as _require
+from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = [
-    "ALLOW_PYTHON",
-    "DECODE_PLACES",
-    "Filter",
-    "FSQ_LEVELS",
-    "FitConfig",
-    "ImportConfig",
-    "LatentFitConfig",
-    "PlanConfig",
-    "QUANTIZERS",
-    "RayConfig",
-    "Resize",
-    "RetryConfig",
-    "RunConfig",
-    "SOURCE_RULES",
-    "SourceConfig",
-    "VqFitConfig",
-]
-
-ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
-"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
+__all__ = ["DECODE_PLACES", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SOURCE_RULES", "SourceConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +20,7 @@ class RetryConfig:
     max_delay_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        _require(self.attempts >= 1, "retry attempts", self.attempts, "at least 1")
+        require(self.attempts >= 1, "retry attempts", self.attempts, "at least 1")
 
 
 UNREADABLE = ("stop", "quarantine")
@@ -81,9 +61,9 @@ class SourceConfig:
     own stores and `quarantine` for URLs of foreign hosts in a table."""
 
     def __post_init__(self) -> None:
-        _require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
-        _require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
-        _require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
+        require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
+        require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
+        require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
     def planned(self) -> dict[str, Any]:
         """Return what shapes the shards, in JSON types: what a plan keeps. How the inputs are reached is that of each run."""
@@ -93,174 +73,6 @@ class SourceConfig:
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
         """Return this config with what a plan keeps in place of its own."""
         return replace(self, **{**planned, "meta": tuple(planned["meta"])})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitConfig:
-    """How the default tokenizer is fitted."""
-
-    size: int | None = None
-    """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
-    patch: int = 4
-    levels: int = 2
-    codes: int = 256
-    beam: int = 1
-    """Sums kept of each patch from level to level while it is encoded; 1 takes the nearest code of each level."""
-    sample: int = 20_000
-    """Images looked at, at most."""
-    seed: int = 0
-    iterations: int = 12
-    max_patches: int = 100_000
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.patch <= 64, "--patch", self.patch, "1 to 64 pixels")
-        if self.size is not None:
-            ok = 8 <= self.size <= 4096 and self.size % self.patch == 0
-            _require(ok, "--size", self.size, f"8 to 4096 pixels, a multiple of --patch {self.patch}")
-        _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
-        _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
-        _require(1 <= self.beam <= 64, "--beam", self.beam, "1 to 64")
-        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentFitConfig:
-    """How codes are fitted to the latents of a published encoder."""
-
-    size: int = 256
-    """Side in pixels, a multiple of 8."""
-    levels: int = 1
-    codes: int = 1024
-    mirrored: bool = False
-    """Fit to the mirror image of each picture too, for twice as many latents."""
-    sample: int = 20_000
-    """Images looked at, at most."""
-    seed: int = 0
-    iterations: int = 12
-    max_latents: int = 600_000
-
-    def __post_init__(self) -> None:
-        _require(8 <= self.size <= 4096 and self.size % 8 == 0, "--size", self.size, "8 to 4096 pixels, a multiple of 8")
-        _require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
-        _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
-        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
-
-
-FSQ_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5), 65536: (8, 8, 8, 5, 5, 5)}
-"""Levels of each dimension for about so many codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
-QUANTIZERS = ("vq", "fsq", "lfq")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VqFitConfig:
-    """How a small autoencoder with codes is trained."""
-
-    size: int | None = None
-    """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
-    patch: int = 4
-    """Pixels of a site's side."""
-    quantizer: str = "vq"
-    """`vq`: tables that follow moving averages, residual for several levels; `fsq`, `lfq`: rounding, without tables to learn."""
-    levels: int = 2
-    codes: int = 256
-    code_width: int | None = None
-    """Values of a code of `vq`; None takes 16, or all of a small patch."""
-    width: int = 64
-    """Channels of the networks."""
-    depth: int = 2
-    """Blocks of two convolutions in each network."""
-    epochs: int = 8
-    batch: int = 32
-    learning_rate: float = 1e-3
-    decay: float = 0.95
-    """Of the moving averages of `vq`, in a step."""
-    commitment: float = 1.0
-    """Weight of what draws vectors to their codes, beside the squared error of pixels from -1 to 1."""
-    perceptual: str | None = None
-    """timm model whose features should agree too."""
-    perceptual_weight: float = 0.1
-    sample: int = 20_000
-    """Images trained on, at most."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.patch <= 32, "--patch", self.patch, "1 to 32 pixels")
-        if self.size is not None:
-            ok = 8 <= self.size <= 1024 and self.size % self.patch == 0
-            _require(ok, "--size", self.size, f"8 to 1024 pixels, a multiple of --patch {self.patch}")
-        _require(self.quantizer in QUANTIZERS, "--quantizer", self.quantizer, " or ".join(QUANTIZERS))
-        most = 8 if self.quantizer == "vq" else 1
-        _require(1 <= self.levels <= most, "--levels", self.levels, f"1 to {most} for --quantizer {self.quantizer}")
-        if self.quantizer == "fsq":
-            _require(self.codes in FSQ_LEVELS, "--codes", self.codes, f"one of {', '.join(map(str, FSQ_LEVELS))} for --quantizer fsq")
-        elif self.quantizer == "lfq":
-            ok = 2 <= self.codes <= 65_536 and self.codes.bit_count() == 1
-            _require(ok, "--codes", self.codes, "a power of 2 up to 65536 for --quantizer lfq")
-        else:
-            _require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
-        pixels = 3 * self.patch**2
-        ok = self.code_width is None or (self.quantizer == "vq" and 1 <= self.code_width <= pixels)
-        _require(ok, "--code-width", self.code_width, f"1 to {pixels}, the values of a patch, and --quantizer vq")
-        _require(8 <= self.width <= 2048, "--width", self.width, "8 to 2048 channels")
-        _require(0 <= self.depth <= 32, "--depth", self.depth, "0 to 32 blocks")
-        _require(1 <= self.epochs <= 10_000, "--epochs", self.epochs, "1 to 10000")
-        _require(1 <= self.batch <= 4096, "--batch", self.batch, "1 to 4096")
-        _require(0 < self.learning_rate <= 1, "--learning-rate", self.learning_rate, "above 0, up to 1")
-        _require(0 <= self.decay < 1, "decay", self.decay, "0 up to 1")
-        _require(self.commitment >= 0, "commitment", self.commitment, "0 or more")
-        _require(self.perceptual_weight >= 0, "--perceptual-weight", self.perceptual_weight, "0 or more")
-        _require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
-
-    @property
-    def vq_width(self) -> int:
-        """Values of a code of `vq`."""
-        return self.code_width or min(16, 3 * self.patch**2)
-
-
-Resize = Literal["squash", "crop"]
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportConfig:
-    """How a published tokenizer is taken over; None leaves what its own project does."""
-
-    resize: Resize | None = None
-    filter: Filter | None = None
-    dtype: str = "float32"
-    """What matrix products of its networks run in; the search for codes is float32 in any case."""
-    decoder: bool = True
-    """Keep the way back to pixels, which is half of the weights."""
-    size: int | None = None
-    """Side in pixels, for networks that take any."""
-    preset: str | None = None
-    """Which project's way it is, for networks that several projects publish."""
-    ema: bool = True
-    """Take the moving averages of the parameters, where a checkpoint has any."""
-    max_tokens: int | None = None
-    """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
-    decoder_file: str | None = None
-    """Path or URL of the decoder, for networks that are published as two files."""
-    vocabulary: tuple[int, ...] = ()
-    """Ids of each level, for files that do not say."""
-    colour_range: tuple[float, ...] = ()
-    """What 0 and 255 become, for files that do not say."""
-    target: str = ""
-    """`package.module:callable` of a tokenizer that the user wrote."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What that callable gets, in plain JSON types."""
-
-    def __post_init__(self) -> None:
-        _require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))
-        _require(self.filter in (None, *get_args(Filter)), "--filter", self.filter, f"one of {', '.join(get_args(Filter))}")
-        _require(self.size is None or 8 <= self.size <= 4096, "--size", self.size, "8 to 4096 pixels")
-        _require(self.max_tokens is None or self.max_tokens >= 1, "--max-tokens", self.max_tokens, "at least 1")
-        _require(self.dtype in DTYPES, "--dtype", self.dtype, " or ".join(DTYPES))
-        sizes = self.vocabulary
-        _require(all(1 <= size <= 1 << 32 for size in sizes), "--vocabulary", sizes, "a number from 1 to 2**32, or several with commas")
-        low_high = self.colour_range
-        _require(not low_high or (len(low_high) == 2 and low_high[0] < low_high[1]), "--colour-range", low_high, "such as 0,1 or -1,1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,8 +88,8 @@ class PlanConfig:
     """Name of the view policy: which views of each picture become rows."""
 
     def __post_init__(self) -> None:
-        _require(self.shard_rows is None or 1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
-        _require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
+        require(self.shard_rows is None or 1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
+        require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
         object.__setattr__(self, "views", ViewPolicy.parse(self.views).name)  # one name for one policy, since it enters plan ids
 
     def rows_per_shard(self, inputs: int) -> int:
@@ -292,7 +104,8 @@ class PlanConfig:
 class RunConfig:
     """How a run spends the machine; changes speed, never bytes."""
 
-    workers: int
+    workers: int | None = None
+    """Worker processes of the local runner; None takes one per GPU where the tokenizer runs on one, else one per core."""
     max_bad: float = 0.01
     """Largest share of permanently failed inputs; more stops the job."""
     shard_attempts: int = 4
@@ -300,15 +113,15 @@ class RunConfig:
     worker_deaths: int = 3
     """Times a shard may kill its worker before the guilty input is searched by bisection."""
     stall_timeout_seconds: float = 300.0
-    """A worker that reports nothing for so long is killed, which counts as a death."""
+    """The shortest time after which a stage of work counts as hanging (runners/deadlines.py); stages that measure slower get more."""
     join: bool = False
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     def __post_init__(self) -> None:
-        _require(1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
-        _require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
-        _require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
-        _require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")
+        require(self.workers is None or 1 <= self.workers <= 1024, "--workers", self.workers, "1 to 1024")
+        require(0.0 <= self.max_bad <= 1.0, "--max-bad", self.max_bad, "a share from 0 to 1, such as 0.01")
+        require(self.shard_attempts >= 1, "shard attempts", self.shard_attempts, "at least 1")
+        require(self.stall_timeout_seconds > 0, "--stall-timeout", self.stall_timeout_seconds, "seconds above 0")
 
 
 DECODE_PLACES = ("auto", "local", "remote")
@@ -321,7 +134,7 @@ class RayConfig:
     address: str | None = None
     """`host:port` or `auto`; None takes $RAY_ADDRESS, a cluster of this machine, or starts one for the run."""
     max_actors: int | None = None
-    """Most tokenizer actors; None takes as many as the cluster can hold when the run starts."""
+    """Most tokenizer actors; None takes as many as the cluster can hold, and more where it grows."""
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0.0
     shards_in_flight: int = 2
@@ -334,16 +147,14 @@ class RayConfig:
     """Give up when no shard made progress for so long, because no node came or the store stays away."""
 
     def __post_init__(self) -> None:
-        _require(self.max_actors is None or self.max_actors >= 1, "--max-actors", self.max_actors, "at least 1")
-        _require(1 <= self.cpus_per_actor <= 1024, "--cpus-per-actor", self.cpus_per_actor, "a whole number from 1 to 1024")
+        require(self.max_actors is None or self.max_actors >= 1, "--max-actors", self.max_actors, "at least 1")
+        require(1 <= self.cpus_per_actor <= 1024, "--cpus-per-actor", self.cpus_per_actor, "a whole number from 1 to 1024")
         whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
-        _require(
-            0 <= self.gpus_per_actor <= 64 and whole, "--gpus-per-actor", self.gpus_per_actor, "a share such as 0.5, or a whole number"
-        )
-        _require(self.shards_in_flight >= 1, "shards in flight", self.shards_in_flight, "at least 1")
-        _require(self.decode in DECODE_PLACES, "--decode", self.decode, f"one of {', '.join(DECODE_PLACES)}")
-        _require(self.decode_cpus >= 1, "decode CPUs", self.decode_cpus, "at least 1")
-        _require(self.idle_timeout_seconds > 0, "--give-up-after", self.idle_timeout_seconds, "seconds above 0")
+        require(0 <= self.gpus_per_actor <= 64 and whole, "--gpus-per-actor", self.gpus_per_actor, "a share such as 0.5, or a whole number")
+        require(self.shards_in_flight >= 1, "shards in flight", self.shards_in_flight, "at least 1")
+        require(self.decode in DECODE_PLACES, "--decode", self.decode, f"one of {', '.join(DECODE_PLACES)}")
+        require(self.decode_cpus >= 1, "decode CPUs", self.decode_cpus, "at least 1")
+        require(self.idle_timeout_seconds > 0, "--give-up-after", self.idle_timeout_seconds, "seconds above 0")
 
     @property
     def decode_threads(self) -> int:

@@ -2,7 +2,8 @@
 
 TOKENSHARDS_FAULT="point=after-data-put,times=3,victim=worker,log=/path/of/log[,key=text][,skip=2]" kills (SIGKILL) this process
 (`victim=self` or `worker`) or its parent (`victim=driver`, for points inside a worker) the first `times` times that the point is
-reached, after the first `skip` passes; `key` restricts it to one sample id. Every pass is a line of the log.
+reached, after the first `skip` passes; `key` restricts it to one sample id. `action=hang` hangs there instead. Every pass is a line of
+the log.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import signal
 import time
 
 __all__ = ["crash_point"]
+
+HANG_SECONDS = 3600.0
 
 _settings = dict(item.split("=", 1) for item in os.environ.get("TOKENSHARDS_FAULT", "").split(",") if "=" in item)
 _point = _settings.get("point", "")
@@ -32,6 +35,8 @@ def crash_point(name: str, key: str = "") -> None:
         handle.write(f"{name} {os.getpid()} {'killed' if kill else 'passed'} {key}\n")
         handle.flush()
         os.fsync(handle.fileno())
-    if kill:
+    if kill and _settings.get("action") == "hang":
+        time.sleep(HANG_SECONDS)
+    elif kill:
         os.kill(os.getppid() if _settings.get("victim") == "driver" else os.getpid(), signal.SIGKILL)
         time.sleep(60)  # the driver's death is noticed by the watcher thread, not here

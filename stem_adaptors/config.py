@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import ConfigError, require, shorten
 
 __all__ = ["DRAWS", "AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
 
@@ -24,13 +24,8 @@ _ORDERS = ("global", "windowed", "sequential")
 _END_POLICIES = ("drop", "pad")
 
 
-def _require(condition: bool, option: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{option} is {shorten(value)}; expected {expected}")
-
-
 def _require_share(option: str, value: float) -> None:
-    _require(0.0 <= value <= 1.0, option, value, "a number from 0 to 1")
+    require(0.0 <= value <= 1.0, option, value, "a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +54,13 @@ class LoaderConfig:
     """Whole batches that a thread makes ahead; 0 makes batches in the calling thread."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.order in _ORDERS, "order", self.order, f"one of {', '.join(_ORDERS)}")
-        _require(self.window_shards >= 1, "window_shards", self.window_shards, "at least 1")
-        _require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
-        _require(self.end in _END_POLICIES, "end", self.end, f"one of {', '.join(_END_POLICIES)}")
-        _require(self.cache_gb > 0, "cache_gb", self.cache_gb, "more than 0")
-        _require(self.prefetch_batches >= 0, "prefetch_batches", self.prefetch_batches, "0 or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.order in _ORDERS, "order", self.order, f"one of {', '.join(_ORDERS)}")
+        require(self.window_shards >= 1, "window_shards", self.window_shards, "at least 1")
+        require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
+        require(self.end in _END_POLICIES, "end", self.end, f"one of {', '.join(_END_POLICIES)}")
+        require(self.cache_gb > 0, "cache_gb", self.cache_gb, "more than 0")
+        require(self.prefetch_batches >= 0, "prefetch_batches", self.prefetch_batches, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,16 +116,16 @@ class AugmentConfig:
         names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"
         for name in names.split():
             _require_share(name, getattr(self, name))
-        _require(self.synonym_prob + self.swap_prob <= 1.0, "synonym_prob + swap_prob", self.synonym_prob + self.swap_prob, "at most 1")
-        _require(self.synonym_metric in ("auto", "cosine", "l2"), "synonym_metric", self.synonym_metric, "auto, cosine or l2")
-        _require(self.synonym_count >= 1, "synonym_count", self.synonym_count, "at least 1")
-        _require(self.crop in ("rrc", "random", "centre"), "crop", self.crop, "rrc, random or centre")
-        _require(0.0 < self.crop_share <= 1.0, "crop_share", self.crop_share, "above 0, at most 1")
-        _require(0.0 < self.crop_scale_min <= 1.0, "crop_scale_min", self.crop_scale_min, "above 0, at most 1")
-        _require(self.crop_ratio_max >= 1.0, "crop_ratio_max", self.crop_ratio_max, "at least 1")
+        require(self.synonym_prob + self.swap_prob <= 1.0, "synonym_prob + swap_prob", self.synonym_prob + self.swap_prob, "at most 1")
+        require(self.synonym_metric in ("auto", "cosine", "l2"), "synonym_metric", self.synonym_metric, "auto, cosine or l2")
+        require(self.synonym_count >= 1, "synonym_count", self.synonym_count, "at least 1")
+        require(self.crop in ("rrc", "random", "centre"), "crop", self.crop, "rrc, random or centre")
+        require(0.0 < self.crop_share <= 1.0, "crop_share", self.crop_share, "above 0, at most 1")
+        require(0.0 < self.crop_scale_min <= 1.0, "crop_scale_min", self.crop_scale_min, "above 0, at most 1")
+        require(self.crop_ratio_max >= 1.0, "crop_ratio_max", self.crop_ratio_max, "at least 1")
         for name in ("noise_channel_std", "noise_std", "cutmix_alpha", "mixup_alpha"):
-            _require(getattr(self, name) >= 0.0, name, getattr(self, name), "0 or more")
-        _require((self.mix_group or 0) >= 0, "mix_group", self.mix_group, "0 or more")
+            require(getattr(self, name) >= 0.0, name, getattr(self, name), "0 or more")
+        require((self.mix_group or 0) >= 0, "mix_group", self.mix_group, "0 or more")
 
     @property
     def mixes(self) -> bool:
@@ -166,15 +161,15 @@ class ModelConfig:
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.stem in ("auto", "conv", "patch", "sequence", "pyramid"), "stem", self.stem, "auto, conv, patch, sequence or pyramid")
-        _require(self.levels in ("auto", "sum", "concat"), "levels", self.levels, "auto, sum or concat")
-        _require(self.stem_patch >= 0, "stem_patch", self.stem_patch, "0 or more")
-        _require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "0 or more, less than 1")
+        require(self.stem in ("auto", "conv", "patch", "sequence", "pyramid"), "stem", self.stem, "auto, conv, patch, sequence or pyramid")
+        require(self.levels in ("auto", "sum", "concat"), "levels", self.levels, "auto, sum or concat")
+        require(self.stem_patch >= 0, "stem_patch", self.stem_patch, "0 or more")
+        require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "0 or more, less than 1")
         for name in ("depth", "width", "heads"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
+            require(value is None or value >= 1, name, value, "at least 1")
         if self.width is not None and self.heads is not None:
-            _require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
+            require(self.width % self.heads == 0, "width", self.width, f"a multiple of heads ({self.heads})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,19 +202,19 @@ class TrainConfig:
     """Steps between checkpoints, in place of seconds; 0 uses `checkpoint_seconds`."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
-        _require(self.lr > 0, "--lr", self.lr, "more than 0")
-        _require(0 <= self.min_lr, "min_lr", self.min_lr, "0 or more")
-        _require(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, "0 or more")
-        _require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
-        _require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "0 or more, less than 1")
-        _require(0 <= self.ema_decay < 1, "--ema", self.ema_decay, "0 or more, less than 1")
-        _require(self.clip_grad_norm >= 0, "--clip-grad", self.clip_grad_norm, "0 or more")
-        _require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1")
-        _require(self.precision in ("auto", "fp32", "bf16", "fp16"), "--precision", self.precision, "auto, fp32, bf16 or fp16")
-        _require(self.train_part in ("all", "head", "attention"), "--train-part", self.train_part, "all, head or attention")
-        _require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "more than 0")
-        _require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
+        require(self.lr > 0, "--lr", self.lr, "more than 0")
+        require(0 <= self.min_lr, "min_lr", self.min_lr, "0 or more")
+        require(self.warmup_epochs >= 0, "--warmup-epochs", self.warmup_epochs, "0 or more")
+        require(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "0 or more, less than 1")
+        require(0 <= self.ema_decay < 1, "--ema", self.ema_decay, "0 or more, less than 1")
+        require(self.clip_grad_norm >= 0, "--clip-grad", self.clip_grad_norm, "0 or more")
+        require(self.accumulate >= 1, "--accumulate", self.accumulate, "at least 1")
+        require(self.precision in ("auto", "fp32", "bf16", "fp16"), "--precision", self.precision, "auto, fp32, bf16 or fp16")
+        require(self.train_part in ("all", "head", "attention"), "--train-part", self.train_part, "all, head or attention")
+        require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "more than 0")
+        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
 
 
 def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -17,14 +17,16 @@ import numpy as np
 from PIL import Image
 
 from tokenshards import cli
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.retry_plan import failed_entries
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +60,7 @@ class SilentReporter:
     def begin(self, planned: int | None, done: int) -> None:
         pass
 
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
+    def advance(self, progress: RunProgress) -> None:
         pass
 
     def end(self) -> None:
@@ -83,6 +85,12 @@ def convert(src: Path | str, out: Path | str, **changes: Any) -> Outcome:
         run=RunConfig(workers=workers, max_bad=max_bad, retry=retry, **changes),
     )
     return Conversion(request, reporter, runner).run()
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """Return width and height of an image file, which is closed again."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def content(out: Path | str) -> dict[str, tuple[Any, bytes]]:

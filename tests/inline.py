@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from tokenshards.pipeline.errors import TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import tokenize_shard
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 

@@ -182,11 +182,17 @@ def _process(command: list[str], pattern: str, *, stream: str) -> Iterator[str]:
                 break
         else:
             raise RuntimeError(f"{command[0]} did not start and said: {''.join(said)[-2000:]}")
-        threading.Thread(target=_drain, args=(pipe,), daemon=True).start()
-        yield match[1].rstrip("/]")
+        drain = threading.Thread(target=_drain, args=(pipe,), daemon=True)
+        drain.start()
+        try:
+            yield match[1].rstrip("/]")
+        finally:
+            process.kill()
+            drain.join()
     finally:
         process.kill()
         process.wait()
+        pipe.close()
 
 
 def _drain(pipe: IO[str]) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
-from tests.datasets import ROOT, call_cli, content, run_cli, run_json, start_cli, write_images
+from tests.datasets import ROOT, call_cli, content, image_size, run_cli, run_json, start_cli, write_images
 from tokenshards import cli
+from tokenshards.pipeline.errors import install_hint
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.reports import terminal
 from tokenshards.pipeline.storage.store import Store
 
@@ -195,7 +196,7 @@ def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Pat
     _, out = dataset
     text, _ = run_cli("inspect", str(out), "--plot", str(tmp_path / "usage.png"))
     assert "class_0" in text and "fingerprint" in text and "█" in text
-    assert Image.open(tmp_path / "usage.png").size[0] > 300
+    assert image_size(tmp_path / "usage.png")[0] > 300
     value = run_json("inspect", str(out))
     assert value["classes"] == [["class_0", 14], ["class_1", 13], ["class_2", 13]]
     assert len(value["code_usage"]) == 2
@@ -207,7 +208,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
     picture = tmp_path / "look.png"
     for options, count in ((["-n", "5"], 5), (["--id", "class_0/img_0000.jpg"], 1), (["--class", "class_1", "-n", "3"], 3)):
         shown = run_json("preview", str(out), "--to", str(picture), *options)
-        assert len(shown["sample_ids"]) == count and Image.open(picture).size[0] >= 96
+        assert len(shown["sample_ids"]) == count and image_size(picture)[0] >= 96
         picture.unlink()
     beside = run_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
     assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12
@@ -265,7 +266,7 @@ def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: p
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     reporter.begin(1000, 0)
     for seen in (10, 31, 45, 62):
-        reporter.advance(seen, seen * 1_000_000, 0)
+        reporter.advance(RunProgress(images_planned=1000, images_seen=seen, bytes_in=seen * 1_000_000, work_seconds=seen))
     monkeypatch.undo()
     assert [line.split()[0] for line in said] == ["31", "62"]
     assert "1.0 MB/s" in said[0] and "ETA" in said[0] and "0 quarantined" in said[0]
@@ -346,7 +347,7 @@ def test_without_torch_a_command_says_what_to_install(command: list[str]) -> Non
     script = f"import sys; sys.modules['torch'] = None; from tokenshards import cli; sys.argv = ['tokenshards', *{command!r}]; cli.main()"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: this command needs torch, which is not installed; pip install 'tokenshards[train]'"
+    assert result.stderr.strip() == f"error: this command needs torch, which is not installed; run: {install_hint('train')}"
 
 
 @pytest.mark.parametrize(("environment", "lines"), [({}, ["tokenshards", "in order"]), ({"WORLD_SIZE": "2"}, ["tokenshards"])])

@@ -37,14 +37,14 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import numpy as np  # noqa: E402
 from tokenize_overhead import find_images, replicate  # noqa: E402
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RunConfig  # noqa: E402
+from tokenshards.pipeline.config import PlanConfig, RayConfig, RunConfig  # noqa: E402
 from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
 from tokenshards.pipeline.conversion.tokenize import Conversion  # noqa: E402
 from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow  # noqa: E402
+from tokenshards.pipeline.job.job_spec import JobSpec  # noqa: E402
 from tokenshards.pipeline.planning.plan import read_shard_rows  # noqa: E402
 from tokenshards.pipeline.records import TokenBatch  # noqa: E402
 from tokenshards.pipeline.reports.terminal import TerminalReporter  # noqa: E402
-from tokenshards.pipeline.runners.base import JobSpec  # noqa: E402
 from tokenshards.pipeline.runners.ray_actor import ShardActor  # noqa: E402
 from tokenshards.pipeline.runners.shard_server import ShardServer  # noqa: E402
 from tokenshards.pipeline.storage.store import Store  # noqa: E402
@@ -59,6 +59,7 @@ from tokenshards.pipeline.tokenizers.base import (  # noqa: E402
     check_images,
     codebook_sha256,
 )
+from tokenshards.pipeline.tokenizers.config import FitConfig  # noqa: E402
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer  # noqa: E402
 from tokenshards.pipeline.tokenizers.registry import families, register_family  # noqa: E402
 

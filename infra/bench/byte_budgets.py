@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig
+from tokenshards.pipeline.config import PlanConfig, RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.shards import Preprocess, open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import fit_patch_kmeans
 
@@ -263,7 +264,7 @@ class _Quiet:
 
     def say(self, message: str) -> None: ...
     def begin(self, planned: int | None, done: int) -> None: ...
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None: ...
+    def advance(self, progress: object) -> None: ...
     def end(self) -> None: ...
 
 

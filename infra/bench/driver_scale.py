@@ -40,8 +40,8 @@ from survey_scale import SHARD_ROWS, made_plan  # noqa: E402
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig  # noqa: E402
 from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
 from tokenshards.pipeline.conversion.resume import PlanRun  # noqa: E402
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary  # noqa: E402
 from tokenshards.pipeline.reports.terminal import TerminalReporter  # noqa: E402
-from tokenshards.pipeline.runners.base import JobSpec, ShardSummary  # noqa: E402
 from tokenshards.pipeline.runners.ray_actor import ShardActor  # noqa: E402
 from tokenshards.pipeline.runners.ray_driver import RayRunner  # noqa: E402
 from tokenshards.pipeline.storage.store import Store  # noqa: E402

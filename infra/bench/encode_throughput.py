@@ -28,8 +28,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tokenshards.pipeline.config import ImportConfig  # noqa: E402
 from tokenshards.pipeline.malloc import keep_freed_memory  # noqa: E402
+from tokenshards.pipeline.tokenizers.config import ImportConfig  # noqa: E402
 from tokenshards.pipeline.tokenizers.networks.network import SLOTS, choose_device, scaled, to_device  # noqa: E402
 from tokenshards.pipeline.tokenizers.networks.weights import load_into  # noqa: E402
 from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan  # noqa: E402

@@ -30,13 +30,13 @@ from PIL import Image  # noqa: E402
 from tokenize_overhead import find_images  # noqa: E402
 
 from tokenshards.pipeline.canonical import sha256_hex  # noqa: E402
-from tokenshards.pipeline.config import LatentFitConfig  # noqa: E402
 from tokenshards.pipeline.images.decode import DECODER, decode_image  # noqa: E402
 from tokenshards.pipeline.records import TokenBatch  # noqa: E402
 from tokenshards.pipeline.shards.codecs import get_codec  # noqa: E402
 from tokenshards.pipeline.shards.spec import Preprocess  # noqa: E402
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard  # noqa: E402
 from tokenshards.pipeline.tokenizers.base import Images  # noqa: E402
+from tokenshards.pipeline.tokenizers.config import LatentFitConfig  # noqa: E402
 from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans  # noqa: E402
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans, open_encoder  # noqa: E402
 

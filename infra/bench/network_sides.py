@@ -16,11 +16,11 @@ import numpy as np
 from byte_budgets import SIDE, psnr, shifted_copies
 
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import LatentFitConfig, VqFitConfig
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.shards import Preprocess
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import LatentFitConfig, VqFitConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TAEF2 = ROOT.parent / "shared" / "data" / "taef2"

@@ -71,12 +71,13 @@ def import_tokenizer_command(
 ) -> None:
     """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
     prepare_for_torch()
-    from tokenshards.pipeline.config import ImportConfig, SourceConfig
+    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, import_notes, keep_used_codes, open_published, tokenizer_rows
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
+    from tokenshards.pipeline.tokenizers.config import ImportConfig
     from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 
     if out is None:

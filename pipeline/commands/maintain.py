@@ -27,7 +27,7 @@ from tokenshards.pipeline.commands.options import (
     side_options,
 )
 from tokenshards.pipeline.commands.output import counted_shards, finish_run, print_json
-from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch, worker_count
+from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch
 
 __all__ = ["app"]
 
@@ -178,7 +178,7 @@ def retry_failed_command(
         allow_private_hosts=allow_private_hosts,
         unreadable=unreadable,
     )
-    run = RunConfig(workers=worker_count(workers), max_bad=1.0)
+    run = RunConfig(workers=workers, max_bad=1.0)
     cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
     reporter = TerminalReporter(quiet=quiet)
     outcome = retry_failed(out, source, run, options, reporter, open_runner(runner, run, cluster), reading)

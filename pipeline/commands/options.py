@@ -132,7 +132,9 @@ Views = Annotated[
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Tokenizer directory, or another dataset (whose class table is then kept). Default: fit one.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Worker processes.", show_default="all cores")]
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes.", show_default="one per GPU where the tokenizer runs on one, else one per core")
+]
 MaxBad = Annotated[float, typer.Option(help="Stop when a larger share of the inputs fails for good.")]
 RunnerName = Annotated[str, typer.Option("--runner", help="`local`, all cores of this machine, or `ray`, a Ray cluster.")]
 Address = Annotated[
@@ -141,7 +143,7 @@ Address = Annotated[
         help="Ray cluster to join, host:port or `auto`.", show_default="$RAY_ADDRESS, a cluster of this machine, or one started for the run"
     ),
 ]
-MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold at the start")]
+MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold, more as it grows")]
 CpusPerActor = Annotated[int, typer.Option(help="CPUs of each actor; more than one decode beside the tokenizer.")]
 GpusPerActor = Annotated[float, typer.Option(help="GPUs of each actor: a share such as 0.5, or a whole number.")]
 DecodePlace = Annotated[

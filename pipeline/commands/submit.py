@@ -72,8 +72,9 @@ def submit_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Run `tokenize` as a job of a Ray cluster. Takes the options of `tokenize` too. Submit again to continue."""
+    from tokenshards.pipeline.config import RetryConfig
     from tokenshards.pipeline.reports.terminal import TerminalReporter
-    from tokenshards.pipeline.storage.store import display_url
+    from tokenshards.pipeline.storage.store import Store, display_url
     from tokenshards.pipeline.submit.job_watch import watch_job
     from tokenshards.pipeline.submit.ray_dashboard import Dashboard
     from tokenshards.pipeline.submit.submission import Submission, check_values, submit
@@ -109,8 +110,11 @@ def submit_command(
     def write_log(text: str) -> None:
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
+    def open_out() -> Store:
+        return Store(submission.out_url, storage_options=dict(submission.storage_options), retry=RetryConfig(attempts=2))
+
     try:
-        end = watch_job(job, reporter, write_log=write_log if tail else reporter.retell)
+        end = watch_job(job, reporter, write_log=write_log if tail else None, open_out=None if tail else open_out)
     except KeyboardInterrupt:
         reporter.end()
         print(

@@ -87,7 +87,7 @@ def tokenize_command(
     meta: Meta = None,
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
-    stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign after which a worker is replaced.")] = 300.0,
+    stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
     retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
@@ -100,10 +100,11 @@ def tokenize_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
-    from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.tokenizers.config import FitConfig
 
     cluster = RayConfig(
         address=address,
@@ -133,7 +134,7 @@ def tokenize_command(
         ),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
-            workers=worker_count(workers),
+            workers=workers,
             max_bad=max_bad,
             join=join,
             stall_timeout_seconds=stall_timeout,
@@ -178,13 +179,14 @@ def plan_command(
     """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy is imported: what is timed here is one worker, and a worker has one thread
-    from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.tokenizers.config import FitConfig
 
     reporter = TerminalReporter()
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.errors import BadInput, TokenizerError
 from tokenshards.pipeline.images.views import decode_views
@@ -21,6 +21,7 @@ from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]

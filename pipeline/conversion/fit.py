@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import FitConfig, LatentFitConfig, VqFitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.records import PlanRow
@@ -18,6 +17,7 @@ from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
 
 if TYPE_CHECKING:  # they load torch

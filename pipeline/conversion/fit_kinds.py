@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenshards.pipeline.config import FitConfig, LatentFitConfig, VqFitConfig
 from tokenshards.pipeline.conversion.fit import FittedTokenizer, fit_latent_tokenizer, fit_tokenizer, fit_vq_tokenizer
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
 
 __all__ = ["ALL_OPTIONS", "OPTIONS", "Fit", "open_fit"]
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tokenshards.pipeline.config import ALLOW_PYTHON, ImportConfig, SourceConfig
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.fit import count_codes
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.images.decode import DECODER
@@ -19,6 +19,7 @@ from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
+from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
 from tokenshards.pipeline.tokenizers.registry import load_family, published_families
 
 __all__ = ["CodeSample", "import_notes", "keep_used_codes", "open_published", "tokenizer_rows"]

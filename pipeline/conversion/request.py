@@ -6,14 +6,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import PlanError, SourceError, UnreadableObjectError
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
@@ -30,8 +32,8 @@ class Reporter(Protocol):
     def begin(self, planned: int | None, done: int) -> None:
         """The work starts: inputs planned (None while tars are uncounted) and already done."""
 
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
-        """Totals of this run so far, shards in flight included."""
+    def advance(self, progress: RunProgress) -> None:
+        """How far the run is; called several times a second."""
 
     def end(self) -> None:
         """The work is over, for whatever reason."""

@@ -19,14 +19,16 @@ from tokenshards.pipeline.errors import (
     describe_unreadable,
 )
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.ledger.replaced import remove_replaced
 from tokenshards.pipeline.ledger.survey import Survey, survey_plan
 from tokenshards.pipeline.planning.plan import Plan
-from tokenshards.pipeline.runners.base import JobSpec, Runner, ShardSummary
+from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
@@ -46,11 +48,13 @@ class _Tally:
     bytes_in: int = 0
     quarantined: int = 0
     shards: int = 0
+    inputs_before: int = 0
+    """Of shards that this run did not make."""
     in_flight: dict[int, list[int]] = field(default_factory=dict)
 
     def totals(self) -> tuple[int, int, int]:
         """Return inputs, bytes and quarantined with those in flight."""
-        flying = [sum(column) for column in zip(*self.in_flight.values(), strict=True)] or [0, 0, 0]
+        flying = [sum(column) for column in zip(*list(self.in_flight.values()), strict=True)] or [0, 0, 0]
         return self.inputs + flying[0], self.bytes_in + flying[1], self.quarantined + flying[2]
 
 
@@ -63,11 +67,13 @@ class PlanRun:
         self._request = request
         self._runner = runner
         self._reporter = reporter
-        self._quarantined_before = self._inputs_before = self._shards_before = 0
+        self._quarantined_before = self._shards_before = 0
         self._job: JobSpec | None = None
         self._unreadable = 0
         self._unreadable_examples: list[str] = []
-        self._heartbeat = Heartbeat(store, plan.plan_id, self._counters)
+        self._begun: float | None = None
+        self._standing: dict[str, Any] = {}
+        self._heartbeat = Heartbeat(store, plan.plan_id, lambda: self.progress().to_json())
         self.tally = _Tally()
         self.usage = RunUsage()
         self.seconds = 0.0
@@ -85,7 +91,7 @@ class PlanRun:
         replaced, dropped = survey.replaced, survey.dropped
         with self._heartbeat:
             if not survey.finished:
-                todo, self._inputs_before, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                todo, self.tally.inputs_before, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
                 self._shards_before = len(survey.done)
                 del survey  # a run takes days, and its end surveys anew
                 survey = self._work(todo, spec)
@@ -121,7 +127,8 @@ class PlanRun:
         plan, request = self._plan, self._request
         if request.run.join:  # two drivers that start at the same end would do the same work
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
-        self._reporter.begin(None if plan.tars_planned else plan.images_planned, self._inputs_before)
+        self._begun = time.monotonic()
+        self._reporter.begin(self._planned(), self.tally.inputs_before)
         self._job = job = JobSpec(
             out_url=absolute_url(request.out_url),
             out_options=request.out_options,
@@ -166,6 +173,13 @@ class PlanRun:
         tally.quarantined += summary.quarantined
         tally.shards += 1
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        """Count a shard of another run as done, and not as our work."""
+        self.tally.in_flight.pop(shard, None)
+        self.tally.inputs_before += summary.inputs_seen
+        self._shards_before += 1
+        self._quarantined_before += summary.quarantined
+
     def abandoned(self, shard: int) -> None:
         """Forget a shard in flight."""
         self.tally.in_flight.pop(shard, None)
@@ -180,6 +194,10 @@ class PlanRun:
         self.usage = usage
         self._heartbeat.log("how busy the workers were", **{name: round(share, 4) for name, share in usage.busy_shares().items()})
 
+    def watched(self, standing: dict[str, Any]) -> None:
+        """Keep how the workers are, for the run's record."""
+        self._standing = standing
+
     def noted(self, message: str, **details: Any) -> None:
         """Tell people and the run's log."""
         self._reporter.say(message)
@@ -187,10 +205,10 @@ class PlanRun:
 
     def tick(self) -> None:
         """Report; raise TooManyBadInputsError as soon as the limit is passed for certain, or for tars by what was read of them so far."""
-        inputs, bytes_in, quarantined = self.tally.totals()
-        self._reporter.advance(inputs, bytes_in, quarantined)
-        bad = self._quarantined_before + quarantined
-        planned = self._expected_inputs(inputs) if self._plan.generation == 1 else None
+        progress = self.progress()
+        self._reporter.advance(progress)
+        bad = self._quarantined_before + progress.images_quarantined
+        planned = self._expected_inputs(progress.images_seen) if self._plan.generation == 1 else None
         if planned is not None and bad > self._request.run.max_bad * planned:
             self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
 
@@ -200,8 +218,8 @@ class PlanRun:
         if not plan.tars_planned:
             return plan.images_planned
         done = self._shards_before + tally.shards
-        counted = (self._inputs_before + tally.inputs) * plan.shards // done if done else 0
-        return max(counted, self._inputs_before + inputs) if done else None
+        counted = (self.tally.inputs_before + tally.inputs) * plan.shards // done if done else 0
+        return max(counted, self.tally.inputs_before + inputs) if done else None
 
     def _refuse(self, bad: int, planned: int, about: str = "") -> NoReturn:
         """Raise TooManyBadInputsError with an example of each reason."""
@@ -214,9 +232,23 @@ class PlanRun:
             f"`tokenshards quarantine {self._store.url}` lists those of committed shards"
         )
 
-    def _counters(self) -> dict[str, Any]:
+    def progress(self) -> RunProgress:
+        """Return how far the run is; may be asked by another thread."""
         inputs, bytes_in, quarantined = self.tally.totals()
-        return {"images_seen": inputs, "bytes_in": bytes_in, "images_quarantined": quarantined, "shards_committed": self.tally.shards}
+        return RunProgress(
+            images_planned=self._planned(),
+            images_before=self.tally.inputs_before,
+            images_seen=inputs,
+            bytes_in=bytes_in,
+            images_quarantined=quarantined,
+            shards_committed=self.tally.shards,
+            work_seconds=0.0 if self._begun is None else round(time.monotonic() - self._begun, 3),
+            workers=self._standing.get("workers", {}),
+            longest=self._standing.get("longest"),
+        )
+
+    def _planned(self) -> int | None:
+        return None if self._plan.tars_planned else self._plan.images_planned
 
 
 def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:

@@ -21,7 +21,8 @@ from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
-from tokenshards.pipeline.sources.base import LabelType, SourceSummary, integer_in, readable_text
+from tokenshards.pipeline.sources.base import SourceSummary, readable_text
+from tokenshards.pipeline.sources.labels import LabelType, integer_in
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.activity import DECODE, doing
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import decode_image
@@ -141,9 +142,10 @@ def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageR
     size = len(record.data or b"")
     if isinstance(record, FailedRecord):
         return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error))
-    crash_point("decode", record.sample_id)
     try:
-        rows = _decode_rows(images_BHWC, number, record, decoding)
+        with doing(DECODE, record.sample_id):
+            crash_point("decode", record.sample_id)
+            rows = _decode_rows(images_BHWC, number, record, decoding)
     except BadInput as error:
         return _Outcome(size, time.perf_counter() - started, failed=_quarantine_row(record, error))
     return _Outcome(size, time.perf_counter() - started, rows=rows)

@@ -7,16 +7,22 @@ import threading
 
 from tokenshards.pipeline.errors import FingerprintMismatchError, PlanError
 from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import InputContext, JobContext
 from tokenshards.pipeline.planning.plan import load_plan
-from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
-__all__ = ["TOKENIZER_FOLDER", "open_context", "open_inputs"]
+__all__ = ["TOKENIZER_FOLDER", "open_context", "open_inputs", "uses_gpu"]
 
 TOKENIZER_FOLDER = "tokenizer"
+
+
+def uses_gpu(job: JobSpec) -> bool:
+    """Return whether the tokenizer of a job runs on a GPU where there is one: those with networks do, and those that a user wrote may."""
+    plan = load_plan(Store(job.out_url, storage_options=job.out_options, retry=job.retry), job.plan_id)
+    return plan is not None and (bool(plan.spec.weights_sha256) or plan.spec.family == "python")
 
 
 def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
@@ -65,5 +71,6 @@ def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
         decode_threads=decode_threads,
         cpus=inputs.cpus,
         tokenizer=tokenizer,
+        run_uuid=job.run_uuid,
         join=job.join,
     )

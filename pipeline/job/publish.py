@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenshards import __version__
+from tokenshards.pipeline.activity import PACK, WRITE, doing, step
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.planning.plan import Plan
@@ -65,25 +66,28 @@ def publish_shard(
     made_by: dict[str, Any],
     attempt: int = 1,
     join: bool = False,
-    on_progress: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = step,
 ) -> Commit:
     """Publish the objects of a shard and its commit; return the commit.
 
     Where another driver has done the shard meanwhile, its commit is returned and ours is not written; with `join` we look for it even
-    while the generation is open. `on_progress` is called after each row group and before each put, because a slow codec or store is no
-    hang. Raises PlanError where a manifest closes the generation and the shard has no valid commit.
+    while the generation is open. `on_progress` is called after each row group, because a slow codec is no hang. Raises PlanError where a
+    manifest closes the generation and the shard has no valid commit.
     """
     if (done := _done_elsewhere(out, plan, shard, join)) is not None:
         return done
-    begun = time.perf_counter()
+    begun, name = time.perf_counter(), str(shard)
     encoded, data, quarantine = None, None, None
     if content.tokens is not None:
-        encoded = _encode(plan, shard, content.rows, content.tokens, tokenizer, on_progress)
-        data = write_object(out, "shards", shard, encoded.data)
+        with doing(PACK, name):
+            encoded = _encode(plan, shard, content.rows, content.tokens, tokenizer, on_progress)
+        with doing(WRITE, name):
+            crash_point("write", name)
+            data = write_object(out, "shards", shard, encoded.data)
         crash_point("after-data-put")
     if content.failed:
-        on_progress()
-        quarantine = write_object(out, "quarantine", shard, encode_quarantine(content.failed))
+        with doing(WRITE, name):
+            quarantine = write_object(out, "quarantine", shard, encode_quarantine(content.failed))
         crash_point("after-quarantine-put")
     seconds = {**content.seconds, "write": time.perf_counter() - begun}
     commit = Commit(
@@ -106,8 +110,8 @@ def publish_shard(
     )
     if (done := _done_elsewhere(out, plan, shard, join)) is not None:  # encoding and two puts give another driver time to finish
         return done
-    on_progress()
-    out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
+    with doing(WRITE, name):
+        out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
     crash_point("after-commit-put")
     return commit
 

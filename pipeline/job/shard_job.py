@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenshards.pipeline.activity import ENCODE, FETCH, doing
 from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
 from tokenshards.pipeline.job.inputs import read_inputs
@@ -29,7 +31,16 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Images, OverlappedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
-__all__ = ["InputContext", "JobContext", "ShardProgress", "list_sample_ids", "probe_shard", "shard_batches", "tokenize_shard"]
+__all__ = [
+    "InputContext",
+    "JobContext",
+    "ShardProgress",
+    "encode_blank",
+    "list_sample_ids",
+    "probe_shard",
+    "shard_batches",
+    "tokenize_shard",
+]
 
 
 _Encoding = Callable[[], tuple[TokenBatch, float]]
@@ -55,6 +66,8 @@ class JobContext(InputContext):
     """What every shard of a plan shares, opened once per worker."""
 
     tokenizer: Tokenizer
+    run_uuid: str = ""
+    """Of the driver; each commit names the run that made it."""
     join: bool = False
     """Another driver may work on the same plan: look for a commit before a shard is begun."""
     encode_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,10 +127,9 @@ def tokenize_shard(
             seconds=result.seconds,
         ),
         context.tokenizer,
-        made_by=_made_by(context.source, context.tokenizer),
+        made_by=_made_by(context),
         attempt=attempt,
         join=context.join,
-        on_progress=lambda: on_progress(ShardProgress(0, 0, 0)),
     )
 
 
@@ -126,38 +138,41 @@ def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = f
     return _decoded(context, _inputs(context, shard, killers))
 
 
-def list_sample_ids(
-    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> Iterator[str]:
-    """Yield the sample id of every input of a shard in work order, without decoding any; `on_progress` is a sign of life now and then."""
-    return (record.sample_id for record in _searched(context, shard, killers, on_progress))
+def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
+    """Yield the sample id of every input of a shard in work order, without decoding any."""
+    return (record.sample_id for record in _inputs(context, shard, killers))
 
 
-def probe_shard(
-    context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> None:
-    """Decode and encode inputs [start, stop) of a shard without publishing; `on_progress` is a sign of life now and then.
+def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
+    """Decode and encode inputs [start, stop) of a shard without publishing.
 
-    A runner uses it to find, by bisection, the input that kills its worker.
+    A runner uses it to find, by bisection, the input that kills its worker. A single input is encoded in an otherwise blank batch.
     """
-    records = itertools.islice(_searched(context, shard, killers, on_progress), start, stop)
+    records = itertools.islice(_inputs(context, shard, killers), start, stop)
     with contextlib.closing(_decoded(context, records)) as decoded:
-        _tokenize(context, decoded, _ShardResult(), on_progress)
+        _tokenize(context, decoded, _ShardResult(), lambda progress: None)
 
 
-def _searched(
-    context: InputContext, shard: int, killers: frozenset[str], on_progress: Callable[[ShardProgress], None]
-) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield the inputs of a shard; inputs that are only passed over can take longer than a worker may be silent."""
-    for index, record in enumerate(_inputs(context, shard, killers)):
-        if index % context.plan.batch_rows == 0:
-            on_progress(ShardProgress(0, 0, 0))
-        yield record
+def encode_blank(context: JobContext) -> None:
+    """Encode a batch without any input: the control of a search. A tokenizer that hangs on it hangs on everything."""
+    size = context.plan.spec.preprocess.size
+    rows = max(1, context.plan.batch_rows // context.plan.views.count) * context.plan.views.count
+    encoding = _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")
+    with doing(ENCODE, "a blank batch"):
+        encoding()
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
-    rows = read_shard_rows(context.out, context.plan, shard)
-    return read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    with doing(FETCH, str(shard)):
+        rows = read_shard_rows(context.out, context.plan, shard)
+        records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
+    fetching = doing(FETCH, str(shard))
+    while True:
+        with fetching:
+            record = next(records, None)
+        if record is None:
+            return
+        yield record
 
 
 def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
@@ -179,19 +194,21 @@ def _tokenize(
     ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0  # a device has the next batch before this one is done
     begun: deque[tuple[DecodedBatch, _Encoding | None]] = deque()
     for batch in batches:
-        begun.append((batch, _begin(context, batch.images_BHWC) if batch.slots else None))
+        begun.append((batch, _begin(context, batch.images_BHWC, batch.rows[0].sample_id) if batch.slots else None))
         if len(begun) > ahead:
             _finish(*begun.popleft(), result, on_progress)
     for batch, encoding in begun:
         _finish(batch, encoding, result, on_progress)
 
 
-def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
+def _begin(context: JobContext, images_BHWC: Images, first: str) -> _Encoding:
     tokenizer = context.tokenizer
     with context.encode_lock:
         if isinstance(tokenizer, OverlappedTokenizer):
-            return tokenizer.begin(images_BHWC)
-        with contextlib.nullcontext() if context.decode_threads else context.cpus:
+            with doing(ENCODE, first):
+                return tokenizer.begin(images_BHWC)
+        with contextlib.nullcontext() if context.decode_threads else context.cpus, doing(ENCODE, first):
+            crash_point("encode", first)
             started = time.perf_counter()
             tokens = tokenizer.encode(images_BHWC)
             seconds = time.perf_counter() - started
@@ -200,7 +217,8 @@ def _begin(context: JobContext, images_BHWC: Images) -> _Encoding:
 
 def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResult, on_progress: Callable[[ShardProgress], None]) -> None:
     if encoding is not None:
-        tokens, seconds = encoding()
+        with doing(ENCODE, batch.rows[0].sample_id):
+            tokens, seconds = encoding()
         result.seconds["encode"] += seconds
         result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
     result.seconds["fetch"] += batch.fetch_seconds
@@ -227,6 +245,8 @@ def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
     )
 
 
-def _made_by(source: Store, tokenizer: Tokenizer) -> dict[str, Any]:
+def _made_by(context: JobContext) -> dict[str, Any]:
+    tokenizer = context.tokenizer
     notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
-    return made_by(source, describe_device(tokenizer), decoder=DECODER, **({"notes": notes} if notes else {}))
+    more = {"run": context.run_uuid, **({"notes": notes} if notes else {})}
+    return made_by(context.source, describe_device(tokenizer), decoder=DECODER, **more)

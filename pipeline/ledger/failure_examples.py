@@ -14,8 +14,8 @@ from itertools import islice
 
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, TransientStorageError
 from tokenshards.pipeline.job.context import open_inputs
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import shard_batches
-from tokenshards.pipeline.runners.base import JobSpec
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
 

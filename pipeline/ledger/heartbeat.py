@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenshards.pipeline.canonical import known_fields, seal
 from tokenshards.pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.shards.manifest import read_sealed
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION
 from tokenshards.pipeline.storage.jsonl_log import RunLog
@@ -55,11 +56,18 @@ class RunRecord:
 
     def describe(self, now_seconds: float) -> str:
         """Return host, age, rate and when it would count as dead."""
-        age = now_seconds - self.updated_seconds
-        seconds = max(1e-9, self.updated_seconds - self.started_seconds)
-        rate = float(self.counters.get("images_seen", 0)) / seconds
+        age, progress = now_seconds - self.updated_seconds, self.progress
+        workers = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(progress.workers.items()))
+        left = "" if progress.left_seconds is None else f", ETA {progress.left_seconds:,.0f} s"
+        at_work = f"; workers: {workers}{progress.state_text()}" if workers else ""
         dead = f"it counts as dead in {max(0.0, LIVE_SECONDS - age):.0f} s"
-        return f"host {self.host}, pid {self.pid}, last sign {age:.0f} s ago, {rate:.0f} images/s; {dead}"
+        rate = f"{progress.images_per_second:.0f} images/s{left}"
+        return f"host {self.host}, pid {self.pid}, last sign {age:.0f} s ago, {rate}{at_work}; {dead}"
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far the run is, by its counters."""
+        return RunProgress.from_json({"work_seconds": self.updated_seconds - self.started_seconds, **self.counters})
 
 
 def _process_started(pid: int) -> str:

@@ -20,14 +20,13 @@ from tokenshards.pipeline.quality.fidelity import usage_rows
 from tokenshards.pipeline.quality.normalisation import NormalisationProbe, Trial, probe_normalisation
 from tokenshards.pipeline.quality.round_trip import RoundTrip
 from tokenshards.pipeline.records import FailedRecord, PlanRow
-from tokenshards.pipeline.reports.storage_table import entropy_per_id
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer
-from tokenshards.pipeline.tokenizers.code_usage import code_usage, order0_entropy_bits
+from tokenshards.pipeline.tokenizers.code_usage import code_usage, entropy_per_id, order0_entropy_bits
 from tokenshards.pipeline.tokenizers.networks.device import describe_device
 
 __all__ = ["Evaluation", "evaluate_tokenizer"]

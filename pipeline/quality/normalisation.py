@@ -15,8 +15,8 @@ import numpy as np
 
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.quality.round_trip import RoundTrip
-from tokenshards.pipeline.reports.storage_table import entropy_per_id
 from tokenshards.pipeline.tokenizers.base import Images, Tokenizer, WeightedTokenizer
+from tokenshards.pipeline.tokenizers.code_usage import entropy_per_id
 
 __all__ = ["NormalisationProbe", "Trial", "probe_normalisation"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,10 @@ from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histo
 from tokenshards.pipeline.planning.plan import Plan, load_chain
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.code_usage import order0_entropy_bits
+from tokenshards.pipeline.tokenizers.code_usage import entropy_per_id
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["StorageReport", "dataset_report", "entropy_per_id", "fit_rows", "status_report"]
+__all__ = ["StorageReport", "dataset_report", "fit_rows", "status_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +83,6 @@ class StorageReport:
             *([("work by stage", stages)] if stages else []),
             ("complete", "yes" if self.complete else "no"),
         ]
-
-
-def entropy_per_id(histograms: Sequence[npt.NDArray[np.int64]] | None) -> float | None:
-    """Return the order-0 entropy in bits per id, levels weighted by their ids; None where nothing was counted."""
-    total = sum(int(counts.sum()) for counts in histograms or ())
-    bits = sum(order0_entropy_bits(counts) * int(counts.sum()) for counts in histograms or ())
-    return round(bits / total, 4) if total else None
 
 
 def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
 from collections.abc import Iterable
@@ -13,12 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["LINE_SECONDS_VARIABLE", "TerminalReporter", "print_table"]
+from tokenshards.pipeline.ledger.progress import RunProgress
+
+__all__ = ["TerminalReporter", "print_table"]
 
 LINE_SECONDS = 30.0
-LINE_SECONDS_VARIABLE = "TOKENSHARDS_LINE_SECONDS"
-"""Set by a submitted job, whose lines become the bar of the terminal that submitted it."""
-_TOLD = re.compile(r"^([\d,]+)(?: of ([\d,]+))? images  (.*?)(?:  ETA .*)?$", re.MULTILINE)
 
 
 class TerminalReporter:
@@ -29,11 +26,7 @@ class TerminalReporter:
         self._quiet = quiet or sys.stderr is None  # rich would take stdout in place of a closed stderr
         self._progress: Progress | None = None
         self._task: Any = None
-        self._planned: int | None = None
-        self._before = 0
-        self._started = 0.0
-        self._last_line = 0.0
-        self._line_seconds = float(os.environ.get(LINE_SECONDS_VARIABLE, LINE_SECONDS))
+        self._last_line: float | None = None
 
     def say(self, message: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -42,8 +35,7 @@ class TerminalReporter:
 
     def begin(self, planned: int | None, done: int, what: str = "images") -> None:
         """Show a bar from `done` to `planned`; without a plan it only counts."""
-        self._planned, self._before = planned, done
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         if self._quiet or not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -60,40 +52,26 @@ class TerminalReporter:
         self._progress.start()
         self._task = self._progress.add_task(what, total=planned, completed=done, rate="")
 
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
-        """Show the totals of this run."""
-        now = time.monotonic()
-        seconds = max(1e-9, now - self._started)
-        rate = f"{seen / seconds:,.0f} images/s  {bytes_in / seconds / 1e6:,.1f} MB/s  {quarantined} quarantined"
+    def advance(self, progress: RunProgress) -> None:
+        """Show how far a run is, here or elsewhere; a bar is begun where there is none yet."""
+        if self._last_line is None:
+            self.begin(progress.images_planned, progress.images_before)
+            self._last_line = float("-inf")  # who joins late wants to see it now
         if self._progress is not None:
-            self._progress.update(self._task, completed=self._before + seen, rate=rate)
-        elif now - self._last_line >= self._line_seconds:
+            shown = f"{progress.rate_text()}{progress.state_text()}"
+            self._progress.update(self._task, total=progress.images_planned, completed=progress.images_done, rate=shown)
+        elif (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            of = f" of {self._planned:,}" if self._planned is not None else ""
-            left = f"  ETA {(self._planned - self._before - seen) * seconds / seen:,.0f} s" if self._planned and seen else ""
-            self.say(f"{self._before + seen:,}{of} images  {rate}{left}")
+            self.say(progress.line())
 
     def count(self, done: int) -> None:
         """Show how many of the planned things are done."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
 
-    def retell(self, log: str) -> None:
-        """Show the last progress that the log of a run elsewhere tells, as if it ran here."""
-        told = list(_TOLD.finditer(log))
-        if not told:
-            return
-        seen, planned, rate = told[-1].groups()
-        if self._progress is None:
-            if not self._console.is_terminal:
-                self.say(told[-1][0])
-                return
-            self.begin(int(planned.replace(",", "")) if planned else None, 0)
-        if self._progress is not None:
-            self._progress.update(self._task, completed=int(seen.replace(",", "")), rate=rate)
-
     def end(self) -> None:
         """Take the bar away, leaving its last state."""
+        self._last_line = None
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

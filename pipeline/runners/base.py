@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tokenshards.pipeline.config import RetryConfig, SourceConfig
+from tokenshards.pipeline import errors
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 if TYPE_CHECKING:
-    from tokenshards.pipeline.shards.commit import Commit
+    pass
 
-__all__ = ["JobSpec", "RunListener", "Runner", "ShardSummary"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec:
-    """Where the work is; plain data, so that it can be sent to any worker."""
-
-    out_url: str
-    out_options: dict[str, Any] = field(repr=False)
-    source_url: str
-    """Root that the plan's paths are relative to."""
-    source_config: SourceConfig
-    plan_id: str
-    retry: RetryConfig
-    run_uuid: str
-    """Of the driver: workers write their logs below `runs/<run_uuid>/`."""
-    join: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types. May hold credentials in its options: send it, never store it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> JobSpec:
-        """Return the job that `to_json` described."""
-        source = value["source_config"]
-        config = SourceConfig(**{**source, "meta": tuple(source["meta"])})
-        return cls(**{**value, "source_config": config, "retry": RetryConfig(**value["retry"])})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardSummary:
-    """The few numbers of a commit that travel to the driver."""
-
-    rows: int
-    quarantined: int
-    inputs_seen: int
-    bytes_in: int
-    seconds: dict[str, float]
-
-    @classmethod
-    def of(cls, commit: Commit) -> ShardSummary:
-        """Return the summary of a commit."""
-        return cls(**{field.name: getattr(commit, field.name) for field in fields(cls)})
+__all__ = ["RunListener", "Runner", "broken_event", "error_of"]
 
 
 class RunListener(Protocol):
@@ -70,6 +28,9 @@ class RunListener(Protocol):
     def committed(self, shard: int, summary: ShardSummary) -> None:
         """A shard was published."""
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        """Another run that shares this dataset published a shard: its work is none of ours."""
+
     def abandoned(self, shard: int) -> None:
         """An attempt at a shard ended without a commit: what it worked through counts no more."""
 
@@ -79,11 +40,30 @@ class RunListener(Protocol):
     def unreadable(self, count: int, examples: Sequence[str]) -> None:
         """A shard stays uncommitted because of objects that cannot be read while their store answers for others."""
 
+    def watched(self, standing: dict[str, Any]) -> None:
+        """How the workers are, in plain JSON types: `workers` counts them by state, `longest` is the activity that lasts longest."""
+
     def noted(self, message: str, **details: Any) -> None:
         """Something a person may want to know: a worker died, a store failed, an input was isolated."""
 
     def tick(self) -> None:
         """Called several times a second; may raise to stop the run."""
+
+
+def broken_event(error: TokenshardsError) -> dict[str, Any]:
+    """Return what a worker that cannot start says of it."""
+    kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
+    return {"event": "broken", "kind": kind, "error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)}
+
+
+def error_of(event: dict[str, Any]) -> TokenshardsError:
+    """Return the error that a worker met, of the same class and with the same exit code."""
+    known = getattr(errors, str(event["error"]), None)
+    kind = known if isinstance(known, type) and issubclass(known, TokenshardsError) else TokenshardsError
+    error = kind.__new__(kind, event["message"])
+    Exception.__init__(error, event["message"])  # some classes take other arguments, from which they make this message
+    error.exit_code = int(event["exit_code"])
+    return error
 
 
 class Runner(Protocol):

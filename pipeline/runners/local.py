@@ -1,7 +1,6 @@
-"""All cores of this machine: one process per worker, one BLAS thread each, and for networks an equal share of the cores.
+"""This machine: worker processes with one BLAS thread each, and for networks an equal share of the cores or a GPU of their own.
 
-A worker that dies or hangs is replaced and its shard tried again; a shard that kills its worker three times is searched by bisection
-for the guilty input, which is then quarantined.
+Only the mechanics of processes and pipes; what a worker's messages, its silence and its death mean is decided by the supervisor.
 """
 
 from __future__ import annotations
@@ -19,10 +18,13 @@ from typing import IO, Any
 
 from tokenshards.pipeline.code_identity import import_root
 from tokenshards.pipeline.config import RunConfig
-from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
-from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
-from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.errors import TokenshardsError
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.runners.base import RunListener
+from tokenshards.pipeline.runners.deadlines import Verdict
+from tokenshards.pipeline.runners.local_devices import VISIBLE_DEVICES, Place, available_cores, choose_places, visible_gpus
+from tokenshards.pipeline.runners.pulse import ALIVE
+from tokenshards.pipeline.runners.supervisor import TICK_SECONDS, Supervisor, Worker, beat_seconds
 
 __all__ = ["LocalRunner"]
 
@@ -31,39 +33,44 @@ _ONE_THREAD = {
 }
 # Threads of torch that wait sleep: beside other busy processes, spinning made small networks many times slower.
 _SLEEP_IDLE = {"OMP_WAIT_POLICY": "PASSIVE"}
-_TICK_SECONDS = 0.2
-_STARTUP_DEATHS = 3
+MOST_BEAT_SECONDS = 1.0
+KILL_SECONDS = 10.0
+"""A process that waits for a dead disk cannot be killed; the run goes on without its exit code."""
 
 
-class _Worker:
-    def __init__(self, job_line: bytes, torch_threads: int) -> None:
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+class _Process(Worker):
+    """A worker process and its pipes."""
+
+    def __init__(self, job_line: bytes, place: Place, beat: float) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
         package_root = str(import_root())
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
+        pinned = {} if place.gpu is None else {VISIBLE_DEVICES: place.gpu}
+        self._process = subprocess.Popen(
             # -P: a `tokenshards` folder of the user stays out
-            [sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker", str(torch_threads)],
+            [
+                *(sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker"),
+                *(str(place.torch_threads), str(place.decode_threads), str(beat)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env={**_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            stderr=self._errors,
+            env={**_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path, **pinned},
         )
-        self.task: ShardTask | None = None
-        self.ready = False
-        self.ready_since = 0.0
-        self.last_report = time.monotonic()
+        super().__init__(name=str(self._process.pid), heard_at=time.monotonic())
+        self.place = place
         self._partial = b""
         self.send(job_line)
 
     @property
     def output(self) -> IO[bytes]:
-        stdout = self.process.stdout
+        stdout = self._process.stdout
         if stdout is None:
             raise RuntimeError("a worker was started without a pipe")
         return stdout
 
     def send(self, line: bytes) -> None:
-        stdin = self.process.stdin
+        stdin = self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # its death is seen at the end of its output
             if stdin is not None:
                 stdin.write(line + b"\n")
@@ -74,29 +81,25 @@ class _Worker:
         data = os.read(self.output.fileno(), 1 << 20)
         if not data:
             return None
-        self.last_report = time.monotonic()
         *lines, self._partial = (self._partial + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
     def last_words(self) -> str:
         """Return the end of what the worker wrote to stderr."""
-        self.errors.seek(0, os.SEEK_END)
-        self.errors.seek(max(0, self.errors.tell() - 2000))
-        return self.errors.read().decode("utf-8", "replace").strip()
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - 2000))
+        return self._errors.read().decode("utf-8", "replace").strip()
 
-    def stop(self) -> None:
-        """Kill the process and release its pipes."""
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
+    def stop(self) -> int | None:
+        """Kill the process, release its pipes and return its exit code, None where the kernel cannot end it yet."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_SECONDS)
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
             with contextlib.suppress(BrokenPipeError):
                 if stream is not None:
                     stream.close()
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self._process.returncode
 
 
 class LocalRunner:
@@ -107,114 +110,85 @@ class LocalRunner:
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
         """Return the shards that stay uncommitted, each with the last error."""
-        return _LocalRun(self._config, job, shards, listener).run()
+        from tokenshards.pipeline.job.context import uses_gpu  # heavy: only a run needs it
+
+        gpus = visible_gpus()
+        places = choose_places(self._config.workers, len(shards), gpus if gpus and uses_gpu(job) else [], available_cores())
+        if places[0].gpu is not None:
+            shown = f"{len(places)} worker{'' if len(places) == 1 else 's'} on {len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
+            listener.noted(f"{shown}, with {places[0].decode_threads} decoding threads each; --workers asks for another number")
+        return _LocalRun(self._config, job, shards, listener, places).run()
 
 
 class _LocalRun:
-    def __init__(self, config: RunConfig, job: JobSpec, shards: Sequence[int], listener: RunListener) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, job: JobSpec, shards: Sequence[int], listener: RunListener, places: list[Place]) -> None:
         self._job_line = json.dumps(job.to_json()).encode()
         self._listener = listener
-        self._queue = ShardQueue(shards, config, listener)
-        self._torch_threads = max(1, available_cores() // max(1, min(config.workers, len(shards))))
-        self._workers: list[_Worker] = []
+        self._places = places
+        self._beat = beat_seconds(config.stall_timeout_seconds, MOST_BEAT_SECONDS)
+        self._supervisor: Supervisor[_Process] = Supervisor(shards, config, listener, beat_seconds=self._beat)
         self._selector = selectors.DefaultSelector()
-        self._startup_deaths = 0
-        self._usage = RunUsage()
 
     def run(self) -> dict[int, str]:
+        supervisor = self._supervisor
         try:
-            while self._queue or any(worker.task for worker in self._workers):
+            while supervisor.unfinished():
                 self._hire()
-                self._assign()
-                for key, _ in self._selector.select(_TICK_SECONDS):
+                for worker, task in supervisor.assign():
+                    worker.send(json.dumps(task.command()).encode())
+                for key, _ in self._selector.select(TICK_SECONDS):
                     self._hear(key.data)
-                self._watch()
+                for worker, verdict in supervisor.hanging():
+                    self._bury(worker, verdict)
                 self._listener.tick()
         finally:
-            for worker in self._workers:
-                self._stop(worker)
+            for worker in list(supervisor.workers):
+                self._drop(worker)
             self._selector.close()
-            self._listener.measured(self._usage)
-        return self._queue.failed
+            self._listener.measured(supervisor.usage)
+        return supervisor.queue.failed
 
     def _hire(self) -> None:
-        busy = sum(worker.task is not None for worker in self._workers)
-        wanted = min(self._config.workers, busy + len(self._queue))
-        while len(self._workers) < wanted:
-            worker = _Worker(self._job_line, self._torch_threads)
-            self._workers.append(worker)
+        supervisor = self._supervisor
+        while len(supervisor.workers) < supervisor.wanted(len(self._places)) and supervisor.may_hire():
+            held = [worker.place for worker in supervisor.workers]
+            place = min(self._places, key=lambda place: held.count(place) - self._places.count(place))
+            worker = _Process(self._job_line, place, self._beat)
+            supervisor.workers.append(worker)
             self._selector.register(worker.output, selectors.EVENT_READ, worker)
 
-    def _assign(self) -> None:
-        now = time.monotonic()
-        for worker in self._workers:
-            if not worker.ready or worker.task is not None:
-                continue
-            task = self._queue.next_due(now)
-            if task is None:
-                return
-            worker.task, worker.last_report = task, now
-            command = task.command()
-            if command["op"] == "run":
-                self._listener.started(task.shard)
-            worker.send(json.dumps(command).encode())
-
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: _Process) -> None:
         messages = worker.receive()
         if messages is None:
-            self._bury(worker, "died")
+            self._bury(worker, None)
             return
         for message in messages:
-            self._handle(worker, message)
+            match message["event"]:
+                case "ready":
+                    self._supervisor.became_ready(worker)
+                case "broken":
+                    self._drop(worker)
+                    self._supervisor.broken(message)
+                    return
+                case _ if message["event"] == ALIVE:
+                    self._supervisor.heard(worker, message)
+                case _:
+                    self._supervisor.served(worker, int(message["shard"]), message)
 
-    def _handle(self, worker: _Worker, message: dict[str, Any]) -> None:
-        task = worker.task
-        if message["event"] == "ready":
-            worker.ready, worker.ready_since, self._startup_deaths = True, time.monotonic(), 0
-        elif message["event"] == "broken":
-            raise (TransientStorageError if message["kind"] == "transient" else TokenshardsError)(message["message"])
-        elif task is None:
-            raise RuntimeError(f"a worker without a task reported {message['event']}")
-        elif message["event"] == "progress":
-            if task.search is None:  # else a sign of life of a probe; `receive` has noted the time
-                self._listener.progressed(task.shard, message["inputs"], message["bytes_in"], message["quarantined"])
-        elif message["event"] == "done":
-            worker.task = None
-            summary = ShardSummary(**message["summary"])
-            self._usage.add(summary.seconds)
-            self._listener.committed(task.shard, summary)
-            for note in message.get("notes", ()):
-                self._listener.noted(note, shard=task.shard)
-        elif message["event"] == "failed":
-            worker.task = None
-            self._queue.failed_once(task, message["kind"], message["message"], time.monotonic(), message.get("unreadable"))
-        else:
-            worker.task = None
-            self._queue.answered(task, message)
-
-    def _watch(self) -> None:
-        limit = self._config.stall_timeout_seconds
-        now = time.monotonic()
-        for worker in list(self._workers):
-            if worker.task is not None and now - worker.last_report > limit:
-                self._bury(worker, f"reported nothing for {limit:.0f} s and was killed")
-
-    def _stop(self, worker: _Worker) -> None:
-        worker.stop()
-        if worker.ready:
-            self._usage.count_worker(time.monotonic() - worker.ready_since)
-
-    def _bury(self, worker: _Worker, how: str) -> None:
+    def _drop(self, worker: _Process) -> int | None:
         self._selector.unregister(worker.output)
-        self._workers.remove(worker)
+        code = worker.stop()
+        self._supervisor.removed(worker, decode_threads=worker.place.decode_threads)
+        return code
+
+    def _bury(self, worker: _Process, verdict: Verdict | None) -> None:
+        """Replace a worker that died, or hangs by a verdict of the supervisor."""
         words = worker.last_words()
-        self._stop(worker)
-        code = worker.process.returncode
-        task = worker.task
-        if task is None:
-            self._startup_deaths += not worker.ready
-            if self._startup_deaths >= _STARTUP_DEATHS:
-                raise TokenshardsError(f"workers cannot start (exit code {code}); the last one said:\n{words or '(nothing)'}")
-            return
-        self._queue.worker_died(task, f"{how} (exit code {code})", stderr=words)
+        code = self._drop(worker)
+        how = f"{'died' if verdict is None else verdict.describe()} (exit code {'unknown' if code is None else code})"
+        if worker.tasks:
+            self._supervisor.lost(worker, how, verdict=verdict, stderr=words)
+        elif not worker.ready:
+            self._supervisor.failed_to_start(
+                TokenshardsError(f"workers cannot start: the last one {how}, and said:\n{words or '(nothing)'}")
+            )

@@ -1,7 +1,7 @@
 """A worker process of the local runner: JSON lines in on stdin, JSON lines out on stdout, nothing pickled.
 
-Started as `python -m tokenshards.pipeline.runners.local_worker THREADS`, the threads that torch may use where the tokenizer has networks.
-The worker dies with its driver: the end of stdin is the driver's end.
+Started as `python -m tokenshards.pipeline.runners.local_worker TORCH_THREADS DECODE_THREADS BEAT_SECONDS`. The heartbeat begins before
+anything heavy is imported. The worker dies with its driver: the end of stdin is the driver's end.
 """
 
 from __future__ import annotations
@@ -12,60 +12,79 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.activity import STARTING, doing
+from tokenshards.pipeline.errors import TokenshardsError
+from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.malloc import keep_freed_memory
-
-if TYPE_CHECKING:
-    from tokenshards.pipeline.job.shard_job import ShardProgress
+from tokenshards.pipeline.runners.base import broken_event
+from tokenshards.pipeline.runners.pulse import Pulse
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Serve commands until stdin closes."""
+    torch_threads, decode_threads, beat = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not reach the driver as a message
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    one_at_a_time = threading.Lock()
+    pulse = Pulse()
 
     def listen() -> None:
         for line in sys.stdin.buffer:
             commands.put(json.loads(line))
         os._exit(0)
 
-    threading.Thread(target=listen, daemon=True).start()
-
     def report(event: dict[str, Any]) -> None:
-        channel.write(json.dumps(event).encode() + b"\n")
+        line = json.dumps(event).encode() + b"\n"
+        with one_at_a_time:
+            channel.write(line)
 
+    def live() -> None:
+        while True:
+            report(pulse.message())
+            time.sleep(beat)
+
+    for thread in (listen, live):
+        threading.Thread(target=thread, daemon=True).start()
     try:
-        serve = _server(commands.get(), report)
+        with doing(STARTING):
+            crash_point("starting")
+            serve = _server(commands.get(), pulse, torch_threads, decode_threads)
     except TokenshardsError as error:
-        kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
-        report({"event": "broken", "kind": kind, "message": str(error)})
+        report(broken_event(error))
         return
     report({"event": "ready"})
     while True:
-        report(serve(commands.get()))
+        command = commands.get()
+        report({**serve(command), "shard": command["shard"]})
 
 
-def _server(job_json: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    from tokenshards.pipeline.runners.base import JobSpec
+def _server(job_json: dict[str, Any], pulse: Pulse, torch_threads: int, decode_threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     from tokenshards.pipeline.runners.shard_server import ShardServer
 
-    server = ShardServer(JobSpec.from_json(job_json))
+    server = ShardServer(JobSpec.from_json(job_json), decode_threads=decode_threads)
     if (torch := sys.modules.get("torch")) is not None:  # the tokenizer has networks; all else keeps to one thread
-        torch.set_num_threads(int(sys.argv[1]))
+        torch.set_num_threads(torch_threads)
 
-    def progress(done: ShardProgress) -> None:
-        report({"event": "progress", **asdict(done)})
+    def serve(command: dict[str, Any]) -> dict[str, Any]:
+        shard = int(command["shard"])
+        pulse.begin(shard)
+        try:
+            return server.serve(command, partial(pulse.add, shard))
+        finally:
+            pulse.end(shard)
 
-    return lambda command: server.serve(command, progress)
+    return serve
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""The actor that turns shard tasks into commits on a Ray cluster, and the task that decodes for it elsewhere.
+"""The actor that turns shard tasks into commits on a Ray cluster.
 
 Commands and replies are JSON text of at most a kilobyte; only decoded pixels travel as arrays, between a decoding task and an actor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict
-from functools import lru_cache, partial
+from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,35 +19,44 @@ import numpy.typing as npt
 import ray
 from ray.util.metrics import Counter
 
+from tokenshards.pipeline.activity import STARTING, doing
 from tokenshards.pipeline.code_identity import code_digest
-from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError, UnreadableObjectError
-from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
-from tokenshards.pipeline.job.context import open_inputs
-from tokenshards.pipeline.job.shard_job import InputContext, ShardProgress, shard_batches
+from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
+from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.job.batches import DecodedBatch
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.job.shard_job import shard_batches
 from tokenshards.pipeline.malloc import keep_freed_memory
-from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.runners.base import broken_event
+from tokenshards.pipeline.runners.pulse import Pulse
+from tokenshards.pipeline.runners.ray_decode import QUEUE_SECONDS, remote_batches
 from tokenshards.pipeline.runners.shard_server import ShardServer
 from tokenshards.pipeline.storage.jsonl_log import RunLog
 
 __all__ = ["ShardActor"]
 
 LOG_SECONDS = 15.0
-QUEUE_SECONDS = 60.0
-"""How long a decoding task may wait for free CPUs."""
-BATCHES_AHEAD = 4
-"""Decoded batches of one shard that may wait in the object store."""
 NETWORK_PROBE_BYTES = 16 << 20
+_COUNTERS = {
+    "images_total": "Inputs seen in committed shards",
+    "bytes_total": "Encoded bytes of these inputs",
+    "shards_total": "Shards committed",
+    "quarantined_total": "Inputs that failed for good",
+    "stage_seconds": "Seconds of work, by stage",
+}
+_LABELS = ("out", "run")
+"""Of every counter: two runs that share a dataset, or a cluster, are told apart."""
 
 
 class ShardActor:
-    """Holds an opened job and serves its shards, several side by side; `pulse` answers while they are at work."""
+    """Holds an opened job and serves its shards, several side by side; a thread of its own answers `pulse`, the heartbeat, meanwhile."""
 
     def __init__(self, name: str, job: str, decode_threads: int) -> None:
         self._name = name
         self._job = job
         self._decode_threads = decode_threads
-        self._lock = threading.Lock()
-        self._at_work: dict[int, list[float]] = {}  # shard -> inputs, bytes, quarantined, time of the last sign
+        self._pulse = Pulse()
+        self._log: RunLog | None = None
         self._flushed = time.monotonic()
 
     def open(self) -> str:
@@ -57,21 +64,19 @@ class ShardActor:
         keep_freed_memory()
         job = JobSpec.from_json(json.loads(self._job))
         try:
-            self._server = self._open_server(job)
+            with doing(STARTING):
+                crash_point("starting")
+                self._server = self._open_server(job)
         except TokenshardsError as error:
-            kind = "transient" if isinstance(error, TransientStorageError) else "fatal"
-            return json.dumps({"event": "broken", "kind": kind, "message": str(error)})
-        self._log = RunLog(self._server.context.out, job.run_uuid, f"worker-{self._name}")
+            return json.dumps(broken_event(error))
+        out = self._server.context.out
+        self._log = RunLog(out, job.run_uuid, f"worker-{self._name}")
         self._counters = {
-            name: Counter(f"tokenshards_{name}", description=text, tag_keys=("stage",) if name == "stage_seconds" else ())
-            for name, text in (
-                ("images_total", "Inputs seen in committed shards"),
-                ("bytes_total", "Encoded bytes of these inputs"),
-                ("shards_total", "Shards committed"),
-                ("quarantined_total", "Inputs that failed for good"),
-                ("stage_seconds", "Seconds of work, by stage"),
-            )
+            name: Counter(f"tokenshards_{name}", description=text, tag_keys=(*_LABELS, "stage") if name == "stage_seconds" else _LABELS)
+            for name, text in _COUNTERS.items()
         }
+        for counter in self._counters.values():
+            counter.set_default_tags({"out": out.url, "run": job.run_uuid})
         node_id = ray.get_runtime_context().get_node_id()
         self._log.add("worker ready", host=socket.gethostname(), node_id=node_id)
         identity = {"node_id": node_id, "host": socket.gethostname(), "code": code_digest(), "python": platform.python_version()}
@@ -84,23 +89,13 @@ class ShardActor:
         """Do one command of a shard and return the event; `decode_cpus` above 0 decodes in a task of so many CPUs, on any node."""
         command = json.loads(text)
         shard = int(command["shard"])
-        with self._lock:
-            self._at_work[shard] = [0, 0, 0, time.monotonic()]
-
-        def progress(done: ShardProgress) -> None:
-            with self._lock:
-                counts = self._at_work[shard]
-                counts[0] += done.inputs
-                counts[1] += done.bytes_in
-                counts[2] += done.quarantined
-                counts[3] = time.monotonic()
-
+        self._pulse.begin(shard)
         started = time.monotonic()
         try:
-            event = self._server.serve(command, progress, partial(self._remote_batches, decode_cpus, progress) if decode_cpus else None)
+            batches = partial(self._remote_batches, decode_cpus) if decode_cpus else None
+            event = self._server.serve(command, partial(self._pulse.add, shard), batches)
         finally:
-            with self._lock:
-                del self._at_work[shard]
+            self._pulse.end(shard)
         self._record(command, event, time.monotonic() - started)
         return json.dumps(event)
 
@@ -108,8 +103,8 @@ class ShardActor:
         summary = event.get("summary")
         details = {("error" if key == "message" else key): value for key, value in event.items() if key not in ("event", "summary")}
         details |= summary or {}
-        self._log.add(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
-        if summary is None:
+        self._tell(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
+        if summary is None or event.get("by_another"):  # what another run committed is its work
             return
         self._count("images_total", summary["inputs_seen"])
         self._count("bytes_total", summary["bytes_in"])
@@ -122,15 +117,17 @@ class ShardActor:
         if value > 0:  # a counter of Ray refuses to stay as it is
             self._counters[name].inc(value, tags=tags)
 
+    def _tell(self, message: str, **details: Any) -> None:
+        if self._log is not None:
+            self._log.add(message, **details)
+
     def pulse(self) -> str:
-        """Return for each shard at work its counts so far and the seconds since its last sign of progress."""
+        """Return the heartbeat; it comes while the job is opened, too."""
         now = time.monotonic()
-        with self._lock:
-            shards = [[shard, *map(int, counts[:3]), round(now - counts[3], 1)] for shard, counts in self._at_work.items()]
         if now - self._flushed > LOG_SECONDS:
             self._flushed = now
             threading.Thread(target=self._flush, name="log", daemon=True).start()  # a store that fails must not look like a dead worker
-        return json.dumps({"shards": shards})
+        return json.dumps(self._pulse.message())
 
     def close(self) -> None:
         """Publish what is left of the log; the driver kills the actor afterwards."""
@@ -138,44 +135,19 @@ class ShardActor:
 
     def _flush(self) -> None:
         try:
-            self._log.flush()
+            if self._log is not None:
+                self._log.flush()
         except TransientStorageError as error:  # a log decides nothing; the next flush tries again
-            self._log.add("the log could not be written", error=str(error))
+            self._tell("the log could not be written", error=str(error))
 
-    def _remote_batches(
-        self, decode_cpus: int, on_progress: Callable[[ShardProgress], None], shard: int, killers: frozenset[str]
-    ) -> Generator[DecodedBatch]:
+    def _remote_batches(self, decode_cpus: int, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
         """Yield the batches that a task on any node decodes; they are decoded here where no node has room for it in time."""
-        task = ray.remote(
-            num_cpus=decode_cpus,
-            num_returns="streaming",
-            max_retries=0,
-            scheduling_strategy="SPREAD",
-            _generator_backpressure_num_objects=BATCHES_AHEAD,
-        )(_decode)
-        stream = task.remote(self._job, shard, sorted(killers), decode_cpus, code_digest())
-        try:
-            if not _has_begun(stream, on_progress):
-                self._log.add("decoded here, since no node had CPUs free for it", shard=shard, waited_seconds=QUEUE_SECONDS)
-                ray.cancel(stream)
-                yield from shard_batches(self._server.context, shard, killers)
-                return
-            for reference in stream:
-                images_BHWC, rest = ray.get(reference)
-                del reference  # its pixels leave the object store when the batch is encoded, not one batch later
-                if rest.get("unreadable") is not None:
-                    raise UnreadableObjectError(rest["outage"], objects=tuple(rest["unreadable"]))
-                if rest.get("outage") is not None:
-                    raise TransientStorageError(rest["outage"])
-                if rest.get("refusal") is not None:
-                    raise ClusterError(rest["refusal"])
-                rows = [DecodedRow(**row) for row in rest.pop("rows")]
-                yield DecodedBatch(images_BHWC, rows=rows, **rest)
-        finally:
-            ray.cancel(stream)
+        if not (yield from remote_batches(self._job, shard, killers, decode_cpus)):
+            self._tell("decoded here, since no node had CPUs free for it", shard=shard, waited_seconds=QUEUE_SECONDS)
+            yield from shard_batches(self._server.context, shard, killers)
 
     def network_rate(self) -> str:
-        """Return the bytes per second that this actor receives from a task on another node, and the bytes of a picture's decoded views."""
+        """Return the bytes per second that this actor receives from a task on another node, and the bytes of an image's decoded views."""
         plan = self._server.context.plan
         return json.dumps([self._measure_network(), 3 * plan.spec.preprocess.size**2 * plan.views.count])
 
@@ -197,44 +169,3 @@ class ShardActor:
 
 def _zeros(count: int) -> npt.NDArray[np.uint8]:
     return np.zeros(count, np.uint8)
-
-
-@lru_cache(maxsize=2)
-def _opened(job: str, threads: int) -> InputContext:
-    return open_inputs(JobSpec.from_json(json.loads(job)), decode_threads=threads)
-
-
-def _has_begun(stream: ray.ObjectRefGenerator, on_progress: Callable[[ShardProgress], None]) -> bool:
-    """Wait until a decoding task says that it began, False after QUEUE_SECONDS: what waits for free CPUs does not hang."""
-    given_up = time.monotonic() + QUEUE_SECONDS
-    while not ray.wait([stream], timeout=min(5.0, QUEUE_SECONDS))[0]:
-        if time.monotonic() >= given_up:
-            return False
-        on_progress(ShardProgress(0, 0, 0))
-    ray.get(next(stream))
-    return True
-
-
-def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -> Iterator[tuple[npt.NDArray[np.uint8], dict[str, Any]]]:
-    """Yield an empty item at once, then the batches of a shard as pixels and plain values.
-
-    An outage, or that this node must not decode, is the last item, because it is no error of Ray's.
-    """
-    nothing = np.zeros(0, np.uint8)
-    yield nothing, {}
-    try:
-        if code != code_digest():
-            raise ClusterError(
-                f"node {socket.gethostname()} has other tokenshards code than its actor (digest {code_digest()}, there {code}). "
-                "Use one image for all nodes, or `tokenshards submit`, which brings its own code"
-            )
-        with contextlib.closing(shard_batches(_opened(job, threads), shard, frozenset(killers))) as batches:
-            for batch in batches:
-                rest = {name: getattr(batch, name) for name in ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")}
-                yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
-    except UnreadableObjectError as error:
-        yield nothing, {"outage": str(error), "unreadable": list(error.objects)}
-    except TransientStorageError as error:
-        yield nothing, {"outage": str(error)}
-    except TokenshardsError as error:
-        yield nothing, {"refusal": str(error)}

@@ -28,11 +28,17 @@ MAX_VANISHED = 5
 class _Search:
     """Bisection: the input that kills workers is in [start, stop); `stop=-1` while the inputs are not counted yet."""
 
+    named: str = ""
+    """Sample id that the worker had in hand when it hung: it is tried alone, without bisection."""
     start: int = 0
     stop: int = -1
     probed_stop: int = 0
     deaths_of_one: int = 0
     """Times that [start, start + 1) alone killed its worker; a machine may fail once by chance, so that one death proves nothing."""
+    hung: bool = False
+    """One of those deaths was a hang. It proves something only if a blank batch does not hang too."""
+    accused: int | None = None
+    """Index of the input whose hang is checked against a blank batch."""
     guilty: int | None = None
 
 
@@ -47,6 +53,8 @@ class ShardTask:
     vanished: int = 0
     """Times its worker was lost with its machine, or for no known reason."""
     killers: set[str] = field(default_factory=set)
+    cleared: set[str] = field(default_factory=set)
+    """Sample ids that a worker hung at, and which were then tried alone without a hang."""
     search: _Search | None = None
 
     @property
@@ -61,9 +69,11 @@ class ShardTask:
         if search is None:
             return {"op": "run", **base}
         if search.stop < 0:
-            return {"op": "count", **base}
+            return {"op": "find", "sample_id": search.named, **base} if search.named else {"op": "count", **base}
         if search.guilty is not None:
             return {"op": "name", "index": search.guilty, **base}
+        if search.accused is not None:
+            return {"op": "control", **base}
         search.probed_stop = (search.start + search.stop + 1) // 2 if search.stop - search.start > 1 else search.stop
         return {"op": "probe", "start": search.start, "stop": search.probed_stop, **base}
 
@@ -103,7 +113,9 @@ class ShardQueue:
         self._fresh_left -= 1
         return ShardTask(next(self._fresh))
 
-    def failed_once(self, task: ShardTask, kind: str, message: str, now: float, unreadable: dict[str, Any] | None = None) -> None:
+    def failed_once(
+        self, task: ShardTask, kind: str, message: str, now: float, unreadable: dict[str, Any] | None = None, **details: Any
+    ) -> None:
         """A worker reported a failure of `kind` `transient`: the task waits for its next try, or its budget is used up.
 
         `fatal`, `disk_full` and `unreadable` end its budget at once. Raises DiskFullError after the third shard for which there was no
@@ -121,11 +133,14 @@ class ShardQueue:
             return
         task.attempt += 1
         delay = min(self._config.retry.max_delay_seconds, self._config.retry.first_delay_seconds * 2**task.failures)
-        self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard)
+        self._listener.noted(f"shard {task.shard} failed and is tried again in {delay:.0f} s: {message}", shard=task.shard, **details)
         self._wait(task, now + delay)
 
-    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, **details: Any) -> None:
-        """The worker of a task died or hung. Not `blamed` where its machine left: then the task just goes on elsewhere."""
+    def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, hung: bool = False, hung_at: str = "", **details: Any) -> None:
+        """The worker of a task died, or `hung` and was killed, with the input `hung_at` in hand where that is known.
+
+        Not `blamed` where its machine left: the task goes on elsewhere.
+        """
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
         self._listener.abandoned(task.shard)
         task.attempt += 1
@@ -135,16 +150,30 @@ class ShardQueue:
             self._at_once.appendleft(task)
             return
         if task.search is not None:
-            self._narrow(task, task.search, survived=False)
+            self._narrow(task, task.search, survived=False, hung=hung)
         else:
             task.deaths += 1
-            if task.deaths >= self._config.worker_deaths:
-                self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
-                task.search = _Search()
+            if hung_at and hung_at not in task.cleared:
+                self._listener.noted(f"{hung_at} is tried alone, because a worker hung at it", shard=task.shard, sample_id=hung_at)
+                task.search = _Search(named=hung_at)
+            else:
+                self._search_all(task)
         self._go_on(task)
 
+    def _search_all(self, task: ShardTask) -> None:
+        """Begin a search by bisection once enough workers have died."""
+        task.search = None
+        if task.deaths >= self._config.worker_deaths:
+            self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
+            task.search = _Search()
+
+    def _clear(self, task: ShardTask, search: _Search) -> None:
+        """The named input did nothing when it was tried alone, or is not in this shard."""
+        task.cleared.add(search.named)
+        self._search_all(task)
+
     def answered(self, task: ShardTask, message: dict[str, Any]) -> None:
-        """A worker answered a command of a search: `counted`, `survived` or `named`."""
+        """A worker answered a command of a search: `counted`, `found`, `survived` or `named`."""
         search = task.search
         if search is None:
             raise RuntimeError(f"shard {task.shard} is not searched, but a worker reported {message['event']}")
@@ -152,6 +181,10 @@ class ShardQueue:
             search.stop = int(message["inputs"])
             if search.stop == 0:
                 self._not_reproduced(task)
+        elif message["event"] == "found" and message["index"] is None:
+            self._clear(task, search)
+        elif message["event"] == "found":
+            search.start, search.stop = int(message["index"]), int(message["index"]) + 1
         elif message["event"] == "survived":
             self._narrow(task, search, survived=True)
         elif message["sample_id"] is None:  # the inputs are not those that were counted
@@ -163,16 +196,23 @@ class ShardQueue:
             task.search, task.deaths = None, 0
         self._go_on(task)
 
-    def _narrow(self, task: ShardTask, search: _Search, *, survived: bool) -> None:
+    def _narrow(self, task: ShardTask, search: _Search, *, survived: bool, hung: bool = False) -> None:
         if search.stop < 0 or search.guilty is not None:  # died while only listing: nothing learnt
+            self._not_reproduced(task)
+        elif search.accused is not None and survived:
+            search.guilty = search.accused
+        elif search.accused is not None:  # without any input it ends the same way: the tokenizer or the machine is at fault
             self._not_reproduced(task)
         elif not survived and search.probed_stop - search.start == 1:
             search.stop = search.probed_stop
             search.deaths_of_one += 1
+            search.hung |= hung
             if search.deaths_of_one >= self._config.worker_deaths:
-                search.guilty = search.start
+                search.accused, search.guilty = (search.start, None) if search.hung else (None, search.start)
         elif not survived:
             search.stop = search.probed_stop
+        elif search.probed_stop == search.stop and search.named:
+            self._clear(task, search)
         elif search.probed_stop == search.stop:  # no single input is guilty
             self._not_reproduced(task)
         else:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from tokenshards.pipeline.activity import SHARD, doing
 from tokenshards.pipeline.errors import DiskFullError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.job.context import open_context
-from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, list_sample_ids, probe_shard, tokenize_shard
-from tokenshards.pipeline.runners.base import JobSpec, ShardSummary
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
+from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, encode_blank, list_sample_ids, probe_shard, tokenize_shard
 
 __all__ = ["ShardServer"]
 
@@ -44,7 +45,8 @@ class ShardServer:
     ) -> dict[str, Any]:
         """Do what `ShardTask.command` asks for and return the event; `batches` decodes elsewhere. Every failure is an event."""
         try:
-            return self._serve(command, on_progress, batches)
+            with doing(SHARD, str(command["shard"])):
+                return self._serve(command, on_progress, batches)
         except DiskFullError as error:
             return _failure("disk_full", str(error))
         except UnreadableObjectError as error:
@@ -66,15 +68,26 @@ class ShardServer:
                 commit = tokenize_shard(
                     self.context, shard, attempt=command["attempt"], killers=killers, on_progress=on_progress, batches=decoded
                 )
+                event: dict[str, Any] = {"event": "done", "summary": asdict(ShardSummary.of(commit))}
+                if commit.made_by.get("run") != self.context.run_uuid:  # found, not made: another driver was faster
+                    return {**event, "by_another": True}
                 notes = commit.made_by.get("notes")
-                return {"event": "done", "summary": asdict(ShardSummary.of(commit)), **({"notes": notes} if notes else {})}
+                return {**event, "notes": notes} if notes else event
             case "count":
-                return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers, on_progress))}
+                return {"event": "counted", "inputs": sum(1 for _ in list_sample_ids(self.context, shard, killers))}
+            case "find":
+                places = (
+                    index for index, found in enumerate(list_sample_ids(self.context, shard, killers)) if found == command["sample_id"]
+                )
+                return {"event": "found", "index": next(places, None)}
             case "name":
-                ids = list_sample_ids(self.context, shard, killers, on_progress)
+                ids = list_sample_ids(self.context, shard, killers)
                 return {"event": "named", "sample_id": next(itertools.islice(ids, int(command["index"]), None), None)}
             case "probe":
-                probe_shard(self.context, shard, command["start"], command["stop"], killers, on_progress)
+                probe_shard(self.context, shard, command["start"], command["stop"], killers)
+                return {"event": "survived"}
+            case "control":
+                encode_blank(self.context)
                 return {"event": "survived"}
         raise ValueError(f"unknown command {command['op']!r}")
 

@@ -14,10 +14,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tokenshards.pipeline.canonical import canonical_json, known_fields, sha256_hex
-from tokenshards.pipeline.config import Filter, Resize
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, require
 
 __all__ = ["CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"]
+
+Resize = Literal["squash", "crop"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
 
 LayoutKind = Literal["grid", "pyramid", "sequence", "video"]
 Combine = Literal["single", "sum", "concat"]

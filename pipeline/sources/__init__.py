@@ -1,6 +1,7 @@
 """Where images come from: folders, tars and tables on any fsspec store, as plan rows and then as records."""
 
-from tokenshards.pipeline.sources.base import ImageSource, LabelType, MetaType, SourceSummary, read_file_row
+from tokenshards.pipeline.sources.base import ImageSource, SourceSummary, read_file_row
+from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.location import expand_braces, open_source, read_slice, source_root
 
 __all__ = [

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from itertools import islice, zip_longest
 from typing import Any, TypeVar
 
+from tokenshards.pipeline.activity import FETCH, doing
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import (
     BadInput,
@@ -76,11 +77,12 @@ def fetch_file(
     if row.size > max_bytes:
         raise _too_large(row.size, max_bytes)
     try:
-        if store.is_local:
-            return _read_local(store, path, row, max_bytes)
-        if isinstance(store, HostStore):
-            return store.fetch(path, others, lambda host: _read_remote(host, path, row, max_bytes))
-        return _read_remote(store, path, row, max_bytes)
+        with doing(FETCH, row.sample_id):
+            if store.is_local:
+                return _read_local(store, path, row, max_bytes)
+            if isinstance(store, HostStore):
+                return store.fetch(path, others, lambda host: _read_remote(host, path, row, max_bytes))
+            return _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
         raise BadInput(Reason.MISSING, readable(str(error)), Stage.FETCH) from None
     except StoreAccessError as error:

@@ -16,9 +16,10 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, LabelType, MetaType, extension, is_hidden, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, extension, is_hidden, read_file_row, readable_text
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
+from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.table import TableSource, read_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar

@@ -18,12 +18,12 @@ from typing import Any
 
 import fsspec
 
+from tokenshards.pipeline.activity import WAITING_FOR_STORE, doing
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import Reason, StoreAccessError, TokenshardsError, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.storage.fsspec_requests import WebRemote
 from tokenshards.pipeline.storage.request_limit import status_of
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
-from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 from tokenshards.pipeline.storage.web_hosts import PrivateHostError, any_client, public_client
 
 __all__ = ["HostStore", "SourceStore", "host_of"]
@@ -104,14 +104,10 @@ def _one_of_each(names: Iterable[str], kind_of: Callable[[str], str]) -> Iterato
 
 
 @contextmanager
-def _shown_as_waiting(place: str, error: TransientStorageError) -> Iterator[None]:
+def _shown_as_waiting(place: str) -> Iterator[None]:
     """While it is probed, an operation waits for its store as it does between two attempts."""
-    key = -threading.get_ident()
-    report_retry(key, StoreWait(place=place, verb="probe", error=error.words, attempt=1, retries_left=0, since=time.monotonic()))
-    try:
+    with doing(WAITING_FOR_STORE, place, retries_left=0):
         yield
-    finally:
-        report_over(key)
 
 
 class SourceStore(Store):
@@ -148,7 +144,7 @@ class SourceStore(Store):
 
     def _judged(self, path: str, error: TransientStorageError, again: Callable[[Store], object]) -> TransientStorageError:
         once = Store(self.location, storage_options=self.storage_options, retry=replace(self.retry, attempts=1))
-        with _shown_as_waiting(self.place(path), error):
+        with _shown_as_waiting(self.place(path)):
             others = self._listed(once, path)
             if not answers_for_others(self._witnesses, lambda name: name != path, others, lambda name: once.read(name, 0, 1)):
                 return error
@@ -231,7 +227,7 @@ class HostStore(Store):
             self._once(place).read(other.removeprefix(place).lstrip("/"), 0, 1)
 
         place = display_url(url)
-        with _shown_as_waiting(place, error):
+        with _shown_as_waiting(place):
             if not answers_for_others(self._witnesses, fits, others, probe, kind_of):
                 return error
             try:

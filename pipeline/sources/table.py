@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import posixpath
-import zlib
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import (
@@ -32,44 +23,27 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import (
-    LabelType,
-    MetaType,
-    RangeReader,
-    SourceSummary,
-    as_label,
-    as_meta,
-    check_unchanged,
-    infer_label_type,
-    infer_meta_type,
-    open_stream,
-    read_file_row,
-    readable_text,
-    valid_utf8,
-)
+from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, read_file_row, readable_text
 from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
-from tokenshards.pipeline.sources.table_uris import is_outside, names_local_file
+from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
+from tokenshards.pipeline.sources.table_files import (
+    PARSE_ERRORS,
+    PEEKED_ROWS,
+    is_parquet,
+    open_parquet,
+    parquet_rows,
+    parsing,
+    slice_values,
+    text_rows,
+)
+from tokenshards.pipeline.sources.table_uris import is_outside, names_local_file, resolve_uri
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TableSource", "read_rows"]
 
 SLICE_ROWS = 1000
-PEEKED_ROWS = 4096
-READ_ROWS = 32
-PAGE_BUFFER_BYTES = 1 << 20
 LARGE_ROW_GROUP = 8 * SLICE_ROWS
-
-
-def _zstd_errors() -> tuple[type[Exception], ...]:
-    try:
-        from zstandard import ZstdError
-    except ImportError:  # then `open_stream` has refused such a file
-        return ()
-    return (ZstdError,)
-
-
-_PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error, *_zstd_errors())
 
 
 class TableSource:
@@ -108,14 +82,14 @@ class TableSource:
         for info in self.files:
             where = display_uri(self.store, info.path)
             summary.take(readable_text(info.path), info.size)
-            with _parsing(where):
-                if _is_parquet(info.path):
-                    table = _open_parquet(self.store, info.path, info.size)
+            with parsing(where):
+                if is_parquet(info.path):
+                    table = open_parquet(self.store, info.path, info.size)
                     kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
                     columns = choose_columns(kinds, self.config, where)
-                    rows = _parquet_rows(table, columns)
+                    rows = parquet_rows(table, columns)
                 else:
-                    rows = _text_rows(self.store, info)
+                    rows = text_rows(self.store, info)
                     head = list(islice(rows, PEEKED_ROWS))
                     kinds, columns = self._text_columns(head, info.path, where)
                     rows = chain(head, rows)
@@ -165,7 +139,7 @@ class TableSource:
             self.summary.label_type, self.summary.meta_types = label_type, meta_types
             return
         seen, expected = (columns.holds, label_type, meta_types), (first.holds, self.summary.label_type, self.summary.meta_types)
-        if seen != expected and (_is_parquet(where) or columns.holds != first.holds):
+        if seen != expected and (is_parquet(where) or columns.holds != first.holds):
             names = "(images, type of label, types of meta)"
             raise SourceError(f"{where}: {names} are {seen}; the tables before it have {expected}; convert one, or tokenize them apart")
 
@@ -207,7 +181,7 @@ class TableSource:
             sample_id = f"{name}#{number}" if columns.id is None else _id_text(row.get(columns.id), columns.id, number, where)
             summary.rows += 1
             summary.take_label(label)
-            resolved = _resolved(self.store, path, valid_utf8(uri or ""))
+            resolved = resolve_uri(self.store, path, valid_utf8(uri or ""))
             if names_local_file(resolved):
                 self._outside += not self.store.is_local or is_outside(self.store, resolved, links=False)
             yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
@@ -225,8 +199,8 @@ class TableSource:
         counts: Counter[str] = Counter()
         for info in self.files:
             where = display_uri(self.store, info.path)
-            with _parsing(where):
-                table = _open_parquet(self.store, info.path, info.size)
+            with parsing(where):
+                table = open_parquet(self.store, info.path, info.size)
                 counts.update(value for value in _ids(table, str(self.config.id_column), where) if _hash64(value) in suspects)
         repeated = [f"{value!r} ({count} rows)" for value, count in counts.most_common() if count > 1]
         if repeated:
@@ -250,10 +224,10 @@ def read_rows(
     number = row.row_start
     try:
         check_unchanged(store, row)
-        table = _open_parquet(store, row.path, row.size)
+        table = open_parquet(store, row.path, row.size)
         kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
         columns = choose_columns(kinds, config, uri)
-        for values in _slice_values(table, columns, row):
+        for values in slice_values(table, columns, row):
             row_id = f"{name}#{number}"
             number += 1
             sample_id = row_id if columns.id is None else str(values[columns.id])
@@ -272,7 +246,7 @@ def read_rows(
         failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
     except BadInput as error:
         failure = error
-    except (*_PARSE_ERRORS, SourceError) as error:
+    except (*PARSE_ERRORS, SourceError) as error:
         failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
     for missing in range(number, row.row_stop):
         row_id = f"{name}#{missing}"
@@ -297,56 +271,6 @@ def _record(
     return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri)
 
 
-def _is_parquet(path: str) -> bool:
-    return path.lower().endswith(".parquet")
-
-
-def _open_parquet(store: Store, path: str, size: int) -> Any:
-    return pq.ParquetFile(RangeReader(store, path, size), buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
-
-
-def _parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
-    for batch in table.iter_batches(PEEKED_ROWS, columns=columns.names):
-        yield from batch.to_pylist()
-
-
-def _slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
-    # By row number and not by `row.row_group`: a table that is tried again may have been written anew with other row groups.
-    stops = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)))
-    groups = list(range(bisect_right(stops, row.row_start), min(bisect_left(stops, row.row_stop) + 1, len(stops))))
-    if not groups:
-        return
-    position = stops[groups[0]] - table.metadata.row_group(groups[0]).num_rows
-    # Of a struct only its bytes are read: a path beside them may be as long as they like.
-    is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
-    names = [f"{name}.bytes" if is_struct and name == columns.image else name for name in columns.names]
-    for batch in table.iter_batches(READ_ROWS, row_groups=groups, columns=names):
-        skipped = max(0, row.row_start - position)
-        wanted = min(batch.num_rows, row.row_stop - position)
-        position += batch.num_rows
-        if skipped < wanted:
-            yield from batch.slice(skipped, wanted - skipped).to_pylist()
-        if position >= row.row_stop:
-            return
-
-
-def _text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
-    with open_stream(store, info.path, info.size) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        if ".csv" in info.path.lower():
-            for number, cells in enumerate(csv.DictReader(text, strict=True)):
-                if None in cells:
-                    raise ValueError(f"row {number} has more cells than the header")
-                yield {name: cell or None for name, cell in cells.items()}
-            return
-        for number, line in enumerate(text):
-            if not line.strip():  # as a file may end with one; it is no row, and has no number
-                continue
-            value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
-            yield value
-
-
 def _ids(table: Any, column: str, where: str) -> Iterator[str]:
     number = 0
     for batch in table.iter_batches(PEEKED_ROWS, columns=[column]):
@@ -363,24 +287,3 @@ def _id_text(value: object, column: str, number: int, where: str) -> str:
 
 def _hash64(value: str) -> int:
     return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
-
-
-def _resolved(store: Store, table_path: str, uri: str) -> str:
-    """Return the path below the root, or the absolute path or URL, that a URI in a table means; relative ones start at the table."""
-    if not uri or "://" in uri or uri.startswith("/"):
-        return uri
-    joined = posixpath.normpath(posixpath.join(posixpath.dirname(table_path), uri))
-    if not joined.startswith("../"):
-        return joined
-    absolute = posixpath.normpath(store.join(joined))
-    return absolute if store.is_local else str(store.fs.unstrip_protocol(absolute))
-
-
-@contextmanager
-def _parsing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except _PARSE_ERRORS as error:
-        raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
-    except (BadInput, MissingObjectError) as error:
-        raise SourceError(f"{where}: the table went away or changed while it was read ({error}); plan again") from error

@@ -7,6 +7,7 @@ public, unless the user allows it. Bytes of local files outside the table's fold
 from __future__ import annotations
 
 import os
+import posixpath
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -15,7 +16,12 @@ import fsspec
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, Reason, Stage, shorten
+from tokenshards.pipeline.errors import (
+    BadInput,
+    Reason,
+    Stage,
+    shorten,
+)
 from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
@@ -113,3 +119,14 @@ def _check_protocol(protocol: str, path: str, config: SourceConfig) -> None:
 
 def _bad_uri(path: str, what: str) -> BadInput:
     return BadInput(Reason.BAD_URI, f"{shorten(display_url(path))} {what}", Stage.FETCH)
+
+
+def resolve_uri(store: Store, table_path: str, uri: str) -> str:
+    """Return the path below the root, or the absolute path or URL, that a URI in a table means; relative ones start at the table."""
+    if not uri or "://" in uri or uri.startswith("/"):
+        return uri
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(table_path), uri))
+    if not joined.startswith("../"):
+        return joined
+    absolute = posixpath.normpath(store.join(joined))
+    return absolute if store.is_local else str(store.fs.unstrip_protocol(absolute))

@@ -18,20 +18,11 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, UnreadableObjectError, shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import (
-    LabelType,
-    MetaType,
-    SourceSummary,
-    as_label,
-    as_meta,
-    check_unchanged,
-    infer_label_type,
-    open_stream,
-    readable_text,
-    refuse_options,
-)
+from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, readable_text, refuse_options
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
+from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type
 from tokenshards.pipeline.sources.tar_values import PeekedSamples, TarSample, json_of, raw_label, raw_meta
+from tokenshards.pipeline.storage.object_file import open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["TarSource", "read_tar"]

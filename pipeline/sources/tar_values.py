@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
-from tokenshards.pipeline.sources.base import LabelType, MetaType, infer_meta_type
+from tokenshards.pipeline.sources.labels import LabelType, MetaType, infer_meta_type
 
 __all__ = ["PeekedSamples", "TarSample", "json_of", "raw_label", "raw_meta"]
 

@@ -8,12 +8,12 @@ limit of requests in flight (throttle.py); all retries are made here.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +21,14 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.utils import glob_translate
 
+from tokenshards.pipeline.activity import WAITING_FOR_STORE, doing
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
-from tokenshards.pipeline.storage.fsspec_requests import Remote, WebRemote
+from tokenshards.pipeline.storage.fsspec_requests import REQUEST_SECONDS, SLOWEST, Remote, WebRemote
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
-from tokenshards.pipeline.storage.store_waits import StoreWait, report_over, report_retry
 
 __all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "Store", "absolute_url", "display_url", "is_absolute", "open_parent", "readable"]
 
@@ -41,7 +41,8 @@ _WEB = ("http", "https")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]*)?://")
 _WILDCARD = re.compile(r"[*?\[]")
 _GONE = 410
-_operation_numbers = itertools.count()
+REQUESTS_OF_AN_OPERATION = 3
+"""The most requests of one attempt: a put, the look at what the store then holds, and the comparison of its bytes."""
 _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
 
@@ -151,7 +152,7 @@ class Store:
         full = self.join(path)
         if self.is_local and start is None and end is None:
             return self._tried(path, "read", lambda: Path(full).read_bytes())
-        return self._tried(path, "read", lambda: self._remote.read(full, start, end))
+        return self._tried(path, "read", lambda: self._remote.read(full, start, end), size=(end or 0) - (start or 0))
 
     def write(self, path: str, data: bytes) -> None:
         """Publish a whole object; readers see all of it or none of it. Size and checksum are compared with what a remote store holds."""
@@ -159,7 +160,7 @@ class Store:
         if self.is_local:
             self._tried(path, "write", lambda: write_local(full, data))
         else:
-            self._tried(path, "write", lambda: self._remote.write(full, data))
+            self._tried(path, "write", lambda: self._remote.write(full, data), size=len(data))
 
     def info(self, path: str) -> ObjectInfo | None:
         """Return what the store knows of one object, None where there is none."""
@@ -226,48 +227,47 @@ class Store:
         # A key that begins like a URL would be read from elsewhere; under another name it is missed, which shows.
         return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
-    def _tried(self, path: str, verb: str, operation: Callable[[], T]) -> T:
+    def _tried(self, path: str, verb: str, operation: Callable[[], T], *, size: int = 0) -> T:
+        if not self.is_local:  # its client bounds every request, so that whoever waits in one waits for the store
+            bound = REQUESTS_OF_AN_OPERATION * max(REQUEST_SECONDS, size / SLOWEST)
+            with doing(WAITING_FOR_STORE, self.place(path), retries_left=self.retry.attempts - 1, bound_seconds=bound) as waiting:
+                return self._tried_often(path, verb, operation, waiting)
+        return self._tried_often(path, verb, operation, None)
+
+    def _tried_often(self, path: str, verb: str, operation: Callable[[], T], waiting: doing | None) -> T:
         where = self.place(path)
-        first_failure: float | None = None
-        number = next(_operation_numbers)
-        try:
-            for attempt in range(1, self.retry.attempts + 1):
-                try:
-                    if self.is_local:
-                        return operation()
-                    with self._limit.slot():
-                        return operation()
-                except NotADirectoryError:
-                    raise MissingObjectError(
-                        path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
-                    ) from None
-                except TokenshardsError:
-                    raise
-                except Exception as error:  # clients of stores raise their own types for the same outages
-                    if (final := self._final(error, path, where, verb, attempt)) is not None:
-                        raise final from None
+        for attempt in range(1, self.retry.attempts + 1):
+            try:
+                if self.is_local:
+                    return operation()
+                if waiting is not None:
+                    waiting.attempt(self.retry.attempts - attempt)
+                with self._limit.slot():
+                    return operation()
+            except NotADirectoryError:
+                raise MissingObjectError(
+                    path, f"cannot {verb} it, because a part of its path is a file; expected a folder", place=where
+                ) from None
+            except TokenshardsError:
+                raise
+            except Exception as error:  # clients of stores raise their own types for the same outages
+                if (final := self._final(error, path, where, verb, attempt)) is not None:
+                    raise final from None
+                if attempt == self.retry.attempts:
+                    if isinstance(error, _BUGS):
+                        raise
                     said = str(error) or ("it did not end in time" if isinstance(error, TimeoutError) else "its client gives no reason")
                     cause = masked(f"{type(error).__name__}: {said}", self.storage_options)
-                    if attempt == self.retry.attempts:
-                        if isinstance(error, _BUGS):
-                            raise
-                        raise TransientStorageError(
-                            f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}",
-                            advice="Check the store, the network and the credentials, then run the command again: it continues",
-                        ) from None  # the messages of clients may hold what must not be shown
-                    if not self.is_local and is_throttling(error):
-                        self._limit.throttled()
-                    first_failure = time.monotonic() if first_failure is None else first_failure
-                    left = self.retry.attempts - attempt
-                    report_retry(
-                        number,
-                        StoreWait(place=where, verb=verb, error=cause, attempt=attempt, retries_left=left, since=first_failure),
-                    )
-                    delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
-                    time.sleep(delay * random.uniform(0.5, 1.0))
-        finally:
-            if first_failure is not None:
-                report_over(number)
+                    raise TransientStorageError(
+                        f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}",
+                        advice="Check the store, the network and the credentials, then run the command again: it continues",
+                    ) from None  # the messages of clients may hold what must not be shown
+                if not self.is_local and is_throttling(error):
+                    self._limit.throttled()
+                delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
+                pause = delay * random.uniform(0.5, 1.0)
+                with doing(WAITING_FOR_STORE, where, retries_left=self.retry.attempts - attempt) if waiting is None else nullcontext():
+                    time.sleep(pause)
         raise AssertionError("unreachable")
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:

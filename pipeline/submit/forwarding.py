@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.storage.redaction import has_credentials
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
+from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, GPU_ROWS
 
 __all__ = ["FORWARDED", "FORWARDED_OPTIONS", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 
@@ -26,7 +27,8 @@ FORWARDED = (
     "GOOGLE_CLOUD_PROJECT",
     "AZURE_STORAGE_ACCOUNT_NAME",
     "HF_ENDPOINT",
-    "TOKENSHARDS_ALLOW_PYTHON",
+    ALLOW_PYTHON,
+    GPU_ROWS,
     *PROFILE_VARIABLES.values(),
 )
 """Variables handed on where they are set here; none of them is a secret."""

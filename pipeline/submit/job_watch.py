@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tokenshards.pipeline.conversion.request import Reporter
-from tokenshards.pipeline.errors import ClusterError, ConfigError
+from tokenshards.pipeline.errors import ClusterError, ConfigError, TokenshardsError
+from tokenshards.pipeline.ledger.heartbeat import live_runs
+from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.submit.ray_dashboard import said_by_ray
 from tokenshards.pipeline.submit.submission import Submitted
 
 __all__ = ["JobEnd", "watch_job"]
 
 POLL_SECONDS = 1.0
+PROGRESS_SECONDS = 10.0
+"""How often the run's record is read; it changes every 15 seconds."""
 LOST_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
 """That of a run that was ended by SIGTERM, as Ray ends one."""
@@ -39,29 +46,46 @@ class JobEnd:
 
 
 def watch_job(
-    job: Submitted, reporter: Reporter, *, write_log: Callable[[str], None] | None = None, lost_seconds: float = LOST_SECONDS
+    job: Submitted,
+    reporter: Reporter,
+    *,
+    write_log: Callable[[str], None] | None = None,
+    open_out: Callable[[], Store] | None = None,
+    lost_seconds: float = LOST_SECONDS,
 ) -> JobEnd:
-    """Wait for the end of a job, handing its log to `write_log` as it grows.
+    """Wait for the end of a job. `write_log` gets its log as it grows; `open_out` opens its dataset, whose run record tells the progress.
 
     Raises ClusterError where the cluster has been away for `lost_seconds`, or ended the job itself; KeyboardInterrupt leaves the job alone.
     """
-    return asyncio.run(_Watch(job, reporter, write_log, lost_seconds).run())
+    return asyncio.run(_Watch(job, reporter, write_log, open_out, lost_seconds).run())
 
 
 class _Watch:
-    def __init__(self, job: Submitted, reporter: Reporter, write_log: Callable[[str], None] | None, lost_seconds: float) -> None:
+    def __init__(
+        self,
+        job: Submitted,
+        reporter: Reporter,
+        write_log: Callable[[str], None] | None,
+        open_out: Callable[[], Store] | None,
+        lost_seconds: float,
+    ) -> None:
         self._job = job
         self._reporter = reporter
         self._write_log = write_log
+        self._open_out = open_out
+        self._told: queue.SimpleQueue[RunProgress | str] = queue.SimpleQueue()
         self._lost_seconds = lost_seconds
         self._written = 0
 
     async def run(self) -> JobEnd:
         started, status = time.monotonic(), ""
         tail = asyncio.create_task(self._tail()) if self._write_log else None
+        if self._open_out is not None:
+            threading.Thread(target=self._read_progress, args=(self._open_out,), name="progress", daemon=True).start()
         try:
             while True:
                 found = await self._ask()
+                self._show_progress()
                 if found["status"] != status:
                     status = str(found["status"])
                     self._reporter.say(f"job {self._job.submission_id}: {status.lower()}")
@@ -74,6 +98,29 @@ class _Watch:
             if tail is not None:
                 tail.cancel()
                 await asyncio.gather(tail, return_exceptions=True)
+
+    def _read_progress(self, open_out: Callable[[], Store]) -> None:
+        """Read the record of the run in its dataset, as `status` does, until the process ends; runs in a thread that nobody waits for."""
+        try:
+            out = open_out()
+            while True:
+                if (found := _latest_progress(out)) is not None:
+                    self._told.put(found)
+                time.sleep(PROGRESS_SECONDS if found is not None else POLL_SECONDS)  # until it begins, a person waits for a sign
+        except TokenshardsError as error:
+            self._told.put(
+                f"no progress can be shown, because OUT cannot be read from here: {error}\nThe job goes on; "
+                "`tokenshards status OUT` shows its progress where OUT can be read, and --tail shows the job's log"
+            )
+
+    def _show_progress(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                told = self._told.get_nowait()
+                if isinstance(told, RunProgress):
+                    self._reporter.advance(told)
+                else:
+                    self._reporter.say(told)
 
     async def _ask(self) -> dict[str, Any]:
         """Return what the cluster says of the job; ask again while it is away."""
@@ -138,6 +185,11 @@ def _report(log: str) -> str:
     lines = log.splitlines()
     titles = [number for number, line in enumerate(lines) if line.endswith((": complete", ": already complete"))]
     return "\n".join(lines[titles[-1] :]) if titles else ""
+
+
+def _latest_progress(out: Store) -> RunProgress | None:
+    runs = [record for record in live_runs(out) if record.counters]
+    return max(runs, key=lambda record: record.updated_seconds).progress if runs else None
 
 
 def _reason(message: str) -> str:

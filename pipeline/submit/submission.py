@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from tokenshards.pipeline.config import FitConfig, PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
-from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES, options_of
@@ -30,12 +29,11 @@ from tokenshards.pipeline.submit.job_client import ray_client, start_job
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard, Versions
 from tokenshards.pipeline.submit.shipped_code import Project, read_project, stage_code
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 __all__ = ["Submission", "Submitted", "check_values", "submit"]
 
 MIN_PYTHON = (3, 11)
-LINE_SECONDS = 5.0
-"""How often a job tells its progress; the terminal that submitted it shows a bar of it."""
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """Beside --join a second submission never waits until the first one's driver counts as dead."""
 _PROFILE_ARGUMENT = re.compile(r"--(storage|src|out|tokenizer)-option=profile=")
@@ -124,7 +122,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"], unreadable=values["unreadable"]
     )
     RunConfig(
-        workers=1 if values["workers"] is None else values["workers"],
+        workers=values["workers"],
         max_bad=values["max_bad"],
         stall_timeout_seconds=values["stall_timeout"],
         retry=RetryConfig(attempts=values["retry_attempts"]),
@@ -163,7 +161,6 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
     variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
-    variables[LINE_SECONDS_VARIABLE] = str(LINE_SECONDS)
     arguments = submission.arguments
     if submission.forward_credentials:
         arguments = tuple(word for word in arguments if not _PROFILE_ARGUMENT.match(word))

@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import Filter, ImportConfig, Resize
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
-from tokenshards.pipeline.shards.spec import CodebookInfo, Combine, Layout, Preprocess, TokenizerSpec
+from tokenshards.pipeline.shards.spec import CodebookInfo, Combine, Filter, Layout, Preprocess, Resize, TokenizerSpec
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 
 __all__ = [
     "CodebookInfo",

@@ -5,13 +5,13 @@ Shapes: K codes of a level, D values of a code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["code_moments", "code_usage", "order0_entropy_bits", "rounded"]
+__all__ = ["code_moments", "code_usage", "entropy_per_id", "order0_entropy_bits", "rounded"]
 
 
 def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
@@ -47,3 +47,10 @@ def code_moments(table_KD: npt.NDArray[np.float32], counts_K: npt.NDArray[Any]) 
 def rounded(values: Iterable[float]) -> list[float]:
     """Round to six significant digits: further digits differ between machines and carry no information."""
     return [float(f"{value:.6g}") for value in values]
+
+
+def entropy_per_id(histograms: Sequence[npt.NDArray[np.int64]] | None) -> float | None:
+    """Return the order-0 entropy in bits per id, levels weighted by their ids; None where nothing was counted."""
+    total = sum(int(counts.sum()) for counts in histograms or ())
+    bits = sum(order0_entropy_bits(counts) * int(counts.sum()) for counts in histograms or ())
+    return round(bits / total, 4) if total else None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import TokenizerError, install_hint
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["families", "load_family", "published_families", "register_family", "temporary_family"]
@@ -30,17 +30,18 @@ ENTRY_POINTS = "tokenshards.tokenizers"
 _families: dict[str, _Entry] = {}
 
 
-def register_family(name: str, target: str, install: str = 'pip install "tokenshards"', *, published: bool = False) -> None:
+def register_family(name: str, target: str, install: str = "", *, published: bool = False) -> None:
     """Make `name` load the class at `target` (`package.module:Class`). A name that is taken raises TokenizerError.
 
-    A `published` family is a PublishedTokenizer: `import tokenizer` builds it from a checkpoint.
+    `install` is the command that brings the packages of the family, where tokenshards alone does not. A `published` family is a
+    PublishedTokenizer: `import tokenizer` builds it from a checkpoint.
     """
     if name in _families:
         raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
     module, colon, attribute = target.partition(":")
     if not (module and colon and attribute):
         raise TokenizerError(f"tokenizer family {name!r}: target is {target!r}; expected package.module:Class")
-    _families[name] = _Entry(target, install, published)
+    _families[name] = _Entry(target, install or install_hint(), published)
 
 
 @contextmanager
@@ -110,16 +111,14 @@ def _version(package: str) -> str:
         return "(none)"
 
 
-_TORCH = 'pip install "tokenshards[train]"'
+_TORCH = install_hint("train")
 
 register_family("patch-kmeans", "tokenshards.pipeline.tokenizers.kmeans.patch_kmeans:PatchKMeans")
 register_family("latent-kmeans", "tokenshards.pipeline.tokenizers.fitted.latent_kmeans:LatentKMeans", _TORCH)
 register_family("vq-autoencoder", "tokenshards.pipeline.tokenizers.fitted.vq_autoencoder:VqAutoencoder", _TORCH)
 register_family("seit-vit-vqgan", "tokenshards.pipeline.tokenizers.published.seit_tokens:SeitTokens")
 register_family("vit-vqgan", "tokenshards.pipeline.tokenizers.published.vit_vqgan:VitVqgan", _TORCH, published=True)
-register_family(
-    "conv-vqgan", "tokenshards.pipeline.tokenizers.published.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True
-)
+register_family("conv-vqgan", "tokenshards.pipeline.tokenizers.published.conv_vqgan:ConvVqgan", install_hint("vqgan"), published=True)
 register_family("maskgit", "tokenshards.pipeline.tokenizers.published.maskgit:MaskGitVqgan", _TORCH, published=True)
 register_family("open-magvit2", "tokenshards.pipeline.tokenizers.published.open_magvit2:OpenMagvit2", _TORCH, published=True)
 register_family("vq-kd", "tokenshards.pipeline.tokenizers.published.vq_kd:VqKd", _TORCH, published=True)

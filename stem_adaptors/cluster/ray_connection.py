@@ -38,8 +38,8 @@ def require_same_code() -> None:
         found = ray.get(answer)
         if found != expected:
             raise ConfigError(
-                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards[train]'}; this terminal runs {expected}. "
-                "Install the same on every node"
+                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards that can train'}; "
+                f"this terminal runs {expected}. Install the same on every node"
             )
 
 

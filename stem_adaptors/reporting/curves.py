@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, install_hint
 
 __all__ = ["confusion_png", "curves_png"]
 
@@ -59,7 +59,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise ConfigError('this drawing needs matplotlib; install it with: pip install "tokenshards[plot]"') from None
+        raise ConfigError(f"this drawing needs matplotlib, which is not installed; run: {install_hint('plot')}") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

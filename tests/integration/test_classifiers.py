@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.datasets import run_cli, run_json, write_images
+from tests.datasets import image_size, run_cli, run_json, write_images
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 
 SMALL = ["--set", "model.width=16", "--set", "model.depth=1", "--set", "model.heads=2", "--batch-size", "16", "--device", "cpu"]
@@ -35,7 +34,7 @@ def test_a_run_holds_all_that_is_needed(places: tuple[Path, Path], tmp_path: Pat
     names = {path.name for path in run.iterdir()}
     files = {"run.json", "tokenizer", "checkpoint.safetensors", "best.safetensors", "metrics.jsonl", "metrics.csv", "curves.png"}
     assert names >= files | {"tensorboard"}
-    assert Image.open(run / "curves.png").size > (400, 200)
+    assert image_size(run / "curves.png") > (400, 200)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1]
     assert (run / "metrics.csv").read_text().splitlines()[0].split(",") == list(lines[0])
@@ -69,7 +68,7 @@ def test_broken_and_unknown_pictures_are_left_out_and_counted(places: tuple[Path
     out, errors = run_cli("evaluate", str(run), "--images", str(tmp_path / "pictures"), "--confusion", str(tmp_path / "matrix.png"))
     assert "1 images cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
-    assert "confusion matrix drawn in" in out and Image.open(tmp_path / "matrix.png").size > (300, 300)
+    assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
 
 
 def test_predict_names_the_class_that_evaluate_counts(places: tuple[Path, Path], tmp_path: Path) -> None:

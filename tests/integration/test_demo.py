@@ -8,9 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.datasets import run_cli
+from tests.datasets import image_size, run_cli
 
 
 def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
@@ -19,11 +18,11 @@ def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
     found = re.search(r"top-1 on (\d+) held-out digits: ([\d.]+)%", out)
     assert found is not None and int(found[1]) > 200 and float(found[2]) > 80, out
     for name in ("photos.png", "run/curves.png"):
-        assert Image.open(tmp_path / "demo" / name).size > (200, 200)
+        assert image_size(tmp_path / "demo" / name) > (200, 200)
     proposed = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("   tokenshards ") and "YOUR_IMAGES" not in line]
     assert {words[0] for words in proposed} == {"evaluate", "predict"}
     for words in proposed:
         run_cli(*words)
     report = json.loads(run_cli("evaluate", str(tmp_path / "demo" / "run"), str(tmp_path / "demo" / "digits_val"), "--json")[0])
     assert report["top1"] == pytest.approx(float(found[2]) / 100, abs=6e-4)
-    assert Image.open(tmp_path / "demo" / "confusion.png").size > (300, 300)
+    assert image_size(tmp_path / "demo" / "confusion.png") > (300, 300)

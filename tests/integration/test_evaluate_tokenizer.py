@@ -15,8 +15,8 @@ from tests.datasets import call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers.colour_families import PatchMeans, patch_means_state, saved_with, trained
 from tests.pipeline.tokenizers.toys import FixedSequenceToy, VariableSequenceToy
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.registry import temporary_family
 

@@ -9,8 +9,8 @@ import pytest
 from tests.datasets import convert
 from tests.inline import InlineRunner
 from tokenshards.pipeline.commands.demo_images import write_photo_tiles
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.reports.previews import preview_dataset
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 
 @pytest.mark.parametrize(("levels", "mean_db", "worst_db"), [(1, 22.0, 18.0), (2, 25.0, 22.0)], ids=["one level", "the default"])

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from tests.datasets import call_cli, content, run_cli, run_json, write_images
+from tests.datasets import call_cli, content, image_size, run_cli, run_json, write_images
 from tests.pipeline.tokenizers import taesd_reference
 
 SIDE = 32
@@ -57,7 +56,7 @@ def test_the_whole_tokenizer_travels_with_the_shards(dataset: Path) -> None:
 
 def test_it_is_shown_and_inspected(dataset: Path) -> None:
     call_cli("preview", str(dataset / "out"), "--to", str(dataset / "look.png"), "-n", "4", "--source", str(dataset / "photos"))
-    assert Image.open(dataset / "look.png").size[0] > 4 * SIDE
+    assert image_size(dataset / "look.png")[0] > 4 * SIDE
     out, _ = call_cli("inspect", str(dataset / "out"))
     assert "latent-kmeans" in out and "latents" in out and "16 codes, 0 dead" in out
 

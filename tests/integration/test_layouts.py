@@ -21,10 +21,10 @@ from tests.datasets import call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers import open_magvit2_reference, toys
 from tests.stem_adaptors.training.small_runs import KeptReporter, request_for
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.images.decode import decode_image
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.registry import temporary_family
 from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from tests.datasets import call_cli, content, run_cli, run_json, write_images
+from tests.datasets import call_cli, content, image_size, run_cli, run_json, write_images
 from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
 from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
@@ -74,7 +73,7 @@ def test_it_verifies_shows_and_trains(photos: Path, vit: Path) -> None:
     out, _ = call_cli("inspect", str(vit))
     assert "vit-vqgan" in out and "codes kept" in out and "of 300" in out
     call_cli("preview", str(vit), "--to", str(vit.parent / "look.png"), "-n", "4", "--source", str(photos))
-    assert Image.open(vit.parent / "look.png").size[0] > 4 * SIDE
+    assert image_size(vit.parent / "look.png")[0] > 4 * SIDE
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
     run_cli("train", str(vit), "--out", str(vit.parent / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
     shown, _ = run_cli("predict", str(vit.parent / "run"), str(photos / "class_0"), "--json")
@@ -106,7 +105,7 @@ def test_an_exported_encoder_goes_the_same_way(photos: Path, tmp_path: Path) -> 
     assert (dataset.spec.vocabulary, dataset.spec.layout.grid, len(content(out))) == ((64000,), (4, 4), 30)
     assert "ok" in call_cli("verify", out)[0]
     call_cli("preview", out, "--to", str(look), "-n", "4", "--source", str(photos))
-    assert Image.open(look).size[0] > 4 * SIDE
+    assert image_size(look)[0] > 4 * SIDE
     plain = ["--kind", "torchscript", "--size", str(SIDE), "--dtype", "float32"]
     for words, expect, message in (
         (["--vocabulary", "64000", "--colour-range", "-1;1"], 2, "--colour-range is '-1;1'; expected a number, or several with commas"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datasets import ROOT, content, run_cli, run_json, write_images
+from tests.datasets import ROOT, content, image_size, run_cli, run_json, write_images
 from tests.ray_clusters import RayCluster
 from tokenshards.pipeline.shards import open_dataset
 
@@ -46,7 +46,7 @@ def test_the_example_of_the_guide_runs(home: Path) -> None:
     dataset = open_dataset(str(home / "mine.tokens"))
     assert (dataset.spec.family, dataset.spec.layout.grid, dataset.spec.vocabulary) == ("python", (16, 16), (512,))
     assert dataset.spec.config["settings"] == {"cell": 4} and dataset.spec.codebook is not None
-    assert Image.open(home / "mine.png").size[0] > 64
+    assert image_size(home / "mine.png")[0] > 64
     image = Image.open(home / "photos" / "class_1" / "img_0001.png")
     cells = np.asarray(image).reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) // 32
     ids = np.frombuffer(content(home / "mine.tokens")["class_1/img_0001.png"][1], np.uint16).reshape(16, 16)

@@ -153,7 +153,7 @@ def test_a_node_leaves_and_pending_actors_start_on_one_that_joins(undisturbed: t
     convert(src, tmp_path / "reference", shard_rows=12, batch_rows=64, tokenizer=f"{reference}/tokenizer")
     with RayCluster(cpus=0, token=TOKEN) as cluster:
         first = cluster.add_node(cpus=1)
-        process = start_cli(*command(src, tmp_path / "out", reference, cluster, "--max-actors", "2"), env=cluster.client_env)
+        process = start_cli(*command(src, tmp_path / "out", reference, cluster), env=cluster.client_env)
         wait_until(lambda: committed(tmp_path / "out") >= 3, process)
         first.kill()
         second = cluster.add_node(cpus=2)
@@ -161,6 +161,7 @@ def test_a_node_leaves_and_pending_actors_start_on_one_that_joins(undisturbed: t
         assert process.returncode == 0, errors
         assert "is gone, out of reach or out of memory, with" in errors
         assert second.process.poll() is None
+    assert len(list(tmp_path.glob("out/runs/*/worker-*.jsonl"))) >= 2, "the limit of actors followed the cluster"
     check_same(tmp_path / "out", tmp_path / "reference")
 
 

@@ -23,14 +23,16 @@ from tests import inline
 from tests.datasets import SilentReporter, call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.tokenizers.toys import VariableSequenceToy
-from tokenshards.pipeline.config import FitConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.tokenize import retry_failed
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.registry import temporary_family
 

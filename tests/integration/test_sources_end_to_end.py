@@ -17,16 +17,18 @@ import pytest
 
 from tests.datasets import SilentReporter, content, convert, quarantine_of, start_cli, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.config import FitConfig, SourceConfig
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import LiveRunError, PlanError, SourceError, TokenizerError
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
 from tokenshards.pipeline.planning.planner import publish_plan_json
 from tokenshards.pipeline.reports.storage_table import dataset_report
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 FIT = FitConfig(size=16, codes=16, iterations=2)
 

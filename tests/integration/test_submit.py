@@ -132,6 +132,7 @@ def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place:
             os.kill(driver.pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 137, errors
+    assert " of 240 images  " in errors, "its progress came from the run's record"
     out, _ = submit_cli(cluster, *arguments)
     title, *table = out.splitlines()
     assert title == f"{place / 'killed'}: complete" and any(line.startswith("images") for line in table), "the report, without --tail"

@@ -20,7 +20,7 @@ from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 PEAK_MEGABYTES = 900
 CONVERT = """
 import resource, sys
-from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tests.datasets import convert
 convert(sys.argv[1], sys.argv[2], fit=FitConfig(size=32, codes=256), batch_rows=8, shard_rows=20)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

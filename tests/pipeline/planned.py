@@ -10,7 +10,8 @@ import pytest
 
 from tests.datasets import convert
 from tokenshards.pipeline.errors import IncompleteError
-from tokenshards.pipeline.runners.base import JobSpec, RunListener
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.runners.base import RunListener
 
 
 class Planner:

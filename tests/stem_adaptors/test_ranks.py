@@ -36,6 +36,9 @@ SETTINGS: dict[str, Any] = {
     "loader": {"end": "pad"},
 }
 
+Reported = tuple[list[float], list[dict[str, Any]]]
+"""The losses of a process, and its records."""
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -65,9 +68,10 @@ def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, di
     answers.put((rank, reporter.losses, reporter.records))
 
 
-def train_with(world_size: int, *job: Any) -> list[tuple[list[float], list[dict[str, Any]]]]:
-    """Train with so many processes; return what each reported."""
-    context = get_context("spawn")
+def train_with(world_size: int, *job: Any) -> list[Reported]:
+    """Train with so many processes; return what each reported. They fork from a process that has imported torch, once for all."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     answers, (port,) = context.Queue(), free_ports(1)
     processes = [context.Process(target=one_rank, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
     for process in processes:
@@ -81,15 +85,19 @@ def train_with(world_size: int, *job: Any) -> list[tuple[list[float], list[dict[
     return [found[rank] for rank in range(world_size)]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(places: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """What one process of a group of one reports."""
+    return train_with(1, *map(str, places), str(tmp_path_factory.mktemp("undisturbed") / "run"), SETTINGS, 0)[0]
+
+
 # Three share a batch of 16 as 6, 5 and 5; cut in six, the first has a piece more than the others.
 @pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {"accumulate": 6})])
 def test_several_processes_equal_one_with_the_global_batch(
-    places: tuple[Path, Path], tmp_path: Path, count: int, more: dict[str, Any]
+    places: tuple[Path, Path], undisturbed: Reported, tmp_path: Path, count: int, more: dict[str, Any]
 ) -> None:
-    train, val = map(str, places)
-    alone = train_with(1, train, val, str(tmp_path / "one"), SETTINGS, 0)
-    several = train_with(count, train, val, str(tmp_path / "several"), {**SETTINGS, **more}, 0)
-    (losses, records), (losses_of_several, records_of_several) = alone[0], several[0]
+    several = train_with(count, *map(str, places), str(tmp_path / "several"), {**SETTINGS, **more}, 0)
+    (losses, records), (losses_of_several, records_of_several) = undisturbed, several[0]
     assert all(other == ([], []) for other in several[1:])  # the other ranks say nothing
     assert len(losses) == len(losses_of_several) == 5 * 4  # 70 images pad to 5 steps, the last of an epoch is in its record
     torch.testing.assert_close(torch.tensor(losses_of_several), torch.tensor(losses), rtol=1e-5, atol=0)
@@ -152,9 +160,10 @@ def test_mixing_that_depends_on_the_processes_is_said(places: tuple[Path, Path],
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_continues(places: tuple[Path, Path], tmp_path: Path, before: int, after: int) -> None:
-    train, val = map(str, places)
-    whole = train_with(1, train, val, str(tmp_path / "whole"), SETTINGS, 0)[0]
+def test_another_number_of_processes_continues(
+    places: tuple[Path, Path], undisturbed: Reported, tmp_path: Path, before: int, after: int
+) -> None:
+    (train, val), whole = map(str, places), undisturbed
     settings = {**SETTINGS, "checkpoint_steps": 3}
     train_with(before, train, val, str(tmp_path / "run"), settings, 8)
     assert read_checkpoint(request_for(open_dataset(train), tmp_path / "run", tmp_path).out, "checkpoint.safetensors").state["step"] == 6

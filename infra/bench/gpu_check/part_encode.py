@@ -23,11 +23,11 @@ from encode_throughput import SIZES, random_checkpoint
 from safetensors.torch import save_file
 from tokenize_overhead import SUFFIXES, replicate
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.commit import read_commit
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan
 

@@ -21,10 +21,11 @@ from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
 from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import JobContext, tokenize_shard
 from tokenshards.pipeline.planning.plan import read_shard_rows
 from tokenshards.pipeline.reports.terminal import TerminalReporter
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.tokenizers.networks.network import scaled, to_device
 

@@ -27,6 +27,7 @@ from tokenshards.pipeline.interop.seit.tables import read_class_names, read_code
 from tokenshards.pipeline.interop.seit.token_files import open_split
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, refuse_beside_live_run, wins_planning
+from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.records import PlanRow
@@ -198,6 +199,7 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
     counts_K = np.zeros(source.codes, np.int64)
     shown: list[str] = []
     seen = size = bad = 0
+    started = time.monotonic()
     reporter.begin(len(split), 0)
     try:
         with split.images() as images:
@@ -207,7 +209,15 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
                     if len(shown) < FAULTS_SHOWN:
                         shown.append(f"image {row:,}: {source.explain(image)}")
                 seen, size, bad = seen + decoded.images, size + decoded.size, bad + len(decoded.faults)
-                reporter.advance(seen, size, bad)
+                reporter.advance(
+                    RunProgress(
+                        images_planned=len(split),
+                        images_seen=seen,
+                        bytes_in=size,
+                        images_quarantined=bad,
+                        work_seconds=time.monotonic() - started,
+                    )
+                )
             images.finish()
     finally:
         reporter.end()

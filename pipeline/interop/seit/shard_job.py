@@ -18,10 +18,11 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import PlanError, Reason, Stage, TransientStorageError
 from tokenshards.pipeline.interop.seit.bytes import decode_images, explain_fault
 from tokenshards.pipeline.interop.seit.token_files import ImageStream, SeitSplit
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.publish import ShardContent, made_by, publish_shard
 from tokenshards.pipeline.planning.plan import Plan, load_plan, read_shard_rows
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.shards.commit import Commit
 from tokenshards.pipeline.shards.writer import ShardRows
 from tokenshards.pipeline.storage.store import Store

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import BadInput, ConfigError, SourceError, shorten
 from tokenshards.pipeline.interop.seit.tables import read_named
-from tokenshards.pipeline.sources.base import open_stream
 from tokenshards.pipeline.sources.fetch import display_uri
+from tokenshards.pipeline.storage.object_file import open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["Block", "ImageStream", "SeitSplit", "check_split_name", "open_split"]

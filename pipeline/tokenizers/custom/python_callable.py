@@ -21,10 +21,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import ALLOW_PYTHON, ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
+from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
 from tokenshards.pipeline.tokenizers.custom.probe import Ids, ProbedTokenizer, probe_encoder
 from tokenshards.pipeline.tokenizers.weight_files import read_file
 
@@ -124,6 +125,7 @@ class PythonTokenizer(ProbedTokenizer):
             padded = np.zeros((batch, *rows.shape[1:]), rows.dtype)
             padded[: len(some)] = some
             parts.append(function(padded))
+            step()
         return np.concatenate(parts)[: len(rows)]
 
 

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.custom.probe import Ids, ProbedTokenizer, probe_encoder
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, scaled, to_device
 from tokenshards.pipeline.tokenizers.weight_files import read_file

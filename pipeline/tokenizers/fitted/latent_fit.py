@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import LatentFitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
+from tokenshards.pipeline.tokenizers.config import LatentFitConfig
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans
 from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.errors import TokenizerError, shorten
+from tokenshards.pipeline.errors import TokenizerError, install_hint, shorten
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.network import choose_device
 
@@ -51,7 +51,7 @@ def open_perceptual(model: str, weights: str, storage_options: Mapping[str, Any]
     try:
         import timm
     except ImportError as error:
-        raise TokenizerError(f'--perceptual needs timm, which is not here ({error}); pip install "tokenshards[timm]"') from error
+        raise TokenizerError(f"--perceptual needs timm, which is not here ({error}); run: {install_hint('timm')}") from error
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model[:5]}*")[:4]) or "none like it"
         raise TokenizerError(f"--perceptual is {shorten(model)}, which timm {timm.__version__} does not have; it has {close}")

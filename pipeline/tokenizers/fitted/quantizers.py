@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import TokenizerError, install_hint
+from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 
 __all__ = ["METRICS", "FsqBound", "TrainedQuantizer"]
 
@@ -63,7 +63,7 @@ class TrainedQuantizer(nn.Module):
             import vector_quantize_pytorch as library
         except ImportError as error:
             raise TokenizerError(
-                f'--kind vq-autoencoder needs vector-quantize-pytorch, which is not here ({error}); pip install "tokenshards[fit]"'
+                f"--kind vq-autoencoder needs vector-quantize-pytorch, which is not here ({error}); run: {install_hint('fit')}"
             ) from error
         self.code_width = config.vq_width
         if config.quantizer == "vq":

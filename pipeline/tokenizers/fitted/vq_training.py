@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, sha256_hex
-from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.errors import TokenizerError, shorten
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.schedule import half_cosine
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
+from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.tokenizers.fitted.linear_start import start_linear
 from tokenshards.pipeline.tokenizers.fitted.quantizers import TrainedQuantizer
 from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState

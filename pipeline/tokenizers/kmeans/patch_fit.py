@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.lloyd import cover, kmeans
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample

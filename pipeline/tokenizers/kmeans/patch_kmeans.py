@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import (
@@ -31,6 +31,7 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
     square_layout,
 )
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.beam import beam_ids
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import fit_tables
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images
@@ -104,6 +105,7 @@ class PatchKMeans:
         room, step = (np.empty((block, basis.shape[1]), dtype=np.float32) for _ in range(2))
         scores = [np.empty((block, len(table)), dtype=np.float32) for table in self._tables]
         for start in range(0, rows, BLOCK_ROWS):
+            tell_step()
             n = min(BLOCK_ROWS, rows - start)
             colours_ND[:n] = patches_ND[start : start + n]
             rest = np.matmul(colours_ND[:n], basis, out=room[:n])

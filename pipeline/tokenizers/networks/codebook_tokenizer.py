@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import CodebookInfo, Preprocess, Tables, TokenizerSpec
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import NetworkTokenizer
 from tokenshards.pipeline.tokenizers.networks.weights import as_tensors, tensor_of

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.devices import tokenizer_device as choose_device
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 
 __all__ = [
-    "GPU_ROWS",
     "SLOTS",
     "Network",
     "choose_device",
@@ -30,8 +31,6 @@ __all__ = [
     "to_device",
 ]
 
-GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
-"""Environment variable with the rows that go through a network at once on a GPU, 64 by default. Short memory lowers the number."""
 MAX_GPU_ROWS = 4096
 
 NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")
@@ -90,6 +89,7 @@ class Network:
                 continue
             found.append(part)
             start += len(part)
+            step()  # a slow network shows that it works
         whole = torch.cat(found)
         return whole, torch.isfinite(whole).all()
 

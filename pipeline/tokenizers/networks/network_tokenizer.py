@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import (
@@ -32,6 +31,7 @@ from tokenshards.pipeline.tokenizers.base import (
     codebook_sha256,
     published_preprocess,
 )
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
 from tokenshards.pipeline.tokenizers.networks.network import Network, from_pixels, require_finite, scaled, to_device

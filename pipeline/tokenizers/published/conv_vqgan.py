@@ -17,9 +17,9 @@ from typing import Any, Literal
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer, Floats
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
 from tokenshards.pipeline.tokenizers.networks.square_grid import PixelsToVectors, VectorsToPixels, square_grid

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import CodebookInfo, Layout, Preprocess, Tables, TokenizerSpec
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import NetworkTokenizer, published_preprocess
 from tokenshards.pipeline.tokenizers.networks.square_grid import PixelsToVectors, VectorsToPixels, square_grid
 from tokenshards.pipeline.tokenizers.networks.weights import EMA, as_tensors, count_parts, tensor_of, with_ema

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer, Floats
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
 from tokenshards.pipeline.tokenizers.networks.vit_block import Block, TorchAttention, check_heads, renamed

@@ -14,9 +14,9 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.tokenizers.base import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.nearest_code import Metric
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Images, Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer
 from tokenshards.pipeline.tokenizers.networks.network_tokenizer import published_preprocess
 from tokenshards.pipeline.tokenizers.networks.vit_block import Attention, Block, check_heads

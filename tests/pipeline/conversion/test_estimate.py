@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tests.datasets import call_cli, write_images
-from tokenshards.pipeline.config import FitConfig, PlanConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion import estimate
 from tokenshards.pipeline.conversion.estimate import Estimate, TimedSample, count_images, estimate_job, time_sample
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, default_preprocess
 
 FIT = FitConfig(size=16, codes=4, levels=1, iterations=2)

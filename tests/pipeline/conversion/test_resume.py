@@ -11,10 +11,12 @@ import pytest
 
 from tests.datasets import SilentReporter, convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
+from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 Story = Callable[[RunListener], None]
 
@@ -24,8 +26,9 @@ class Counts(SilentReporter):
 
     seen = (0, 0, 0)
 
-    def advance(self, seen: int, bytes_in: int, quarantined: int) -> None:
-        self.seen = seen, bytes_in, quarantined
+    def advance(self, progress: RunProgress) -> None:
+        self.seen = progress.images_seen, progress.bytes_in, progress.images_quarantined
+        self.progress = progress
 
 
 class Telling:

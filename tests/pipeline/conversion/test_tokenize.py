@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tests.datasets import SilentReporter, convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.config import FitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 FIT = FitConfig(size=16, codes=4, iterations=2, sample=7)
 

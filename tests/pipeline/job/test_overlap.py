@@ -13,10 +13,11 @@ import pytest
 
 from tests.datasets import content, convert, quarantine_of, write_images
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import tokenize_shard
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.runners.base import JobSpec, RunListener, ShardSummary
+from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Images, Tokenizer

@@ -12,7 +12,7 @@ import pytest
 
 from tests.datasets import convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.config import FitConfig, SourceConfig
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.plan import Plan, load_plan
 from tokenshards.pipeline.planning.retry_plan import failed_entries, plan_retry, rows_to_retry
@@ -22,6 +22,7 @@ from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.shards.writer import encode_quarantine, read_quarantine
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 
 BAD = b"\xff\xd8\xff\xe0 no image"
 

@@ -1,48 +1,51 @@
-"""What people see of a run, here or in a job elsewhere."""
+"""What people see of a run, here or in a job elsewhere: one message, as a line or as a bar."""
 
 from __future__ import annotations
 
 import pytest
 
-from tokenshards.pipeline.reports.terminal import LINE_SECONDS_VARIABLE, TerminalReporter
+from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-LOG = """Ray cluster: 2 nodes, 2 CPUs; up to 2 actors of 1 CPU
-1,200 of 5,000 images  240 images/s  1.2 MB/s  0 quarantined  ETA 16 s
-shard 3 failed and is tried again in 1 s: 17 images were lost
-2,400 of 5,000 images  241 images/s  1.2 MB/s  3 quarantined  ETA 11 s
-"""
+PROGRESS = RunProgress(
+    images_planned=5000,
+    images_before=400,
+    images_seen=2000,
+    bytes_in=12_000_000,
+    images_quarantined=3,
+    work_seconds=10.0,
+    workers={"waiting_for_store": 2},
+    longest={"stage": "waiting_for_store", "input": "s3://b/x.jpg", "seconds": 31.2, "retries_left": 4},
+)
 
 
-def test_the_log_of_a_job_becomes_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_of_a_run_elsewhere_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = TerminalReporter()
-    reporter.retell("Ray cluster: 2 nodes\n")
-    assert capsys.readouterr().err == ""
-    reporter.retell(LOG)
-    assert capsys.readouterr().err == "2,400 of 5,000 images  241 images/s  1.2 MB/s  3 quarantined  ETA 11 s\n"
+    reporter.advance(PROGRESS)
+    told = "2,400 of 5,000 images  200 images/s  1.2 MB/s  3 quarantined  ETA 13 s  waiting for store s3://b/x.jpg for 31 s\n"
+    assert capsys.readouterr().err == told
+    reporter.advance(PROGRESS)
+    assert capsys.readouterr().err == "", "the next line is due in 30 s"
 
 
-def test_the_log_of_a_job_becomes_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_of_a_run_elsewhere_is_a_bar_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     reporter = TerminalReporter()
-    reporter.retell(LOG)
+    reporter.advance(PROGRESS)
     reporter.end()
     shown = capsys.readouterr().err
-    assert "2400/5000" in shown and "241 images/s  1.2 MB/s  3 quarantined" in shown and "ETA 11 s" not in shown
+    assert "2400/5000" in shown and "200 images/s  1.2 MB/s  3 quarantined  waiting for store" in shown
 
 
 def test_a_quiet_terminal_shows_nothing_of_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    TerminalReporter(quiet=True).retell(LOG)
+    TerminalReporter(quiet=True).advance(PROGRESS)
     assert capsys.readouterr().err == ""
 
 
-def test_a_job_tells_its_progress_more_often(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LINE_SECONDS_VARIABLE, "0")
-    reporter = TerminalReporter()
-    reporter.begin(100, 10)
-    reporter.advance(5, 5_000_000, 1)
-    told = capsys.readouterr().err
-    assert told.startswith("15 of 100 images  ") and "1 quarantined" in told
-    reporter.retell(told)
-    assert capsys.readouterr().err == told
+def test_what_another_version_says_besides_is_left_out() -> None:
+    assert RunProgress.from_json({**PROGRESS.to_json(), "colour": "blue"}) == PROGRESS
+    assert RunProgress.from_json({}).left_seconds is None

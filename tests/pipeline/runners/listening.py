@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 
@@ -16,6 +16,8 @@ class KeptListener:
         self.in_flight: dict[int, list[int]] = {}
         self.committed_shards: dict[int, ShardSummary] = {}
         self.started_shards: list[int] = []
+        self.shards_elsewhere: list[int] = []
+        self.standings: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.details: list[dict[str, Any]] = []
         self.usage: RunUsage | None = None
@@ -35,6 +37,10 @@ class KeptListener:
         self.in_flight.pop(shard, None)
         self.committed_shards[shard] = summary
 
+    def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
+        self.in_flight.pop(shard, None)
+        self.shards_elsewhere.append(shard)
+
     def abandoned(self, shard: int) -> None:
         self.in_flight.pop(shard, None)
 
@@ -44,6 +50,9 @@ class KeptListener:
 
     def unreadable(self, count: int, examples: Sequence[str]) -> None:
         self.notes.append(f"{count} unreadable: {', '.join(examples)}")
+
+    def watched(self, standing: dict[str, Any]) -> None:
+        self.standings.append(standing)
 
     def noted(self, message: str, **details: Any) -> None:
         self.notes.append(message)

@@ -20,22 +20,24 @@ from ray.exceptions import RayActorError, RayError
 from tests.datasets import SilentReporter, content, convert, quarantine_of, write_images
 from tests.pipeline.runners.listening import KeptListener
 from tests.ray_clusters import RayCluster
+from tokenshards.pipeline.activity import DECODE, ENCODE, doing
 from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.config import RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import ClusterError, TransientStorageError
+from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import ShardProgress
-from tokenshards.pipeline.runners import decode_placement, ray_actor
-from tokenshards.pipeline.runners import ray_driver as ray_jobs
-from tokenshards.pipeline.runners.base import JobSpec
+from tokenshards.pipeline.runners import decode_placement, ray_decode, supervisor
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.ray_connection import joined_cluster
-from tokenshards.pipeline.runners.ray_driver import RayRunner
+from tokenshards.pipeline.runners.ray_driver import ActorLimit, RayRunner
+from tokenshards.pipeline.runners.ray_errors import in_one_line
 from tokenshards.pipeline.storage.store import Store
 
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300)
 
 GUILTY = "img_0002.jpg"
+STALL_SECONDS = 1.5
 SUMMARY = {
     "rows": 4,
     "quarantined": 0,
@@ -52,6 +54,8 @@ class ScriptedServer:
         self.context = SimpleNamespace(out=Store(job.out_url))
         self._folder = Path(job.out_url)
         self._script: dict[str, str] = json.loads(job.plan_id)
+        if self._script.get("start") == "hangs-once" and self._first("start"):
+            time.sleep(600)
         if "open" in self._script and not self._first("open"):  # all actors but the first
             time.sleep(0.3)
             raise TransientStorageError("the store is away")
@@ -76,6 +80,14 @@ class ScriptedServer:
             raise RuntimeError("a mistake of ours")
         if what == "dies-once" and self._first(str(shard)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "another":
+            return {"event": "done", "summary": SUMMARY, "by_another": True}
+        if what == "hangs-once" and self._first(str(shard)):
+            with doing(DECODE, "x.jpg"):
+                time.sleep(600)
+        if what == "slow":
+            with doing(ENCODE, "x.jpg"):
+                time.sleep(4 * STALL_SECONDS)
         time.sleep(0.1)
         with (self._folder / "spans.jsonl").open("a") as file:
             file.write(json.dumps([shard, os.getpid(), begun, time.time()]) + "\n")
@@ -91,9 +103,9 @@ class ImpatientActor(ShardActor):
     """Waits less long for a decoding task than a run of hours would."""
 
     def open(self) -> str:
-        from tokenshards.pipeline.runners import ray_actor
+        from tokenshards.pipeline.runners import ray_decode
 
-        ray_actor.QUEUE_SECONDS = 1.0
+        ray_decode.QUEUE_SECONDS = 1.0
         return super().open()
 
 
@@ -147,7 +159,9 @@ class Run:
             retry=RetryConfig(),
             run_uuid="run",
         )
-        config = RunConfig(workers=1, retry=RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2))
+        stall_seconds = cluster.pop("stall_seconds", 300.0)
+        retry = RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2)
+        config = RunConfig(workers=1, stall_timeout_seconds=stall_seconds, retry=retry)
         self.listener = cluster.pop("listener", None) or KeptListener()
         runner = RayRunner(config, RayConfig(address=address, **cluster), actor_class=ScriptedActor)
         self.failed = runner.run(job, range(shards), self.listener)
@@ -198,8 +212,56 @@ def test_suspects_do_not_wait_for_the_end_and_have_an_actor_to_themselves(addres
     assert beside == []
 
 
+def test_a_slow_actor_is_left_alone_and_one_that_hangs_at_work_or_at_its_start_is_replaced(address: str, tmp_path: Path) -> None:
+    script = {"1": "slow", "3": "hangs-once", "start": "hangs-once"}
+    run = Run(tmp_path, address, 6, script, stall_seconds=STALL_SECONDS, shards_in_flight=1)
+    assert run.failed == {} and run.committed == set(range(6))
+    assert run.listener.says("an actor could not start", "in the stage starting", "was killed")
+    assert run.listener.says("a worker made no progress", "in the stage decode (x.jpg) and was killed on shard 3")
+    assert run.listener.started_shards.count(1) == 1, run.listener.notes
+    assert run.listener.says("an actor is slow, or hangs", "stage encode")
+    assert any(standing["workers"].get("slow") for standing in run.listener.standings)
+
+
+def test_what_another_run_committed_is_not_counted_as_ours(address: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, address, 3, {"1": "another"})
+    assert run.failed == {} and run.committed == {0, 2} and run.listener.shards_elsewhere == [1]
+    assert run.listener.usage is not None and run.listener.usage.seconds["encode"] == pytest.approx(0.2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_counters_for_prometheus_name_dataset_and_run_and_leave_out_what_another_run_did(tmp_path: Path) -> None:
+    job = JobSpec(
+        out_url=str(tmp_path),
+        out_options={},
+        source_url=str(tmp_path),
+        source_config=SourceConfig(),
+        plan_id=json.dumps({"1": "another"}),
+        retry=RetryConfig(),
+        run_uuid="0123",
+    )
+    actor = ScriptedActor("w", json.dumps(job.to_json()), 0)
+    assert json.loads(actor.open())["event"] == "ready"
+    counted: dict[str, float] = {}
+    for name, counter in actor._counters.items():
+        assert counter._default_tags == {"out": str(tmp_path), "run": "0123"} and {"out", "run"} <= set(counter.info["tag_keys"])
+        counter.inc = lambda value, tags, name=name: counted.update({name: counted.get(name, 0) + value})
+    for shard in range(2):
+        actor.serve(json.dumps({"op": "run", "shard": shard, "attempt": 1, "killers": []}))
+    assert counted["images_total"] == 4 and counted["shards_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "rooms", "limits"),
+    [(None, (4, 4, 2), [4, 4, 4]), (None, (0, 0, 4, 16, 8), [1, 1, 8, 32, 32]), (None, (2, 3), [2, 6]), (7, (0, 16), [7, 7])],
+)
+def test_the_limit_of_actors_grows_with_the_cluster_and_never_falls(asked: int | None, rooms: tuple[int, ...], limits: list[int]) -> None:
+    limit = ActorLimit(asked, rooms[0])
+    assert [limit.update(room) for room in rooms] == limits
+
+
 def test_actors_that_cannot_start_stop_no_run_that_has_others(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_jobs, "STARTUP_FAILURES", 1)
+    monkeypatch.setattr(supervisor, "STARTUP_FAILURES", 1)
     run = Run(tmp_path, address, 40, {"open": "fails"})
     assert run.failed == {} and run.committed == set(range(40))
     assert run.listener.says("an actor could not start and is tried again", "the store is away")
@@ -235,7 +297,7 @@ def test_a_decoding_task_that_finds_no_free_cpus_is_done_by_the_actor(address: s
 
 
 def test_a_node_with_other_code_decodes_nothing() -> None:
-    (_, begun), (_, refused) = ray_actor._decode("{}", 0, [], 1, "0123")
+    (_, begun), (_, refused) = ray_decode._decode("{}", 0, [], 1, "0123")
     assert begun == {} and "has other tokenshards code than its actor" in refused["refusal"] and code_digest() in refused["refusal"]
 
 
@@ -251,7 +313,7 @@ def test_where_to_decode_is_decided_once_from_what_was_measured(
     cluster_config = RayConfig(address=cluster.address, cpus_per_actor=2, max_actors=1)
     runner = RayRunner(RunConfig(workers=1), cluster_config, actor_class=PatientActor)
     outcome = convert(tmp_path / "src", tmp_path / "out", runner=runner, reporter=reporter, shard_rows=40)
-    (said,) = [line for line in reporter.lines if "pictures are decoded" in line]
+    (said,) = [line for line in reporter.lines if "images are decoded" in line]
     assert "an actor decodes" in said and ("2 idle CPUs" in said or "the network carries" in said), said
     assert outcome.usage is not None and outcome.usage.notes == [said]
 
@@ -277,5 +339,5 @@ def test_where_to_decode_is_decided_once_from_what_was_measured(
     ],
 )
 def test_errors_of_ray_are_told_in_one_line(error: RayError, says: str) -> None:
-    said = ray_jobs._in_one_line(error)
+    said = in_one_line(error)
     assert said.startswith(says) and "\n" not in said

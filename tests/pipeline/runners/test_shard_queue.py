@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.pipeline.runners.listening import KeptListener
 from tokenshards.pipeline.config import RetryConfig, RunConfig
 from tokenshards.pipeline.errors import DiskFullError
-from tokenshards.pipeline.runners.base import ShardSummary
+from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.shard_queue import MAX_VANISHED, ShardQueue, ShardTask
 
 INPUTS = 9
@@ -42,6 +42,12 @@ class Machine:
     now: float = 0.0
     alone: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(shard, index) -> times that a probe of this input alone lost its worker, by chance or not."""
+    hangs: bool = False
+    """Guilty inputs make their worker hang; else they kill it."""
+    tells: bool = False
+    """A worker that hangs has told at which input, right or wrong."""
+    controls: int = 0
+    """Times that a blank batch passed."""
     named: list[str] = field(default_factory=list)
     steps: int = 0
 
@@ -65,15 +71,15 @@ class Machine:
         handled = [name for name in names(task.shard) if name not in command["killers"]]
         if command["op"] == "probe":
             handled = [name for name in names(task.shard)[command["start"] : command["stop"]] if name not in command["killers"]]
-        elif command["op"] in ("count", "name"):
-            handled = []
+        elif command["op"] in ("count", "name", "control", "find"):
+            handled = ["a blank batch"] if command["op"] == "control" else []
         fault = ""
         for kind, rate in self.rates.items():
             if chance < rate:
                 fault = kind
                 break
             chance -= rate
-        lost = fault in ("vanish", "die") or bool(self.guilty.intersection(handled))
+        lost = fault in ("vanish", "die", "hang") or bool(self.guilty.intersection(handled))
         if lost and command["op"] == "probe" and command["stop"] - command["start"] == 1:
             self.alone[task.shard, command["start"]] += 1
         if fault in ("transient", "fatal"):
@@ -81,12 +87,20 @@ class Machine:
         elif fault == "vanish":
             self.queue.worker_died(task, "left", blamed=False)
         elif lost:
-            self.queue.worker_died(task, "died")
+            hung = fault == "hang" or (self.hangs and not fault)
+            at = self.rng.choice([*sorted(self.guilty.intersection(handled)), "", "no such input"]) if hung and self.tells else ""
+            self.queue.worker_died(task, "died", hung=hung, hung_at=at)
         elif command["op"] == "run":
             self.listener.committed(task.shard, SUMMARY)
         elif command["op"] == "count":
             self.queue.answered(task, {"event": "counted", "inputs": INPUTS})
-        elif command["op"] == "probe":
+        elif command["op"] == "find":
+            found = names(task.shard)
+            handled = [name for name in found if name not in command["killers"]]
+            index = found.index(command["sample_id"]) if command["sample_id"] in handled else None
+            self.queue.answered(task, {"event": "found", "index": index})
+        elif command["op"] in ("probe", "control"):
+            self.controls += command["op"] == "control"
             self.queue.answered(task, {"event": "survived"})
         else:
             name = names(task.shard)[command["index"]]
@@ -99,7 +113,7 @@ def machine(shards: int, *, seed: int = 0, workers: int = 2, changes: dict[str, 
     return Machine(ShardQueue(range(shards), config(**(changes or {})), listener), listener, Random(seed), workers, **fields)
 
 
-rates = st.fixed_dictionaries({kind: st.sampled_from([0.0, 0.05, 0.3]) for kind in ("transient", "fatal", "vanish", "die")})
+rates = st.fixed_dictionaries({kind: st.sampled_from([0.0, 0.05, 0.3]) for kind in ("transient", "fatal", "vanish", "die", "hang")})
 
 
 @settings(max_examples=150, deadline=None)
@@ -133,13 +147,61 @@ def test_every_shard_ends_and_only_what_lost_its_worker_alone_is_named(
     seed=st.integers(0, 2**32),
     guilty=st.sets(st.tuples(st.integers(0, 5), st.integers(0, INPUTS - 1)), max_size=6),
     vanish=st.sampled_from([0.0, 0.02]),
+    hangs=st.booleans(),
 )
-def test_on_a_machine_that_works_exactly_the_guilty_inputs_are_named(seed: int, guilty: set[tuple[int, int]], vanish: float) -> None:
+def test_on_a_machine_that_works_exactly_the_guilty_inputs_are_named(
+    seed: int, guilty: set[tuple[int, int]], vanish: float, hangs: bool
+) -> None:
     wrong = {f"{shard}/{index}" for shard, index in guilty}
-    found = machine(6, seed=seed, guilty=wrong, rates={"vanish": vanish})
+    found = machine(6, seed=seed, guilty=wrong, hangs=hangs, tells=bool(seed % 2), rates={"vanish": vanish})
     found.run()
+    assert found.controls == (len(wrong) if hangs else 0), "a hang names an input after a blank batch has passed, a death names it at once"
     assert sorted(found.named) == sorted(wrong) and found.queue.failed == {}
     assert found.listener.committed_shards.keys() == set(range(6))
+
+
+def test_the_input_that_a_worker_hung_at_is_tried_alone_at_once() -> None:
+    queue, asked = ShardQueue([0], config(), KeptListener()), []
+    while (task := queue.next_due(0.0)) is not None and len(asked) < 20:
+        command = task.command()
+        asked.append(command["op"])
+        if command["op"] == "run" and command["killers"]:
+            break
+        if command["op"] in ("run", "probe"):
+            queue.worker_died(task, "hung", hung=True, hung_at=names(0)[3])
+        elif command["op"] == "find":
+            queue.answered(task, {"event": "found", "index": 3})
+        elif command["op"] == "name":
+            assert command["index"] == 3
+            queue.answered(task, {"event": "named", "sample_id": names(0)[3]})
+        else:
+            queue.answered(task, {"event": "survived"})
+    assert asked == ["run", "find", "probe", "probe", "probe", "control", "name", "run"]
+
+
+def test_a_hang_that_passes_clears_its_input_and_a_second_one_there_is_searched_by_bisection() -> None:
+    queue, asked = ShardQueue([0], config(worker_deaths=2), KeptListener()), []
+    for _ in range(6):
+        task = queue.next_due(0.0)
+        assert task is not None
+        command = task.command()
+        asked.append(command["op"])
+        if command["op"] == "run":
+            queue.worker_died(task, "hung", hung=True, hung_at=names(0)[3])
+        elif command["op"] == "find":
+            queue.answered(task, {"event": "found", "index": 3})
+        elif command["op"] == "count":
+            queue.answered(task, {"event": "counted", "inputs": INPUTS})
+        else:
+            queue.answered(task, {"event": "survived"})
+    assert asked == ["run", "find", "probe", "run", "count", "probe"]
+
+
+def test_a_tokenizer_that_hangs_on_blank_batches_too_names_nobody() -> None:
+    everything = {*names(0), "a blank batch"}
+    found = machine(1, guilty=everything, hangs=True)
+    found.run()
+    assert found.named == [] and "no single input is guilty" in found.queue.failed[0]
 
 
 def test_a_few_deaths_by_chance_name_nobody() -> None:

@@ -8,13 +8,14 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.s3_servers import S3Server, faulty_proxy, moto_server
+from tokenshards.pipeline.activity import WAITING_FOR_STORE, activities
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.records import FailedRecord, PlanRow
@@ -22,7 +23,6 @@ from tokenshards.pipeline.sources import open_source, source_store, table_uris
 from tokenshards.pipeline.sources.fetch import fetch_file, urls_to_probe
 from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.storage.store_waits import listen
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
 QUARANTINE = SourceConfig(unreadable="quarantine", allow_private_hosts=True)
@@ -153,6 +153,7 @@ def test_a_tar_that_cannot_be_read_is_one_failure(disk: Path, monkeypatch: pytes
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        self.server.on_request()  # type: ignore[attr-defined]
         assert isinstance(self.server, Server)
         status = self.server.status
         if self.path.startswith("/forbidden"):
@@ -180,6 +181,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("0.0.0.0", 0), Handler)
         self.status = 200
         self.released = threading.Event()
+        self.on_request: Callable[[], None] = lambda: None
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are part of the test."""
@@ -236,11 +238,12 @@ def test_a_network_that_is_away_quarantines_nothing(web: Server, tmp_path: Path)
     others = [f"http://localhost:{port}/ok.jpg", f"http://127.0.0.1:{closed_port()}/y.jpg"]
     assert fetch_file(store, row_of(others[0]), TRUSTED) == b"picture"
     web.status = 503
-    heard: list[object] = []
-    with listen(heard.append), pytest.raises(TransientStorageError) as caught:
+    seen: list[set[str]] = []
+    web.on_request = lambda: seen.append({found.stage for found in activities()})
+    with pytest.raises(TransientStorageError) as caught:
         fetch_file(store, row_of(url), TRUSTED, others=others)
     assert not isinstance(caught.value, UnreadableObjectError)
-    assert len(heard) >= 3, "it is seen to wait while it probes"
+    assert len(seen) >= 3 and all(WAITING_FOR_STORE in stages for stages in seen), "the reader is seen to wait, in its probes too"
 
 
 def test_urls_to_probe_are_of_many_hosts() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.shards.spec import Layout, Preprocess
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.fitted import taesd
 from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
 from tokenshards.pipeline.tokenizers.networks.codebook_tokenizer import CodebookTokenizer

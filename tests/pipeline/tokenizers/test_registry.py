@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.tokenizers import toys
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.tokenizers import registry
 from tokenshards.pipeline.tokenizers.base import check_ids
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans
 from tokenshards.pipeline.tokenizers.registry import families, load_family, register_family, temporary_family
 

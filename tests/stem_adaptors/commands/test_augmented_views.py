@@ -13,10 +13,10 @@ import torch
 from tests.datasets import convert, write_images
 from tests.pipeline.shards.test_dataset import build
 from tests.stem_adaptors.augment.layouts import grid, sequence, spec_of, tables_of
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import TokenDataset, TokenizerSpec, open_dataset
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.stem_adaptors.commands.augmented_views import augmented_views, nearest_ids
 
 OPERATIONS = ["synonyms", "block swap", "mirror", "resized crop", "noise", "ColorAdapt", "site dropout", "CutMix", "Mixup"]

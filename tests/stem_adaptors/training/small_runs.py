@@ -12,8 +12,8 @@ import torch
 
 import tokenshards.stem_adaptors.training.trainer as train_module
 from tests.datasets import convert, write_images
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import Ranks

@@ -26,12 +26,12 @@ from tests.pipeline.interop.releases import (
     write_synonyms,
 )
 from tests.pipeline.tokenizers.toys import FixedSequenceToy
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.interop.seit.exporter import export_seit
 from tokenshards.pipeline.interop.seit.tables import nearest_codes
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.registry import temporary_family
 

@@ -30,7 +30,7 @@ from tests.pipeline.interop.releases import (
     write_release,
     write_synonyms,
 )
-from tokenshards.pipeline.config import FitConfig, SourceConfig
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import ConfigError, PlanError, SourceError, TokenizerError, TooManyBadInputsError
 from tokenshards.pipeline.interop.seit.importer import parse_grid
 from tokenshards.pipeline.interop.seit.token_files import open_split
@@ -44,6 +44,7 @@ from tokenshards.pipeline.reports.storage_table import dataset_report
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer
 
 DATA, INDEX, LABELS = (f"imagenet1k-train-{name}" for name in ("token.data.bin.gz", "token.index.npy.gz", "label.txt"))

@@ -12,13 +12,13 @@ import pytest
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.datasets import ROOT
 from tests.pipeline.tokenizers.python_plugins import SIZE, brightness
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.submit.forwarding import forwarded_variables
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.custom.python_callable import PythonTokenizer
 from tokenshards.pipeline.tokenizers.directory import load_spec, load_tokenizer, save_tokenizer
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers.published_states import pixels
 from tests.pipeline.tokenizers.torchscript_programs import LEVELS, Brightness, cosmos, cosmos_files, traced
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published, tokenizer_rows
 from tokenshards.pipeline.errors import ConfigError, MissingObjectError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.custom.torchscript import TorchScript
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding

@@ -9,12 +9,12 @@ import torch
 
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import taesd_reference
-from tokenshards.pipeline.config import LatentFitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer
+from tokenshards.pipeline.tokenizers.config import LatentFitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans, open_encoder

@@ -13,12 +13,12 @@ import vector_quantize_pytorch as library
 from PIL import Image
 
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
-from tokenshards.pipeline.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.tensor_file import load_tensors
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.linear_start import start_linear
 from tokenshards.pipeline.tokenizers.fitted.perceptual import PerceptualLoss

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
-from tokenshards.pipeline.config import FitConfig
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.quality.fidelity import Fidelity
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.code_usage import code_usage
+from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_fit import _ordered
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, choose_size, default_preprocess, fit_patch_kmeans
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches, patches_to_images

@@ -18,7 +18,7 @@ TIMES = 400
 IMPORT = """
 import sys
 from pathlib import Path
-from tokenshards.pipeline.config import ImportConfig
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer

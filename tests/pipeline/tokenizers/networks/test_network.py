@@ -22,10 +22,11 @@ from tokenshards.pipeline.shards.commit import read_commit
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import OverlappedTokenizer, TellingTokenizer, Tokenizer
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentKMeans
 from tokenshards.pipeline.tokenizers.networks import network, overlap
-from tokenshards.pipeline.tokenizers.networks.network import GPU_ROWS, SLOTS, Network, choose_device, device_name, gpu_rows
+from tokenshards.pipeline.tokenizers.networks.network import SLOTS, Network, choose_device, device_name, gpu_rows
 from tokenshards.pipeline.tokenizers.networks.overlap import Overlap
 
 SIZE = 32

@@ -16,11 +16,11 @@ from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import conv_vqgan_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import import_notes, open_published
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 
 allow_torchvision()  # diffusers loads it where it is installed
 conv_vqgan = pytest.importorskip(

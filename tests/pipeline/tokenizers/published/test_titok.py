@@ -14,12 +14,12 @@ from torch import Tensor
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import titok_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import import_notes, open_published
 from tokenshards.pipeline.errors import ConfigError, TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.published.titok import OneDPiece, TiTok
 

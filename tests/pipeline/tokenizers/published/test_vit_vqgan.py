@@ -11,12 +11,12 @@ from torch import Tensor
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import vit_vqgan_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from tests.contracts.tokenizer_contract import TokenizerContract, sample_images
 from tests.pipeline.tokenizers import vq_kd_reference as reference
 from tests.pipeline.tokenizers.published_states import State, agreement, pixels, table_from
-from tokenshards.pipeline.config import ImportConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Tokenizer
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.published.vq_kd import VqKd
 
 SIZE = 32

@@ -1,0 +1,156 @@
+"""What each thread of this process does at this moment, for whoever watches the process.
+
+A thread enters a stage with `doing(...)`. Stages nest: while a fetch waits for a store, the thread is in the stage of the store. Entering
+and leaving cost about a microsecond, so every image may do it. Nothing here takes a lock: each thread writes its own entry alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+__all__ = [
+    "DECODE",
+    "ENCODE",
+    "FETCH",
+    "PACK",
+    "SHARD",
+    "STARTING",
+    "WAITING_FOR_STORE",
+    "WRITE",
+    "Doing",
+    "activities",
+    "doing",
+    "relay",
+    "slowest",
+    "step",
+]
+
+STARTING = "starting"
+"""The job is opened: plan, tokenizer, network weights."""
+FETCH = "fetch"
+DECODE = "decode"
+ENCODE = "encode"
+PACK = "pack"
+"""The rows of a shard become the bytes of a Parquet file."""
+WRITE = "write"
+WAITING_FOR_STORE = "waiting_for_store"
+"""A request to a store is under way, or the pause before the next attempt. A store's client bounds each request in time."""
+SHARD = "shard"
+"""Work on a shard in none of the other stages, such as the wait for another thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """What one thread does, in plain values that travel as JSON."""
+
+    stage: str
+    input: str
+    """Name of the input, of the object in a store, or of the shard."""
+    seconds: float
+    """Since it began, all attempts of a store operation included, or since the last `step`."""
+    retries_left: int | None = None
+    """Attempts that a store operation has left; None for other stages."""
+
+    def to_json(self) -> list[Any]:
+        """Return a short JSON array."""
+        return [self.stage, self.input, round(self.seconds, 3), self.retries_left]
+
+    @classmethod
+    def from_json(cls, value: Iterable[Any], *, older_by: float = 0.0) -> Doing:
+        """Return what `to_json` described, `older_by` seconds later."""
+        stage, name, seconds, retries_left = value
+        return cls(stage=stage, input=name, seconds=seconds + older_by, retries_left=retries_left)
+
+
+_now: dict[int, doing] = {}
+_slowest: dict[str, float] = {}
+
+
+class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of contextlib makes three times slower
+    """A stage of the thread that enters it. An attempt of more than `bound_seconds` counts as the stage around it."""
+
+    _relayed: list[Doing] | None = None
+    _relayed_at = 0.0
+
+    def __init__(self, stage: str, name: str = "", *, retries_left: int | None = None, bound_seconds: float = float("inf")) -> None:
+        self.stage = stage
+        self.input = name
+        self.retries_left = retries_left
+        self._bound_seconds = bound_seconds
+
+    def __enter__(self) -> doing:
+        self._thread = get_ident()
+        self._outer = _now.get(self._thread)
+        self.since = self._attempt_since = time.monotonic()
+        _now[self._thread] = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        now = time.monotonic()
+        _measure(self.stage, now - self.since)
+        if self._outer is None:
+            _now.pop(self._thread, None)
+        else:
+            self._outer.since = now  # what the inner stage took is not the outer one's
+            _now[self._thread] = self._outer
+
+    def attempt(self, retries_left: int) -> None:
+        """Begin the next attempt of a store operation."""
+        self.retries_left = retries_left
+        self._attempt_since = time.monotonic()
+
+    def seen(self, now: float) -> list[Doing]:
+        """Return what the thread does; what another process does for it, where that was relayed."""
+        if self._relayed is not None:
+            older_by = now - self._relayed_at
+            return [Doing.from_json(found.to_json(), older_by=older_by) for found in self._relayed]
+        shown = self._outer if now - self._attempt_since > self._bound_seconds else self
+        if shown is None:
+            return []
+        return [Doing(stage=shown.stage, input=shown.input, seconds=max(0.0, now - self.since), retries_left=shown.retries_left)]
+
+    def relay(self, found: list[Doing]) -> None:
+        """Show what another process does in place of this entry."""
+        self.since = self._relayed_at = time.monotonic()
+        self._relayed = found or None
+
+
+def step() -> None:
+    """A part of the current stage of this thread is done, such as one micro-batch: the next part begins now."""
+    entry = _now.get(get_ident())
+    if entry is not None:
+        now = time.monotonic()
+        _measure(entry.stage, now - entry.since)
+        entry.relay([])
+
+
+def relay(found: list[Doing]) -> None:
+    """This thread waits for another process, which does `found`."""
+    entry = _now.get(get_ident())
+    if entry is not None:
+        entry.relay(found)
+
+
+def activities() -> list[Doing]:
+    """Return what all threads of this process do: of each stage the entry that has lasted longest."""
+    now = time.monotonic()
+    oldest: dict[str, Doing] = {}
+    for entry in list(_now.values()):
+        for found in entry.seen(now):
+            if found.stage not in oldest or found.seconds > oldest[found.stage].seconds:
+                oldest[found.stage] = found
+    return list(oldest.values())
+
+
+def slowest() -> dict[str, float]:
+    """Return the most seconds that one part of each stage has taken in this process."""
+    return {stage: round(seconds, 3) for stage, seconds in list(_slowest.items())}
+
+
+def _measure(stage: str, seconds: float) -> None:
+    if seconds > _slowest.get(stage, 0.0):
+        _slowest[stage] = seconds

@@ -1,0 +1,159 @@
+"""Decoding on any node for an actor: a task that streams batches, and shows what it does while none is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from tokenshards.pipeline.activity import Doing, activities, relay, step
+from tokenshards.pipeline.code_identity import code_digest
+from tokenshards.pipeline.errors import ClusterError, TokenshardsError, TransientStorageError, UnreadableObjectError
+from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
+from tokenshards.pipeline.job.context import open_inputs
+from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.job.shard_job import InputContext, shard_batches
+
+__all__ = ["QUEUE_SECONDS", "remote_batches"]
+
+QUEUE_SECONDS = 60.0
+"""How long a decoding task may wait for free CPUs."""
+BATCHES_AHEAD = 4
+"""Decoded batches of one shard that may wait in the object store."""
+ALIVE_SECONDS = 2.0
+"""How often a task whose next batch is not ready says what it does."""
+_FIELDS = ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")
+
+_Item = tuple[npt.NDArray[np.uint8], dict[str, Any]]
+
+
+def remote_batches(job: str, shard: int, killers: frozenset[str], decode_cpus: int) -> Generator[DecodedBatch, None, bool]:
+    """Yield the batches that a task on any node decodes; return False, with none yielded, where no node had room for it in time."""
+    task = ray.remote(
+        num_cpus=decode_cpus,
+        num_returns="streaming",
+        max_retries=0,
+        scheduling_strategy="SPREAD",
+        _generator_backpressure_num_objects=BATCHES_AHEAD,
+    )(_decode)
+    stream = task.remote(job, shard, sorted(killers), decode_cpus, code_digest())
+    try:
+        if not _has_begun(stream):
+            return False
+        for reference in stream:
+            images_BHWC, rest = ray.get(reference)
+            del reference  # its pixels leave the object store when the batch is encoded, not one batch later
+            if "doing" in rest:
+                relay([Doing.from_json(value) for value in rest["doing"]])
+                continue
+            step()
+            if rest.get("unreadable") is not None:
+                raise UnreadableObjectError(rest["outage"], objects=tuple(rest["unreadable"]))
+            if rest.get("outage") is not None:
+                raise TransientStorageError(rest["outage"])
+            if rest.get("refusal") is not None:
+                raise ClusterError(rest["refusal"])
+            rows = [DecodedRow(**row) for row in rest.pop("rows")]
+            yield DecodedBatch(images_BHWC, rows=rows, **rest)
+    finally:
+        ray.cancel(stream)
+    return True
+
+
+@lru_cache(maxsize=2)
+def _opened(job: str, threads: int) -> InputContext:
+    return open_inputs(JobSpec.from_json(json.loads(job)), decode_threads=threads)
+
+
+def _has_begun(stream: ray.ObjectRefGenerator) -> bool:
+    """Wait until a decoding task says that it began, False after QUEUE_SECONDS: what waits for free CPUs does not hang."""
+    given_up = time.monotonic() + QUEUE_SECONDS
+    while not ray.wait([stream], timeout=min(ALIVE_SECONDS, QUEUE_SECONDS))[0]:
+        if time.monotonic() >= given_up:
+            return False
+        step()
+    ray.get(next(stream))
+    return True
+
+
+def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -> Iterator[_Item]:
+    """Yield an empty item at once, then the batches of a shard as pixels and plain values; between them what this process does.
+
+    An outage, or that this node must not decode, is the last item, because it is no error of Ray's.
+    """
+    nothing = np.zeros(0, np.uint8)
+    yield nothing, {}
+    with contextlib.closing(_Ahead(_batches(job, shard, killers, threads, code))) as items:
+        while (item := items.take(ALIVE_SECONDS)) is not None:
+            yield item
+
+
+class _Ahead:
+    """Items of an iterator, taken from it by a thread, so that whoever waits for the next one can say so."""
+
+    def __init__(self, items: Iterator[_Item]) -> None:
+        self._items = items
+        self._ready: queue.Queue[_Item | BaseException | None] = queue.Queue(maxsize=1)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
+
+    def take(self, seconds: float) -> _Item | None:
+        """Return the next item; what this process does, where none is ready in time; None after the last."""
+        try:
+            item = self._ready.get(timeout=seconds)
+        except queue.Empty:
+            return np.zeros(0, np.uint8), {"doing": [found.to_json() for found in activities()]}
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the thread: Ray uses this process again."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get_nowait()
+            self._thread.join(timeout=0.05)
+
+    def _work(self) -> None:
+        last: BaseException | None = None
+        try:
+            for item in self._items:
+                self._ready.put(item)
+                if self._stopped.is_set():
+                    break
+        except BaseException as error:  # it belongs to the one who takes the items
+            last = error
+        self._ready.put(last)
+
+
+def _batches(job: str, shard: int, killers: list[str], threads: int, code: str) -> Iterator[_Item]:
+    nothing = np.zeros(0, np.uint8)
+    try:
+        if code != code_digest():
+            raise ClusterError(
+                f"node {socket.gethostname()} has other tokenshards code than its actor (digest {code_digest()}, there {code}). "
+                "Use one image for all nodes, or `tokenshards submit`, which brings its own code"
+            )
+        with contextlib.closing(shard_batches(_opened(job, threads), shard, frozenset(killers))) as batches:
+            for batch in batches:
+                rest = {name: getattr(batch, name) for name in _FIELDS}
+                yield batch.images_BHWC, {**rest, "rows": [asdict(row) for row in batch.rows]}
+    except UnreadableObjectError as error:
+        yield nothing, {"outage": str(error), "unreadable": list(error.objects)}
+    except TransientStorageError as error:
+        yield nothing, {"outage": str(error)}
+    except TokenshardsError as error:
+        yield nothing, {"refusal": str(error)}

@@ -1,0 +1,247 @@
+"""What every runner decides in the same way: who works on what, who hangs, what a death means, what people are told.
+
+A runner does the mechanics alone: it starts workers, hands them commands, passes their messages on, and kills whom the supervisor names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from tokenshards.pipeline.activity import Doing
+from tokenshards.pipeline.config import RunConfig
+from tokenshards.pipeline.errors import TokenshardsError
+from tokenshards.pipeline.job.job_spec import ShardSummary
+from tokenshards.pipeline.runners.base import RunListener, error_of
+from tokenshards.pipeline.runners.deadlines import Deadlines, State, Verdict
+from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
+from tokenshards.pipeline.runners.stage_usage import RunUsage
+
+__all__ = ["TICK_SECONDS", "Supervisor", "Worker", "beat_seconds"]
+
+TICK_SECONDS = 0.2
+WATCH_SECONDS = 1.0
+NOTE_SECONDS = 60.0
+"""How often people are told that a run waits for its store, or that a worker is slow."""
+STARTUP_FAILURES = 4
+"""Workers that may fail to start in a row, while none is at work, before the run gives up."""
+
+
+def beat_seconds(stall_seconds: float, most: float) -> float:
+    """Return how often a worker's heartbeat comes: several times within the stall timeout."""
+    return min(most, stall_seconds / 4)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Worker:
+    """The driver's side of a worker; a runner adds its process or its actor."""
+
+    name: str
+    host: str = ""
+    ready: bool = False
+    ready_since: float = 0.0
+    tasks: dict[int, ShardTask] = field(default_factory=dict)
+    """Shards at work."""
+    counts: dict[int, list[int]] = field(default_factory=dict)
+    """Counts of each shard at work that the listener was told of."""
+    doing: list[Doing] = field(default_factory=list)
+    """What its last heartbeat said."""
+    heard_at: float | None = None
+    """Time of its last message; None for a worker whose process may not have begun."""
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class Supervisor(Generic[W]):
+    """Workers, the queue of their shards, and how busy they were. `lanes` shards go to one worker side by side."""
+
+    def __init__(
+        self, shards: Sequence[int], config: RunConfig, listener: RunListener, *, beat_seconds: float, lanes: int = 1, noun: str = "worker"
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._lanes = lanes
+        self._worker = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        self._deadlines = Deadlines(config.stall_timeout_seconds, beat_seconds)
+        self._startup_failures = 0
+        self._hire_after = 0.0
+        self._watch_at = 0.0
+        self._watch_seconds = min(WATCH_SECONDS, beat_seconds)
+        self._noted_at: dict[tuple[State, str], float] = {}
+        self.queue = ShardQueue(shards, config, listener)
+        self.workers: list[W] = []
+        self.usage = RunUsage()
+        self.progress_at = time.monotonic()
+
+    def in_flight(self) -> int:
+        """Return the shards that workers have."""
+        return sum(len(worker.tasks) for worker in self.workers)
+
+    def unfinished(self) -> bool:
+        """Return whether any shard is neither committed nor given up."""
+        return bool(self.queue) or self.in_flight() > 0
+
+    def wanted(self, most: int) -> int:
+        """Return how many workers the shards that are left need, `most` at most."""
+        return min(most, len(self.queue) + self.in_flight())
+
+    def may_hire(self) -> bool:
+        """Return False for a while after a worker could not start."""
+        return time.monotonic() >= self._hire_after
+
+    def pause_hiring(self, seconds: float) -> None:
+        """Start no worker for so long."""
+        self._hire_after = time.monotonic() + seconds
+
+    def assign(self) -> Iterator[tuple[W, ShardTask]]:
+        """Yield the tasks to hand out now. Everyone gets a first shard before anyone gets a second; a suspect has a worker to itself."""
+        now = time.monotonic()
+        ready = [worker for worker in self.workers if worker.ready]
+        for depth in range(self._lanes):
+            emptied = self.queue.suspects() if depth else 0
+            for worker in ready:
+                if len(worker.tasks) != depth or any(task.suspect for task in worker.tasks.values()):
+                    continue
+                if emptied:  # it works off what it has: a suspect waits for it
+                    emptied -= 1
+                    continue
+                if depth and len(self.queue) < len(ready):  # near the end a second shard would only wait behind the first
+                    return
+                task = self.queue.next_due(now, suspects=depth == 0)
+                if task is None:
+                    return
+                if not worker.tasks:
+                    worker.heard_at, worker.doing = now, []  # nobody asked it for a sign of life before
+                worker.tasks[task.shard] = task
+                if task.search is None:
+                    worker.counts[task.shard] = [0, 0, 0]
+                    self._listener.started(task.shard)
+                yield worker, task
+
+    def became_ready(self, worker: W) -> None:
+        """A worker has opened the job."""
+        now = time.monotonic()
+        worker.ready, worker.ready_since, worker.heard_at, worker.doing = True, now, now, []
+        self.progress_at = now
+        self._startup_failures = 0
+
+    def heard(self, worker: W, message: dict[str, Any]) -> None:
+        """Take in a heartbeat."""
+        worker.heard_at = time.monotonic()
+        worker.doing = [Doing.from_json(value) for value in message["doing"]]
+        self._deadlines.measure(message["slowest"])
+        for shard, *counts in message["shards"]:
+            before = worker.counts.get(shard)
+            if before is not None and counts != before:
+                self.progress_at = worker.heard_at
+                inputs, bytes_in, quarantined = (now - then for now, then in zip(counts, before, strict=True))
+                self._listener.progressed(shard, inputs, bytes_in, quarantined)
+                worker.counts[shard] = counts
+
+    def served(self, worker: W, shard: int, event: dict[str, Any]) -> ShardSummary | None:
+        """Take in how a command ended; return the summary of a shard that this run has committed."""
+        task = worker.tasks.pop(shard)
+        worker.counts.pop(shard, None)
+        worker.heard_at = now = time.monotonic()
+        if event["event"] == "failed":
+            self.queue.failed_once(task, event["kind"], event["message"], now, event.get("unreadable"))
+            return None
+        self.progress_at = now
+        if event["event"] != "done":
+            self.queue.answered(task, event)
+            return None
+        summary = ShardSummary(**event["summary"])
+        if event.get("by_another"):
+            self._listener.committed_elsewhere(shard, summary)
+            return None
+        self.usage.add(summary.seconds)
+        self._listener.committed(shard, summary)
+        for note in event.get("notes", ()):
+            self._listener.noted(note, shard=shard, worker=worker.name, host=worker.host)
+        return summary
+
+    def failed(self, worker: W, shard: int, message: str) -> None:
+        """A command ended without an answer, and the worker lives."""
+        task = worker.tasks.pop(shard)
+        worker.counts.pop(shard, None)
+        self.queue.failed_once(task, "transient", message, time.monotonic())
+
+    def removed(self, worker: W, *, lanes: int = 1, decode_threads: int = 0) -> None:
+        """A worker is gone or was let go; its tasks, if any, are the business of `lost`."""
+        self.workers.remove(worker)
+        if worker.ready:
+            self.usage.count_worker(time.monotonic() - worker.ready_since, lanes=lanes, decode_threads=decode_threads)
+
+    def lost(self, worker: W, how: str, *, verdict: Verdict | None = None, blamed: bool = True, **details: Any) -> None:
+        """A worker that was ready died, or was killed because of `verdict`; not `blamed` where its machine left."""
+        for task in worker.tasks.values():
+            if blamed and verdict is not None and not verdict.blames_input:
+                self.queue.failed_once(task, "transient", f"a worker {how}", time.monotonic(), worker=worker.name, **details)
+                continue
+            hung_at = "" if verdict is None else verdict.hung_at
+            said = {"worker": worker.name, "host": worker.host, **details}
+            self.queue.worker_died(task, how, blamed=blamed, hung=verdict is not None, hung_at=hung_at, **said)
+        worker.tasks.clear()
+
+    def broken(self, event: dict[str, Any]) -> None:
+        """A worker could not open the job. Raises the error that it met, unless that may pass."""
+        error = error_of(event)
+        if event["kind"] == "fatal":
+            raise error
+        self.failed_to_start(error)
+
+    def failed_to_start(self, error: TokenshardsError) -> None:
+        """A worker could not start: pause, or raise the error when that happens again and again and no other is at work."""
+        self._startup_failures += 1
+        if self._startup_failures >= STARTUP_FAILURES and not any(worker.ready for worker in self.workers):
+            raise error
+        delay = min(self._config.retry.max_delay_seconds, 0.5 * 2 ** min(self._startup_failures, 10))
+        self.pause_hiring(delay)
+        self._listener.noted(f"{self._worker} could not start and is tried again in {delay:.0f} s: {error}")
+
+    def hanging(self) -> list[tuple[W, Verdict]]:
+        """Return the workers to kill now; tell the listener how all are."""
+        now = time.monotonic()
+        if now < self._watch_at:
+            return []
+        self._watch_at = now + self._watch_seconds
+        found, states, longest = [], Counter[str](), Verdict(state=State.ALIVE)
+        for worker in self.workers:
+            verdict = self._judge(worker, now)
+            if verdict is None:
+                states["pending" if worker.heard_at is None else "idle"] += 1
+                continue
+            states[verdict.state.value] += 1
+            if verdict.state is State.HANGING:
+                found.append((worker, verdict))
+                continue
+            self._tell(verdict, now)
+            if verdict.doing is not None and (longest.doing is None or verdict.doing.seconds > longest.doing.seconds):
+                longest = verdict
+        doing = longest.doing
+        shown = None if doing is None else {name: getattr(doing, name) for name in ("stage", "input", "seconds", "retries_left")}
+        self._listener.watched({"workers": dict(states), "longest": shown})
+        return found
+
+    def _judge(self, worker: W, now: float) -> Verdict | None:
+        if worker.heard_at is None or (worker.ready and not worker.tasks):
+            return None
+        return self._deadlines.judge(worker.doing, now - worker.heard_at, ready=worker.ready)
+
+    def _tell(self, verdict: Verdict, now: float) -> None:
+        doing = verdict.doing
+        if doing is None or now - self._noted_at.get((verdict.state, doing.stage), float("-inf")) < NOTE_SECONDS:
+            return
+        if verdict.state is State.WAITING_FOR_STORE:
+            tries = "" if doing.retries_left is None else f", {doing.retries_left} attempts left"
+            self._listener.noted(f"waiting for the store: {doing.input} for {doing.seconds:.0f} s{tries}")
+        elif verdict.state is State.SLOW:
+            self._listener.noted(
+                f"{self._worker} is slow, or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
+                f"it is left alone up to {verdict.limit_seconds:.0f} s"
+            )
+        self._noted_at[verdict.state, doing.stage] = now
