@@ -11,9 +11,9 @@ from tokenshards.pipeline.shards.spec import Filter, Resize
 __all__ = ["ALLOW_PYTHON", "DTYPES", "FSQ_LEVELS", "FitConfig", "GPU_ROWS", "ImportConfig", "LatentFitConfig", "QUANTIZERS", "VqFitConfig"]
 
 ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
-"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
+"""Environment variable with the callables, modules or packages that tokenizers of the family `python` may run."""
 GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
-"""Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
+"""Environment variable with the rows that go through a network at once on a GPU, 64 by default. Short memory lowers the number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class FitConfig:
     levels: int = 2
     codes: int = 256
     beam: int = 1
-    """Sums kept of each patch from level to level while it is encoded; 1 takes the nearest code of each level."""
+    """Sums of each patch that the search keeps from level to level; 1 takes the nearest code of each level."""
     sample: int = 20_000
     """Images looked at, at most."""
     seed: int = 0
@@ -53,7 +53,7 @@ class LatentFitConfig:
     levels: int = 1
     codes: int = 1024
     mirrored: bool = False
-    """Fit to the mirror image of each picture too, for twice as many latents."""
+    """Also fit to the mirror image of each image, for twice as many latents."""
     sample: int = 20_000
     """Images looked at, at most."""
     seed: int = 0
@@ -68,7 +68,7 @@ class LatentFitConfig:
 
 
 FSQ_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5), 65536: (8, 8, 8, 5, 5, 5)}
-"""Levels of each dimension for about so many codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
+"""Levels of each dimension, by the approximate number of codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
 
 
 QUANTIZERS = ("vq", "fsq", "lfq")
@@ -81,7 +81,7 @@ class VqFitConfig:
     size: int | None = None
     """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
     patch: int = 4
-    """Pixels of a site's side."""
+    """Side of a site in pixels."""
     quantizer: str = "vq"
     """`vq`: tables that follow moving averages, residual for several levels; `fsq`, `lfq`: rounding, without tables to learn."""
     levels: int = 2
@@ -96,11 +96,11 @@ class VqFitConfig:
     batch: int = 32
     learning_rate: float = 1e-3
     decay: float = 0.95
-    """Of the moving averages of `vq`, in a step."""
+    """Decay per step of the moving averages of `vq`."""
     commitment: float = 1.0
-    """Weight of what draws vectors to their codes, beside the squared error of pixels from -1 to 1."""
+    """Weight of the loss that pulls vectors to their codes; the squared error of pixels from -1 to 1 has weight 1."""
     perceptual: str | None = None
-    """timm model whose features should agree too."""
+    """timm model for a further loss on its features; None leaves this loss out."""
     perceptual_weight: float = 0.1
     sample: int = 20_000
     """Images trained on, at most."""
@@ -145,32 +145,32 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig:
-    """How a published tokenizer is taken over; None leaves what its own project does."""
+    """How a published tokenizer is imported. None keeps the choice of the tokenizer's own project."""
 
     resize: Resize | None = None
     filter: Filter | None = None
     dtype: str = "float32"
-    """What matrix products of its networks run in; the search for codes is float32 in any case."""
+    """Number format of matrix products in the networks. The search for codes always uses float32."""
     decoder: bool = True
-    """Keep the way back to pixels, which is half of the weights."""
+    """Keep the decoder back to pixels, which is half of the weights."""
     size: int | None = None
-    """Side in pixels, for networks that take any."""
+    """Side in pixels, for networks that accept any side."""
     preset: str | None = None
-    """Which project's way it is, for networks that several projects publish."""
+    """The project that published the checkpoint, for networks that several projects publish."""
     ema: bool = True
     """Take the moving averages of the parameters, where a checkpoint has any."""
     max_tokens: int | None = None
-    """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
+    """Number of first ids to keep of an image, for networks whose ids go from coarse to fine."""
     decoder_file: str | None = None
     """Path or URL of the decoder, for networks that are published as two files."""
     vocabulary: tuple[int, ...] = ()
-    """Ids of each level, for files that do not say."""
+    """Vocabulary size of each level, for files that do not name it."""
     colour_range: tuple[float, ...] = ()
-    """What 0 and 255 become, for files that do not say."""
+    """Values of the colours 0 and 255, for files that do not name them."""
     target: str = ""
     """`package.module:callable` of a tokenizer that the user wrote."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What that callable gets, in plain JSON types."""
+    """Keyword arguments of that callable, in plain JSON types."""
 
     def __post_init__(self) -> None:
         require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))

@@ -101,7 +101,7 @@ class _Driver:
         except (ClusterError, ray.exceptions.RayError) as error:
             raise IncompleteError(
                 f"the training lost the head of the Ray cluster, or its own process there ({one_line(error)}); expected both to last. "
-                "What is in the checkpoint is kept: when the cluster answers again, or on another, --resume continues"
+                "The checkpoint is kept: --resume continues when the cluster answers again, or on another cluster"
             ) from None
         finally:
             if self._head.answers():
@@ -225,7 +225,7 @@ class _Driver:
             if not self._told_of_demand:
                 self._told_of_demand = True
                 self._reporter.say(
-                    "waiting: there is room, but Ray keeps it for another training, for three minutes even if that was killed"
+                    "waiting: there is room, but Ray keeps it for another training, and for three minutes after that training was killed"
                 )
             return
         nodes = sum(node["Alive"] for node in ray.nodes())

@@ -106,7 +106,7 @@ def select(
 def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:
     chosen = np.unique(np.asarray(rows, np.int64))
     if len(chosen) != len(rows):
-        raise ConfigError(f"rows has {len(rows)} entries of which {len(chosen)} are different; expected each row once")
+        raise ConfigError(f"rows has {len(rows)} entries, only {len(chosen)} of them different; expected each row once")
     absent = chosen[~np.isin(chosen, kept)]
     if absent.size:
         raise ConfigError(

@@ -109,8 +109,8 @@ class TrainingJob:
         except RuntimeError as error:
             if "out of memory" in str(error):
                 raise ConfigError(
-                    f"{place} is out of memory at --batch-size {self.loader.batch_size}; give a smaller one, "
-                    "or --set train.accumulate=2 to keep it and take it in parts"
+                    f"{place} is out of memory at --batch-size {self.loader.batch_size}; give a smaller batch, "
+                    "or --set train.accumulate=2, which computes the same batch in parts"
                 ) from None
             raise
 

@@ -37,7 +37,7 @@ class Validation:
         if val.spec.fingerprint != run.spec.fingerprint:
             raise ConfigError(
                 f"{val.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
-                f"{run.spec.fingerprint[:12]}…. Tokenize it with --tokenizer and the training set"
+                f"{run.spec.fingerprint[:12]}…. Tokenize the validation set with --tokenizer TRAINING_SET"
             )
         self.mapping = class_map(val.classes, run.classes, val.store.url, missing_is_error=True).to(device)
         config = LoaderConfig(

@@ -66,7 +66,7 @@ class _Program(nn.Module):
                 raise torch.OutOfMemoryError(str(error)) from None
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise TokenizerError(
-                f"{self._where}: the program fails on {_shown(values)} ({shorten(lines[-1], 200)}); expected one that takes it. "
+                f"{self._where}: the program fails on {_shown(values)} ({shorten(lines[-1], 200)}); expected one that accepts this. "
                 "Was it exported for another --size, dtype or device?"
             ) from None
         first: Any = found
@@ -77,7 +77,7 @@ class _Program(nn.Module):
             wanted = "integers, [B, L], [B, h, w] or [B, L, Q]" if self._gives_ids else "floating-point images [B, 3, H, W]"
             raise TokenizerError(
                 f"{self._where}: for {_shown(values)} the program gives {_shown(found)}; expected {wanted}, with B = {len(values)}, or "
-                "several tensors of which this is the first. Export the part of the network that does so"
+                "several tensors with this one first. Export the part of the network that returns them"
             )
         result: Tensor = first
         return result

@@ -118,7 +118,7 @@ class Network:
         if self._rows == self._least:
             raise TokenizerError(
                 f"memory of {device_name()} is too small for {self._rows} images at a time, the fewest that this network takes. "
-                "Stop what else runs there, use a device with more of it, or a smaller network"
+                "Stop other programs there, or use a device with more memory, or a smaller network"
             )
         self._rows //= 2
         torch.cuda.empty_cache()  # free pieces of the larger batch would leave no room for the smaller one

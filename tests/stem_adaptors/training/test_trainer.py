@@ -212,7 +212,7 @@ def test_a_validation_class_that_is_missing_and_another_tokenizer_are_errors(
     with pytest.raises(ConfigError, match=r"classes .*class_3.* unknown to the classifier, which has 3"):
         fit(request_for(data, tmp_path / "run", cache, val=open_dataset(str(tmp_path / "four"))))
     convert(tmp_path / "images", tmp_path / "alien", fit=replace(FIT, codes=8))
-    with pytest.raises(ConfigError, match="was made by the tokenizer .* Tokenize it with --tokenizer"):
+    with pytest.raises(ConfigError, match="was made by the tokenizer .* Tokenize the validation set with --tokenizer"):
         fit(request_for(data, tmp_path / "run", cache, val=open_dataset(str(tmp_path / "alien"))))
 
 
