@@ -93,6 +93,7 @@ def _require_shapes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], 
     if wrong:
         raise ConfigError(
             f"{weights}: {len(wrong)} of the {len(wanted)} weights do not fit the model for this dataset: {'; '.join(wrong[:4])}. The head "
-            "needs a row for each class of DATA, the positions need one for each token of the crop, and the stem needs a channel for each "
-            "channel of the codebook. Give the dataset that belongs to the weights, --model, or --set (model.heads, model.stem, augment.crop_share)"
+            "needs a row for each class of DATA, the positions need one for each token of the crop, and the stem needs a channel for "
+            "each channel of the codebook. Give the dataset that belongs to the weights, --model, or --set (model.heads, model.stem, "
+            "augment.crop_share)"
         )

@@ -187,7 +187,8 @@ class TiTok(CodebookTokenizer):
         if unturned and latents not in PUBLISHED_LATENTS[cls.family]:
             known = ", ".join(map(str, PUBLISHED_LATENTS[cls.family]))
             return [
-                f"it has {latents} latents, and the published checkpoints of {cls.family} have {known}: no name shows whether it is one"
+                f"it has {latents} latents, and the published checkpoints of {cls.family} have {known}: "
+                "nothing in the file shows whether it is one"
             ]
         return []
 
