@@ -6,6 +6,8 @@ Data, split, network, recipe, options and intervals are those of `accuracy_per_b
 bench leaves synonyms and block swap off; this one turns them on. The last line is one JSON object. `differences` holds top-1 without the
 augmentation minus top-1 with all, with a 95 % interval of a paired bootstrap; a value below zero means that the augmentation helps. A
 further row uses SeiT's synonyms, by cosine. No figure has a limit.
+
+Shapes: S seeds, N held-out images.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ recipe was chosen. `--work` keeps the prepared data and the result of every run,
 `--seeds` select a part. Intervals are 95 % of a paired bootstrap over held-out images and seeds. The last line is one JSON object: `ratio`
 is top-1 of tokens at 512 bytes over top-1 of full pixels and should be 0.95 or more; `over_best_baseline` should be clear of zero at 128
 bytes and less; `crossover_bytes` is the size at which the better of JPEG and WebP overtakes tokens, interpolated between two sizes.
+
+Shapes: S seeds, N held-out images.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ over the loop's rate and should be at least 0.95. `cpu_ratio` compares CPU per i
 real JPEGs (DIR, or else generated ones) go through the same actor with --decode-threads: `jpeg` holds the bottleneck that the run reports,
 and how many times as many images the bare loop would take. On a CPU the network is the limit by far, so there the default tokenizer is
 measured the same way too.
+
+Shapes: B images, H and W pixels, C = 3 channels, L sites, K codes, D values of a code.
 """
 
 from __future__ import annotations

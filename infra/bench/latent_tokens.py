@@ -7,6 +7,8 @@ Data and weights are those beside the repository, or those of --data and --weigh
 `token_share` is the token column of a shard with `--codec publish` over the bytes of the JPEGs. Its bars are 1 % for 391 codes, 1.2 % for
 1,024 and 1.6 % for 8,192; `ratio` is the worst share over its bar. `psnr_db` compares pixels after the decoder; `psnr_db_unquantised` is
 the loss of encoder and decoder alone.
+
+Shapes: B images, H and W pixels, C channels of images and of latents, L sites, Q ids per site.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ parts. Everything is in the page cache, and every side runs in one process:
 3. The same from our side on one core: with all augmentations, and with the gather alone.
 
 Sides alternate; ratios are medians. The last line is one JSON object; `ratio` is the smallest of all figures over their limits.
+
+Shapes: B samples, N rows, L sites, Q ids per site, K codes, D values of a code, H x W grid, C classes.
 """
 
 from __future__ import annotations

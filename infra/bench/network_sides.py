@@ -3,6 +3,8 @@
 `vq` is a vq-autoencoder trained on the training images; `latent` is residual k-means on the latents that the taef2 encoder makes of them.
 Both take one byte per id, like the token side. The classifier gets the decoded images, as for JPEG and WebP. These sides therefore measure
 the information left in the bytes, not training straight from shards.
+
+Shapes: N images, H and W pixels, C = 3 channels.
 """
 
 from __future__ import annotations

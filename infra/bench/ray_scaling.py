@@ -19,6 +19,8 @@ Bars: `ray_over_local` 0.9, `two_nodes_over_one` 1.7, `over_ray_data` 1.6; `rati
 sides with Ray only ours commits, verifies and resumes. `object_store` holds the peaks of the node's object store in runs of N and of 5 N,
 sampled while nothing is timed; use is bounded where the second peak is no larger. `whole_seconds` are whole commands over N files, start-up
 included.
+
+Shapes: B images, H and W pixels, C = 3 channels, L sites, Q ids per site.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ written as one shard with the default codec. Two readers take turns: `ShardReade
 at its fastest setting, into batches of 1,024; a loader that is not installed (extra `bench`) is left out. All files are in the page cache,
 and one process reads. The last line is one JSON object; `ratio` is our rate over read_table's, the median of the pairs, and should be
 0.85 or more.
+
+Shapes: B rows, L ids of a row, Q ids per site.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ its processes are started and warmed up before the clock runs. The sides take tu
 JSON object. `ratio` is our rate over the loop's rate with all workers and should be 0.9 or more; `workers_2_over_1` compares our own rates
 and should be 1.8 or more. `loop_2_over_1` is the same figure of the loop in the same minutes. `cpu_ratio` compares CPU seconds per image,
 which other work on the machine disturbs least. The `_of_fastest` figures use the fastest run of each kind instead of the median.
+
+Shapes: B images, H and W pixels, C = 3 channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The measurement of a run on a dataset, as tables and as JSON."""
+"""The measurement of a run on a dataset, as tables and as JSON.
+
+Shapes: C classes.
+"""
 
 from __future__ import annotations
 

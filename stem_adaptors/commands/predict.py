@@ -1,4 +1,7 @@
-"""`predict`."""
+"""`predict`.
+
+Shapes: B images, C classes.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
     loader = DataLoader(BatchDataset(dataset, config), batch_size=None, sampler=steps, num_workers=2)
 
 `TokenLoader` needs no worker processes and is faster.
+
+Shapes: B samples of one rank in a step.
 """
 
 from __future__ import annotations

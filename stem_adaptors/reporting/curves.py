@@ -1,4 +1,7 @@
-"""Drawings of a training and of a classifier, as PNG bytes. Needs matplotlib (extra `plot`)."""
+"""Drawings of a training and of a classifier, as PNG bytes. Needs matplotlib (extra `plot`).
+
+Shapes: C classes.
+"""
 
 from __future__ import annotations
 

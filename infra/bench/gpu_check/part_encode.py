@@ -1,4 +1,7 @@
-"""A ViT-VQGAN of real size with random weights: tokenizes images twice, encodes them again on CPU and GPU, and measures the speed."""
+"""A ViT-VQGAN of real size with random weights: tokenizes images twice, encodes them again on CPU and GPU, and measures the speed.
+
+Shapes: B images, L sites, Q ids per site.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training from tokens: ViT-S in bfloat16 with full augmentation, and the parts of a step's time."""
+"""Training from tokens: ViT-S in bfloat16 with full augmentation, and the parts of a step's time.
+
+Shapes: B samples, N rows of the dataset, L sites, Q ids per site.
+"""
 
 from __future__ import annotations
 
