@@ -20,7 +20,7 @@ parts. Everything is in the page cache, and every side runs in one process:
 
 Sides alternate; ratios are medians. The last line is one JSON object; `ratio` is the smallest of all figures over their limits.
 
-Shapes: B samples, N rows, L sites, Q ids per site, K codes, D values of a code, H x W grid, C classes.
+Shapes: B samples, N rows, L sites, Q ids per site, K codes, D values of a code, H x W grid, C classes, S synonyms of a code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`demo`."""
+"""`demo`: tokenize sample images, then train a classifier on their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evaluate`."""
+"""`evaluate`: the accuracy of a run on token shards or images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`predict`.
+"""`predict`: the classes of images by a trained run.
 
 Shapes: B images, C classes.
 """

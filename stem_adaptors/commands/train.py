@@ -1,4 +1,4 @@
-"""`train`."""
+"""`train`: options of the command line become a TrainingJob, which runs here or on a Ray cluster."""
 
 from __future__ import annotations
 
