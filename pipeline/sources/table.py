@@ -1,4 +1,4 @@
-"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet) or of URIs (all), a label column and meta columns."""
+"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet only) or URIs, a label column and meta columns."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LARGE_ROW_GROUP = 8 * SLICE_ROWS
 def _zstd_errors() -> tuple[type[Exception], ...]:
     try:
         from zstandard import ZstdError
-    except ImportError:  # then `open_stream` has refused such a file
+    except ImportError:  # without zstandard, `open_stream` refuses a .zst file
         return ()
     return (ZstdError,)
 
@@ -73,11 +73,11 @@ _PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionErro
 
 
 class TableSource:
-    """Tables of one or more files. Bytes become slices of Parquet row groups; URIs become file rows, like loose files.
+    """Tables of one or more files. Image bytes become slices of Parquet row groups; URIs become file rows, like loose files.
 
-    Types of label and meta are those of the first file: of its Parquet schema, or of the first 4,096 rows of a CSV (where text is an
-    integer if it has no padding) or JSONL file. A value further down that does not fit stops the planning with SourceError and names its
-    row, because a table that contradicts itself is better repaired than half read.
+    The first file decides the types of label and meta: by its Parquet schema, or by the first 4,096 rows of a CSV file (where unpadded
+    digits are an integer) or a JSONL file. A later value that does not fit stops planning with SourceError, which names the row: it is
+    better to repair a table that contradicts itself than to read half of it.
     """
 
     kind = "table"
@@ -89,17 +89,17 @@ class TableSource:
         self.files = files
         self.summary = SourceSummary(noun="table")
         self._outside = 0
-        """Rows that name local files outside the folder of the table."""
+        """Number of rows that name local files outside the table's folder."""
 
     @property
     def root(self) -> str:
-        """Where the paths of the rows begin: an absolute path or a URL."""
+        """The place that row paths are relative to: an absolute path or a URL."""
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield slices of at most 1,000 rows (bytes) or a row per image (URIs); fills `summary`.
+        """Yield slices of at most 1,000 rows (image bytes) or a row per image (URIs); fills `summary`.
 
-        Raises SourceError where a table cannot be read, lacks a column, contradicts the first, or repeats an id of `id_column`.
+        Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
         """
         self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored, beside=self.summary.beside)
         self._outside = 0
@@ -140,7 +140,7 @@ class TableSource:
             summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield a record for each row of one slice."""
+        """Yield a record for each image of one planned row."""
         if row.kind == "file":
             yield read_file_row(self.store, row, self.config)
         else:
@@ -167,7 +167,9 @@ class TableSource:
         seen, expected = (columns.holds, label_type, meta_types), (first.holds, self.summary.label_type, self.summary.meta_types)
         if seen != expected and (_is_parquet(where) or columns.holds != first.holds):
             names = "(images, type of label, types of meta)"
-            raise SourceError(f"{where}: {names} are {seen}; the tables before it have {expected}; convert one, or tokenize them apart")
+            raise SourceError(
+                f"{where}: {names} are {seen}; expected {expected}, as in the first table. Convert it, or tokenize it separately"
+            )
 
     def _slices(self, info: ObjectInfo, metadata: Any) -> Iterator[PlanRow]:
         name = readable_text(info.path)
@@ -176,7 +178,7 @@ class TableSource:
             first, stop = stop, stop + metadata.row_group(group).num_rows
             if stop - first > LARGE_ROW_GROUP and not self.summary.notes:
                 self.summary.notes.append(
-                    f"row groups of {stop - first} rows are slow to read in slices; 1,000 rows or fewer are read once"
+                    f"row groups of {stop - first} rows are slow to read in slices; row groups of up to 1,000 rows are read once"
                 )
             for start in range(first, stop, SLICE_ROWS):
                 end = min(start + SLICE_ROWS, stop)
@@ -214,8 +216,8 @@ class TableSource:
 
     def _outside_note(self) -> str:
         if self.store.is_local:
-            return f"{self._outside:,} rows name files outside {self.store.root}: where one fails, its bytes are not kept in quarantine"
-        return f"{self._outside:,} rows name local files, which a table in a store may not: they will be quarantined as {Reason.BAD_URI}"
+            return f"{self._outside:,} rows name files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
+        return f"{self._outside:,} rows name local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"
 
     def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
         hashes.sort()
@@ -233,17 +235,17 @@ class TableSource:
             examples = ", ".join(repeated[:3])
             raise SourceError(
                 f"--id-column {self.config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
-                "name a column of unique ids, or none to number the rows"
+                "name a column of unique ids, or leave the option out to number the rows"
             )
 
 
 def read_rows(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield a record for each row of a slice of a Parquet row group, reading only the columns needed.
+    """Yield a record for each row of a slice of a Parquet row group; reads only the needed columns.
 
-    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. Where the
-    file is missing, changed or damaged every row not yet read fails, under that id. Raises TransientStorageError alone.
+    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. If the
+    file is missing, changed or damaged, every row not yet read fails under the id `path#row`. Raises only TransientStorageError.
     """
     uri = display_uri(store, row.path)
     name = row.sample_id.rpartition("#")[0]
@@ -289,7 +291,7 @@ def _record(
         if data is None:
             raise BadInput(Reason.NO_IMAGE, f"{columns.image} is null; expected the bytes of an image", Stage.FETCH)
         if len(data) > MAX_BYTES:
-            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_BYTES} are read", Stage.FETCH)
+            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; expected at most {MAX_BYTES}", Stage.FETCH)
         label = None if columns.label is None else as_label(values[columns.label], label_type)
         meta = {name: as_meta(name, values[name], kind) for name, kind in meta_types.items()}
     except BadInput as error:
@@ -311,13 +313,13 @@ def _parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
-    # By row number and not by `row.row_group`: a table that is tried again may have been written anew with other row groups.
+    # By row number, not by `row.row_group`: before a retry the table may have been rewritten with other row groups.
     stops = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)))
     groups = list(range(bisect_right(stops, row.row_start), min(bisect_left(stops, row.row_stop) + 1, len(stops))))
     if not groups:
         return
     position = stops[groups[0]] - table.metadata.row_group(groups[0]).num_rows
-    # Of a struct only its bytes are read: a path beside them may be as long as they like.
+    # Read only the field `bytes` of a struct: the path beside it may be of any length.
     is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
     names = [f"{name}.bytes" if is_struct and name == columns.image else name for name in columns.names]
     for batch in table.iter_batches(READ_ROWS, row_groups=groups, columns=names):
@@ -339,7 +341,7 @@ def _text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
                 yield {name: cell or None for name, cell in cells.items()}
             return
         for number, line in enumerate(text):
-            if not line.strip():  # as a file may end with one; it is no row, and has no number
+            if not line.strip():  # a blank line, for example at the end of the file, is not a row and gets no number
                 continue
             value = json.loads(line)
             if not isinstance(value, dict):
@@ -366,7 +368,7 @@ def _hash64(value: str) -> int:
 
 
 def _resolved(store: Store, table_path: str, uri: str) -> str:
-    """Return the path below the root, or the absolute path or URL, that a URI in a table means; relative ones start at the table."""
+    """Resolve a URI of a table: a relative one starts at the table's folder. Return a path below the root, an absolute path or a URL."""
     if not uri or "://" in uri or uri.startswith("/"):
         return uri
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(table_path), uri))
@@ -383,4 +385,4 @@ def _parsing(where: str) -> Iterator[None]:
     except _PARSE_ERRORS as error:
         raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
     except (BadInput, MissingObjectError) as error:
-        raise SourceError(f"{where}: the table went away or changed while it was read ({error}); plan again") from error
+        raise SourceError(f"{where}: the table disappeared or changed during the read ({error}); plan again") from error

@@ -1,7 +1,7 @@
-"""Which operations of this process a store has failed at least once and that are being tried again.
+"""The storage operations of this process that failed at least once and are being retried.
 
-The retry loop of a Store reports here. A supervisor listens, or a heartbeat thread asks, so that waiting for a store is never taken for a
-worker that hangs. Everything here is per process and safe for threads.
+The retry loop of `Store` reports here. A supervisor listens, or a heartbeat thread asks, so that a worker that waits for a store never
+counts as hung. Everything here is per process and thread-safe.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ __all__ = ["StoreWait", "listen", "report_over", "report_retry", "waiting"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreWait:
-    """One operation of a store that failed and is tried again."""
+    """One storage operation that failed and is being retried."""
 
     place: str
-    """Which object, without credentials."""
+    """Name of the object, without credentials."""
     verb: str
     """`read`, `write`, `stat`, `list` or `delete`."""
     error: str
-    """What the store said last, without credentials."""
+    """The store's last error, without credentials."""
     attempt: int
-    """How many attempts have failed."""
+    """Number of failed attempts."""
     retries_left: int
     since: float
-    """Clock `time.monotonic` when the first attempt failed."""
+    """`time.monotonic()` when the first attempt failed."""
 
 
 _guard = threading.Lock()
@@ -37,7 +37,7 @@ _listeners: list[Callable[[StoreWait | None], None]] = []
 
 
 def report_retry(operation: int, wait: StoreWait) -> None:
-    """Say that an attempt failed and another will follow; `operation` is any number that is unique while the operation lasts."""
+    """Report that an attempt failed and another will follow; `operation` is a number that is unique while the operation lasts."""
     with _guard:
         _waiting[operation] = wait
         listeners = tuple(_listeners)
@@ -46,7 +46,7 @@ def report_retry(operation: int, wait: StoreWait) -> None:
 
 
 def report_over(operation: int) -> None:
-    """Say that the operation has ended, well or not; listeners get None when it was the last one that waited."""
+    """Report that the operation ended, with or without success; listeners get None if no other operation waits."""
     with _guard:
         if _waiting.pop(operation, None) is None or _waiting:
             return
@@ -56,14 +56,14 @@ def report_over(operation: int) -> None:
 
 
 def waiting() -> StoreWait | None:
-    """Return the operation that has waited longest, None while no store is waited for."""
+    """Return the operation that has waited longest, None if no operation waits."""
     with _guard:
         return min(_waiting.values(), key=lambda wait: wait.since, default=None)
 
 
 @contextmanager
 def listen(listener: Callable[[StoreWait | None], None]) -> Iterator[None]:
-    """Call `listener` with each retry, and with None when nothing waits any more; from the threads that wait, so it must be quick."""
+    """Call `listener` with each retry, and with None once nothing waits. The waiting threads call it, so it must be quick."""
     with _guard:
         _listeners.append(listener)
     try:
