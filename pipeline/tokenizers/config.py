@@ -11,9 +11,9 @@ from tokenshards.pipeline.shards.spec import Filter, Resize
 __all__ = ["ALLOW_PYTHON", "DTYPES", "FSQ_LEVELS", "FitConfig", "GPU_ROWS", "ImportConfig", "LatentFitConfig", "QUANTIZERS", "VqFitConfig"]
 
 ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
-"""Environment variable with the callables, modules or packages that tokenizers of the family `python` may run."""
+"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
 GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
-"""Environment variable with the rows that go through a network at once on a GPU, 64 by default. Short memory lowers the number."""
+"""Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +26,9 @@ class FitConfig:
     levels: int = 2
     codes: int = 256
     beam: int = 1
-    """Sums of each patch that the search keeps from level to level; 1 takes the nearest code of each level."""
+    """Candidate sums kept per patch from level to level during encoding; 1 takes the nearest code of each level."""
     sample: int = 20_000
-    """Images looked at, at most."""
+    """Most images to fit to."""
     seed: int = 0
     iterations: int = 12
     max_patches: int = 100_000
@@ -53,9 +53,9 @@ class LatentFitConfig:
     levels: int = 1
     codes: int = 1024
     mirrored: bool = False
-    """Also fit to the mirror image of each image, for twice as many latents."""
+    """Also fit to each image mirrored, which gives twice as many latents."""
     sample: int = 20_000
-    """Images looked at, at most."""
+    """Most images to fit to."""
     seed: int = 0
     iterations: int = 12
     max_latents: int = 600_000
@@ -68,7 +68,7 @@ class LatentFitConfig:
 
 
 FSQ_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5), 65536: (8, 8, 8, 5, 5, 5)}
-"""Levels of each dimension, by the approximate number of codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
+"""Levels of each dimension for about so many codes (Mentzer et al. 2023, arXiv 2309.15505, table 1)."""
 
 
 QUANTIZERS = ("vq", "fsq", "lfq")
@@ -83,11 +83,11 @@ class VqFitConfig:
     patch: int = 4
     """Side of a site in pixels."""
     quantizer: str = "vq"
-    """`vq`: tables that follow moving averages, residual for several levels; `fsq`, `lfq`: rounding, without tables to learn."""
+    """`vq`: code tables updated by moving averages, residual if there are several levels; `fsq`, `lfq`: rounding, no tables to learn."""
     levels: int = 2
     codes: int = 256
     code_width: int | None = None
-    """Values of a code of `vq`; None takes 16, or all of a small patch."""
+    """Values per code of `vq`; None takes 16, or the number of values in a patch if that is smaller."""
     width: int = 64
     """Channels of the networks."""
     depth: int = 2
@@ -96,14 +96,14 @@ class VqFitConfig:
     batch: int = 32
     learning_rate: float = 1e-3
     decay: float = 0.95
-    """Decay per step of the moving averages of `vq`."""
+    """Decay of the moving averages of `vq` per step."""
     commitment: float = 1.0
-    """Weight of the loss that pulls vectors to their codes; the squared error of pixels from -1 to 1 has weight 1."""
+    """Weight of the term that pulls vectors to their codes; the squared error of pixels from -1 to 1 has weight 1."""
     perceptual: str | None = None
-    """timm model for a further loss on its features; None leaves this loss out."""
+    """timm model for a perceptual loss: its features of input and output should agree."""
     perceptual_weight: float = 0.1
     sample: int = 20_000
-    """Images trained on, at most."""
+    """Most images to train on."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class VqFitConfig:
 
     @property
     def vq_width(self) -> int:
-        """Values of a code of `vq`."""
+        """Values per code of `vq`, with the default filled in."""
         return self.code_width or min(16, 3 * self.patch**2)
 
 
@@ -145,32 +145,32 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig:
-    """How a published tokenizer is imported. None keeps the choice of the tokenizer's own project."""
+    """How a published tokenizer is imported; None keeps the setting of the project that published it."""
 
     resize: Resize | None = None
     filter: Filter | None = None
     dtype: str = "float32"
-    """Number format of matrix products in the networks. The search for codes always uses float32."""
+    """Type of the matrix products in its networks; the search for codes always uses float32."""
     decoder: bool = True
-    """Keep the decoder back to pixels, which is half of the weights."""
+    """Keep the decoder, which is about half of the weights."""
     size: int | None = None
-    """Side in pixels, for networks that accept any side."""
+    """Side in pixels, for networks that take any side."""
     preset: str | None = None
-    """The project that published the checkpoint, for networks that several projects publish."""
+    """Whose preprocessing and settings to use, for networks that several projects publish."""
     ema: bool = True
-    """Take the moving averages of the parameters, where a checkpoint has any."""
+    """Take the moving averages of the parameters if the checkpoint has them."""
     max_tokens: int | None = None
-    """Number of first ids to keep of an image, for networks whose ids go from coarse to fine."""
+    """Keep only the first so many ids of an image, for networks whose ids go from coarse to fine."""
     decoder_file: str | None = None
     """Path or URL of the decoder, for networks that are published as two files."""
     vocabulary: tuple[int, ...] = ()
-    """Vocabulary size of each level, for files that do not name it."""
+    """Number of ids of each level, for files that do not record it."""
     colour_range: tuple[float, ...] = ()
-    """Values of the colours 0 and 255, for files that do not name them."""
+    """The values that pixels 0 and 255 become, for files that do not record them."""
     target: str = ""
     """`package.module:callable` of a tokenizer that the user wrote."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of that callable, in plain JSON types."""
+    """Settings passed to that callable, in plain JSON types."""
 
     def __post_init__(self) -> None:
         require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))
