@@ -218,7 +218,7 @@ def test_jobs_get_the_leave_of_where_they_were_started() -> None:
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from tokenshards.pipeline.config import ImportConfig\n"
+        "from tokenshards.pipeline.tokenizers.config import ImportConfig\n"
         "from tokenshards.pipeline.conversion.import_checkpoint import open_published\n"
         f"print(open_published('python:{HERE}:Brightness', '', ImportConfig()).spec.family)"
     )
