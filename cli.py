@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
-from tokenshards.stem_adaptors.commands import demo, evaluate, predict, preview, train
+from tokenshards.stem_adaptors.commands import demo, evaluate, import_classifier, predict, preview, train
 
 __all__ = ["app", "main", "run"]
 
@@ -47,6 +47,7 @@ app = typer.Typer(
 for _module in (tokenizers, tokenize, submit, look, maintain, preview, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
+interop.import_app.add_typer(import_classifier.app)
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 
@@ -95,7 +96,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # as after `| head`; say nothing more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        from tokenshards.pipeline.errors import TokenshardsError, shorten
+        from tokenshards.pipeline.errors import TokenshardsError, install_hint, shorten
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
@@ -106,7 +107,7 @@ def main() -> None:
             sys.exit(3)
         if isinstance(error, ModuleNotFoundError) and error.name in ("ray", "torch", "filelock"):
             extra = "ray" if error.name == "ray" else "train"
-            print(f"error: this command needs {error.name}, which is not installed; pip install 'tokenshards[{extra}]'", file=sys.stderr)
+            print(f"error: this command needs {error.name}, which is not installed; run: {install_hint(extra)}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, TokenshardsError):
             print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Canonical JSON with a seal, and digests: what makes every state object checkable byte for byte."""
+"""Canonical JSON with a seal, and digests: they let a reader check every state object byte for byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 
 def keyed_hash64(key: str, value: str) -> int:
-    """Return 64 bits of BLAKE2b of `value` under `key`: a seeded order that no listing order can change."""
+    """Return 64 bits of BLAKE2b of `value` under `key`. It gives a seeded order that does not depend on a listing's order."""
     digest = hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=8, key=key.encode()[:64])
     return int.from_bytes(digest.digest(), "big")
 
@@ -47,13 +47,13 @@ def keyed_hashes64(key: str, values: Iterable[str]) -> tuple[int, ...]:
 
 
 def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members of a JSON object that the dataclass `kind` takes, without those of a newer minor version (SPEC section 10)."""
+    """Return the members of a JSON object that are fields of the dataclass `kind`, without those of a newer minor version (SPEC 10)."""
     names = {field.name for field in fields(kind) if field.init}
     return {name: item for name, item in dict(value).items() if name in names}
 
 
 def seal(value: dict[str, Any]) -> bytes:
-    """Return the canonical bytes of `value` with `self_sha256` over the rest of itself added."""
+    """Return the canonical bytes of `value` with a member `self_sha256`: the SHA-256 of all its other members."""
     body = {name: item for name, item in value.items() if name != SEAL_KEY}
     return canonical_json({**body, SEAL_KEY: sha256_hex(canonical_json(body))})
 
@@ -61,7 +61,7 @@ def seal(value: dict[str, Any]) -> bytes:
 def unseal(data: bytes, object_path: str) -> dict[str, Any]:
     """Return the object sealed in `data`.
 
-    Raises CorruptObjectError when it is not JSON, not canonical, or not what its seal says: any flipped bit shows.
+    Raises CorruptObjectError when `data` is not JSON, is not canonical, or does not match its seal. So any flipped bit is found.
     """
     try:
         value = json.loads(data)
@@ -76,7 +76,7 @@ def unseal(data: bytes, object_path: str) -> dict[str, Any]:
 
 
 def _is_sealed(value: dict[str, Any], data: bytes) -> bool:
-    """Return whether `data` is `seal(value)`; mostly without writing the content a second time, which is half the work."""
+    """Return whether `data` equals `seal(value)`. In the usual case the content is serialised once, not twice, which halves the time."""
     mark = f'"{SEAL_KEY}":"{value[SEAL_KEY]}",'.encode()
     if canonical_json(value) != data or data.count(mark) != 1:
         return seal(value) == data

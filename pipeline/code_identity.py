@@ -1,4 +1,4 @@
-"""Which code this is: driver and workers of one run must be of one mind, and version numbers alone do not tell edits apart."""
+"""A digest of our source files: driver and workers of one run must run the same code, and a version number does not show local edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration: one frozen dataclass per part, each part is given only its own. Standard library only."""
+"""Configuration: one frozen dataclass per part, and each part gets only its own. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DECODE_PLACES", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryConfig:
-    """How long a failing store is tried again before the failure counts."""
+    """How often and how long to retry a failing store before the failure counts."""
 
     attempts: int = 8
     first_delay_seconds: float = 0.2
@@ -28,15 +28,15 @@ _OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable"}
 SOURCE_RULES = 2
 """Version of the rules by which inputs and labels are found.
 
-1: A `.txt` member of a tar is the label where nothing else is. Hidden files are inputs. One image makes a folder an image folder.
-2: A `.txt` member is a label or a meta column only where an option names it. Hidden files are left out. Among tars or Parquet files, images
-make an image folder only where they are more.
+1: A `.txt` member of a tar is the label if the tar holds no other label. Hidden files are inputs. One image makes a folder an image folder.
+2: A `.txt` member is a label or a meta column only if an option names it. Hidden files are left out. A folder that also holds tars or
+Parquet files is an image folder only if it holds more images than those.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """What counts as an input, and which columns or keys say what."""
+    """Which files are inputs, and which columns or keys hold image, id, label and meta."""
 
     all_files: bool = False
     """Take every file, not only those whose extension Pillow reads."""
@@ -47,18 +47,18 @@ class SourceConfig:
     label: str | None = None
     """Table column, key of a tar's .json, or suffix of a text member such as `txt`, that holds the label; found by name when None."""
     no_labels: bool = False
-    """Take no labels, whatever the source holds."""
+    """Take no labels, even if the source holds some."""
     meta: tuple[str, ...] = ()
     """Table columns, .json keys or suffixes of text members kept as `meta.*` columns."""
     tars_per_shard: int = 1
     rules: int = SOURCE_RULES
-    """A plan keeps the rules that it was made with: to read the same inputs by other rules would give other rows."""
+    """A plan records the rules it was made with, because other rules would give other rows for the same inputs."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     allow_private_hosts: bool = False
     """Tables may name hosts whose addresses are not public."""
     unreadable: str | None = None
-    """What becomes of objects that cannot be read while their store answers for others: `stop`, `quarantine`, or None for `stop` in one's
-    own stores and `quarantine` for URLs of foreign hosts in a table."""
+    """What to do with an object that cannot be read while its store answers for others: `stop` or `quarantine`. None means `stop` in the
+    user's own stores and `quarantine` for URLs of foreign hosts in a table."""
 
     def __post_init__(self) -> None:
         require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
@@ -66,34 +66,34 @@ class SourceConfig:
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
     def planned(self) -> dict[str, Any]:
-        """Return what shapes the shards, in JSON types: what a plan keeps. How the inputs are reached is that of each run."""
+        """Return the fields that decide the shards, in JSON types; a plan records them. Each run brings its own access options."""
         shaping = {name: value for name, value in asdict(self).items() if name not in _OF_A_RUN}
         return {**shaping, "meta": list(self.meta)}
 
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
-        """Return this config with what a plan keeps in place of its own."""
+        """Return this config with the fields that a plan recorded in place of its own."""
         return replace(self, **{**planned, "meta": tuple(planned["meta"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
-    """What, besides the inputs and the tokenizer, decides the bytes of the shards; part of the plan's identity."""
+    """The settings that decide the bytes of the shards, beside inputs and tokenizer; they are part of the plan's identity."""
 
     shard_rows: int | None = None
-    """Inputs per shard; None means 10,000 rows, and fewer for a small data set, so that every core has a shard to work on."""
+    """Inputs per shard; None means 10,000 rows, or fewer for a small data set, so that every core gets a shard."""
     batch_rows: int = 64
     codec: str = "default"
     order_seed: int = 0
     views: str = "one"
-    """Name of the view policy: which views of each picture become rows."""
+    """Name of the view policy: which views of each image become rows."""
 
     def __post_init__(self) -> None:
         require(self.shard_rows is None or 1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
         require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
-        object.__setattr__(self, "views", ViewPolicy.parse(self.views).name)  # one name for one policy, since it enters plan ids
+        object.__setattr__(self, "views", ViewPolicy.parse(self.views).name)  # one name per policy, because the name is part of plan ids
 
     def rows_per_shard(self, inputs: int) -> int:
-        """Return the inputs a shard aims at, for `inputs` in all: at most 10,000 rows, at least 16 shards of 256 rows or more."""
+        """Return the target inputs per shard for `inputs` in all: at most 10,000 rows, and 16 shards if each then has 256 rows or more."""
         if self.shard_rows is not None:
             return self.shard_rows
         views = ViewPolicy.parse(self.views).count
@@ -102,16 +102,16 @@ class PlanConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """How a run spends the machine; changes speed, never bytes."""
+    """How a run uses the machine; these settings change speed, never bytes."""
 
     workers: int | None = None
     """Worker processes of the local runner; None takes one per GPU where the tokenizer runs on one, else one per core."""
     max_bad: float = 0.01
-    """Largest share of permanently failed inputs; more stops the job."""
+    """Largest allowed share of permanently failed inputs; a larger share stops the job."""
     shard_attempts: int = 4
-    """Times a shard is tried when a store fails, before it is left uncommitted."""
+    """Attempts per shard when a store fails; after the last one the shard stays uncommitted."""
     worker_deaths: int = 3
-    """Times a shard may kill its worker before the guilty input is searched by bisection."""
+    """Worker deaths on one shard before bisection searches for the poison input."""
     stall_timeout_seconds: float = 300.0
     """The shortest time after which a stage of work counts as hanging (runners/deadlines.py); stages that measure slower get more."""
     join: bool = False
@@ -129,22 +129,22 @@ DECODE_PLACES = ("auto", "local", "remote")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
-    """What a run takes of a Ray cluster; changes speed, never bytes."""
+    """Which resources of a Ray cluster a run uses; these settings change speed, never bytes."""
 
     address: str | None = None
-    """`host:port` or `auto`; None takes $RAY_ADDRESS, a cluster of this machine, or starts one for the run."""
+    """`host:port` or `auto`; None takes $RAY_ADDRESS, else the cluster of this machine, else starts one for the run."""
     max_actors: int | None = None
-    """Most tokenizer actors; None takes as many as the cluster can hold, and more where it grows."""
+    """Most tokenizer actors; None means as many as the cluster can hold, and more when the cluster grows."""
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0.0
     shards_in_flight: int = 2
-    """Shards that one actor works on side by side: one is read or published while another is encoded."""
+    """Concurrent shards per actor: the actor reads or publishes one shard while it encodes another."""
     decode: str = "auto"
-    """Where pictures are decoded: `local` beside the tokenizer, `remote` on any CPU of the cluster, `auto` as measured."""
+    """Where to decode images: `local` beside the tokenizer, `remote` on any CPU of the cluster, `auto` decides by measurement."""
     decode_cpus: int = 4
-    """CPUs of one remote decoding task; fewer where no node has so many."""
+    """CPUs of one remote decoding task; fewer if no node has so many."""
     idle_timeout_seconds: float = 3600.0
-    """Give up when no shard made progress for so long, because no node came or the store stays away."""
+    """Give up after so long without progress on any shard, for example because no node joins or the store stays down."""
 
     def __post_init__(self) -> None:
         require(self.max_actors is None or self.max_actors >= 1, "--max-actors", self.max_actors, "at least 1")
@@ -158,5 +158,5 @@ class RayConfig:
 
     @property
     def decode_threads(self) -> int:
-        """Threads that decode beside the tokenizer: none for one CPU alone, where decoding and encoding only take turns."""
+        """Decoding threads beside the tokenizer; 0 if the actor has one CPU and no GPU, because threads would not add speed there."""
         return self.cpus_per_actor if self.cpus_per_actor > 1 or self.gpus_per_actor > 0 else 0

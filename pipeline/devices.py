@@ -1,4 +1,4 @@
-"""Which device computes, and the numbers it has. Below tokenizers and training, which choose alike; needs torch."""
+"""Choice of the device that computes, and its widest float type. Tokenizers and training share this module; needs torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["choose_device", "tokenizer_device", "wide_float"]
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; raises ConfigError where this machine or this torch has none such."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; raises ConfigError if this machine or torch lacks it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -31,13 +31,13 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def tokenizer_device() -> torch.device:
-    """Return the CUDA device of this thread where there is one, else the CPU: never Apple's GPU, whose ids nobody has compared.
+    """Return the CUDA device of this thread if there is one, else the CPU. Never Apple's GPU: nobody has compared its ids with the CPU's.
 
-    A worker is pinned to a device by CUDA_VISIBLE_DEVICES, or by torch.cuda.set_device in the thread that builds the tokenizer.
+    CUDA_VISIBLE_DEVICES pins a worker to a device, or torch.cuda.set_device in the thread that builds the tokenizer.
     """
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def wide_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on devices that are not known to have it: Apple's GPUs have none."""
+    """Return float64 on CPU and CUDA, float32 on other devices: Apple's GPUs have no float64."""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32

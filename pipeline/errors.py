@@ -1,26 +1,26 @@
-"""Everything this package raises on purpose.
+"""Every error that this package raises on purpose.
 
-    TokenshardsError                what the CLI prints as one message, without a traceback
-    ├── ConfigError                 an option or a field of a config has a value it cannot have
-    ├── SourceError                 the input location cannot be listed, or nothing in it matched
+    TokenshardsError                the CLI prints it as one message, without a traceback
+    ├── ConfigError                 an option or a field of a config has an invalid value
+    ├── SourceError                 the input location cannot be listed, or holds no input
     ├── TokenizerError              a tokenizer directory, spec or codebook cannot be used
     ├── PlanError                   the plan is missing, damaged, or differs from what was asked
     ├── FormatError                 an object of a dataset cannot be read
-    │   ├── FormatVersionError      written by a newer major version of the format
+    │   ├── FormatVersionError      a newer major version of the format wrote it
     │   ├── FingerprintMismatchError  two tokenizers would be mixed
-    │   └── CorruptObjectError      bytes are not what their checksum or schema promises
+    │   └── CorruptObjectError      the bytes do not match their checksum or schema
     ├── MissingObjectError          an object that must exist does not
-    ├── TransientStorageError       a store failed for a while; the retry budget is used up
-    │   ├── StoreAccessError        no such bucket, or no credentials: no retry will mend it, and nothing is quarantined for it
-    │   ├── DiskFullError           there is no room for what must be written
+    ├── TransientStorageError       a store kept failing until the retry budget was used up
+    │   ├── StoreAccessError        no such bucket, or no credentials: a retry does not help, and nothing is quarantined
+    │   ├── DiskFullError           there is no room for the object to write
     │   └── UnreadableObjectError   one object cannot be read, although its store answers for others
     ├── ClusterError                a Ray cluster cannot be reached, refuses us, cannot run our code, or lost the job
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
-    └── TrainingError               a training cannot go on: its loss is no longer a number
+    └── TrainingError               a training cannot continue: its loss is not a number
 
-    BadInput                        one input failed for good; it becomes a quarantine row, never an abort
+    BadInput                        one input failed permanently; it becomes a quarantine row and never stops the run
 
 Every message says what failed, the value seen, the value expected, and what to do.
 """
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "TransientStorageError",
     "UnreadableObjectError",
     "describe_unreadable",
+    "install_hint",
     "require",
     "shorten",
 ]
@@ -66,22 +68,33 @@ def shorten(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def install_hint(extra: str = "") -> str:
+    """Return the command that adds the packages of an extra: with the folder of a checkout; else by name, which an installed wheel answers.
+
+    No package index has tokenshards. Of a package that is installed already, pip installs what an extra adds, and looks for nothing else.
+    """
+    root, extras = Path(__file__).resolve().parents[1], f"[{extra}]" if extra else ""
+    if (root / "pyproject.toml").exists():
+        return f"pip install -e '{root}{extras}'"
+    return f"pip install 'tokenshards{extras}'"
+
+
 class TokenshardsError(Exception):
-    """Base of every error a user can cause or meet."""
+    """Base of every error that a user can see."""
 
     exit_code = 1
     hint = ""
-    """What to do about it, where that is the same for all errors of a kind."""
+    """What the user should do, if that is the same for all errors of this class."""
 
 
 class ConfigError(TokenshardsError, ValueError):
-    """An option has a value it cannot have."""
+    """An option or a field of a config has an invalid value."""
 
     exit_code = 2
 
 
 class SourceError(TokenshardsError):
-    """The input location cannot be listed, or nothing in it matched."""
+    """The input location cannot be listed, or holds no input."""
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -103,7 +116,7 @@ class FormatError(TokenshardsError):
 
 
 class FormatVersionError(FormatError):
-    """The object was written by a newer major version of the format."""
+    """A newer major version of the format wrote the object."""
 
 
 class FingerprintMismatchError(FormatError):
@@ -111,12 +124,12 @@ class FingerprintMismatchError(FormatError):
 
 
 class CorruptObjectError(FormatError):
-    """The bytes of an object are not what its checksum or schema promises.
+    """The bytes of an object do not match their checksum or schema.
 
-    Attributes: `object_path` relative to the dataset root, `detail` what was seen and expected.
+    Attributes: `object_path` relative to the dataset root; `detail`, what was seen and what was expected.
     """
 
-    hint = "`tokenshards verify OUT` names everything that is damaged, `tokenshards repair OUT` what can be mended"
+    hint = "`tokenshards verify OUT` lists every damaged object; `tokenshards repair OUT` shows which of them can be repaired"
 
     def __init__(self, object_path: str, detail: str) -> None:
         super().__init__(f"{object_path}: {detail}")
@@ -125,7 +138,7 @@ class CorruptObjectError(FormatError):
 
 
 class MissingObjectError(TokenshardsError):
-    """An object that must exist does not. Attribute: `object_path`, below the root of its store; `place` is the whole name for people."""
+    """An object that must exist does not. Attribute: `object_path` below the root of its store. `place` is the full name in the message."""
 
     def __init__(self, object_path: str, detail: str = "the object does not exist", *, place: str = "") -> None:
         super().__init__(f"{place or object_path}: {detail}")
@@ -133,9 +146,9 @@ class MissingObjectError(TokenshardsError):
 
 
 class TransientStorageError(TokenshardsError):
-    """A store failed and kept failing until the retry budget was used up; nothing is quarantined for this.
+    """A store kept failing until the retry budget was used up; no input is quarantined because of it.
 
-    Attribute: `words`, the message without the advice that ends it.
+    Attribute: `words`, the message without the advice at its end.
     """
 
     exit_code = 3
@@ -146,10 +159,10 @@ class TransientStorageError(TokenshardsError):
 
 
 class StoreAccessError(TransientStorageError):
-    """A store cannot be used as it was named: no such bucket, no credentials, no such profile; trying again would not help.
+    """A store cannot be used as configured: no such bucket, no credentials, no such profile. A retry does not help.
 
-    It counts as an outage, because inputs that cannot be reached are not inputs that are bad. Attribute: `bad_name`, the reason for which
-    one input whose own URI names this store is bad, None where the name is not what is wrong.
+    The error counts as an outage, because an input that cannot be reached is not a bad input. Attribute: `bad_name`, the quarantine
+    reason for an input whose own URI names this store; None if the name is not the cause.
     """
 
     exit_code = 2
@@ -160,13 +173,13 @@ class StoreAccessError(TransientStorageError):
 
 
 class DiskFullError(TransientStorageError):
-    """There is no room for what must be written; trying again does not make any."""
+    """There is no room for the object to write; a retry does not help."""
 
 
 class UnreadableObjectError(TransientStorageError):
-    """Objects cannot be read although their store answers for others, by the rule "Permanent or passing" of SPEC.md section 6.
+    """Objects cannot be read although their store answers for others (rule "Permanent or passing" of SPEC.md section 6).
 
-    Attributes: `reason` under which the input is quarantined where that is allowed, `objects` names them.
+    Attributes: `reason`, the quarantine reason if the run may quarantine the input; `objects`, the names of the objects.
     """
 
     def __init__(self, message: str, *, reason: Reason | None = None, objects: tuple[str, ...] = ()) -> None:
@@ -179,12 +192,12 @@ class UnreadableObjectError(TransientStorageError):
 
 
 def describe_unreadable(count: int, examples: Sequence[str]) -> str:
-    """Return one sentence on objects that cannot be read, and the way out."""
+    """Return a message about objects that cannot be read, with what to do."""
     shown = ", ".join(examples[:3])
     noun, verb = ("object", "its store answers") if count == 1 else ("objects", "their stores answer")
     return (
-        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore what is archived or give the right to read "
-        "it, then run the same command again; or leave it out and quarantine it with --unreadable quarantine"
+        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore archived objects or grant the right to read "
+        "them, then run the same command again; or leave them out and quarantine them with --unreadable quarantine"
     )
 
 
@@ -205,7 +218,7 @@ class LiveRunError(TokenshardsError):
 
 
 class IncompleteError(TokenshardsError):
-    """The job ended, but some inputs are neither committed nor quarantined; running again continues."""
+    """The job ended, but some inputs are neither committed nor quarantined; the same command continues the job."""
 
     exit_code = 3
 
@@ -217,11 +230,11 @@ class TooManyBadInputsError(TokenshardsError):
 
 
 class TrainingError(TokenshardsError):
-    """A training cannot go on: its loss is no longer a number."""
+    """A training cannot continue: its loss is not a number."""
 
 
 class Stage(StrEnum):
-    """Where in the work an input failed."""
+    """The stage of the work in which an input failed."""
 
     FETCH = "fetch"
     DECODE = "decode"
@@ -229,7 +242,7 @@ class Stage(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an input can never become a token row as it is. Only permanent causes are listed."""
+    """Why an input, unchanged, can never become a token row. Only permanent causes are listed."""
 
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
@@ -258,7 +271,7 @@ class Reason(StrEnum):
 
 
 class BadInput(Exception):
-    """One input failed for good: raised inside a shard's work and turned into a quarantine row."""
+    """One input failed permanently; the shard's job turns this error into a quarantine row."""
 
     def __init__(self, reason: Reason, detail: str, stage: Stage = Stage.DECODE) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,9 +1,9 @@
-"""Crash points by name: tests kill the process there and see in a log that the point was hit. Free when unset.
+"""Named crash points: tests kill the process there and check in a log that the point was hit. No cost when the variable is unset.
 
 TOKENSHARDS_FAULT="point=after-data-put,times=3,victim=worker,log=/path/of/log[,key=text][,skip=2]" kills (SIGKILL) this process
-(`victim=self` or `worker`) or its parent (`victim=driver`, for points inside a worker) the first `times` times that the point is
-reached, after the first `skip` passes; `key` restricts it to one sample id. `action=hang` hangs there instead. Every pass is a line of
-the log.
+(`victim=self` or `worker`) or its parent (`victim=driver`, for points inside a worker). It kills at the first `times` passes of the point
+that follow the first `skip` passes. `action=hang` hangs there instead. `key` limits the point to one sample id. Every pass writes a line
+to the log.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _point = _settings.get("point", "")
 
 
 def crash_point(name: str, key: str = "") -> None:
-    """Die here if the environment asks for it."""
+    """Kill this process or its parent here if the environment asks for it."""
     if name != _point or ("key" in _settings and _settings["key"] != key):
         return
-    import fcntl  # Not on Windows, where no test asks for a death.
+    import fcntl  # missing on Windows, where no test uses crash points
 
     with open(_settings["log"], "a+") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two workers that count at once would die once too often
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two workers that count at the same time would kill once too often
         handle.seek(0)
         passes = sum(1 for _ in handle)
         skip = int(_settings.get("skip", "0"))
@@ -39,4 +39,4 @@ def crash_point(name: str, key: str = "") -> None:
         time.sleep(HANG_SECONDS)
     elif kill:
         os.kill(os.getppid() if _settings.get("victim") == "driver" else os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # the driver's death is noticed by the watcher thread, not here
+        time.sleep(60)  # a watcher thread notices the death of the driver and ends this process

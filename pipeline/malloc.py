@@ -1,4 +1,4 @@
-"""Memory of a process whose large blocks come and go with every batch: fresh pages cost more than the sums in them."""
+"""A malloc setting for processes that allocate large blocks per batch: to fault in fresh pages costs more time than to compute in them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc hand large blocks out again in place of returning them to the system; False where there is no glibc.
+    """Make malloc reuse freed large blocks instead of returning them to the system; return False if there is no glibc.
 
-    A threshold for mmap would not do: glibc allows 32 MiB at most, and a layer of ViT-VQGAN base gives 100. In threads other than the
-    main one blocks of more than 64 MiB, glibc's largest heap, still come from the system.
+    A higher mmap threshold is not enough: glibc allows at most 32 MiB, and one layer of ViT-VQGAN base needs 100 MiB. In threads other
+    than the main one, blocks above 64 MiB (glibc's largest heap) still come from the system.
 
-    For the whole process, so a program calls it and no library does.
+    The setting holds for the whole process, so only programs call this function, never a library.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""The few types that cross stages.
+"""The record types that pass from one stage to the next.
 
 Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, D dimensions of a layout's shape.
 """
@@ -21,34 +21,34 @@ Label: TypeAlias = int | str | None
 
 @dataclass(slots=True, kw_only=True)  # not frozen, which would double the time that each of 10^8 rows takes to make
 class PlanRow:
-    """One planned slice of the source: a file, a whole tar, or rows of one Parquet row group. Never changed once made."""
+    """One planned slice of the source: a file, a whole tar, or rows of one Parquet row group. Never changed after creation."""
 
     kind: str
     """`file`, `tar` or `rows`."""
     sample_id: str
-    """Unique id of a file row; of a slice, a name such as `a.tar` or `t.parquet#3:0-1000`."""
+    """For a file its unique sample id; for a slice a name such as `a.tar` or `t.parquet#3:0-1000`."""
     path: str
-    """Path relative to the source root, or an absolute URL when a table gave one."""
+    """Path relative to the source root, or an absolute URL from a table."""
     size: int
-    """Bytes of the object at planning, -1 where unknown (a URL in a table)."""
+    """Size of the object in bytes at planning; -1 if unknown (a URL in a table)."""
     version: str
-    """etag, else `size-mtime_ns`; empty where unknown."""
+    """etag, else `size-mtime_ns`; empty if unknown."""
     inputs: int
-    """Inputs in this slice, -1 for a tar, whose members are counted at commit."""
+    """Inputs in this slice; -1 for a tar, whose members are counted at commit."""
     label: Label = None
     meta: dict[str, Any] = field(default_factory=dict)
     row_group: int = -1
     row_start: int = 0
     row_stop: int = 0
     only: tuple[str, ...] | None = None
-    """For retried rows of a table: the ids `path#row` to take; the others were committed earlier."""
+    """For retried rows of a table: the ids `path#row` to take; the other rows are committed already."""
     skip: tuple[str, ...] | None = None
-    """For a retried tar or file: the sample ids committed earlier, which are not taken again."""
+    """For a retried tar or file: the sample ids to leave out, because they are committed already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """One encoded image with what the source knows of it."""
+    """One encoded image file with its label and metadata from the source."""
 
     sample_id: str
     data: bytes
@@ -56,12 +56,12 @@ class ImageRecord:
     meta: dict[str, Any] = field(default_factory=dict)
     uri: str = ""
     keep_bytes: bool = True
-    """Whether its bytes may go to quarantine: not those of a file outside the folder of the table that names it."""
+    """Whether the quarantine may keep its bytes; False for a file outside the folder of the table that names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRecord:
-    """One input that failed before it was decoded; becomes a quarantine row."""
+    """One input that failed before decoding; it becomes a quarantine row."""
 
     sample_id: str
     error: BadInput
@@ -72,7 +72,7 @@ class FailedRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Ids of a batch. Where sites vary, `ids_BLQ` is padded with zeros up to the longest row."""
+    """Ids of a batch. If the number of sites varies, `ids_BLQ` is padded with zeros up to the longest row."""
 
     ids_BLQ: npt.NDArray[np.unsignedinteger[Any]]
     lengths_B: npt.NDArray[np.int32] | None = None
@@ -85,7 +85,7 @@ class TokenBatch:
 
     @property
     def sites_B(self) -> npt.NDArray[np.int64]:
-        """Sites of each row; what lies behind them is padding."""
+        """Number of sites of each row; further ids of the row are padding."""
         if self.shapes_BD is not None:
             sites_B: npt.NDArray[np.int64] = self.shapes_BD.prod(axis=1, dtype=np.int64)
             return sites_B
@@ -94,7 +94,7 @@ class TokenBatch:
         return np.full(len(self), self.ids_BLQ.shape[1], np.int64)
 
     def count_ids(self, vocabulary: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-        """Return how often each id of each level occurs, as [K] for the K ids of a level; padding is not counted."""
+        """Return per level an array [K] with the count of each of its K ids, without padding."""
         levels = [self.ids_BLQ[..., q] for q in range(len(vocabulary))]
         if self.lengths_B is not None or self.shapes_BD is not None:
             stored_BL = np.arange(self.ids_BLQ.shape[1]) < self.sites_B[:, None]
@@ -102,7 +102,7 @@ class TokenBatch:
         return [np.bincount(ids.ravel(), minlength=size) for ids, size in zip(levels, vocabulary, strict=True)]
 
     def take(self, rows: npt.NDArray[np.intp]) -> TokenBatch:
-        """Return the given rows, in that order; ids stay level-major in memory."""
+        """Return a batch of the given rows in that order; ids stay level-major in memory."""
         ids_BQL = self.ids_BLQ.transpose(0, 2, 1)[rows]
         lengths = None if self.lengths_B is None else self.lengths_B[rows]
         shapes = None if self.shapes_BD is None else self.shapes_BD[rows]
@@ -110,7 +110,7 @@ class TokenBatch:
 
 
 def concatenate_tokens(batches: list[TokenBatch]) -> TokenBatch:
-    """Join batches of one layout; rows of different length are padded with zeros to the longest."""
+    """Join batches of one layout; zeros pad all rows to the length of the longest."""
     sites = max(batch.ids_BLQ.shape[1] for batch in batches)
     total = sum(len(batch) for batch in batches)
     first = batches[0].ids_BLQ

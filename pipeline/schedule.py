@@ -1,4 +1,4 @@
-"""The shape of a learning rate over a training, of tokenizers and classifiers alike."""
+"""The learning rate schedule that the training of tokenizers and of classifiers shares."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["half_cosine"]
 
 
 def half_cosine(progress: float) -> float:
-    """Return the share of the rate: 1 at progress 0, along half a cosine to 0 at 1, and 0 from there on."""
+    """Return the factor on the base rate: half a cosine from 1 at progress 0 to 0 at progress 1, then 0."""
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,4 +1,4 @@
-"""A map in threads whose results come in order, with a bound on those that wait."""
+"""A threaded map that yields results in order and bounds how many results wait."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def map_in_order(
     ahead: int,
     full: Callable[[Iterable[tuple[T, Future[R]]], T], bool] = lambda pending, item: False,
 ) -> Iterator[R]:
-    """Yield `function(item)` in the order of `items`; at most `ahead` results are made before they are asked for.
+    """Yield `function(item)` in the order of `items`; at most `ahead` results wait for the consumer.
 
-    No item is begun while `full` says of the items at work and of this one that they are too much together; one alone never is.
+    A new item waits while `full(pending, item)` is true, for example because all of them together need too much memory. An item never
+    waits if no other is pending.
 
-    An exception ends the iteration at its item. Closing the generator drops what is queued and waits for the calls in flight. After Ctrl-C
-    nobody waits for them: in an outage each would be tried for minutes.
+    An exception ends the iteration at its item. Closing the generator drops queued items and waits for the calls in flight. After Ctrl-C
+    it does not wait: in an outage each call would retry for minutes.
     """
     pool, wait = ThreadPoolExecutor(threads), True
     pending: deque[tuple[T, Future[R]]] = deque()

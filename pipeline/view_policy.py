@@ -1,6 +1,6 @@
-"""Which views of a picture are stored, and what each shows: a policy that a plan freezes. Standard library only.
+"""View policies: how many views of an image are stored, and what each shows. A plan records its policy. Standard library only.
 
-Boxes are (left, top, width, height) in pixels of the source picture, upright where the preprocessing turns pictures by EXIF.
+Boxes are (left, top, width, height) in pixels of the source image, after the EXIF rotation if the preprocessing applies it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_VIEWS = 64
 TEN_CROP_RANGE = 1.1
 MAX_TEN_CROP_RANGE = 4.0
 MIN_AREA, MAX_ASPECT = 0.25, 4 / 3
-"""Smallest share of the picture that a random view shows, and its longest side by its shortest."""
+"""Limits of a random view: its smallest share of the image's area, and its largest ratio of long to short side."""
 TRIES = 10
 
 EXPECTED = f"one, flip, ten-crop, ten-crop:RANGE with a range above 1 and up to {MAX_TEN_CROP_RANGE:g}, or a number from 1 to {MAX_VIEWS}"
@@ -29,18 +29,18 @@ EXPECTED = f"one, flip, ten-crop, ten-crop:RANGE with a range above 1 and up to 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewPolicy:
-    """How many views a picture has, and of what kind; `name` is what plan and manifest record."""
+    """How many views an image has, and of what kind; plan and manifest record `name`."""
 
     name: str
     kind: str
     """`one`, `flip`, `ten-crop` or `random`."""
     count: int
     detail: float = 1.0
-    """How many times finer than for the usual view a picture must be, so that no view is enlarged; of ten-crop, its range."""
+    """Smallest scale of the image, relative to the usual view, at which no view is enlarged; for ten-crop its range."""
 
     @classmethod
     def parse(cls, text: str) -> ViewPolicy:
-        """Return the policy of a name such as `flip`, `ten-crop:1.05` or `8`; `1` is `one`. Raises ConfigError for others."""
+        """Return the policy for a name such as `flip`, `ten-crop:1.05` or `8`; `1` means `one`. Raises ConfigError for an unknown name."""
         kind, colon, rest = text.partition(":")
         if text in ("one", "1"):
             return ONE_VIEW
@@ -60,7 +60,7 @@ class ViewPolicy:
 
     @classmethod
     def stored(cls, name: str, where: str) -> ViewPolicy:
-        """Return the policy that a plan or manifest names; FormatError where this version does not know it."""
+        """Return the policy that a plan or manifest names; raises FormatError if this version does not know the name."""
         try:
             return cls.parse(name)
         except ConfigError:
@@ -72,10 +72,10 @@ _RANDOM_DETAIL = math.sqrt(MAX_ASPECT / MIN_AREA)
 
 
 def random_view(width: int, height: int, *, seed: int, sample_id: str, view: int) -> tuple[Box, bool]:
-    """Return a box of whole pixels in a picture of `width` x `height`, and whether it is mirrored.
+    """Return a box of whole pixels in an image of `width` x `height`, and whether the view is mirrored.
 
-    A quarter to all of the area and an aspect ratio of 3/4 to 4/3, as torchvision's RandomResizedCrop draws them; drawn from a hash of
-    seed, sample id and view alone, so that whoever does the work again draws the same.
+    The box has 1/4 to all of the area and an aspect ratio of 3/4 to 4/3, drawn as torchvision's RandomResizedCrop does. The random
+    numbers come from a hash of seed, sample id and view, so that a repeated job draws the same box.
     """
     draw = random.Random(keyed_hash64(f"views {seed}", f"{view} {sample_id}")).random
     mirrored = draw() < 0.5
@@ -85,7 +85,7 @@ def random_view(width: int, height: int, *, seed: int, sample_id: str, view: int
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             return (int(draw() * (width - box_width + 1)), int(draw() * (height - box_height + 1)), box_width, box_height), mirrored
-    # Too long a picture for such a box: the largest of the nearest aspect, in the middle.
+    # The image is too elongated for such a box: take the largest box of the nearest aspect ratio, in the middle.
     box_width = min(width, max(1, round(height * MAX_ASPECT)))
     box_height = min(height, max(1, round(width * MAX_ASPECT)))
     return ((width - box_width) // 2, (height - box_height) // 2, box_width, box_height), mirrored

@@ -1,4 +1,4 @@
-"""Configuration of reading and training: one frozen dataclass per part, each part is given only its own. Standard library only."""
+"""Configuration of reading and training: one frozen dataclass for each part, which sees no other part. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tokenshards.pipeline.errors import ConfigError, require, shorten
 __all__ = ["DRAWS", "AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
 
 DRAWS = 2
-"""Version of the rules of chance and optimisation that a run follows to its end; run.json names it.
+"""Version of the rules for random draws and optimisation. A run keeps its version to its end; run.json names it.
 
-1, until 0.1.0: noise and ColorAdapt are drawn apart, drop path by rank and step, micro-batches are slices, a linear probe trains in train
-mode, weight decay goes by names alone. 2: noise or ColorAdapt or neither, drop path by sample, micro-batches hold whole mix groups, a
-linear probe leaves the backbone as in evaluation, weight decay spares what timm's model says.
+Version 1 (until 0.1.0): noise and ColorAdapt are drawn independently, drop path is keyed by rank and step, micro-batches are slices, a
+linear probe trains in train mode, and weight decay goes by names alone. Version 2: a sample gets noise, ColorAdapt or neither; drop path
+is keyed by sample; micro-batches hold whole mix groups; a linear probe keeps the backbone in evaluation mode; weight decay also spares
+what timm's model lists.
 """
 
 _ORDERS = ("global", "windowed", "sequential")
@@ -29,27 +30,28 @@ def _require_share(option: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """How a dataset is read: the order of samples, the batches, and what may be kept on disk."""
+    """How a dataset is read: the order of samples, the batches, and which copies may be kept on disk."""
 
     batch_size: int = 256
     """G, samples per step over all ranks together."""
     order: str = "global"
     """`global`: a true permutation of a decoded copy; `windowed`: shards, then samples within windows; `sequential`: as stored.
 
-    Of a picture with several views the first two draw one for each epoch; `sequential`, in which evaluation reads, takes view 0."""
+    An image may be stored with several views. `global` and `windowed` draw one view of each image for each epoch. `sequential`, which
+    evaluation uses, reads view 0."""
     seed: int = 0
     window_shards: int = 64
-    """W of the windowed order."""
+    """W, shards per window of the windowed order."""
     lanes: int = 1
     """Independent streams of the windowed order, so that a node reads only its share of the windows."""
     end: str = "drop"
     """`drop` leaves out the last N mod G samples of an epoch, `pad` repeats the first ones with weight 0."""
     cache_dir: str | None = None
-    """Folder of decoded and downloaded copies; None takes $TOKENSHARDS_CACHE, else the user's cache folder."""
+    """Folder of decoded and downloaded copies. None: $TOKENSHARDS_CACHE, or else the user's cache folder."""
     cache_gb: float = 64.0
-    """Most gigabytes (1e9 bytes) that those copies of one dataset may take."""
+    """Most gigabytes (1e9 bytes) that the copies of one dataset may take."""
     prefetch_batches: int = 4
-    """Whole batches made ahead by the thread; 0 makes them in the calling thread."""
+    """Whole batches that a thread makes ahead; 0 makes batches in the calling thread."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -63,7 +65,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Token-space augmentations. A probability is the share of samples that get the operation: no nesting, no hidden halves.
+    """Token-space augmentations. A probability is the share of all samples that get the operation; probabilities never multiply.
 
     The defaults are those of SeiT (Park et al. 2023), whose Token-EDA draws one of synonyms, swap, nothing for each sample.
     """
@@ -75,15 +77,15 @@ class AugmentConfig:
     synonym_metric: str = "auto"
     """`cosine` (SeiT), `l2` (distance), or `auto`: as the tokenizer compares its codes."""
     synonym_count: int = 5
-    """Codes most alike, the code itself left out, that a replacement is drawn from."""
+    """Number of most similar codes that a replacement is drawn from; the code itself is not among them."""
     swap_prob: float = 0.25
-    """Share of samples in which two blocks change places (Token-EDA); a sample gets synonyms or swap, never both."""
+    """Share of samples in which two blocks change places (Token-EDA). A sample gets synonyms or a swap, never both."""
     swap_max_share: float = 0.25
     """Longest side of a swapped block as a share of the shorter side of the grid."""
     flip_prob: float = 0.0
     """Share of samples mirrored left to right."""
     dropout_prob: float = 0.0
-    """Share of sites of every sample whose embedding becomes zero (the mean, where embeddings are standardised)."""
+    """Share of sites, in every sample, whose embedding becomes zero (the mean, where embeddings are standardised)."""
     crop: str = "rrc"
     """`rrc`: random-resized crop, bicubic; `random`: plain random crop; `centre`: no randomness."""
     crop_share: float = 0.875
@@ -93,21 +95,22 @@ class AugmentConfig:
     crop_ratio_max: float = 4 / 3
     """Largest aspect ratio in a random-resized crop; the least is its inverse."""
     noise_prob: float = 0.5
-    """Share of samples that get Emb-Noise; a sample gets noise or ColorAdapt, never both."""
+    """Share of samples that get Emb-Noise. A sample gets noise or ColorAdapt, never both."""
     noise_channel_std: float = 1.0
-    """Standard deviation of the part that is equal over all sites of a channel."""
+    """Standard deviation of the noise that all sites of a channel share."""
     noise_std: float = 1.0
-    """Standard deviation of the part of each single value."""
+    """Standard deviation of the noise that each value gets for itself."""
     coloradapt_prob: float = 0.0
-    """Share of samples that take channel statistics from the sample at the mirrored place of the mix group (ColorAdapt)."""
+    """Share of samples that take the channel statistics of the sample at the mirrored place of the mix group (ColorAdapt)."""
     cutmix_prob: float = 1.0
-    """Share of mix groups that are cut and mixed, or mixed up."""
+    """Share of mix groups that get CutMix or Mixup."""
     cutmix_alpha: float = 1.0
     """Beta parameter of Token-CutMix; 0 turns it off."""
     mixup_alpha: float = 0.0
     """Beta parameter of Token-Mixup; 0 turns it off. With both on, each mix group gets one or the other with equal probability."""
     mix_group: int | None = None
-    """Samples that are mixed among themselves, by one draw. None: chosen when a run starts, and kept; 0: all that a rank has of a batch."""
+    """Samples in one mix group: one draw decides how they are mixed with each other. None: the first start chooses a size and records it.
+    0: all samples that a rank has of a batch."""
 
     def __post_init__(self) -> None:
         names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"
@@ -126,7 +129,7 @@ class AugmentConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether anything of a sample comes from another."""
+        """Whether an augmentation combines different samples."""
         return self.coloradapt_prob > 0 or (self.cutmix_prob > 0 and (self.cutmix_alpha > 0 or self.mixup_alpha > 0))
 
     @classmethod
@@ -137,23 +140,23 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """What classifies: an own ViT by size name, or any timm model as `timm:NAME`."""
+    """Which classifier: our own ViT by size name, or any timm model as `timm:NAME`."""
 
     name: str = "vit_tiny"
     """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, or `timm:NAME` (extra `timm`)."""
     stem: str = "auto"
-    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` goes by the layout."""
+    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` chooses by the layout."""
     stem_patch: int = 0
-    """Sites per side that become one token of the backbone; 0 goes by the grid."""
+    """Sites per side that become one token of the backbone; 0 chooses by the grid."""
     levels: str = "auto"
-    """How the vectors of a site's Q ids become one: `sum`, `concat`; `auto` goes by the spec."""
+    """How the vectors of a site's Q ids become one: `sum`, `concat`; `auto` follows the spec."""
     learned_codebook: bool = False
     """Train the code vectors, starting from the stored ones; they stay fixed otherwise."""
     raw_embeddings: bool = False
-    """Leave embeddings as stored (SeiT) instead of standardising each channel."""
+    """Keep embeddings as stored (SeiT) instead of standardising each channel."""
     drop_path: float = 0.0
     depth: int | None = None
-    """Blocks of an own ViT, where it should differ from the size's."""
+    """Blocks of our own ViT; None takes the number of the size name."""
     width: int | None = None
     heads: int | None = None
 
@@ -175,13 +178,13 @@ class TrainConfig:
 
     epochs: int = 100
     lr: float = 1e-3
-    """Peak learning rate, as it is used: nothing scales it behind your back."""
+    """Peak learning rate; no other setting scales this number."""
     min_lr: float = 1e-5
     warmup_epochs: float = 5.0
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     ema_decay: float = 0.0
-    """Decay per step of the averaged weights that are evaluated beside the trained ones; 0 turns them off."""
+    """Decay per step of an average of the weights, which is evaluated too; 0 keeps no average."""
     clip_grad_norm: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     accumulate: int = 1
@@ -194,9 +197,9 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     checkpoint_seconds: float = 60.0
-    """Seconds between checkpoints within an epoch; one is always written at an epoch's end."""
+    """Seconds between checkpoints within an epoch; the end of an epoch always writes one."""
     checkpoint_steps: int = 0
-    """Steps between checkpoints, in place of seconds; 0 goes by seconds."""
+    """Steps between checkpoints, in place of seconds; 0 uses `checkpoint_seconds`."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
@@ -217,7 +220,7 @@ class TrainConfig:
 def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Return the configs with settings such as `augment.noise_prob=0.25` applied; the part names are the keys of `configs`.
 
-    Raises ConfigError that lists what there is for an unknown part or field, and for a value of another kind.
+    Raises ConfigError for an unknown part or field (the message lists the known ones) and for a value of another type.
     """
     changed = dict(configs)
     for setting in settings:
@@ -248,5 +251,5 @@ def _parsed(name: str, text: str, kind: str) -> Any:
         "float": number,
     }.get(kind.removesuffix(" | None"), False)
     if not fits and not (value is None and kind.endswith("None")):
-        raise ConfigError(f"--set {name}: {text!r} is no {kind}")
+        raise ConfigError(f"--set {name}: {text!r} is not of type {kind}")
     return value

@@ -1,4 +1,4 @@
-"""Which rank this process is, and the few collectives that training needs. One process without torchrun is rank 0 of 1."""
+"""Which rank this process is, and the few collectives that training needs. Without torchrun one process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Ranks", "joined_ranks"]
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process among the processes that train together."""
 
     rank: int = 0
     world_size: int = 1
@@ -28,11 +28,11 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all ranks; the tensor is changed in place."""
+        """Return the sum over all ranks. The tensor is changed in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -57,9 +57,9 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the group that torchrun's environment names, if it names one, and leave it at the end; yield (ranks, device).
+    """Join the process group that torchrun's environment names, yield (ranks, device), and leave the group at the end.
 
-    A group that whoever started this process has joined already, as Ray Train does, is used and left as it is.
+    Without torchrun there is no group to join. A group that Ray Train has already joined is used, and is not left.
     """
     world_size = _number("WORLD_SIZE", 1)
     ranks = Ranks(rank=_number("RANK", 0), world_size=world_size, local_rank=_number("LOCAL_RANK", 0))

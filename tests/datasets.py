@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_images(folder: Path, count: int, *, classes: int = 3, bad: int = 0, seed: int = 0, side: int = 32) -> None:
-    """Write `count` pictures (JPEG and PNG in turn) into class sub-folders (`classes=0`: flat), and `bad` broken ones."""
+    """Write `count` images (JPEG and PNG in turn) into class sub-folders (`classes=0`: flat), and `bad` broken ones."""
     rng = np.random.default_rng(seed)
     for index in range(count + bad):
         place = folder / f"class_{index % classes}" if classes else folder
@@ -41,11 +41,11 @@ def write_images(folder: Path, count: int, *, classes: int = 3, bad: int = 0, se
             (place / f"bad_{index:04d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture" * 3)
             continue
         coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
         if index % 2:
-            picture.save(place / f"img_{index:04d}.png")
+            image.save(place / f"img_{index:04d}.png")
         else:
-            picture.save(place / f"img_{index:04d}.jpg", quality=90)
+            image.save(place / f"img_{index:04d}.jpg", quality=90)
 
 
 class SilentReporter:

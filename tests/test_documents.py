@@ -35,6 +35,9 @@ from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
+from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
+from tokenshards.pipeline.tokenizers.registry import ENTRY_POINTS
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
@@ -202,14 +205,16 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     write_images(home / "messy", 6, bad=2)
     convert(home / "messy", home / "messy.tokens")
     page = Page(PIPELINE).run()
-    assert {"retry-failed", "repair", "fit-tokenizer", "evaluate-tokenizer", "import tokenizer", "import seit", "export seit"} <= {
-        *page.ran
-    }
+    reports = {"quarantine", "retry-failed", "repair", "publish", "evaluate-tokenizer"}
+    makes = {"fit-tokenizer", "import tokenizer", "import seit", "export seit", "export webdataset"}
+    assert reports | makes <= {*page.ran}
     assert not [command for command in page.ran if command.endswith("?")]
     assert quarantine_of("messy.tokens").keys() == {f"class_{number % 3}/bad_{number:04}.jpg" for number in (6, 7)}
     assert np.array_equal(page.names["tokens"].ids_BLQ[0], open_dataset("photos.tokens").sample("class_0/img_0000.jpg").tokens.ids_BLQ[0])
     assert page.names["drawn_BHWC"].shape == page.names["images_BHWC"].shape == (8, 64, 64, 3)
     assert page.names["batch"].table["flip"].to_pylist() == [False, True] * 4 and page.names["views"].views == 2
+    assert [line for line in page.said if "2 inputs in quarantine" in page.said[line]] == ["tokenshards quarantine messy.tokens"]
+    assert len(open_dataset("photos_public")) == PHOTOS and not (home / "photos_public" / "commits").exists()
     assert open_dataset("back.tokens").classes == open_dataset("small.tokens").classes
     assert open_dataset("more.tokens").spec == open_dataset("photos.tokens").spec
     assert [len(open_dataset(f"{name}.tokens")) for name in ("photos", "vit", "four", "views")] == [PHOTOS, PHOTOS, PHOTOS, 2 * PHOTOS]
@@ -288,7 +293,7 @@ def test_each_row_of_the_table_of_inputs_is_true(away: Path) -> None:
 
 
 def test_every_reason_of_the_quarantine_is_explained() -> None:
-    assert re.findall(r"^\| `([a-z_]+)` \| [a-z0-9]", PIPELINE.read_text().split("| reason |")[1].split("\n\n")[0], re.MULTILINE) == [
+    assert re.findall(r"^\| `([a-z0-9_]+)` \| [a-z0-9]", PIPELINE.read_text().split("| reason |")[1].split("\n\n")[0], re.MULTILINE) == [
         reason.value for reason in Reason
     ]
 
@@ -322,8 +327,12 @@ def test_the_table_of_augmentations_names_every_setting() -> None:
 
 def test_every_room_has_its_line() -> None:
     table = README.read_text().split("## Where things are")[1]
-    for name in re.findall(r"`([\w/.]+)`", table):
-        assert any((ROOT / parent / name).exists() for parent in ("", "pipeline", "pipeline/tokenizers", "stem_adaptors", "tests")), name
+    for row in re.findall(r"^\| .*`.*$", table, re.MULTILINE):
+        first, second = (re.findall(r"`([\w/]*[/.]\w*)`", cell) for cell in row.strip("| ").split(" | "))
+        assert [name for name in first if not any((ROOT / parent / name).exists() for parent in ("", "pipeline", "stem_adaptors"))] == []
+        rooms = [name for name in first if name.endswith("/")] or ["pipeline"]
+        inside = [path for room in rooms for path in (ROOT / room).rglob("*")]
+        assert [name for name in second if not any(path.match(name.rstrip("/")) for path in inside)] == [], row
     rooms = [path.parent for package in ("pipeline", "stem_adaptors") for path in (ROOT / package).glob("*/__init__.py")]
     told = {f"{room.parent.name}/{room.name}/" for room in rooms if room.name != "commands"}
     assert [room for room in sorted(told) if f"`{room}`" not in table and f"`{room.split('/')[1]}/`" not in table] == []
@@ -358,6 +367,19 @@ def test_what_imports_became_is_there() -> None:
             value = getattr(importlib.import_module(parent), last, None) or importlib.import_module(name)
             if hasattr(value, "__path__") or hasattr(value, "__file__"):  # a module, which must hold what the old one held
                 assert all(hasattr(value, part) for part in wanted[1].split(", ")), name
+
+
+def test_the_changes_of_a_version_are_three_lists_without_doubles() -> None:
+    for version in re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]:
+        sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert sections == [name for name in ("Added", "Changed", "Fixed") if name in sections]
+        entries = re.findall(r"^- (.{40})", version, re.MULTILINE)
+        assert sorted(set(entries)) == sorted(entries)
+
+
+def test_the_profiles_and_variables_of_stores_and_networks_are_told() -> None:
+    text = PIPELINE.read_text()
+    assert [name for name in (*PROFILE_VARIABLES.values(), GPU_ROWS, ENTRY_POINTS) if f"`{name}`" not in text] == []
 
 
 def test_the_newest_change_is_the_version_of_the_package() -> None:

@@ -1,11 +1,11 @@
-"""What is each augmentation worth? Training on tokens at 512 bytes a picture with all of them, and with one after the other turned off.
+"""How much is each augmentation worth? Trains on tokens at 512 bytes an image with all augmentations, then with one at a time turned off.
 
     python infra/bench/ablation.py --data DIR
 
-Data, split, network, recipe, options and intervals are those of `accuracy_per_byte.py`, whose prepared data are used where they are
-there; synonyms and block swap, which that bench leaves off, are on here. The last line is one JSON object; `differences` holds top-1
-without the augmentation minus top-1 with all, with a 95 % interval of a paired bootstrap: below zero where the augmentation helps. A row
-more has SeiT's synonyms, by cosine. Nothing is compared with a limit.
+Data, split, network, recipe, options and intervals are those of `accuracy_per_byte.py`; its prepared data are used where they exist. That
+bench leaves synonyms and block swap off; this one turns them on. The last line is one JSON object. `differences` holds top-1 without the
+augmentation minus top-1 with all, with a 95 % interval of a paired bootstrap; a value below zero means that the augmentation helps. A
+further row uses SeiT's synonyms, by cosine. No figure has a limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OFF: dict[str, dict[str, Any]] = {
     "mirror": {"flip_prob": 0.0},
 }
 COSINE = {"synonym_metric": "cosine"}
-"""SeiT's choice of synonyms; by default they go by the tokenizer's own metric, here the distance."""
+"""SeiT's choice of synonyms. The default is the tokenizer's own metric, here the distance."""
 ALL_OFF = {name: value for changes in OFF.values() for name, value in changes.items()}
 
 

@@ -1,22 +1,21 @@
-"""How much accuracy does a byte of storage buy? Tokens against JPEG and WebP at the same bytes a picture, and against full pixels.
+"""How much accuracy does a byte of storage buy? Tokens against JPEG and WebP at the same bytes an image, and against full pixels.
 
     python infra/bench/accuracy_per_byte.py --data DIR --plot FILE.png
 
-DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, else generated pictures); everything runs on 64
-pixels. All of val/ and a part of train/, of each class alike, are held out and seen by nothing but the final count. The same network (a
-residual one through the timm bridge), the same steps, batches, optimiser, schedule and augmentations train on
-- `pixels`: full pictures;
-- `tokens_N`: N bytes a picture, one byte per id, from shards through the loader, id augmentations and embedding of this project;
-- `jpeg_N`, `webp_N`: decoded pictures whose bytes are N on average (`byte_budgets.py` says what counts and how settings are chosen);
-- `vq_N`, `latent_N`, with `--networks`: N bytes a picture from tokenizers with networks, decoded pictures (see `network_sides.py`);
-- `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: the same with a quality for every single picture.
+DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, or else generated images). Everything runs on
+64 pixels. All of val/ and a part of train/, an equal share of each class, are held out; only the final count sees them. The network (a
+residual network through the timm bridge), steps, batches, optimiser, schedule and augmentations are the same for all sides:
+- `pixels`: full images;
+- `tokens_N`: N bytes an image, one byte per id, from shards through the loader, id augmentations and embedding of this project;
+- `jpeg_N`, `webp_N`: decoded images whose bytes are N on average (`byte_budgets.py` explains what counts and how settings are chosen);
+- `vq_N`, `latent_N`, with `--networks`: N bytes an image from tokenizers with networks, decoded images (see `network_sides.py`);
+- `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: as `jpeg_N` and `webp_N`, with a quality for every single image.
 
-Tokenizers, resolutions and qualities see training pictures alone and are fixed before anything is trained (for how the recipe was chosen,
-see README.md beside this file). `--work` keeps what was prepared
-and every run's result, so that an interrupted bench continues; `--only` and `--seeds` do a part. Intervals are 95 % of a paired bootstrap
-over held-out pictures and seeds. The last line is one JSON object: `ratio` is top-1 of tokens at 512 bytes over that of full pixels and
-should be 0.95 or more; `over_best_baseline` should be clear of zero at 128 bytes and less; `crossover_bytes` is where the better of JPEG
-and WebP overtakes tokens, between sizes on the line through the two differences.
+Tokenizers, resolutions and qualities are fixed before any training and see training images alone. README.md beside this file says how the
+recipe was chosen. `--work` keeps the prepared data and the result of every run, so that an interrupted bench continues; `--only` and
+`--seeds` select a part. Intervals are 95 % of a paired bootstrap over held-out images and seeds. The last line is one JSON object: `ratio`
+is top-1 of tokens at 512 bytes over top-1 of full pixels and should be 0.95 or more; `over_best_baseline` should be clear of zero at 128
+bytes and less; `crossover_bytes` is the size at which the better of JPEG and WebP overtakes tokens, interpolated between two sizes.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ LINES = (
     ("latent", "C4", "-", "latent-kmeans (taef2), decoded"),
     ("jpeg", "C1", "-", "JPEG (scan bytes)"),
     ("webp", "C2", "-", "WebP (whole files)"),
-    ("jpeg-own", "C1", ":", "JPEG, a quality for each picture"),
-    ("webp-own", "C2", ":", "WebP, a quality for each picture"),
+    ("jpeg-own", "C1", ":", "JPEG, a quality for each image"),
+    ("webp-own", "C2", ":", "WebP, a quality for each image"),
 )
 SHOULD_BE = {"ratio": 0.95, "clear_of_zero_up_to": 128}
 
@@ -79,7 +78,7 @@ def options_of(description: str) -> argparse.Namespace:
 
 
 def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[str, Any]]:
-    """Make what is missing of the sides; return the work folder and how each side was made."""
+    """Prepare the sides that are missing; return the work folder and how each side was made."""
     data = options.data or (DATA if DATA.is_dir() else None)
     name = hashlib.sha256(f"{data and data.resolve()} {options.quick}".encode()).hexdigest()[:8]
     work = options.work or Path(tempfile.gettempdir()) / f"tokenshards-accuracy-{name}"
@@ -95,7 +94,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
         :16
     ]
     about = {"train": len(split.train), "held_out": len(split.held_out), "classes": len({path.parent.name for path in split.train})}
-    print(f"{about['train']} training and {about['held_out']} held-out pictures of {about['classes']} classes from {data}; work in {work}")
+    print(f"{about['train']} training and {about['held_out']} held-out images of {about['classes']} classes from {data}; work in {work}")
     card = work / "sides.json"
     made: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {}
     if made.get("pictures") != digest:
@@ -105,7 +104,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
         found = made["sides"].get(f"tokens_{size}", {})
         if found and asdict(choice) != {name: found.get(name) for name in asdict(choice)}:
             del made["sides"][f"tokens_{size}"]  # made by another tokenizer
-    # The slowest first, so that the last process to finish is not a long one.
+    # The slowest side first, so that the last process to finish is a short one.
     waiting = sorted((side for side in sides if side not in made["sides"] and side != "pixels"), key=_weight)
     for side, found in in_processes(_prepare, [(work, side, options.quick) for side in waiting], options.workers):
         made["sides"][side] = found
@@ -116,7 +115,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
 
 
 def digest_of(made: dict[str, Any], side: str) -> str:
-    """Return what tells results on a side from those on other pictures, or on other bytes of the same ones."""
+    """Return a digest that differs for other images, and for other bytes of the same images."""
     return hashlib.sha256(json.dumps([made["pictures"], made["sides"].get(side)], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -155,11 +154,11 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
 
 
 def over_best(top1: dict[str, float], means: dict[str, Any], size: int, kinds: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return how much tokens of a size are above the better of some baselines of that size; None where one side was not run."""
+    """Return how far tokens of a size are above the better of some baselines of that size; None where a side was not run."""
     tokens, rivals = f"tokens_{size}", [f"{kind}_{size}" for kind in kinds if f"{kind}_{size}" in top1]
     if tokens not in top1 or not rivals:
         return None
-    # The better one is named by its mean, and again in every resample: choosing it costs tokens what it may.
+    # The mean picks the better baseline, and every resample picks again: the choice is part of the uncertainty.
     best = max(rivals, key=lambda name: top1[name])
     redrawn = means[tokens] - [max(draws) for draws in zip(*(means[name] for name in rivals), strict=True)]
     return {
@@ -171,7 +170,7 @@ def over_best(top1: dict[str, float], means: dict[str, Any], size: int, kinds: t
 
 
 def crossover(differences: dict[int, float]) -> float | str | None:
-    """Return the bytes at which the difference first falls to zero, straight between sizes on a logarithmic scale."""
+    """Return the bytes at which the difference first falls to zero, interpolated between sizes on a logarithmic scale."""
     sizes = sorted(differences)
     if not sizes:
         return None
@@ -217,8 +216,8 @@ def plot(found: dict[str, Any], made: dict[str, Any], path: Path) -> None:
         axes.axhspan(low, high, color="black", alpha=0.08)
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
-    axes.set_xlabel("bytes per picture")
-    axes.set_ylabel("top-1 on held-out pictures, 95 % interval")
+    axes.set_xlabel("bytes per image")
+    axes.set_ylabel("top-1 on held-out images, 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,19 @@
-"""What does an actor cost beside the network of its tokenizer? Images per second of an actor on pre-decoded pictures over those of a bare
-forward loop, and what the report says is the limit with real JPEGs.
+"""What does an actor cost beside the network of its tokenizer? Compares the images per second of an actor on pre-decoded images with those
+of a bare forward loop, and shows the bottleneck that the report names for real JPEGs.
 
     python infra/bench/actor_overhead.py --data DIR
 
 The tokenizer has the encoder of ViT-VQGAN small, randomly initialised: 8 layers, 512 wide, 8 heads, 8 x 8 patches, 8,192 codes of 32
-values, 256 x 256 pixels; bf16 on a CUDA device, with the next batch copied from pinned memory while this one is encoded. Without a CUDA
-device (`device` in the result says which) it is the same network on smaller pictures (--size), as much as a CPU can do.
+values, 256 x 256 pixels; bf16 on a CUDA device, where the next batch is copied from pinned memory while this one is encoded. Without a CUDA
+device (`device` in the result names the device) the same network runs on smaller images (--size), sized for a CPU.
 
-The bare loop is a Ray actor of the same size that holds its batches on the device and does nothing but the network and the ids. Ours is
-the real actor, driver, plan, shards and commits, where decoded batches are made up instead of decoded; its rate is taken in the actor,
-from the end of the --warm-up batches to the end of its last shard, publishing included. Both take turns, medians count; `ratio` is ours
-over the loop and should be at least 0.95; `cpu_ratio` compares CPU per image, which other work on the machine disturbs least. Then real
-JPEGs (DIR, else generated ones) go through the same actor with --decode-threads: `jpeg` tells the bottleneck that the run reports, and how
-many times as many images the bare loop would take. On a CPU the network is the limit by far, so there the
-default tokenizer goes the same way too.
+The bare loop is a Ray actor of the same size. It holds its batches on the device and only computes the network and the ids. Our side is
+the real actor, driver, plan, shards and commits, with synthetic decoded batches in place of decoding. The actor measures its rate from the
+end of the --warm-up batches to the end of its last shard, publishing included. The sides take turns and medians count. `ratio` is our rate
+over the loop's rate and should be at least 0.95. `cpu_ratio` compares CPU per image, which other work on the machine disturbs least. Then
+real JPEGs (DIR, or else generated ones) go through the same actor with --decode-threads: `jpeg` holds the bottleneck that the run reports,
+and how many times as many images the bare loop would take. On a CPU the network is the limit by far, so there the default tokenizer is
+measured the same way too.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def build_encoder(size: int, codebook_KD: np.ndarray) -> Any:
 
 
 class VitVqgan:
-    """The network as a tokenizer; it is built with the first batch, so that a driver never has it."""
+    """The network as a tokenizer. The first batch builds the network, so that a driver never has it."""
 
     def __init__(self, codebook_KD: np.ndarray, size: int, compiled: bool) -> None:
         self._codebook_KD, self._size, self._compiled = codebook_KD, size, compiled
@@ -165,7 +165,7 @@ class VitVqgan:
 
 
 class OverlappedVitVqgan(VitVqgan):
-    """On CUDA: while a batch is encoded, the next is copied to pinned memory and from there to the device, on a stream of its own."""
+    """On CUDA: while a batch is encoded, a second stream copies the next batch to pinned memory and to the device."""
 
     def __init__(self, codebook_KD: np.ndarray, size: int, compiled: bool) -> None:
         super().__init__(codebook_KD, size, compiled)
@@ -213,7 +213,7 @@ def device_name() -> str:
 
 
 def mark(file: str | None, images: int) -> None:
-    """Note in a file that this process is done with so many images: 0 at the end of a shard."""
+    """Write to a file that this process has finished so many images: 0 at the end of a shard."""
     if file:
         with open(file, "a") as marks:
             marks.write(f"{time.perf_counter()} {time.process_time()} {images}\n")
@@ -225,7 +225,7 @@ def register() -> None:
 
 
 class NetworkActor(ShardActor):
-    """The real actor; it knows one more family of tokenizers, warms its network up, and marks the end of each shard."""
+    """The real actor with one more family of tokenizers. It warms the network up and marks the end of each shard."""
 
     def _open_server(self, job: JobSpec) -> ShardServer:
         from actor_overhead import register
@@ -236,7 +236,7 @@ class NetworkActor(ShardActor):
     def _warm(self, server: ShardServer) -> ShardServer:
         from actor_overhead import predecoded
 
-        tokenizer = server.context.tokenizer  # a run of hours would not feel that it is built, and compiled, with its first batch
+        tokenizer = server.context.tokenizer  # building and compiling at the first batch would not matter in a run of hours
         tokenizer.encode(predecoded(tokenizer.spec.preprocess.size)[0])
         return server
 
@@ -249,7 +249,7 @@ class NetworkActor(ShardActor):
 
 
 class PredecodedServer(ShardServer):
-    """Its pictures are there already: the same pixels for every batch, under the names that the plan has."""
+    """A server without decoding: every batch has the same pixels, under the names of the plan."""
 
     def serve(self, command: dict[str, Any], on_progress: Callable[[Any], None], batches: Any = None) -> dict[str, Any]:
         return super().serve(command, on_progress, self._predecoded)
@@ -277,7 +277,7 @@ class PredecodedActor(NetworkActor):
 
 
 class BareLoop:
-    """The other side: batches that lie on the device, the network, and the ids back at the end."""
+    """The other side: batches that are already on the device, the network, and one copy of the ids back at the end."""
 
     def run(self, tokenizer_folder: str, batches: int, warm_up: int) -> tuple[float, float]:
         """Return images per second, and CPU milliseconds per image."""
@@ -309,7 +309,7 @@ def predecoded(size: int) -> list[Images]:
 def marked_rate(marks: Path, warm_up: int) -> tuple[float, float]:
     """Return images per second, and CPU milliseconds per image, from the end of the warm-up batches to the end of the last shard."""
     lines = [tuple(map(float, line.split())) for line in marks.read_text().splitlines()]
-    batches = [line for line in lines if line[2]][1:]  # without the one that warmed the network up
+    batches = [line for line in lines if line[2]][1:]  # without the batch that warmed the network up
     first, last = batches[warm_up - 1], lines[-1]
     images = sum(images for _, _, images in batches[warm_up:])
     return round(images / (last[0] - first[0]), 2), round(1e3 * (last[1] - first[1]) / images, 3)
@@ -409,7 +409,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "ratio": round(our_rate / bare_rate, 3),
         "limit": BAR,
         "cpu_ratio": round(bare_cpu / our_cpu, 3),
-        "device": cuda_name() if bench.cuda else f"cpu, {options.cpus} threads: no CUDA device, so pictures of {options.size} pixels",
+        "device": cuda_name() if bench.cuda else f"cpu, {options.cpus} threads: no CUDA device, so images of {options.size} pixels",
         "network": f"ViT-VQGAN small encoder, random, {options.size} px, batches of {BATCH_ROWS}, {'bf16' if bench.cuda else 'float32'}",
         "compiled": options.compile,
         "bare_images_per_second": bare_rate,
@@ -438,7 +438,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with images; else the sample images beside the repository, else generated")
     parser.add_argument("--images", type=int, default=100_000 if cuda else 1024, help="pre-decoded images of one run")
     parser.add_argument("--jpegs", type=int, default=40_000 if cuda else 1024, help="real images of the run that decodes")
-    parser.add_argument("--size", type=int, default=256 if cuda else 64, help="side of a picture in pixels")
+    parser.add_argument("--size", type=int, default=256 if cuda else 64, help="side of an image in pixels")
     parser.add_argument("--shard-rows", type=int, default=5_000 if cuda else 256)
     parser.add_argument("--cpus", type=int, default=min(4, cpus) if cuda else 1, help="CPUs of the actor and of the loop")
     parser.add_argument("--decode-threads", type=int, default=cpus, help="CPUs of the actor that decodes, a thread each")

@@ -1,15 +1,15 @@
-"""Did a change of the house cost CPU time? Two checkouts side by side: CPU seconds of the same work in interleaved pairs.
+"""Did a change cost CPU time? Compares two checkouts: CPU seconds of the same work in interleaved pairs.
 
     python infra/bench/before_after.py --before OLD_CHECKOUT --after . --data IMAGES --pairs 9
 
-Three parts, named after the benches that look closer at them:
+Three parts, named after the benches that measure them in detail:
 
 - `tokenize_overhead`: `cli.py tokenize` with two workers on some hundred images, all processes counted;
-- `driver_scale`: the driver of a Ray run over shards that only sleep, as `driver_scale.py` of that checkout measures it;
-- `loader_throughput`: 500 epochs of a `TokenLoader` over their tokens from a warm cache, one process.
+- `driver_scale`: the driver of a Ray run over shards that only sleep, measured by `driver_scale.py` of that checkout;
+- `loader_throughput`: 500 epochs of a `TokenLoader` over the tokens of these images from a warm cache, one process.
 
-A pair is one run of each checkout, in turn first. `ratio` is after over before, the median of the pairs; `interval` is its 95 % bootstrap
-interval. The bar: no interval lies wholly above 1.03.
+A pair is one run of each checkout; the checkouts take turns to go first. `ratio` is after over before, the median of the pairs; `interval`
+is its 95 % bootstrap interval. The bar: no interval lies wholly above 1.03.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ print(time.process_time() - start)
 
 
 def run(checkout: Path, *words: str, stdout: int | None = subprocess.DEVNULL) -> tuple[float, str]:
-    """Run Python words in a checkout; return CPU seconds, those of its children included, and its output."""
+    """Run Python with arguments in a checkout; return its CPU seconds, children included, and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(checkout)}
     done = subprocess.run([sys.executable, *words], cwd=checkout, env=env, check=True, stdout=stdout, stderr=subprocess.DEVNULL, text=True)
@@ -112,7 +112,7 @@ def bootstrap(ratios: list[float], draws: int = 10_000) -> tuple[float, float]:
 
 
 def compare(work: Callable[[Path], float], before: Path, after: Path, pairs: int) -> dict[str, Any]:
-    """Run the pairs after one run of each checkout that does not count."""
+    """Run the pairs, after one run of each checkout that does not count."""
     for checkout in (before, after):
         work(checkout)
     ratios, seconds = [], []

@@ -1,13 +1,13 @@
-"""The same pictures at a given number of bytes: as tokens of our own tokenizer, as JPEG, as WebP. Shared by the accuracy benches.
+"""The same images at a given number of bytes: as tokens of our own tokenizer, as JPEG, as WebP. The accuracy benches share this module.
 
-JPEG counts its scan alone (what lies between the SOS header and the end): quantisation and Huffman tables are Pillow's standard ones,
-which all files share. WebP counts whole files. `jpeg` and `webp` have one resolution, chroma sampling and quality for a size: those of
-highest PSNR (after bicubic enlargement) on a sample of training pictures whose mean bytes are within the size. `jpeg-own` and `webp-own`
-are what an encoder with rate control could do: one resolution, and a quality for every single picture, so that the squared error of all is
-least while the mean of the bytes stays within the size. (The highest mean PSNR would spend the bytes on a few pictures that become free of
-loss, and leave the others at quality 1.) Tokens take one byte per id (256 codes), the same for every picture, nothing compressed.
+JPEG counts its scan alone (the bytes between the SOS header and the end marker), because all files share Pillow's standard quantisation
+and Huffman tables. WebP counts whole files. `jpeg` and `webp` use one resolution, chroma sampling and quality for a size: those of the
+highest PSNR (after bicubic enlargement) on a sample of training images whose mean bytes fit the size. `jpeg-own` and `webp-own` show what
+an encoder with rate control could do: one resolution, and a quality for every single image, chosen for the least total squared error while
+the mean bytes fit the size. (Maximising the mean PSNR would spend the bytes on a few images that become lossless, and leave the others at
+quality 1.) Tokens take one byte per id (256 codes), the same for every image, uncompressed.
 
-Shapes: N pictures, Q qualities.
+Shapes: N images, Q qualities.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import fit_patch_kmeans
 SIDE = 64
 SIZES = (64, 128, 256, 512)
 SAMPLE = 200
-"""Training pictures that resolution, chroma sampling and the common quality are chosen on."""
+"""Training images on which resolution, chroma sampling and the common quality are chosen."""
 MOST_BYTES = 8
-"""Times the budget that a single picture may take; where a common quality needs more it is left out."""
+"""A single image may take this many times the budget. A common quality that needs more is left out."""
 SIDES = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
 QUALITIES = {
     "jpeg": (*range(1, 20), *range(20, 50, 2), *range(50, 98, 3)),
     "webp": (*range(20), *range(20, 50, 2), *range(50, 98, 3)),
 }
 SUBSAMPLINGS: dict[str, tuple[int, ...]] = {"jpeg": (0, 2), "webp": (2,)}
-"""4:4:4 and 4:2:0; lossy WebP knows 4:2:0 alone."""
+"""4:4:4 and 4:2:0; lossy WebP has 4:2:0 alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ TOKENS = {
     512: TokenChoice(side=64, patch=8, levels=8),
 }
 FIT_COPIES, FIT_PATCHES = 4, 200_000
-"""Shifted and mirrored copies of each training picture that a tokenizer is fitted to, so that no code belongs to a single picture."""
+"""Shifted and mirrored copies of each training image that a tokenizer is fitted to, so that no code belongs to a single image."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Files of the training pictures and of the held-out ones, each in a fixed order."""
+    """Files of the training images and of the held-out ones, each in a fixed order."""
 
     train: list[Path]
     held_out: list[Path]
@@ -86,7 +86,7 @@ class Split:
 
 
 def split_files(data: Path, held_out: int) -> Split:
-    """Hold out all of val/ and as many of train/, of each class alike, as make `held_out`; at most half of a class."""
+    """Hold out all of val/ and an equal share of each class of train/, `held_out` images in all; at most half of a class."""
     train: list[Path] = []
     held = sorted(path for path in (data / "val").glob("*/*") if path.is_file())
     classes = sorted(path for path in (data / "train").iterdir() if path.is_dir())
@@ -100,7 +100,7 @@ def split_files(data: Path, held_out: int) -> Split:
 
 
 def generate_pictures(root: Path, *, classes: int = 10, train: int = 400, val: int = 50) -> None:
-    """Write pictures of 64 px: a coarse coloured pattern of its class, shifted and in another light, under noise."""
+    """Write images of 64 px: a coarse coloured pattern for each class, shifted, with varying brightness, under noise."""
     rng = np.random.default_rng(0)
     for number in range(classes):
         pattern = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
@@ -116,8 +116,8 @@ def generate_pictures(root: Path, *, classes: int = 10, train: int = 400, val: i
 
 def load_pixels(files: list[Path]) -> np.ndarray:
     """Return uint8 [N, 64, 64, 3]."""
-    pictures = (Image.open(path).convert("RGB") for path in files)
-    return np.stack([np.asarray(p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures])
+    images = (Image.open(path).convert("RGB") for path in files)
+    return np.stack([np.asarray(p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in images])
 
 
 def resized(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
@@ -127,7 +127,7 @@ def resized(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
 
 
 def psnr(original_HWC: np.ndarray, other_HWC: np.ndarray) -> float:
-    """Return dB, after enlarging the other picture to the original's size."""
+    """Return dB, after enlarging the other image to the original's size."""
     error = np.square(original_HWC.astype(np.float32) - resized(other_HWC, len(original_HWC))).mean()
     return float(10 * np.log10(255**2 / max(float(error), 1e-2)))
 
@@ -145,17 +145,17 @@ def scan_bytes(data: bytes) -> int:
 def encoded(codec: str, pixels_HWC: np.ndarray, subsampling: int, quality: int) -> tuple[int, np.ndarray]:
     """Return the bytes that count, and the decoded pixels."""
     room = io.BytesIO()
-    picture = Image.fromarray(pixels_HWC)
+    image = Image.fromarray(pixels_HWC)
     if codec == "jpeg":
-        picture.save(room, "JPEG", quality=quality, subsampling=subsampling)
+        image.save(room, "JPEG", quality=quality, subsampling=subsampling)
     else:
-        picture.save(room, "WEBP", quality=quality, method=6)
+        image.save(room, "WEBP", quality=quality, method=6)
     data = room.getvalue()
     return scan_bytes(data) if codec == "jpeg" else len(data), np.asarray(Image.open(room).convert("RGB"))
 
 
 def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling: int, most: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return bytes and PSNR [N, Q] at every quality; what takes more than `most` bytes is infinitely large."""
+    """Return bytes and PSNR [N, Q] at every quality. Files above `most` bytes count as infinitely large."""
     qualities = QUALITIES[codec]
     sizes_NQ, psnr_NQ = np.full((len(pixels_NHWC), len(qualities)), np.inf), np.zeros((len(pixels_NHWC), len(qualities)))
     for row, original in enumerate(pixels_NHWC):
@@ -169,9 +169,10 @@ def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling
 
 
 def best_qualities(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> np.ndarray | None:
-    """Return a quality index per picture: least squared error with a mean of at most `budget` bytes; None where nothing is small enough.
+    """Return a quality index per image with the least squared error at a mean of at most `budget` bytes; None where no quality is small
+    enough.
 
-    The one price of a byte, equal for all pictures, at which the bytes just fit is found by bisection.
+    Bisection finds the one price of a byte, equal for all images, at which the bytes just fit.
     """
     rows = np.arange(len(sizes_NQ))
     if not np.isfinite(sizes_NQ[:, 0]).all() or sizes_NQ[:, 0].mean() > budget:
@@ -186,8 +187,8 @@ def best_qualities(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> 
 
 
 def common_quality(sizes_NQ: np.ndarray, psnr_NQ: np.ndarray, budget: float) -> np.ndarray | None:
-    """Return the one quality index, for each picture, of highest mean PSNR with a mean of at most `budget` bytes; None where none fits."""
-    fits_Q = sizes_NQ.mean(axis=0) <= budget  # pictures above the cap are infinitely large
+    """Return one quality index for all images, of the highest mean PSNR at a mean of at most `budget` bytes; None where none fits."""
+    fits_Q = sizes_NQ.mean(axis=0) <= budget  # images above the cap are infinitely large
     if not fits_Q.any():
         return None
     return np.full(len(sizes_NQ), np.where(fits_Q, psnr_NQ.mean(axis=0), -np.inf).argmax())
@@ -213,7 +214,7 @@ def choose_setting(kind: str, pixels_NHWC: np.ndarray, budget: int, sample: int)
 
 
 def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) -> dict[str, Any]:
-    """Write `KIND_SIZE.npz` with decoded pixels of both parts, low resolution as stored; return what was chosen and what it gives."""
+    """Write `KIND_SIZE.npz` with the decoded pixels of both parts, in the stored resolution; return the choices and their results."""
     originals, codec = np.load(work / "pixels.npz"), kind.removesuffix("-own")
     setting = choose_setting(kind, originals["train"], size, sample)
     if setting is None:
@@ -225,7 +226,7 @@ def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) 
     else:
         chosen_N = best_qualities(*rate_and_quality(codec, everything_NHWC, side, subsampling, MOST_BYTES * size), size)
         if chosen_N is None:
-            return {"bytes": None, "reason": f"{side} px of {codec} fit {size} bytes in the sample, and not in all pictures"}
+            return {"bytes": None, "reason": f"{side} px of {codec} fit {size} bytes in the sample, and not in all images"}
         qualities = np.array(QUALITIES[codec])[chosen_N]
         setting["quality_percentiles_5_50_95"] = np.percentile(qualities, [5, 50, 95]).round().astype(int).tolist()
     found = [encoded(codec, resized(p, side), subsampling, int(q)) for p, q in zip(everything_NHWC, qualities, strict=True)]
@@ -236,7 +237,7 @@ def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) 
 
 
 def link_pictures(files: list[Path], folder: Path) -> None:
-    """Put one part of the split where `tokenize` can read it: class folders of hard links (copies on another file system)."""
+    """Put one part of the split into class folders of hard links (copies on another file system), where `tokenize` reads it."""
     for path in files:
         target = folder / Split.label(path) / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +249,7 @@ def link_pictures(files: list[Path], folder: Path) -> None:
 
 
 def shifted_copies(pixels_NHWC: np.ndarray, side: int, patch: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each picture as it is and shifted by up to a patch, every second one mirrored, at the tokenizer's resolution."""
+    """Yield each image as it is and shifted by up to a patch, every second copy mirrored, at the tokenizer's resolution."""
     rng, reach = np.random.default_rng(0), -(-patch * SIDE // side)
     for index, pixels_HWC in enumerate(pixels_NHWC):
         wide = np.pad(pixels_HWC, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
@@ -268,7 +269,7 @@ class _Quiet:
 
 
 def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
-    """Fit a tokenizer to the training pictures and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
+    """Fit a tokenizer to the training images and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
     root = work / f"tokens_{size}"
     shutil.rmtree(root, ignore_errors=True)
     originals = np.load(work / "pixels.npz")
@@ -302,7 +303,7 @@ def split_names(work: Path) -> dict[str, list[str]]:
 
 
 def prepare_pictures(work: Path, split: Split) -> None:
-    """Write what every other side is made of: `pixels.npz`, the names, and class folders of both parts."""
+    """Write the input of every other side: `pixels.npz`, the names, and class folders of both parts."""
     work.mkdir(parents=True, exist_ok=True)
     for part, files in (("train", split.train), ("held_out", split.held_out)):
         link_pictures(files, work / "pictures" / part)

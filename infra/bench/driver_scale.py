@@ -2,13 +2,13 @@
 
     python infra/bench/driver_scale.py
 
-The driver is the real one: RayRunner, its queue, and the listener that `tokenize` uses. 8 actor processes of one local cluster, each with
-25 shards in flight, are the real ones too, except that a shard is a short sleep. CPU is that of the whole driver process, all its threads,
-Ray's included; memory is what the process still holds after a garbage collection. Both are taken from the moment that the first --warm-up
-shards are committed to a moment shortly before the end, when as many are in flight, so that start-up cancels. Bars: 1 ms and 1 KB per
+The driver is the real one: RayRunner, its queue, and the listener of `tokenize`. The 8 actor processes of one local cluster, each with 25
+shards in flight, are real too, except that a shard is a short sleep. CPU is that of the whole driver process with all its threads, Ray's
+included. Memory is what the process still holds after a garbage collection. Both are measured between two moments with equally many shards
+in flight, so that start-up cancels: when the first --warm-up shards are committed, and shortly before the end. Bars: 1 ms and 1 KB per
 shard; `ratio` is the worse of the two over its bar and should be at most 1. Afterwards the same process makes bare calls to such actors,
-as few instructions as can be, and `floor_cpu_milliseconds` is what these cost each: Ray's own part. --sleep-milliseconds sets the pace:
-the driver hears of shards one by one when they come slowly, and of several at once when it is the driver that is busy.
+with as few instructions as possible; `floor_cpu_milliseconds` is the cost of one call, which is Ray's own part. --sleep-milliseconds sets
+the pace: slow shards reach the driver one by one; a busy driver receives several at once.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ def cpu_seconds() -> float:
 
 
 def mark() -> dict[str, float]:
-    """Return what the process has used and holds; its own cost is not counted, because CPU is read first and gaps are left out."""
+    """Return what the process has used and holds. The cost of the mark itself is not counted, because CPU is read first."""
     cpu, wall = cpu_seconds(), time.perf_counter()
     gc.collect()
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps for later is not retained
+        ctypes.CDLL(None).malloc_trim(0)  # memory that glibc keeps for later does not count as retained
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     traced = tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else 0
@@ -132,7 +132,7 @@ def run_shards(out: Path, shards: int, warm_up: int, cluster: RayConfig, *, quie
 
 
 def bare_calls(out: Path, calls: int, cluster: RayConfig) -> float:
-    """Return the CPU milliseconds of one call with the same arguments to the same kind of actor, in order and nothing else."""
+    """Return the CPU milliseconds of one call with the same arguments to the same kind of actor, without any other work."""
     job = JobSpec(
         out_url=str(out),
         out_options={},
@@ -154,7 +154,7 @@ def bare_calls(out: Path, calls: int, cluster: RayConfig) -> float:
         for index in range(count):
             if len(flying) == len(actors) * cluster.shards_in_flight:
                 ray.get(flying.popleft())
-            # every call of an actor at once must be of another shard, as it counts them by number
+            # concurrent calls of an actor must be for different shards, because the actor counts them by number
             flying.append(actors[index % len(actors)].serve.remote(command.replace("123456", str(index)), 0))
         while flying:
             ray.get(flying.popleft())

@@ -1,12 +1,12 @@
-"""How near does a neural tokenizer come to what the device can multiply? ViT-VQGAN small and base, random weights, pictures in memory.
+"""How close does a neural tokenizer come to the peak of the device? ViT-VQGAN small and base, random weights, images in memory.
 
     python infra/bench/encode_throughput.py                 # on a GPU: --dtype bfloat16 --batch 64
 
 `peak_tflops` is the best of square matrix products of several sizes in the same dtype, measured in the same minutes. `tflops` counts the
-multiplications of the network (linear layers, attention, patches) and of the search. `share` is `tflops` over the peak, with a bar of 0.75
-for base on a CPU in float32 and of 0.4 on a GPU in bfloat16. `over_bare` compares `VitVqgan.encode`, from uint8 pixels to ids as a shard
-stores them, with the bare network on pixels that are already on the device, the two in turns; its bar is 0.95. `ratio` is the smallest of
-all figures over their bars.
+multiplications and additions of the network (linear layers, attention, patches) and of the search. `share` is `tflops` over the peak; its
+bar is 0.75 for base on a CPU in float32 and 0.4 on a GPU in bfloat16. `over_bare` compares `VitVqgan.encode`, from uint8 pixels to ids as
+a shard stores them, with the bare network on pixels that are already on the device; the two take turns, and the bar is 0.95. `ratio` is
+the smallest of all figures over their bars.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tokenshards.pipeline.tokenizers.networks.weights import load_into  # noqa: 
 from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan  # noqa: E402
 
 SIZES = {"tiny": (64, 2, 1, 128), "small": (512, 8, 8, 2048), "base": (768, 12, 12, 3072)}
-"""Width, layers, heads, width of the MLP; `tiny` is ours, to see that the script runs."""
+"""Width, layers, heads, width of the MLP. `tiny` is our own, for a quick test of this script."""
 SIDE, PATCH, CODES, VALUES = 32, 8, 8192, 32
 PEAK_SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192)}
 SHARE_BARS = {"cpu": 0.75, "cuda": 0.4}
@@ -43,7 +43,7 @@ BARE_BAR = 0.95
 
 
 def random_checkpoint(width: int, layers: int, heads: int, mlp: int, side: int = SIDE) -> dict[str, Tensor]:
-    """Return the tensors of the published layout that an encoder of side x side patches needs."""
+    """Return the tensors, in the published layout, that an encoder of side x side patches needs."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(*shape: int) -> Tensor:
@@ -71,7 +71,7 @@ def random_checkpoint(width: int, layers: int, heads: int, mlp: int, side: int =
 
 
 def flops_of(width: int, layers: int, heads: int, mlp: int) -> tuple[float, float]:
-    """Return multiplications and additions for a picture: of the network, and of the search."""
+    """Return multiplications and additions per image: of the network, and of the search."""
     sites, inner = SIDE * SIDE, heads * 64
     layer = sites * (4 * width * inner + 2 * width * mlp) + 2 * sites * sites * inner
     network = layers * layer + sites * width * (3 * PATCH * PATCH + VALUES)
@@ -101,7 +101,7 @@ def peak_tflops(device: torch.device, dtype: torch.dtype, repeat: int) -> float:
 
 
 def measure(size: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Return images/s of the tokenizer and of its bare network, in turns."""
+    """Return images/s of the tokenizer and of its bare network, measured in turns."""
     state = random_checkpoint(*SIZES[size])
     tokenizer = VitVqgan.from_checkpoint(state, ImportConfig(dtype=options.dtype, decoder=False), decoder="bench", where=size)
     bare = load_into(
@@ -150,15 +150,15 @@ def measure(size: str, options: argparse.Namespace, device: torch.device) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch", type=int, default=SLOTS, help="pictures that are encoded at once, as the batches of a plan are")
-    parser.add_argument("--slots", type=int, default=SLOTS, help="pictures that the bare network is given at once")
+    parser.add_argument("--batch", type=int, default=SLOTS, help="images encoded at once, as in the batches of a plan")
+    parser.add_argument("--slots", type=int, default=SLOTS, help="images that the bare network gets at once")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", choices=[*SIZES], default=["small", "base"], help="the share of the last one counts")
     parser.add_argument("--threads", type=int, help="threads of torch", default=None)
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    keep_freed_memory()  # for both sides, as the workers of `tokenize` do
+    keep_freed_memory()  # for both sides, as in the workers of `tokenize`
     load, device = os.getloadavg(), choose_device()
     found = {size: measure(size, options, device) for size in options.sizes}
     bars = [found[options.sizes[-1]]["share"] / SHARE_BARS[device.type], *(entry["over_bare"] / BARE_BAR for entry in found.values())]

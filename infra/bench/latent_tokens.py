@@ -1,12 +1,12 @@
-"""How small are the tokens of a real neural encoder, and how good? Codes of several numbers, fitted to the latents of a published encoder.
+"""How small and how good are the tokens of a real neural encoder? Codes of several sizes, fitted to the latents of a published encoder.
 
     python infra/bench/latent_tokens.py --picture look.png
 
-Data and weights are those beside the repository, or those of --data and --weights. Tokenizers are fitted as
-`fit-tokenizer --kind latent-kmeans --mirrored` does it, to the pictures that are then encoded; latents are computed once for all of them.
-`token_share` is the token column of a shard with `--codec publish` over the bytes of the JPEGs; its bars are 1 % for 391 codes, 1.2 % for
-1,024 and 1.6 % for 8,192, and `ratio` is the worst share over its bar. `psnr_db` compares pixels after the decoder; `psnr_db_unquantised`
-is what encoder and decoder lose alone.
+Data and weights are those beside the repository, or those of --data and --weights. Tokenizers are fitted as in
+`fit-tokenizer --kind latent-kmeans --mirrored`, to the images that are then encoded; all fits share the latents, which are computed once.
+`token_share` is the token column of a shard with `--codec publish` over the bytes of the JPEGs. Its bars are 1 % for 391 codes, 1.2 % for
+1,024 and 1.6 % for 8,192; `ratio` is the worst share over its bar. `psnr_db` compares pixels after the decoder; `psnr_db_unquantised` is
+the loss of encoder and decoder alone.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans 
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans, open_encoder  # noqa: E402
 
 BARS = {391: 0.01, 1024: 0.012, 8192: 0.016}
-PICTURES = 8
+IMAGES = 8
 
 
 class RememberingEncoder(LatentEncoder):
-    """Encodes each picture once, however many tokenizers are fitted to it."""
+    """Encodes each image once, however many tokenizers are fitted to it."""
 
     seen: dict[str, torch.Tensor]
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=TAEF2, help="folder with taef2_encoder.pth and taef2_decoder.pth")
     parser.add_argument("--codes", type=int, nargs="+", default=sorted(BARS))
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--shown", type=int, default=32, help="pictures that are decoded for PSNR")
+    parser.add_argument("--shown", type=int, default=32, help="images that are decoded for PSNR")
     parser.add_argument("--picture", type=Path, help="file for originals and reconstructions, one row a tokenizer")
     options = parser.parse_args()
     load = os.getloadavg()
@@ -93,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         files = [path.read_bytes() for path in find_images(options.data, Path(root))]
     if not files:
-        parser.error(f"no pictures in {options.data}; expected a folder with JPEGs")
+        parser.error(f"no images in {options.data}; expected a folder with JPEGs")
     names, sizes = [sha256_hex(data) for data in files], [len(data) for data in files]
     images = np.stack([decode_image(data, preprocess).pixels_HWC for data in files])
     opened = open_encoder(str(options.weights / "taef2_encoder.pth"), str(options.weights / "taef2_decoder.pth"))
@@ -103,11 +103,11 @@ def main() -> None:
     started = time.perf_counter()
     latents_BLC = encoder.encode(images)
     rate = len(images) / (time.perf_counter() - started)
-    encoder.encode(images[:, :, ::-1])  # the fits ask for mirror images too
+    encoder.encode(images[:, :, ::-1])  # the fits also use mirror images
     side = options.size // 8
     plain = psnr_db(shown, encoder.decode(latents_BLC[: len(shown)], (side, side)))
     found: list[dict[str, Any]] = []
-    strips = [shown[:PICTURES]]
+    strips = [shown[:IMAGES]]
     for codes in options.codes:
         config = LatentFitConfig(size=options.size, codes=codes, mirrored=True)
         started = time.perf_counter()
@@ -116,7 +116,7 @@ def main() -> None:
         tokens = tokenizer.encode(images)
         size = token_bytes(tokenizer, tokens, names, sizes)
         decoded = tokenizer.decode(TokenBatch(tokens.ids_BLQ[: len(shown)]))
-        strips.append(decoded[:PICTURES])
+        strips.append(decoded[:IMAGES])
         found.append(
             {
                 "codes": statistics["levels"][0]["codes"],

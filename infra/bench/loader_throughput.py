@@ -1,20 +1,20 @@
-"""How fast do batches come from token shards? Raw ids against other loaders; fully augmented embeddings against SeiT's way.
+"""How fast do batches come from token shards? Compares raw ids with other loaders, and fully augmented embeddings with SeiT's code path.
 
     python infra/bench/loader_throughput.py --data DIR
 
-DIR holds `*.npy` (or `tokens/*.npy`) of ids with 1,024 ids an image and a `*_codebook.npy`; generated when absent. Three parts, everything
-in the page cache, every side in one process:
+DIR holds `*.npy` (or `tokens/*.npy`) of ids with 1,024 ids an image and a `*_codebook.npy`; they are generated when absent. There are three
+parts. Everything is in the page cache, and every side runs in one process:
 
 1. Raw batches of 1,024 rows over one cold epoch and two warm ones. Ours: `TokenLoader`, order `global`, shuffled, a fresh cache folder, so
-   the first epoch decodes the shards; ids and labels. The others get ids alone, uncompressed, and the fastest of these settings each:
+   the first epoch decodes the shards; ids and labels. The other loaders get uncompressed ids alone, and each its fastest of these settings:
    - litdata: `TokensLoader` blocks stacked by numpy, unshuffled and shuffled, and its `StreamingDataLoader(num_workers=0)`;
    - mosaicml-streaming: `bytes` columns as numpy views, stacked or joined, unshuffled (its `ndarray` columns are slower);
    - webdataset: raw bytes as numpy views, stacked, unshuffled (shuffling and its own `npy` decoder are slower).
 2. Training batches of 128: synonyms, block swap, random-resized crop 32 -> 28, noise, CutMix, with the defaults of `AugmentConfig`, one
-   thread. Ours: `TokenLoader` -> `Augmentation` -> `TokenEmbedding` -> `Augmentation`. The reference's way (SeiT, Park et
-   al. 2023, as its code does it): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch
-   one-hot @ codebook -> noise -> CutMix. Its Python loop over ids, which draws and asks for a number each, is written as whole-grid
-   operations here, so it is faster than it was; `augmented_over_reference_with_its_loop` is the ratio to it with that loop, and has no
+      thread. Ours: `TokenLoader` -> `Augmentation` -> `TokenEmbedding` -> `Augmentation`. The reference (SeiT, Park et al. 2023, following
+   its    code): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch one-hot @ codebook
+   ->    noise -> CutMix. SeiT's Python loop over ids draws and reads one number for each id. Here whole-grid operations replace this loop,
+   so the    reference is faster than the original. `augmented_over_reference_with_its_loop` is the ratio to the original loop; it has no
    limit.
 3. The same from our side on one core: with all augmentations, and with the gather alone.
 
@@ -137,7 +137,7 @@ def seconds(work: Callable[[], int], rows: int) -> float:
 
 
 def ours_raw(dataset: TokenDataset, root: Path) -> list[float]:
-    """Seconds of one cold and two warm epochs; opening, with the decoding in it, belongs to the first."""
+    """Return the seconds of one cold and two warm epochs. The first epoch includes opening, and so the decoding."""
     cache = Path(tempfile.mkdtemp(dir=root))
     loaders: list[TokenLoader] = []
 
@@ -173,7 +173,7 @@ def litdata_settings(ids_NL: np.ndarray, root: Path) -> dict[str, Callable[[], i
     )  # fmt: skip
 
     def opened(name: str, shuffle: bool) -> Any:
-        # A folder for each: two of its datasets on one folder wait for each other's chunks.
+        # Separate folders: two litdata datasets on one folder wait for each other's chunks.
         shutil.copytree(root / "lit", root / name)
         return litdata.StreamingDataset(str(root / name), item_loader=litdata.TokensLoader(block_size=SITES), shuffle=shuffle)
 
@@ -219,7 +219,8 @@ OTHERS = {
 
 
 def raw_batches(ids_NL: np.ndarray, dataset: TokenDataset, root: Path, repeats: int) -> dict[str, Any]:
-    """Samples a second over three epochs, ours and the best setting of each other, in alternation; slow loaders get fewer rows."""
+    """Return samples per second over three epochs, ours and the best setting of each other loader, in turns; slow loaders get fewer
+    rows."""
     sides: dict[str, tuple[int, dict[str, Callable[[], int]]]] = {}
     for name, (make, rows) in OTHERS.items():
         folder = root / name
@@ -256,11 +257,11 @@ def raw_batches(ids_NL: np.ndarray, dataset: TokenDataset, root: Path, repeats: 
 
 
 def our_batches(dataset: TokenDataset, cache: Path, config: AugmentConfig | None) -> Iterator[int]:
-    """Yield the size of one batch of embeddings after the other, all made in the calling thread; None gathers and no more."""
+    """Yield the size of one batch of embeddings after the other, all made in the calling thread. Without a config only the gather runs."""
     tables = dataset.codebook()
     embedding = TokenEmbedding(dataset.spec, tables)
     augmentation = Augmentation(dataset.spec, tables, config) if config else None
-    # One core: nothing is made ahead.
+    # One core: no thread makes batches ahead.
     loader = TokenLoader(dataset, LoaderConfig(batch_size=TRAIN_BATCH, cache_dir=str(cache), prefetch_batches=0))
     memory = embedding.buffer(TRAIN_BATCH)
     while True:
@@ -374,7 +375,7 @@ def rate(batches: Iterator[int], count: int) -> float:
 
 
 def embedding_batches(ids_NL: np.ndarray, dataset: TokenDataset, root: Path, repeats: int) -> dict[str, float]:
-    """Samples a second of augmented and plain embeddings, ours and the reference's, in alternation on one core."""
+    """Return samples per second of augmented and plain embeddings, ours and the reference's, in turns on one core."""
     config = AugmentConfig()
     cache = root / "cache"
     sides = {
@@ -385,7 +386,7 @@ def embedding_batches(ids_NL: np.ndarray, dataset: TokenDataset, root: Path, rep
     }
     batches = {"augmented": 24, "gathered": 48, "reference": 1, "reference_with_its_loop": 1}
     for side in sides.values():
-        next(side)  # decodes, and fills caches
+        next(side)  # decodes and fills caches
     rates: dict[str, list[float]] = {name: [] for name in sides}
     everything = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(everything)})
@@ -413,7 +414,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()  # for all sides, as `tokenshards train` does
+    keep_freed_memory()  # for all sides, as in `tokenshards train`
     ids_NL = load_ids(options.data, options.rows)
     codebook_KD = load_codebook(options.data, int(ids_NL.max()) + 1)
     root = Path(tempfile.mkdtemp())

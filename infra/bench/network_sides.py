@@ -1,8 +1,8 @@
-"""The same pictures at a given number of bytes through tokenizers with networks, for the accuracy benches.
+"""The same images at a given number of bytes through tokenizers with networks, for the accuracy benches.
 
-`vq` is a vq-autoencoder that is trained on the training pictures, `latent` residual k-means on what the taef2 encoder makes of them; both
-take one byte per id, as the token side does. A network that classifies is given the decoded pictures, as it is for JPEG and WebP: what
-these sides measure is what the bytes still know, not training straight from shards.
+`vq` is a vq-autoencoder trained on the training images; `latent` is residual k-means on the latents that the taef2 encoder makes of them.
+Both take one byte per id, like the token side. The classifier gets the decoded images, as for JPEG and WebP. These sides therefore measure
+the information left in the bytes, not training straight from shards.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 TAEF2 = ROOT.parent / "shared" / "data" / "taef2"
 NETWORKS = ("vq", "latent")
 VQ = {64: (8, 1), 128: (8, 2), 256: (4, 1), 512: (4, 2)}
-"""Side of a patch, and levels, of 256 codes each."""
+"""Side of a patch, and levels of 256 codes each."""
 LATENT_LEVELS = {64: 1, 128: 2, 256: 4, 512: 8}
-"""Of 256 codes each, on a grid of 8 x 8."""
+"""Levels of 256 codes each, on a grid of 8 x 8."""
 VQ_EPOCHS = 2
-"""Over four shifted or mirrored copies of each picture."""
+"""Passes over four shifted or mirrored copies of each image."""
 
 
 def prepare_network(work: Path, kind: str, size: int, *, quick: bool = False) -> dict[str, Any]:
-    """Write `KIND_SIZE.npz` with the decoded pixels of both parts; return what was fitted and what it gives."""
+    """Write `KIND_SIZE.npz` with the decoded pixels of both parts; return the fit and its results."""
     originals = np.load(work / "pixels.npz")
     if kind == "latent" and not TAEF2.is_dir():
         return {"bytes": None, "reason": f"the weights of taef2 are not in {TAEF2}"}

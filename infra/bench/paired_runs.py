@@ -1,11 +1,11 @@
-"""One training run of the accuracy benches, many of them in processes of one thread each, and what their differences are worth.
+"""One training run of the accuracy benches, many such runs in processes of one thread each, and the statistics of their differences.
 
-Every side ends as the same kind of tensor, pictures [B, 3, h, w] standardised per colour at the resolution at which they are stored, and
-goes through the same mirroring, crop (to 64 x 64), noise, CutMix, network, optimiser and schedule. Pixels are read from an array; tokens
-come from shards through `TokenLoader`, the augmentations of ids, which pixels do not have, and `TokenEmbedding`; as a code of patch k-means
-is a patch, its vector is laid out as that patch.
+Every side yields the same kind of tensor: images [B, 3, h, w], standardised per colour, at the stored resolution. All sides share
+mirroring, crop (to 64 x 64), noise, CutMix, network, optimiser and schedule. Pixels are read from an array. Tokens come from shards through
+`TokenLoader`, augmentations of ids, which pixels do not have, and `TokenEmbedding`. A code of patch k-means is a patch, so its vector is
+laid out as that patch.
 
-Shapes: B pictures of a batch, N held-out pictures, S seeds, D values of a patch.
+Shapes: B images of a batch, N held-out images, S seeds, D values of a patch.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ AUGMENT = AugmentConfig(
     synonym_prob=0.0,
     swap_prob=0.0,
 )
-"""SeiT's list with the strengths that suit 3,000 pictures and some minutes. Synonyms and block swap, which act on tokens alone, are off:
-runs on held-out pictures at 64 bytes were 0.7 to 0.8 points better without. In the ablation, at 512 bytes, the difference is not clear
-of zero."""
+"""SeiT's list, with strengths for 3,000 images and some minutes. Synonyms and block swap, which act on tokens alone, are off: runs on
+held-out images at 64 bytes were 0.7 to 0.8 points better without them. In the ablation, at 512 bytes, the difference is not clear of
+zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Recipe:
 
     model: str = "resnet18"
     channels: tuple[int, ...] = (32, 64, 128, 128)
-    """Of the four stages, one block each; the first works on 16 x 16 sites."""
+    """Widths of the four stages, one block each; the first stage works on 16 x 16 sites."""
     epochs: int = 30
     batch_size: int = 50
     lr: float = 3e-3
@@ -79,7 +79,7 @@ Batches = Iterator[tuple[Tensor, Tensor, SampleKeys]]
 
 
 class PixelSide:
-    """Pictures from `SIDE.npz`."""
+    """Images from `SIDE.npz`."""
 
     def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
         stored, names = np.load(work / f"{side}.npz"), split_names(work)
@@ -97,7 +97,7 @@ class PixelSide:
         return ((pixels_NHWC.float() - self._mean) / self._std).movedim(-1, 1)
 
     def epoch(self, epoch: int) -> Batches:
-        """Yield pictures, labels and the keys of their random numbers."""
+        """Yield images, labels and the keys of their random numbers."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order_N = torch.randperm(len(self._train), generator=generator)
         for start in range(0, self.steps * self._size, self._size):
@@ -105,12 +105,12 @@ class PixelSide:
             yield self._train[rows_B], self._labels[rows_B], SampleKeys(self._seed, epoch, torch.arange(start, start + self._size))
 
     def held_out(self) -> Iterator[Tensor]:
-        """Yield the held-out pictures in the order of `labels_N`."""
+        """Yield the held-out images in the order of `labels_N`."""
         return iter(self._held_out.split(EVALUATION_BATCH))
 
 
 class TokenSide:
-    """Pictures from the shards of `SIDE/train` and `SIDE/held_out`."""
+    """Images from the shards of `SIDE/train` and `SIDE/held_out`."""
 
     def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
         train, held_out = (open_dataset(str(work / side / part)) for part in ("train", "held_out"))
@@ -118,7 +118,7 @@ class TokenSide:
         config = LoaderConfig(batch_size=recipe.batch_size, seed=seed, cache_dir=str(work / "cache"), cache_gb=4.0, prefetch_batches=2)
         self._loader, self.steps = TokenLoader(train, config), 0
         self.steps = len(self._loader)
-        # Mirrored sites would hold unmirrored patches: mirroring is done on the laid-out picture, as for pixels.
+        # Mirrored sites would hold unmirrored patches. So the laid-out image is mirrored, as pixels are.
         self._augmentation = Augmentation(train.spec, train.codebook(), replace(recipe.augment, flip_prob=0.0))
         self._patch = int(train.spec.config["patch"])
         self._embedding = TokenEmbedding(train.spec, train.codebook(), standardise=self._statistics(train))
@@ -133,32 +133,32 @@ class TokenSide:
 
     @staticmethod
     def _statistics(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return one mean and deviation per colour, repeated for the values of a patch: as pixels are standardised."""
+        """Return one mean and deviation per colour, repeated for the values of a patch, so that tokens are standardised like pixels."""
         mean_D, std_D = embedding_statistics(dataset)
         mean_P3, std_P3 = mean_D.reshape(-1, 3), std_D.reshape(-1, 3)
         deviation_3 = np.sqrt(np.square(std_P3).mean(axis=0) + mean_P3.var(axis=0))
         return np.tile(mean_P3.mean(axis=0), len(mean_P3)), np.tile(deviation_3, len(mean_P3))
 
     def _laid_out(self, ids_BLQ: Tensor) -> Tensor:
-        """Return [B, 3, h, w]: the vector of each site as the patch it is."""
+        """Return [B, 3, h, w]: the vector of each site, laid out as the patch that it is."""
         x_BHWD, patch = self._embedding(ids_BLQ).movedim(1, -1), self._patch
         batch, height, width, _ = x_BHWD.shape
         x = x_BHWD.reshape(batch, height, width, patch, patch, 3).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, height * patch, width * patch, 3).movedim(-1, 1)
 
     def epoch(self, epoch: int) -> Batches:
-        """Yield pictures, labels and the keys of their random numbers."""
+        """Yield images, labels and the keys of their random numbers."""
         for batch in self._loader.epoch(epoch):
             keys = SampleKeys.from_batch(batch)
             yield self._laid_out(self._augmentation.ids(batch.ids_BLQ, keys)), batch.labels_B, keys
 
     def held_out(self) -> Iterator[Tensor]:
-        """Yield the held-out pictures in the order of `labels_N`."""
+        """Yield the held-out images in the order of `labels_N`."""
         return (self._laid_out(ids_BLQ) for ids_BLQ in self._ids_NLQ.split(EVALUATION_BATCH))
 
 
 def enlarged(x: Tensor) -> Tensor:
-    """Return the whole pictures at 64 x 64."""
+    """Return the whole images at 64 x 64."""
     box_B4 = torch.tensor([[0, 0, x.shape[2], x.shape[3]]]).expand(len(x), 4)
     return x if x.shape[2:] == (SIDE, SIDE) else embed_ops.resample(x, box_B4, (SIDE, SIDE))
 
@@ -196,7 +196,7 @@ def build_model(recipe: Recipe, classes: int, seed: int) -> nn.Module:
 
 
 def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, Any]:
-    """Train on one side and return which held-out pictures were classified right, and the seconds it took."""
+    """Train on one side; return which held-out images were classified correctly, and the seconds that training took."""
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
     data = (TokenSide if side.startswith("tokens") else PixelSide)(work, side, recipe, seed)
@@ -207,13 +207,13 @@ def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, An
     for epoch in range(recipe.epochs):
         model.train()
         losses = 0.0
-        for pictures, labels_B, keys in data.epoch(epoch):
+        for images, labels_B, keys in data.epoch(epoch):
             rate = learning_rate(
                 step, total_steps=total, warmup_steps=round(recipe.warmup_share * total), peak=recipe.lr, floor=recipe.lr / 100
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            x, targets_BC = augmented(pictures, soft_targets(labels_B, classes, recipe.label_smoothing), keys, recipe.augment)
+            x, targets_BC = augmented(images, soft_targets(labels_B, classes, recipe.label_smoothing), keys, recipe.augment)
             logits_BC = model(x.contiguous(memory_format=torch.channels_last))
             loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum(dim=1).mean()
             loss.backward()
@@ -247,7 +247,7 @@ class Job:
     seed: int
     recipe: Recipe
     data: str
-    """Digest of the prepared data: results of other data do not count."""
+    """Digest of the prepared data: results of other data are not reused."""
 
     @property
     def key(self) -> str:
@@ -258,7 +258,7 @@ class Job:
         return work / "runs" / f"{self.name}.{self.seed}.json"
 
     def result(self, work: Path) -> dict[str, Any] | None:
-        """Return what an earlier run of the same settings left."""
+        """Return the result of an earlier run with the same settings, or None."""
         path = self.path(work)
         if not path.exists():
             return None
@@ -277,7 +277,7 @@ def _work(work: Path, job: Job) -> dict[str, Any]:
 
 
 def run_jobs(work: Path, jobs: Sequence[Job], workers: int) -> dict[tuple[str, int], dict[str, Any]]:
-    """Run what has no result yet, seed by seed, and return the results by name and seed."""
+    """Run every job without a result, seed by seed; return the results by name and seed."""
     results = {(job.name, job.seed): found for job in jobs if (found := job.result(work)) is not None}
     left = [job for job in jobs if (job.name, job.seed) not in results]
     if results:
@@ -292,7 +292,7 @@ def run_jobs(work: Path, jobs: Sequence[Job], workers: int) -> dict[tuple[str, i
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when the bench is killed: it would go on with its run otherwise."""
+    """End this worker when the bench is killed; without this the worker would finish its run."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -304,7 +304,7 @@ def _end_with_parent() -> None:
 
 
 def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Yield results as they come from fresh processes of one thread each."""
+    """Yield results as they arrive from fresh processes of one thread each."""
     if not arguments:
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
@@ -318,14 +318,14 @@ def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ..
 
 
 def correctness(results: dict[tuple[str, int], dict[str, Any]], name: str, seeds: Sequence[int]) -> np.ndarray:
-    """Return float [S, N]: 1 where a held-out picture was classified right."""
+    """Return float [S, N]: 1 where a held-out image was classified correctly."""
     rows = [results[name, seed] for seed in seeds]
     bits = [np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))[: row["images"]] for row in rows]
     return np.stack(bits).astype(np.float64)
 
 
 def resampled(right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return bootstrap means of each name, the same pictures and the same seeds drawn for all: paired."""
+    """Return bootstrap means of each name. All names share the drawn images and seeds: the bootstrap is paired."""
     seeds, images = next(iter(right.values())).shape
     rng, means = np.random.default_rng(0), {name: np.empty(RESAMPLES) for name in right}
     for draw in range(RESAMPLES):

@@ -3,12 +3,12 @@
     python infra/bench/plan_scale.py                                     # 1,000, 10^6 and 10^7 objects
     python infra/bench/plan_scale.py --sizes 1000000 10000000 100000000  # needs about 25 GB of free disk; once, by hand
 
-The objects are those of a bucket that never was: an fsspec file system answers `ls` with generated entries (60 characters of path,
-1,000 classes, 1,000 objects a folder, sizes, etags), and everything from there on is what `tokenize` does: Store.list, FolderSource,
-sample for the fit, spool, partition, parts, and the plan published to a local folder. Bars: CPU seconds at most 11 times, and peak memory
-at most 1.1 times, from one size to the next tenfold; from 1,000 to 10^6 objects memory grows by less than 50 MB. `ratio` is the worst of
-these over its bar and should be at most 1. Planning is one thread, so wall seconds are CPU seconds where nothing else runs; `wall_ratio`
-is told, not judged. Temporary files lie under --scratch and are removed.
+The objects belong to a bucket that does not exist: an fsspec file system answers `ls` with generated entries (60 characters of path, 1,000
+classes, 1,000 objects a folder, sizes, etags). All further work is that of `tokenize`: Store.list, FolderSource, sample for the fit, spool,
+partition, parts, and the plan published to a local folder. Bars for each tenfold step in size: at most 11 times the CPU seconds and 1.1
+times the peak memory; from 1,000 to 10^6 objects memory grows by less than 50 MB. `ratio` is the worst of these over its bar and should be
+at most 1. Planning is one thread, so wall seconds equal CPU seconds where nothing else runs; `wall_ratio` is shown without a bar.
+Temporary files lie under --scratch and are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES = 1_000
 FOLDER_OBJECTS = 1_000
 SAMPLE = 20_000
 SMALL = 100_000
-"""Below this many objects a run measures little but start-up, and only its memory is compared."""
+"""Below this many objects start-up dominates a run, and only its memory is compared."""
 GROWTH_LIMIT_BYTES = 50_000_000
 TIME_BAR = 11.0
 MEMORY_BAR = 1.1
@@ -38,7 +38,7 @@ POLL_SECONDS = 0.25
 
 
 def generated_file_system() -> Any:
-    """Return a file system class whose folder `COUNT` holds COUNT generated objects; nothing is kept of them."""
+    """Return a file system class whose folder `COUNT` holds COUNT generated objects. The class stores no entries."""
     from hashlib import md5
 
     from fsspec.spec import AbstractFileSystem
@@ -46,7 +46,7 @@ def generated_file_system() -> Any:
     class GeneratedFileSystem(AbstractFileSystem):  # type: ignore[misc]
         protocol = "generated"
         seconds = 0.0
-        """Time spent on making entries, which a real store would spend on its answers."""
+        """Time spent on making entries; a real store would spend it on its answers."""
 
         def ls(self, path: str, detail: bool = True, **options: Any) -> list[dict[str, Any]]:
             start = time.perf_counter()
@@ -120,7 +120,7 @@ def plan_once(count: int, folder: Path) -> None:
 
 
 def bytes_below(folder: Path) -> int:
-    """Return the bytes of all files below a folder, of those that are still there."""
+    """Return the bytes of all files below a folder; files that vanish meanwhile do not count."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:
@@ -132,7 +132,7 @@ def bytes_below(folder: Path) -> int:
 
 
 def in_fresh_process(count: int, scratch: str | None) -> dict[str, Any]:
-    """Plan `count` objects in a process of its own, and watch how much temporary disk it takes."""
+    """Plan `count` objects in a process of its own, and measure the temporary disk that it takes."""
     with tempfile.TemporaryDirectory(prefix="plan-scale-", dir=scratch) as name:
         folder = Path(name)
         (folder / "temporary").mkdir()
@@ -156,7 +156,7 @@ def in_fresh_process(count: int, scratch: str | None) -> dict[str, Any]:
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the ratios of each size to the one before, time scaled to a tenfold step, and the worst of all over its bar."""
+    """Return the ratios of each size to the size before, with time scaled to a tenfold step, and the worst of all over its bar."""
     steps, worst = [], []
     for small, large in zip(runs, runs[1:], strict=False):
         if small["objects"] < SMALL:

@@ -1,23 +1,24 @@
-"""Does a Ray cluster pay? Marginal images per second of the Ray runner: against the local runner, of two nodes against one, and against a
+"""Does a Ray cluster pay? Compares marginal images per second of the Ray runner with the local runner, two nodes with one, and both with a
 plain Ray Data pipeline.
 
     python infra/bench/ray_scaling.py --data DIR
 
-DIR holds images at any depth (default: the sample images beside the repository, else generated JPEGs). They are hard-linked under distinct
-names into two folders of N and 5 N files on the local disk. Every rate is (5 N - N) / (seconds for 5 N - seconds for N) of whole commands,
-so that start-up cancels. The sides take turns, medians count:
+DIR holds images at any depth (default: the sample images beside the repository, or else generated JPEGs). They are hard-linked under
+distinct names into two folders of N and 5 N files on the local disk. Every rate is (5 N - N) / (seconds for 5 N - seconds for N) of whole
+commands, so that start-up cancels. The sides take turns and medians count:
 
 - `local`: `cli.py tokenize --workers 2`;
 - `ray`: `cli.py tokenize --runner ray` on one node of two CPUs, which makes two actors;
-- `ray_data`: the pipeline below on the same node: read_binary_files, decoding tasks, actors with the tokenizer, write_parquet. Its decoding
-  and its tokenizer are ours, in batches of the same size. The layouts in LAYOUTS are tried first, each as often as every side is timed, and
-  the one with the fastest median counts;
-- `fused_ray_data`: the same in one stage, the fastest way to write it, which uses the object store for file names and ids alone;
+- `ray_data`: the pipeline below on the same node: read_binary_files, decoding tasks, actors with the tokenizer, write_parquet. It uses our
+  decoding and tokenizer, in batches of the same size. The layouts in LAYOUTS are tried first, each as often as every side is timed; the
+  layout with the fastest median counts;
+- `fused_ray_data`: the same in one stage, the fastest form, which uses the object store for file names and ids alone;
 - `one_node` and `two_nodes`: `cli.py tokenize --runner ray` on one and on two nodes of one CPU, separate `ray start` processes.
 
-Bars: `ray_over_local` 0.9, `two_nodes_over_one` 1.7, `over_ray_data` 1.6; `ratio` is the smallest of the three over its bar. Of the two Ray
-sides only ours commits, verifies and resumes. `object_store` holds the peaks of the node's object store in runs of N and of 5 N, sampled
-while nothing is timed: bounded where the second is no larger. `whole_seconds` are whole commands over N files, start-up included.
+Bars: `ray_over_local` 0.9, `two_nodes_over_one` 1.7, `over_ray_data` 1.6; `ratio` is the smallest of the three over its bar. Of the two
+sides with Ray only ours commits, verifies and resumes. `object_store` holds the peaks of the node's object store in runs of N and of 5 N,
+sampled while nothing is timed; use is bounded where the second peak is no larger. `whole_seconds` are whole commands over N files, start-up
+included.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ RAY_DATA, SAMPLER = "--ray-data", "--sampler"
 BARS = {"ray_over_local": 0.9, "two_nodes_over_one": 1.7, "over_ray_data": 1.6}
 BATCH_ROWS = 64
 FILES_PER_BLOCK = 125
-# Numbers of decoding tasks and of actors at once. All ask for fractions of a CPU, so that no stage waits for the slot of another: the
-# operating system shares two cores better. (With whole CPUs, actors on every core leave none to the write, and the pipeline hangs.)
+# Numbers of decoding tasks and of actors at once. All ask for fractions of a CPU, so that no stage waits for another's slot: the operating
+# system shares two cores better. (With whole CPUs, actors on every core leave no core to the write, and the pipeline hangs.)
 LAYOUTS = {
     "2 decoders, 1 actor": {"decoders": 2, "actors": 1},
     "2 decoders, 2 actors": {"decoders": 2, "actors": 2},
@@ -59,11 +60,11 @@ READ_CPUS, DECODE_CPUS, ACTOR_CPUS, WRITE_CPUS = 0.25, 0.25, 0.25, 0.25
 HANGS_SECONDS = 900
 OBJECT_STORE_BYTES = 1 << 30  # of a node
 TIMES = 5
-"""How many times as many images the long run has."""
+"""Size of the long run over the size of the short run."""
 
 
 def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout: dict[str, int]) -> None:
-    """The other side, in a process of its own."""
+    """The Ray Data side, in a process of its own."""
     import numpy as np
     import ray
     import ray.data
@@ -83,7 +84,7 @@ def ray_data(folder: str, out: str, tokenizer_folder: str, address: str, layout:
         images = [decode_image(data, preprocess) for data in batch["bytes"]]
         return {
             "path": batch["path"],
-            "pixels": np.stack([image.pixels_HWC for image in images]),  # uint8: the smallest that can go through the object store
+            "pixels": np.stack([image.pixels_HWC for image in images]),  # uint8: the smallest dtype that can go through the object store
             "width": np.array([image.width for image in images], np.int32),
             "height": np.array([image.height for image in images], np.int32),
         }
@@ -204,11 +205,11 @@ def measure(bench: Bench) -> dict[str, Any]:
     count, load = bench.options.images, os.getloadavg()
     stores: dict[str, dict[str, Any]] = {}
     tried: dict[str, float] = {}
-    bench.local(bench.few)  # byte code and page cache
+    bench.local(bench.few)  # warms byte code and page cache
     with bench.cluster(2) as cluster:
-        bench.on_ray_data(cluster, FUSED, bench.few)  # Ray Data's own actors of the cluster
+        bench.on_ray_data(cluster, FUSED, bench.few)  # starts Ray Data's own actors
         trials: dict[str, dict[str, list[float]]] = {name: {"few": [], "many": []} for name in LAYOUTS}
-        for _ in range(bench.options.repeat):  # in turns: one trial of each picked a slow layout on a noisy machine
+        for _ in range(bench.options.repeat):  # in turns: a single trial of each picked a slow layout on a noisy machine
             for name, layout in LAYOUTS.items():
                 trials[name]["few"].append(bench.on_ray_data(cluster, layout, bench.few))
                 trials[name]["many"].append(bench.on_ray_data(cluster, layout, bench.many))
@@ -279,7 +280,8 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def rate(seconds: dict[str, list[float]], count: int) -> float:
-    """Return marginal images per second; 0 where the long run was no longer, because the runs are too short for this machine."""
+    """Return marginal images per second; 0 where the runs are too short for this machine: the long run took no longer than the short
+    one."""
     more = statistics.median(seconds["many"]) - statistics.median(seconds["few"])
     return round((TIMES - 1) * count / more, 1) if more > 0 else 0.0
 

@@ -2,12 +2,12 @@
 
     python infra/bench/read_throughput.py --data DIR
 
-DIR holds `*.npy` (or `tokens/*.npy`) of unsigned ids [images, ...] with 1,024 ids an image; generated when absent. The rows are
-written as one shard with the default codec, then read in alternation by `ShardReader.iter_tokens`, row group by row group, checksums
-on, and by `read_table(columns=["tokens"])`, which uses threads too and stops at an Arrow table. Other loaders read the same rows, each
-uncompressed and at its fastest setting, into batches of 1,024; one that is not installed (extra `bench`) is left out. All files are in
-the page cache, one process reads. The last line is one JSON object; `ratio` is ours over read_table, the median of the pairs, and
-should be 0.85 or more.
+DIR holds `*.npy` (or `tokens/*.npy`) of unsigned ids [images, ...] with 1,024 ids an image; they are generated when absent. The rows are
+written as one shard with the default codec. Two readers take turns: `ShardReader.iter_tokens`, row group by row group with checksums, and
+`read_table(columns=["tokens"])`, which also uses threads and stops at an Arrow table. Other loaders read the same rows uncompressed, each
+at its fastest setting, into batches of 1,024; a loader that is not installed (extra `bench`) is left out. All files are in the page cache,
+and one process reads. The last line is one JSON object; `ratio` is our rate over read_table's, the median of the pairs, and should be
+0.85 or more.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def webdataset_reader(ids_BL: np.ndarray, root: Path) -> Callable[[], int]:
 
 
 def allow_torchvision() -> None:
-    """Let a torchvision wheel import beside a CPU-only torch: it registers fakes for two operators that its own library would define."""
+    """Let a torchvision wheel import beside a CPU-only torch: define the two operators that torchvision's own library would define."""
     import torch
 
     try:

@@ -2,11 +2,11 @@
 
     python infra/bench/survey_scale.py
 
-The dataset is made: commit records with the histogram and the labels of real ones, and sparse files of the right size in place of the
-shards. In a fresh process it is surveyed twice, as `tokenize` does before and after its work when it resumes, the generation is closed,
-which writes the manifest, and the manifest is read back: all of it the real code. Bars, which issue 4 sets for the whole driver: 1 ms of
-CPU and 1 KB of memory per shard; memory is judged by the peak, and what stays allocated is told. `ratio` is the worse of the two over
-its bar and should be at most 1. The commits lie under --scratch and are removed.
+The dataset is generated: commit records with the histogram and the labels of real ones, and sparse files of the right size in place of the
+shards. In a fresh process the real code surveys the dataset twice, as a resumed `tokenize` does before and after its work, closes the
+generation, which writes the manifest, and reads the manifest back. Bars for the whole driver: 1 ms of CPU and 1 KB of memory per shard.
+Peak memory is judged; memory that stays allocated is shown. `ratio` is the worse of the two over its bar and should be at most 1. The
+commits lie under --scratch and are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMORY_BAR_BYTES = 1024
 SHARD_ROWS = 10_000
 SITES = 1_024
 FAILED_EVERY = 10
-"""Of so many shards one has quarantined inputs."""
+"""One of so many shards has quarantined inputs."""
 
 
 def made_plan(shards: int) -> Any:
@@ -132,7 +132,7 @@ def resume_once(folder: Path, shards: int) -> None:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    close_generation(store, made_plan(0), survey_plan(store, made_plan(0), spec), spec, None)  # loads whatever is loaded lazily
+    close_generation(store, made_plan(0), survey_plan(store, made_plan(0), spec), spec, None)  # imports everything that loads lazily
     base_peak, base, steps = peak(), retained(), []
     wall, cpu = time.perf_counter(), time.process_time()
 
@@ -153,7 +153,7 @@ def resume_once(folder: Path, shards: int) -> None:
     survey = survey_plan(store, plan, spec)
     assert survey.balanced and not survey.problems, survey.problems[:1]
     step("survey")
-    del survey  # as PlanRun does before it works
+    del survey  # as PlanRun does before its work
     survey = survey_plan(store, plan, spec)
     step("survey again")
     manifest = close_generation(store, plan, survey, spec, None)

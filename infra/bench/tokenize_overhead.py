@@ -1,15 +1,15 @@
-"""What does `tokenize` cost beside the work itself? Its images per second against a bare loop on the same cores.
+"""What does `tokenize` cost beside the work itself? Compares its images per second with a bare loop on the same cores.
 
     python infra/bench/tokenize_overhead.py --data DIR
 
-DIR holds images at any depth (default: the sample images beside the repository, else generated JPEGs). They are hard-linked under distinct
-names into two folders of N and 2 N files. Our side is `cli.py tokenize` as anyone would run it, with planning, progress, commits and
+DIR holds images at any depth (default: the sample images beside the repository, or else generated JPEGs). They are hard-linked under
+distinct names into two folders of N and 2 N files. Our side is `cli.py tokenize` as a user runs it, with planning, progress, commits and
 manifest; its marginal rate is N / (seconds for 2 N - seconds for N), so that start-up cancels. The other side is a loop in as many
-processes, one BLAS thread each, that reads the same N files, decodes and encodes them with the same functions in the same batches, and
-nothing else; its processes are started and warmed up before the clock runs. Both take turns, medians of the times count. The last line is
-one JSON object; `ratio` is ours over the loop with all workers and should be 0.9 or more, `workers_2_over_1` compares our own rates and
-should be 1.8 or more; `loop_2_over_1` is what the machine gave the loop in the same minutes, and `cpu_ratio` compares CPU seconds per
-image, which other work on the machine disturbs least. The `_of_fastest` figures take the fastest run of each kind instead of the median.
+processes, one BLAS thread each. The loop reads the same N files, and decodes and encodes them with the same functions in the same batches;
+its processes are started and warmed up before the clock runs. The sides take turns, and medians of the times count. The last line is one
+JSON object. `ratio` is our rate over the loop's rate with all workers and should be 0.9 or more; `workers_2_over_1` compares our own rates
+and should be 1.8 or more. `loop_2_over_1` is the same figure of the loop in the same minutes. `cpu_ratio` compares CPU seconds per image,
+which other work on the machine disturbs least. The `_of_fastest` figures use the fastest run of each kind instead of the median.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def cli(*arguments: str) -> tuple[float, float]:
 
 
 def bare_loop(tokenizer_folder: str) -> None:
-    """The other side, in a process of its own: a JSON list of files a line in, one JSON line of wall and CPU seconds out."""
+    """The bare loop in its own process: reads a JSON list of files per line, writes one JSON line of wall and CPU seconds."""
     import numpy as np
 
     from tokenshards.pipeline.config import PlanConfig
@@ -86,7 +86,7 @@ def bare_loop(tokenizer_folder: str) -> None:
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
-    keep_freed_memory()  # as the workers of `tokenize` do
+    keep_freed_memory()  # as in the workers of `tokenize`
     tokenizer = load_tokenizer(Store(tokenizer_folder), "")
     preprocess = tokenizer.spec.preprocess
     rows = PlanConfig().batch_rows
@@ -108,7 +108,7 @@ def bare_loop(tokenizer_folder: str) -> None:
 
 
 class BareLoop:
-    """Processes that each do their share of a list of files."""
+    """Processes that share a list of files."""
 
     def __init__(self, tokenizer: Path, workers: int, warm_up: list[str]) -> None:
         command = [sys.executable, __file__, BARE, str(tokenizer)]
@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         options_ = ("--workers", str(workers), "--shard-rows", str(options.shard_rows), "--quiet")
         return cli("tokenize", str(folder), str(out), "--tokenizer", str(tokenizer), *options_)
 
-    tokenize(few, all_workers)  # byte code and page cache
+    tokenize(few, all_workers)  # warms byte code and page cache
     loops = {workers: BareLoop(tokenizer, workers, files[:128]) for workers in sorted({1, all_workers})}
     runs: dict[int, dict[str, list[tuple[float, float]]]] = {workers: {"small": [], "large": [], "loop": []} for workers in loops}
     try:

@@ -1,12 +1,12 @@
-"""Does a small network trained here draw pictures better than k-means of patches, at the same bits, in minutes on a CPU?
+"""Does a small network trained here reconstruct images better than k-means of patches, at the same bits, in minutes on a CPU?
 
     python infra/bench/vq_autoencoder.py --data DIR
 
-DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, else generated). `fit-tokenizer` runs as a
-user would run it, with its defaults, on train/; every picture of val/ goes through either tokenizer and back. `vq-autoencoder`
-and `patch-kmeans` have the same grid, levels and codes, hence the same bits; `patch-kmeans-beam-8` is its slow and closer encoding.
-`psnr_gain_db` is the mean PSNR of the network less that of the better k-means, and `ratio` is the smaller of: allowed minutes over those
-taken, and mean squared error of the k-means over that of the network (from the mean PSNRs); both bars are 1.
+DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, or else generated images). `fit-tokenizer` runs
+with its defaults on train/; every image of val/ goes through either tokenizer and back. `vq-autoencoder` and `patch-kmeans` have the same
+grid, levels and codes, hence the same bits; `patch-kmeans-beam-8` is the slower and closer encoding of the latter. `psnr_gain_db` is the
+mean PSNR of the network minus that of the better k-means. `ratio` is the smaller of two figures: allowed minutes over minutes taken, and
+mean squared error of the k-means over that of the network (from the mean PSNRs); both bars are 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Make a bucket on an S3 server and copy a folder into it: `python infra/local_s3/fill.py photos s3://trial/images`.
 
-Endpoint and keys come from the usual AWS variables. Objects that are there with the same size are left as they are.
+Endpoint and keys come from the usual AWS variables. Objects of the same size that are already in the bucket stay as they are.
 """
 
 from __future__ import annotations

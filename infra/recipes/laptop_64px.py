@@ -1,4 +1,4 @@
-"""A small ViT for some thousand pictures of 64 px, such as ten classes of Tiny ImageNet: minutes on the two cores of a laptop.
+"""A small ViT for some thousand images of 64 px, such as ten classes of Tiny ImageNet: minutes on the two cores of a laptop.
 
     tokenshards train photos.tokens --val photos_val.tokens --out run --recipe infra/recipes/laptop_64px.py
 

@@ -5,7 +5,7 @@ r"""SeiT, ViT-B on ImageNet-1k tokens of a ViT-VQGAN (32 x 32 sites, 391 codes),
 
 Cost: the authors used 8 V100 GPUs; 384 M images in all (300 epochs of 1.28 M). Expected: 74.0 % top-1 from 1.4 GB of tokens, as the
 paper reports it. We have not run it: it takes GPUs for days. Tokens come from `tokenshards import seit`.
-The fp16 of the paper needs no change of results on GPUs with bf16: `--precision auto` takes that.
+The paper uses fp16; `--precision auto` takes bf16 instead, on GPUs that have it.
 """
 
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig

@@ -14,7 +14,7 @@ from tokenshards.pipeline.commands.demo_folder import clear_demo_folder
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, install_hint
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.reports.previews import preview_dataset
 from tokenshards.pipeline.reports.storage_table import dataset_report
@@ -72,7 +72,7 @@ def write_digits(folder: Path) -> int:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ConfigError('the demo needs scikit-learn for its images; install it with: pip install "tokenshards[demo]"') from None
+        raise ConfigError(f"the demo needs scikit-learn for its images, which is not installed; run: {install_hint('demo')}") from None
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         image = Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)

@@ -1,1 +1,1 @@
-"""Image bytes become pixels: decode, resize, views."""
+"""Turn image bytes into pixels: decode, resize, cut views."""

@@ -1,7 +1,7 @@
-"""Bytes of any picture that Pillow opens -> uint8 RGB pixels under the preprocessing policy of a tokenizer's spec.
+"""Bytes of any image that Pillow opens -> uint8 RGB pixels, by the preprocessing of a tokenizer's spec.
 
-Pillow alone does the work: measured on ImageNet JPEGs at 128 px, one thread, libjpeg-turbo through simplejpeg is no faster for `full` and
-under a tenth faster for `dct_scaled`, because Pillow bundles the same library and reaches the same DCT scaling through `draft`.
+We use Pillow alone. On ImageNet JPEGs at 128 px with one thread, libjpeg-turbo through simplejpeg is no faster for `full` and less than
+10 % faster for `dct_scaled`: Pillow bundles the same library and gets the same DCT scaling through `draft`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import PIL
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from tokenshards.pipeline.errors import BadInput, Reason, shorten
-from tokenshards.pipeline.images.resize import Picture, Region, usual_view
+from tokenshards.pipeline.images.resize import Region, SourceImage, usual_view
 from tokenshards.pipeline.shards.spec import Preprocess
 
 __all__ = [
@@ -32,16 +32,16 @@ __all__ = [
     "decode_image",
     "decoding",
     "image_extensions",
-    "open_picture",
+    "open_image",
 ]
 
 DECODER = f"pillow-{PIL.__version__.partition('.')[0]}"
-"""Library and major version: what decides the pixels besides the policy."""
+"""Library and major version: together with the preprocessing they decide the pixels."""
 
 MAX_SIDE = 1 << 20
-"""Longest side in pixels; the tables of a resampling filter grow with it."""
+"""Longest allowed side in pixels; the memory of a resampling filter grows with it."""
 
-# Formats that need an external program or a plug-in, or that Pillow only names and cannot load.
+# Formats that need an external program or a plug-in, or that Pillow can name but not load.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -56,7 +56,7 @@ _ORIENTATION_TAG = 0x0112
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`pixels_HWC` uint8 [size, size, 3], read-only; `width` and `height` of the original in pixels, upright where the policy says so."""
+    """`pixels_HWC` uint8 [size, size, 3], read-only; `width` and `height` of the source image in pixels, after any EXIF rotation."""
 
     pixels_HWC: npt.NDArray[np.uint8]
     width: int
@@ -65,34 +65,34 @@ class DecodedImage:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    Image.preinit()  # puts the common formats first, so that no picture of theirs is shown to a dozen others before
+    Image.preinit()  # puts the common formats first, so that Pillow does not try a dozen others before them
     Image.init()
     return tuple(name for name in Image.ID if name in Image.OPEN and name not in _UNREADABLE_FORMATS)
 
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Return the extensions of the files that `decode_image` can open: lower case, with their dot, such as `.jpeg`."""
-    readable = {*_readable_formats(), "MPO"}  # an MPO file is opened by the JPEG plug-in
+    """Return the file extensions that `decode_image` can open, in lower case with the dot, such as `.jpeg`."""
+    readable = {*_readable_formats(), "MPO"}  # the JPEG plug-in opens MPO files
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in readable)
 
 
 def decode_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = 1 << 27) -> DecodedImage:
-    """Decode the first frame of an encoded picture to RGB and bring it to the size that the policy states.
+    """Decode the first frame of an encoded image to RGB and resize it to `preprocess.size`.
 
     Every mode becomes uint8 RGB: 16-bit samples keep their high byte, transparency is composited on `preprocess.background`, ICC profiles
-    are ignored. The picture is turned by its EXIF orientation where the policy says so; EXIF data that cannot be read counts as upright.
-    The result depends on nothing but the arguments and DECODER. Pictures of more than `max_pixels` are refused before they are decoded.
-    Raises BadInput alone, with a permanent reason; MemoryError passes through, because it says nothing about the picture.
+    are ignored. The image is rotated by its EXIF orientation if `preprocess` says so; unreadable EXIF data counts as upright. The result
+    depends only on the arguments and DECODER. An image of more than `max_pixels` is refused before decoding.
+    Raises only BadInput, with a permanent reason; MemoryError passes through, because it says nothing about the image.
     """
     with decoding(data):
-        picture = open_picture(data, preprocess, max_pixels)
-        return DecodedImage(np.asarray(usual_view(picture, preprocess)), picture.width, picture.height)
+        source = open_image(data, preprocess, max_pixels)
+        return DecodedImage(np.asarray(usual_view(source, preprocess)), source.width, source.height)
 
 
 @contextmanager
 def decoding(data: bytes) -> Iterator[None]:
-    """Turn whatever a picture's bytes provoke into BadInput with a permanent reason; MemoryError passes through."""
+    """Turn every error that an image's bytes cause into BadInput with a permanent reason; MemoryError passes through."""
     if not data:
         raise BadInput(Reason.EMPTY, "the file has 0 bytes")
     try:
@@ -100,12 +100,12 @@ def decoding(data: bytes) -> Iterator[None]:
             yield
     except (BadInput, MemoryError):
         raise
-    except Exception as error:  # plug-ins meet hostile bytes with any type; nothing but the bytes can be the cause
+    except Exception as error:  # a plug-in may raise any type for hostile bytes, and only the bytes can be the cause
         raise _failure(error, data) from error
 
 
 class _QuietPillow:
-    """Context in which Pillow's warnings are ignored. `warnings.catch_warnings` alone loses filters where threads overlap."""
+    """Context that ignores Pillow's warnings. `warnings.catch_warnings` alone loses filters when threads overlap."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -130,12 +130,12 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def open_picture(data: bytes, preprocess: Preprocess, max_pixels: int, detail: float = 1.0) -> Picture:
-    """Return a picture in memory; `detail` times finer than the usual view needs, where JPEG decodes at a smaller scale."""
+def open_image(data: bytes, preprocess: Preprocess, max_pixels: int, detail: float = 1.0) -> SourceImage:
+    """Return the decoded image. If JPEG decodes at a smaller scale, the scale is `detail` times that of the usual view."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=_readable_formats())
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        limit = f"at most {max_pixels} pixels and {MAX_SIDE} a side are decoded"
+        limit = f"expected at most {max_pixels} pixels and {MAX_SIDE} per side"
         raise BadInput(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; {limit}")
     region: Region = (0, 0, width, height)
     if preprocess.decode_mode == "dct_scaled":
@@ -145,20 +145,20 @@ def open_picture(data: bytes, preprocess: Preprocess, max_pixels: int, detail: f
     image.load()
     orientation = _orientation(image) if preprocess.exif_orientation else 1
     upright = (height, width) if orientation >= 5 else (width, height)
-    return Picture(_resizable(image), region, region[2] / width, orientation, *upright)
+    return SourceImage(_resizable(image), region, region[2] / width, orientation, *upright)
 
 
 def _resizable(image: Image.Image) -> Image.Image:
-    """Return the picture as L, RGB or RGBA, the modes whose samples may be averaged as they are."""
+    """Return the image as L, RGB or RGBA, the modes whose samples can be averaged directly."""
     mode = image.mode
     if mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if mode == "I" and image.format in ("PNG", "PPM"):  # 16-bit samples; other files may hold any 32-bit range
         return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if mode not in _CONVERTIBLE_MODES:
-        raise BadInput(Reason.UNSUPPORTED_MODE, f"{image.format} picture of mode {mode}; modes with a stated range are converted")
+        raise BadInput(Reason.UNSUPPORTED_MODE, f"{image.format} image of mode {mode}; expected a mode whose range of values is defined")
     if mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted
+        image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's, which are stored inverted
     if image.has_transparency_data:
         return image.convert("RGBA")
     if mode == "1":
@@ -175,7 +175,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _failure(error: Exception, data: bytes) -> BadInput:
-    text = _ADDRESS.sub("", str(error))  # quarantine files of equal inputs are equal
+    text = _ADDRESS.sub("", str(error))  # equal inputs must give equal quarantine files
     detail = f"{type(error).__name__}: {text[:300]}; {len(data)} bytes that begin with {shorten(data[:16])}"
     if isinstance(error, Image.DecompressionBombError):
         return BadInput(Reason.TOO_MANY_PIXELS, detail)

@@ -1,4 +1,4 @@
-"""A decoded picture as it is stored, and how it becomes the square that a tokenizer was made for: cut, resized, composited, turned."""
+"""Turn a decoded source image into the square that a tokenizer expects: crop, resize, composite, rotate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 from tokenshards.pipeline.shards.spec import Preprocess
 
-__all__ = ["Picture", "Region", "middle_square", "resized_view", "usual_region", "usual_view"]
+__all__ = ["SourceImage", "Region", "middle_square", "resized_view", "usual_region", "usual_view"]
 
 MAX_ASPECT = 8
-"""Longest pictures of which more is resized than is kept, where the short side is resized first."""
+"""Largest ratio of long to short side for which the whole image is resized before the crop."""
 
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")}
 
@@ -28,31 +28,31 @@ _UPRIGHT = {
 }
 
 Region: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of an image as stored."""
+"""Left, top, right, bottom in pixels of the decoded image, before the EXIF rotation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture as it is stored: not yet turned, resized or composited."""
+class SourceImage:
+    """A decoded image, not yet rotated, resized or composited."""
 
     image: Image.Image
     """L, RGB or RGBA."""
     region: Region
-    """The whole picture in pixels of the image."""
+    """The part of `image` that holds the whole source image."""
     scale: float
-    """Pixels of the image for one of the source; below 1 where JPEG decoded at a smaller scale."""
+    """Pixels of `image` per pixel of the source image; below 1 if JPEG decoded at a smaller scale."""
     orientation: int
     """EXIF orientation 1 to 8."""
     width: int
     height: int
-    """Of the source in pixels, upright."""
+    """Width and height of the upright source image in pixels."""
 
 
-def usual_region(picture: Picture, preprocess: Preprocess) -> Region:
-    """Return what the usual view shows, in pixels of the image."""
+def usual_region(source: SourceImage, preprocess: Preprocess) -> Region:
+    """Return the region that the usual view shows."""
     if preprocess.short_side is not None:
-        return _short_side_cut(picture.image.size, preprocess.short_side, preprocess.size)[2]
-    return middle_square(picture.region) if preprocess.resize == "crop" else picture.region
+        return _short_side_cut(source.image.size, preprocess.short_side, preprocess.size)[2]
+    return middle_square(source.region) if preprocess.resize == "crop" else source.region
 
 
 def middle_square(region: Region) -> Region:
@@ -63,32 +63,32 @@ def middle_square(region: Region) -> Region:
     return (left, top, left + side, top + side)
 
 
-def usual_view(picture: Picture, preprocess: Preprocess) -> Image.Image:
-    """Return the picture as the tokenizer was made for, upright RGB of `size` x `size`."""
+def usual_view(source: SourceImage, preprocess: Preprocess) -> Image.Image:
+    """Return the view that the tokenizer expects: upright RGB, `size` x `size` pixels."""
     if preprocess.short_side is None:
-        return resized_view(picture, preprocess, usual_region(picture, preprocess), preprocess.size)
-    small = _resized_and_cut(picture.image, preprocess.short_side, preprocess.size, _RESAMPLING[preprocess.filter])
-    return _finished(small, picture, preprocess)
+        return resized_view(source, preprocess, usual_region(source, preprocess), preprocess.size)
+    small = _resized_and_cut(source.image, preprocess.short_side, preprocess.size, _RESAMPLING[preprocess.filter])
+    return _finished(small, source, preprocess)
 
 
-def resized_view(picture: Picture, preprocess: Preprocess, region: Region, size: int) -> Image.Image:
-    """Return a region of the image, upright RGB of `size` x `size`."""
-    small = picture.image.resize((size, size), _RESAMPLING[preprocess.filter], box=region)
-    return _finished(small, picture, preprocess)
+def resized_view(source: SourceImage, preprocess: Preprocess, region: Region, size: int) -> Image.Image:
+    """Return a region of the image as upright RGB, `size` x `size` pixels."""
+    small = source.image.resize((size, size), _RESAMPLING[preprocess.filter], box=region)
+    return _finished(small, source, preprocess)
 
 
-def _finished(small: Image.Image, picture: Picture, preprocess: Preprocess) -> Image.Image:
+def _finished(small: Image.Image, source: SourceImage, preprocess: Preprocess) -> Image.Image:
     if small.mode == "RGBA":
         opaque = Image.new("RGB", small.size, preprocess.background)
         opaque.paste(small, mask=small.getchannel("A"))
         small = opaque
     elif small.mode == "L":
         small = small.convert("RGB")
-    return small.transpose(_UPRIGHT[picture.orientation]) if picture.orientation in _UPRIGHT else small
+    return small.transpose(_UPRIGHT[source.orientation]) if source.orientation in _UPRIGHT else small
 
 
 def _short_side_cut(image: tuple[int, int], short_side: int, size: int) -> tuple[tuple[int, int], Region, Region]:
-    """Return what the image is resized to, the cut out of that, and the same cut in pixels of the image; rounded as torchvision does."""
+    """Return the resized size, the crop of the resized image, and the same crop in pixels of the image; rounded as in torchvision."""
     width, height = (int(short_side * side / min(image)) for side in image)
     left, top = round((width - size) / 2), round((height - size) / 2)
     right, bottom = left + size, top + size
@@ -102,10 +102,10 @@ def _short_side_cut(image: tuple[int, int], short_side: int, size: int) -> tuple
 
 
 def _resized_and_cut(image: Image.Image, short_side: int, size: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize the short side to `short_side` and cut `size` x `size` pixels out of the middle.
+    """Resize the short side to `short_side` and crop `size` x `size` pixels from the middle.
 
-    Resizing the part alone is not the same to the last bit, because Pillow then clips between its two passes in another order. It is done
-    for very long pictures, of which else far more pixels would be made than are kept.
+    Only very elongated images take the second path, which resizes the cropped part alone; otherwise we would compute many pixels that are
+    cropped away. Its result can differ in the last bit, because Pillow then clips between its two passes in another order.
     """
     resized, cut, part = _short_side_cut(image.size, short_side, size)
     if max(image.size) <= MAX_ASPECT * min(image.size):

@@ -1,1 +1,1 @@
-"""Which input belongs to which shard: the frozen plan, made once."""
+"""The frozen plan: which input belongs to which shard. It is made once."""

@@ -1,4 +1,4 @@
-"""SRC and OUT must lie beside each other: else a dataset is listed among its own inputs, or written among the images of its source."""
+"""SRC and OUT must not contain each other: otherwise the dataset would be listed as input, or be written among the source images."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def refuse_nesting(source_url: str, config: SourceConfig, out: Store) -> None:
-    """Raise ConfigError where OUT is SRC, lies in it, or holds it; links on a local disk are resolved.
+    """Raise ConfigError if OUT is SRC, is inside SRC, or contains SRC; links on a local disk are resolved.
 
-    OUT beside the files that a pattern or the name of a file means is fine, as long as the pattern cannot mean what OUT will hold.
+    If SRC is a pattern or a file name, OUT may be in the same folder, as long as the pattern cannot match objects in OUT.
     """
     source = source_root(source_url, config)
     src_path, out_path = _paths_in_one_store(source, out)
     pattern = _pattern(source_url, source)
-    advice = f"Give an OUT beside SRC, such as {_beside(source_url)}"
+    advice = f"Give an OUT outside SRC, such as {_beside(source_url)}"
     if _holds(out_path, src_path):
         same = out_path == src_path and not pattern
-        how = "is SRC itself: the dataset would lie among its own inputs" if same else f"holds SRC, {source.url}"
-        raise ConfigError(f"OUT, {out.url}, {how}; expected two places, neither in the other. {advice}")
+        how = "is SRC itself: the dataset would be among its own inputs" if same else f"contains SRC, {source.url}"
+        raise ConfigError(f"OUT, {out.url}, {how}; expected two separate places. {advice}")
     if _holds(src_path, out_path) and (not pattern or _may_match(pattern, out_path[len(src_path) :].strip("/"))):
-        raise ConfigError(f"OUT, {out.url}, lies in SRC, {source_url}: the dataset would be listed among its own inputs. {advice}")
+        raise ConfigError(f"OUT, {out.url}, is inside SRC, {source_url}: the dataset would be listed among its own inputs. {advice}")
 
 
 def refuse_nested_stores(one: Store, other: Store) -> None:
-    """Raise ConfigError where two places are the same or one lies in the other."""
+    """Raise ConfigError if two stores are the same place or one contains the other."""
     first, second = _paths_in_one_store(one, other)
     if _holds(first, second) or _holds(second, first):
-        raise ConfigError(f"{other.url} and {one.url} are the same place, or one lies in the other; expected two places apart")
+        raise ConfigError(f"{other.url} and {one.url} are the same place, or one contains the other; expected two separate places")
 
 
 def rows_outside(rows: Iterable[PlanRow], source: Store, out: Store) -> Iterator[PlanRow]:
-    """Yield the rows of a listing; raise ConfigError at the first that a link in SRC took from OUT."""
+    """Yield the rows of a listing; raise ConfigError at the first row that a link in SRC takes from OUT."""
     if not (source.is_local and out.is_local):
         yield from rows
         return
@@ -61,7 +61,7 @@ def rows_outside(rows: Iterable[PlanRow], source: Store, out: Store) -> Iterator
 
 
 def _place(store: Store) -> tuple[tuple[str, ...], str]:
-    """Return which store it is, and where in it: two places can only nest in one store."""
+    """Return (identity of the store, path in the store): two places can nest only if they are in one store."""
     if store.is_local:
         return ("file",), os.path.realpath(store.root)
     options = store.storage_options
@@ -71,13 +71,13 @@ def _place(store: Store) -> tuple[tuple[str, ...], str]:
 
 
 def _paths_in_one_store(one: Store, other: Store) -> tuple[str, str]:
-    """Return where the two are in the store that holds both; what cannot nest, where they are in two stores."""
+    """Return both paths if they are in one store; for two stores return two paths that do not nest."""
     first, second = _place(one), _place(other)
     return (first[1], second[1]) if first[0] == second[0] else ("1", "2")
 
 
 def _pattern(source_url: str, source: Store) -> str:
-    """Return what of SRC is the name of a file, or a pattern, below its root; empty for a folder."""
+    """Return the part of SRC below its root: a file name or a pattern, empty for a folder."""
     whole = absolute_url(source_url).rstrip("/")
     root = absolute_url(source.location).rstrip("/")
     return whole[len(root) :].strip("/") if whole.startswith(root) else ""
@@ -88,10 +88,10 @@ def _holds(folder: str, path: str) -> bool:
 
 
 def _may_match(pattern: str, folder: str) -> bool:
-    """Return whether a pattern may mean an object in a folder, both below the same root."""
+    """Return whether a pattern may match an object in a folder; both are relative to the same root."""
     parts = _BRACES.sub("*", pattern).split("/")
     for place, name in enumerate(folder.split("/") if folder else []):
-        if place >= len(parts) - 1:  # the last part means files
+        if place >= len(parts) - 1:  # the last part of a pattern matches files
             return "**" in parts[min(place, len(parts) - 1)]
         if "**" in parts[place]:
             return True

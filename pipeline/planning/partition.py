@@ -1,7 +1,7 @@
-"""Cutting a listing of any length into shards in bounded memory: spool to disk in hash buckets, sort each, slice.
+"""Cut a listing of any length into shards in bounded memory: spool rows to disk in hash buckets, sort each bucket, slice.
 
-Loose files and table rows are ordered by a seeded hash of their sample id, so classes mix, the order of the listing does not matter,
-and equal ids meet in one shard. Tars keep the order in which they are listed.
+Loose files and table rows are sorted by a seeded hash of their sample id. So classes mix, the order of the listing does not matter, and
+equal ids fall into one shard. Tars keep the order of the listing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLAN_SCHEMA = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("path", pa.binary()),  # bytes, because a file name need not be UTF-8; null, as mostly, where it is the sample id
+        pa.field("path", pa.binary()),  # bytes, because a file name need not be UTF-8; null if it equals the sample id
         pa.field("size", pa.int64(), nullable=False),
         pa.field("version", pa.string(), nullable=False),
         pa.field("inputs", pa.int64(), nullable=False),
@@ -42,13 +42,13 @@ PLAN_SCHEMA = pa.schema(
 _BUCKET_BITS = 6
 _MORE_BITS = 7
 _PIECE_ROWS = 1 << 14
-"""Rows that are sorted at once; a bucket of more is spread over up to 2**_MORE_BITS files first."""
+"""Most rows to sort at once; a larger bucket is first spread over up to 2**_MORE_BITS files."""
 CHUNK_ROWS = 1 << 13
-"""Rows that go to the disk together; fewer make the batches of a bucket too small to be fast."""
+"""Rows written to disk together; with fewer rows the batches per bucket are too small to be fast."""
 _SPREAD_ROWS = 1 << 14
-"""The same where a bucket is spread, over twice as many files."""
+"""Rows written together when a bucket is spread; more than CHUNK_ROWS, because there are twice as many files."""
 GROUP_ROWS = 256
-"""Rows in memory as objects at any time; more would keep the garbage collector busy with them."""
+"""Most rows that exist as Python objects at the same time; more would slow down the garbage collector."""
 
 
 def _columns(rows: list[PlanRow]) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def _columns(rows: list[PlanRow]) -> dict[str, Any]:
 
 
 def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
-    """Return the plan rows of a table; labels become int where `label_type` is int64."""
+    """Return the plan rows of a table; labels become int if `label_type` is int64."""
 
     def label(text: str | None) -> Label:
         return int(text) if text is not None and label_type == "int64" else text
 
-    table = table.select([name for name in table.column_names if name in PLAN_SCHEMA.names])  # a newer minor version may have more
+    table = table.select([name for name in table.column_names if name in PLAN_SCHEMA.names])  # a newer minor version may have more columns
     return [
         PlanRow(
             **{
@@ -92,7 +92,7 @@ def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
 
 
 class RowSpool:
-    """Plan rows on the local disk, to be cut into shards; memory is bounded by a chunk, a piece and a shard, however long the listing."""
+    """Plan rows on local disk, to be cut into shards. For any listing, memory is bounded by one chunk, one piece and one shard."""
 
     def __init__(self, folder: Path, *, order_seed: int, keep_order: bool) -> None:
         self._key = f"order-{order_seed}"
@@ -102,18 +102,18 @@ class RowSpool:
         self._schema = PLAN_SCHEMA.append(pa.field("hash", pa.uint64(), nullable=False))
         self.rows = 0
         self.inputs = 0
-        """Planned inputs, those in tars left out: their members are counted at commit."""
+        """Planned inputs without those in tars, whose members are counted at commit."""
         self.tars = 0
-        """Rows whose inputs nobody has counted."""
+        """Number of rows whose inputs are not counted yet."""
 
     def extend(self, rows: Iterable[PlanRow]) -> None:
-        """Add rows, however many."""
+        """Add any number of rows."""
         rows = iter(rows)
         while group := list(islice(rows, GROUP_ROWS)):
             self.add(group)
 
     def add(self, rows: list[PlanRow]) -> None:
-        """Add a few rows; they go to the disk in chunks."""
+        """Add a few rows; full chunks go to disk."""
         self.rows += len(rows)
         self.inputs += sum(row.inputs for row in rows if row.inputs > 0)
         self.tars += sum(row.inputs < 0 for row in rows)
@@ -129,9 +129,9 @@ class RowSpool:
         self._buckets.add(table)
 
     def shards(self, rows_per_shard: int, tars_per_shard: int = 1) -> Iterator[pa.Table]:
-        """Yield the table of each shard in order, once: what was spooled is deleted as it is read.
+        """Yield the table of each shard in order. This works only once: reading deletes the spooled files.
 
-        Sizes differ by at most one slice, and no shard is empty.
+        Shard sizes differ by at most one slice, and no shard is empty.
         """
         self._flush()
         if self._keep_order:
@@ -140,7 +140,7 @@ class RowSpool:
         total = self.inputs + self.tars
         shards = max(1, -(-total // rows_per_shard))
         boundary = 1
-        passed = 0  # inputs in shards already cut
+        passed = 0  # inputs in the shards already yielded
         rest = self._schema.empty_table()
         for piece in self._buckets.sorted_pieces():
             table = pa.concat_tables([rest, piece])
@@ -171,7 +171,7 @@ class RowSpool:
 
 
 class _Buckets:
-    """Rows in files by `bits` bits of their hash, the lowest at `shift`; a file too large to be sorted at once is spread again."""
+    """Files of rows: `bits` bits of a row's hash, from bit `shift` up, choose its file. A file too large to sort is spread again."""
 
     def __init__(self, folder: Path, name: str, *, shift: int, bits: int) -> None:
         self._folder, self._name = folder, name
@@ -180,7 +180,7 @@ class _Buckets:
         self._rows: Counter[int] = Counter()
 
     def add(self, table: pa.Table) -> None:
-        """Append rows to the files; in each they keep their order."""
+        """Append rows to the files; each file keeps their order."""
         if not self._bits:
             self._append(0, table)
             return
@@ -200,7 +200,7 @@ class _Buckets:
         self._rows[bucket] += table.num_rows
 
     def sorted_pieces(self) -> Iterator[pa.Table]:
-        """Yield all rows in the order of (hash, sample id, path), in tables of a bounded size; rows of equal hash come in one table."""
+        """Yield all rows in order of (hash, sample id, path), in tables of bounded size; rows of equal hash are in one table."""
         self._close()
         for bucket in sorted(self._rows):
             rows = self._rows[bucket]
@@ -219,13 +219,13 @@ class _Buckets:
         return table.sort_by([("hash", "ascending"), ("sample_id", "ascending"), ("path", "ascending")])
 
     def chunks(self) -> Iterator[pa.Table]:
-        """Yield all rows, file by file, as they came."""
+        """Yield all rows, file by file, in the order they were added."""
         self._close()
         for bucket in sorted(self._rows):
             yield from self._read(bucket, CHUNK_ROWS)
 
     def _read(self, bucket: int, chunk_rows: int) -> Iterator[pa.Table]:
-        # A path alone would be mapped into memory, and counted as ours, whole.
+        # Opening by path would mmap the whole file and inflate RSS.
         with pa.OSFile(str(self._file(bucket))) as file, pa.ipc.open_stream(file) as stream:
             batches: list[pa.RecordBatch] = []
             rows = 0

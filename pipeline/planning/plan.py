@@ -1,6 +1,6 @@
-"""The frozen plan: which inputs make which shard. Written once, in parts, with a commit point; never relisted on resume.
+"""The frozen plan: which inputs make which shard. It is written once, in parts, with a commit point; a resumed run never lists again.
 
-Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `current.json` no plan exists.
+Order of writing: tokenizer, parts, `plan.json`, `current.json`. Without `current.json` there is no plan.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PlanPart:
     sha256: str
     size: int
     digest: str
-    """sha256 over (sample_id, size, version) in plan order: what identifies the inputs, whatever wrote the file."""
+    """sha256 over (sample_id, size, version) in plan order: it identifies the inputs and does not depend on the Parquet writer."""
     first_shard: int
     shards: int
     rows: int
@@ -64,7 +64,7 @@ class PlanPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A frozen plan; identified by `plan_id`."""
+    """A frozen plan; `plan_id` is its identity."""
 
     plan_id: str
     fingerprint: str
@@ -80,7 +80,7 @@ class Plan:
     meta_types: dict[str, str]
     classes: tuple[int | str, ...]
     images_planned: int
-    """Inputs known at planning; tars add theirs at commit."""
+    """Inputs counted at planning; the inputs of tars are counted at commit."""
     tars_planned: int
     first_shard: int
     shards: int
@@ -90,9 +90,9 @@ class Plan:
     generation: int
     earlier_plans: tuple[str, ...]
     format_version: str = FORMAT_VERSION
-    """A plan keeps the version that it was made with."""
+    """The format version that made the plan; it never changes."""
     newer_json: bytes = field(init=False, default=b"", repr=False)
-    """The whole plan.json where it has fields of a newer minor version; else empty."""
+    """The whole plan.json if it has fields of a newer minor version; else empty."""
 
     @property
     def shard_numbers(self) -> range:
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def copy_path(self) -> str:
-        """Path of the copy of plan.json that `repair` restores it from: nothing else could."""
+        """Path of the copy of plan.json. Only from this copy can `repair` restore a lost plan.json."""
         return f"plan/{self.plan_id}/plan.copy.json"
 
     @property
@@ -116,22 +116,22 @@ class Plan:
 
     @property
     def is_import(self) -> bool:
-        """Whether the inputs are tokens of another project, which only its import can read."""
+        """Whether the inputs are tokens of another project, which only the import of that project can read."""
         return self.source["kind"] in IMPORTS
 
     def source_config(self, asked: SourceConfig) -> SourceConfig:
-        """Return how the source was read, reached as this run asks for: no plan holds credentials. Newer options are ignored."""
+        """Return the planned source options with the access options of `asked`: no plan holds credentials. Ignores newer options."""
         known = {part.name for part in fields(SourceConfig)}
         before_rules_had_numbers = {"rules": 1}
         planned = {name: value for name, value in self.source["options"].items() if name in known}
         return asked.with_planned({**before_rules_had_numbers, **planned})
 
     def refuse_newer(self) -> None:
-        """Raise PlanError where a newer version made the plan: what it says more may decide which inputs there are, and their ids."""
+        """Raise PlanError if a newer version made the plan: its unknown fields may decide which inputs there are, and their ids."""
         if version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
             raise PlanError(
-                f"{self.path}: made in format {self.format_version}; this version reads such a dataset, and works on plans up to format "
-                f"{FORMAT_VERSION}. Use the version of tokenshards that made it"
+                f"{self.path}: made in format {self.format_version}; this version can read such a dataset, but works only on plans up to "
+                f"format {FORMAT_VERSION}. Use the version of tokenshards that made the plan"
             )
 
     @property
@@ -147,7 +147,7 @@ class Plan:
 
     @property
     def views(self) -> ViewPolicy:
-        """Which views of each picture become rows; FormatError for a policy of a newer version."""
+        """Which views of each image become rows; raises FormatError for a policy of a newer version."""
         return ViewPolicy.stored(self.view_policy, self.path)
 
     def to_bytes(self) -> bytes:
@@ -164,7 +164,7 @@ class Plan:
 
 
 def rows_digest_input(table: pa.Table) -> bytes | bytearray:
-    """Return the bytes that a part's digest covers for one shard: the canonical JSON of [sample_id, size, version] of every row."""
+    """Return the bytes that a part's digest covers for one shard: canonical JSON of [sample_id, size, version] for every row."""
     sizes = pc.cast(table["size"], pa.string())
     rows = pc.binary_join_element_wise('["', table["sample_id"], '",', sizes, ',"', table["version"], '"],', "")
     text = bytearray(b"[")
@@ -173,13 +173,13 @@ def rows_digest_input(table: pa.Table) -> bytes | bytearray:
     if text.count(b'"') == 4 * len(rows) > 0 and b"\\" not in text and np.frombuffer(text, np.uint8).min() >= 0x20:
         text[-1:] = b"]\n"
         return text
-    # JSON escapes quotes, backslashes and control characters, so that what was put together is not what it would say.
+    # JSON escapes quotes, backslashes and control characters, so the fast concatenation above would differ from JSON here.
     columns = (table["sample_id"].to_pylist(), table["size"].to_pylist(), table["version"].to_pylist())
     return canonical_json(list(zip(*columns, strict=True)))
 
 
 def _text_of(strings: pa.StringArray) -> memoryview:
-    """Return the strings of an array one after the other, as UTF-8."""
+    """Return the concatenated strings of an array as UTF-8, without a copy."""
     _, offsets, data = strings.buffers()
     ends = np.frombuffer(offsets, np.int32)[[strings.offset, strings.offset + len(strings)]]
     return memoryview(data)[ends[0] : ends[1]]
@@ -192,7 +192,7 @@ def plan_pointer(plan: Plan) -> bytes:
 
 
 def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
-    """Return the current plan (or the one named), None where no plan exists; damage raises CorruptObjectError."""
+    """Return the current plan or the plan with the given id, None if there is no plan; raises CorruptObjectError for damage."""
     sha256 = None
     if plan_id is None:
         try:
@@ -207,19 +207,19 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
     except MissingObjectError:
         raise PlanError(f"{store.url}/{path} is missing. Run `tokenshards repair {store.url}`") from None
     if sha256 is not None and sha256_hex(data) != sha256:
-        raise CorruptObjectError(path, f"its sha256 is not the one that {CURRENT_PLAN} names. Run `tokenshards repair {store.url}`")
+        raise CorruptObjectError(path, f"its sha256 differs from the one in {CURRENT_PLAN}. Run `tokenshards repair {store.url}`")
     return parse_plan(data, path)
 
 
 def _refuse_lost_plan(store: Store) -> None:
-    """Raise PlanError where there is work but no plan: a new plan would replace the tokenizer that the work was done with."""
+    """Raise PlanError if there is work but no plan: a new plan would replace the tokenizer that made the existing work."""
     published = False
     with contextlib.suppress(FormatError, MissingObjectError):
         published = bool(read_sealed(store, str(read_sealed(store, MANIFEST_POINTER)["manifest"])).get("published"))
     if published:
         raise PlanError(
-            f"{store.url} is a published copy, which has no plan: it does not say where its images are, and nothing can be added to it. "
-            "Work on the data set that it was copied from, or tokenize into another output"
+            f"{store.url} is a published copy without a plan: it does not record where its images are, and nothing can be added to it. "
+            "Use the original data set, or tokenize into another output"
         )
     if store.info(MANIFEST_POINTER) is not None or next(store.list("commits"), None) is not None:
         raise PlanError(f"{store.url}/{CURRENT_PLAN} is missing, but the dataset has commits. Run `tokenshards repair {store.url}`")
@@ -241,7 +241,7 @@ def parse_plan(data: bytes, path: str) -> Plan:
 
 
 def load_chain(store: Store) -> list[Plan]:
-    """Return the plans of all generations, oldest first; empty where no plan exists."""
+    """Return the plans of all generations, oldest first; [] if there is no plan."""
     current = load_plan(store)
     if current is None:
         return []
@@ -250,7 +250,7 @@ def load_chain(store: Store) -> list[Plan]:
 
 
 def read_part(store: Store, part: PlanPart) -> bytes:
-    """Return the bytes of a part, checked against plan.json."""
+    """Return the bytes of a part; raises CorruptObjectError if they do not match plan.json."""
     data = store.read(part.path)
     if sha256_hex(data) != part.sha256:
         raise CorruptObjectError(part.path, f"sha256 is {sha256_hex(data)[:12]}…; plan.json names {part.sha256[:12]}…. Run `repair`")
@@ -269,5 +269,5 @@ def _cached_part(store: Store, part: PlanPart) -> bytes:
 
 
 def read_shard_rows(store: Store, plan: Plan, shard: int) -> list[PlanRow]:
-    """Return the planned rows of one shard, in order; the last parts read are kept."""
+    """Return the planned rows of one shard, in order; the two parts read last stay in memory."""
     return rows_of_shard(_cached_part(store, plan.part_of(shard)), plan, shard)

@@ -1,4 +1,4 @@
-"""Making a plan: list the source once, cut the listing into shards in bounded memory, publish parts and plan, the pointer last."""
+"""Make a plan: list the source once, cut the listing into shards in bounded memory, publish parts, plan, and last the pointer."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tokenshards.pipeline.storage.store import Store
 __all__ = ["Listing", "PlanRequest", "relist_parts", "write_plan"]
 
 REPETITIVE_COLUMNS = ("kind", "label", "meta")
-"""Columns of a plan part that gain from a dictionary; the others would only build one and drop it."""
+"""Columns of a plan part that gain from a dictionary; for the others Parquet would build one and drop it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What a plan is made from, besides the listing."""
+    """All inputs of a plan except the listing."""
 
     fingerprint: str
     config: PlanConfig
@@ -42,7 +42,7 @@ class PlanRequest:
     tokenizer_json: str
     """Text of tokenizer/tokenizer.json, so that `repair` can restore it exactly."""
     classes: tuple[int | str, ...] = ()
-    """Class table handed over by another dataset or an older generation."""
+    """Class table of another dataset or an older generation, which this plan continues."""
     generation: int = 1
     earlier_plans: tuple[str, ...] = ()
     """Plan ids of the older generations, oldest first."""
@@ -52,7 +52,7 @@ class PlanRequest:
     label_type: str | None = None
     meta_types: dict[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
-    """What the listing matched, in words."""
+    """The summary of the listing as lines of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def spool_parts(spool: RowSpool, folder: Path, config: PlanConfig, first_shard: 
         digest.update(rows_digest_input(table))
         rows += table.num_rows
         shard += 1
-        pa.default_memory_pool().release_unused()  # else it keeps several times what it lent, for the whole run
+        pa.default_memory_pool().release_unused()  # otherwise the pool keeps several times the memory in use, for the whole run
         if shard - first == PART_SHARDS:
             writer.close()
             yield finish()
@@ -114,9 +114,9 @@ def plan_id_of(request: PlanRequest, shard_rows: int, digests: list[str]) -> str
 
 
 class Listing:
-    """A source listed once: rows spooled to the local disk, and the rows with the smallest hashes kept as a sample.
+    """One listing of a source: all rows spooled to local disk, and the rows with the smallest hashes as a sample.
 
-    Use as a context manager; memory stays bounded whatever the length of the listing.
+    Use it as a context manager; memory is bounded for any length of the listing.
     """
 
     def __init__(self, rows: Iterable[PlanRow], *, order_seed: int, keep_order: bool, sample: int, sample_seed: int) -> None:
@@ -126,7 +126,7 @@ class Listing:
         self._sample_key = f"sample-{sample_seed}"
         self.keep_order = keep_order
         self.sample: list[PlanRow] = []
-        """Rows in ascending order of a hash of (sample id, size): the same bucket gives the same sample, however it is listed."""
+        """Rows in ascending order of a hash of (sample id, size): the same bucket gives the same sample in any order of listing."""
 
     def __enter__(self) -> Listing:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenshards-plan-")
@@ -134,7 +134,7 @@ class Listing:
             self.folder = Path(self._folder.name)
             self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order)
             self._spool_and_sample()
-        except BaseException:  # nobody calls __exit__, and a process that ends by os._exit cleans nothing up
+        except BaseException:  # __exit__ will not run, and a process that ends by os._exit does not clean up
             self._folder.cleanup()
             raise
         crash_point("after-listing")
@@ -144,7 +144,7 @@ class Listing:
         self._folder.cleanup()
 
     def _spool_and_sample(self) -> None:
-        smallest: list[tuple[int, int, PlanRow]] = []  # a heap of negated hashes: the largest of the sample on top
+        smallest: list[tuple[int, int, PlanRow]] = []  # a heap of negated hashes: the largest hash of the sample is on top
         rows = iter(self._rows)
         while group := list(islice(rows, GROUP_ROWS)):
             if self._sample_size:
@@ -159,9 +159,9 @@ class Listing:
 
 
 def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_shard: int) -> Plan:
-    """Partition and publish the plan of a listing, in the order parts, plan.json, current.json; the listing's sample is dropped."""
+    """Partition a listing and publish its plan in the order parts, plan.json, current.json; drops the listing's sample."""
     spool = listing.spool
-    listing.sample.clear()  # its time is over, and partitioning needs the room
+    listing.sample.clear()  # no longer needed, and partitioning needs the memory
     shard_rows = request.config.rows_per_shard(spool.inputs)
     spooled = list(spool_parts(spool, listing.folder, request.config, request.first_shard, tars_per_shard))
     plan_id = plan_id_of(request, shard_rows, [part.digest for part in spooled])
@@ -214,7 +214,7 @@ def _publish_part(store: Store, plan_id: str, part: _SpooledPart) -> PlanPart:
 
 
 def publish_plan_json(store: Store, plan: Plan) -> None:
-    """Write plan.json, its copy, and last the pointer that makes the plan exist."""
+    """Write the copy, plan.json, and last the pointer, which makes the plan exist."""
     data = plan.to_bytes()
     store.write(plan.copy_path, data)
     store.write(plan.path, data)
@@ -223,7 +223,7 @@ def publish_plan_json(store: Store, plan: Plan) -> None:
 
 
 def relist_parts(listing: Listing, plan: Plan, config: PlanConfig, tars_per_shard: int, wanted: dict[str, PlanPart]) -> dict[str, bytes]:
-    """Return the bytes of the wanted parts made from a fresh listing; a part whose inputs changed is left out."""
+    """Return path -> bytes of the wanted parts, remade from a fresh listing; leaves out a part whose inputs changed."""
     found = {}
     for part in spool_parts(listing.spool, listing.folder, config, plan.first_shard, tars_per_shard):
         path = f"plan/{plan.plan_id}/{part.name}.parquet"

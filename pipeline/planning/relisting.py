@@ -1,4 +1,4 @@
-"""The source looked at again, for `repair`: can a plan part be made anew, and would a shard that is done again find what it found?"""
+"""A fresh look at the source for `repair`: remake a lost plan part, and check whether a redone shard would lose rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Relisting"]
 
 
 class Relisting:
-    """The source of a dataset as it is today; `url` says where it is if it moved."""
+    """The current state of a dataset's source; `url` is its new place if it moved."""
 
     def __init__(self, store: Store, chain: list[Plan], url: str | None, storage_options: dict[str, Any]) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class Relisting:
         self._config = chain[0].source_config(SourceConfig(storage_options=storage_options))
 
     def parts(self, plan: Plan, wanted: list[PlanPart]) -> dict[str, bytes]:
-        """Return the bytes of the wanted parts by path; a part whose inputs changed is left out. Raises what listing raises."""
+        """Return path -> bytes of the wanted parts, without parts whose inputs changed. Raises the errors of listing."""
         plan.refuse_newer()
         rows, keep_order = self._rows(plan)
         with Listing(rows, order_seed=plan.order_seed, keep_order=keep_order, sample=0, sample_seed=0) as listing:
@@ -41,10 +41,10 @@ class Relisting:
         return rows_to_retry(self._store, source_root(self._url, self._config), before, before.shard_numbers), False
 
     def lost_if_redone(self, plan: Plan, shard: int) -> str | None:
-        """Return why an old shard done again would lose rows for good, None where it would not.
+        """Return why a redone shard would lose rows permanently, None if it would not.
 
-        What has changed since the plan is quarantined then. In the last generation `retry-failed` takes care of that; in an older one
-        only of inputs that the next generation tried again.
+        A redone shard quarantines every input that changed since the plan. In the last generation `retry-failed` tries these inputs again.
+        In an older generation only the inputs that the next generation has retried are safe.
         """
         try:
             plan.refuse_newer()

@@ -1,4 +1,4 @@
-"""`retry-failed`: a new generation made of what the last one quarantined; older shards are never rewritten."""
+"""`retry-failed`: plan a new generation from the quarantined inputs of the last one; older shards are never rewritten."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ STAT_THREADS = 16
 
 
 def failed_entries(manifest: Manifest) -> list[ShardEntry]:
-    """Return the shards whose quarantine still stands: those of the last generation, which tried again whatever failed before."""
+    """Return the shards whose quarantine is current: those of the last generation, because it retried all earlier failures."""
     last = manifest.plan_ids[-1]
     return [entry for entry in manifest.shards if entry.plan_id == last and entry.quarantine_path is not None]
 
 
 def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan, int] | None:
-    """Write the plan of the next generation; return it and the number of inputs tried again, None when nothing stands in quarantine.
+    """Write the plan of the next generation; return it and its number of inputs, or None if the quarantine is empty.
 
-    A plan that exists already (an interrupted retry) is returned as it is. Raises IncompleteError before the dataset is complete.
+    If an interrupted retry left a plan, that plan is returned. Raises IncompleteError if the dataset is not complete yet.
     """
     pointer = load_pointer(store)
     chain = load_chain(store)
@@ -45,14 +45,12 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     last.refuse_newer()
     if last.is_import:
         raise PlanError(
-            f"{store.url} holds tokens imported from {last.source['url']}: reading the same bytes again fails again. "
-            f"Import a whole copy into another output with `tokenshards import {last.source['kind']}`"
+            f"{store.url} holds tokens imported from {last.source['url']}: the same bytes would fail again. "
+            f"Import an intact copy into another output with `tokenshards import {last.source['kind']}`"
         )
     if pointer is None or int(pointer["generation"]) < last.generation:
         if last.generation == 1 or pointer is None:
-            raise IncompleteError(
-                f"{store.url} is not complete yet. Finish it with `tokenshards tokenize` before failed inputs are retried"
-            )
+            raise IncompleteError(f"{store.url} is not complete yet. Finish it with `tokenshards tokenize` before you retry failed inputs")
         return last, last.images_planned + last.tars_planned
     manifest = load_manifest(store, pointer)
     failed = failed_entries(manifest)
@@ -80,10 +78,10 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
 
 
 def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int]) -> Iterator[PlanRow]:
-    """Yield a plan row, with the size and version of today, for each input or slice of these shards that was quarantined.
+    """Yield a plan row, with current size and version, for each quarantined input or slice of these shards.
 
-    Files are planned one by one and rows of tables by their number. A tar is read again whole but for the samples that it has given
-    already, because only its reading shows what it holds. Raises PlanError where a failed input belongs to no planned row.
+    Files are planned one by one, and table rows by their number. A tar is read again as a whole, because only reading shows its samples,
+    but its committed samples are skipped. Raises PlanError if a failed input belongs to no planned row.
     """
     with ThreadPoolExecutor(1 if source.is_local else STAT_THREADS) as pool:
         for shard in shards:
@@ -100,7 +98,7 @@ def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow
     claimed = 0
     for row in read_shard_rows(store, plan, commit.shard):
         uri = f"{commit.made_by['source']}{readable_text(row.path)}"
-        if row.kind == "file" and by_id[row.sample_id]:  # fewer than planned where an id is not unique: one of them was committed
+        if row.kind == "file" and by_id[row.sample_id]:  # if several rows share an id, one was committed and the others failed
             by_id[row.sample_id] -= 1
             claimed += 1
             yield replace(row, skip=(row.sample_id,) if row.sample_id in committed else row.skip)
@@ -114,13 +112,13 @@ def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow
             yield replace(row, inputs=-1, skip=tuple(sorted(given.union(row.skip or ()))))
     if claimed != len(failures):
         raise PlanError(
-            f"{store.url}/{path}: {len(failures)} inputs are quarantined and {claimed} of them found in the plan of shard {commit.shard}. "
+            f"{store.url}/{path}: {len(failures)} inputs are quarantined, but only {claimed} are in the plan of shard {commit.shard}. "
             f"Run `tokenshards verify {store.url}`"
         )
 
 
 def _failed_rows(row: PlanRow, uri: str, failures: list[dict[str, Any]]) -> list[int]:
-    """Return the numbers of a slice's rows that failed; tables name them after the `#` of the uri."""
+    """Return the row numbers of a slice that failed; in a table's uris the number stands after the `#`."""
     parts = (failure["uri"].rpartition("#") for failure in failures)
     numbers = (int(number) for container, _, number in parts if container == uri and number.isdigit())
     return sorted(number for number in numbers if row.row_start <= number < row.row_stop)
@@ -133,6 +131,6 @@ def _committed_ids(store: Store, commit: Commit) -> frozenset[str]:
 
 
 def _as_it_is_now(source: Store, row: PlanRow) -> PlanRow:
-    """Return the row with the size and version that its object has today; what is still missing fails again."""
-    info = None if row.version == "" else source.info(row.path)  # a table's own URIs were never looked at
+    """Return the row with the current size and version of its object; a missing object will fail again."""
+    info = None if row.version == "" else source.info(row.path)  # URIs of a table have no planned version
     return row if info is None else replace(row, size=info.size, version=info.version)

@@ -1,6 +1,6 @@
-"""The on-disk contract. `from tokenshards.pipeline.shards import open_dataset` is the public door; SPEC.md is the text.
+"""The on-disk format, specified in SPEC.md. Readers start with `from tokenshards.pipeline.shards import open_dataset`.
 
-Names load on first use: importing this package, or `tokenshards.pipeline.shards.spec`, loads no Arrow.
+Each name loads on first use, so importing this package, or `tokenshards.pipeline.shards.spec`, does not load Arrow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The codebook as it travels: its digest, and its packed form for a shard's footer."""
+"""The codebook's digest, and its packed form in the footer of a shard."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Tables: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Code vectors [K, D] of each level, named `level_0`, `level_1`, …"""
 
 FOOTER_LIMIT_BYTES = 1 << 20
-"""Codebooks whose safetensors form is larger stay in tokenizer/codebook.safetensors alone."""
+"""Largest safetensors size that goes into a footer; a larger codebook is only in tokenizer/codebook.safetensors."""
 
 FOOTER_EVERY = 16
 
 
 def carries_codebook(shard: int) -> bool:
-    """Whether shard number `shard` holds a copy of the codebook: one in 16, enough to repair from and nearly free."""
+    """Return whether shard number `shard` holds a copy of the codebook: one in 16 is enough for repair and costs almost nothing."""
     return shard % FOOTER_EVERY == 0
 
 
 def codebook_sha256(tables: Tables) -> str:
-    """Return a SHA-256 over sorted names, dtypes, shapes and bytes, so the file that holds the tables does not matter."""
+    """Return a SHA-256 over sorted names, dtypes, shapes and bytes; it does not depend on the file format of the tables."""
     parts = []
     for name in sorted(tables):
         table = np.ascontiguousarray(tables[name])
@@ -43,7 +43,7 @@ def codebook_sha256(tables: Tables) -> str:
 
 
 def pack_codebook(tables: Tables) -> str | None:
-    """Return base64 of zstd of the safetensors bytes, or None when those exceed FOOTER_LIMIT_BYTES."""
+    """Return base64 of zstd of the safetensors bytes, or None if those exceed FOOTER_LIMIT_BYTES."""
     data = save({name: np.ascontiguousarray(tables[name]) for name in sorted(tables)})
     if len(data) > FOOTER_LIMIT_BYTES:
         return None
@@ -51,7 +51,7 @@ def pack_codebook(tables: Tables) -> str | None:
 
 
 def unpack_codebook(text: str | bytes, sha256: str, where: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the tables of `pack_codebook`; CorruptObjectError unless their digest is `sha256`."""
+    """Return the tables that `pack_codebook` packed; raises CorruptObjectError unless their digest is `sha256`."""
     try:
         data = decompress(base64.b64decode(text, validate=True), FOOTER_LIMIT_BYTES)
     except (binascii.Error, ValueError) as error:
@@ -60,12 +60,12 @@ def unpack_codebook(text: str | bytes, sha256: str, where: str) -> dict[str, npt
 
 
 def load_codebook(data: bytes, sha256: str, where: str, what: str = "codebook") -> dict[str, npt.NDArray[Any]]:
-    """Return the tables of safetensors bytes; CorruptObjectError unless their digest is `sha256`. `what` they are is for the message."""
+    """Return tables from safetensors bytes; raises CorruptObjectError, which calls them `what`, unless their digest is `sha256`."""
     try:
         tables: dict[str, npt.NDArray[Any]] = load(data)
         found = codebook_sha256(tables)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptObjectError(where, f"no {what} in safetensors ({error}); {len(data)} bytes") from None
+        raise CorruptObjectError(where, f"not a {what} in safetensors format ({error}); {len(data)} bytes") from None
     if found != sha256:
         raise CorruptObjectError(where, f"the sha256 of the {what} is {found}; the tokenizer's spec expects {sha256}")
     return tables

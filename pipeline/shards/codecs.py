@@ -1,10 +1,10 @@
-"""Codecs: how a batch of ids becomes the token columns of a shard, and back. A registry by name.
+"""A registry of codecs: a codec turns a batch of ids into the token columns of a shard, and back.
 
-A codec decides the token columns, their Parquet encoding and compression; nothing else in the format knows. Whole batches only.
-One that stores its own bytes would have a single BINARY column, `PageOptions(encoding="DELTA_LENGTH_BYTE_ARRAY", compression="none")`,
-and could take its model from a footer key below `tokenshards.codec.`.
+A codec alone decides the token columns, their Parquet encoding and their compression. It works on whole batches. A codec with a byte format
+of its own would use a single BINARY column with `PageOptions(encoding="DELTA_LENGTH_BYTE_ARRAY", compression="none")`, and could keep its
+model under a footer key that begins with `tokenshards.codec.`.
 
-Shapes: B rows, L sites (the longest row where they vary), Q ids per site, D dimensions of a layout's shape.
+Shapes: B rows, L sites (those of the longest row if rows vary), Q ids per site, D dimensions of a layout's shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 __all__ = ["Codec", "PageOptions", "check_tokens", "codec_names", "get_codec"]
 
 LARGEST_DICTIONARY = 1 << 16
-"""Above so many codes a dictionary page costs more than it saves."""
+"""Largest vocabulary for dictionary encoding; for more codes a dictionary page costs more than it saves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,32 +36,32 @@ class PageOptions:
     compression: str = "zstd"
     level: int | None = None
     page_bytes: int
-    """Encoded bytes of a data page before compression; zstd works per page."""
+    """Size of a data page before compression; zstd compresses each page on its own."""
     row_group_rows: int
 
 
 class Codec(Protocol):
-    """Ids to Arrow columns and back. Equal inputs must give equal columns."""
+    """Convert ids to Arrow columns and back. Equal inputs must give equal columns."""
 
     @property
     def name(self) -> str:
         """Registry name, written to the footer."""
 
     def columns(self, spec: TokenizerSpec) -> tuple[str, ...]:
-        """Return the names of the columns that `encode` gives and `decode` needs."""
+        """Return the names of the columns that `encode` returns and `decode` needs."""
 
     def encode(self, tokens: TokenBatch, spec: TokenizerSpec) -> dict[str, pa.Array]:
         """Return the columns of a batch that `check_tokens` accepts."""
 
     def decode(self, columns: pa.Table, spec: TokenizerSpec) -> TokenBatch:
-        """Return the batch; raises ValueError when the columns cannot come from `encode`."""
+        """Return the batch; raises ValueError if the columns cannot come from `encode`."""
 
     def page_options(self, spec: TokenizerSpec) -> Sequence[PageOptions]:
-        """Return one or more ways to store the columns; the writer keeps the smallest file."""
+        """Return one or more candidates for storing the columns; the writer keeps the smallest file."""
 
 
 def check_tokens(tokens: TokenBatch, spec: TokenizerSpec) -> TokenBatch:
-    """Return the batch in the spec's dtype; ValueError where shape, lengths or an id contradict the spec."""
+    """Return the batch in the spec's dtype; raises ValueError if shape, lengths or an id contradict the spec."""
     layout, ids_BLQ = spec.layout, tokens.ids_BLQ
     if ids_BLQ.ndim != 3 or ids_BLQ.shape[2] != layout.ids_per_site or ids_BLQ.dtype.kind not in "ui":
         raise ValueError(f"ids are {ids_BLQ.dtype} {ids_BLQ.shape}; expected unsigned integers [B, L, {layout.ids_per_site}]")
@@ -69,7 +69,7 @@ def check_tokens(tokens: TokenBatch, spec: TokenizerSpec) -> TokenBatch:
     lengths_B, shapes_BD = tokens.lengths_B, tokens.shapes_BD
     if not layout.variable:
         if lengths_B is not None or shapes_BD is not None:
-            raise ValueError("lengths or shapes were given for a layout whose rows are all alike; expected None")
+            raise ValueError("lengths or shapes were given for a layout of fixed length; expected None")
         if sites != layout.sites:
             raise ValueError(f"rows have {sites} sites; the spec has {layout.sites}")
     else:
@@ -88,7 +88,7 @@ def check_tokens(tokens: TokenBatch, spec: TokenizerSpec) -> TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class ListCodec:
-    """Ids as a Parquet list of unsigned integers that every Parquet reader understands; see SPEC.md, "Token columns"."""
+    """Store ids as Parquet lists of unsigned integers, which every Parquet reader understands; see SPEC.md, "Token columns"."""
 
     name: str
     level: int
@@ -97,7 +97,7 @@ class ListCodec:
     row_group_rows: int
 
     def columns(self, spec: TokenizerSpec) -> tuple[str, ...]:
-        """Return `tokens`, and `length` or `shape` where rows vary."""
+        """Return `tokens`, and also `length` or `shape` if rows vary."""
         if not spec.layout.variable:
             return ("tokens",)
         return ("tokens", "length" if spec.layout.kind == "sequence" else "shape")
@@ -121,7 +121,7 @@ class ListCodec:
         return {"tokens": ids, "shape": pa.FixedSizeListArray.from_arrays(pa.array(_shapes(tokens).reshape(-1)), type=_shape_type(spec))}
 
     def decode(self, columns: pa.Table, spec: TokenizerSpec) -> TokenBatch:
-        """Return the ids, without a copy where rows are all alike and their column is one chunk."""
+        """Return the ids, without a copy if the layout has a fixed length and the column is one chunk."""
         column = _single(columns, "tokens", _token_type(spec))
         rows, levels = len(column), spec.layout.ids_per_site
         values = column.flatten().to_numpy()
@@ -135,7 +135,7 @@ class ListCodec:
         wrong = np.flatnonzero(counts_B != lengths_B.astype(np.int64) * levels)
         if wrong.size:
             row = int(wrong[0])
-            raise ValueError(f"row {row} holds {counts_B[row]} ids; its {levels} levels of {lengths_B[row]} sites need as many each")
+            raise ValueError(f"row {row} holds {counts_B[row]} ids; expected {levels} levels x {lengths_B[row]} sites")
         sites = int(lengths_B.max(initial=0))
         if int(lengths_B.min(initial=spec.layout.sites)) < spec.layout.min_sites or sites > spec.layout.sites:
             raise ValueError(f"rows have up to {sites} sites; expected {spec.layout.min_sites} to {spec.layout.sites}")
@@ -144,7 +144,7 @@ class ListCodec:
         return _checked(TokenBatch(padded_BQL.transpose(0, 2, 1), lengths_B if shapes_BD is None else None, shapes_BD), spec)
 
     def page_options(self, spec: TokenizerSpec) -> tuple[PageOptions, ...]:
-        """Return one candidate per encoding; a vocabulary too large for a dictionary has its bytes split instead."""
+        """Return one candidate per encoding; a vocabulary too large for a dictionary uses BYTE_STREAM_SPLIT."""
         large = max(spec.vocabulary) > LARGEST_DICTIONARY
         encodings = ("BYTE_STREAM_SPLIT",) if large else self.encodings
         return tuple(
@@ -154,25 +154,25 @@ class ListCodec:
 
 
 def _zstd(name: str, level: int) -> ListCodec:
-    # 256 KiB pages are 1.3 % smaller than 1 MiB ones at level 3, because zstd takes its parameters for small inputs.
+    # 256 KiB pages are 1.3 % smaller than 1 MiB ones at level 3, because zstd then chooses its parameters for small inputs.
     return ListCodec(name, level, ("RLE_DICTIONARY",), page_bytes=1 << 18, row_group_rows=2048)
 
 
 _CODECS: dict[str, Codec] = {
     "default": _zstd("default", 3),
-    # Which encoding is smaller depends on the tokens (5 % either way), so both are tried; at level 19 large pages find more matches.
+    # The smaller encoding depends on the tokens (5 % either way), so the writer tries both. At level 19 large pages find more matches.
     "publish": ListCodec("publish", 19, ("RLE_DICTIONARY", "BYTE_STREAM_SPLIT"), page_bytes=1 << 24, row_group_rows=8192),
 }
 ZSTD_LEVELS = range(1, 23)
 
 
 def codec_names() -> tuple[str, ...]:
-    """Return the names that `get_codec` takes, the family of zstd levels as `zstd:N`."""
+    """Return the names that `get_codec` takes; `zstd:N` stands for all zstd levels."""
     return (*_CODECS, "zstd:N")
 
 
 def get_codec(name: str) -> Codec:
-    """Return a codec by name: one of the registry, or `zstd:N` for the default layout at another level.
+    """Return a codec by name: one of the registry, or `zstd:N`, which is `default` at zstd level N.
 
     Raises ConfigError for any other name.
     """
@@ -190,7 +190,7 @@ def _used(lengths_B: npt.NDArray[np.int32], sites: int) -> npt.NDArray[np.bool_]
 
 def _shapes(tokens: TokenBatch) -> npt.NDArray[np.int32]:
     if tokens.shapes_BD is None:
-        raise ValueError("shapes_BD is None; rows of this layout vary and need their grids")
+        raise ValueError("shapes_BD is None; rows of this layout vary and need [B, D] grid shapes")
     return tokens.shapes_BD.astype(np.int32, copy=False)
 
 

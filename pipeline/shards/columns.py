@@ -1,4 +1,4 @@
-"""The columns of a dataset in words: name, type and meaning, from the schema of one shard."""
+"""A description of a dataset's columns: name, type and meaning, from the schema of one shard."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tokenshards.pipeline.storage.store import Store
 __all__ = ["Column", "dataset_columns"]
 
 _MEANINGS = {
-    "sample_id": "name of the image in its source; with `view` the key of a row",
-    "view": "which view of the image, counted from 0",
-    "label": "label of the image, null where it has none",
-    "length": "sites of the row",
-    "shape": "grid of the row: height and width, for videos frames before them",
-    "orig_width": "width of the source image in pixels, 0 where unknown",
-    "orig_height": "height of the source image in pixels, 0 where unknown",
-    "orig_bytes": "bytes of the encoded source image",
-    "crop": "left, top, width and height of what the row shows, in pixels of the upright source image",
-    "flip": "whether that is mirrored, left to right",
+    "sample_id": "name of the image in its source; `sample_id` and `view` are the key of a row",
+    "view": "number of the view of the image, counted from 0",
+    "label": "label of the image, null if it has none",
+    "length": "number of sites of the row",
+    "shape": "grid of the row: height and width; for videos frames, height and width",
+    "orig_width": "width of the source image in pixels, 0 if unknown",
+    "orig_height": "height of the source image in pixels, 0 if unknown",
+    "orig_bytes": "size of the encoded source image in bytes",
+    "crop": "left, top, width and height of the part that the row shows, in pixels of the upright source image",
+    "flip": "whether the view is mirrored left to right",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column."""
+    """One column; `meaning` is a phrase for a dataset card."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ class Column:
 
 
 def dataset_columns(store: Store, manifest: Manifest) -> list[Column]:
-    """Return the columns in file order, from the first shard; nothing where there is no shard. Raises the errors of opening a shard."""
+    """Return the columns of the first shard in file order, [] if there is no shard. Raises what `ShardReader.open` raises."""
     first = next((entry.path for entry in manifest.shards if entry.path is not None), None)
     if first is None:
         return []
@@ -59,16 +59,16 @@ def _type(kind: pa.DataType) -> str:
 def _meaning(name: str, spec: TokenizerSpec) -> str:
     if name.startswith(META_PREFIX):
         return f"`{name.removeprefix(META_PREFIX)}` of the source"
-    return _tokens(spec) if name == "tokens" else _MEANINGS.get(name, "of a newer version of the format")
+    return _tokens(spec) if name == "tokens" else _MEANINGS.get(name, "column of a newer version of the format")
 
 
 def _tokens(spec: TokenizerSpec) -> str:
     layout, levels = spec.layout, spec.layout.ids_per_site
-    order = {"grid": "row by row", "video": "frame by frame, each row by row", "pyramid": "scale by scale", "sequence": "in their order"}
+    order = {"grid": "row by row", "video": "frame by frame, each row by row", "pyramid": "scale by scale", "sequence": "in sequence order"}
     sites = f"the ids of {'up to ' if layout.variable else ''}{layout.sites:,} sites, {order[layout.kind]}"
     if levels == 1:
         return sites
-    together = "add up" if layout.combine == "sum" else "stand side by side"
+    together = "add up" if layout.combine == "sum" else "are concatenated"
     many = "its own number of sites" if layout.variable else f"{layout.sites:,}"
     return (
         f"{sites}, of {levels} levels whose code vectors {together}; level-major: all ids of level 0 first, then all of level 1, …: "

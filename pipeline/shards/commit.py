@@ -1,4 +1,4 @@
-"""Commit records: a shard is done if and only if its commit is intact and names existing files of the right size."""
+"""Commit records. A shard is done if and only if its commit is intact and names existing files of the right size."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What one shard became. The last put of a commit wins, and any winner is right."""
+    """The result of one shard. The last put of a commit wins; every put commits a correct result."""
 
     plan_id: str
     shard: int
     data: ObjectRef | None
-    """None when every input of the shard failed."""
+    """None if every input of the shard failed."""
     quarantine: ObjectRef | None
-    """None when no input failed."""
+    """None if no input failed."""
     rows: int
     quarantined: int
     reasons: dict[str, int]
-    """Reason -> quarantined inputs."""
+    """Reason -> number of quarantined inputs."""
     inputs_seen: int
     bytes_in: int
-    """Encoded image bytes of the committed rows."""
+    """Bytes of the encoded images of the committed rows."""
     token_bytes: int
     """Compressed bytes of the token columns."""
     id_count: int
@@ -88,7 +88,7 @@ class Commit:
 
 
 def commit_path(plan_id: str, shard: int) -> str:
-    """Return where the commit of a shard lives."""
+    """Return the path of a shard's commit."""
     return f"commits/{plan_id}/{shard:08d}.json"
 
 
@@ -106,7 +106,7 @@ def write_object(store: Store, folder: str, shard: int, data: bytes) -> ObjectRe
 
 
 def read_commit(store: Store, plan_id: str, shard: int) -> tuple[Commit, str]:
-    """Return the commit of a shard and the sha256 of its bytes; raises CorruptObjectError also where it is that of another shard."""
+    """Return the commit of a shard and the sha256 of its bytes; raises CorruptObjectError, also if it names another shard."""
     path = commit_path(plan_id, shard)
     data = store.read(path)
     commit = Commit.from_bytes(data, path)
@@ -116,20 +116,20 @@ def read_commit(store: Store, plan_id: str, shard: int) -> tuple[Commit, str]:
 
 
 def pack_counts(counts_V: npt.NDArray[np.integer[Any]]) -> str:
-    """Return id counts as base64 of zstd of little-endian uint64: a few hundred bytes for a few hundred ids."""
+    """Return id counts as base64 of zstd-compressed little-endian uint64: a few hundred bytes for a few hundred ids."""
     return base64.b64encode(compress(counts_V.astype("<u8").tobytes(), 9)).decode()
 
 
 def unpack_counts(text: str, size: int) -> npt.NDArray[np.int64]:
-    """Return the `size` counts of one level from `pack_counts`."""
+    """Return the `size` counts of one level from the output of `pack_counts`."""
     counts = np.frombuffer(decompress(base64.b64decode(text), 8 * size), "<u8").astype(np.int64)
     if counts.shape != (size,):
-        raise ValueError(f"a histogram of {counts.size} ids was found; expected {size}")
+        raise ValueError(f"the histogram has {counts.size} counts; expected {size}")
     return counts
 
 
 def merge_labels(into: dict[Any, int], labels: list[list[Any]]) -> None:
-    """Add [label, rows] pairs to a running count."""
+    """Add [label, rows] pairs to the counts in `into`."""
     for label, rows in labels:
         into[label] = into.get(label, 0) + rows
 

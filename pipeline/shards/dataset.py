@@ -1,6 +1,6 @@
-"""A finished dataset, opened: length, classes, spec, codebook, batches, one sample by id. Never imports torch.
+"""Read access to a finished dataset: length, classes, spec, codebook, batches, one sample by id. Never imports torch.
 
-Shapes: B rows, L sites (the longest row of a batch where they vary), Q ids per site.
+Shapes: B rows, L sites (those of the longest row of a batch if rows vary), Q ids per site.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ CODEBOOK_PATH = "tokenizer/codebook.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows in shard order: ids [B, L, Q], class indices, ids of the samples, and the extra columns asked for."""
+    """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named."""
 
     tokens: TokenBatch
     labels_B: npt.NDArray[np.int64]
-    """Index into `TokenDataset.classes`, -1 where a row has no label."""
+    """Index into `TokenDataset.classes`, -1 if a row has no label."""
     sample_ids: list[str]
     table: pa.Table
     """The columns of `batches(columns=...)`."""
@@ -51,25 +51,25 @@ class Batch:
 
     @property
     def ids_BLQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of the batch, padded with zeros where rows vary."""
+        """Ids of the batch, padded with zeros if rows vary."""
         return self.tokens.ids_BLQ
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row with everything stored of it; `row` holds the columns besides the ids as Python values."""
+    """One row with all its columns; `row` holds the columns except the ids as Python values."""
 
     tokens: TokenBatch
-    """A batch of one, so that lengths and shapes stay with the ids."""
+    """A batch of one row, so that length and shape stay with the ids."""
     label: Label
     row: dict[str, Any]
 
 
 def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, verify: bool = False) -> TokenDataset:
-    """Open a complete dataset at any fsspec URL; with `verify`, every shard read is checked against its sha256 first.
+    """Open a complete dataset at any fsspec URL; with `verify`, each shard is checked against its sha256 before it is read.
 
-    Raises MissingObjectError where there is no dataset, IncompleteError where tokenization has not finished, CorruptObjectError and
-    FormatVersionError for a manifest that cannot be read.
+    Raises MissingObjectError if there is no dataset, IncompleteError if tokenization has not finished, CorruptObjectError or
+    FormatVersionError if the manifest cannot be read.
     """
     store = Store(url, storage_options=storage_options)
     if store.info(MANIFEST_POINTER) is None:
@@ -100,12 +100,12 @@ class TokenDataset:
 
     @property
     def views(self) -> int:
-        """Rows of each picture; those of picture p are the rows p * views … p * views + views - 1, in the order of their views."""
+        """Rows per image: image p has the rows p * views … p * views + views - 1, in the order of its views."""
         return self.manifest.views
 
     @property
     def spec(self) -> TokenizerSpec:
-        """What the ids mean."""
+        """Spec of the tokenizer, which defines what the ids mean."""
         return self.manifest.spec
 
     @property
@@ -114,13 +114,13 @@ class TokenDataset:
         return self.manifest.classes
 
     def codebook(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the checked code vectors as `level_0`, `level_1`, …; {} when the tokenizer has none."""
+        """Return the checked code vectors as `level_0`, `level_1`, …; {} if the tokenizer has none."""
         if self.spec.codebook is None:
             return {}
         return load_codebook(self.store.read(CODEBOOK_PATH), self.spec.codebook.sha256, CODEBOOK_PATH)
 
     def open_shard(self, entry: ShardEntry) -> ShardReader:
-        """Open one of `shards` and check its size, fingerprint and rows, and its sha256 when `verify` is on."""
+        """Open one of `shards` and check its size, fingerprint and number of rows, and with `verify` its sha256."""
         path = str(entry.path)
         info = self.store.info(path)
         if info is None:
@@ -130,7 +130,7 @@ class TokenDataset:
         reader = ShardReader.open(self.store, path, sha256=entry.sha256 if self.verify else None)
         if reader.fingerprint != self.spec.fingerprint:
             raise FingerprintMismatchError(
-                f"{path}: made by the tokenizer {reader.fingerprint[:12]}…; this dataset has {self.spec.fingerprint[:12]}…. "
+                f"{path}: the tokenizer {reader.fingerprint[:12]}… made it; this dataset has the tokenizer {self.spec.fingerprint[:12]}…. "
                 "Ids of two tokenizers cannot be mixed; tokenize the source of that shard again"
             )
         if reader.num_rows != entry.rows:
@@ -138,7 +138,7 @@ class TokenDataset:
         return reader
 
     def batches(self, batch_size: int, *, columns: Sequence[str] = ()) -> Iterator[Batch]:
-        """Yield every row once, in shard order, `batch_size` rows at a time and the rest last.
+        """Yield every row once, in shard order, in batches of `batch_size` rows; the last batch may be smaller.
 
         `columns` names further columns, such as `view` or `meta.width`, for `Batch.table`. Raises the errors of `open_shard`.
         """
@@ -162,9 +162,9 @@ class TokenDataset:
             yield self._batch(pending, columns)
 
     def sample(self, sample_id: str, view: int = 0) -> Sample:
-        """Return one row by its key. The first call reads the key columns of all shards, later ones a single row group.
+        """Return one row by its key. The first call reads the key columns of all shards; later calls read a single row group.
 
-        Raises MissingObjectError when there is no such row.
+        Raises MissingObjectError if there is no such row.
         """
         found = pc.equal(self._keys["sample_id"], sample_id).to_numpy()
         rows = np.flatnonzero(found)
@@ -174,7 +174,7 @@ class TokenDataset:
         return self[int(rows[0])]
 
     def __getitem__(self, row: int) -> Sample:
-        """Return the row at a position in shard order; meant for looking at single samples, not for training."""
+        """Return the row at a position in shard order. Use it to look at single samples, not for training."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a dataset of {len(self)} rows")
         ends = np.cumsum([entry.rows for entry in self.shards])
@@ -212,7 +212,7 @@ class TokenDataset:
         indices = pc.index_in(plain, value_set=pa.array(self.classes, kind))
         if indices.null_count != labels.null_count:
             stray = plain.filter(pc.and_(indices.is_null(), plain.is_valid()))[0].as_py()
-            raise CorruptObjectError(str(self.manifest.name), f"the label {shorten(stray)} of a shard is not in its class table")
+            raise CorruptObjectError(str(self.manifest.name), f"a shard has the label {shorten(stray)}, which is not in the class table")
         index_B: npt.NDArray[np.int64] = indices.fill_null(-1).to_numpy().astype(np.int64)
         return index_B
 

@@ -1,7 +1,7 @@
-"""The manifest: written last, and from then on the only truth for readers.
+"""The manifest: a run writes it last, and readers trust nothing else.
 
-`manifest.json` is a pointer to `manifest-<12 hex>.json`, which names the shard table `shards-<12 hex>.parquet`. One generation
-never rewrites the shards of an older one; its table starts with the older rows.
+`manifest.json` is a pointer to `manifest-<12 hex>.json`, which names the shard table `shards-<12 hex>.parquet`. A generation never
+rewrites the shards of an older generation; its table starts with the older rows.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MANIFEST_POINTER = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a reader needs to know of a complete dataset."""
+    """Everything a reader needs to know about a complete dataset."""
 
     generation: int
     parent: str | None
-    """Name of the manifest of the generation before."""
+    """Name of the previous generation's manifest."""
     plan_ids: tuple[str, ...]
     spec: TokenizerSpec
     classes: tuple[int | str, ...]
-    """Class table: sorted when first written, append-only in later generations."""
+    """Class table: sorted in the first generation; later generations only append."""
     class_counts: tuple[int, ...]
     totals: dict[str, Any]
     statistics: dict[str, Any]
@@ -45,9 +45,9 @@ class Manifest:
     """sha256 of the objects under tokenizer/."""
     label_type: str | None = None
     view_policy: str = "one"
-    """Which views of each picture are rows."""
+    """Name of the view policy: which views of each image are rows."""
     published: bool = False
-    """A copy for other people: without plan, commits and quarantine, so the shard table alone says what belongs to it."""
+    """True for a public copy. It has no plan, commits or quarantine, so the shard table alone lists its objects."""
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
@@ -59,7 +59,7 @@ class Manifest:
 
     @property
     def views(self) -> int:
-        """Rows of each picture; FormatError for a view policy of a newer version."""
+        """Rows per image; raises FormatError for a view policy of a newer version."""
         return ViewPolicy.stored(self.view_policy, self.name).count
 
 
@@ -71,7 +71,7 @@ def read_sealed(store: Store, path: str) -> dict[str, Any]:
 
 
 def load_pointer(store: Store) -> dict[str, Any] | None:
-    """Return the pointer {manifest, sha256, generation}, or None when the dataset was never completed."""
+    """Return the pointer {manifest, sha256, generation}, or None if the dataset was never completed."""
     try:
         return read_sealed(store, MANIFEST_POINTER)
     except MissingObjectError:
@@ -79,16 +79,16 @@ def load_pointer(store: Store) -> dict[str, Any] | None:
 
 
 def load_manifest(store: Store, pointer: dict[str, Any] | None = None) -> Manifest:
-    """Read pointer, manifest and shard table, each against its checksum.
+    """Read pointer, manifest and shard table, and check each against its checksum.
 
-    Raises MissingObjectError when there is no manifest, CorruptObjectError when any of the three is damaged.
+    Raises MissingObjectError if there is no manifest, CorruptObjectError if any of the three is damaged.
     """
     pointer = pointer or read_sealed(store, MANIFEST_POINTER)
     return _read_manifest(store, str(pointer["manifest"]), str(pointer["sha256"]))
 
 
 def load_parent(store: Store, manifest: Manifest) -> Manifest | None:
-    """Return the manifest of the generation before, None for the first; raises what `load_manifest` raises."""
+    """Return the previous generation's manifest, None for the first generation; raises what `load_manifest` raises."""
     return None if manifest.parent is None else _read_manifest(store, manifest.parent, _digest_in(manifest.parent))
 
 
@@ -122,15 +122,15 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
 
 
 def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> Manifest:
-    """Write shard table, manifest and last the pointer; return the manifest with its names filled in.
+    """Write shard table, manifest, and last the pointer; return the manifest with its names filled in.
 
-    `between` is called after the manifest and before the pointer (crash tests).
+    Calls `between` after the manifest and before the pointer (for crash tests).
     """
     table_data = encode_shard_table(manifest.shards)
     digest = sha256_hex(table_data)
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
-    del table_data  # it is read back below
+    del table_data  # frees memory before `load_manifest` reads the table back
     version = PUBLISHED_VERSION if manifest.published else FORMAT_VERSION
     value = {
         "format_version": version,

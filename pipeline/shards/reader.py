@@ -1,4 +1,4 @@
-"""The bytes of one shard back to ids: row group by row group, whole batches, never a row at a time."""
+"""Read one shard: row group by row group in whole batches, never row by row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ROW_NAMES = tuple(row_schema(None, {}).names)
 
 @dataclass(frozen=True, slots=True)
 class ShardData:
-    """Rows of a shard: ids, and every other column that was asked for as an Arrow table."""
+    """Rows of a shard: the ids, and an Arrow table of the other columns that the caller named."""
 
     tokens: TokenBatch
     table: pa.Table
@@ -50,9 +50,9 @@ class ShardData:
 
 
 class ShardReader:
-    """One shard, opened. Not for use by two threads at once; `iter_tokens` uses threads of its own.
+    """One open shard. Not thread-safe; `iter_tokens` uses threads of its own.
 
-    Every method raises CorruptObjectError where the bytes cannot be what a writer made, whatever the damage.
+    Every method raises CorruptObjectError if the bytes cannot come from our writer, whatever the damage.
     """
 
     def __init__(self, open_file: Callable[[], Any], path: str) -> None:
@@ -74,16 +74,16 @@ class ShardReader:
         self._token_columns = self.codec.columns(self.spec)
         names = file.schema_arrow.names
         self.row_columns = tuple(name for name in names if name in (*_ROW_NAMES, *VIEW_NAMES) or name.startswith(META_PREFIX))
-        """Names of the columns besides the token columns; columns of a newer minor version are left out."""
+        """Names of all columns except the token columns and the columns of a newer minor version."""
         absent = sorted({*_ROW_NAMES, *self._token_columns} - set(names))
         if absent:
             raise CorruptObjectError(path, f"the columns {absent} are missing; found {shorten(names)}")
 
     @classmethod
     def open(cls, source: bytes | Store, path: str = "shard", *, sha256: str | None = None) -> ShardReader:
-        """Open the bytes of a shard, or the object `path` of a store, of which only the ranges needed are read.
+        """Open a shard from its bytes, or from the object `path` of a store; then only the needed ranges are read.
 
-        With `sha256` the whole object is read and compared first. Raises CorruptObjectError, FormatVersionError (a newer major
+        With `sha256`, the whole object is read and compared first. Raises CorruptObjectError, FormatVersionError (a newer major
         version), FormatError (a codec that this version lacks), MissingObjectError.
         """
         if sha256 is not None:
@@ -111,25 +111,25 @@ class ShardReader:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the file, those of a newer minor version included."""
+        """All columns of the file, including those of a newer minor version."""
         return self._file.schema_arrow
 
     @property
     def num_rows(self) -> int:
-        """Rows of the whole shard."""
+        """Number of rows of the whole shard."""
         return int(self._file.metadata.num_rows)
 
     @property
     def num_row_groups(self) -> int:
-        """Row groups, the unit of reading."""
+        """Number of row groups; a row group is the unit of reading."""
         return int(self._file.metadata.num_row_groups)
 
     def row_group_rows(self, row_group: int) -> int:
-        """Return the rows of one row group."""
+        """Return the number of rows of one row group."""
         return int(self._file.metadata.row_group(row_group).num_rows)
 
     def codebook(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the checked tables of the footer's codebook, or None when this shard carries no copy."""
+        """Return the checked tables of the footer's codebook, or None if this shard has no copy."""
         packed = self.metadata.get("codebook")
         if packed is None or self.spec.codebook is None:
             return None
@@ -138,12 +138,12 @@ class ShardReader:
     def read_tokens(self, row_group: int) -> TokenBatch:
         """Return the ids of one row group.
 
-        For layouts of fixed length `ids_BLQ` is a read-only view of what Parquet decoded; where Q > 1 its memory is level-major.
+        For layouts of fixed length `ids_BLQ` is a read-only view of Parquet's buffer; if Q > 1, its memory is level-major.
         """
         return self._decode(self._read(self._file, row_group, self._token_columns))
 
     def iter_tokens(self, *, threads: int = 2) -> Iterator[TokenBatch]:
-        """Return the ids of every row group in order, the fast path: `threads` groups are decoded at once, and one waits."""
+        """Yield the ids of every row group in order. This is the fast path: `threads` row groups are decoded at the same time."""
         idle: SimpleQueue[pq.ParquetFile] = SimpleQueue()
         for _ in range(threads):
             idle.put(self._parquet_file())
@@ -158,25 +158,25 @@ class ShardReader:
         return map_in_order(decode, range(self.num_row_groups), threads=threads, ahead=threads)
 
     def read_row_group(self, row_group: int, columns: Sequence[str] | None = None) -> ShardData:
-        """Return one row group: its ids and the named columns, all of `row_columns` when None."""
+        """Return one row group: its ids and the named columns (None: all of `row_columns`)."""
         names = self._known(columns)
         table = self._read(self._file, row_group, (*names, *self._token_columns))
         return ShardData(self._decode(table), table.select(list(names)))
 
     def read(self, columns: Sequence[str] | None = None) -> ShardData:
-        """Return the whole shard: its ids and the named columns, all of `row_columns` when None."""
+        """Return the whole shard: its ids and the named columns (None: all of `row_columns`)."""
         table = self.read_columns(columns)
         return ShardData(self._all_tokens(), table)
 
     def read_columns(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the named columns of the whole shard, all of `row_columns` when None, without touching the ids."""
+        """Return the named columns of the whole shard (None: all of `row_columns`) without reading the ids."""
         return self._read(self._file, None, self._known(columns))
 
     def _all_tokens(self) -> TokenBatch:
         layout = self.spec.layout
         if layout.variable:
             return concatenate_tokens(list(self.iter_tokens()))
-        # Filled as it is decoded: the memory of a row group is used again for the next one.
+        # Fill one array while decoding, so that the memory of one row group can be reused for the next.
         ids_BQL = np.empty((self.num_rows, layout.ids_per_site, layout.sites), self.spec.id_dtype)
         start = 0
         for tokens in self.iter_tokens():
@@ -214,7 +214,7 @@ class ShardReader:
 
 
 class _ObjectFile(io.RawIOBase):
-    """A seekable view of one object, so that a footer and a row group cost a few ranged reads, each retried by the store."""
+    """A seekable view of one object: a footer and a row group cost a few range reads, and the store retries each."""
 
     def __init__(self, store: Store, path: str) -> None:
         super().__init__()
@@ -272,5 +272,5 @@ def _find_codec(name: str, path: str) -> Codec:
     except ConfigError:
         known = ", ".join(codec_names())
         raise FormatError(
-            f"{path}: stored with codec {shorten(name)}; this version reads {known}. Upgrade tokenshards to read it"
+            f"{path}: stored with the codec {shorten(name)}; this version reads {known}. Upgrade tokenshards to read it"
         ) from None

@@ -30,7 +30,7 @@ KEY_PREFIX = "tokenshards."
 META_PREFIX = "meta."
 
 VIEW_NAMES = ("crop", "flip")
-"""Columns of shards with several views of a picture."""
+"""Columns that exist only in shards with several views per image."""
 
 LabelType: TypeAlias = Literal["int64", "string"] | None
 MetaTypes: TypeAlias = Mapping[str, Literal["string", "int64", "float64", "bool"]]
@@ -39,12 +39,12 @@ _META_ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64
 
 
 def label_arrow_type(label_type: LabelType) -> pa.DataType:
-    """Return the Arrow type of the label column; without labels it is a string column of nulls."""
+    """Return the Arrow type of the label column; without labels the column has type string and holds nulls."""
     return pa.int64() if label_type == "int64" else pa.dictionary(pa.int32(), pa.string())
 
 
 def row_schema(label_type: LabelType, meta_types: MetaTypes, *, several_views: bool = False) -> pa.Schema:
-    """Return the columns that describe a row, in file order; the token columns go before `orig_width`."""
+    """Return all columns except the token columns, in file order; the token columns stand before `orig_width`."""
     crop = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
     views = [pa.field("crop", crop, nullable=False), pa.field("flip", pa.bool_(), nullable=False)]
     return pa.schema(
@@ -62,7 +62,7 @@ def row_schema(label_type: LabelType, meta_types: MetaTypes, *, several_views: b
 
 
 def quarantine_schema() -> pa.Schema:
-    """Return the columns of a quarantine file: one row per input that failed for good."""
+    """Return the columns of a quarantine file: one row per input that failed permanently."""
     return pa.schema(
         [
             *(pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "uri", "stage", "reason", "detail")),

@@ -1,4 +1,4 @@
-"""The shard table of a manifest: one row per shard, held as Arrow columns, because a million Python objects would be most of a driver."""
+"""The shard table of a manifest: one row per shard, as Arrow columns. A million Python objects would fill most of a driver's memory."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ SHARD_TABLE_SCHEMA = pa.schema(
 )
 
 ROW_GROUP_SHARDS = 1 << 14
-"""Shards encoded at once: that takes three times the room of the table."""
+"""Shards encoded at once; encoding needs three times the memory of these rows."""
 CHUNK_ENTRIES = 1024
-"""Entries that are Python objects at any time while a table is made or walked through."""
+"""Entries that exist as Python objects at the same time while a table is built or iterated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """One row of the shard table; `path` is None when every input of the shard failed."""
+    """One row of the shard table; `path` is None if every input of the shard failed."""
 
     shard: int
     path: str | None
@@ -60,18 +60,18 @@ class ShardEntry:
 
     @property
     def data(self) -> ObjectRef | None:
-        """The shard's file."""
+        """The shard's file, None if every input failed."""
         return None if self.path is None else ObjectRef(path=self.path, sha256=str(self.sha256), size=self.size)
 
     @property
     def quarantine(self) -> ObjectRef | None:
-        """The file of what failed."""
+        """The shard's quarantine file, None if no input failed."""
         path = self.quarantine_path
         return None if path is None else ObjectRef(path=path, sha256=str(self.quarantine_sha256), size=self.quarantine_size)
 
 
 class ShardTable(Sequence[ShardEntry]):
-    """A sequence of entries in about 330 bytes each; an entry is made when it is asked for."""
+    """A sequence of entries that takes about 330 bytes each; an entry object is made on access."""
 
     __slots__ = ("_table",)
 
@@ -94,7 +94,7 @@ class ShardTable(Sequence[ShardEntry]):
         return entries
 
     def __add__(self, other: Iterable[ShardEntry]) -> ShardTable:
-        """Return the entries of both; nothing is copied."""
+        """Return the entries of both tables without a copy."""
         return ShardTable.from_arrow(pa.concat_tables([self._table, ShardTable(other)._table]))
 
     def __len__(self) -> int:
@@ -133,12 +133,12 @@ class ShardTable(Sequence[ShardEntry]):
         return self._table[name].to_numpy()
 
     def to_parquet(self) -> bytes:
-        """Return the table as Parquet bytes; equal entries give equal bytes, however the table was put together."""
+        """Return the table as Parquet bytes; equal entries give equal bytes, however the table was built."""
         sink = io.BytesIO()
         with pq.ParquetWriter(sink, SHARD_TABLE_SCHEMA, compression="zstd") as writer:
             for start in range(0, max(1, len(self)), ROW_GROUP_SHARDS):
                 writer.write_table(self._table.slice(start, ROW_GROUP_SHARDS).combine_chunks(), ROW_GROUP_SHARDS)
-                pa.default_memory_pool().release_unused()  # else it keeps several times what it lent
+                pa.default_memory_pool().release_unused()  # otherwise the pool keeps several times the memory in use
         return sink.getvalue()
 
 
@@ -148,7 +148,7 @@ def encode_shard_table(entries: Iterable[ShardEntry]) -> bytes:
 
 
 def read_shard_table(store: Store, reference: ObjectRef) -> ShardTable:
-    """Read the shard table against its checksum."""
+    """Read the shard table and check it against its checksum; raises CorruptObjectError."""
     data = store.read(reference.path)
     if sha256_hex(data) != reference.sha256:
         raise CorruptObjectError(reference.path, f"sha256 is {sha256_hex(data)[:12]}…; the manifest names {reference.sha256[:12]}…")

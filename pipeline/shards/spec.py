@@ -1,6 +1,6 @@
-"""What the ids of a dataset mean: layout, vocabulary, preprocessing, codebook. JSON in, JSON out, fingerprinted.
+"""The tokenizer spec: what the ids of a dataset mean (layout, vocabulary, preprocessing, codebook), as JSON and with a fingerprint.
 
-Lives with the shards because the spec travels with them: a reader needs it, a tokenizer is only one of its writers.
+The spec is in this room because every shard stores it and every reader needs it; a tokenizer only writes it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Combine = Literal["single", "sum", "concat"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How L sites of Q ids are arranged. Consumers read these flags; nobody takes a square root of L."""
+    """How L sites of Q ids are arranged. Consumers read these fields and never guess a grid from L."""
 
     kind: LayoutKind
     grid: tuple[int, ...] = ()
-    """(H, W) of a grid, (T, H, W) of a video, the largest allowed where `variable`; empty otherwise."""
+    """(H, W) of a grid or (T, H, W) of a video; the largest allowed if `variable`. Empty for other kinds."""
     scales: tuple[tuple[int, int], ...] = ()
     """(h, w) of each level of a pyramid, coarse to fine."""
     sites: int
-    """L, or the largest L where `variable`."""
+    """L, or the largest L if `variable`."""
     ids_per_site: int = 1
-    """Q: residual levels or sub-codebooks."""
+    """Q: number of residual levels or sub-codebooks."""
     combine: Combine = "single"
-    """How the Q vectors of a site become one: `sum` (residual), `concat` (sub-codebooks)."""
+    """How to combine the Q vectors of a site: `sum` (residual levels) or `concat` (sub-codebooks)."""
     variable: bool = False
-    """Rows carry their own `length` (sequence) or `shape` (grid, video)."""
+    """Each row has its own `length` (sequence) or `shape` (grid, video)."""
     ordered: bool = False
     """Sites go from coarse to fine (1D tokenizers with nested dropout)."""
     prefix_decodable: bool = False
@@ -70,32 +70,32 @@ class Layout:
 
     @property
     def shape_dims(self) -> int:
-        """D of the per-row `shape` column: 2 or 3 for grids and videos that vary, else 0."""
+        """D of the per-row `shape` column: 2 for variable grids, 3 for variable videos, else 0."""
         return len(self.grid) if self.variable else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """How bytes become the pixels that the tokenizer was made for; run by decode.py, never by a backend."""
+    """How image bytes become the pixels that the tokenizer expects. decode.py runs it, never a tokenizer."""
 
     size: int
     """Side of the square output in pixels."""
     resize: Resize = "crop"
-    """`squash` to a square, or short side to `size` and centre `crop`."""
+    """`squash` the image to a square, or `crop`: resize the short side to `size` and take the middle."""
     filter: Filter = "bicubic"
     decode_mode: Literal["full", "dct_scaled"] = "full"
-    """`dct_scaled` lets JPEG decode at a smaller DCT scale first: faster, and different in a few % of the ids."""
+    """`dct_scaled` lets JPEG decode at a smaller DCT scale first: faster, but a few % of the ids differ."""
     exif_orientation: bool = False
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB under transparent pixels."""
     colour_range: tuple[float, float] = (0.0, 1.0)
-    """What uint8 0..255 is mapped to before the tokenizer sees it."""
+    """The range that uint8 0..255 maps to before the tokenizer."""
     decoder: str = ""
-    """Decoder library and major version, such as `pillow-12`: it changes resampling."""
+    """Decoder library and major version, such as `pillow-12`; another version may resample differently."""
     short_side: int | None = None
-    """Resize the short side to so many pixels, the long one to a whole number, and cut `size` out of the middle, as torchvision does.
+    """Resize the short side to so many pixels, round the long side, and crop `size` from the middle, as torchvision does.
 
-    None cuts the largest square out of the middle and resizes it, without a long side to round.
+    None crops the largest square from the middle and resizes it, so no long side is rounded.
     """
 
     def __post_init__(self) -> None:
@@ -112,10 +112,10 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodebookInfo:
-    """Identity and meaning of the codebook; its table lives in codebook.safetensors as `level_0`, `level_1`, …"""
+    """Identity and meaning of the codebook; codebook.safetensors holds its tables as `level_0`, `level_1`, …"""
 
     sha256: str
-    """Over sorted tensor names, dtypes, shapes and bytes, so the container does not matter."""
+    """SHA-256 over sorted tensor names, dtypes, shapes and bytes; it does not depend on the file format."""
     dims: tuple[int, ...]
     """Width of each level's vectors."""
     metric: Literal["l2", "cosine", "dot", "sign", "argmax", "fsq"] = "l2"
@@ -124,12 +124,12 @@ class CodebookInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerSpec:
-    """Everything that decides what an id means. Two datasets may be mixed if and only if fingerprints agree."""
+    """Everything that decides what an id means. Two datasets may be mixed if and only if their fingerprints are equal."""
 
     family: str
     layout: Layout
     vocabulary: tuple[int, ...]
-    """Ids of level q are 0 .. vocabulary[q] - 1; pad and mask ids live outside and are never stored."""
+    """Ids of level q are 0 .. vocabulary[q] - 1; pad and mask ids are outside this range and never stored."""
     preprocess: Preprocess
     codebook: CodebookInfo | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class TokenizerSpec:
     weights_sha256: str = ""
     dtype: str = "float32"
     newer_json: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
-    """The whole JSON where it has fields of a newer minor version, which the fingerprint covers too; else {}."""
+    """The whole JSON if it has fields of a newer minor version, because the fingerprint covers them; else {}."""
 
     def __post_init__(self) -> None:
         q = self.layout.ids_per_site
@@ -155,18 +155,18 @@ class TokenizerSpec:
         return sha256_hex(canonical_json(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types; `from_json` gives back an equal spec."""
+        """Return the spec in plain JSON types; `from_json` returns an equal spec."""
         if self.newer_json:
             return copy.deepcopy(self.newer_json)
         value: dict[str, Any] = _plain(dataclasses.asdict(self))
         del value["newer_json"]
         if self.preprocess.short_side is None:
-            del value["preprocess"]["short_side"]  # it is younger than the fingerprints of tokenizers without it
+            del value["preprocess"]["short_side"]  # the field came later; without it old fingerprints stay the same
         return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str = "tokenizer spec") -> TokenizerSpec:
-        """Build a spec from `to_json` output; missing fields raise TokenizerError, unknown ones only count in the fingerprint."""
+        """Build a spec from `to_json` output; a missing field raises TokenizerError, an unknown one only enters the fingerprint."""
         try:
             parts = {name: known_fields(kind, value[name]) for name, kind in _PARTS.items() if value[name] is not None}
             made = {name: _PARTS[name](**_tuples(part)) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""The version of the format, and which versions this package reads. Loads nothing heavy."""
+"""The version of the format, and which versions this package reads. Imports only the standard library and `errors`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, 
 __all__ = ["FORMAT_VERSION", "PUBLISHED_VERSION", "check_version", "version_numbers"]
 
 FORMAT_VERSION = "1.0"
-"""major.minor: readers refuse a newer major, and ignore what they do not know in a newer minor."""
+"""major.minor: readers refuse a newer major version and ignore unknown fields of a newer minor version."""
 
 PUBLISHED_VERSION = "1.1"
-"""Version of the manifest of a published copy, which says so."""
+"""Version of the manifest of a published copy, which has the field `published`."""
 
 _VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 
 
 def check_version(text: str, where: str) -> None:
-    """Raise FormatVersionError when `text` is a newer major than ours, CorruptObjectError when it is no version at all."""
+    """Raise FormatVersionError if `text` is a newer major version than ours, CorruptObjectError if it is not a version."""
     if not _VERSION.fullmatch(text):
         raise CorruptObjectError(where, f"format version {shorten(text)}; expected major.minor such as {FORMAT_VERSION}")
     ours = version_numbers(FORMAT_VERSION)[0]
@@ -27,6 +27,6 @@ def check_version(text: str, where: str) -> None:
 
 
 def version_numbers(text: str) -> tuple[int, int]:
-    """Return major and minor of a checked version."""
+    """Return (major, minor) of a version that `check_version` accepted."""
     major, minor = text.split(".")
     return int(major), int(minor)

@@ -1,4 +1,4 @@
-"""Rows and ids in, the bytes of one shard out. Equal inputs give equal bytes under equal library versions."""
+"""Encode rows and ids as the bytes of one shard. Equal inputs give equal bytes under equal library versions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "re
 
 ROW_COMPRESSION_LEVEL = 3
 ROW_ENCODINGS = {"sample_id": "PLAIN", "orig_bytes": "PLAIN"}
-"""Columns with hardly a value twice; the others have dictionaries."""
+"""Columns whose values rarely repeat; all other columns use dictionaries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRows:
-    """What is known of each row besides its ids; all members have one entry per row."""
+    """All columns of the rows except the ids; every member has one entry per row."""
 
     sample_id: list[str]
     view: npt.NDArray[np.int16]
@@ -47,13 +47,13 @@ class ShardRows:
     orig_height: npt.NDArray[np.int32]
     orig_bytes: npt.NDArray[np.int64]
     crop: npt.NDArray[np.float32] | None = None
-    """[N, 4]: left, top, width, height in the source; given, with `flip`, where a picture has several views."""
+    """[N, 4]: left, top, width, height in the source image; given together with `flip` if images have several views."""
     flip: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedShard:
-    """The bytes of a shard and what they hold."""
+    """The bytes of a shard and their counts."""
 
     data: bytes
     rows: int
@@ -76,10 +76,10 @@ def encode_shard(
 ) -> EncodedShard:
     """Return the Parquet bytes of one shard.
 
-    `extra_metadata` goes to the footer under `tokenshards.<key>`. The codebook goes there too unless it is None or too large.
-    `on_progress` is called after each row group: `publish` compresses a large shard for many minutes.
-    Raises ValueError for no rows, members of unequal length, a key (sample_id, view) met twice, a label or value of another type
-    than stated, and ids that contradict the spec.
+    The footer holds `extra_metadata` under `tokenshards.<key>`, and the codebook unless it is None or too large.
+    Calls `on_progress` after each row group, because `publish` compresses a large shard for many minutes.
+    Raises ValueError for no rows, members of unequal length, a repeated key (sample_id, view), a label or value of another type than
+    stated, or ids that contradict the spec.
     """
     tokens = check_tokens(tokens, spec)
     columns = _row_columns(rows, label_type, meta_types, expected=len(tokens))
@@ -102,10 +102,12 @@ def encode_shard(
 
 
 def encode_quarantine(rows: list[dict[str, Any]]) -> bytes:
-    """Return the Parquet bytes of a quarantine file; rows have the columns of `quarantine_schema`, absent ones are null."""
+    """Return the Parquet bytes of a quarantine file; rows have columns of `quarantine_schema`, absent ones are null."""
     unknown = {name for row in rows for name in row} - set(quarantine_schema().names)
     if not rows or unknown:
-        raise ValueError(f"{len(rows)} quarantine rows with unknown columns {sorted(unknown)}; expected at least one row and none of those")
+        raise ValueError(
+            f"{len(rows)} quarantine rows with unknown columns {sorted(unknown)}; expected at least one row and no unknown columns"
+        )
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist(rows, schema=quarantine_schema())
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
@@ -130,11 +132,11 @@ def read_quarantine(data: bytes, path: str = "quarantine file") -> list[dict[str
 
 def _row_columns(rows: ShardRows, label_type: LabelType, meta_types: MetaTypes, *, expected: int) -> pa.Table:
     if expected == 0:
-        raise ValueError("a shard of 0 rows; expected at least 1 (a shard whose inputs all failed has no file)")
+        raise ValueError("the shard has 0 rows; expected at least 1 (a shard whose inputs all failed has no file)")
     if rows.meta.keys() != meta_types.keys():
         raise ValueError(f"meta columns are {sorted(rows.meta)}; expected {sorted(meta_types)}")
     if label_type is None and any(label is not None for label in rows.label):
-        raise ValueError("a row has a label; label_type None promises that none has")
+        raise ValueError("a row has a label, but label_type is None; expected no labels")
     values: dict[str, Any] = {
         "sample_id": rows.sample_id,
         "view": rows.view,
@@ -181,7 +183,7 @@ def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str],
         for start in range(0, columns.num_rows, options.row_group_rows):
             writer.write_table(columns.slice(start, options.row_group_rows), row_group_size=options.row_group_rows)
             on_progress()
-        # Not through the schema: Arrow would store schema metadata a second time in its own footer key.
+        # Not as schema metadata: Arrow would store that a second time under its own footer key.
         writer.add_key_value_metadata({KEY_PREFIX + key: value for key, value in sorted(metadata.items())})
     return bytes(sink.getvalue())
 

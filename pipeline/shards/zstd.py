@@ -1,14 +1,14 @@
-"""Small pieces of zstd through pyarrow, which every installation has; zstandard is needed for sources that are compressed, alone."""
+"""zstd for small data through pyarrow, which every installation has; only compressed sources need the package zstandard."""
 
 from __future__ import annotations
 
 __all__ = ["compress", "decompress"]
 
-# pyarrow is imported where it is used: a tokenizer has its tables' digest from the module that packs them, and needs no pyarrow.
+# pyarrow is imported inside the functions: tokenizers import this module through codebook.py and do not need pyarrow.
 
 
 def compress(data: bytes, level: int) -> bytes:
-    """Return a frame that says how long its content is."""
+    """Return a zstd frame whose header states the size of its content."""
     import pyarrow as pa
 
     packed: bytes = pa.Codec("zstd", compression_level=level).compress(data, asbytes=True)
@@ -16,16 +16,16 @@ def compress(data: bytes, level: int) -> bytes:
 
 
 def decompress(data: bytes, limit: int) -> bytes:
-    """Return the content of a frame; ValueError where it is damaged, cut short or longer than `limit` bytes, whatever its header says."""
+    """Return the content of a zstd frame; raises ValueError if it is damaged, truncated, or really longer than `limit` bytes."""
     import pyarrow as pa
 
     if not data:
-        raise ValueError("0 bytes are no frame of zstd")
+        raise ValueError("0 bytes are not a zstd frame")
     try:
         with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
             content: bytes = stream.read(limit + 1)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"not a whole frame of zstd ({error})") from None
+        raise ValueError(f"not a whole zstd frame ({error})") from None
     if len(content) > limit:
-        raise ValueError(f"a frame of zstd that holds more than {limit:,} bytes; expected no more than that")
+        raise ValueError(f"a zstd frame with more than {limit:,} bytes of content; expected at most {limit:,}")
     return content

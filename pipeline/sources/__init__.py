@@ -1,4 +1,4 @@
-"""Where images come from: folders, tars and tables on any fsspec store, as plan rows and then as records."""
+"""Image sources: folders, tars and tables on any fsspec store. They yield plan rows for the plan, then records for the work."""
 
 from tokenshards.pipeline.sources.base import ImageSource, SourceSummary, read_file_row
 from tokenshards.pipeline.sources.labels import LabelType, MetaType

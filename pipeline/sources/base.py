@@ -1,4 +1,4 @@
-"""What every input looks like to the plan and to the work: a stream of plan rows, then a stream of records per row."""
+"""The interface of every source: a stream of plan rows, then a stream of records per row."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ __all__ = [
 
 MAX_LABELS_COUNTED = 100_000
 HIDDEN = "hidden (a name begins with a dot)"
-"""What hidden files count as among those that are ignored."""
+"""Name of hidden files in the count of ignored files."""
 _COMPRESSIONS = (".gz", ".zst")
 
 
 @dataclass(slots=True)
 class SourceSummary:
-    """What was matched and what was not; filled while the source is listed."""
+    """Counts of matched and ignored files; the listing of the source fills it."""
 
     noun: str = "image"
-    """What one matched file is called."""
+    """Word for one matched file."""
     files: int = 0
     bytes: int = 0
     rows: int = -1
-    """Rows of tables; -1 where the inputs are files or are counted later."""
+    """Number of table rows; -1 if the inputs are files or are counted later."""
     matched: Counter[str] = field(default_factory=Counter)
-    """Files by extension."""
+    """Matched files by extension."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Other files by extension, and hidden ones."""
+    """Other files by extension, and the hidden files."""
     beside: str = ""
-    """What was not taken though it might have been, in words."""
+    """A sentence about inputs of another kind that were left out."""
     examples: list[str] = field(default_factory=list)
     labels: set[int | str] = field(default_factory=set)
-    """Distinct labels met while listing, up to 100,000."""
+    """Distinct labels found by the listing, up to 100,000."""
     label_type: LabelType | None = None
     meta_types: dict[str, MetaType] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What a user should know besides: where the labels came from, or how to get some."""
+    """Further sentences for the user: where the labels come from, or how to get labels."""
 
     def take(self, name: str, size: int, kind: str | None = None) -> None:
-        """Count a matched file of `size` bytes; `kind` is its extension where that is known already."""
+        """Count a matched file of `size` bytes; `kind` is its extension if the caller knows it."""
         self.files += 1
         if size > 0:
             self.bytes += size
@@ -70,12 +70,12 @@ class SourceSummary:
             self.examples.append(name)
 
     def take_label(self, label: Label) -> None:
-        """Count a label; None counts nothing."""
+        """Add a label to the distinct labels; None adds nothing."""
         if label is not None and len(self.labels) < MAX_LABELS_COUNTED:
             self.labels.add(label)
 
     def lines(self) -> list[str]:
-        """Return the summary as text: what was matched, notes, what was ignored, examples."""
+        """Return the summary as lines of text: matched files, notes, ignored files, examples."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
         rows = f", {self.rows} rows" if self.rows >= 0 else ""
         more = "+" if len(self.labels) == MAX_LABELS_COUNTED else ""
@@ -93,36 +93,36 @@ class SourceSummary:
 
 
 class ImageSource(Protocol):
-    """One kind of input. `list_rows` runs in the driver at planning; `read` runs where the work is."""
+    """One kind of input. The driver calls `list_rows` at planning; workers call `read`."""
 
     kind: str
     """`folder`, `tar` or `table`."""
     ordered: bool
-    """True where the plan keeps the order of the rows, because reading out of order costs too much."""
+    """True if the plan must keep the order of the rows, because reading them in another order costs too much."""
     store: Store
     config: SourceConfig
     summary: SourceSummary
 
     @property
     def root(self) -> str:
-        """Where the paths of the rows begin: an absolute path or a URL without credentials."""
+        """The place that row paths are relative to: an absolute path, or a URL without credentials."""
 
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield every slice of the source, one folder or table block in memory at a time, and fill `summary`.
 
-        Raises SourceError where the source cannot be what it claims to be, TransientStorageError when the store fails.
+        Raises SourceError if the source is not what its name says, TransientStorageError if the store fails.
         """
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield a record for each input of one slice; TransientStorageError alone is raised."""
+        """Yield a record for each input of one slice; raises only TransientStorageError."""
 
 
 def extension(name: str) -> str:
-    """Return the lower-case extension of a path with its dot, and that of the content of a compressed file before it: `.csv.gz`."""
+    """Return the lower-case extension of a path with its dot; for a compressed file also the extension before it: `.csv.gz`."""
     name = name.lower()
     dot = name.rfind(".")
     if dot > 0 and name[dot - 1] not in "./" and "/" not in name[dot:] and name[dot:] not in _COMPRESSIONS:
-        return name[dot:]  # what `splitext` says too, for nearly every file and in half its time
+        return name[dot:]  # for nearly every file the result of `splitext`, in half its time
     stem, last = posixpath.splitext(name)
     if last in _COMPRESSIONS:
         return posixpath.splitext(stem)[1] + last
@@ -130,12 +130,12 @@ def extension(name: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a path below a source names a hidden file or folder: macOS and file browsers make them beside images (`._1.jpg`)."""
+    """Return whether a path below a source names a hidden file or folder. macOS and file browsers create such files (`._1.jpg`)."""
     return path.startswith(".") or "/." in path
 
 
 def refuse_options(config: SourceConfig, where: str, kind: str, **expected: str) -> None:
-    """Raise SourceError where an option was given that this kind of source cannot follow; `expected` says why, by name of the option."""
+    """Raise SourceError if the user gave an option that this kind of source cannot use; `expected` maps option names to the reason."""
     for name, why in expected.items():
         if config.rules > 1 and getattr(config, name):
             option = f"--{name.replace('_', '-')}"
@@ -143,12 +143,12 @@ def refuse_options(config: SourceConfig, where: str, kind: str, **expected: str)
 
 
 def readable_text(name: str) -> str:
-    """Return a file name as valid UTF-8; bytes that are not show as `\\xff`."""
+    """Return a file name as valid UTF-8; invalid bytes become escapes such as `\\xff`."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_file_row(store: Store, row: PlanRow, config: SourceConfig) -> ImageRecord | FailedRecord:
-    """Fetch the input of a `file` row; TransientStorageError alone is raised."""
+    """Fetch the input of a `file` row; raises only TransientStorageError."""
     try:
         return file_record(store, row, fetch_file(store, row, config))
     except BadInput as error:
@@ -156,7 +156,7 @@ def read_file_row(store: Store, row: PlanRow, config: SourceConfig) -> ImageReco
 
 
 def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageRecord | FailedRecord:
-    """Return the record of a `file` row with what its fetch gave."""
+    """Return the record of a `file` row from the bytes or the error of its fetch."""
     uri = display_uri(store, row.path)
     if isinstance(fetched, BadInput):
         return FailedRecord(sample_id=row.sample_id, error=fetched, label=row.label, uri=uri)
@@ -165,7 +165,7 @@ def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageR
 
 
 def check_unchanged(store: Store, row: PlanRow) -> None:
-    """Ask the store once whether a container is still what was planned; raises BadInput where it is missing or changed."""
+    """Check with one request that a container is still as planned; raises BadInput if it is missing or changed."""
     now = store.info(row.path)
     if now is None:
         if store.is_local:

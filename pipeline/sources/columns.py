@@ -1,4 +1,4 @@
-"""Which column of a table holds the image, the id, the label and the rest, found by name and type."""
+"""Choose the columns of a table that hold image, id, label and meta, by name and type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _META_KINDS = ("int64", "string", "float64", "bool")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns that are used; `kinds` of label and meta are their types in the shards."""
+    """Names of the columns to read."""
 
     image: str
     holds: str
@@ -34,14 +34,14 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Every column that is read."""
+        """All columns to read, each once."""
         return list(dict.fromkeys(name for name in (self.image, self.id, self.label, *self.meta) if name is not None))
 
 
 def choose_columns(kinds: Mapping[str, str], config: SourceConfig, where: str) -> Columns:
-    """Return the columns that `config` names or, where it names none, those with a usual name and a fitting kind.
+    """Return the columns that `config` names, or else columns with a usual name and a fitting kind.
 
-    `kinds` maps column names to `bytes`, `string`, `int64`, `float64`, `bool` or a type that is not used. Raises SourceError listing them.
+    `kinds` maps column names to `bytes`, `string`, `int64`, `float64`, `bool` or an unused type. Raises SourceError, which lists them.
     """
 
     def refuse(what: str) -> SourceError:
@@ -75,7 +75,7 @@ def choose_columns(kinds: Mapping[str, str], config: SourceConfig, where: str) -
 
 
 def kind_of_type(arrow_type: Any) -> str:
-    """Return what `choose_columns` calls an Arrow type; a struct with a field `bytes`, as Hugging Face writes images, counts as bytes."""
+    """Return the kind, as in `choose_columns`, of an Arrow type. A struct with a field `bytes`, as Hugging Face writes images, is bytes."""
     types = pa.types
     if types.is_dictionary(arrow_type):
         return kind_of_type(arrow_type.value_type)
@@ -93,7 +93,7 @@ def kind_of_type(arrow_type: Any) -> str:
 
 
 def kind_of_values(values: Iterable[object]) -> str:
-    """Return what `choose_columns` calls a column of JSON values; None fits every kind, integers fit float64, both fit string."""
+    """Return the kind, as in `choose_columns`, of JSON values. None fits every kind, integers fit float64, and all scalars fit string."""
     names = {bool: "bool", int: "int64", float: "float64", str: "string"}
     kinds = {names.get(type(value), type(value).__name__) for value in values if value is not None}
     if len(kinds) <= 1:

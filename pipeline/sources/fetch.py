@@ -1,4 +1,4 @@
-"""Bytes of planned inputs: bounded, checked against the plan, read ahead in order."""
+"""Fetch the bytes of planned inputs: limited in size, checked against the plan, read ahead in order."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_BYTES = 256 << 20
-"""Largest encoded image that is read, in bytes."""
+"""Largest encoded image to read."""
 AHEAD_BYTES = 256 << 20
-"""Encoded images of one shard that are read before they are asked for, in bytes."""
+"""Most bytes of encoded images per shard that are read ahead of the consumer."""
 UNKNOWN_BYTES = 4 << 20
-"""What a URL of a table counts against that while it is on its way."""
+"""Assumed size, within AHEAD_BYTES, of a table's URL until its bytes arrive."""
 PROBED_ROWS = 4096
 URLS_OF_A_HOST = 16
 ONE_SOURCE = SourceConfig()
@@ -61,17 +61,20 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 def fetch_file(
     store: Store, row: PlanRow, config: SourceConfig = ONE_SOURCE, *, others: Sequence[str] = (), max_bytes: int = MAX_BYTES
 ) -> bytes:
-    """Return the bytes of a planned file below `store`, or at the absolute URL or local path that a table gave.
+    """Return the bytes of a planned file: below `store`, or at the absolute URL or local path from a table.
 
-    A local file is opened once without ever blocking (a pipe is refused) and must have the planned size and time of change. A remote object
-    costs one request: its length is always compared, and where the planned version is an MD5, as the etags of S3 mostly are, so is the
-    content; only on a mismatch is the store asked again, since an etag of an encrypted object is no MD5. Other versions would
-    cost a request per object and are not compared. An absolute URL is read with the options of `store` where both use one protocol;
-    `others` are URLs of the same table, which may be asked for when its host fails.
+    A local file is opened once, never blocks (a pipe is refused) and must have the planned size and modification time.
 
-    Raises BadInput at stage FETCH for permanent causes (missing, not a file, too large, changed since the plan, a URI that a table may not
-    name or that names a bucket that is not there, and what cannot be read where `config.unreadable` allows that); UnreadableObjectError
-    where it does not; other TransientStorageErrors when the store fails, or the bucket of the source is not there.
+    A remote object costs one request. Its length is always compared. If the planned version is an MD5, as most etags of S3 are, the content
+    is compared too. Only on a mismatch the store is asked again, because the etag of an encrypted object is not an MD5. Other versions are
+    not compared, because that would cost a second request per object.
+
+    An absolute URL is read with the options of `store` if both have the same protocol. `others` are URLs of the same table, which may be
+    probed when the host of this URL fails.
+
+    Raises BadInput at stage FETCH for permanent causes: missing, not a file, too large, changed since the plan, a URI that a table may not
+    name or whose bucket does not exist. An unreadable object raises BadInput if `config.unreadable` allows quarantine, else
+    UnreadableObjectError. Raises other TransientStorageErrors if the store fails or the source's bucket does not exist.
     """
     source, (store, path) = store, locate(store, row.path, config)
     if row.size > max_bytes:
@@ -94,13 +97,13 @@ def fetch_file(
 
 
 def unreadable_input(error: UnreadableObjectError, config: SourceConfig, *, foreign: bool = False) -> BadInput | UnreadableObjectError:
-    """Return what to raise for an object that cannot be read: BadInput where it may be quarantined, else the error as it is."""
+    """Return the error to raise for an unreadable object: BadInput if it may be quarantined, else `error` itself."""
     allowed = config.unreadable or ("quarantine" if foreign else "stop")
     return BadInput(error.reason, readable(error.words), Stage.FETCH) if allowed == "quarantine" else error
 
 
 def urls_to_probe(rows: Iterable[PlanRow]) -> list[str]:
-    """Return some URLs that a table gave, of as many hosts as there are: when one host fails, others may be asked for theirs."""
+    """Return some of a table's URLs, alternating between its hosts. When one host fails, the URLs of the others can be probed."""
     by_host: dict[str, list[str]] = {}
     for row in islice(rows, PROBED_ROWS):
         if row.path.startswith(("http://", "https://")):
@@ -119,10 +122,10 @@ def fetch_ahead(
     size_of: Callable[[R], int] = lambda row: 0,
     budget_bytes: int = AHEAD_BYTES,
 ) -> Iterator[tuple[R, T | BadInput]]:
-    """Yield (row, what `fetch` returns or BadInput) in the order of `rows`, at most `ahead` of them fetched before they are asked for.
+    """Yield (row, result of `fetch` or its BadInput) in the order of `rows`; at most `ahead` rows are fetched ahead of the consumer.
 
-    Nor are more fetched than fit in `budget_bytes` by `size_of`, unless one alone does not. `threads=0` fetches inline. Exceptions other
-    than BadInput end the iteration at their row. Closing the generator drops what is queued and waits for the reads in flight.
+    The rows fetched ahead fit in `budget_bytes` by `size_of`, except that one row alone may be larger. `threads=0` fetches inline. Any
+    exception except BadInput ends the iteration at its row. Closing the generator drops queued rows and waits for the reads in flight.
     """
 
     def attempt(row: R) -> tuple[R, T | BadInput]:
@@ -142,7 +145,7 @@ def fetch_ahead(
 
 
 def _held(pending: Iterable[tuple[R, Future[tuple[R, T | BadInput]]]], size_of: Callable[[R], int]) -> int:
-    """Return the bytes that are read or will be: the real ones of what is there, those that are expected of what is on its way."""
+    """Return the bytes that the pending rows hold: real sizes of finished reads, expected sizes of the others."""
     return sum(_size_of_result(future.result()[1]) if _is_read(future) else size_of(row) for row, future in pending)
 
 
@@ -155,17 +158,17 @@ def _size_of_result(result: object) -> int:
 
 
 def expected_bytes(row: PlanRow) -> int:
-    """Return the bytes that reading a file will hold, a guess where a table gave a URL."""
+    """Return the size of a file row in bytes, a guess for a table's URL."""
     return row.size if row.size >= 0 else UNKNOWN_BYTES
 
 
 def display_uri(store: Store, path: str) -> str:
-    """Return the place of `path` as quarantine rows have it; that of the root ends in a slash."""
+    """Return the name of `path` for the `uri` of quarantine rows; the root's name ends in a slash."""
     return store.place(path) if path else f"{store.place('').rstrip('/')}/"
 
 
 def refuse_unmounted(store: Store, path: str) -> None:
-    """Raise TransientStorageError where not this file alone is gone but the disk: its folder is not there, or only a mount point is."""
+    """Raise TransientStorageError if the whole disk seems gone, not just this file: the source folder is missing, or a folder is empty."""
     if not os.path.isdir(store.root):
         raise TransientStorageError(
             f"{store.root}: the folder of the source is gone", advice="Mount or move it back, then run the command again: it continues"
@@ -175,11 +178,11 @@ def refuse_unmounted(store: Store, path: str) -> None:
         folder = os.path.dirname(folder)
     try:
         empty = not os.listdir(folder)
-    except OSError:  # it may not be listed, so something is mounted
+    except OSError:  # there is no permission to list the folder, so a disk is mounted
         return
     if empty:
         raise TransientStorageError(
-            f"{folder}: this folder is empty, and planned inputs lie in it, such as {display_uri(store, path)}",
+            f"{folder}: this folder is empty, but the plan has inputs in it, such as {display_uri(store, path)}",
             advice="If a disk belongs there, mount it; if the inputs were deleted, remove the empty folder. Then run the command again",
         )
 
@@ -188,7 +191,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
     where = store.join(path)
     try:
         handle = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a NUL, or text that no file name can hold
+    except ValueError:  # a NUL, or characters that a file name cannot hold
         raise BadInput(Reason.BAD_URI, f"{shorten(path)} cannot be a file name", Stage.FETCH) from None
     except OSError as error:
         if error.errno in _MISSING_ERRNO:
@@ -196,7 +199,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
             raise MissingObjectError(display_uri(store, path), os.strerror(error.errno)) from None
         if error.errno == errno.ENXIO:
             raise _not_a_file(store, path) from None
-        return _checked_length(store.read(path), row, max_bytes)  # tries again, and tells an outage
+        return _checked_length(store.read(path), row, max_bytes)  # retries, and recognises an outage
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -209,7 +212,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
         while len(data) < status.st_size and (more := os.read(handle, status.st_size + 1 - len(data))):
             data += more
         if len(data) != status.st_size:
-            raise _changed(f"{status.st_size} bytes", f"{len(data)} while it was read")
+            raise _changed(f"{status.st_size} bytes", f"{len(data)} during the read")
     except OSError:
         return _checked_length(store.read(path), row, max_bytes)
     finally:
@@ -218,7 +221,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
 
 
 def _read_remote(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
-    # A range of one byte more than expected shows growth, bounds memory, and spares s3fs the size request it makes before a whole read.
+    # A range one byte longer than expected detects growth, bounds memory, and avoids the size request of s3fs before a whole read.
     expected = row.size if row.size >= 0 else max_bytes
     data = store.read(path) if expected == 0 else store.read(path, 0, expected + 1)
     _checked_length(data, row, max_bytes)
@@ -242,7 +245,7 @@ def _changed(planned: str, seen: str) -> BadInput:
 
 
 def _too_large(size: int, max_bytes: int) -> BadInput:
-    return BadInput(Reason.TOO_LARGE, f"{size} bytes; at most {max_bytes} are read", Stage.FETCH)
+    return BadInput(Reason.TOO_LARGE, f"{size} bytes; expected at most {max_bytes}", Stage.FETCH)
 
 
 def _not_a_file(store: Store, path: str) -> BadInput:

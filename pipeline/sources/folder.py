@@ -1,4 +1,4 @@
-"""Loose image files below a folder; class sub-folders give labels."""
+"""Loose image files below a folder; the names of class sub-folders become labels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["FolderSource"]
 
 
 class FolderSource:
-    """Files whose extension (any case) Pillow reads, or all files, at any depth.
+    """Files at any depth whose extension (any case) Pillow reads, or all files.
 
-    The label of a file is the first folder of its path below the root; files directly in the root have none. Hidden files are left out and
-    counted, as in tars. Pipes, broken links and the like that carry an image's name are planned too, so that they show up as failed inputs
-    instead of vanishing. Raises SourceError for options that a folder cannot follow.
+    The label of a file is the first folder of its path below the root; files directly in the root have no label. Hidden files are skipped
+    and counted, as in tars. Pipes, broken links and the like with an image extension are planned too, so that they become visible as failed
+    inputs. Raises SourceError for options that a folder cannot use.
     """
 
     kind = "folder"
@@ -36,11 +36,11 @@ class FolderSource:
 
     @property
     def root(self) -> str:
-        """Where the paths of the rows begin: an absolute path or a URL."""
+        """The place that row paths are relative to: an absolute path or a URL."""
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield a row per matched file, one folder in memory at a time, in no promised order; fills `summary`."""
+        """Yield a row per matched file in any order, with one folder in memory at a time; fills `summary`."""
         self.summary = summary = SourceSummary(noun=self.summary.noun)
         all_files, images, hidden_too = self.config.all_files, image_extensions(), self.config.rules == 1
         for info in self.store.list():
@@ -62,11 +62,11 @@ class FolderSource:
         if self.config.no_labels:
             summary.notes.append("no labels, as --no-labels asks")
         elif not summary.labels:
-            summary.notes.append("no labels (flat folder: put each class in a sub-folder of its own to get labels)")
+            summary.notes.append("no labels (flat folder: put each class in its own sub-folder to get labels)")
         tables = sum(count for kind, count in summary.ignored.items() if kind.startswith((".tar", ".parquet")))
         if tables:
             summary.notes.append(
-                f"{tables} tar or Parquet files beside the images are ignored: name them, such as FOLDER/*.tar, to take them"
+                f"{tables} tar or Parquet files beside the images are ignored; to take them, give a pattern such as FOLDER/*.tar"
             )
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:

@@ -21,14 +21,14 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def integer_in(value: object) -> int | None:
-    """Return the int64 that `value` is or that its text states without padding (`7`, not `007`), else None."""
+    """Return `value` as int64 if it is one, or if its text is one without padding (`7`, not `007`); else None."""
     if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.removeprefix("-").isdigit() and str(int(value)) == value:
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value in _INT64 else None
 
 
 def as_label(value: object, label_type: LabelType | None) -> Label:
-    """Return a label as the type that the plan found; None stays None. Raises BadInput BAD_LABEL where it does not fit."""
+    """Return a label converted to the planned type; None stays None. Raises BadInput BAD_LABEL if the label does not fit."""
     if value is None:
         return None
     if label_type == "int64":
@@ -42,7 +42,7 @@ def as_label(value: object, label_type: LabelType | None) -> Label:
 
 
 def as_meta(name: str, value: object, meta_type: MetaType) -> str | int | float | bool | None:
-    """Return a value of a meta column as its planned type; None stays None. Raises BadInput BAD_LABEL where it does not fit."""
+    """Return a meta value converted to its planned type; None stays None. Raises BadInput BAD_LABEL if the value does not fit."""
     if value is None:
         return None
     if meta_type == "string":
@@ -56,12 +56,12 @@ def as_meta(name: str, value: object, meta_type: MetaType) -> str | int | float 
         try:
             return float(value)
         except (ValueError, OverflowError):
-            pass  # falls through to the refusal below
+            pass  # the last line raises the error
     raise BadInput(Reason.BAD_LABEL, f"meta.{name} is {shorten(value)}; expected {meta_type}, as planned", Stage.FETCH)
 
 
 def infer_label_type(values: Iterable[object]) -> LabelType | None:
-    """Return int64 if every value that is not None is an integer or the text of one, string otherwise, None where there is no value."""
+    """Return int64 if every value is an integer or the text of one, else string. None values are ignored; without a value return None."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -69,7 +69,7 @@ def infer_label_type(values: Iterable[object]) -> LabelType | None:
 
 
 def infer_meta_type(values: Iterable[object]) -> MetaType:
-    """Return the narrowest of bool, int64, float64 and string that holds every value; string where there is none."""
+    """Return the narrowest of bool, int64, float64 and string that holds every value; string if there is no value."""
     present = [value for value in values if value is not None]
     for meta_type in _NARROW_META_TYPES if present else ():
         try:
@@ -82,5 +82,5 @@ def infer_meta_type(values: Iterable[object]) -> MetaType:
 
 
 def valid_utf8(text: str) -> str:
-    """Return `text` as it is, but for the lone surrogates that JSON can hold and UTF-8 cannot: they show as `\\ud800`."""
+    """Return `text` as valid UTF-8; lone surrogates, which JSON allows, become escapes such as `\\ud800`."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

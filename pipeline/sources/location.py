@@ -1,4 +1,4 @@
-"""A path, URL, glob or brace pattern -> the source that lies there, decided by looking."""
+"""Open the source at a path, URL, glob or brace pattern; the listing decides its kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
 TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
 
 PROBED_IMAGES = 1000
-"""Images after which a folder is one of images, unless still more tars or tables were seen among them."""
+"""Number of images after which the probe of a folder ends with "image folder", unless tars or tables still prevail."""
 _MAGIC = re.compile(r"[*?\[{]")
 _LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .csv, .jsonl)"
 
@@ -39,8 +39,8 @@ _LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parqu
 def open_source(url: str, config: SourceConfig) -> ImageSource:
     """Return the source at a local path or URL: a folder, a file, a glob such as `s3://b/train/*.tar`, or braces such as `{000..123}.tar`.
 
-    Where a folder holds images and tars or Parquet files, what it holds more of is taken, and the summary says so. Raises SourceError
-    that says what was looked for and what was found instead, TransientStorageError when the store fails.
+    If a folder holds both images and tars or Parquet files, the more frequent kind is taken, and the summary says so. Raises SourceError,
+    which names what was expected and what was found, and TransientStorageError if the store fails.
     """
     store, pattern = _split(url, config)
     if not pattern:
@@ -49,16 +49,16 @@ def open_source(url: str, config: SourceConfig) -> ImageSource:
 
 
 def source_root(url: str, config: SourceConfig) -> Store:
-    """Return the store below which the paths of the source's rows lie; nothing needs to exist there any more."""
+    """Return the store that the source's row paths are relative to; nothing needs to exist there."""
     return _split(url, config)[0]
 
 
 def read_slice(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield a record for each input of a planned row of any kind, without looking at the source again; what workers call.
+    """Yield a record for each input of a planned row of any kind. Workers call it; it does not list the source again.
 
-    `store` is the source's root, the types are those of its summary. Raises TransientStorageError alone.
+    `store` is the source's root; the types come from the source's summary. Raises only TransientStorageError.
     """
     if row.kind == "tar":
         return read_tar(store, row, config, label_type, meta_types)
@@ -68,25 +68,25 @@ def read_slice(
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a pattern such as `a-{000..012}.{tar,tgz}` stands for, in its order, as bash and webdataset expand it.
+    """Return the names that a pattern such as `a-{000..012}.{tar,tgz}` stands for, in the order of bash and webdataset.
 
-    Raises SourceError where a brace has no partner.
+    Raises SourceError if a brace is not closed or not opened.
     """
     try:
         return list(braceexpand(pattern, escape=False))
-    except ValueError:  # its UnbalancedBracesError
-        raise SourceError(f"{pattern}: a brace is not closed, or not opened; expected such as train-{{000..123}}.tar") from None
+    except ValueError:  # braceexpand's UnbalancedBracesError is a ValueError
+        raise SourceError(f"{pattern}: a brace is not closed or not opened; expected a pattern such as train-{{000..123}}.tar") from None
 
 
 def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
-    """Return the root of a source and the file name or pattern below it, which is empty for a folder."""
+    """Return the root of a source, and the file name or pattern below the root (empty for a folder)."""
     protocol, path = split_protocol(url)
     if protocol is None and url.startswith("pipe:"):
-        raise SourceError(f"{url[:60]}: commands are never run as a source; expected a path or a URL of files")
+        raise SourceError(f"{url[:60]}: we never run a command as a source; expected a path or a URL of files")
     whole = SourceStore(url.rstrip("/") or "/", storage_options=config.storage_options)
     magic = _MAGIC.search(path)
     named = magic is not None or extension(path) in TAR_EXTENSIONS | TABLE_EXTENSIONS
-    if not named or (protocol not in ("http", "https") and _is_folder(whole)):  # a web server would send the whole tar as its "listing"
+    if not named or (protocol not in ("http", "https") and _is_folder(whole)):  # a web server would send the whole tar as the "listing"
         return whole, ""
     cut = path.rfind("/", 0, magic.start() if magic else None)
     folder = path[: max(cut, 0)]
@@ -95,8 +95,8 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
 
 
 def _is_pattern(store: Store, pattern: str) -> bool:
-    """Return whether a name stands for many files, and is not a file's own."""
-    if store.is_web:  # there `?` begins the query, and what is no name may be answered with any status
+    """Return whether a name is a pattern for many files, not the name of an existing file."""
+    if store.is_web:  # in a web address `?` begins the query, and a server may answer any status for a pattern
         return _MAGIC.search(pattern.partition("?")[0]) is not None
     return _MAGIC.search(pattern) is not None and store.info(pattern) is None
 
@@ -120,9 +120,9 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if not tars and not tables:
         itself = store.info("")
         if kinds:
-            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; --all-files takes every file"
+            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; use --all-files to take every file"
         elif itself is not None and itself.regular:
-            seen = "a single file; name the folder that it lies in"
+            seen = "a single file; give its folder instead"
         else:
             seen = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
         raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {seen}")
@@ -133,13 +133,13 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if found.images:
         noun = source.summary.noun
         images = f"{found.images} image{'' if found.images == 1 else 's'}"
-        source.summary.beside = f"the {noun}s are taken, not the {images} beside them: a folder of their own would take those"
+        source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
     return source
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a folder holds, until it is clear what kind of source it is."""
+    """Counts of a folder's files, until the kind of source is clear."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     images: int = 0
@@ -148,7 +148,7 @@ class _Found:
     tables: list[ObjectInfo] = field(default_factory=list)
 
     def add(self, info: ObjectInfo, config: SourceConfig) -> bool:
-        """Count a file; return True as soon as it is clear that the folder is one of images."""
+        """Count a file; return True once it is clear that the folder is an image folder."""
         name = readable_text(info.path)
         if config.rules > 1 and is_hidden(name):
             self.kinds[HIDDEN] += 1
@@ -165,16 +165,16 @@ class _Found:
         return bool(self.images) and (config.rules == 1 or (self.images >= PROBED_IMAGES and not self.containers_win()))
 
     def containers_win(self) -> bool:
-        """Return whether tars or Parquet files make the folder: they are more than the images, or as many and larger.
+        """Return whether tars or Parquet files prevail: there are more of them than images, or as many but larger.
 
-        CSV and JSONL files beside images are about those images.
+        CSV and JSONL files do not count, because beside images they usually describe those images.
         """
         containers = self.tars or [info for info in self.tables if extension(info.path) == ".parquet"]
         return (len(containers), sum(info.size for info in containers)) > (self.images, self.image_bytes)
 
 
 def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Keep the Parquet files, else the JSONL files, else the CSV files: smaller formats beside larger ones are notes about them."""
+    """Return the Parquet files, else the JSONL files, else the CSV files; a simpler format beside another usually describes it."""
     for name in (".parquet", ".jsonl", ".csv"):
         chosen = [info for info in tables if extension(info.path).startswith(name)]
         if chosen:
@@ -187,7 +187,7 @@ def _matches(store: Store, pattern: str, config: SourceConfig) -> Iterator[str]:
         if not _MAGIC.search(part):
             yield part
             continue
-        hidden_too = config.rules == 1 or is_hidden(part)  # a pattern that names them means them, as in a shell
+        hidden_too = config.rules == 1 or is_hidden(part)  # a pattern takes hidden files only if it names them, as in a shell
         yield from (path for path in store.glob(part) if hidden_too or not is_hidden(path))
 
 
@@ -196,13 +196,11 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(store.info, paths))
     files = [info for info in infos if info is not None]
-    # The query of a web address may be a signature.
+    # The query of a web address may contain a signature, which no message may show.
     missing = [path.partition("?")[0] if store.is_web else path for path, info in zip(paths, infos, strict=True) if info is None]
     if missing or not files:
         examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
-        raise SourceError(
-            f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or the path or a pattern of tars or tables"
-        )
+        raise SourceError(f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or a path or pattern of tars or tables")
     kinds = Counter(extension(readable_text(info.path)) for info in files)
     if kinds.keys() <= TAR_EXTENSIONS:
         return TarSource(store, config, files)
@@ -210,6 +208,6 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
         return TableSource(store, config, files)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
     raise SourceError(
-        f"{where}: found {found}; expected tars alone ({', '.join(sorted(TAR_EXTENSIONS))}) or tables alone "
-        f"({', '.join(sorted(TABLE_EXTENSIONS))}). To take images, name their folder: {display_url(store.url)}"
+        f"{where}: found {found}; expected only tars ({', '.join(sorted(TAR_EXTENSIONS))}) or only tables "
+        f"({', '.join(sorted(TABLE_EXTENSIONS))}). To take images, give their folder: {display_url(store.url)}"
     )

@@ -1,4 +1,4 @@
-"""A sample of the pictures of a source, read and decoded in threads, in bounded memory."""
+"""Read and decode a sample of a source's images, in threads and bounded memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SAMPLED_SLICES = 64
 
 @dataclass(frozen=True, slots=True)
 class SampledImage:
-    """One picture that decoded; `bytes_in` are its encoded bytes, of which `sha256` is the hash."""
+    """One decoded image; `bytes_in` is the size of its encoded bytes, `sha256` their hash."""
 
     sample_id: str
     sha256: str
@@ -32,9 +32,11 @@ class SampledImage:
 
 
 def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[SampledImage | FailedRecord]:
-    """Yield what becomes of about `limit` inputs of the sampled rows; tars and table slices give an equal share each, from their start."""
+    """Yield an image or a failure for about `limit` inputs of the sampled rows.
 
-    config = replace(source.config, unreadable="quarantine")  # what cannot be read is left out of a sample, as what cannot be decoded is
+    Each tar and table slice gives an equal share of the inputs, from its start.
+    """
+    config = replace(source.config, unreadable="quarantine")  # a sample leaves out unreadable objects, as it leaves out bad images
     others = urls_to_probe(rows)
 
     def load(item: PlanRow | ImageRecord | FailedRecord) -> SampledImage:
@@ -43,7 +45,7 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
         data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item, config, others=others)
         return SampledImage(item.sample_id, sha256_hex(data), len(data), decode_image(data, preprocess))
 
-    threads = max(2, os.cpu_count() or 1)  # reading waits and decoding releases the GIL
+    threads = max(2, os.cpu_count() or 1)  # reading waits for I/O, and decoding releases the GIL
     for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
         yield FailedRecord(sample_id=item.sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
 
@@ -51,7 +53,7 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
 def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:
     slices = [row for row in rows if row.kind != "file"][:MAX_SAMPLED_SLICES]
     for row in slices:
-        left = -(-limit // len(slices))  # failures are told and take no picture's place
+        left = -(-limit // len(slices))  # failures do not count against the share of a slice
         for record in read_slice(source.store, row, config, source.summary.label_type, source.summary.meta_types):
             yield record
             left -= isinstance(record, ImageRecord)

@@ -1,7 +1,7 @@
-"""Stores of inputs, which tell one object that cannot be read from a store, or a network, that is away (SPEC.md section 6).
+"""Stores of inputs. They distinguish one unreadable object from a store or a network that is down (SPEC.md section 6).
 
-An error is passing while the store as a whole may be away. It is bound to one object when, after the last attempt, the store gives
-another object and refuses this one once more.
+An error counts as an outage while the whole store may be down. It counts as unreadable if, after the last attempt, the store returns
+another object and fails once more for this one.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ __all__ = ["HostStore", "SourceStore", "host_of"]
 
 PROBES = 8
 PROBE_SECONDS = 60.0
-"""Probes of one verdict begin within this time after the failure."""
+"""Time after a failure within which all its probes must begin."""
 LISTED = 64
-"""Entries of a listing that are looked at for objects to probe."""
+"""Entries of a listing to consider as objects to probe."""
 HOST_ATTEMPTS = 3
 HOST_SECONDS = 60.0
-"""Longest time for one object of a foreign host, however it trickles in."""
+"""Time limit for one object of a foreign host, even if bytes still trickle in."""
 _FORBIDDEN = (401, 403, 451)
 _TOO_MANY, _SERVER_ERRORS = 429, 500
 
 
 class Witnesses:
-    """Objects that were read a moment ago: they show that a store answers, and are the best ones to ask for again. Safe for threads."""
+    """Recently read objects: they prove that a store answers, and they are the best ones to probe. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: deque[tuple[str, float]] = deque(maxlen=4 * PROBES)
         self.judging = threading.Lock()
-        """Held by the one who probes; the others wait for what it finds."""
+        """The probing thread holds this lock; the others wait for its result."""
         self.away_at = float("-inf")
-        """When no probe succeeded last."""
+        """`time.monotonic()` of the last time that no probe succeeded."""
 
     def note(self, name: str, begun: float) -> None:
-        """An object was read, by a request that began at that time."""
+        """Record that an object was read by a request that began at `begun`."""
         with self._lock:
             self._seen.append((name, begun))
 
     def since(self, failed_at: float, fits: Callable[[str], bool]) -> bool:
-        """Return whether a request for an object that `fits` began after `failed_at` and had an answer: one on its way proves nothing."""
+        """Return whether a request for a fitting object began after `failed_at` and succeeded; an earlier request would prove nothing."""
         with self._lock:
             return any(begun > failed_at and fits(name) for name, begun in reversed(self._seen))
 
     def names(self) -> list[str]:
-        """Return what was read, the latest first."""
+        """Return the names of the objects read, latest first."""
         with self._lock:
             return list(dict.fromkeys(name for name, _ in reversed(self._seen)))
 
@@ -74,7 +74,7 @@ def answers_for_others(
     probe: Callable[[str], object],
     kind_of: Callable[[str], str] = str,
 ) -> bool:
-    """Return whether one of up to eight other objects, each of another kind, can be read now, after one could not."""
+    """After a failure, return whether one of up to eight other objects, each of another kind, can be read now."""
     failed_at = time.monotonic()
     with witnesses.judging:
         if witnesses.since(failed_at, fits):
@@ -105,13 +105,13 @@ def _one_of_each(names: Iterable[str], kind_of: Callable[[str], str]) -> Iterato
 
 @contextmanager
 def _shown_as_waiting(place: str) -> Iterator[None]:
-    """While it is probed, an operation waits for its store as it does between two attempts."""
+    """Report the operation as waiting for its store while probes run, as between two attempts."""
     with doing(WAITING_FOR_STORE, place, retries_left=0):
         yield
 
 
 class SourceStore(Store):
-    """A store of inputs. Raises UnreadableObjectError where the retries are used up and the store answers for other objects."""
+    """A store of inputs. Raises UnreadableObjectError if the retries are used up but the store answers for other objects."""
 
     def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
         super().__init__(url, storage_options=storage_options, retry=retry)
@@ -122,7 +122,7 @@ class SourceStore(Store):
         self._witnesses = Witnesses()
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """As of Store."""
+        """As `Store.read`; raises UnreadableObjectError too."""
         begun = time.monotonic()
         try:
             data = super().read(path, start, end)
@@ -134,7 +134,7 @@ class SourceStore(Store):
         return data
 
     def info(self, path: str) -> ObjectInfo | None:
-        """As of Store."""
+        """As `Store.info`; raises UnreadableObjectError too."""
         try:
             return super().info(path)
         except StoreAccessError:
@@ -155,7 +155,7 @@ class SourceStore(Store):
         return error
 
     def _listed(self, once: Store, path: str) -> Iterator[str]:
-        """Yield objects near `path`; where the store cannot be listed, none."""
+        """Yield objects near `path`; nothing if the store cannot be listed."""
         if self.is_web:
             return
         folder = posixpath.dirname(path)
@@ -167,7 +167,7 @@ class SourceStore(Store):
 
 
 class _HostRemote(WebRemote):
-    """A foreign web server, whose objects are of unknown size: one bound for each of them."""
+    """A foreign web server. The sizes of its objects are unknown, so every request has the same time limit."""
 
     def __init__(self, fs: Any) -> None:
         super().__init__(fs)
@@ -178,10 +178,10 @@ class _HostRemote(WebRemote):
 
 
 class HostStore(Store):
-    """A web host that a table names: a stranger, which may be gone for good while the network is well."""
+    """A web host that a table names. It may be gone for ever although the network works."""
 
     _witnesses = Witnesses()
-    """URLs of all hosts together: whether the network is well is seen on the other hosts."""
+    """URLs of all hosts together, because only other hosts show whether the network works."""
 
     def __init__(self, url: str, *, storage_options: dict[str, Any] | None, retry: RetryConfig, public_only: bool) -> None:
         self._public_only = public_only
@@ -197,9 +197,9 @@ class HostStore(Store):
         return _host_store, (self.location, self.storage_options, self.retry, self._public_only)
 
     def fetch(self, path: str, others: Iterable[str], read: Callable[[Store], bytes]) -> bytes:
-        """Return what `read` reads of `path` in a store of this host; `others` are URLs of the same table, whose hosts may be probed.
+        """Return the bytes of `path` by `read`; `others` are URLs of the same table whose hosts may be probed.
 
-        Raises UnreadableObjectError with the reason where this host or object fails and others answer.
+        Raises UnreadableObjectError with the reason if this host or object fails while others answer.
         """
         begun, url = time.monotonic(), self.join(path)
         try:
@@ -217,9 +217,9 @@ class HostStore(Store):
         host, answered = host_of(url), status_of(error)[0] != 0
 
         def fits(other: str) -> bool:
-            return other != url and (answered or host_of(other) != host)  # a host that answers may be asked for another object
+            return other != url and (answered or host_of(other) != host)  # the same host is a witness only if it answered
 
-        def kind_of(other: str) -> str:  # one object of each other host; of this one, where it answers at all, any object
+        def kind_of(other: str) -> str:  # one object per other host, but any number of objects of this host
             return other if host_of(other) == host else host_of(other)
 
         def probe(other: str) -> None:
@@ -244,17 +244,17 @@ class HostStore(Store):
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         if any(isinstance(cause, PrivateHostError) for cause in _causes(error)):
             return StoreAccessError(
-                f"{where}: it leads to an address that is not public (private, loopback or link-local), and a table may name public "
-                "hosts alone. If you trust the table, add --allow-private-hosts",
+                f"{where}: the URL leads to an address that is not public (private, loopback or link-local); a table may name only "
+                "public hosts. If you trust the table, add --allow-private-hosts",
                 bad_name=Reason.PRIVATE_HOST,
             )
-        if isinstance(error, ValueError):  # of aiohttp, for what is no URL
-            return StoreAccessError(f"{where} is no URL ({type(error).__name__})", bad_name=Reason.BAD_URI)
+        if isinstance(error, ValueError):  # aiohttp raises it for an invalid URL
+            return StoreAccessError(f"{where} is not a valid URL ({type(error).__name__})", bad_name=Reason.BAD_URI)
         return super()._final(error, path, where, verb, attempt)
 
 
 def _is_busy(error: TransientStorageError) -> bool:
-    """Return whether a store answered that it has too much to do: then one failure more proves little, and all retries are made again."""
+    """Return whether a store answered that it is overloaded. One more failure then proves little, so the check makes all retries."""
     status = status_of(error)[0]
     return status == _TOO_MANY or status >= _SERVER_ERRORS
 
@@ -276,7 +276,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason_of(error: BaseException) -> Reason:
-    """Return why a foreign host did not give an object, by what its client raised last."""
+    """Return the quarantine reason for an object of a foreign host, from the client's last error."""
     status = status_of(error)[0]
     if status:
         return Reason.HTTP_403 if status in _FORBIDDEN else Reason.UNREADABLE

@@ -1,4 +1,4 @@
-"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet) or of URIs (all), a label column and meta columns."""
+"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet only) or URIs, a label column and meta columns."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ LARGE_ROW_GROUP = 8 * SLICE_ROWS
 
 
 class TableSource:
-    """Tables of one or more files. Bytes become slices of Parquet row groups; URIs become file rows, like loose files.
+    """Tables of one or more files. Image bytes become slices of Parquet row groups; URIs become file rows, like loose files.
 
-    Types of label and meta are those of the first file: of its Parquet schema, or of the first 4,096 rows of a CSV (where text is an
-    integer if it has no padding) or JSONL file. A value further down that does not fit stops the planning with SourceError and names its
-    row, because a table that contradicts itself is better repaired than half read.
+    The first file decides the types of label and meta: by its Parquet schema, or by the first 4,096 rows of a CSV file (where unpadded
+    digits are an integer) or a JSONL file. A later value that does not fit stops planning with SourceError, which names the row: it is
+    better to repair a table that contradicts itself than to read half of it.
     """
 
     kind = "table"
@@ -63,17 +63,17 @@ class TableSource:
         self.files = files
         self.summary = SourceSummary(noun="table")
         self._outside = 0
-        """Rows that name local files outside the folder of the table."""
+        """Number of rows that name local files outside the table's folder."""
 
     @property
     def root(self) -> str:
-        """Where the paths of the rows begin: an absolute path or a URL."""
+        """The place that row paths are relative to: an absolute path or a URL."""
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield slices of at most 1,000 rows (bytes) or a row per image (URIs); fills `summary`.
+        """Yield slices of at most 1,000 rows (image bytes) or a row per image (URIs); fills `summary`.
 
-        Raises SourceError where a table cannot be read, lacks a column, contradicts the first, or repeats an id of `id_column`.
+        Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
         """
         self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored, beside=self.summary.beside)
         self._outside = 0
@@ -114,7 +114,7 @@ class TableSource:
             summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
 
     def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield a record for each row of one slice."""
+        """Yield a record for each image of one planned row."""
         if row.kind == "file":
             yield read_file_row(self.store, row, self.config)
         else:
@@ -141,7 +141,9 @@ class TableSource:
         seen, expected = (columns.holds, label_type, meta_types), (first.holds, self.summary.label_type, self.summary.meta_types)
         if seen != expected and (is_parquet(where) or columns.holds != first.holds):
             names = "(images, type of label, types of meta)"
-            raise SourceError(f"{where}: {names} are {seen}; the tables before it have {expected}; convert one, or tokenize them apart")
+            raise SourceError(
+                f"{where}: {names} are {seen}; expected {expected}, as in the first table. Convert it, or tokenize it separately"
+            )
 
     def _slices(self, info: ObjectInfo, metadata: Any) -> Iterator[PlanRow]:
         name = readable_text(info.path)
@@ -150,7 +152,7 @@ class TableSource:
             first, stop = stop, stop + metadata.row_group(group).num_rows
             if stop - first > LARGE_ROW_GROUP and not self.summary.notes:
                 self.summary.notes.append(
-                    f"row groups of {stop - first} rows are slow to read in slices; 1,000 rows or fewer are read once"
+                    f"row groups of {stop - first} rows are slow to read in slices; row groups of up to 1,000 rows are read once"
                 )
             for start in range(first, stop, SLICE_ROWS):
                 end = min(start + SLICE_ROWS, stop)
@@ -188,8 +190,8 @@ class TableSource:
 
     def _outside_note(self) -> str:
         if self.store.is_local:
-            return f"{self._outside:,} rows name files outside {self.store.root}: where one fails, its bytes are not kept in quarantine"
-        return f"{self._outside:,} rows name local files, which a table in a store may not: they will be quarantined as {Reason.BAD_URI}"
+            return f"{self._outside:,} rows name files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
+        return f"{self._outside:,} rows name local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"
 
     def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
         hashes.sort()
@@ -207,17 +209,17 @@ class TableSource:
             examples = ", ".join(repeated[:3])
             raise SourceError(
                 f"--id-column {self.config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
-                "name a column of unique ids, or none to number the rows"
+                "name a column of unique ids, or leave the option out to number the rows"
             )
 
 
 def read_rows(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield a record for each row of a slice of a Parquet row group, reading only the columns needed.
+    """Yield a record for each row of a slice of a Parquet row group; reads only the needed columns.
 
-    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. Where the
-    file is missing, changed or damaged every row not yet read fails, under that id. Raises TransientStorageError alone.
+    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. If the
+    file is missing, changed or damaged, every row not yet read fails under the id `path#row`. Raises only TransientStorageError.
     """
     uri = display_uri(store, row.path)
     name = row.sample_id.rpartition("#")[0]
@@ -263,7 +265,7 @@ def _record(
         if data is None:
             raise BadInput(Reason.NO_IMAGE, f"{columns.image} is null; expected the bytes of an image", Stage.FETCH)
         if len(data) > MAX_BYTES:
-            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_BYTES} are read", Stage.FETCH)
+            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; expected at most {MAX_BYTES}", Stage.FETCH)
         label = None if columns.label is None else as_label(values[columns.label], label_type)
         meta = {name: as_meta(name, values[name], kind) for name, kind in meta_types.items()}
     except BadInput as error:

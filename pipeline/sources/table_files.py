@@ -72,7 +72,7 @@ def parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
 
 def slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
     """Yield the chosen columns of the rows of one planned slice."""
-    # By row number and not by `row.row_group`: a table that is tried again may have been written anew with other row groups.
+    # By row number, not by `row.row_group`: before a retry the table may have been rewritten with other row groups.
     stops = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)))
     groups = list(range(bisect_right(stops, row.row_start), min(bisect_left(stops, row.row_stop) + 1, len(stops))))
     if not groups:
@@ -117,4 +117,4 @@ def parsing(where: str) -> Iterator[None]:
     except PARSE_ERRORS as error:
         raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
     except (BadInput, MissingObjectError) as error:
-        raise SourceError(f"{where}: the table went away or changed while it was read ({error}); plan again") from error
+        raise SourceError(f"{where}: the table disappeared or changed during the read ({error}); plan again") from error

@@ -1,9 +1,8 @@
 """WebDataset tars: members that share a key are one sample.
 
-The grouping rules are those of the webdataset package (a test compares the two), but for hidden files, which are left out: it takes the
-`a/._1.jpg` that macOS puts beside a picture for a sample `a/`. Its reader is not used because it ends silently at a damaged header,
-which loses the rest of a tar, and because importing it loads torch: two seconds and 180 MB in every worker. Nothing is ever
-unpickled, and no command is run.
+We group members as the webdataset package does (a test compares both), except that we skip hidden files: webdataset turns the `a/._1.jpg`
+that macOS puts beside an image into a sample `a/`. We do not use webdataset's reader: it ends silently at a damaged header and so loses
+the rest of a tar, and importing it loads torch (two seconds and 180 MB in every worker). We never unpickle and never run a command.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ __all__ = ["TarSource", "read_tar"]
 
 PEEKED_TARS = 3
 PEEKED_SAMPLES = 64
-"""Samples looked at of each of the first tars, to learn the types of labels and meta columns."""
+"""Samples read from each of the first tars to infer the types of labels and meta columns."""
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 _META_MEMBER = re.compile(r"__[^/]*__($|/)")
 
 
 class _Damaged(Exception):
-    """A tar cannot be read on from `offset`, where the first sample that is not whole begins."""
+    """A tar cannot be read from `offset` on, where its first incomplete sample begins."""
 
     def __init__(self, offset: int, cause: Exception) -> None:
-        super().__init__(f"cannot be read on from byte {offset}: {type(cause).__name__}: {cause}")
+        super().__init__(f"cannot be read from byte {offset} on: {type(cause).__name__}: {cause}")
         self.offset = offset
         self.cause = cause
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Header that must be whole; tarfile takes a damaged header after the first for the end of the archive."""
+    """A header that must be intact; plain tarfile treats a damaged header after the first one as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
@@ -57,7 +56,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 class TarSource:
-    """Tars in a stated order; each is one slice whose samples are counted when they are read."""
+    """Tars in a given order; each tar is one slice, and its samples are counted when it is read."""
 
     kind = "tar"
     ordered = True
@@ -67,16 +66,16 @@ class TarSource:
         self.config = config
         self.files = files
         self.summary = SourceSummary(noun="tar")
-        no_columns = "tars have no columns; ids are made of the path and the key"
+        no_columns = "tars have no columns; an id consists of path and key"
         refuse_options(config, store.url, "a set of tars", id_column=no_columns, image_column=no_columns)
 
     @property
     def root(self) -> str:
-        """Where the paths of the rows begin: an absolute path or a URL."""
+        """The place that row paths are relative to: an absolute path or a URL."""
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield a row per tar in the given order; the first samples are read to learn the types of label and meta."""
+        """Yield a row per tar in the given order; reads the first samples to infer the types of label and meta."""
         self.summary = summary = SourceSummary(noun="tar", ignored=self.summary.ignored, beside=self.summary.beside)
         peeked = self._peek()
         summary.label_type = infer_label_type(peeked.labels)
@@ -92,7 +91,7 @@ class TarSource:
         return read_tar(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
 
     def _peek(self) -> PeekedSamples:
-        """Look at the first samples; raises SourceError where they lack what --label or --meta names."""
+        """Read the first samples; raises SourceError if they lack the values that --label or --meta name."""
         config = self.config
         peeked = PeekedSamples(meta={name: [] for name in config.meta})
         for info in self.files[:PEEKED_TARS]:  # more than one, in case the first is damaged
@@ -111,11 +110,11 @@ class TarSource:
 def read_tar(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield the samples of one tar; sample ids are `path#key`, and `path#key@offset` for the failure of a key that occurs again.
+    """Yield the samples of one tar; a sample id is `path#key`. A repeated key is a failure with the id `path#key@offset`.
 
-    A tar that is missing, changed or unreadable yields one failure under the id of the row. Damage further in yields the whole samples
-    before it, then one failure `path#@offset` that stands for every sample from that byte on. Raises TransientStorageError
-    alone.
+    A missing, changed or unreadable tar yields one failure under the id of the row. A tar with damage further in yields its complete
+    samples before the damage, then one failure `path#@offset`, which stands for every sample from that byte on. Raises only
+    TransientStorageError.
     """
     uri = display_uri(store, row.path)
     seen: set[str] = set()
@@ -126,7 +125,7 @@ def read_tar(
             seen.add(sample.key)
             sample_id = f"{row.sample_id}#{readable_text(sample.key)}" + (f"@{sample.offset}" if again else "")
             if again:
-                detail = f"the key {shorten(sample.key)} occurs again at byte {sample.offset}; the first sample of that key is kept"
+                detail = f"the key {shorten(sample.key)} is repeated at byte {sample.offset}; only the first sample of a key is kept"
                 yield FailedRecord(sample_id=sample_id, error=BadInput(Reason.DUPLICATE_ID, detail, Stage.FETCH), uri=uri)
                 continue
             yield _record(sample, sample_id, uri, config, label_type, meta_types)
@@ -156,7 +155,7 @@ def _samples(store: Store, path: str, size: int) -> Iterator[TarSample]:
     try:
         with open_stream(store, path, size) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header in memory
                 match = _KEY_AND_SUFFIX.fullmatch(member.name)
                 if not member.isreg() or match is None or _META_MEMBER.match(member.name):
                     continue
@@ -175,7 +174,7 @@ def _samples(store: Store, path: str, size: int) -> Iterator[TarSample]:
         raise _Damaged(position, error) from error
     except (TransientStorageError, MissingObjectError, BadInput, MemoryError):
         raise
-    except Exception as error:  # tar and decompressors raise many types; RangeReader tells the store's failures from them
+    except Exception as error:  # tarfile and decompressors raise many types; failures of the store were handled above
         raise _Damaged(position, error) from error
     if sample is not None:
         yield sample
@@ -188,7 +187,7 @@ def _record(
     data = sample.members.get(suffix)
     try:
         if suffix in sample.too_large:
-            detail = f"{sample.key}.{suffix} has {sample.too_large[suffix]} bytes; at most {MAX_BYTES} are read"
+            detail = f"{sample.key}.{suffix} has {sample.too_large[suffix]} bytes; expected at most {MAX_BYTES}"
             raise BadInput(Reason.TOO_LARGE, detail, Stage.FETCH)
         if data is None:
             detail = f"the members {', '.join(sample.members)} hold no image; expected an extension such as jpg, png or webp"
@@ -202,6 +201,6 @@ def _record(
 
 
 def _image_suffix(suffixes: list[str]) -> str:
-    """Return the suffix of the image, a plain one (`jpg`) before a dotted one (`mask.png`), or an empty string."""
+    """Return the suffix of the image member, or an empty string; a plain suffix (`jpg`) wins over a dotted one (`mask.png`)."""
     images = [suffix for suffix in suffixes if posixpath.splitext(f"x.{suffix}")[1] in image_extensions()]
     return min(images, key=lambda suffix: "." in suffix, default="")

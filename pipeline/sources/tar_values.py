@@ -1,4 +1,4 @@
-"""What a sample of a tar says besides its image: its label and its meta values, and which of it the first samples show."""
+"""Labels and meta values of tar samples, and what the first samples of a tar show about them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class TarSample:
 
     key: str
     offset: int
-    """Of the first member's header in the uncompressed tar."""
+    """Byte offset of the first member's header in the uncompressed tar."""
     members: dict[str, bytes] = field(default_factory=dict)
     too_large: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class PeekedSamples:
-    """What the first samples hold."""
+    """Counts and values from the first samples."""
 
     meta: dict[str, list[object]]
     samples: int = 0
     labels: list[object] = field(default_factory=list)
     places: Counter[str] = field(default_factory=Counter)
-    """Where labels were found: `.cls`, `.json key label`."""
+    """Places of the labels, such as `.cls` or `.json key label`."""
     keys: set[str] = field(default_factory=set)
-    """Of all .json members."""
+    """Keys of all .json members."""
     suffixes: Counter[str] = field(default_factory=Counter)
     texts: set[str] = field(default_factory=set)
-    """Meta values that are text members: text, whatever the first of them look like."""
+    """Names of meta values from text members; their type is string, even if the first ones look like numbers."""
     unread: str = ""
-    """Why the last sample that cannot be read cannot."""
+    """Error of the last unreadable sample."""
 
     def add(self, sample: TarSample, config: SourceConfig) -> None:
-        """Count a sample; one that cannot be read says nothing, and is quarantined when its turn comes."""
+        """Count a sample. An unreadable one is skipped here; the work will quarantine it."""
         try:
             value = json_of(sample)
             place = _label_place(sample, value, config)
@@ -71,27 +71,27 @@ class PeekedSamples:
         return {name: "string" if name in self.texts else infer_meta_type(values) for name, values in self.meta.items()}
 
     def absent(self, config: SourceConfig) -> list[str]:
-        """Return the options that name what no sample has."""
+        """Return the options that name a value that no sample has."""
         there = self.keys | self.suffixes.keys()
         named = [("--label", config.label), *(("--meta", name) for name in config.meta)]
         return [f"{option} {name}" for option, name in named if name is not None and name not in there]
 
     def refuse_absent(self, config: SourceConfig, where: str) -> None:
-        """Raise SourceError where an option names what no sample has: its column would hold nothing but nulls."""
+        """Raise SourceError if an option names a value that no sample has: its column would hold only nulls."""
         if self.unread and not self.samples and (config.label or config.meta):
-            raise SourceError(f"{where}: none of the first samples can be read by --label and --meta: {self.unread}")
+            raise SourceError(f"{where}: none of the first samples can be read with --label and --meta: {self.unread}")
         absent = self.absent(config)
         if absent and self.samples:
             keys, suffixes = (", ".join(sorted(names)[:NAMES_SHOWN]) or "none" for names in (self.keys, self.suffixes))
             raise SourceError(
-                f"{where}: none of the first {self.samples} samples has what {' and '.join(absent)} names; expected a key of their .json "
-                f"members (they have {keys}) or the suffix of a text member (they have {suffixes})"
+                f"{where}: none of the first {self.samples} samples has the value that {' and '.join(absent)} names; expected a key of "
+                f"their .json members (they have {keys}) or the suffix of a text member (they have {suffixes})"
             )
 
     def understood(self, config: SourceConfig, label_type: LabelType | None) -> str:
-        """Return one line on what became the label, and what did not though it might be one."""
+        """Return one line that says where the labels come from, and whether captions stay unused."""
         captions = self.suffixes["txt"] if config.rules > 1 and "txt" not in (config.label, *config.meta) else 0
-        unused = f"; the .txt of {captions} of {self.samples} samples is not used: --meta txt keeps it, --label txt makes it the class"
+        unused = f"; the .txt of {captions} of {self.samples} samples is not used; --meta txt keeps it, --label txt makes it the class"
         if config.no_labels:
             said = "no labels, as --no-labels asks"
         elif label_type is None:
@@ -103,7 +103,7 @@ class PeekedSamples:
 
 
 def json_of(sample: TarSample) -> dict[str, Any]:
-    """Return the object of the .json member, empty where there is none; raises BadInput BAD_LABEL where it is no JSON."""
+    """Return the object of the .json member, {} if there is none; raises BadInput BAD_LABEL if the member is not JSON."""
     data = sample.members.get("json")
     if data is None:
         return {}
@@ -115,9 +115,10 @@ def json_of(sample: TarSample) -> dict[str, Any]:
 
 
 def _label_place(sample: TarSample, value: dict[str, Any], config: SourceConfig) -> str:
-    """Return where the label of a sample is, `.cls` or `.json key label`; empty where it has none.
+    """Return the place of a sample's label, such as `.cls` or `.json key label`; empty if the sample has no label.
 
-    It is what --label names; else the .cls member, else a usual key of .json. By rule 1 of SOURCE_RULES it may be the .txt member too.
+    The label is the value that --label names, else the .cls member, else a usual key of .json. By rule 1 of SOURCE_RULES it may also be the
+    .txt member.
     """
     if config.no_labels:
         return ""
@@ -132,17 +133,17 @@ def _label_place(sample: TarSample, value: dict[str, Any], config: SourceConfig)
 
 
 def _place(sample: TarSample, value: dict[str, Any], name: str, config: SourceConfig) -> str:
-    """Return where a named value is: a key of .json before a member of that suffix. Rule 1 of SOURCE_RULES knows keys alone."""
+    """Return the place of a named value: a key of .json, else a member with that suffix. Rule 1 of SOURCE_RULES knows only keys."""
     return f".{name}" if config.rules > 1 and name not in value and name in sample.members else f".json key {name}"
 
 
 def raw_label(sample: TarSample, value: dict[str, Any], config: SourceConfig) -> object:
-    """Return the label as it is written, None where there is none; raises BadInput BAD_LABEL for a member that is no text."""
+    """Return the label before conversion, None if there is none; raises BadInput BAD_LABEL for a member that is not text."""
     return _at(sample, value, _label_place(sample, value, config))
 
 
 def raw_meta(sample: TarSample, value: dict[str, Any], name: str, config: SourceConfig) -> object:
-    """Return a named value as it is written, None where there is none; raises BadInput BAD_LABEL for a member that is no text."""
+    """Return a named value before conversion, None if there is none; raises BadInput BAD_LABEL for a member that is not text."""
     return _at(sample, value, _place(sample, value, name, config))
 
 

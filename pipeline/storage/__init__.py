@@ -1,1 +1,1 @@
-"""Any fsspec store: whole objects in and out, listings, retries, and words without secrets."""
+"""Access to any fsspec store: whole objects in and out, listings, retries, and messages without secrets."""

@@ -1,4 +1,4 @@
-"""Requests to any fsspec store that is not a local disk: one attempt each, bounded in time but for listings. Retries are the Store's."""
+"""Requests to any fsspec store except a local disk: one attempt each, with a time limit except for listings. `Store` makes the retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenshards.pipeline.storage.request_limit import status_of
 __all__ = ["REQUEST_SECONDS", "Remote", "WebRemote"]
 
 REQUEST_SECONDS = 600.0
-"""An upper bound for one request, whatever trickles in meanwhile; for large objects see SLOWEST."""
+"""Time limit of one request, even if bytes still trickle in; SLOWEST extends it for large objects."""
 SLOWEST = 100_000
 """Bytes per second below which the transfer of an object counts as dead."""
 _RANGE_NOT_SATISFIABLE = 416
@@ -21,29 +21,29 @@ _NOT_THERE = (404, 410)
 
 
 class Remote:
-    """What every fsspec store can do. Paths are the store's own names, `entries` what fsspec calls info dictionaries."""
+    """Requests that every fsspec store supports. Paths are the store's own names; `entries` are fsspec's info dictionaries."""
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
         self.bound: dict[str, Any] = {"timeout": REQUEST_SECONDS} if getattr(fs, "async_impl", False) else {}
 
     def bound_of(self, size: int) -> dict[str, Any]:
-        """Return the bound of a request that moves so many bytes."""
+        """Return the time limit of a request that transfers `size` bytes."""
         return {name: max(seconds, size / SLOWEST) for name, seconds in self.bound.items()}
 
     def read(self, full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
-        """Return an object, or its range [start, end) as far as it goes; `size` is what is expected of a whole one, where that is known."""
+        """Return an object, or the part of its range [start, end) that exists; `size` is its expected size, if known."""
         try:
             size = end - start if start is not None and end is not None else size
             return bytes(self.fs.cat_file(full, start=start, end=end, **self.bound_of(size)))
         except Exception as error:
             if start is not None and status_of(error)[0] == _RANGE_NOT_SATISFIABLE:
-                return b""  # it ends before `start`
+                return b""  # the object ends before `start`
             raise
 
     def write(self, full: str, data: bytes) -> None:
-        """Put a whole object and compare what the store then holds: its size, and its MD5 where the store tells one, else its bytes."""
-        self.fs.pipe_file(full, bytes(data), **self.bound_of(len(data)))  # of a mapped file too
+        """Put a whole object, then compare the stored size, and the MD5 if the store returns one, else all bytes."""
+        self.fs.pipe_file(full, bytes(data), **self.bound_of(len(data)))  # `data` may be a mapped file
         entry = self.info(full)
         if entry["size"] != len(data):
             raise OSError(f"the store holds {entry['size']} bytes after a put of {len(data)}")
@@ -51,16 +51,16 @@ class Remote:
         if told is None:
             self.check_content(full, data)
         elif told != hashlib.md5(data, usedforsecurity=False).digest():
-            raise OSError(f"the MD5 of what the store holds is {told.hex()} after a put of {len(data)} bytes with another")
+            raise OSError(f"the stored object has the MD5 {told.hex()} after a put of {len(data)} bytes with another MD5")
 
     def check_content(self, full: str, data: bytes) -> None:
-        """Raise OSError unless the store gives back exactly these bytes."""
+        """Raise OSError unless the store returns exactly these bytes."""
         seen = self.read(full, None, None, size=len(data))
         if memoryview(seen) != memoryview(data):
-            raise OSError(f"the store gives back other bytes ({len(seen)}) than were put ({len(data)})")
+            raise OSError(f"the store returns {len(seen)} bytes that differ from the {len(data)} bytes put")
 
     def info(self, full: str) -> dict[str, Any]:
-        """Return the entry of one object; FileNotFoundError where there is none."""
+        """Return the entry of one object; raises FileNotFoundError if it does not exist."""
         entry: dict[str, Any] = self.fs.info(full, **self.bound)
         return entry
 
@@ -69,9 +69,9 @@ class Remote:
         self.fs.rm_file(full, **self.bound)
 
     def page(self, folder: Folder) -> Page:
-        """List one folder; its folders are further ones to list."""
+        """List one folder; `Page.further` names its subfolders."""
         page = Page()
-        for entry in self.fs.ls(folder.path, detail=True):  # not bounded: it pages inside, for as long as the folder is large
+        for entry in self.fs.ls(folder.path, detail=True):  # no time limit: fsspec pages inside this call, and a large folder takes long
             if entry["type"] != "directory":
                 page.entries.append(entry)
             elif entry["name"].strip("/") != folder.path.strip("/"):
@@ -79,25 +79,25 @@ class Remote:
         return page
 
     def hopeless(self, error: Exception, path: str, where: str, attempt: int) -> TokenshardsError | None:
-        """Return what to raise instead of trying again, None where another attempt may succeed."""
+        """Return the error to raise if a retry cannot help, None if another attempt may succeed."""
         return None
 
 
 class WebRemote(Remote):
-    """A web server."""
+    """Requests to web servers."""
 
     def info(self, full: str) -> dict[str, Any]:
-        """Return the entry of one object; FileNotFoundError where the server says that there is none."""
+        """Return the entry of one object; raises FileNotFoundError only if the server answers that it does not exist."""
         try:
             return super().info(full)
-        except FileNotFoundError as error:  # what fsspec makes of every failure, an outage as well
+        except FileNotFoundError as error:  # fsspec raises this for every failure, even for an outage
             if isinstance(error.__cause__, Exception) and status_of(error)[0] not in _NOT_THERE:
                 raise error.__cause__ from None
             raise
 
 
 def _md5_told(entry: dict[str, Any]) -> bytes | None:
-    """Return the MD5 that Google's and Azure's stores keep of an object."""
+    """Return the MD5 of an object from the entry of a Google or Azure store, None if the entry has none."""
     text = entry.get("md5Hash") or getattr(entry.get("content_settings"), "content_md5", None)
     if isinstance(text, str):
         return base64.b64decode(text)

@@ -1,6 +1,6 @@
 """JSONL logs of a run in its bucket: `runs/<uuid>/driver.jsonl` and one file per worker.
 
-Objects cannot be appended to, so the current part is put again; a part that is full is left alone and the next one is begun.
+A store cannot append to an object, so each flush puts the current part again. A full part is never written again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PART_BYTES = 1 << 18
 
 
 class RunLog:
-    """Lines of one process of a run; may be written to from several threads."""
+    """The log of one process of a run; several threads may add lines."""
 
     def __init__(self, store: Store, run_uuid: str, name: str) -> None:
         self._store = store
@@ -30,20 +30,20 @@ class RunLog:
         self._flushing = threading.Lock()
 
     def add(self, message: str, **details: Any) -> None:
-        """Add a line; it is written with the next flush."""
+        """Add a line; the next flush writes it."""
         entry = {"time_seconds": round(time.time(), 3), "message": message, **details}
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
             self._text += line
 
     def flush(self) -> None:
-        """Publish what was added since the last flush; raises TransientStorageError, and then nothing is lost."""
+        """Write the lines added since the last flush. After a TransientStorageError the lines are kept for the next flush."""
         with self._flushing:
             text = self._text
             if len(text) == self._written:
                 return
             name = f"{self._stem}.jsonl" if self._part == 0 else f"{self._stem}-{self._part:04d}.jsonl"
-            self._store.write(name, text)  # a store that fails takes its time, and nobody who adds a line must wait for it
+            self._store.write(name, text)  # outside the lock: a failing store takes long, and `add` must not wait
             self._written = len(text)
             if self._written >= PART_BYTES:
                 with self._lock:

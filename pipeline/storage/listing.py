@@ -1,4 +1,4 @@
-"""Walking the folders of a store: pages fetched in parallel, handed over one by one, no more in memory than are in flight."""
+"""Walk the folders of a store: fetch pages in parallel, yield them one by one, keep only the pages in flight in memory."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ LIST_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What one request lists: a folder, or the next page of one."""
+    """The target of one list request: a folder, or its next page."""
 
     path: str
     depth: int = 0
-    """Folders between the place where the walk began and this one."""
+    """Depth below the folder where the walk began."""
     deep: bool = False
     """List everything below at once, not folder by folder."""
     token: str | None = None
-    """Where the page before ended."""
+    """Continuation token from the previous page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer: objects, as fsspec describes them, and what is still to be listed because of it."""
+    """One answer: objects as fsspec describes them, and further folders or pages to list."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     further: list[Folder] = field(default_factory=list)
 
     def above(self, levels: int) -> Page:
-        """Return the page without folders that lie `levels` or more below the first one; the others are to be listed one by one."""
-        # The next page of a listing goes on as that began.
+        """Return the page without folders at depth `levels` or deeper; the other folders will be listed one by one."""
+        # A continuation page keeps the mode of its first page.
         return Page(self.entries, [f if f.token else replace(f, deep=False) for f in self.further if f.depth < levels])
 
 
 def walk(first: Folder, fetch: Callable[[Folder], Page], *, threads: int = LIST_THREADS) -> Iterator[Page]:
-    """Yield every page of a tree, in no promised order; `fetch` makes one request and is called from several threads.
+    """Yield every page of a tree in any order; `fetch` makes one request and is called from several threads.
 
-    The next requests are on their way while a page is used, `threads` of them at most. Closing the generator waits for those.
+    Up to `threads` further requests run while the consumer uses a page. Closing the generator waits for them.
     """
-    page = fetch(first)  # here: most walks are over after one page
+    page = fetch(first)  # without the pool: most walks end after one page
     waiting = page.further[::-1]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="list") if waiting else None
     running: set[Future[Page]] = set()
@@ -57,7 +57,7 @@ def walk(first: Folder, fetch: Callable[[Folder], Page], *, threads: int = LIST_
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
             pages = [future.result() for future in done]
-            for page in pages:  # last in, first out: depth first, which keeps what waits short
+            for page in pages:  # last in, first out: depth first keeps the list of waiting folders short
                 waiting += page.further[::-1]
     finally:
         if pool is not None:

@@ -1,4 +1,4 @@
-"""Objects on a local disk: published by rename, listed without falling into links, described by size and time of change."""
+"""Objects on a local disk: publish by rename, list without cycles of links, version by size and modification time."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
-"""What some network file systems answer to an fsync of a folder; the file itself is written and renamed by then."""
+"""Errors of some network file systems for the fsync of a folder; by then the file is written and renamed."""
 
 
-@dataclass(slots=True)  # not frozen, which would double the time that each of 10^8 objects takes to list
+@dataclass(slots=True)  # not frozen: that would double the time per object, and listings have up to 10^8 objects
 class ObjectInfo:
     """One listed object; `path` is relative to the store's root, with forward slashes."""
 
     path: str
     size: int
     version: str
-    """etag, else `size-mtime_ns`; empty where the store tells neither."""
+    """etag, else `size-mtime_ns`; empty if the store returns neither."""
     modified_seconds: float
-    """Unix time of the last change, 0 where unknown."""
+    """Unix time of the last change, 0 if unknown."""
     regular: bool = True
     """False for sockets, pipes, devices and broken links on a local disk."""
 
 
 def write_local(full: str, data: bytes) -> None:
-    """Publish a file whole: a temporary one beside it, fsync, rename, fsync of the folder; folders are made if need be."""
+    """Publish a whole file: write a temporary file beside it, fsync, rename, fsync the folder. Missing folders are created."""
     target = Path(full)
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
@@ -57,7 +57,7 @@ def write_local(full: str, data: bytes) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a rename survive a power cut before anything refers to the object, where the file system can do that for folders."""
+    """Make a rename survive a power cut before anything refers to the object, if the file system can sync folders."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -69,10 +69,10 @@ def _sync_folder(path: Path) -> None:
 
 
 def list_local(root: str, prefix: str, temporary: bool, levels: int | None = None) -> Iterator[ObjectInfo]:
-    """Yield every file below `root`/`prefix`, one folder in memory at a time; `temporary` includes unfinished ones.
+    """Yield every file below `root`/`prefix`, one folder in memory at a time; `temporary` includes unfinished files.
 
-    With `levels` no folder is opened that lies so many levels below `prefix` or more. Raises TransientStorageError for a folder that
-    cannot be opened.
+    `levels` limits the depth: a folder at that depth below `prefix` or deeper is not opened. Raises TransientStorageError for a folder
+    that cannot be opened.
     """
     pending = [prefix]
     seen: set[tuple[int, int]] = set()
@@ -91,7 +91,7 @@ def list_local(root: str, prefix: str, temporary: bool, levels: int | None = Non
                 if _is_folder(entry):
                     if levels is not None and path.removeprefix(prefix).strip("/").count("/") + 1 >= levels:
                         continue
-                    if entry.is_symlink():  # only links can lead in circles
+                    if entry.is_symlink():  # only links can form cycles
                         if _leads_back(entry.path):
                             continue
                         status = entry.stat()
@@ -104,7 +104,7 @@ def list_local(root: str, prefix: str, temporary: bool, levels: int | None = Non
 
 
 def local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:
-    """Return what the disk knows of a file; one that is gone raises OSError, or with `missing_ok` is described as not regular."""
+    """Return size and version of a file. For a missing file raises OSError, or with `missing_ok` returns an info that is not regular."""
     try:
         status = os.stat(full)
     except OSError:
@@ -118,30 +118,30 @@ def local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say: no folder, and whoever opens it will say what it is
+    except OSError:  # for example a link to itself; opening it later gives the right error
         return False
 
 
 def _leads_back(link: str) -> bool:
-    """True where a link names a folder that it lies in: what is there is listed already, under shorter names."""
+    """Return whether a link points to a folder that contains the link; that folder is listed already, under shorter names."""
     target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath((target, place)) == target
 
 
 def errno_of(error: Exception) -> int:
-    """Return the errno of an error of the operating system, 0 of any other."""
+    """Return the errno of an OSError, 0 for any other error."""
     return (error.errno or 0) if isinstance(error, OSError) else 0
 
 
 def final_error(error: Exception, path: str, where: str, verb: str) -> TokenshardsError | None:
-    """Return what to raise for an error of a disk that another attempt cannot mend, None where one may."""
+    """Return the error to raise if a retry cannot help, None if another attempt may succeed."""
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(path, place=where)
     number = errno_of(error)
     if number in _DENIED:
         return TransientStorageError(
-            f"{where}: may not {verb} it ({os.strerror(number)})",
-            advice="Give this user the right to, then run the command again: it continues",
+            f"{where}: no permission to {verb} it ({os.strerror(number)})",
+            advice="Give this user the permission, then run the command again: it continues",
         )
     if number in _PERMANENT:
         return MissingObjectError(path, f"cannot be opened as a file ({os.strerror(number)})", place=where)

@@ -16,10 +16,10 @@ STREAM_BLOCK_BYTES = 8 << 20
 
 
 class RangeReader(io.RawIOBase):
-    """A stored object as a seekable file whose every read is one checked, retried range request.
+    """A stored object as a seekable file; each read is one range request, checked and retried.
 
-    A failing store shows as TransientStorageError or MissingObjectError, never as the OSError or the short read that a damaged
-    container would show as; so what else a parser raises is the fault of the content.
+    A failing store raises TransientStorageError or MissingObjectError. It never causes the OSError or the short read of a damaged
+    container, so the content is the cause of every other error of a parser.
     """
 
     def __init__(self, store: Store, path: str, size: int) -> None:
@@ -46,7 +46,7 @@ class RangeReader(io.RawIOBase):
             return 0
         data = self._store.read(self._path, self._position, stop)
         if len(data) != stop - self._position:
-            detail = f"{len(data)} bytes at {self._position}, expected {stop - self._position}: it was cut while it was read"
+            detail = f"{len(data)} bytes at {self._position}, expected {stop - self._position}: the object became shorter during the read"
             raise BadInput(Reason.CHANGED_SINCE_PLAN, f"{self._store.place(self._path)}: {detail}", Stage.FETCH)
         buffer[: len(data)] = data
         self._position = stop
@@ -54,12 +54,12 @@ class RangeReader(io.RawIOBase):
 
 
 def open_stream(store: Store, path: str, size: int) -> BinaryIO:
-    """Return an object as a buffered byte stream, decompressed where its name ends in .gz, .tgz or .zst."""
+    """Return an object as a buffered byte stream, decompressed if its name ends in .gz, .tgz or .zst."""
     raw: Any = io.BufferedReader(RangeReader(store, path, size), STREAM_BLOCK_BYTES)
     for ending, codec in ((".gz", "gzip"), (".tgz", "gzip"), (".zst", "zstd")):
         if path.lower().endswith(ending):
             if codec not in fsspec.compression.compr:
-                raise ConfigError(f"{store.place(path)}: {ending} needs zstandard, which is not here: pip install zstandard")
+                raise ConfigError(f"{store.place(path)}: {ending} needs zstandard, which is not installed: pip install zstandard")
             raw = fsspec.compression.compr[codec](raw, mode="rb")
     stream: BinaryIO = raw
     return stream

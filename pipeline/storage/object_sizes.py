@@ -1,4 +1,4 @@
-"""Path and size of every object below some folders, in a few tens of bytes each: a dict of a million paths would take 250 MB."""
+"""Path and size of every object below some folders, in a few tens of bytes each; a dict of a million paths would take 250 MB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ObjectSizes", "object_sizes"]
 
 CHUNK_OBJECTS = 8192
 LONGEST_NAME_BYTES = 128
-"""Paths of more bytes, none of them ours, stand in a dict; in the array each would lengthen all the others."""
+"""A dict holds longer paths (none of ours is longer), because one long path would lengthen every entry of the array."""
 
 
 class ObjectSizes(Mapping[str, int]):

@@ -14,9 +14,9 @@ S3_PROTOCOLS = ("s3", "s3a")
 MASK = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _AFTER_URL = ".,;:!|)]}"
-"""Punctuation that belongs to the sentence around a URL where it ends one; inside it may belong to a secret."""
+"""Punctuation that belongs to the sentence if it follows a URL; inside a URL it may be part of a secret."""
 _PUBLIC_OPTIONS = {"region", "region_name", "endpoint_url", "profile", "project", "username", "account_name"}
-"""Options whose values may be shown: they name places, and appear in messages for good reasons."""
+"""Options whose values may be shown: they name places, and messages need them."""
 _SHORTEST_SECRET = 4
 _SECRET_WORDS = {
     *("auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "jwt", "key", "oauth", "pass", "passphrase"),
@@ -45,7 +45,7 @@ def has_credentials(url: str) -> bool:
 
 
 def _has_secret_key(protocol: str, rest: str) -> bool:
-    """Return whether `KEY:SECRET@` stands before a bucket: secrets of S3 may hold a `/`, names of buckets no `:`."""
+    """Return whether `KEY:SECRET@` precedes a bucket. An S3 secret may contain `/`; a bucket name never contains `:`."""
     first = rest.partition("/")[0]
     return protocol in S3_PROTOCOLS and ":" in first and not first.startswith("arn:") and "@" in rest
 
@@ -53,13 +53,13 @@ def _has_secret_key(protocol: str, rest: str) -> bool:
 def looks_secret(name: str) -> bool:
     """Return whether an option or a query parameter of this name would hold a secret, such as `account_key` or `X-Amz-Signature`."""
     words = [word.lower() for word in _WORD.findall(name)]
-    if "kms" in name.lower():  # the id of a key is no key
+    if "kms" in name.lower():  # the id of a KMS key is not secret
         return False
     return bool(_SECRET_WORDS & set(words)) or any(part in "".join(words) for part in _SECRET_PARTS)
 
 
 def masked(text: str, options: Mapping[str, Any]) -> str:
-    """Return a message of a store's client as it may be shown: URLs cut to `display_url`, values of storage options replaced."""
+    """Return a client's message without secrets: URLs cut to `display_url`, values of storage options replaced."""
     for secret in sorted(_secrets(options), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return _URL.sub(_cut, text)
@@ -71,7 +71,7 @@ def _cut(match: re.Match[str]) -> str:
 
 
 def _secrets(options: Mapping[str, Any], under_secret: bool = False) -> Iterator[str]:
-    """Yield what no message may show. Of options that are not named as secrets, plain words and numbers, such as `path`, may be shown."""
+    """Yield the values that no message may show. If an option's name is not secret, a plain word or number such as `path` may be shown."""
     for name, value in options.items():
         secret = under_secret or looks_secret(str(name))
         for one in value if isinstance(value, list | tuple) else (value,):

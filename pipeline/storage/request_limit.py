@@ -1,4 +1,4 @@
-"""How many requests a process keeps in flight to one store: a fixed number, half as many each time the store asks to slow down."""
+"""The limit of requests in flight from a process to one store: a fixed number, halved each time the store asks to slow down."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["MOST", "RequestLimit", "is_throttling", "shared_limit", "status_of"]
 
 MOST = 32
 CUT_PAUSE_SECONDS = 1.0
-"""Requests that were in flight when the limit was cut still fail: they do not count again."""
+"""Pause after a cut: requests already in flight may still fail, and they must not cut the limit again."""
 RECOVERY_ROUNDS = 8
-"""After so many times `limit` requests without a complaint, the limit rises by one."""
+"""The limit rises by one after RECOVERY_ROUNDS * limit requests without a complaint."""
 _CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "BandwidthLimitExceeded"}
 
 _guard = threading.Lock()
 
 
 class RequestLimit:
-    """A limit of requests in flight; safe for threads. It starts at `most`, is halved on `throttled`, and recovers slowly."""
+    """A thread-safe limit of requests in flight. It starts at `most`, `throttled` halves it, and it recovers slowly."""
 
     def __init__(self, *, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -39,7 +39,7 @@ class RequestLimit:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one place among the requests in flight, waiting for it where need be."""
+        """Hold one place among the requests in flight; wait until a place is free."""
         with self._free:
             while self._in_flight >= self._limit:
                 self._free.wait()
@@ -68,7 +68,7 @@ _limits: WeakValueDictionary[Hashable, RequestLimit] = WeakValueDictionary()
 
 
 def shared_limit(store: Hashable) -> RequestLimit:
-    """Return the one limit that this process has for a store, as long as somebody holds it: a table may name a million hosts."""
+    """Return the one limit of this process for a store. It lives as long as a caller holds it, because a table may name a million hosts."""
     with _guard:
         found = _limits.get(store)
         if found is None:
@@ -77,7 +77,7 @@ def shared_limit(store: Hashable) -> RequestLimit:
 
 
 def status_of(error: BaseException) -> tuple[int, str]:
-    """Return HTTP status and error code of what a store's client raised, (0, "") where it tells none; causes are looked at too."""
+    """Return HTTP status and error code of a client's error or of its causes, (0, "") if none has them."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)

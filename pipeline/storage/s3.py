@@ -1,9 +1,11 @@
-"""S3 through s3fs: client settings, verified puts, listings page by page, and which of its errors no retry will mend.
+"""S3 through s3fs: client settings, verified puts, listings page by page, and the errors that a retry cannot mend.
 
-Checksums of botocore are asked for only where S3 requires them: other makes of S3 fail its defaults (rclone sends a checksum of the whole
-object with a range of it; others refuse the trailers of puts), and everything here is compared by stronger means anyway: puts by
-Content-MD5 and etag, reads by planned size and etag or by sha256. Settings of --storage-option win over all, those of the environment over
-what is set here for checksums alone: AWS_MAX_ATTEMPTS and AWS_RETRY_MODE change nothing, because retries are the Store's.
+We use botocore's checksums only where S3 requires them, because other servers fail with botocore's defaults: rclone sends a checksum of
+the whole object with a range, and others refuse the trailers of puts. We compare by stronger means: puts by Content-MD5 and etag, reads by
+planned size and etag or by sha256.
+
+A --storage-option overrides every setting here. The environment overrides only the checksum settings: AWS_MAX_ATTEMPTS and AWS_RETRY_MODE
+have no effect, because `Store` makes the retries.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from tokenshards.pipeline.storage.request_limit import MOST, status_of
 __all__ = ["S3Remote", "checked_options", "open_s3"]
 
 PART_BYTES = 16 << 20
-"""Objects of twice as many bytes and more are put in parts of this size."""
+"""Size of the parts of a put; objects of at least twice this size are put in parts."""
 PART_CONCURRENCY = 8
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 """Silence after which a connection counts as dead."""
 PAGE_KEYS = 1000
-"""Keys in an answer, the most that S3 gives."""
+"""Keys per answer: the most that S3 allows."""
 FANOUT = 16
 MOST_DEPTH = 3
 MANY_FOLDERS = 500
@@ -55,7 +57,7 @@ _OF_CLIENT = {
     *("region_name", "api_version", "use_ssl", "verify", "endpoint_url"),
     *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_account_id"),
 }
-"""What `create_client` takes; its own signature does not tell."""
+"""Options of `create_client`; its signature does not name them."""
 _REGION = 'client_kwargs={"region_name": "eu-west-1"}'
 _EXAMPLES = {"client_kwargs": _REGION, "config_kwargs": 'config_kwargs={"s3": {"addressing_style": "path"}}'}
 _MEANT = {
@@ -71,13 +73,13 @@ _MEANT = {
     "session_token": "token",
     "client_kwargs.region": _REGION,
 }
-"""Names that other tools give to an option."""
+"""An option's name in other tools -> what to give here."""
 
 _filesystems: dict[str, Any] = {}
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return storage options as s3fs takes them, credentials as text. Raises ConfigError for a name or a type that it does not take."""
+    """Return storage options as s3fs takes them, credentials as text. Raises ConfigError for an unknown option or a wrong type."""
     from aiobotocore.session import AioSession
     from s3fs import S3FileSystem
 
@@ -87,10 +89,10 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
             expected = f"a JSON object, such as {_EXAMPLES.get(name, f'{name}={{}}')}"
             raise ConfigError(f"--storage-option {name} is of type {type(value).__name__}; expected {expected}")
-        # The command line parses an all-digit value as a number.
+        # The CLI parses an all-digit value as int.
         if name in _CREDENTIALS and not isinstance(value, str | None) and type(value) is not int:
             seen = type(value).__name__
-            raise ConfigError(f"--storage-option {name} is of type {seen}; expected text, in quotes of its own: '{name}=\"…\"'")
+            raise ConfigError(f"--storage-option {name} is of type {seen}; expected text in quotes: '{name}=\"…\"'")
     _refuse_unknown("client_kwargs.", options.get("client_kwargs") or {}, _OF_CLIENT)
     _refuse_unknown("config_kwargs.", options.get("config_kwargs") or {}, set(Config.OPTION_DEFAULTS))
     return {name: str(value) if name in _CREDENTIALS and type(value) is int else value for name, value in options.items()}
@@ -106,20 +108,20 @@ def _refuse_unknown(prefix: str, options: Mapping[str, Any], known: set[str]) ->
         if name not in known:
             meant = _MEANT.get(f"{prefix}{name}")
             expected = f"expected {meant}" if meant else f"expected one of {', '.join(sorted(known))}"
-            raise ConfigError(f"--storage-option {prefix}{name} is no option of S3; {expected}")
+            raise ConfigError(f"--storage-option {prefix}{name} is not an option of S3; {expected}")
 
 
 def open_s3(options: dict[str, Any]) -> Any:
-    """Return the s3fs filesystem for some storage options; equal ones share a client within a process."""
+    """Return the s3fs filesystem for the storage options; equal options share one client per process."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     key = repr((os.getpid(), sorted(settings.items()), sorted(options.items(), key=str)))
     found = _filesystems.get(key)
     if found is None:
         config = {**_client_settings(), **(options.get("config_kwargs") or {})}
-        # A cached listing hides objects that other writers published since.
+        # A cached listing would hide objects that other writers published later.
         always = {"use_listings_cache": False, "skip_instance_cache": True}
         found = _filesystems[key] = fsspec.filesystem("s3", **{**always, **options, "config_kwargs": config})
-        found.retries = 1  # of s3fs; like botocore's they would multiply those of the Store
+        found.retries = 1  # retries of s3fs or botocore would multiply the retries of `Store`
     return found
 
 
@@ -137,22 +139,24 @@ def _client_settings() -> dict[str, Any]:
 
 
 class S3Remote(Remote):
-    """One request where s3fs would make two, and answers checked."""
+    """Requests to S3: one request where s3fs would make two, with checks of the answers."""
 
     def read(self, full: str, start: int | None, end: int | None, *, size: int = 0) -> bytes:
-        """Return an object, or its range [start, end) as far as it goes; `size` is what is expected of a whole one, where that is known."""
+        """Return an object, or the part of its range [start, end) that exists; `size` is its expected size, if known."""
         if start is None and end is None:
-            return bytes(self.fs.cat_file(full, max_concurrency=1, **self.bound_of(size)))  # several would cost a request for the size
+            return bytes(
+                self.fs.cat_file(full, max_concurrency=1, **self.bound_of(size))
+            )  # more than 1 would cost an extra request for the size
         return super().read(full, start, end)
 
     def write(self, full: str, data: bytes) -> None:
-        """Put a whole object, large ones in parts, and compare the etag; where that is no MD5, the object itself.
+        """Put a whole object, a large one in parts, and compare its etag; if the etag is not an MD5, read the object back and compare.
 
-        S3 refuses a body that does not have the Content-MD5 sent with it. An unfinished upload in parts never shows as an object.
+        S3 refuses a body that does not match the Content-MD5 of the request. An unfinished upload in parts is never visible as an object.
         """
         digest = hashlib.md5(data, usedforsecurity=False)
         content_md5 = base64.b64encode(digest.digest()).decode()
-        whole = data if len(data) >= 2 * PART_BYTES else bytes(data)  # a mapped file is only sent in parts
+        whole = data if len(data) >= 2 * PART_BYTES else bytes(data)  # `data` may be a mapped file, which only the upload in parts accepts
         answer = self.fs.pipe_file(
             full, whole, chunksize=PART_BYTES, max_concurrency=PART_CONCURRENCY, ContentMD5=content_md5, **self.bound_of(len(data))
         )
@@ -166,7 +170,7 @@ class S3Remote(Remote):
         self.check_content(full, data)
 
     def info(self, full: str) -> dict[str, Any]:
-        """Return the entry of one object; FileNotFoundError where the bucket has none, StoreAccessError where the bucket is gone."""
+        """Return the entry of one object; raises FileNotFoundError if the object is missing, StoreAccessError if the bucket is missing."""
         bucket, key, _ = self.fs.split_path(full)
         if not key:
             self._head_bucket(bucket)
@@ -174,7 +178,7 @@ class S3Remote(Remote):
         try:
             answer = self.fs.call_s3("head_object", Bucket=bucket, Key=key, **self.bound)
         except FileNotFoundError:
-            self._head_bucket(bucket)  # the answer to a HEAD does not tell which of the two is missing
+            self._head_bucket(bucket)  # the answer to a HEAD does not say whether object or bucket is missing
             raise
         return {
             "name": full,
@@ -185,10 +189,10 @@ class S3Remote(Remote):
         }
 
     def page(self, folder: Folder) -> Page:
-        """List a page.
+        """List one page of a folder.
 
-        The first levels are listed folder by folder until there are enough folders to list in parallel, and those with all that is below
-        them. A folder of very many small folders costs less as one long listing.
+        The walk lists the first levels folder by folder, until there are enough folders to list in parallel; each of these is listed with
+        everything below it. A folder of very many small folders costs less as one long listing.
         """
         answer = self._list(folder)
         children = [entry["Prefix"] for entry in answer.get("CommonPrefixes", [])]
@@ -199,7 +203,7 @@ class S3Remote(Remote):
         bucket, _, _ = self.fs.split_path(folder.path)
         page = Page()
         for entry in answer.get("Contents", []):
-            if entry["Size"] or not entry["Key"].endswith("/"):  # others are folders that a console made
+            if entry["Size"] or not entry["Key"].endswith("/"):  # an empty key that ends in `/` is a folder made by a console
                 page.entries.append({**entry, "name": f"{bucket}/{entry['Key']}", "size": entry["Size"], "type": "file"})
         deep = more or len(children) >= FANOUT or folder.depth >= MOST_DEPTH
         page.further.extend(Folder(f"{bucket}/{prefix}", folder.depth + 1, deep) for prefix in children)
@@ -213,11 +217,11 @@ class S3Remote(Remote):
         if code in ("NoSuchBucket", "InvalidBucketName"):
             return self._no_bucket(where, Reason.MISSING if code == "NoSuchBucket" else Reason.BAD_URI)
         if code == "KeyTooLongError":
-            return MissingObjectError(path, "S3 keeps no name as long as this", place=where)
+            return MissingObjectError(path, "S3 does not allow a key as long as this one", place=where)
         if code == "InvalidObjectState":
             return TransientStorageError(f"{where}: the object is archived, so that its bytes cannot be read ({why})", advice="Restore it")
         if isinstance(error, NoCredentialsError):
-            if attempt < CREDENTIAL_ATTEMPTS:  # the metadata service of a busy machine may only be slow
+            if attempt < CREDENTIAL_ATTEMPTS:  # the metadata service may be slow on a busy machine
                 self.fs.connect(refresh=True)
                 return None
             return StoreAccessError(
@@ -228,9 +232,9 @@ class S3Remote(Remote):
             return StoreAccessError(f"{where}: S3 cannot be opened: {why}. Check the profile, the AWS_ variables and --storage-option")
         if isinstance(error, ParamValidationError):
             expected = "expected s3://BUCKET/KEY with a bucket of 3 to 63 lowercase letters, digits, dots or hyphens"
-            return StoreAccessError(f"{where}: no name that S3 can have; {expected}", bad_name=Reason.BAD_URI)
+            return StoreAccessError(f"{where}: not a valid S3 name; {expected}", bad_name=Reason.BAD_URI)
         if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-            why = re.sub(r"\S+@", "", why)  # what is no URL may hold a password all the same
+            why = re.sub(r"\S+@", "", why)  # an invalid URL may still contain a password
             return StoreAccessError(f"{where}: {why}; expected an endpoint such as https://host:9000 in AWS_ENDPOINT_URL")
         return None
 
@@ -238,7 +242,7 @@ class S3Remote(Remote):
         bucket, key, _ = self.fs.split_path(folder.path)
         prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
         query: dict[str, Any] = {"Prefix": prefix, "Delimiter": "" if folder.deep else "/", "MaxKeys": PAGE_KEYS}
-        if folder.path.endswith("//"):  # a folder without a name
+        if folder.path.endswith("//"):  # a folder with an empty name
             query["Prefix"] = key
         if folder.token is not None:
             query["ContinuationToken"] = folder.token
@@ -246,7 +250,7 @@ class S3Remote(Remote):
         return answer
 
     def _is_sparse(self, folder: Folder) -> bool:
-        """Whether the folders in a folder hold few keys each, by its first thousand keys."""
+        """Return whether the subfolders hold few keys each, judged by the first thousand keys."""
         answer = self._list(Folder(folder.path, deep=True))
         keys = [entry["Key"] for entry in answer.get("Contents", [])]
         level = self.fs.split_path(folder.path)[1].strip("/").count("/") + bool(self.fs.split_path(folder.path)[1].strip("/"))
@@ -258,7 +262,7 @@ class S3Remote(Remote):
         except FileNotFoundError:
             raise self._no_bucket(f"s3://{bucket}") from None
         except PermissionError:
-            pass  # it exists, and may be read without the right to list it
+            pass  # the bucket exists; its objects may be readable without the right to list
 
     def _no_bucket(self, where: str, bad_name: Reason = Reason.MISSING) -> StoreAccessError:
         endpoint = display_url(self.fs.s3.meta.endpoint_url)
@@ -273,7 +277,7 @@ def _etag(answer: dict[str, Any]) -> str:
 
 
 def _etag_of_parts(data: bytes) -> str:
-    """Return the etag that S3 gives an object put in parts: the MD5 of their MD5s, and how many there are."""
+    """Return the etag that S3 gives an object put in parts: the MD5 of the parts' MD5s, and the number of parts."""
     view = memoryview(data)
     parts = [hashlib.md5(view[start : start + PART_BYTES], usedforsecurity=False).digest() for start in range(0, len(data), PART_BYTES)]
     return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"

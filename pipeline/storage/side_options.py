@@ -1,4 +1,4 @@
-"""Options of the stores of a command: for all of its stores, for one side of it, or as an AWS profile of a side in the environment."""
+"""Storage options of a command: common ones for all its stores, own ones of each side, and an AWS profile per side from the environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROFILE_VARIABLES = {
     "out": "TOKENSHARDS_OUT_PROFILE",
     "tokenizer": "TOKENSHARDS_TOKENIZER_PROFILE",
 }
-"""Side -> variable that names the AWS profile of its store."""
+"""Side -> environment variable with the AWS profile of its store."""
 _WHO_ASKS = {"anon", "key", "secret", "token", "username", "password", "profile", "session"}
 
 
@@ -26,14 +26,14 @@ def options_of(
 ) -> dict[str, Any]:
     """Return the options of the store at `url` on one side of a command: `src`, `out` or `tokenizer`.
 
-    Its own options win over the common ones. Those that say who asks (keys, a profile, `anon`) are one set: where a side has any of its
-    own, none of the common ones is taken. The profile in the environment counts where no option says who asks, and for S3 alone.
+    The side's own options override the common ones. Identity options (keys, a profile, `anon`) form one set: if the side has any of its
+    own, all common ones are ignored. The profile from the environment is used only for S3, and only if there is no identity option.
     """
     if _WHO_ASKS & own.keys():
         common = {name: value for name, value in common.items() if name not in _WHO_ASKS}
     options = {**common, **own}
     profile = environ.get(PROFILE_VARIABLES[side])
-    # A table on a disk may name objects of S3.
+    # Local paths get the profile too, because a local table may name objects in S3.
     if profile and not _WHO_ASKS & options.keys() and split_protocol(url)[0] in (None, "file", "local", *S3_PROTOCOLS):
         options["profile"] = profile
     return options

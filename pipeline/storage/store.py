@@ -1,8 +1,8 @@
-"""A root on any fsspec store: whole objects in, whole objects out, with retries. Nothing here knows what an object means.
+"""A root on any fsspec store: whole objects in, whole objects out, with retries. This module does not know what an object means.
 
-Objects are published whole: complete bytes in one put; on a local disk a temporary file, fsync and rename. Nothing relies on rename,
-append, directories or conditional puts of a remote store. Requests to remote stores (remote.py, s3.py) are one attempt each, and share a
-limit of requests in flight (throttle.py); all retries are made here.
+A write publishes a whole object: one put to a remote store; a temporary file, fsync and rename on a local disk. Nothing relies on rename,
+append, directories or conditional puts of a remote store. A request to a remote store (fsspec_requests.py, s3.py) is one attempt. All
+requests to a store share a limit of requests in flight (request_limit.py). All retries are made here.
 """
 
 from __future__ import annotations
@@ -47,41 +47,41 @@ _BUGS = (TypeError, AttributeError, KeyError, AssertionError)
 
 
 def absolute_url(url: str) -> str:
-    """Return a URL as it is and a local path from the root of its disk, fit for a process with another current folder."""
+    """Return a URL unchanged and a local path as an absolute path, so that a process with another current folder can use it."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def is_absolute(path: str) -> bool:
-    """Return whether a planned path is a place of its own, a URL or a path from the root of a disk, and not one below its source.
+    """Return whether a planned path is a URL or an absolute path, not a path below the source root.
 
-    Keys such as `scraped/http://host/x.jpg` exist, and are no URLs.
+    A key such as `scraped/http://host/x.jpg` is not a URL.
     """
     return path.startswith("/") or _SCHEME.match(path) is not None
 
 
 def readable(text: str) -> str:
-    """Return text as valid UTF-8: what is not, as in some file names, shows as `\\udcff`."""
+    """Return text as valid UTF-8; invalid bytes, as in some file names, become escapes such as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Store:
     """Objects under one root URL or local path.
 
-    Missing objects raise MissingObjectError, a missing bucket or missing credentials StoreAccessError; every other failure is retried
-    with back-off and jitter and then raises TransientStorageError, because an outage must cost time, never data.
+    A missing object raises MissingObjectError; a missing bucket or missing credentials raise StoreAccessError. Every other failure is
+    retried with back-off and jitter, then raises TransientStorageError: an outage must cost time, never data.
     """
 
     def __init__(self, url: str, *, storage_options: dict[str, Any] | None = None, retry: RetryConfig | None = None) -> None:
         self.location = str(url)
-        """The URL as given; `url` is the form for messages."""
+        """The URL as given; `url` is the form for messages, without credentials."""
         self.url = display_url(str(url))
         self.storage_options = dict(storage_options or {})
         self.retry = retry or RetryConfig()
         protocol = split_protocol(str(url))[0]
         if protocol in S3_PROTOCOLS and has_credentials(self.location):
             raise ConfigError(
-                f"{self.url} was given with credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
-                "Give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
+                f"{self.url} has credentials in the URL, where logs and process lists show them; expected s3://BUCKET/KEY. "
+                "Give the credentials by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option key=… and secret=…"
             )
         self.is_local = protocol in (None, "file", "local")
         self.is_web = protocol in _WEB
@@ -94,7 +94,7 @@ class Store:
             raise ConfigError(
                 f"{self.url}: this location cannot be opened ({why}); expected a path or a URL that fsspec knows, with its own options"
             ) from None
-        except Exception as error:  # some clients connect when they are made, and raise their own types
+        except Exception as error:  # some clients connect in their constructor and raise their own types
             why = masked(f"{type(error).__name__}: {error}", self.storage_options)
             raise TransientStorageError(
                 f"{self.url}: its store cannot be reached ({why}). Check the store, the network and the credentials, "
@@ -119,9 +119,9 @@ class Store:
         return fs, str(root)
 
     def _uncached(self, protocol: str) -> dict[str, Any]:
-        """Return the options against listings that hide what other writers published since."""
-        # A web server has one session for all hosts, and fsspec keeps no listings of it; clients that are not asynchronous, such as that
-        # of sftp, take no such options.
+        """Return the options that turn fsspec's listing cache off; a cache would hide objects that others publish later."""
+        # For web servers fsspec keeps one session for all hosts and no listings. Synchronous clients, such as sftp's, do not take these
+        # options.
         if self.is_local or self.is_web or "::" in protocol or not fsspec.get_filesystem_class(protocol).async_impl:
             return {}
         return {"use_listings_cache": False, "skip_instance_cache": True}
@@ -130,7 +130,7 @@ class Store:
         return f"Store({self.url!r})"
 
     def __getstate__(self) -> tuple[str, dict[str, Any], RetryConfig]:
-        """Return what opens the same store in another process: clients and limits stay where they are."""
+        """Return the arguments that open the same store in another process; clients and limits are not pickled."""
         return self.location, self.storage_options, self.retry
 
     def __setstate__(self, state: tuple[str, dict[str, Any], RetryConfig]) -> None:
@@ -142,9 +142,9 @@ class Store:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def place(self, path: str) -> str:
-        """Return where the object at `path` lies, or an absolute path as it is: without credentials, as valid UTF-8, fit for messages."""
+        """Return the full name of an object for messages: UTF-8, no credentials; an absolute path is kept."""
         whole = path if is_absolute(path) else self.join(path) if self.is_local else f"{self.url.rstrip('/')}/{path}".rstrip("/")
-        cut = self.is_web or is_absolute(path)  # in keys of other stores `?` is a letter
+        cut = self.is_web or is_absolute(path)  # in keys of other stores `?` is an ordinary character
         return readable(display_url(whole) if cut else whole)
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -155,7 +155,7 @@ class Store:
         return self._tried(path, "read", lambda: self._remote.read(full, start, end), size=(end or 0) - (start or 0))
 
     def write(self, path: str, data: bytes) -> None:
-        """Publish a whole object; readers see all of it or none of it. Size and checksum are compared with what a remote store holds."""
+        """Publish a whole object; readers see all of it or nothing. Size and checksum of an object in a remote store are checked."""
         full = self.join(path)
         if self.is_local:
             self._tried(path, "write", lambda: write_local(full, data))
@@ -163,7 +163,7 @@ class Store:
             self._tried(path, "write", lambda: self._remote.write(full, data), size=len(data))
 
     def info(self, path: str) -> ObjectInfo | None:
-        """Return what the store knows of one object, None where there is none."""
+        """Return size and version of one object, None if it does not exist."""
         full = self.join(path)
         try:
             if self.is_local:
@@ -181,10 +181,10 @@ class Store:
             return
 
     def list(self, prefix: str = "", *, temporary: bool = False, levels: int | None = None) -> Iterator[ObjectInfo]:
-        """Yield every object below the folder `prefix`, a few pages or one folder in memory at a time, in no promised order.
+        """Yield every object below the folder `prefix`, in any order, with a few pages or one folder in memory at a time.
 
-        `temporary` includes the unfinished files that a killed writer may leave on a local disk. With `levels` no folder is opened whose
-        files would lie more levels below `prefix` than that; 1 is the files right in it.
+        `temporary` includes the unfinished files that a killed writer may leave on a local disk. `levels` limits the depth of the objects
+        below `prefix`; 1 lists only the objects directly in the folder.
         """
         if self.is_local:
             yield from list_local(self.root, prefix, temporary, levels)
@@ -194,7 +194,7 @@ class Store:
             try:
                 page = self._tried(self._relative(folder.path), "list", lambda: self._remote.page(folder))
             except MissingObjectError:
-                return Page()  # a folder that is not there is an empty one
+                return Page()  # a missing folder counts as empty
             return page if levels is None else page.above(levels)
 
         for page in walk(Folder(self.join(prefix)), fetch):
@@ -204,14 +204,16 @@ class Store:
                     yield _remote_info(path, entry)
 
     def glob(self, pattern: str) -> Iterator[str]:
-        """Yield the paths of objects that match a pattern with `*`, `?`, `[…]` or `**`, sorted. Raises ConfigError for `**` beside a name.
+        """Yield the sorted paths of objects that match a pattern with `*`, `?`, `[…]` or `**`.
 
-        fsspec's own glob leaves out folders that fail while they are listed.
+        Raises ConfigError if `**` is only a part of a name. fsspec's own glob would silently skip folders that cannot be listed.
         """
         try:
             matches = re.compile(glob_translate(pattern)).match
         except ValueError as error:
-            raise ConfigError(f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected such as train/**/*.tar") from None
+            raise ConfigError(
+                f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected a pattern such as train/**/*.tar"
+            ) from None
         magic = _WILDCARD.search(pattern)
         folder, _, rest = pattern[: magic.start() if magic else None].rpartition("/")
         levels = None if "**" in pattern else f"{rest}{pattern[magic.start() :] if magic else ''}".count("/") + 1
@@ -224,7 +226,7 @@ class Store:
         root = self.root.strip("/")
         name = name.strip("/")
         path = name[len(root) :].lstrip("/") if root and name.startswith(root) else name
-        # A key that begins like a URL would be read from elsewhere; under another name it is missed, which shows.
+        # A key that begins like a URL would be read from elsewhere. With a changed name it counts as missing, which the user sees.
         return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T], *, size: int = 0) -> T:
@@ -250,7 +252,7 @@ class Store:
                 ) from None
             except TokenshardsError:
                 raise
-            except Exception as error:  # clients of stores raise their own types for the same outages
+            except Exception as error:  # each client raises its own types for the same outages
                 if (final := self._final(error, path, where, verb, attempt)) is not None:
                     raise final from None
                 if attempt == self.retry.attempts:
@@ -261,7 +263,7 @@ class Store:
                     raise TransientStorageError(
                         f"{where}: could not {verb} it in {attempt} attempts; last error: {cause}",
                         advice="Check the store, the network and the credentials, then run the command again: it continues",
-                    ) from None  # the messages of clients may hold what must not be shown
+                    ) from None  # a message of a client may contain secrets
                 if not self.is_local and is_throttling(error):
                     self._limit.throttled()
                 delay = min(self.retry.max_delay_seconds, self.retry.first_delay_seconds * 2 ** (attempt - 1))
@@ -271,7 +273,7 @@ class Store:
         raise AssertionError("unreachable")
 
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
-        """Return what to raise for an error that another attempt cannot mend."""
+        """Return the error to raise if a retry cannot help, None if another attempt may succeed."""
         if verb == "write" and (errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
             why = masked(str(error), self.storage_options)
             return DiskFullError(f"{where}: there is no room for it ({why})", advice=_MAKE_ROOM)
@@ -279,14 +281,14 @@ class Store:
             return final_error(error, path, where, verb) or (error if isinstance(error, _BUGS) else None)
         if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:
             return hopeless
-        # While writing, what a store does not find is an upload that it forgot: it is begun again.
+        # "Not found" during a write means that the store lost the upload, so the write is retried.
         if verb != "write" and (isinstance(error, FileNotFoundError) or status_of(error)[0] == _GONE):
             return MissingObjectError(path, place=where)
         return None
 
 
 def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
-    """Return the store of the folder that the one file at a path or URL lies in, and the name of the file in it."""
+    """Return the store of the folder that contains the file at a path or URL, and the name of the file."""
     folder, _, name = url.rpartition("/")
     return Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {})), name
 

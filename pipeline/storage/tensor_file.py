@@ -1,6 +1,6 @@
-"""Tensors and what belongs to them as one sealed object on any store: a safetensors file whose header has the rest as JSON. No pickle.
+"""Tensors and JSON state as one sealed object in any store: a safetensors file with the state in its header. No pickle.
 
-The checkpoints of trainings, of classifiers and of tokenizers alike, are such objects. Needs torch.
+Training checkpoints of classifiers and of tokenizers are such objects. Needs torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _HEADER = "tokenshards.checkpoint"
 
 
 def save_tensors(store: Store, path: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Publish the tensors by name and the state, plain JSON, whole: a crash leaves the object that was there."""
+    """Publish named tensors and plain JSON state as one object; a crash leaves the previous object in place."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Views of one storage would be refused, and tied weights are equal weights.
+    # safetensors refuses tensors that share memory, as tied weights do; so copy the second one.
     seen: set[int] = set()
     for name, tensor in plain.items():
         if tensor.data_ptr() in seen:
@@ -44,7 +44,7 @@ def load_tensors(store: Store, path: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def parse_tensors(data: bytes, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and state of an object's bytes; raises CorruptObjectError where one changed, FormatVersionError for a newer form."""
+    """Return tensors and state from bytes; raises CorruptObjectError for changed bytes, FormatVersionError for another version."""
     try:
         tensors = load(data)
         header = json.loads(safetensors_metadata(data)[_HEADER])
@@ -59,7 +59,7 @@ def parse_tensors(data: bytes, path: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:
-    """Return the free text of a safetensors file's header."""
+    """Return the `__metadata__` of a safetensors file's header."""
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     return metadata

@@ -1,7 +1,7 @@
-"""Web clients for the hosts that a table names: only public addresses where that is asked for, and no patience with silent hosts.
+"""Web clients for the hosts that a table names: only public addresses on request, and short timeouts for silent hosts.
 
-The address is checked on the socket that is about to be connected, so it is the one that is used: neither a redirect, nor an address in
-place of a name, nor a name that resolves differently the second time passes by.
+The client checks the address when it creates the socket, so the checked address is the connected one. A redirect, a numeric address, or a
+name that resolves differently the second time cannot get around the check.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # it may be missing where all is on a disk
+if TYPE_CHECKING:  # aiohttp may be missing if all data is on disk
     import aiohttp
 
 __all__ = ["CONNECT_SECONDS", "READ_SECONDS", "PrivateHostError", "any_client", "is_public", "public_client"]
@@ -22,7 +22,7 @@ _NAT64 = ip_network("64:ff9b::/96")
 
 
 class PrivateHostError(OSError):
-    """A host has an address that is not public. All addresses of a host have the same text, so that aiohttp raises it as it is."""
+    """A host has an address that is not public. The text names no address: aiohttp raises this error only if all its texts are equal."""
 
     def __init__(self) -> None:
         super().__init__("the address of this host is not public")
@@ -45,7 +45,7 @@ def _public_socket(found: Any) -> socket.socket:
 
 
 async def public_client(**options: Any) -> aiohttp.ClientSession:
-    """Return a client that connects to public addresses alone; what fsspec takes as `get_client`."""
+    """Return a client that connects only to public addresses; fsspec takes this function as `get_client`."""
     return _client({"socket_factory": _public_socket}, options)
 
 

@@ -77,7 +77,7 @@ def read_project() -> Project:
     except PackageNotFoundError:
         raise ConfigError(
             f"{root}: the running code has neither a pyproject.toml beside it nor metadata of an installed {NAME}; "
-            f"submit from a checkout or from an environment with `pip install {NAME}`"
+            f"submit from a checkout or from an environment that {NAME} is installed in"
         ) from None
     stated = [(text.partition(";")[0].strip(), text.partition(";")[2]) for text in installed.requires or ()]
     needed = [text for text, marker in stated if re.search(r"extra\s*==\s*['\"](ray|" + EXTRA + r")['\"]", marker) or "extra" not in marker]

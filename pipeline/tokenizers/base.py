@@ -1,4 +1,4 @@
-"""What every tokenizer offers: pixels in, ids of shape (L sites, Q ids per site) out, and a spec that says what they mean.
+"""The interface of every tokenizer: pixels in, ids of shape (L sites, Q ids per site) out, and a spec that defines the ids.
 
 Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, K codes of a level, D width of a code vector.
 """
@@ -42,7 +42,7 @@ __all__ = [
 Images: TypeAlias = npt.NDArray[np.uint8]
 
 SLOTS = 8
-"""Rows that go through a network at once on a CPU, always; on a GPU their number is a multiple of it."""
+"""Rows that always go through a network at once on a CPU. On a GPU the number of rows is a multiple of this."""
 
 
 class DecodeNotSupported(TokenizerError):
@@ -50,14 +50,14 @@ class DecodeNotSupported(TokenizerError):
 
 
 class Tokenizer(Protocol):
-    """A discrete tokenizer. `encode` must give equal ids for equal batches, and no image may change the ids of another."""
+    """A discrete tokenizer. `encode` must give equal ids for equal batches, and no image may change the ids of another image."""
 
     @property
     def spec(self) -> TokenizerSpec:
         """Everything that decides what an id means."""
 
     def encode(self, images_BHWC: Images) -> TokenBatch:
-        """Return ids [B, L, Q] in `spec.id_dtype` of uint8 RGB images that went through `spec.preprocess`."""
+        """Return ids [B, L, Q] in `spec.id_dtype` for uint8 RGB images that were prepared by `spec.preprocess`."""
 
     def decode(self, tokens: TokenBatch) -> Images:
         """Return uint8 RGB images [B, H, W, C]; raises DecodeNotSupported where there is no decoder."""
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
-        """Build the tokenizer back from what a tokenizer directory holds, codebook and weights; TokenizerError when the two do not fit."""
+        """Build the tokenizer from the content of a tokenizer directory, codebook and weights; TokenizerError where the two do not fit."""
 
 
 @runtime_checkable
@@ -80,40 +80,41 @@ class WeightedTokenizer(Tokenizer, Protocol):
 
 @runtime_checkable
 class PublishedTokenizer(WeightedTokenizer, Protocol):
-    """A tokenizer that somebody trained and published."""
+    """A tokenizer that another project trained and published."""
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Return what `from_checkpoint` takes apart, read at any path or URL; MissingObjectError where nothing is."""
+        """Read the checkpoint at any path or URL, in the form for `from_checkpoint`. MissingObjectError where there is none."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:
-        """Build it from the tensors of a checkpoint by their published names; `decoder` names the library that decodes pictures.
+        """Build the tokenizer from the tensors of a checkpoint under their published names. `decoder` names the library that decodes
+        images.
 
-        Raises TokenizerError that names a key which is missing, of another shape, or of no use here; `where` says whose.
+        Raises TokenizerError that names a key which is missing, has another shape, or is of no use here; `where` names the checkpoint.
         """
 
     def keep(self, codes: Sequence[int]) -> Self:
-        """Return it with these codes alone, renumbered from 0 in this order; TokenizerError where ids have no vectors."""
+        """Return a tokenizer with these codes alone, renumbered from 0 in this order. TokenizerError where ids have no vectors."""
 
 
 @runtime_checkable
 class TellingTokenizer(Tokenizer, Protocol):
-    """A tokenizer whose device may have something to tell."""
+    """A tokenizer that collects notes about its device."""
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of since the last call, such as that memory was short; one sentence each."""
+        """Return notes for the user since the last call, such as that memory was short; one sentence each."""
 
 
 @runtime_checkable
 class OverlappedTokenizer(Tokenizer, Protocol):
-    """A tokenizer on a device: the next batch is copied there, and its work queued, while the one before it is still encoded."""
+    """A tokenizer on a device. The next batch is copied there, and its work queued, while the batch before it is still encoded."""
 
     def begin(self, images_BHWC: Images) -> Callable[[], tuple[TokenBatch, float]]:
-        """Start on a batch; return what waits for its ids, which are those of `encode`, and the seconds that the device worked on them.
+        """Start a batch. The function returned waits for the ids, which equal those of `encode`, and for the seconds of device work.
 
-        Called by one thread at a time, while others may wait. The pixels stay as they are until the ids are there. At most two batches of
-        each shard in flight are begun and not finished.
+        Called by one thread at a time, while other threads may wait. The pixels must not change until the ids are there. At most two
+        batches of each shard in flight are begun and not finished.
         """
 
 
@@ -149,7 +150,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> str:
 
 
 def square_layout(size: int, stride: int, ids_per_site: int, combine: Literal["sum", "concat"], where: str) -> Layout:
-    """Return the grid of a square picture of `size` pixels with a site every `stride`; TokenizerError where it does not come out even."""
+    """Return the grid of a square image of `size` pixels with a site every `stride` pixels; TokenizerError where the sites do not fit."""
     side = size // stride
     if side * stride != size:
         raise TokenizerError(f"{where}: size {size}; expected a multiple of {stride} pixels")
@@ -160,9 +161,9 @@ def square_layout(size: int, stride: int, ids_per_site: int, combine: Literal["s
 def published_preprocess(
     config: ImportConfig, *, size: int, resize: Resize, filter: Filter, short_side: int | None = None, **fixed: Any
 ) -> Preprocess:
-    """Return the preprocessing of a published tokenizer, with what the user said otherwise; JPEGs are decoded in full.
+    """Return the preprocessing of a published tokenizer with the user's changes. JPEGs are decoded in full size.
 
-    `crop` is that of torchvision: the short side to `short_side`, else to `size`, and the middle.
+    `crop` works as in torchvision: scale the short side to `short_side`, or else to `size`, and cut out the middle.
     """
     how = config.resize or resize
     resized = (short_side or size) if how == "crop" else None

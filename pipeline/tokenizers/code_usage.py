@@ -15,7 +15,9 @@ __all__ = ["code_moments", "code_usage", "entropy_per_id", "order0_entropy_bits"
 
 
 def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return codes, those in use and not, the share in use, the entropy in bits per id and 2 to it, of counted, or weighted, ids."""
+    """Return a summary of counted, or weighted, ids: codes, used and unused codes, share in use, entropy in bits per id, and perplexity
+    (2 to the entropy).
+    """
     codes, used, bits = len(counts_K), int(np.count_nonzero(counts_K)), order0_entropy_bits(counts_K)
     return {
         "codes": codes,
@@ -28,14 +30,14 @@ def code_usage(counts_K: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def order0_entropy_bits(counts_K: npt.NDArray[Any]) -> float:
-    """Return the entropy in bits per id of independent ids with these counts, or weights; 0 without any."""
+    """Return the entropy in bits per id of independent ids with these counts or weights; 0 without any."""
     present = counts_K[counts_K > 0].astype(np.float64)
     share = present / present.sum()
     return abs(float(-(share * np.log2(share)).sum()))
 
 
 def code_moments(table_KD: npt.NDArray[np.float32], counts_K: npt.NDArray[Any]) -> dict[str, list[float]]:
-    """Return mean and standard deviation of each channel of the rows of counted ids, which training wants to know as `embedding`."""
+    """Return mean and standard deviation of each channel over the rows of the counted ids. Training reads them as `embedding`."""
     rows_KD = table_KD.astype(np.float64)
     mean_D = np.average(rows_KD, axis=0, weights=counts_K)
     std_D = np.sqrt(np.average(np.square(rows_KD - mean_D), axis=0, weights=counts_K))
@@ -43,7 +45,7 @@ def code_moments(table_KD: npt.NDArray[np.float32], counts_K: npt.NDArray[Any]) 
 
 
 def rounded(values: Iterable[float]) -> list[float]:
-    """Six significant digits: more would differ between machines and say nothing."""
+    """Round to six significant digits: further digits differ between machines and carry no information."""
     return [float(f"{value:.6g}") for value in values]
 
 

@@ -26,9 +26,9 @@ class FitConfig:
     levels: int = 2
     codes: int = 256
     beam: int = 1
-    """Sums kept of each patch from level to level while it is encoded; 1 takes the nearest code of each level."""
+    """Candidate sums kept per patch from level to level during encoding; 1 takes the nearest code of each level."""
     sample: int = 20_000
-    """Images looked at, at most."""
+    """Most images to fit to."""
     seed: int = 0
     iterations: int = 12
     max_patches: int = 100_000
@@ -53,9 +53,9 @@ class LatentFitConfig:
     levels: int = 1
     codes: int = 1024
     mirrored: bool = False
-    """Fit to the mirror image of each picture too, for twice as many latents."""
+    """Also fit to each image mirrored, which gives twice as many latents."""
     sample: int = 20_000
-    """Images looked at, at most."""
+    """Most images to fit to."""
     seed: int = 0
     iterations: int = 12
     max_latents: int = 600_000
@@ -81,13 +81,13 @@ class VqFitConfig:
     size: int | None = None
     """Side in pixels; None takes the largest of 32, 64, 128 not above the median short side of the sample."""
     patch: int = 4
-    """Pixels of a site's side."""
+    """Side of a site in pixels."""
     quantizer: str = "vq"
-    """`vq`: tables that follow moving averages, residual for several levels; `fsq`, `lfq`: rounding, without tables to learn."""
+    """`vq`: code tables updated by moving averages, residual if there are several levels; `fsq`, `lfq`: rounding, no tables to learn."""
     levels: int = 2
     codes: int = 256
     code_width: int | None = None
-    """Values of a code of `vq`; None takes 16, or all of a small patch."""
+    """Values per code of `vq`; None takes 16, or the number of values in a patch if that is smaller."""
     width: int = 64
     """Channels of the networks."""
     depth: int = 2
@@ -96,14 +96,14 @@ class VqFitConfig:
     batch: int = 32
     learning_rate: float = 1e-3
     decay: float = 0.95
-    """Of the moving averages of `vq`, in a step."""
+    """Decay of the moving averages of `vq` per step."""
     commitment: float = 1.0
-    """Weight of what draws vectors to their codes, beside the squared error of pixels from -1 to 1."""
+    """Weight of the term that pulls vectors to their codes; the squared error of pixels from -1 to 1 has weight 1."""
     perceptual: str | None = None
-    """timm model whose features should agree too."""
+    """timm model for a perceptual loss: its features of input and output should agree."""
     perceptual_weight: float = 0.1
     sample: int = 20_000
-    """Images trained on, at most."""
+    """Most images to train on."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class VqFitConfig:
 
     @property
     def vq_width(self) -> int:
-        """Values of a code of `vq`."""
+        """Values per code of `vq`, with the default filled in."""
         return self.code_width or min(16, 3 * self.patch**2)
 
 
@@ -145,32 +145,32 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig:
-    """How a published tokenizer is taken over; None leaves what its own project does."""
+    """How a published tokenizer is imported; None keeps the setting of the project that published it."""
 
     resize: Resize | None = None
     filter: Filter | None = None
     dtype: str = "float32"
-    """What matrix products of its networks run in; the search for codes is float32 in any case."""
+    """Type of the matrix products in its networks; the search for codes always uses float32."""
     decoder: bool = True
-    """Keep the way back to pixels, which is half of the weights."""
+    """Keep the decoder, which is about half of the weights."""
     size: int | None = None
-    """Side in pixels, for networks that take any."""
+    """Side in pixels, for networks that take any side."""
     preset: str | None = None
-    """Which project's way it is, for networks that several projects publish."""
+    """Whose preprocessing and settings to use, for networks that several projects publish."""
     ema: bool = True
-    """Take the moving averages of the parameters, where a checkpoint has any."""
+    """Take the moving averages of the parameters if the checkpoint has them."""
     max_tokens: int | None = None
-    """First ids of a picture that are kept, for networks whose ids go from coarse to fine."""
+    """Keep only the first so many ids of an image, for networks whose ids go from coarse to fine."""
     decoder_file: str | None = None
     """Path or URL of the decoder, for networks that are published as two files."""
     vocabulary: tuple[int, ...] = ()
-    """Ids of each level, for files that do not say."""
+    """Number of ids of each level, for files that do not record it."""
     colour_range: tuple[float, ...] = ()
-    """What 0 and 255 become, for files that do not say."""
+    """The values that pixels 0 and 255 become, for files that do not record them."""
     target: str = ""
     """`package.module:callable` of a tokenizer that the user wrote."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What that callable gets, in plain JSON types."""
+    """Settings passed to that callable, in plain JSON types."""
 
     def __post_init__(self) -> None:
         require(self.resize in (None, *get_args(Resize)), "--resize", self.resize, " or ".join(get_args(Resize)))

@@ -29,7 +29,7 @@ WEIGHTS_NAME = "weights.safetensors"
 def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statistics: dict[str, Any] | None = None) -> dict[str, str]:
     """Write the tokenizer below `prefix`, its tensors first; return the SHA-256 of each written path.
 
-    Raises TokenizerError when codebook or weights are not those that the spec names.
+    Raises TokenizerError where codebook or weights differ from those that the spec names.
     """
     spec, tables = tokenizer.spec, tokenizer.codebook()
     weights = tokenizer.weights() if isinstance(tokenizer, WeightedTokenizer) else {}
@@ -55,7 +55,7 @@ def save_tokenizer(tokenizer: Tokenizer, store: Store, prefix: str = "", statist
 
 
 def _write_tensors(store: Store, path: str, tensors: Tables) -> str:
-    """Publish tensors as safetensors; return the SHA-256. Their bytes go through a mapped file, since those of a network may be many."""
+    """Publish tensors as safetensors; return the SHA-256. The bytes go through a mapped file, because networks may be large."""
     with tempfile.NamedTemporaryFile(prefix="tokenshards-") as file:
         save_file({key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}, file.name)
         with open(file.name, "rb") as written, mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -66,8 +66,8 @@ def _write_tensors(store: Store, path: str, tensors: Tables) -> str:
 def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
     """Read, check and build the tokenizer below `prefix`.
 
-    Raises CorruptObjectError when a byte changed, FormatVersionError for a newer major version, MissingObjectError when a file is
-    gone, TokenizerError when this version has no such family, or it needs leave to run code that it does not have.
+    Raises CorruptObjectError where a byte changed, FormatVersionError for a newer major version, MissingObjectError where a file is
+    missing, TokenizerError where this version has no such family, or where the family needs a permission to run code.
     """
     spec, tables, made_by = _read(store, prefix)
     if spec.newer_json:
@@ -85,7 +85,7 @@ def load_tokenizer(store: Store, prefix: str = "") -> Tokenizer:
 
 
 def load_spec(store: Store, prefix: str = "") -> TokenizerSpec:
-    """Read and check the tokenizer below `prefix` as `load_tokenizer` does, and build nothing: no code of it is run."""
+    """Read and check the tokenizer below `prefix` as `load_tokenizer` does. Builds nothing and runs no code of the tokenizer."""
     return _read(store, prefix)[0]
 
 
@@ -106,13 +106,13 @@ def _read(store: Store, prefix: str) -> tuple[TokenizerSpec, Tables, Any]:
 
 
 def load_statistics(store: Store, prefix: str = "") -> dict[str, Any]:
-    """Return what was measured when the tokenizer was fitted; {} when nothing was."""
+    """Return the measurements of the fit; {} where there are none."""
     statistics: dict[str, Any] = _read_json(store, prefix)["statistics"]
     return statistics
 
 
 def resolve_tokenizer(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, str]:
-    """Return the store and prefix of the tokenizer at `url`, a tokenizer directory or a dataset; else raise TokenizerError."""
+    """Return store and prefix of the tokenizer at `url`, a tokenizer directory or a dataset. TokenizerError where there is none."""
     store = Store(url, storage_options=storage_options)
     for prefix in ("", "tokenizer"):
         if store.info(_join(prefix, JSON_NAME)) is not None:
@@ -124,7 +124,7 @@ def resolve_tokenizer(url: str, storage_options: dict[str, Any] | None = None) -
 
 
 def open_tokenizer(url: str, *, storage_options: dict[str, Any] | None = None) -> Tokenizer:
-    """Return the tokenizer of a tokenizer directory or of a dataset, local or any fsspec URL. Raises TokenizerError where none is."""
+    """Return the tokenizer of a tokenizer directory or of a dataset, local or any fsspec URL. TokenizerError where there is none."""
     return load_tokenizer(*resolve_tokenizer(url, storage_options))
 
 

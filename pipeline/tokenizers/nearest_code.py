@@ -1,8 +1,8 @@
-"""The nearest row of a table, in float32, in blocks: no table of all distances is ever kept. For numpy rows and for torch tensors.
+"""The nearest row of a table, in float32, in blocks: the table of all distances is never kept. For numpy rows and for torch tensors.
 
-Both find the smallest |c|² - 2 x·c by one matrix product and one argmin for each block; the lowest id wins a tie. numpy rows carry a last
-column of ones, which meets the |c|², so that fitting and the default tokenizer need no second pass and no torch. torch is imported by the
-first tensor.
+Both searches find the smallest |c|² - 2 x·c by one matrix product and one argmin for each block; the lowest id wins a tie. numpy rows end
+in a column of ones, which multiplies |c|²: fitting and the default tokenizer thus need no second pass and no torch. The first tensor
+imports torch.
 
 Shapes: N rows, K codes, D values of a row; B images, L sites, Q levels.
 """
@@ -29,12 +29,12 @@ BLOCK_ROWS = 2048
 CPU_SCORES = 1 << 22
 """Scores of tensors held at once on a CPU: 16 MB, which stay in the cache of its socket."""
 GPU_SCORES = 1 << 27
-"""On a GPU, which small blocks leave idle: 512 MB, half of them and so on where its memory is short."""
+"""Scores on a GPU, where small blocks waste time: 512 MB. The search halves this while memory is short."""
 
 
 class NearestCode:
-    """Finds the nearest row of a table [K, D]: the smallest squared distance (`l2`), the same between rows of length 1 (`cosine`), or the
-    largest product (`dot`). numpy rows are compared by `l2` alone.
+    """Finds the nearest row of a table [K, D]: smallest squared distance (`l2`), smallest squared distance between rows scaled to length 1
+    (`cosine`), or largest product (`dot`). numpy rows are compared by `l2` alone.
     """
 
     def __init__(self, table_KD: Floats, metric: Metric = "l2") -> None:
@@ -54,17 +54,17 @@ class NearestCode:
         return np.ascontiguousarray(np.vstack([-2 * table_KD.T, np.einsum("kd,kd->k", table_KD, table_KD)]))
 
     def scores(self, values: Floats, out: Floats | None = None) -> Floats:
-        """Return for values [N, D + 1] and each row how much its squared distance exceeds the squared norm of the value: [N, K]."""
+        """Return [N, K]: for values [N, D + 1] and each row, the squared distance minus the squared norm of the value."""
         return np.matmul(values, self._weights, out=out)
 
     def nearest(self, values: Floats, scores: Floats | None = None) -> npt.NDArray[np.intp]:
-        """Return the ids [N] for values [N, D + 1]. `scores` [N, K] is room to work in."""
+        """Return the ids [N] for values [N, D + 1]. `scores` [N, K] is memory for the scores."""
         nearest_N: npt.NDArray[np.intp] = self.scores(values, scores).argmin(axis=1)
         return nearest_N
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor]:
-        """The table as it is compared, and what is added to the products."""
+        """The table in the form that is compared, and the numbers that are added to the products."""
         import torch
         from torch.nn import functional
 
@@ -86,7 +86,7 @@ class NearestCode:
                 if not gpu or self._gpu_scores <= CPU_SCORES:
                     raise
                 self._gpu_scores //= 2
-                torch.cuda.empty_cache()  # pieces of the larger block would stand in the way of the smaller one
+                torch.cuda.empty_cache()  # free pieces of the larger block would leave no room for the smaller one
 
     def _nearest(self, rows_ND: Tensor, table_KD: Tensor, offsets_K: Tensor) -> Tensor:
         import torch
@@ -102,7 +102,7 @@ class NearestCode:
 
 
 def block_rows(codes: int, scores: int = CPU_SCORES) -> int:
-    """Return how many rows are searched at once in a table of so many codes, where so many scores may be held."""
+    """Return how many rows are searched at once in a table of `codes` codes, where memory may hold `scores` scores."""
     return max(1, scores // codes)
 
 
@@ -114,7 +114,7 @@ def nearest_rows(points_ND: Floats, table_KD: Floats) -> npt.NDArray[np.intp]:
 
 
 def residual_ids(levels: Sequence[NearestCode], vectors_BLD: Tensor) -> Tensor:
-    """Return ids [B, L, Q] of float32 vectors, on their device: each level names the row nearest to what those before it left."""
+    """Return ids [B, L, Q] of float32 vectors, on their device. Each level names the row nearest to what the levels before it left."""
     import torch
 
     rest_ND, ids = vectors_BLD.flatten(0, 1), []

@@ -1,4 +1,4 @@
-"""Tokenizer families by name. A family is imported when it is asked for, so that nobody pays for those they do not use."""
+"""Tokenizer families by name. The first use imports a family, so that unused families cost nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import TokenizerError, install_hint
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["families", "load_family", "published_families", "register_family", "temporary_family"]
@@ -20,7 +20,7 @@ class _Entry:
     target: str
     """`package.module:Class`."""
     install: str
-    """What to run when the module's packages are missing."""
+    """The command that installs missing packages of the module."""
     published: bool
 
 
@@ -30,17 +30,18 @@ ENTRY_POINTS = "tokenshards.tokenizers"
 _families: dict[str, _Entry] = {}
 
 
-def register_family(name: str, target: str, install: str = 'pip install "tokenshards"', *, published: bool = False) -> None:
-    """Make `name` load the class at `target` (`package.module:Class`); a name that is taken raises TokenizerError.
+def register_family(name: str, target: str, install: str = "", *, published: bool = False) -> None:
+    """Make `name` load the class at `target` (`package.module:Class`). A name that is taken raises TokenizerError.
 
-    A `published` one is a PublishedTokenizer, which `import tokenizer` builds from a checkpoint.
+    `install` is the command that brings the packages of the family, where tokenshards alone does not. A `published` family is a
+    PublishedTokenizer: `import tokenizer` builds it from a checkpoint.
     """
     if name in _families:
         raise TokenizerError(f"tokenizer family {name!r} is already registered as {_families[name].target}; choose another name")
     module, colon, attribute = target.partition(":")
     if not (module and colon and attribute):
         raise TokenizerError(f"tokenizer family {name!r}: target is {target!r}; expected package.module:Class")
-    _families[name] = _Entry(target, install, published)
+    _families[name] = _Entry(target, install or install_hint(), published)
 
 
 @contextmanager
@@ -54,19 +55,19 @@ def temporary_family(name: str, target: str) -> Iterator[None]:
 
 
 def families() -> list[str]:
-    """Return the names of all families, those of installed packages included, sorted."""
+    """Return the names of all families, also those of installed packages, sorted."""
     return sorted(_families | _offered())
 
 
 def published_families() -> list[str]:
-    """Return the names of the families that published checkpoints belong to, sorted; those of installed packages may."""
+    """Return the names of the families for published checkpoints, sorted. Every family of an installed package may be one."""
     return sorted(name for name, entry in (_offered() | _families).items() if entry.published)
 
 
 def load_family(name: str) -> type[Tokenizer]:
-    """Import and return the class of a family; unknown names and missing packages raise TokenizerError.
+    """Import and return the class of a family. Unknown names and missing packages raise TokenizerError.
 
-    A family of ours cannot be replaced by an installed package that offers its name.
+    An installed package that offers the name of one of our families does not replace our family.
     """
     entry = _families.get(name) or _offered().get(name)
     if entry is None:
@@ -77,7 +78,7 @@ def load_family(name: str) -> type[Tokenizer]:
     module, _, attribute = entry.target.partition(":")
     try:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
+    except (ImportError, AttributeError, RuntimeError) as error:  # torchvision built for another torch raises RuntimeError
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         if "torchvision::" in reason:
             raise TokenizerError(
@@ -110,16 +111,14 @@ def _version(package: str) -> str:
         return "(none)"
 
 
-_TORCH = 'pip install "tokenshards[train]"'
+_TORCH = install_hint("train")
 
 register_family("patch-kmeans", "tokenshards.pipeline.tokenizers.kmeans.patch_kmeans:PatchKMeans")
 register_family("latent-kmeans", "tokenshards.pipeline.tokenizers.fitted.latent_kmeans:LatentKMeans", _TORCH)
 register_family("vq-autoencoder", "tokenshards.pipeline.tokenizers.fitted.vq_autoencoder:VqAutoencoder", _TORCH)
 register_family("seit-vit-vqgan", "tokenshards.pipeline.tokenizers.published.seit_tokens:SeitTokens")
 register_family("vit-vqgan", "tokenshards.pipeline.tokenizers.published.vit_vqgan:VitVqgan", _TORCH, published=True)
-register_family(
-    "conv-vqgan", "tokenshards.pipeline.tokenizers.published.conv_vqgan:ConvVqgan", 'pip install "tokenshards[vqgan]"', published=True
-)
+register_family("conv-vqgan", "tokenshards.pipeline.tokenizers.published.conv_vqgan:ConvVqgan", install_hint("vqgan"), published=True)
 register_family("maskgit", "tokenshards.pipeline.tokenizers.published.maskgit:MaskGitVqgan", _TORCH, published=True)
 register_family("open-magvit2", "tokenshards.pipeline.tokenizers.published.open_magvit2:OpenMagvit2", _TORCH, published=True)
 register_family("vq-kd", "tokenshards.pipeline.tokenizers.published.vq_kd:VqKd", _TORCH, published=True)

@@ -1,10 +1,10 @@
 """Augmentations of embeddings: crops, noise, mixing of samples, channel statistics, dropped sites.
 
-Every tensor is [B, D, sites]: x_BDHW, a video B D T H W (what has a grid acts on all frames alike), a sequence B D L. The layout in
-memory is free; channel-last is the fastest and what crops return. Names that end in `_` write into x, which must be the caller's own.
-All maths is float32; half-precision x is widened where sums run over sites.
+Every tensor is [B, D, sites]: an image x_BDHW, a video B D T H W (operations on a grid treat all frames alike), a sequence B D L. The
+memory layout is free: channel-last is the fastest, and crops return it. Functions that end in `_` write into x; x must be the caller's
+own tensor. All maths is float32; half-precision x is widened where a sum runs over sites.
 
-Samples are mixed within groups: sample i belongs to group i mod G, so a rank that takes every n-th sample of a batch has whole groups.
+Samples are mixed within groups. Sample i belongs to group i mod G, so a rank that takes every n-th sample of a batch has whole groups.
 
 Shapes: B samples, G mix groups, D channels, H x W grid, O output side, R affected rows of a batch, C classes, N numbers per sample.
 """
@@ -42,7 +42,7 @@ __all__ = [
 COLOUR_EPSILON = 1e-5
 CROP_TRIES = 10
 PIECE_BYTES = 4 << 20
-"""Embeddings worked on at a time on a CPU."""
+"""Bytes of embeddings that one pass works on, on a CPU."""
 _BETA_STEPS = 1 << 20
 
 
@@ -52,10 +52,10 @@ def random_resized_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int],
 
 
 def crop_boxes(keys: SampleKeys, grid: tuple[int, ...], *, scale_min: float, ratio_max: float) -> Tensor:
-    """Return int64 [B, 4] = top, left, height, width, drawn as torchvision's RandomResizedCrop does.
+    """Return int64 [B, 4] = top, left, height, width, drawn as torchvision's RandomResizedCrop draws them.
 
-    Area share U(scale_min, 1), log of the aspect ratio U(-log ratio_max, log ratio_max), sides rounded; the first of CROP_TRIES that fits,
-    its place uniform; else the largest central box of an allowed ratio.
+    The area share is U(scale_min, 1); the log of the aspect ratio is U(-log ratio_max, log ratio_max); sides are rounded. The first of
+    CROP_TRIES boxes that fits is placed uniformly. Without one, the box is the largest central one of an allowed ratio.
     """
     height, width = grid
     wide = wide_float(keys.positions_B.device)
@@ -86,8 +86,8 @@ def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample a box (top, left, height, width) of each sample to `size`.
 
     Equal to `F.interpolate(crop, size, mode="bicubic")` sample by sample. A row of a sample's interpolation matrix has four entries, so
-    its product with the sites is a weighted bag of four of them: on a CPU three times as fast as the batched dense product, and no
-    sample's result depends on the others.
+    each output site is a weighted sum of four input sites. On a CPU this is three times as fast as the batched dense product, and a
+    sample's result does not depend on the other samples.
     """
     x_BTHWD = x_BDHW.movedim(1, -1)
     *lead, height, width, channels = x_BTHWD.shape
@@ -95,7 +95,7 @@ def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
     across_BO4, across_weights_BO4 = bicubic_taps(boxes_B4[:, 1], boxes_B4[:, 3], size[1])
     out_BTHWD = torch.empty(*lead, *size, channels, dtype=x_BDHW.dtype, device=x_BDHW.device)
     for piece in _pieces(x_BDHW):
-        # Down first: its rows are wide, so few bags do it, and rows outside of the boxes are never read.
+        # Rows first: they are wide, so few bags suffice, and rows outside of the boxes are never read.
         planes = len(x_BTHWD[piece]) * math.prod(lead[1:])
         x_NE = x_BTHWD[piece].float().reshape(-1, width * channels)
         x_NE = _weighted_bags(x_NE, down_BO4[piece], down_weights_BO4[piece], lines=planes, step=height)
@@ -105,7 +105,7 @@ def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _pieces(x: Tensor) -> list[slice]:
-    """Return slices of the batch in which work is to be done: all on a GPU; on a CPU as much as its cache and allocator keep at hand."""
+    """Return the slices of the batch to work on: the whole batch on a GPU; on a CPU pieces that stay in the cache."""
     rows = len(x)
     if x.device.type == "cpu":
         rows = max(1, rows * PIECE_BYTES // max(1, 4 * x.numel()))
@@ -113,7 +113,7 @@ def _pieces(x: Tensor) -> list[slice]:
 
 
 def _weighted_bags(x_ND: Tensor, taps_BO4: Tensor, weights_BO4: Tensor, *, lines: int, step: int) -> Tensor:
-    """Return sums of four rows of x each, [lines * O, D]; line i starts at row i * step, and all lines of a sample have the same taps."""
+    """Return weighted sums of four rows of x, [lines * O, D]. Line i starts at row i * step; all lines of a sample share their taps."""
     starts_BN11 = (torch.arange(lines, dtype=torch.int32, device=x_ND.device) * step).view(len(taps_BO4), -1, 1, 1)
     rows_N4 = (taps_BO4[:, None] + starts_BN11).view(-1, 4)
     weights_N4 = weights_BO4[:, None].expand(-1, starts_BN11.shape[1], -1, -1).reshape(-1, 4)
@@ -123,8 +123,8 @@ def _weighted_bags(x_ND: Tensor, taps_BO4: Tensor, weights_BO4: Tensor, *, lines
 def bicubic_taps(start_B: Tensor, length_B: Tensor, out: int) -> tuple[Tensor, Tensor]:
     """Return the sites, int32 [B, out, 4], and weights, float32 [B, out, 4], that make `out` sites of start .. start + length - 1.
 
-    Keys' cubic convolution with a = -0.75, centres at half sites, indices clamped to the box: `F.interpolate` with align_corners and
-    antialias False. The weights of a site sum to 1.
+    Cubic convolution (R. Keys, 1981) with a = -0.75, centres at half sites, indices clamped to the box: the same as `F.interpolate` without
+    align_corners and antialias. The weights of a site sum to 1.
     """
     places_O = torch.arange(out, device=start_B.device) + 0.5
     source_BO1 = (places_O * (length_B[:, None].float() / out) - 0.5)[:, :, None]
@@ -141,7 +141,7 @@ def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
 
 
 def random_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int]) -> Tensor:
-    """Cut a window of `size`, its place uniform, out of each sample (SeiT's `--src`)."""
+    """Cut a window of `size` at a uniform place out of each sample (SeiT's option `--src`)."""
     x_BHWD = x_BDHW.movedim(1, -1)
     height, width = x_BDHW.shape[-2:]
     top_B1, left_B1 = keys.integers("crop.y", height - size[0] + 1), keys.integers("crop.x", width - size[1] + 1)
@@ -150,7 +150,7 @@ def random_crop(x_BDHW: Tensor, keys: SampleKeys, size: tuple[int, int]) -> Tens
     samples_B11 = torch.arange(len(x_BDHW), device=x_BDHW.device)[:, None, None]
     if x_BDHW.ndim == 4:
         return x_BHWD[samples_B11, rows_BH1, columns_B1W].movedim(-1, 1)
-    # Advanced indices apart from each other put their dimensions first: B H W T D.
+    # Advanced indices that do not stand side by side put their dimensions first: B H W T D.
     return x_BHWD[samples_B11, :, rows_BH1, columns_B1W].movedim(-2, 1).movedim(-1, 1)
 
 
@@ -183,7 +183,7 @@ def add_noise_(x_BDHW: Tensor, keys: SampleKeys, *, share: float, channel_std: f
 
 
 def drop_sites_(x_BDHW: Tensor, keys: SampleKeys, share: float) -> Tensor:
-    """Set the embedding of a `share` of the sites of every sample, each one independently, to zero."""
+    """Set the embedding of a `share` of the sites of every sample to zero, each site independently."""
     sites = x_BDHW.shape[2:]
     kept_BL = keys.uniform("dropout", math.prod(sites)) >= share
     return x_BDHW.mul_(kept_BL.view(-1, 1, *sites))
@@ -192,7 +192,7 @@ def drop_sites_(x_BDHW: Tensor, keys: SampleKeys, share: float) -> Tensor:
 def adapt_colour_(x_BDHW: Tensor, hit_B: Tensor, groups: int = 1, epsilon: float = COLOUR_EPSILON) -> Tensor:
     """Give the samples in `hit_B` the channel statistics of their partners (ColorAdapt; SeiT++, Lee et al. 2024).
 
-    sd2 (x - mean1) / (sd1 + epsilon) + mean2, over the sites of a sample, sd unbiased.
+    sd2 (x - mean1) / (sd1 + epsilon) + mean2, over the sites of a sample, with unbiased standard deviations.
     """
     x_BND = x_BDHW.movedim(1, -1).flatten(1, -2)
     rows = affected_rows(hit_B)
@@ -206,9 +206,9 @@ def adapt_colour_(x_BDHW: Tensor, hit_B: Tensor, groups: int = 1, epsilon: float
 
 
 def _statistics(x_RND: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased standard deviation [R, 1, D]; two passes, far quicker than torch.std_mean over a middle dimension.
+    """Return mean and unbiased standard deviation, each [R, 1, D]. Two passes are far faster than torch.std_mean over a middle dimension.
 
-    A standard deviation is at least 1e-6: the root of an exact zero has no derivative, and a learned codebook asks for one.
+    The standard deviation is at least 1e-6: the square root has no derivative at zero, and a learned codebook needs the derivative.
     """
     mean_R1D = x_RND.mean(1, keepdim=True)
     variance_R1D = (x_RND - mean_R1D).square().sum(1, keepdim=True) / max(1, x_RND.shape[1] - 1)
@@ -216,17 +216,17 @@ def _statistics(x_RND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def partners(count: int, groups: int, device: torch.device) -> Tensor:
-    """Return int64 [B]: for each sample the one at the mirrored place of its group."""
+    """Return int64 [B]: the partner of each sample, which is the sample at the mirrored place of its group."""
     return torch.arange(count, device=device).view(-1, groups).flip(0).flatten()
 
 
 def _mirrored(x: Tensor, groups: int) -> Tensor:
-    """Return the partner of each sample, in its place."""
+    """Return x with every sample replaced by its partner."""
     return x.view(-1, groups, *x.shape[1:]).flip(0).flatten(0, 1)
 
 
 def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lam x + (1 - lam) x', x' being the partners, and the targets mixed alike; `lam_G` has one number for each group."""
+    """Return lam x + (1 - lam) x', where x' are the partners, and targets mixed alike. `lam_G` holds one number for each group."""
     lam_B = lam_G.repeat(len(x_BDHW) // len(lam_G)).to(x_BDHW.dtype)
     mixed = torch.lerp(_mirrored(x_BDHW, len(lam_G)), x_BDHW, lam_B.view(-1, *[1] * (x_BDHW.ndim - 1)))
     return mixed, _mix_targets(targets_BC, lam_G)
@@ -235,7 +235,7 @@ def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Te
 def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam_G: Tensor) -> tuple[Tensor, Tensor]:
     """Fill one box, the same in all samples of a group, from their partners (Token-CutMix; SeiT, Park et al. 2023).
 
-    Sides floor(H sqrt(1 - lam)) and floor(W sqrt(1 - lam)), centre uniform, clipped; targets mix by the real share of sites.
+    Sides floor(H sqrt(1 - lam)) and floor(W sqrt(1 - lam)), centre uniform, clipped. Targets mix by the share of sites really replaced.
     """
     height, width = x_BDHW.shape[-2:]
     top_G, left_G, bottom_G, right_G = cutmix_box(keys, (height, width), lam_G)
@@ -245,17 +245,17 @@ def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, keys: SampleKeys, lam_G: Tensor)
 
 
 def _fill_slices_(x_BDHW: Tensor, top_G: Tensor, left_G: Tensor, bottom_G: Tensor, right_G: Tensor) -> Tensor:
-    """Fill the boxes where they are: touches nothing else, but asks for their numbers."""
+    """Fill the boxes by slices: touches only the boxes, but reads their bounds on the host."""
     edges = torch.stack([top_G, left_G, bottom_G, right_G], dim=1).tolist()
     for group, (top, left, bottom, right) in enumerate(edges):
-        # With the channels last, where a row of the box is one piece of memory.
+        # With channels last, a row of the box is one contiguous piece of memory.
         box_BHWD = x_BDHW[group :: len(edges), ..., top:bottom, left:right].movedim(1, -1)
         box_BHWD.copy_(box_BHWD.flip(0))
     return x_BDHW
 
 
 def _filled_by_mask(x_BDHW: Tensor, top_G: Tensor, left_G: Tensor, bottom_G: Tensor, right_G: Tensor) -> Tensor:
-    """Fill the boxes without asking for their numbers, which would make a GPU wait."""
+    """Fill the boxes by a mask: reads no bounds on the host, so a GPU need not wait."""
     rows_H, columns_W = (torch.arange(side, device=x_BDHW.device) for side in x_BDHW.shape[-2:])
     inside_GH = (rows_H >= top_G[:, None]) & (rows_H < bottom_G[:, None])
     inside_GW = (columns_W >= left_G[:, None]) & (columns_W < right_G[:, None])
@@ -265,7 +265,7 @@ def _filled_by_mask(x_BDHW: Tensor, top_G: Tensor, left_G: Tensor, bottom_G: Ten
 
 
 def cutmix_box(keys: SampleKeys, grid: tuple[int, int], lam_G: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return top, left, bottom, right of the box of each group, int64 [G], keyed by the group's first sample."""
+    """Return top, left, bottom, right of the box of each group, int64 [G]. The key is the group's first sample."""
     edges = []
     for name, side in zip("yx", grid, strict=True):
         length_G = (side * (1 - lam_G).sqrt()).long()
@@ -281,14 +281,14 @@ def _mix_targets(targets_BC: Tensor, lam_G: Tensor) -> Tensor:
 
 
 def draw_lambda(keys: SampleKeys, alpha: float, groups: int = 1) -> Tensor:
-    """Return [G] ~ Beta(alpha, alpha), keyed by the first sample of each group."""
+    """Return [G] draws of Beta(alpha, alpha). The key is the first sample of each group."""
     words_G = keys[:groups].integers("lambda", 1 << 16)[:, 0]
     return beta_quantiles(alpha, words_G.device).index_select(0, words_G)
 
 
 @functools.cache
 def beta_quantiles(alpha: float, device: torch.device) -> Tensor:
-    """Return [65536], as wide as the device can: quantiles of Beta(alpha, alpha) at the midpoints (i + 0.5) / 65536.
+    """Return [65536] quantiles of Beta(alpha, alpha) at the midpoints (i + 0.5) / 65536, in the widest float type of the device.
 
     With x = t^(1/alpha) / 2 the density of the lower half becomes (2 - t^(1/alpha))^(alpha - 1) on 0 < t < 1, bounded for every alpha.
     """

@@ -1,7 +1,7 @@
-"""Augmentations of ids: synonyms, block swap, mirroring. Ids in, ids out, nothing else is read.
+"""Augmentations of ids: synonyms, block swap, mirroring. They read ids only and return ids.
 
-Ids are int32 or int64 (arithmetic on torch's uint16 and uint32 does not exist). The Q ids of a site always move together. Padded sites
-of a ragged batch hold an id outside of the vocabulary; no operation changes them.
+Ids are int32 or int64, because torch has no arithmetic on uint16 and uint32. The Q ids of a site always move together. Padded sites of
+a ragged batch hold an id outside of the vocabulary; no operation changes these sites.
 
 Shapes: B samples, L sites, Q ids per site, H x W grid (a video has T of them), K codes of a level, S synonyms of a code, D width of a
 code vector.
@@ -31,10 +31,10 @@ _BLOCK_CODES = 1024
 
 
 def synonym_table(tables: Tables, count: int, metric: str = "cosine") -> list[Tensor]:
-    """Return, for each level, int64 [K, S]: the S = min(count, K - 1) codes most alike, best first, self excluded.
+    """Return, for each level, int64 [K, S]: the S = min(count, K - 1) most similar codes, best first, without the code itself.
 
-    Alike by `cosine` similarity or by distance (`l2`). A level of one code has that code as its only synonym. Raises ConfigError without
-    tables. SeiT (Park et al. 2023) ships such a table and no way to make one.
+    The metric is `cosine` similarity or Euclidean distance (`l2`). A level of one code has that code as its only synonym. Raises
+    ConfigError without tables. SeiT (Park et al. 2023) ships such a table and no way to make one.
     """
     if not tables:
         raise ConfigError("synonyms need code vectors, and this tokenizer has no codebook; set synonym_prob to 0")
@@ -60,12 +60,12 @@ def _most_alike(table_KD: npt.NDArray[Any], count: int, metric: str) -> Tensor:
 
 
 def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tensor], share: float) -> Tensor:
-    """Replace a `share` of all ids, each one independently, by a uniform draw from its synonyms, as in SeiT."""
+    """Replace a `share` of all ids by a uniform draw from the synonyms of the id, each id independently, as in SeiT."""
     samples, sites, levels = ids_BLQ.shape
     ids_BQL = ids_BLQ.transpose(1, 2)
     new_BQL = torch.empty(samples, levels, sites, dtype=ids_BLQ.dtype, device=ids_BLQ.device)
     for level, table_KS in enumerate(synonyms):
-        # Numbers of a level of their own: in a ragged batch the count of sites is that of the longest row, which must not matter.
+        # Each level has its own number keys: the site count of a ragged batch is that of the longest row, and must not change the draws.
         replaced_BL = keys.uniform(f"synonyms.replace.{level}", sites) < share
         codes, count = table_KS.shape
         ids_BL = ids_BQL[:, level]
@@ -77,11 +77,11 @@ def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tenso
 
 
 def swap_blocks(ids_BLQ: Tensor, keys: SampleKeys, layout: Layout, max_share: float) -> Tensor:
-    """Exchange two square blocks of every sample; in a video, the same two in all frames (as in SeiT).
+    """Exchange two square blocks of every sample (as in SeiT). In a video the blocks are the same in all frames.
 
-    The side is floor(min(H, W) * U(0, max_share)); both corners are uniform on [0, H - side - 1] x [0, W - side - 1] and drawn again, up
-    to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is. Both blocks are
-    read from the original; a site in both takes what the first block held.
+    The side is floor(min(H, W) * U(0, max_share)). Both corners are uniform on [0, H - side - 1] x [0, W - side - 1]; they are drawn again,
+    up to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is. Both blocks are
+    read from the original; a site in both blocks takes what the first block held.
     """
     height, width = _plane(layout, "swap_prob")
     first_B2, second_B2, side_B = swap_corners(keys, (height, width), max_share)
@@ -111,7 +111,7 @@ def _inside(corner_B2: Tensor, side_B: Tensor, plane: tuple[int, int]) -> Tensor
 
 
 def swap_corners(keys: SampleKeys, plane: tuple[int, int], max_share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two corners int64 [B, 2] of `swap_blocks` and its side [B]; side 0 where nothing is to be swapped."""
+    """Return both corners, int64 [B, 2] each, and the side [B] for `swap_blocks`; side 0 means no swap."""
     side_B = (keys.uniform("swap.side")[:, 0] * (max_share * min(plane))).long()
     room_B12 = torch.stack([(side - side_B).clamp(min=1) for side in plane], dim=-1)[:, None]
     corners_BN = keys.integers("swap.corners", room_B12.expand(-1, 2 * SWAP_TRIES, 2).flatten(1), 4 * SWAP_TRIES)
@@ -134,7 +134,7 @@ def token_eda(
     swap_prob: float,
     swap_max_share: float,
 ) -> Tensor:
-    """Give each sample one of synonyms, swap, nothing, with these probabilities (Token-EDA; SeiT, Park et al. 2023)."""
+    """Give each sample synonyms, a swap or nothing, with these probabilities (Token-EDA; SeiT, Park et al. 2023)."""
     draw_B = keys.uniform("eda")[:, 0]
     if synonym_prob > 0:
         hit_B = draw_B < synonym_prob
@@ -163,7 +163,7 @@ def mirror(ids_BLQ: Tensor, keys: SampleKeys, layout: Layout, share: float) -> T
 
 @functools.cache
 def _mirrored_sites(layout: Layout, device: torch.device) -> Tensor:
-    """Return int64 [L]: the site that each site of the mirrored layout is taken from."""
+    """Return int64 [L]: the source site of each site of the mirrored layout."""
     parts, start = [], 0
     for shape in layout.scales or (layout.grid,):
         part_N = torch.arange(math.prod(shape)).view(shape).flip(-1).flatten()
@@ -173,7 +173,7 @@ def _mirrored_sites(layout: Layout, device: torch.device) -> Tensor:
 
 
 def has_plane(layout: Layout) -> bool:
-    """Whether all samples share one grid, in which blocks, boxes and crops mean something."""
+    """Whether all samples share one grid. Blocks, boxes and crops need one."""
     return layout.kind in ("grid", "video") and not layout.variable
 
 
@@ -183,7 +183,7 @@ def can_mirror(layout: Layout) -> bool:
 
 
 def refusal(layout: Layout, option: str, value: object) -> str:
-    """Return the message for an operation that means nothing in this layout."""
+    """Return the message for an operation that has no meaning in this layout."""
     kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
     neutral = {"crop": "'centre'", "crop_share": "1.0"}.get(option, "0")
     return f"{option} is {value!r}, which means nothing in a layout of kind {kind}; set it to {neutral}, or use default_augmentations(spec)"

@@ -1,6 +1,6 @@
-"""Random numbers that belong to a sample: functions of (seed, epoch, position, operation, index), with no generator and no state.
+"""Random numbers that belong to a sample: functions of (seed, epoch, position, operation, index), without a generator or a state.
 
-So a sample is augmented alike whatever its batch, its rank, or the place where a run was resumed. All hashing is done in int32 tensor
+A sample therefore gets the same augmentation in every batch, on every rank and after every resume. All hashing uses int32 tensor
 operations that wrap around, so a CPU and a GPU give the same bits.
 
 Shapes: B samples, N numbers per sample.
@@ -19,20 +19,20 @@ from tokenshards.stem_adaptors.data.batch import Batch
 
 __all__ = ["SampleKeys", "affected_rows", "normal_quantiles"]
 
-# Of lowbias32, a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018); and 2^32 / golden ratio.
+# lowbias32 is a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018). The last number is 2^32 / golden ratio.
 _FIRST, _SECOND, _STEP = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleKeys:
-    """The source of every random number of some samples; `operation` names keep the numbers of different uses apart."""
+    """The random numbers of some samples. Each operation has a name, so that two operations never share numbers."""
 
     seed: int
     epoch: int
     positions_B: Tensor
     """int64 place of each sample in its epoch, on the device where the numbers are wanted."""
     bases_2B: Tensor = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
-    """int32: two words of each sample, made of seed, epoch and place."""
+    """int32 [2, B]: two hash words of each sample, made of seed, epoch and position."""
 
     def __post_init__(self) -> None:
         if self.bases_2B is None:
@@ -56,7 +56,7 @@ class SampleKeys:
         """Return hash words, int32 [B, count]; word i is the same for every count."""
         first_B, second_B = _mix(self.bases_2B ^ _halves(operation, self.positions_B.device))
         counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device).mul_(self._numbers.step)
-        # The mixer begins with a shift and xor, which may be done before counter and key meet: on N + B numbers, not on N * B.
+        # The mixer begins with a shift and a xor. Doing them before counter and key meet costs N + B operations, not N * B.
         return _products_(_folded(counters_N) ^ _folded(first_B)[:, None], second_B[:, None])
 
     def uniform(self, operation: str, count: int = 1) -> Tensor:
@@ -88,14 +88,14 @@ class SampleKeys:
 
 @functools.lru_cache(256)
 def _halves(text: str, device: torch.device) -> Tensor:
-    """Return int32 [2, 1]: the two halves of a digest."""
+    """Return int32 [2, 1]: the two 32-bit halves of a 64-bit digest of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     halves = [int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])]
     return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
 
 
 class _Numbers:
-    """Constants as tensors of the dtype that they meet: a Python number costs an operation on a small tensor three times its time."""
+    """Constants as tensors of matching dtype: a Python number would triple the time of an operation on a small tensor."""
 
     def __init__(self, device: torch.device) -> None:
         whole = functools.partial(torch.tensor, dtype=torch.int32, device=device)
@@ -119,19 +119,19 @@ def normal_quantiles(device: torch.device) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Return int32 x through lowbias32."""
+    """Return int32 x, hashed by lowbias32."""
     return _products_(_folded(x))
 
 
 def _folded(x: Tensor) -> Tensor:
     """Return x ^ (x >> 16), the mixer's first step."""
-    # Right shifts of int32 copy the sign; the masks make them the logical shifts that the mixer means.
+    # A right shift of int32 copies the sign. The masks turn it into the logical shift that the mixer defines.
     numbers = _numbers(x.device)
     return (x >> numbers.sixteen).bitwise_and_(numbers.low_16).bitwise_xor_(x)
 
 
 def _products_(x: Tensor, key: Tensor | None = None) -> Tensor:
-    """Return the rest of the mixer, with `key` entering between the products; writes into x and one more buffer."""
+    """Return the rest of the mixer; `key` is mixed in between the two products. Writes into x and one more buffer."""
     numbers = _numbers(x.device)
     x.mul_(numbers.first)
     if key is not None:
@@ -143,7 +143,10 @@ def _products_(x: Tensor, key: Tensor | None = None) -> Tensor:
 
 
 def affected_rows(hit_B: Tensor) -> Tensor:
-    """Return the rows an operation has to compute: those hit on a CPU, where work costs; all on a GPU, where asking costs a wait."""
+    """Return the rows that an operation computes: the rows hit on a CPU, all rows on a GPU.
+
+    On a GPU the unneeded rows cost less than a synchronisation that reads which rows are hit.
+    """
     if hit_B.device.type == "cpu":
         return hit_B.nonzero().flatten()
     return torch.arange(len(hit_B), device=hit_B.device)

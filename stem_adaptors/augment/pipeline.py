@@ -1,4 +1,4 @@
-"""All augmentations of a dataset, composed from its own spec: first on ids, then, after the codebook lookup, on embeddings.
+"""All augmentations of a dataset, composed for its spec: first on ids, then, after the codebook lookup, on embeddings.
 
 Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid, C classes.
 """
@@ -21,19 +21,19 @@ from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 __all__ = ["Augmentation", "allowed_augmentations", "default_augmentations", "mix_group_size"]
 
 MOST_MIXED = 128
-"""Largest mix group, the batch of a GPU in SeiT."""
+"""Most samples in a mix group: the batch of one GPU in SeiT."""
 
 _NEUTRAL: dict[str, Any] = {"crop": "centre", "crop_share": 1.0}
-"""What turns an option off where that is not 0."""
+"""The values that turn these options off; 0 turns off every other option."""
 
 
 def default_augmentations(spec: TokenizerSpec) -> AugmentConfig:
-    """Return the default augmentations, less those that the layout or a missing codebook rules out."""
+    """Return the default augmentations, without those that the layout or a missing codebook rules out."""
     return allowed_augmentations(spec, AugmentConfig())
 
 
 def allowed_augmentations(spec: TokenizerSpec, config: AugmentConfig) -> AugmentConfig:
-    """Return a config with everything off that the layout or a missing codebook rules out."""
+    """Return the config with every operation off that the layout or a missing codebook rules out."""
     ruled_out = {option: _NEUTRAL.get(option, 0.0) for option in _refused(spec.layout, config)}
     if spec.codebook is None:
         ruled_out["synonym_prob"] = 0.0
@@ -41,10 +41,11 @@ def allowed_augmentations(spec: TokenizerSpec, config: AugmentConfig) -> Augment
 
 
 def mix_group_size(batch_size: int, shares: int) -> int:
-    """Return the samples of a mix group that lie whole in each of so many equal shares of a batch; 0 where there is no such size.
+    """Return the size of a mix group that lies whole in each of `shares` equal shares of a batch; 0 where there is no such size.
 
-    The largest power of two up to MOST_MIXED that divides a share. Rank r takes every n-th sample of a batch from r on, so a batch that
-    starts with n ranks has the same groups on every number of ranks that divides n, and on others that the groups still fill.
+    The size is the largest power of two, up to MOST_MIXED, that divides a share. Rank r of n takes every n-th sample of a batch, from r on.
+    So the groups of a run that starts on n ranks stay the same on every number of ranks that divides n, and on other numbers of ranks whose
+    shares the groups fill.
     """
     share, rest = divmod(batch_size, shares)
     size = min(share & -share, MOST_MIXED)
@@ -52,18 +53,18 @@ def mix_group_size(batch_size: int, shares: int) -> int:
 
 
 class Augmentation:
-    """The views that training and evaluation take of token batches; embeddings are what `TokenEmbedding` makes of the ids.
+    """What training and evaluation do to token batches. The embeddings are those of `TokenEmbedding`.
 
-    Raises ConfigError for an operation that means nothing in the layout: sequences, pyramids and layouts of varying size have no common
-    grid (no swap, crop, CutMix), the first and the last nothing to mirror, and rows of varying size cannot be mixed with each other.
-    `draws`: the rules of chance, as in `config.DRAWS`.
+    Raises ConfigError for an operation that has no meaning in the layout. Sequences, pyramids and layouts of varying size have no common
+    grid (no swap, crop or CutMix); sequences and layouts of varying size have no mirror image; rows of varying size cannot be mixed.
+    `draws`: version of the random draws, see `config.DRAWS`.
     """
 
     def __init__(self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig, *, draws: int = DRAWS) -> None:
         _check(spec.layout, config)
         self.config = config
         self._apart = draws == 1
-        """Whether a sample may get noise and ColorAdapt."""
+        """Whether a sample may get both noise and ColorAdapt (draws of version 1)."""
         if not self._apart and config.noise_prob + config.coloradapt_prob > 1:
             raise ConfigError(
                 f"noise_prob + coloradapt_prob is {config.noise_prob + config.coloradapt_prob:g}; expected at most 1: a sample gets "
@@ -76,14 +77,14 @@ class Augmentation:
 
     @property
     def out_grid(self) -> tuple[int, ...] | None:
-        """(H', W') or (T, H', W') of cropped embeddings; None for a layout without a common grid, which is never cropped."""
+        """(H', W') or (T, H', W') of cropped embeddings. None for a layout without a common grid, which is never cropped."""
         if not index_ops.has_plane(self.layout):
             return None
         *frames, height, width = self.layout.grid
         return *frames, _cropped(height, self.config.crop_share), _cropped(width, self.config.crop_share)
 
     def ids(self, ids_BLQ: Tensor, keys: SampleKeys) -> Tensor:
-        """Return ids of any integer dtype as int32 (int64 where the vocabulary needs it) after Token-EDA and mirroring."""
+        """Return ids of any integer dtype as int32 (int64 where the vocabulary needs that) after Token-EDA and mirroring."""
         config = self.config
         ids_BLQ = ids_BLQ.to(self._id_dtype)
         self._synonyms = [table_KS.to(ids_BLQ.device) for table_KS in self._synonyms]
@@ -102,10 +103,10 @@ class Augmentation:
         return ids_BLQ
 
     def embeddings(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Crop, add noise, adapt colours, drop sites, then cut and mix or mix up; return x and the targets that fit it.
+        """Crop, add noise, adapt colours, drop sites, then apply CutMix or Mixup. Return new x and the matching targets.
 
-        x is [B, D, (T,) H, W] of a grid or video and [B, L, D] of a sequence or pyramid; it is not written to. `mask` is True at sites
-        that exist (`TokenEmbedding.site_mask`) and is needed where the layout varies. Runs in float32 also under autocast.
+        x is [B, D, (T,) H, W] for a grid or video, [B, L, D] for a sequence or pyramid; x is not changed. `mask` is True at sites that
+        exist (`TokenEmbedding.site_mask`); layouts that vary need a mask. Runs in float32 also under autocast.
         """
         config = self.config
         if self.layout.variable and mask is None:
@@ -125,7 +126,7 @@ class Augmentation:
             return x if self.layout.grid else x.transpose(1, 2), targets_BC
 
     def evaluation(self, x: Tensor) -> Tensor:
-        """Return the centre crop, a view; layouts without a common grid stay whole."""
+        """Return the centre crop, a view of x. Layouts without a common grid stay whole."""
         size = self._crop_size
         return x if size is None else embed_ops.centre_crop(x, size)
 
@@ -143,20 +144,20 @@ class Augmentation:
         return self.evaluation(x_BDHW).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
     def _coloured(self, keys: SampleKeys) -> Tensor:
-        """Return bool [B]: the samples that get ColorAdapt, none of which gets noise."""
+        """Return bool [B]: the samples that get ColorAdapt. None of these samples gets noise."""
         config = self.config
         if self._apart:
             return keys.chosen("coloradapt", config.coloradapt_prob)
-        draw_B = keys.uniform("noise")[:, 0]  # the draw that decides on noise
+        draw_B = keys.uniform("noise")[:, 0]  # the same draw decides on noise
         return (draw_B >= config.noise_prob) & (draw_B < config.noise_prob + config.coloradapt_prob)
 
     def _groups(self, count: int) -> int:
-        """Return the mix groups of so many samples; one where they do not fill groups of the size that the config names."""
+        """Return the number of mix groups among `count` samples; 1 where the samples do not fill groups of the configured size."""
         size = self.config.mix_group or count
         return count // size if count and count % size == 0 else 1
 
     def _mix(self, x: Tensor, keys: SampleKeys, targets_BC: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        # A group that is not to be mixed gets lam = 1, which changes nothing: asking a GPU for the draw would cost a wait.
+        # A group that is not mixed gets lam = 1, which changes nothing: reading the draw from a GPU would cost a wait.
         config = self.config
         draw_G = keys[:groups].uniform("mix")[:, 0]
         cutmix_share = 0.0 if config.cutmix_alpha == 0 else config.cutmix_prob if config.mixup_alpha == 0 else config.cutmix_prob / 2
@@ -171,9 +172,9 @@ class Augmentation:
 
 
 def _synonym_metric(spec: TokenizerSpec, config: AugmentConfig) -> str:
-    """Return how the tokenizer itself compares codes, unless the config says otherwise.
+    """Return the metric of the config, or for `auto` the metric by which the tokenizer compares codes.
 
-    Codes that are found by distance differ in length too: by cosine, white and dark grey patches would be the best of synonyms.
+    Codes that are found by distance also differ in length. Cosine would call white and dark grey patches the best of synonyms.
     """
     if config.synonym_metric != "auto":
         return config.synonym_metric
@@ -181,7 +182,7 @@ def _synonym_metric(spec: TokenizerSpec, config: AugmentConfig) -> str:
 
 
 def _cropped(side: int, share: float) -> int:
-    """Return a share of a side as an even number of sites, at least 2 (the side itself where it is shorter, or the share 1)."""
+    """Return a share of a side as an even number of sites, at least 2. A side below 2, or a share of 1, gives the side itself."""
     return side if share == 1 else min(side, max(2, 2 * round(side * share / 2)))
 
 
@@ -191,7 +192,7 @@ def _check(layout: Layout, config: AugmentConfig) -> None:
 
 
 def _refused(layout: Layout, config: AugmentConfig) -> list[str]:
-    """Return the options that are on and mean nothing in the layout."""
+    """Return the options that are on but have no meaning in the layout."""
     mixes = config.cutmix_prob > 0
     plane = index_ops.has_plane(layout)
     refused = {

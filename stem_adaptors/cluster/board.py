@@ -1,9 +1,9 @@
-"""The board between the workers of a cluster and the terminal that started them: news goes one way, the wish to stop the other.
+"""The board between the workers of a cluster and the terminal that started them. News go to the terminal; stop requests go to the workers.
 
-It is one object in a process of its own, which both sides call. News are JSON objects with a `kind`:
+The board is one object in a process of its own; both sides call it. News are JSON objects with a `kind`:
 
-    began {workers}     the workers have found each other         lost {reason}                  some of them died
-    say {message}       step {…}     epoch {record}               as the Reporter of a training is told
+    began {workers}     the workers have found each other         lost {reason}                  some workers died
+        say {message}       step {…}     epoch {record}               as the Reporter of a training receives them
     done {result}       stopped {exit_code}                       failed {message, hint, exit_code}    how it ended
 
 Nothing here knows Ray.
@@ -24,7 +24,7 @@ SEND_SECONDS = 0.25
 
 
 class Board:
-    """Keeps the job for the workers, who come to fetch it, and their news for the terminal."""
+    """Keeps the job, which workers fetch, and the news of the workers, which the terminal takes."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
@@ -32,11 +32,12 @@ class Board:
         self._stop: int | None = None
 
     def job(self) -> dict[str, Any]:
-        """Return the job as JSON. It may hold credentials: they are here so that they stand in no configuration that Ray shows."""
+        """Return the job as JSON. The board carries the job because it may hold credentials, and Ray shows every configuration it is
+        given."""
         return self._job
 
     def exchange(self, news: list[News]) -> int | None:
-        """Leave news; return the signal by which the training is to stop, None while it may go on."""
+        """Leave news. Return the signal that asks the training to stop; None while the training may go on."""
         self._news += news
         return self._stop
 
@@ -46,14 +47,14 @@ class Board:
         return taken
 
     def stop(self, signal_number: int) -> None:
-        """Ask the workers to stop after the step in hand, with a checkpoint."""
+        """Ask the workers to stop after the current step, with a checkpoint."""
         self._stop = signal_number
 
 
 class BoardReporter:
-    """The Reporter of a worker: gathers what it is told, and a thread takes it to the board. Use as a context manager.
+    """The Reporter of a worker: collects news, which a thread takes to the board. Use as a context manager.
 
-    `exchange` calls the board's method; `on_stop` is called in that thread, once, with the signal by which to stop.
+    `exchange` calls the board's method. `on_stop` is called once, in that thread, with the signal that asks for the stop.
     """
 
     def __init__(self, exchange: Callable[[list[News]], int | None]) -> None:
@@ -74,18 +75,18 @@ class BoardReporter:
         self._send()
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Send news; of steps only the last one that is waiting."""
+        """Send news. Of waiting step news only the last one is sent."""
         with self._guard:
             if kind == "step" and self._news and self._news[-1]["kind"] == "step":
                 self._news.pop()
             self._news.append({"kind": kind, **fields})
 
     def say(self, message: str) -> None:
-        """Send one line."""
+        """Send one line of text."""
         self.tell("say", message=message)
 
     def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-        """Send where the epoch is."""
+        """Send the place in the epoch."""
         self.tell("step", epoch=epoch, step=step, steps=steps, images_per_second=images_per_second, loss=loss)
 
     def epoch(self, record: dict[str, Any]) -> None:

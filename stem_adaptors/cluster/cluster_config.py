@@ -1,4 +1,4 @@
-"""What a training asks of a cluster, and whether one answers. Standard library only."""
+"""What a training asks of a cluster, and a check that a cluster answers. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
-    """How many workers of what size, where the cluster is, and how patient to be with it."""
+    """How many workers of what size, where the cluster is, and how long to wait for the cluster."""
 
     workers: tuple[int, int]
-    """Fewest and most; with fewer the training goes on while nodes are missing."""
+    """Fewest and most workers. While nodes are missing, training goes on with fewer than the most."""
     gpus_per_worker: int | None = None
     """None takes 1 where the cluster has GPUs, else 0."""
     cpus_per_worker: float = 1.0
     address: str = "auto"
-    """`auto`: the cluster that runs on this machine, or $RAY_ADDRESS; else host:port of its head."""
+    """`auto`: the cluster that runs on this machine, or $RAY_ADDRESS. Otherwise host:port of the head."""
     wait_seconds: float = 60.0
-    """How long the cluster may take to give the workers their place."""
+    """How long the cluster may take to find a place for the workers."""
     losses: int = 5
-    """Times in a row that workers may die without a new checkpoint before the training is given up."""
+    """Training gives up when workers die so many times in a row without a new checkpoint."""
 
     def __post_init__(self) -> None:
         fewest, most = self.workers
@@ -51,9 +51,9 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def answering_address(address: str) -> str:
-    """Return what Ray is to be given for `auto` or HOST:PORT, after a look whether anything answers: Ray itself would try for minutes.
+    """Return the address to give to Ray for `auto` or HOST:PORT. A TCP connect comes first, because Ray itself would try for minutes.
 
-    Raises ConfigError where nothing does, or where it is no such address.
+    Raises ConfigError where nothing answers, or where the text is not such an address.
     """
     target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if target == "auto":

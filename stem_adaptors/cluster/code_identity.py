@@ -1,4 +1,4 @@
-"""Which code this process runs: version and digest of the sources, so that two machines can tell whether they run the same."""
+"""Which code this process runs: version and digest of the sources. Two machines compare these to see whether they run the same code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["code_identity", "require_code"]
 
 @cache
 def code_identity() -> str:
-    """Return `VERSION (DIGEST)` of the packages pipeline and stem_adaptors as this process would import them."""
+    """Return `VERSION (DIGEST)` of the packages pipeline and stem_adaptors that this process imports."""
     packages = import_root() / "tokenshards"
     return f"{__version__} ({sources_digest(packages / 'pipeline', packages / 'stem_adaptors')})"
 

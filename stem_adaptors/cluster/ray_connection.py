@@ -1,4 +1,4 @@
-"""Joining a Ray cluster as the driver of a training, and whether its nodes run the same code."""
+"""Joins a Ray cluster as the driver of a training, and checks that all nodes run the same code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["connected", "one_line", "require_same_code"]
 
 
 def require_same_code() -> None:
-    """Ask every node for its code, before a worker fails over it."""
+    """Raise ConfigError unless every node runs this code: the check comes before a worker could fail over a difference."""
 
     def identity() -> str:
         try:
@@ -38,18 +38,18 @@ def require_same_code() -> None:
         found = ray.get(answer)
         if found != expected:
             raise ConfigError(
-                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards[train]'}; this terminal runs {expected}. "
-                "Install the same on every node"
+                f"the node {host} {f'runs tokenshards {found}' if found else 'has no tokenshards that can train'}; "
+                f"this terminal runs {expected}. Install the same on every node"
             )
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Join the cluster as a driver and leave it, which ends all that was started there."""
+    """Join the cluster as a driver, and leave it at the end; leaving ends everything that was started there."""
     target = answering_address(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it
+        with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, and the folder may hold another `pipeline`
             ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
@@ -58,15 +58,15 @@ def connected(address: str) -> Iterator[None]:
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"the Ray cluster at {target} cannot be joined ({one_line(error)}). {ADDRESS_ADVICE}") from None
-    signal.signal(signal.SIGTERM, before)  # `ray.init` sets one of its own, which ends the process before anything is put in order
+    signal.signal(signal.SIGTERM, before)  # the handler of `ray.init` ends the process before anything is put in order
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray's own threads print what raylets and autoscaler say: no place for it
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print messages of raylets and autoscaler, which must not reach stdout
             yield
     finally:
         ray.shutdown()
 
 
 def one_line(error: BaseException | None) -> str:
-    """Return the last line of an error, which says what it is."""
+    """Return the last line of an error, which names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return shorten(lines[-1] if lines else type(error).__name__, 200)

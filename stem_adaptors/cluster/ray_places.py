@@ -1,7 +1,7 @@
-"""Places on a Ray cluster for the workers of a training: what is free, what this driver has, and giving it back.
+"""Places on a Ray cluster for the workers of a training: free ones, those of this driver, and how to give them back.
 
-Ray Train tells none of it, and keeps places and demand of a training that was killed: so this asks Ray's own tables (`ray._private`, the
-autoscaling coordinator's actor), which is why the range of Ray's versions has an end.
+Ray Train has no call for these, and keeps the places and the demand of a training that was killed. This module therefore asks Ray's own
+tables (`ray._private`, the actor of the autoscaling coordinator). That is why the range of Ray's versions has an upper end.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ WITHDRAW_SECONDS = 5.0
 
 
 def has_place() -> bool:
-    """Whether the workers of this driver have been given their place."""
+    """Whether the workers of this driver have their place."""
     return any(state == "CREATED" for state in _places().values())
 
 
 def free_places(resources: dict[str, float]) -> int:
-    """Return how many workers of this size would fit on what is free now."""
+    """Return how many workers of this size the free resources could hold now."""
     asked = {name: size for name, size in resources.items() if size > 0}
     nodes = available_resources_per_node().values()
     return sum(int(min((free.get(name, 0) // size for name, size in asked.items()), default=0)) for free in nodes)
 
 
 def _places() -> dict[str, str]:
-    """Return the state of each placement group of this driver: their ids end in that of its job."""
+    """Return the state of each placement group of this driver. The id of such a group ends in the id of the driver's job."""
     job, groups = ray.get_runtime_context().get_job_id(), ray.util.placement_group_table().values()
     return {group["placement_group_id"]: group["state"] for group in groups if group["placement_group_id"].endswith(job)}
 
@@ -44,8 +44,10 @@ def give_places_back() -> None:
 
 
 def withdraw_demand(train_run: str) -> None:
-    """Take back what a run of Ray Train asked for: else the next one, where it may have fewer workers, starts with what that leaves."""
-    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # no coordinator, or none that can be reached
+    """Withdraw the resources that a run of Ray Train asked for. A next run with a range of workers would otherwise start with what this
+    leftover demand leaves free.
+    """
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # no coordinator, or no answer from it
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         ray.get(coordinator.cancel_request.remote(f"train-{train_run}"), timeout=WITHDRAW_SECONDS)
 

@@ -1,8 +1,8 @@
-"""Training on a Ray cluster: Ray Train starts, watches and restarts the workers, each of which trains as under torchrun.
+"""Training on a Ray cluster. Ray Train starts, watches and restarts the workers; each worker trains as under torchrun.
 
-The run directory is the only memory: a group that starts again resumes from its last checkpoint, with as many workers as there are
-then. Ray Train is given no checkpoint to keep, so it needs no storage that nodes share; it writes to a folder of this machine that goes
-at the end. News and the wish to stop pass over a board, one small actor beside the terminal (board.py).
+Only the run directory keeps state. A group of workers that starts again resumes from the last checkpoint, with as many workers as there
+are then. Ray Train keeps no checkpoint, so it needs no storage that nodes share; it writes to a folder of this machine that is deleted at
+the end. News and stop requests pass over a board, one small actor beside the terminal (board.py).
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",  # after which it counts the nodes again: one that died may have been among them
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",  # then Ray counts the nodes again: one that died may have been counted
 }
-"""What Ray reads from the environment, unless it is set there."""
+"""Settings of Ray that are read from the environment; a variable that is already set wins."""
 STOP_SECONDS = 60.0
-"""How long workers may take to stop in order."""
+"""How long workers may take for an orderly stop."""
 DEMAND_SECONDS = 200.0
-"""How long Ray Train keeps places for a training that was killed and could not withdraw what it had asked for."""
+"""How long Ray Train keeps places for a training that was killed and could not withdraw its demand."""
 
 
 def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporter, *, resume: bool) -> TrainResult:
-    """Train on the workers of a Ray cluster and show here what they say; SIGINT and SIGTERM end it with a checkpoint.
+    """Train on the workers of a Ray cluster and show their news here. SIGINT and SIGTERM end the training with a checkpoint.
 
-    Raises ConfigError where the cluster cannot be reached, runs other code or has too little room, IncompleteError where it loses its
-    head, or its workers for longer than it may, TrainingError where they die again and again, and what a training raises on one machine.
+    Raises ConfigError where the cluster cannot be reached, runs other code or has too little room; IncompleteError where the cluster loses
+    its head, or its workers for longer than allowed; TrainingError where workers die again and again; and the errors of a local training.
     """
     most, batch_size = cluster.workers[1], job.loader.batch_size
     if most > batch_size:
@@ -79,7 +79,7 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
 
 
 class _Driver:
-    """Starts the workers and follows them to the end."""
+    """Starts the workers and follows their news to the end."""
 
     def __init__(self, job: TrainingJob, cluster: ClusterConfig, reporter: Reporter, out: Store, mark: str | None) -> None:
         self._job, self._cluster, self._reporter, self._out, self._mark = job, cluster, reporter, out, mark
@@ -95,7 +95,7 @@ class _Driver:
         self._head = HeadWatch()
 
     def run(self, folder: str) -> TrainResult:
-        """Return the result of the workers, or raise what ended them."""
+        """Return the result of the workers, or raise the error that ended them."""
         try:
             return self._follow(folder)
         except (ClusterError, ray.exceptions.RayError) as error:
@@ -133,19 +133,19 @@ class _Driver:
                 time.sleep(LOOK_SECONDS)
 
     def _started(self, folder: str) -> threading.Thread:
-        """Start Ray Train in a thread of its own, and return that."""
+        """Start Ray Train in a thread, and return the thread."""
         self._failure: BaseException | None = None
         thread = threading.Thread(target=self._fit, args=(folder,), name="ray-train", daemon=True)
         thread.start()
         return thread
 
     def _count_end(self, failure: BaseException | None) -> None:
-        """Count what ended Ray Train itself, such as a death before the workers had found each other."""
+        """Count an end of Ray Train itself, such as a death before the workers had found each other."""
         if failure is None:
             raise TrainingError("Ray Train ended without a result; expected one. --resume continues; Ray's logs of this cluster say more")
         if isinstance(getattr(failure, "controller_failure", None), WorkerGroupStartupTimeoutError):
-            return  # nobody died: there was no place yet, and how long that may last is --ray-wait
-        give_places_back()  # Ray Train does so itself, and withdraws its demand, unless it was killed
+            return  # nobody died: there was no place yet, and --ray-wait limits the wait for one
+        give_places_back()  # Ray Train also does this and withdraws its demand, but not where it was killed
         withdraw_demand(self._train_run)
         self._count_loss({"reason": one_line(failure)})
 
@@ -154,7 +154,7 @@ class _Driver:
             trainer = self._trainer(folder)
             self._train_run = trainer.train_run_context.run_id
             trainer.fit()
-        except BaseException as error:  # whatever it is, the driver's own thread tells it
+        except BaseException as error:  # the driver's own thread reports every error
             self._failure = error
 
     def _trainer(self, folder: str) -> Any:
@@ -171,7 +171,7 @@ class _Driver:
             run_config=ray.train.RunConfig(
                 name=f"tokenshards-{uuid.uuid4().hex[:12]}",
                 storage_path=folder,
-                # How often workers may die is decided here, where a new checkpoint is seen; Ray tells of deaths after the start alone.
+                # This class decides how often workers may die, because it sees new checkpoints. Ray only reports deaths after the start.
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=self._cluster.losses),
                 callbacks=[Losses(self._board)],
                 worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
@@ -215,7 +215,7 @@ class _Driver:
         self._reporter.say(f"lost workers ({self._last_loss}); starting again from the last checkpoint")
 
     def _require_room(self) -> None:
-        """Raise where no place was found for the workers in the time for it; workers that have one may take as long as they need."""
+        """Raise where the workers found no place in time. Workers that have a place may take as long as they need."""
         waited = time.monotonic() - self._waiting_since
         if self._running or waited < self._cluster.wait_seconds or not self._head.answers() or has_place():
             return
@@ -243,7 +243,7 @@ class _Driver:
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """Yield a list that the first SIGINT or SIGTERM is put into; the second one ends the process."""
+    """Yield a list that receives the first SIGINT or SIGTERM; the second signal ends the process."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A worker of a training on a Ray cluster, and what Ray Train's controller tells of workers that died."""
+"""A worker of a training on a Ray cluster, and the report of dead workers from Ray Train's controller."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tokenshards.stem_adaptors.training.training_job import TrainingJob
 __all__ = ["Losses", "take_part"]
 
 _BROKEN = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
-"""What a worker says whose peer is gone."""
+"""Parts of error messages that a worker gives when another worker is gone."""
 
 
 class Losses(ray.train.UserCallback):  # type: ignore[misc]
-    """Tells the board of dead workers; lives in Ray Train's controller."""
+    """Tells the board about dead workers; lives in Ray Train's controller."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called when at least one worker has failed."""
-        # A death breaks the connections of the others: it is the cause, and what they say of it is not.
+        """Report the failure; Ray calls this when at least one worker has failed."""
+        # A death breaks the connections of the other workers. The death is the cause; the errors of the other workers are not.
         reasons = [one_line(error) for error in worker_exceptions.values()]
         causes = [reason for reason in reasons if not any(word in reason.lower() for word in _BROKEN)]
         news = {"kind": "lost", "reason": causes[0] if causes else "the connection to one of them broke"}
@@ -50,7 +50,7 @@ def take_part(config: dict[str, Any]) -> None:
             keep_freed_memory()
             device = job.train.device
             if config["gpus"] and device in ("auto", "cuda"):
-                device = str(ray.train.torch.get_device())  # Ray's own choice, where a worker has several
+                device = str(ray.train.torch.get_device())  # Ray's choice, for a worker with several devices
             with joined_ranks(device) as (ranks, place):
                 if ranks.is_main:
                     reporter.tell("began", workers=ranks.world_size)
@@ -58,7 +58,7 @@ def take_part(config: dict[str, Any]) -> None:
                 def listen(trainer: Trainer) -> None:
                     reporter.on_stop = trainer.request_stop
 
-                # Who started this saw no older run, or was told to continue it: what is here now is this very run.
+                # The terminal saw no older run, or was told to continue one. A run that exists now is therefore this run.
                 result = job.run(job.open_data(), ranks, place, reporter, resume=True, started=listen)
             if ranks.is_main:
                 fields = {"record": result.record, "best_top1": result.best_top1, "best_epoch": result.best_epoch}
@@ -67,6 +67,6 @@ def take_part(config: dict[str, Any]) -> None:
             if rank == 0:
                 reporter.tell("stopped", exit_code=stop.code)
         except TransientStorageError:
-            raise  # the group starts again
+            raise  # Ray Train starts the group again
         except TokenshardsError as error:
             reporter.tell("failed", message=str(error), hint=error.hint, exit_code=error.exit_code)

@@ -1,4 +1,4 @@
-"""A mark in a local run directory, for workers on other machines to see: one that looks at another disk would begin a second run there."""
+"""A mark in a local run directory. A worker that does not see the mark looks at another disk, where it would begin a second run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["marked", "require_mark"]
 
 @contextmanager
 def marked(out: Store) -> Iterator[str | None]:
-    """Put a mark into a local run directory while the context lasts, and yield its name; None for a URL, which needs none."""
+    """Put a mark into a local run directory while the context lasts, and yield its name. A URL needs no mark and yields None."""
     if not out.is_local:
         yield None
         return

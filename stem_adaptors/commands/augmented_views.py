@@ -1,6 +1,6 @@
 """What each augmentation does to some samples, as ids that a tokenizer can decode to pixels.
 
-Shapes: B samples, L sites, Q ids per site, D channels, K codes of a level.
+Shapes: B samples, L sites, N = B * L, Q ids per site, D channels, K codes of a level.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
@@ -19,6 +18,7 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
 from tokenshards.stem_adaptors.augment.pipeline import Augmentation
 from tokenshards.stem_adaptors.config import AugmentConfig
@@ -27,7 +27,7 @@ from tokenshards.stem_adaptors.training.defaults import default_configs
 
 __all__ = ["augmented_views", "nearest_ids"]
 
-# Each operation alone, in every sample, with these options; what they leave out is as `train` would have it for the dataset.
+# These options turn on one operation alone, in every sample. All other settings are those that `train` chooses for the dataset.
 _OPERATIONS: dict[str, dict[str, Any]] = {
     "synonyms": {"synonym_prob": 1.0},
     "block swap": {"swap_prob": 1.0},
@@ -40,17 +40,17 @@ _OPERATIONS: dict[str, dict[str, Any]] = {
     "Mixup": {"cutmix_prob": 1.0, "mixup_alpha": 1.0},
 }
 _ON_IDS = ("synonyms", "block swap", "mirror")
-# The whole grid comes out, so that it can be decoded; training takes `crop_share` of it.
+# The output is the whole grid, so that it can be decoded; training crops `crop_share` of the grid.
 _NOTHING = {"synonym_prob": 0.0, "swap_prob": 0.0, "flip_prob": 0.0, "dropout_prob": 0.0, "crop": "centre", "crop_share": 1.0}
 _NOTHING |= {"noise_prob": 0.0, "coloradapt_prob": 0.0, "cutmix_prob": 0.0, "cutmix_alpha": 0.0, "mixup_alpha": 0.0}
 
 
 def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0) -> list[tuple[str, TokenBatch]]:
-    """Return (caption, tokens): unchanged, after each operation that the layout allows, and after all that `train` does by default.
+    """Return (caption, tokens) pairs: unchanged, after each operation that the layout allows, and after all operations of `train`.
 
-    A caption's second line says how often `train` does it by default. Embeddings are standardised as in training, and come back as
-    the ids of the nearest codes; without a codebook only what happens to ids is shown. Raises ConfigError for layouts of varying size, and
-    where nothing can be shown.
+    The second line of a caption says how often `train` applies the operation by default. Embeddings are standardised as in training, and
+    come back as the ids of the nearest codes. Without a codebook only operations on ids are shown. Raises ConfigError for layouts of
+    varying size, and where nothing can be shown.
     """
     spec, tables = dataset.spec, dataset.codebook()
     if spec.layout.variable:
@@ -110,31 +110,29 @@ def _through_embeddings(
     x_BLD = x.flatten(2).transpose(1, 2) if spec.layout.grid else x
     if statistics is not None:
         mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
-        x_BLD = x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D  # as `TokenEmbedding` takes a channel of no variance
+        x_BLD = (
+            x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D
+        )  # as in `TokenEmbedding`, for channels without variance
     return nearest_ids(spec, tables, x_BLD)
 
 
 def nearest_ids(spec: TokenizerSpec, tables: Tables, x_BLD: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Return ids [B, L, Q] of the codes nearest to embeddings: of each part (`concat`), else level by level of what is still missing.
+    """Return ids [B, L, Q] of the codes nearest to embeddings.
 
-    Nearest by cosine where the codebook's metric says so, else by Euclidean distance. Raises ConfigError without a codebook.
+    With `concat` each level names the code nearest to its own part of the channels. Otherwise each level names the code nearest to what the
+    levels before it left. The metric is cosine where the codebook says so, else Euclidean distance. Raises ConfigError without a codebook.
     """
     if spec.codebook is None:
         raise ConfigError(f"tokenizer family {spec.family!r} has no codebook; its embeddings have no nearest ids")
     concat = spec.layout.combine == "concat"
-    ids_BLQ = np.empty((*x_BLD.shape[:2], spec.layout.ids_per_site), spec.id_dtype)
-    for sample, x_LD in enumerate(x_BLD.float()):
-        rest_LD, start = x_LD, 0
-        for level in range(spec.layout.ids_per_site):
-            table_KD = torch.from_numpy(np.asarray(tables[f"level_{level}"], np.float32))
-            part_LD = rest_LD[:, start : start + table_KD.shape[1]] if concat else rest_LD
-            if spec.codebook.metric == "cosine":
-                nearest_L = (part_LD @ F.normalize(table_KD, dim=1).T).argmax(1)
-            else:
-                nearest_L = (part_LD @ table_KD.T - table_KD.square().sum(1) / 2).argmax(1)
-            ids_BLQ[sample, :, level] = nearest_L.numpy()
-            if concat:
-                start += table_KD.shape[1]
-            else:
-                rest_LD = rest_LD - table_KD[nearest_L]
-    return ids_BLQ
+    metric: Metric = "cosine" if spec.codebook.metric == "cosine" else "l2"
+    rest_ND, start, ids = x_BLD.float().flatten(0, 1), 0, []
+    for level in range(spec.layout.ids_per_site):
+        table_KD = np.asarray(tables[f"level_{level}"], np.float32)
+        part_ND = rest_ND[:, start : start + table_KD.shape[1]] if concat else rest_ND
+        ids.append(NearestCode(table_KD, metric)(part_ND))
+        if concat:
+            start += table_KD.shape[1]
+        else:
+            rest_ND = rest_ND - torch.from_numpy(table_KD)[ids[-1]]
+    return torch.stack(ids, dim=1).reshape(*x_BLD.shape[:2], len(ids)).numpy().astype(spec.id_dtype)

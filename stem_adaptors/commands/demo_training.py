@@ -1,4 +1,4 @@
-"""The second half of `demo`: a classifier from the digits' token shards, measured on digits it has not seen."""
+"""The second half of `demo`: train a classifier on the digits' token shards and measure it on held-out digits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ EPOCHS = 12
 
 
 def train_demo(folder: str, reporter: Reporter) -> None:
-    """Train on `digits_train` below `folder`, measure on `digits_val`, and say what came out; the run is kept in `run`.
+    """Train on `digits_train` below `folder`, measure on `digits_val`, print the result, and keep the run in `run`.
 
-    Raises ConfigError where `folder` is not one that the first half of the demo made.
+    Raises ConfigError where the first half of the demo did not make `folder`.
     """
     started = time.monotonic()
     root = Path(folder)

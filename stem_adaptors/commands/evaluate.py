@@ -30,7 +30,7 @@ def evaluate_command(
     run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
     data: Annotated[str | None, typer.Argument(help="Dataset of tokens with labels.")] = None,
     images: Annotated[
-        str | None, typer.Option(help="Measure on pictures instead: a folder with a sub-folder per class, tars or tables.")
+        str | None, typer.Option(help="Measure on images instead: a folder with a sub-folder per class, tars or tables.")
     ] = None,
     confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix, of up to 2,000 classes.")] = None,
     weights: Weights = "best",
@@ -43,7 +43,7 @@ def evaluate_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Top-1, top-5 and per-class accuracy of a run, from token shards or from pictures that are tokenized for it."""
+    """Top-1, top-5 and per-class accuracy of a run, measured on token shards or on images that are tokenized first."""
     prepare_for_torch()
     import tempfile
     from pathlib import Path
@@ -86,7 +86,7 @@ def evaluate_command(
 
 
 def _tokenize_for(run: str, images: str, folder: str, reading: Any, workers: int, options: dict[str, Any]) -> None:
-    """Tokenize pictures into a temporary dataset with the tokenizer of a run: exactly the path that made its training set."""
+    """Tokenize images into a temporary dataset with the tokenizer of a run, in exactly the way that made the run's training set."""
     from tokenshards.pipeline.config import RunConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
@@ -103,4 +103,4 @@ def _tokenize_for(run: str, images: str, folder: str, reading: Any, workers: int
     reporter = TerminalReporter()
     outcome = Conversion(request, reporter).run()
     if outcome.manifest.totals["images_quarantined"]:
-        reporter.say(f"{outcome.manifest.totals['images_quarantined']} pictures cannot be read and are left out")
+        reporter.say(f"{outcome.manifest.totals['images_quarantined']} images cannot be read and are left out")

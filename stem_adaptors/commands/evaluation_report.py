@@ -1,4 +1,4 @@
-"""A run measured on a dataset, for people and for programs."""
+"""The measurement of a run on a dataset, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EvaluationReport:
     accuracy: Accuracy
     classes: Sequence[int | str]
     left_out: int
-    """Images without a label, or of a class that the run does not know."""
+    """Images without a label, or with a class that the run does not know."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `evaluate --json`."""
@@ -55,7 +55,7 @@ class EvaluationReport:
         return [("accuracy", rows), (title, per_class)]
 
     def confusion_png(self) -> bytes:
-        """Return the confusion matrix as an image; raises ConfigError without matplotlib, and where it was not asked for."""
+        """Return the confusion matrix as an image. Raises ConfigError without matplotlib, and where no matrix was counted."""
         if self.accuracy.confusion_CC is None:
             raise ConfigError("no confusion matrix was counted; expected evaluate_run(…, confusion=True)")
         return confusion_png(self.accuracy.confusion_CC, self.classes)
@@ -64,7 +64,7 @@ class EvaluationReport:
 def evaluate_run(
     store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256, confusion: bool = False
 ) -> EvaluationReport:
-    """Measure the weights `best` or `last` of a run on a dataset; classes are matched by name. `confusion`: count the matrix too.
+    """Measure the weights `best` or `last` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """

@@ -1,4 +1,4 @@
-"""`import classifier`: foreign weights become a run."""
+"""`import classifier`: make a run from foreign weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer()
 )
 def import_classifier_command(
     weights: Annotated[str, typer.Argument(help="Weights (.safetensors, or torch's .pt, .pth, .ckpt), local or any fsspec URL.")],
-    data: Annotated[str, typer.Argument(help="Dataset of the tokens that they learned from, with their classes in their order.")],
+    data: Annotated[str, typer.Argument(help="Dataset of the tokens that the weights learned from, with their classes in their order.")],
     run: Annotated[str, typer.Argument(help="Run directory to make, local or any fsspec URL.")],
     model: Annotated[str | None, typer.Option(help="As for `train`.", show_default="a ViT of the sizes in the file")] = None,
     settings: Annotated[
@@ -30,7 +30,7 @@ def import_classifier_command(
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Weights that another project trained, such as SeiT's ViT, become a run for `evaluate` and `predict`; every weight must fit."""
+    """Make a run for `evaluate` and `predict` from weights that another project trained, such as SeiT's ViT; every weight must fit."""
     prepare_for_torch()
     from tokenshards.pipeline.shards import open_dataset
     from tokenshards.pipeline.storage.store import Store, display_url

@@ -20,7 +20,7 @@ app = typer.Typer()
 @app.command("predict", epilog="Example: tokenshards predict run cat.jpg photos/")
 def predict_command(
     run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
-    images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures; local or any fsspec URL.")],
+    images: Annotated[list[str], typer.Argument(help="Images, or folders of images; local or any fsspec URL.")],
     top: TopClasses = 1,
     weights: Weights = "best",
     device: Device = "auto",
@@ -28,7 +28,7 @@ def predict_command(
     src_option: SrcOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the class of each picture with its probability, one line each; exit code 1 if one cannot be read."""
+    """Print the class of each image with its probability, one line each; exit code 1 if an image cannot be read."""
     prepare_for_torch()
     from tokenshards.pipeline.conversion.encode_files import tokenize_images
     from tokenshards.pipeline.devices import choose_device

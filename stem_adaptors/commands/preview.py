@@ -1,4 +1,4 @@
-"""`preview`: images of what the tokens hold."""
+"""`preview`: draw what the tokens hold."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ app = typer.Typer()
 @app.command("preview", epilog="Example: tokenshards preview photos.tokens --to look.png -n 16 --source photos/")
 def preview_command(
     out: Out,
-    to: Annotated[str, typer.Option(metavar="FILE.png", help="Picture to write.")],
+    to: Annotated[str, typer.Option(metavar="FILE.png", help="Image file to write.")],
     n: Annotated[int | None, typer.Option("-n", help="Images to show.", show_default="16; 6 with --augment")] = None,
     sample_id: Annotated[list[str] | None, typer.Option("--id", help="Show this sample id; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Show images of this class only.")] = None,
-    source: Annotated[str | None, typer.Option(help="Show the originals beside; the place that was tokenized.")] = None,
+    source: Annotated[str | None, typer.Option(help="Show the originals from this place, which was tokenized, beside the tokens.")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
     storage_option: StorageOptions = None,
@@ -31,7 +31,7 @@ def preview_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """A picture of what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
+    """Draw what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
     from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.previews import preview_dataset, preview_views

@@ -45,8 +45,10 @@ def train_command(
     ] = None,
     cache_gb: Annotated[float | None, typer.Option(help="Most gigabytes that decoded copies may take.", show_default="64")] = None,
     fraction: Annotated[float, typer.Option(help="Learn from this share of each class only.")] = 1.0,
-    fraction_seed: Annotated[int | None, typer.Option(help="Seed that draws this share; --seed leaves it alone.", show_default="0")] = None,
-    mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset, DATA has weight 1; may be repeated.")] = None,
+    fraction_seed: Annotated[
+        int | None, typer.Option(help="Seed that draws this share; --seed does not change it.", show_default="0")
+    ] = None,
+    mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset; DATA has weight 1; may be repeated.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Start from the ViT weights in this file (.safetensors, .pt) or run directory.")
     ] = None,
@@ -59,7 +61,7 @@ def train_command(
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
     ] = None,
     ray_workers: Annotated[
-        str | None, typer.Option(help="Train on so many workers of a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
+        str | None, typer.Option(help="Number of workers on a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
     ] = None,
     gpus_per_worker: Annotated[
         int | None, typer.Option(help="GPUs of each Ray worker.", show_default="1 where the cluster has GPUs, else 0")
@@ -71,7 +73,7 @@ def train_command(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a classifier from token shards alone. Under torchrun it uses every process; --resume continues bit for bit."""
+    """Train a classifier from token shards alone. Under torchrun all its processes train; --resume continues bit for bit."""
     prepare_for_torch()
     from tokenshards.pipeline.storage.store import Store, display_url
     from tokenshards.stem_adaptors.augment import allowed_augmentations
@@ -120,15 +122,13 @@ def train_command(
     )
     try:
         if ray_workers is not None:
-            from tokenshards.pipeline.errors import ConfigError
+            from tokenshards.pipeline.errors import ConfigError, install_hint
             from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig, parse_workers
 
             try:
                 from tokenshards.stem_adaptors.cluster.ray_train import train_on_cluster
             except ImportError as error:
-                raise ConfigError(
-                    f"--ray-workers needs Ray ({error}); pip install 'tokenshards[train,ray]', here and on the nodes"
-                ) from None
+                raise ConfigError(f"--ray-workers needs Ray ({error}); run here and on the nodes: {install_hint('train,ray')}") from None
             cluster = ClusterConfig(
                 workers=parse_workers(ray_workers),
                 gpus_per_worker=gpus_per_worker,

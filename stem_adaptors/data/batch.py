@@ -1,4 +1,4 @@
-"""The one type that crosses the training side: a batch of token rows as tensors.
+"""A batch of token rows as tensors: the one type that all parts of training exchange.
 
 Shapes: B samples, L sites (the longest row of a ragged batch), Q ids per site, D dimensions of a ragged layout's shape.
 """
@@ -19,13 +19,13 @@ class Batch:
     """Samples of one step on one rank."""
 
     ids_BLQ: Tensor
-    """uint8, uint16 or uint32 as stored; in a ragged batch sites past a row's end hold the pad id, one above the largest id."""
+    """uint8, uint16 or uint32 as stored. In a ragged batch, sites past a row's end hold the pad id, one above the largest id."""
     labels_B: Tensor
     """int64 class indices, -1 where a sample has no label."""
     weights_B: Tensor
     """float32: 1, or 0 for the repeats that fill the last batch of a padded epoch."""
     positions_B: Tensor
-    """int64 place in the epoch; with seed and epoch the key of every random number of a sample."""
+    """int64 position in the epoch. Seed, epoch and position are the key of every random number of a sample."""
     rows_B: Tensor
     """int64 row of the dataset, in shard order."""
     epoch: int
@@ -51,7 +51,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from which copies to a GPU run beside its work."""
+        """Return the batch in page-locked memory, from which a copy to a GPU runs while the GPU works."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def __getitem__(self, rows: slice) -> Batch:

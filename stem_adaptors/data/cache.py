@@ -3,7 +3,7 @@
     CACHE/<digest of the manifest>/decoded.json, decoded-*/    the decoded set of the order `global`   (decoded.py)
     CACHE/<digest of the manifest>/shards/                     downloaded shards of the window orders  (windows.py)
 
-Everything here may be deleted at any time: what is missing is made again.
+Everything here may be deleted at any time; a later run makes what it needs again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK_FILES = 16
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """Return the folder of all copies: `cache_dir`, else $TOKENSHARDS_CACHE, else `tokenshards` in the user's cache folder."""
+    """Return the folder of all copies: `cache_dir`, or $TOKENSHARDS_CACHE, or `tokenshards` in the user's cache folder."""
     if cache_dir is not None and "://" in cache_dir:
         raise ConfigError(f"cache_dir is {cache_dir!r}; expected a folder on this machine, because copies are memory-mapped")
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenshards"
@@ -39,7 +39,7 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def copies_folder(dataset: TokenDataset, cache_dir: str | None) -> Path:
-    """Return the folder of this dataset's copies, made if need be; it is named after the digest in the manifest's own name."""
+    """Return the folder of this dataset's copies, after making it. Its name is the digest in the manifest's name."""
     folder = cache_root(cache_dir) / dataset.manifest.name.removeprefix("manifest-").removesuffix(".json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def copies_folder(dataset: TokenDataset, cache_dir: str | None) -> Path:
 
 
 def decoded_bytes(dataset: TokenDataset, rows: int) -> int:
-    """Return the bytes of so many decoded rows; for ragged layouts from the mean length, or the largest where that is unknown."""
+    """Return the bytes of `rows` decoded rows. Ragged layouts count by their mean length, or by the largest where the mean is unknown."""
     spec, layout = dataset.spec, dataset.spec.layout
     ids_per_row = float(layout.sites * layout.ids_per_site)
     label_bytes = 8
@@ -72,10 +72,10 @@ def require_disk(folder: Path, needed: int) -> None:
 
 
 class ShardCopies:
-    """The shards of a dataset as something to decode; safe for threads, and for processes that share `folder`.
+    """The shards of a dataset, ready to decode; safe for threads, and for processes that share `folder`.
 
-    Local shards are read in place. Remote ones are read whole and compared with their sha256; with a `folder` they stay there as files,
-    at most `limit_bytes` of them, until evicted. A file that is gone is downloaded again, and nobody reads one after its check.
+    Local shards are read in place. Remote shards are read whole and compared with their sha256. With a `folder`, remote shards stay there
+    as files, up to `limit_bytes`, until evicted. A file that is gone is downloaded again. Nobody reads a file again after its check.
     """
 
     def __init__(self, dataset: TokenDataset, folder: Path | None = None, limit_bytes: int = 0) -> None:
@@ -89,10 +89,10 @@ class ShardCopies:
             (self._folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def open(self, entry: ShardEntry) -> Callable[[], ShardReader]:
-        """Return what opens readers of one shard, one for each thread that decodes it.
+        """Return a function that opens readers of one shard, one for each thread that decodes it.
 
-        Raises CorruptObjectError where the bytes are not those that the manifest names, MissingObjectError where there are none,
-        TransientStorageError where the store stays away.
+        Raises CorruptObjectError where the bytes differ from those that the manifest names, MissingObjectError where there are none,
+        TransientStorageError where the store does not answer.
         """
         if not self.remote and not self.dataset.verify:
             return lambda: self.dataset.open_shard(entry)
@@ -133,10 +133,10 @@ class ShardCopies:
             if sha256_hex(data) == entry.sha256:
                 return data
             data = self._download(entry)
-            # Keeping it saves a later download and no more: a full disk must not end the run.
+            # A kept file only saves a later download: a full disk must not end the run.
             with suppress(OSError), FileLock(folder / "locks" / "room.lock", poll_interval=0.01):
                 self._make_room(folder, len(data))
-                temporary = file.with_suffix(".part")  # the lock makes this name ours; what a killed process left is overwritten
+                temporary = file.with_suffix(".part")  # the lock makes this name ours; leftovers of a killed process are overwritten
                 temporary.write_bytes(data)
                 os.replace(temporary, file)
             return data

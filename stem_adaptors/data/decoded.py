@@ -1,4 +1,4 @@
-"""Shards back to ids in flat memory: row groups decoded by threads, and the decoded set that the order `global` maps.
+"""Shards become ids in flat memory: threads decode row groups; the order `global` maps a decoded copy of the whole dataset.
 
 Shapes: N rows, B rows asked for, Q ids per site, L sites (the longest row of a batch where they vary), D dimensions of a ragged
 layout's shape. Ids are level-major: all L ids of level 0, then of level 1, …
@@ -61,7 +61,7 @@ class DecodedRows:
         return len(self.labels_N)
 
     def take(self, rows_B: Rows) -> TokenBatch:
-        """Return a copy of the given rows, in that order; ragged ones are padded with zeros to the longest of them."""
+        """Return a copy of the given rows, in that order. Ragged rows are padded with zeros to the longest of them."""
         levels = self.spec.layout.ids_per_site
         if self._offsets is None:
             ids_BQL = np.take(self._ids, rows_B, axis=0).reshape(len(rows_B), levels, -1)
@@ -82,11 +82,11 @@ class DecodedSet(DecodedRows):
 
     @classmethod
     def open(cls, dataset: TokenDataset, *, cache_dir: str | None, cache_gb: float, threads: int | None = None) -> DecodedSet:
-        """Map the decoded copy of a dataset; the first process makes it while others wait for its lock.
+        """Map the decoded copy of a dataset. The first process makes the copy while other processes wait for its lock.
 
-        A copy counts once it is sealed, and it is sealed once its bytes are on the disk; the process that makes it goes on before that.
-        A damaged copy is made again. Raises ConfigError where `cache_gb` or the disk is too small, CorruptObjectError naming shard and
-        rows where ids cannot be decoded.
+        The seal is written once all bytes are on the disk, and only a sealed copy counts. The process that makes the copy does not wait for
+        the seal. A damaged copy is made again. Raises ConfigError where `cache_gb` or the disk is too small, CorruptObjectError naming
+        shard and rows where ids cannot be decoded.
         """
         needed = decoded_bytes(dataset, len(dataset))
         if needed > cache_gb * GIGABYTE:
@@ -98,7 +98,7 @@ class DecodedSet(DecodedRows):
         arrays = _map_sealed(folder)
         if arrays is None:
             lock = FileLock(folder / "decoded.lock", thread_local=False, poll_interval=0.02)
-            # Finite, because filelock takes a thread that waits twice for a deadlock; here another thread, `_seal`, releases.
+            # A finite timeout: filelock takes a thread that waits twice for a deadlock. Here another thread, `_seal`, releases the lock.
             lock.acquire(timeout=threading.TIMEOUT_MAX)
             try:
                 arrays = _map_sealed(folder)
@@ -124,7 +124,7 @@ def decode_shards(copies: ShardCopies, shards: Sequence[int], threads: int) -> I
     3 `threads` row groups and 4 encoded shards are in memory. Raises CorruptObjectError naming shard and rows.
     """
     starts = np.cumsum([0, *(entry.rows for entry in copies.dataset.shards)])
-    # Two pools: a slow download must not keep row groups that are ready from being decoded.
+    # Two pools, so that a slow download does not delay row groups that are ready to decode.
     opening, decoding = ThreadPoolExecutor(4, "tokenshards-open"), ThreadPoolExecutor(threads, "tokenshards-decode")
     try:
         opened = _in_order(opening, (partial(_OpenShard, copies, shard, int(starts[shard])) for shard in shards), 3)
@@ -204,7 +204,7 @@ class _OpenShard:
 
 
 def _in_order(pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
-    """Run tasks in the pool and yield their results in order; `ahead` are submitted beyond the one that is waited for."""
+    """Run tasks in the pool and yield their results in order. `ahead` tasks are submitted beyond the one that is awaited."""
     pending: deque[Future[T]] = deque()
     for task in tasks:
         pending.append(pool.submit(task))
@@ -224,8 +224,8 @@ def _naming_rows(first_row: int, rows: int) -> Iterator[None]:
 
 
 def _build(dataset: TokenDataset, folder: Path, needed: int, threads: int, lock: FileLock) -> Arrays:
-    """Decode everything into a new folder, map it, and let a thread seal it and release the lock once it is on the disk."""
-    for stale in folder.glob(f"{FOLDER_PREFIX}*"):  # of builders that died, or damaged: a sealed copy would have been mapped
+    """Decode everything into a new folder and map it. A thread then seals the copy and releases the lock once it is on the disk."""
+    for stale in folder.glob(f"{FOLDER_PREFIX}*"):  # left by dead builders, or damaged: a sealed copy would have been mapped
         if stale.is_dir():
             shutil.rmtree(stale)
     require_disk(folder, needed)
@@ -259,14 +259,14 @@ def _seal(folder: Path, value: dict[str, Any], lock: FileLock) -> None:
                 os.close(descriptor)
         Store(str(folder)).write(SEAL_NAME, seal(value))
     except (OSError, TokenshardsError) as error:
-        # This process has its maps and goes on; the next one finds no seal and builds again.
+        # This process has its maps and goes on; the next process finds no seal and builds again.
         warnings.warn(f"{folder}: the decoded copy could not be kept ({error})", RuntimeWarning, stacklevel=1)
     finally:
         lock.release()
 
 
 def _map_sealed(folder: Path) -> Arrays | None:
-    """Map the sealed copy in a folder; None where there is none, or it is not what its seal says."""
+    """Map the sealed copy in a folder; None where there is none, or where the files differ from the seal."""
     try:
         value = unseal((folder / SEAL_NAME).read_bytes(), SEAL_NAME)
         if value["format"] != FORMAT:

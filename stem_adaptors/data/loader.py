@@ -37,17 +37,17 @@ __all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "initial
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 TrainingData: TypeAlias = TokenDataset | Selection | Mix
-"""What can be trained on; all have `spec`, `classes` and a `sample_count`."""
+"""Data to train on. All three types have `spec` and `classes` and work with `sample_count`."""
 
 
 class TokenLoader:
     """Epoch after epoch of batches of one rank, made ahead by a thread.
 
-    A picture stored with several views comes once an epoch, by the view that seed and epoch draw for it; `sequential` reads view 0.
+    An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
-    Every rank gets the same number of steps; rank r of R takes every R-th sample of a global batch from r on, so where R does not
-    divide the batch, the first ranks take one more. With the order `windowed`, as many lanes as ranks and a batch that they divide, each
-    rank reads windows of its own. One iterator at a time: a new one ends the older.
+    Every rank gets the same number of steps. Rank r of R takes every R-th sample of a global batch, from r on; where R does not divide the
+    batch, the first ranks take one sample more. With the order `windowed`, as many lanes as ranks, and a batch size that they divide, each
+    rank reads windows of its own. One iterator at a time: a new iterator ends the older one.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class TokenLoader:
         world_size: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        """Open the data; `device` is where batches are moved, by way of page-locked memory for a GPU.
+        """Open the data. Batches are moved to `device`; for a GPU they pass through page-locked memory.
 
-        Raises ConfigError where batch size and ranks do not fit, no batch would come, or the cache budget is too small; what decoding
-        raises, such as CorruptObjectError naming shard and rows, comes from here or from the iterators.
+        Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
+        of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
         """
         self.data, self.config = data, config or LoaderConfig()
         self.rank, self.world_size = rank, world_size
         self.device = None if device is None else torch.device(device)
         if self.device == torch.device("cuda"):
-            # The current device is a matter of each thread, and the one that moves batches is another.
+            # CUDA's current device belongs to a thread, and another thread moves the batches.
             self.device = torch.device("cuda", torch.cuda.current_device())
         check_ranks(data, self.config, rank, world_size)
         self._reader = BatchReader(data, self.config, world_size)
@@ -84,21 +84,21 @@ class TokenLoader:
         return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield from the current state to the end of its epoch; then the state is the start of the next one."""
+        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch."""
         return self._run(self._state)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """Yield all of one epoch, whatever the state; then the state is the start of the one after."""
+        """Yield all of one epoch, whatever the state. The state is then the start of the epoch after it."""
         return self._run(replace(self._state, epoch=epoch, next_global_index=0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return as plain JSON which batches have been delivered; those made ahead do not count."""
+        """Return, as plain JSON, which batches have been delivered. Batches made ahead do not count."""
         return self._state.to_json()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken, with any number of ranks.
 
-        Raises ConfigError naming the field that belongs to other data or another order.
+        Raises ConfigError naming the field, where the state belongs to other data or another order.
         """
         self._state = self._state.resume(state)
 
@@ -128,10 +128,10 @@ class TokenLoader:
 
 
 class BatchReader:
-    """Positions of an epoch in, a batch out. For one thread at a time."""
+    """Makes the batch for given positions of an epoch. For one thread at a time."""
 
     def __init__(self, data: TrainingData, config: LoaderConfig, world_size: int = 1) -> None:
-        """Open every dataset; `world_size` tells which lanes a rank meets. Raises what `TokenLoader` raises."""
+        """Open every dataset; `world_size` decides which lanes a rank reads. Raises what `TokenLoader` raises."""
         self._mix = data if isinstance(data, Mix) else None
         parts = _parts(data)
         self._sources = [open_source(part, config, world_size) for part in parts]
@@ -140,7 +140,7 @@ class BatchReader:
         self._pad_id = max(data.spec.vocabulary)
 
     def read(self, epoch: int, positions_B: Ints) -> Batch:
-        """Return the samples at some positions; those from N on repeat the first positions with weight 0."""
+        """Return the samples at some positions. Positions from N on repeat the first positions with weight 0."""
         rows = self._take(epoch * self._size + positions_B % self._size)
         tokens, lengths_B = self._padded(rows.tokens)
         return Batch(
@@ -179,7 +179,7 @@ class BatchReader:
         if lengths is None:
             return tokens, None
         ids_BQL = tokens.ids_BLQ.transpose(0, 2, 1)
-        # The smallest dtype for ids may be full; torch has little support for uint64.
+        # The vocabulary may fill the smallest dtype of the ids; torch has little support for uint64.
         dtype = np.promote_types(ids_BQL.dtype, np.min_scalar_type(self._pad_id))
         ids_BQL = ids_BQL.astype(np.int64 if dtype == np.uint64 else dtype)
         lengths_B = lengths.astype(np.int64)
@@ -189,7 +189,7 @@ class BatchReader:
 
 
 def check_ranks(data: TrainingData, config: LoaderConfig, rank: int, world_size: int) -> None:
-    """Raise ConfigError unless every rank has a share of a global batch and an epoch has one."""
+    """Raise ConfigError unless every rank has a share of a global batch and an epoch has at least one batch."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; expected 0 to {world_size - 1}")
     if config.batch_size < world_size:
@@ -230,7 +230,7 @@ def _parts(data: TrainingData) -> tuple[TokenDataset | Selection, ...]:
 
 
 def _class_map(part: TokenDataset | Selection, classes: tuple[int | str, ...]) -> Ints | None:
-    """Return the index in `classes` of each class index of the dataset, -1 at its end for samples without a label."""
+    """Return the index in `classes` of each class index of the dataset, then -1, the entry of samples without a label."""
     own = part.dataset.classes if isinstance(part, Selection) else part.classes
     if own == classes:
         return None

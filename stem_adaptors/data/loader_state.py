@@ -1,4 +1,4 @@
-"""Where a loader is in its data, as plain JSON, and whether a state fits the loader that is given it."""
+"""Where a loader is in its data, as plain JSON, and a check that a state fits a loader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderState:
-    """Everything that decides which samples come next. Batch size, ranks and workers do not, and may change at a resume."""
+    """Everything that decides which samples come next. Batch size, ranks and workers decide nothing here; they may change at a resume."""
 
     version: int = STATE_VERSION
     manifest: list[str]
@@ -22,20 +22,20 @@ class LoaderState:
     seed: int
     epoch: int = 0
     next_global_index: int = 0
-    """Positions of the epoch that all ranks together were given: delivered batches, never those made ahead."""
+    """Positions of the epoch that all ranks together have received. Batches made ahead do not count."""
     mode: str
     """The order: `global`, `windowed` or `sequential`."""
     window: int | None
-    """W and the lanes of the windowed order; None for the others, which have none."""
+    """W and the lanes of the windowed order; None for the other orders."""
     lanes: int | None
     end: str
     mix_weights: list[int] | None
     """Draws from each dataset in one cycle of a mix."""
     subset: list[str | None]
-    """Digest of the rows chosen of each dataset, None where all are read."""
+    """Digest of the rows chosen of each dataset; None where all rows are read."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types; `resume` reads them back."""
+        """Return plain JSON types, which `resume` reads."""
         return asdict(self)
 
     def resume(self, value: dict[str, Any]) -> LoaderState:

@@ -27,9 +27,9 @@ MAX_CYCLE = 1 << 21
 
 
 class Mix:
-    """Datasets of one tokenizer, drawn from in proportion to their weights; an epoch has as many draws as all of them have samples.
+    """Datasets of one tokenizer, drawn from in proportion to their weights. An epoch has as many draws as all datasets have samples.
 
-    Each dataset is walked in its own order, epoch after epoch, so none of its samples comes again before all have come.
+    Each dataset is read in its own order, epoch after epoch, so no sample comes again before every sample of its dataset has come.
     """
 
     def __init__(self, parts: Sequence[tuple[TokenDataset | Selection, float]]) -> None:
@@ -48,7 +48,7 @@ class Mix:
             if not len(data):
                 raise ConfigError(f"dataset {number} of the mix has no rows; leave it out")
         self.classes: tuple[int | str, ...] = tuple(dict.fromkeys(name for data in self.parts for name in data.classes))
-        """Union of the class tables by name, in the order of first appearance; labels index it."""
+        """Union of the class tables by name, in the order of first appearance; labels index this table."""
         self._part_C, self._rank_C = _cycle(self.weights)
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Mix:
 
     @property
     def dataset(self) -> TokenDataset:
-        """The first dataset, for what all share: spec, codebook, tokenizer."""
+        """The first dataset, which stands for what all of them share: spec, codebook, tokenizer."""
         data = self.parts[0]
         return data.dataset if isinstance(data, Selection) else data
 
@@ -69,9 +69,9 @@ class Mix:
         return self.parts[0].spec
 
     def schedule(self, draws_B: Ints) -> tuple[Ints, Ints]:
-        """Return for the draws 0, 1, … of all epochs which dataset each one is from, and which draw of that dataset it is.
+        """Return, for the draws 0, 1, … of all epochs, the dataset of each draw and the number of the draw within that dataset.
 
-        Among the first p draws each dataset has p * weight / sum(weights) to within 1, and exactly that at the end of each cycle.
+        Among the first p draws each dataset has p * weight / sum(weights) draws to within 1, and exactly that at the end of each cycle.
         """
         cycle_B, place_B = np.divmod(draws_B, len(self._part_C))
         part_B = self._part_C[place_B]
@@ -79,9 +79,9 @@ class Mix:
 
 
 def mix(parts: Sequence[tuple[TokenDataset | Selection, float]]) -> Mix:
-    """Return a mix of (dataset or selection, weight) pairs; decimal weights are taken as written, so 0.1 is a tenth.
+    """Return a mix of (dataset or selection, weight) pairs. Decimal weights are taken as written, so 0.1 is a tenth.
 
-    Raises FingerprintMismatchError unless one tokenizer made them all, ConfigError for weights that are not positive or whose
+    Raises FingerprintMismatchError unless one tokenizer made all datasets, ConfigError for weights that are not positive or whose
     proportions repeat only after more than 2,097,152 draws.
     """
     return Mix(parts)
@@ -107,10 +107,10 @@ def _whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _cycle(weights: tuple[int, ...]) -> tuple[Ints, Ints]:
-    """Return the dataset of each draw of one cycle, and its number among the draws from that dataset.
+    """Return the dataset of each draw of one cycle, and the number of each draw within its dataset.
 
-    Draw k of a dataset may come from place floor(k * C / w) to place ceil((k + 1) * C / w) - 1, which keeps every prefix within 1 of
-    its share. Such windows can always be met (Baruah et al., Proportionate Progress, 1996), and earliest deadline first meets them.
+    Draw k of a dataset may take places from floor(k * C / w) to ceil((k + 1) * C / w) - 1, which keeps every prefix within 1 of its share.
+    Such windows can always be met (Baruah et al., Proportionate Progress, 1996), and earliest deadline first meets them.
     """
     total = sum(weights)
     part = np.repeat(np.arange(len(weights)), weights)

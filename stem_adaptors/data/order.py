@@ -1,6 +1,6 @@
-"""Orders of an epoch: pure functions from a position to a sample, of the seed, the epoch and a few parameters alone.
+"""Orders of an epoch: pure functions from a position to a sample, given the seed, the epoch and a few parameters.
 
-Batch size, ranks and workers never enter, so they can change between two runs. Samples are numbered 0 .. N - 1 in shard order.
+Batch size, ranks and workers do not matter here, so they can change between two runs. Samples are numbered 0 .. N - 1 in shard order.
 Shapes: B positions or samples, S shards.
 """
 
@@ -24,14 +24,14 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 def epoch_steps(size: int, batch_size: int, end: str, *, start: int = 0) -> int:
     """Return the global batches from position `start` to the end of an epoch of `size` positions.
 
-    `drop` leaves out what does not fill a batch; `pad` fills the last batch with repeats.
+    `drop` leaves out the samples that do not fill a batch; `pad` fills the last batch with repeats.
     """
     rest = max(size - start, 0)
     return rest // batch_size if end == "drop" else -(-rest // batch_size)
 
 
 def rank_positions(start: int, batch_size: int, rank: int, world_size: int) -> Ints:
-    """Return the positions of one rank in the global batch that begins at `start`: every `world_size`-th, from `rank` on."""
+    """Return the positions of one rank in the global batch that begins at `start`: every `world_size`-th position, from `rank` on."""
     return np.arange(start + rank, start + batch_size, world_size, dtype=np.int64)
 
 
@@ -40,7 +40,7 @@ def _key(seed: int, epoch: int, purpose: str) -> int:
 
 
 def drawn_views(samples_B: Ints, *, seed: int, epoch: int, views: int) -> Ints:
-    """Return which of its views each sample of a dataset is seen by in an epoch: 0 to `views` - 1, as if drawn anew for each."""
+    """Return the view of each sample in an epoch: 0 to `views` - 1, a hash of seed, epoch and sample."""
     words = samples_B.astype(np.uint64)
     for key in (_key(seed, epoch, "views"), _key(seed, epoch, "views again")):
         words ^= np.uint64(key)
@@ -65,9 +65,9 @@ class GlobalOrder:
 class WindowedOrder:
     """A permutation of shards, then of the samples within each window of `window_shards` shards.
 
-    Shuffled shards are dealt to `lanes`, and the consecutive shards of a lane make its windows. Position p belongs to lane p mod lanes
-    while all lanes last; then follow the tails of the longer lanes, one after the other. So a rank whose stride is a multiple of the
-    lanes meets one lane only, apart from the tails. Memory: O(S). Without a shuffle there is one lane, and samples come as stored.
+    Shuffled shards are dealt to `lanes`; the consecutive shards of a lane make its windows. Position p belongs to lane p mod lanes while
+    all lanes last. The tails of the longer lanes follow, one after the other. So a rank whose stride is a multiple of the lanes reads one
+    lane only, apart from the tails. Memory: O(S). Without a shuffle there is one lane, and samples come as stored.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class WindowedOrder:
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
         shards = np.flatnonzero(counts)
         self.lanes = max(min(lanes if shuffle else 1, len(shards)), 1)
-        """Lanes that have a shard."""
+        """Lanes that have at least one shard."""
         if shuffle and len(shards):
             shards = shards[Permutation(len(shards), _key(seed, epoch, "windowed shards"))(np.arange(len(shards)))]
         dealt = [shards[lane :: self.lanes] for lane in range(self.lanes)]
-        # All lanes one after the other make a line of N places; windows and shards are pieces of that line.
+        # All lanes, one after the other, make a line of N places; windows and shards are pieces of that line.
         self._shards = np.concatenate(dealt)
         self._first_sample = (np.cumsum(counts) - counts)[self._shards]
         self._shard_ends = np.cumsum(counts[self._shards])

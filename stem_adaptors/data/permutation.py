@@ -26,21 +26,21 @@ class Permutation:
     """A bijection of 0 .. size - 1, chosen by a 64-bit key; equal on every machine; any size below 2**62.
 
     A Feistel network over Z_a x Z_b, with a * b just above the size (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002,
-    section 5), and cycle walking: the few values outside the range are encrypted again until they fall inside. No memory.
+    section 5), and cycle walking: the few values outside the range are encrypted again until they fall inside. Nothing is stored.
     """
 
     __slots__ = ("_columns", "_keys", "_rows", "size")
 
     def __init__(self, size: int, key: int) -> None:
         root = math.isqrt(max(size - 1, 0)) + 1
-        # Of nearly square tables, the one with the fewest places to spare: a walk costs as much as the first pass.
+        # Choose the nearly square table with the fewest unused places: each value in an unused place costs one more pass.
         rows = min(range(root, root + min(root // 8, 32) + 1), key=lambda rows: -size % rows)
         self.size = size
         self._rows, self._columns = np.uint64(rows), np.uint64(-(-size // rows))
         self._keys = [np.uint64(value) for value in _round_keys(key, _SMALL_ROUNDS if size <= _SMALL_SIZE else _ROUNDS)]
 
     def __call__(self, positions: npt.NDArray[Any]) -> Ints:
-        """Return the images of an array of positions as int64; positions outside 0 .. size - 1 raise IndexError."""
+        """Return the permuted positions as int64. Positions outside 0 .. size - 1 raise IndexError."""
         if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < self.size:
             raise IndexError(f"positions {positions.min()} to {positions.max()}; expected 0 to {self.size - 1}")
         words = self._encrypt(positions.astype(np.uint64))
@@ -73,7 +73,7 @@ def _shifted(values: Words, other: Words, key: np.uint64, modulus: np.uint64) ->
     hashed *= modulus
     hashed >>= _HALF
     hashed += values
-    # Below the modulus the difference wraps to a huge number, so the minimum is the remainder.
+    # A difference below 0 wraps to a huge number, so the minimum of both is the remainder.
     np.minimum(hashed, hashed - modulus, out=hashed)
     return hashed
 

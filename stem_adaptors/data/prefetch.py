@@ -1,4 +1,4 @@
-"""A thread that makes whole batches ahead of the one who consumes them."""
+"""A thread that makes whole batches ahead of their consumer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EXIT_SECONDS = 5.0
 
 
 class Prefetcher(Generic[T]):
-    """Iterate over `source` with up to `depth` items made ahead by one thread; a depth of 0 makes them in the calling thread.
+    """Iterate over `source`; one thread makes up to `depth` items ahead. A depth of 0 makes items in the calling thread.
 
-    What the source raises reaches the consumer after the items made before it. The thread ends with the source, with `close`, when this
-    object is collected, and at the interpreter's exit.
+    An error of the source reaches the consumer after the items made before the error. The thread ends with the source, with `close`, when
+    this object is collected, and at the interpreter's exit.
     """
 
     def __init__(self, source: Iterator[T], depth: int) -> None:
@@ -31,7 +31,7 @@ class Prefetcher(Generic[T]):
         if depth > 0:
             self._line = _Line(depth)
             thread = threading.Thread(target=_fill, args=(self._line, source), name="tokenshards-prefetch", daemon=True)
-            # A daemon thread that is inside native code when the interpreter goes down can abort it, so exit waits for the item at hand.
+            # A daemon thread inside native code can abort an interpreter that shuts down, so exit waits for the current item.
             self._stop = weakref.finalize(self, _stop, self._line, thread, EXIT_SECONDS)
             self._thread = thread
             thread.start()
@@ -45,7 +45,7 @@ class Prefetcher(Generic[T]):
         return next(self._source) if self._line is None else self._line.take()
 
     def close(self) -> None:
-        """Stop the thread and wait for the item that it is making."""
+        """Stop the thread and wait for the item that the thread is making."""
         self._closed = True
         if self._line is not None:
             self._stop.detach()
@@ -53,7 +53,7 @@ class Prefetcher(Generic[T]):
 
 
 class _Line(Generic[T]):
-    """What consumer and thread share: items made and not yet taken."""
+    """The items that are made and not yet taken; consumer and thread share this object."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
@@ -75,7 +75,7 @@ class _Line(Generic[T]):
         raise error or StopIteration
 
     def put(self, item: T) -> bool:
-        """Add an item, waiting for room; return False once nobody wants it."""
+        """Add an item, waiting for room; return False once the consumer wants no more items."""
         with self.changed:
             while len(self.items) >= self.depth and not self.closed:
                 self.changed.wait()

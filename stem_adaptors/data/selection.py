@@ -1,6 +1,6 @@
 """Parts of a dataset: by class, by fraction, by row.
 
-A sample is a picture. Where it has several rows, its views, the row of view 0 stands for all of them.
+A sample is an image. Where an image has several rows, its views, the row of view 0 stands for all of them.
 
 Shapes: N rows of the dataset, n rows selected, C classes.
 """
@@ -32,7 +32,7 @@ class Selection:
     rows_n: Ints
     """Dataset rows of view 0 in shard order, each once."""
     classes: tuple[int | str, ...]
-    """The dataset's own table, so that heads stay comparable, unless the classes were renumbered."""
+    """The dataset's own table, so that heads stay comparable, unless `remap` renumbered the classes."""
     digest: str = field(init=False)
     """sha256 over rows and class table."""
 
@@ -59,7 +59,7 @@ class Selection:
 
 
 def sample_count(data: Sized) -> int:
-    """Return the samples of an epoch of a dataset, selection or mix: pictures, whatever their number of views."""
+    """Return the samples of an epoch of a dataset, selection or mix: images, whatever their number of views."""
     return len(data) // data.views if isinstance(data, TokenDataset) else len(data)
 
 
@@ -75,8 +75,8 @@ def select(
     """Return the rows that meet every condition given.
 
     `classes` names labels. `rows` are dataset rows (of view 0) in any order. `fraction` keeps that share of each class, at least one sample
-    of each, chosen by a hash of seed and sample id: a smaller fraction is part of a larger one, whatever the shards and the
-    tokenizer. `remap` numbers the chosen classes anew from 0, in the order of the class table; labels index the whole table otherwise.
+    of each, chosen by a hash of seed and sample id. A smaller fraction is therefore part of a larger one, for all shards and tokenizers.
+    `remap` numbers the chosen classes anew from 0, in the order of the class table; without `remap` labels index the whole table.
     Raises ConfigError for classes or rows that the data lacks, and where nothing is left.
     """
     if not 0.0 < fraction <= 1.0:
@@ -116,7 +116,7 @@ def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:
 
 
 def _labels_and_hashes(dataset: TokenDataset, seed: int, *, hashes: bool) -> tuple[Ints, npt.NDArray[np.uint64]]:
-    """Read class indices and, if asked for, keyed hashes of the sample ids of all rows, without touching ids."""
+    """Read the class indices of all rows and, if asked for, keyed hashes of their sample ids. Reads no token ids."""
     labels: list[Ints] = [np.zeros(0, np.int64)]
     digests: list[tuple[int, ...]] = []
     for entry in dataset.shards:
@@ -129,7 +129,7 @@ def _labels_and_hashes(dataset: TokenDataset, seed: int, *, hashes: bool) -> tup
 
 
 def _share_of_each(labels_n: Ints, hashes_n: npt.NDArray[np.uint64], fraction: float) -> Ints:
-    """Return the places of the smallest hashes of each class: round(fraction * size) of them, at least 1."""
+    """Return the places of the smallest hashes of each class: round(fraction * size) places, at least 1."""
     order = np.lexsort((hashes_n, labels_n))
     _, starts, sizes = np.unique(labels_n[order], return_index=True, return_counts=True)
     keep = np.maximum(np.floor(fraction * sizes + 0.5), 1)

@@ -1,6 +1,8 @@
-"""One dataset, or a part of it, as an endless line of draws: draw k is position k mod N of epoch k // N of its own order.
+"""One dataset, or a part of it, as an endless line of draws: draw k is position k mod N of epoch k // N of the dataset's own order.
 
-A sample is a picture, and comes once an epoch: with several views by one that epoch and sample draw, in the order `sequential` by view 0.
+A sample is an image and comes once an epoch. Where an image has several views, epoch and sample draw one of them; the order `sequential`
+reads view 0.
+
 Shapes: B draws, N samples, S shards, V views.
 """
 
@@ -27,14 +29,14 @@ __all__ = ["Rows", "Source", "join_rows", "open_source"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = Any
-"""What selects some of B: an index array, or slice(None) for all."""
+"""Places among B samples: an index array, or slice(None) for all."""
 At: TypeAlias = tuple[int, int]
-"""A window: epoch and number."""
+"""Epoch and number of a window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a source gives for some draws."""
+    """The tokens, labels and row numbers of some draws."""
 
     tokens: TokenBatch
     labels_B: Ints
@@ -43,19 +45,19 @@ class Rows:
 
 
 class Source(Protocol):
-    """Samples by draw. Draws should rise from call to call; going back costs a reload of windows, no more."""
+    """Samples by draw. Draws should rise from call to call; going back only costs a reload of windows."""
 
     def take(self, draws_B: Ints) -> Rows:
         """Return the samples at some draws."""
 
     def close(self) -> None:
-        """Stop what runs in the background."""
+        """Stop the work in the background."""
 
 
 def open_source(data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> Source:
     """Open a dataset or selection in the order of the config.
 
-    Raises ConfigError where the cache budget is too small for it, and what decoding raises.
+    Raises ConfigError where the cache budget is too small for the data, and the errors of decoding.
     """
     return _GlobalSource(data, config) if config.order == "global" else _WindowedSource(data, config, world_size)
 
@@ -87,15 +89,15 @@ class _GlobalSource:
 
 
 class _WindowedSource:
-    """Holds one window of each lane that is being read, and lets the store load the next one meanwhile."""
+    """Holds one window of each lane that is being read, while the store loads the next window."""
 
     def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> None:
         dataset, self._selected = _split(data)
         self._size, self._config, self._views = sample_count(data), config, dataset.views
-        pictures_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
-        self._counts_S = data.counts_S if isinstance(data, Selection) else pictures_S
+        images_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
+        self._counts_S = data.counts_S if isinstance(data, Selection) else images_S
         self._shuffle = config.order == "windowed"
-        # A rank's positions are world_size apart in a batch and batch_size from batch to batch, so they meet every gcd-th lane.
+        # A rank's positions are world_size apart in a batch, and batch_size apart from batch to batch: they fall into every gcd-th lane.
         lanes = config.lanes // math.gcd(config.lanes, config.batch_size, world_size) if self._shuffle else 1
         self._store = WindowStore(
             dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb, window_shards=config.window_shards, lanes=lanes
@@ -126,7 +128,7 @@ class _WindowedSource:
         return join_rows(parts, len(draws_B))
 
     def _needed(self, draws_B: Ints) -> dict[At, tuple[Places, Ints]]:
-        """Return for each window that holds some of the draws their places and their positions in the epoch."""
+        """Return, for each window that holds some of the draws, the places of these draws and their positions in the epoch."""
         every = np.arange(len(draws_B))
         found = {}
         for epoch, in_epoch in _groups(draws_B // self._size):
@@ -151,18 +153,18 @@ class _WindowedSource:
         return window
 
     def _following(self, at: At, position: int) -> At | None:
-        """Return the window that comes next in the lane of this one, entered at a position."""
+        """Return the window that follows in the lane of `at`, entered at a position."""
         epoch, order = at[0], self._order(at[0])
         number = order.next_window(at[1])
         if number is not None:
             return epoch, number
-        # Tails are read by every rank, but the lane goes on in the next epoch only for those whose own it is.
+        # Every rank reads the tails, but a lane goes on in the next epoch only for the ranks that own it.
         if order.in_tails(position) or not self._shuffle:
             return None
         return epoch + 1, self._order(epoch + 1).first_window(order.lane_of(at[1]))
 
     def _forget(self, newest: float, *, keep: Collection[At] = ()) -> None:
-        """Release the windows of which no draw is left after `newest`, apart from `keep`."""
+        """Release the windows that have no draw after `newest`, apart from `keep`."""
         for at in [at for at in self._held if self._last_draw(at) <= newest and at not in keep]:
             self._store.release(self._held.pop(at))
         for at in [at for at in self._coming if self._last_draw(at) <= newest and at not in keep]:
@@ -188,12 +190,12 @@ class _WindowedSource:
 
 
 def _drawn(first_rows_B: Ints, seed: int, epoch: int, views: int) -> Ints:
-    """Return for the rows of view 0 of some samples the rows of the views that the epoch draws."""
+    """Return, for the rows of view 0 of some samples, the rows of the views that the epoch draws."""
     return first_rows_B if views == 1 else first_rows_B + drawn_views(first_rows_B // views, seed=seed, epoch=epoch, views=views)
 
 
 def join_rows(parts: list[tuple[Places, Rows]], size: int) -> Rows:
-    """Put rows at their places among `size`; ragged ones are padded with zeros to the longest of all."""
+    """Put rows at their places among `size` rows. Ragged rows are padded with zeros to the longest of all."""
     if len(parts) == 1:
         return parts[0][1]
     first = parts[0][1].tokens
@@ -218,7 +220,7 @@ def _split(data: TokenDataset | Selection) -> tuple[TokenDataset, Ints | None]:
 
 
 def _groups(values_B: Ints) -> Iterator[tuple[int, Places]]:
-    """Yield each value and the places where it is, in the order of first appearance."""
+    """Yield each value and the places that hold it, in the order of first appearance."""
     if values_B[0] == values_B.min() == values_B.max():
         yield int(values_B[0]), slice(None)
         return

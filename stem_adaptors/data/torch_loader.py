@@ -1,4 +1,4 @@
-"""The same batches through torch's own DataLoader, and torchdata's StatefulDataLoader, for who needs their interface.
+"""The same batches through torch's own DataLoader and torchdata's StatefulDataLoader, for programs that need their interface.
 
     steps = StepSampler(dataset, config)
     loader = DataLoader(BatchDataset(dataset, config), batch_size=None, sampler=steps, num_workers=2)
@@ -30,14 +30,14 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class Step(NamedTuple):
-    """What one rank reads in one step."""
+    """The positions that one rank reads in one step."""
 
     epoch: int
     positions_B: Ints
 
 
 class BatchDataset(Dataset[Batch]):
-    """A map-style dataset whose items are whole batches. Every process that reads opens the data for itself, at its first batch."""
+    """A map-style dataset whose items are whole batches. Every reading process opens the data for itself, at its first batch."""
 
     def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int = 1) -> None:
         self.data, self.config, self.world_size = data, config or LoaderConfig(), world_size
@@ -50,22 +50,22 @@ class BatchDataset(Dataset[Batch]):
         return self._opened[1].read(step.epoch, step.positions_B)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files and windows behind on the way to a worker process."""
+        """Return the state without open files and windows, so that a worker process opens its own."""
         return {**self.__dict__, "_opened": None}
 
 
 class StepSampler(Sampler[Step]):
-    """The steps of one rank, an epoch per iteration; `epoch` is the next one, and moves on when an epoch has been used up.
+    """The steps of one rank, one epoch per iteration. `epoch` is the epoch of the next iteration; it rises when an epoch has been used up.
 
-    A plain DataLoader asks for steps ahead of delivery, so its exact place is `state_after(batch)` of the last batch used, for `resume`.
-    A StatefulDataLoader keeps the place itself.
+    A plain DataLoader asks for steps ahead of delivery. To stop and resume it exactly, keep `state_after(batch)` of the last batch used and
+    give that to `resume`. A StatefulDataLoader keeps its place itself.
     """
 
     def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int = 0, world_size: int = 1) -> None:
         self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, sample_count(data)
         check_ranks(data, self.config, rank, world_size)
         self.next_state = initial_state(data, self.config)
-        """Where the next iteration begins."""
+        """The place where the next iteration begins."""
 
     def __len__(self) -> int:
         return epoch_steps(self.size, self.config.batch_size, self.config.end)
@@ -78,17 +78,17 @@ class StepSampler(Sampler[Step]):
         self.next_state = replace(self.next_state, epoch=epoch, next_global_index=0)
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Begin the next iteration where `state` was taken, by this class or a TokenLoader; ConfigError names a field that misfits."""
+        """Begin the next iteration where `state` was taken, by this class or a TokenLoader. ConfigError names a field that does not fit."""
         self.next_state = self.next_state.resume(state)
 
     def state_after(self, batch: Batch) -> dict[str, Any]:
-        """Return the state of a loader whose last delivered batch this is."""
+        """Return the state of a loader that delivered this batch last."""
         after = int(batch.positions_B[0]) - self.rank + self.config.batch_size
         return replace(self.next_state, epoch=batch.epoch, next_global_index=after).to_json()
 
 
 class _Steps(Iterator[Step]):
-    """One pass over an epoch; its state is what a StatefulDataLoader keeps for each batch asked for, and restores."""
+    """One pass over an epoch. A StatefulDataLoader keeps its state for each batch that it asks for, and restores it."""
 
     def __init__(self, sampler: StepSampler) -> None:
         self._sampler = sampler

@@ -1,4 +1,4 @@
-"""Windows of shards, decoded in memory: what the orders `windowed` and `sequential` read, at any size of the dataset.
+"""Windows of shards, decoded in memory, for the orders `windowed` and `sequential` and datasets of any size.
 
 Shapes: B rows asked for. "Shards" are places in `dataset.shards`, "rows" are row numbers of the dataset in shard order.
 """
@@ -38,7 +38,7 @@ class Window:
         return len(self._rows)
 
     def take(self, rows_B: Rows) -> TokenBatch:
-        """Return a copy of the given dataset rows, in that order; IndexError for a row outside of the window."""
+        """Return a copy of the given dataset rows, in that order. Raises IndexError for a row outside of the window."""
         return self._rows.take(self._places_of(rows_B))
 
     def labels(self, rows_B: Rows) -> npt.NDArray[np.int64]:
@@ -56,10 +56,10 @@ class Window:
 
 
 class WindowStore:
-    """Loads windows, the next one in the background.
+    """Loads windows; a background thread loads the next one.
 
-    Memory: the decoded rows of every window loaded or prefetched and not yet released, two per lane in use. Disk, for a remote dataset:
-    the encoded shards of as many windows; rerun and neighbour processes find them there. Local shards are read in place.
+    Memory: the decoded rows of every window that is loaded or prefetched and not yet released, two windows per lane in use. Disk, for a
+    remote dataset: the encoded shards of as many windows, which later runs and other processes reuse. Local shards are read in place.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WindowStore:
         lanes: int = 1,
         threads: int | None = None,
     ) -> None:
-        """`lanes` is how many lanes this process reads. Raises ConfigError where `cache_gb` cannot hold two windows of each."""
+        """`lanes`: number of lanes that this process reads. Raises ConfigError where `cache_gb` cannot hold two windows of each."""
         self.dataset = dataset
         counts = np.array([entry.rows for entry in dataset.shards], np.int64)
         self._counts, self._first_rows = counts, np.cumsum(counts) - counts
@@ -91,18 +91,18 @@ class WindowStore:
         self.close()
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Begin to load a window in the background, unless that has begun; what fails is raised by `load`."""
+        """Begin to load a window in the background, unless its load has begun. `load` raises the errors."""
         key = tuple(shards)
         if key not in self._loading and not self._closed.is_set():
             future: Future[Window] = Future()
             self._loading[key] = future
-            # A daemon, so that an abandoned epoch does not keep the interpreter from its end.
+            # A daemon thread, so that an abandoned epoch does not delay the interpreter's exit.
             threading.Thread(target=self._run, args=(key, future), name="tokenshards-window", daemon=True).start()
 
     def load(self, shards: Sequence[int]) -> Window:
-        """Return a window, waiting for its prefetch.
+        """Return a window, after waiting for its prefetch.
 
-        Raises CorruptObjectError naming shard and rows, MissingObjectError, TransientStorageError; a further call tries again.
+        Raises CorruptObjectError naming shard and rows, MissingObjectError, TransientStorageError. A further call tries again.
         """
         self.prefetch(shards)
         future = self._loading.pop(tuple(shards), None)
@@ -115,7 +115,7 @@ class WindowStore:
         self._copies.evict(self.dataset.shards[shard] for shard in window.shards)
 
     def close(self) -> None:
-        """Give up prefetching; files stay for a rerun."""
+        """Stop prefetching; files stay for a later run."""
         self._closed.set()
         self._loading.clear()
 
@@ -141,7 +141,7 @@ class WindowStore:
 
 
 def _require_budget(dataset: TokenDataset, largest: npt.NDArray[np.int64], cache_gb: float, window_shards: int, windows: int) -> None:
-    """Compare the largest windows that `largest`, the rows of shards in falling order, can make with the budget."""
+    """Raise ConfigError where the windows exceed the budget. `largest` holds the rows of shards in falling order."""
     needed = [decoded_bytes(dataset, int(rows)) for rows in np.cumsum(largest)]
     if not needed:
         return

@@ -1,8 +1,8 @@
-"""A small family of vision transformers whose parameters are named as timm's, and the classifier that joins it to token embeddings.
+"""A small family of vision transformers with timm's parameter names, and the classifier that joins one to token embeddings.
 
-Legend: B samples, L sites, Q ids per site, N tokens of the transformer, E its width, C classes.
+Shapes: B samples, L sites, Q ids per site, N tokens of the transformer, E its width, C classes.
 
-Random numbers: initial weights depend on `seed` alone; drop path takes the numbers that it is given (drop_path.py).
+Random numbers: initial weights depend on `seed` alone; drop path uses the numbers that it is given (drop_path.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = {
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),
 }
-"""Width, depth and heads of each size (DeiT, table 1; the two smallest are our own, for some thousand images and a CPU)."""
+"""Width, depth and heads of each size (DeiT, table 1). The two smallest are our own, for some thousand images and a CPU."""
 
 _LAYER_NORM_EPS = 1e-6
 
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
-        """Return [B, N, E]; `keys_B11N` is True where a token may be looked at."""
+        """Return [B, N, E]; `keys_B11N` is True where a token may be attended to."""
         batch, count, width = x_BNE.shape
         qkv = self.qkv(x_BNE).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -89,10 +89,11 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Stem, class token, learned positions, blocks; the mean over the stem's tokens, normed, goes to a linear head, as in SeiT.
+    """Stem, class token, learned positions, blocks. The mean over the stem's tokens is normed and goes to a linear head, as in SeiT.
 
-    Equals timm's VisionTransformer with global_pool='avg', name by name: `stem` is its patch_embed. The class token takes part in attention
-    and nothing else. `stem` decides what comes in: embeddings, or pixels with `ConvStem(3, width, (224, 224), (16, 16), overlap=False)`.
+    Equals timm's VisionTransformer with global_pool='avg', name by name; `stem` is timm's patch_embed. The class token takes part in
+    attention and in nothing else. `stem` decides the input: embeddings, or pixels with
+    `ConvStem(3, width, (224, 224), (16, 16), overlap=False)`.
     """
 
     def __init__(self, stem: Stem, *, classes: int, width: int, depth: int, heads: int, drop_path: float = 0.0) -> None:
@@ -114,7 +115,7 @@ class VisionTransformer(nn.Module):
         return self.patch_embed.grid
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the mean of the stem's tokens [B, E]; `mask`: True at real sites, of any layout that varies."""
+        """Return the mean of the stem's tokens [B, E]. `mask` is True at real sites; layouts that vary need a mask."""
         tokens_BNE = self.patch_embed(x)
         real_BN = self.patch_embed.token_mask(mask)
         x_BNE = torch.cat([self.cls_token.expand(len(tokens_BNE), -1, -1), tokens_BNE], dim=1) + self.pos_embed
@@ -133,7 +134,8 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """As timm: linear layers and positions from a truncated normal of 0.02, biases zero; the stem keeps torch's default."""
+        """Initialise as timm does: linear layers and positions from a truncated normal of 0.02, biases zero. The stem keeps torch's
+        default."""
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for part in (self.blocks, self.head):
@@ -144,27 +146,27 @@ class VisionTransformer(nn.Module):
 
 
 class TokenClassifier(nn.Module):
-    """Token ids to logits. `embed` and `classify` are its two halves, so that augmentations of embeddings fit between."""
+    """Token ids to logits. `embed` and `classify` are the two halves; augmentations of embeddings fit between them."""
 
     def __init__(self, embedding: TokenEmbedding, backbone: nn.Module, out_grid: Sequence[int]) -> None:
         super().__init__()
         self.embedding = embedding
         self.backbone = backbone
         self.out_grid = tuple(out_grid)
-        """Sites along each axis that `classify` takes."""
+        """Sites along each axis of the input of `classify`."""
 
     def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return embeddings as `TokenEmbedding` does; `out` is reused memory from `embedding.buffer`."""
+        """Return embeddings as `TokenEmbedding` does. `out` is memory from `embedding.buffer`, for reuse."""
         x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD, out=out)
         return x
 
     def classify(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return logits [B, C] of embeddings over `out_grid`; `mask` from `embedding.site_mask` where the layout varies."""
+        """Return logits [B, C] of embeddings over `out_grid`. Layouts that vary need a `mask` from `embedding.site_mask`."""
         logits_BC: Tensor = self.backbone(x) if mask is None else self.backbone(x, mask)
         return logits_BC
 
     def forward(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
-        """Return logits [B, C] of whole samples: a centre crop to `out_grid`, no augmentation."""
+        """Return logits [B, C] of whole samples, after a centre crop to `out_grid` and without augmentation."""
         x = self.embed(ids_BLQ, shapes_BD=shapes_BD)
         mask = self.embedding.site_mask(mask_BL, shapes_BD)
         if self.embedding.layout.grid:
@@ -187,7 +189,7 @@ def build_classifier(
 ) -> TokenClassifier:
     """Return a new classifier for datasets of one spec.
 
-    `tables`: the dataset's codebook; `statistics`: of its embeddings (`embedding_statistics`), unused with `config.raw_embeddings`;
+    `tables`: the dataset's codebook. `statistics`: those of its embeddings (`embedding_statistics`), unused with `config.raw_embeddings`.
     `out_grid`: sites after augmentation, the whole layout by default. Weights depend on the arguments alone.
     Raises ConfigError where the parts do not fit, or for a name that is neither a size of `SIZES` nor `timm:NAME`.
     """
@@ -229,9 +231,9 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, spared_names: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return the trained parameters in two groups for an optimiser: decayed, and not decayed (biases, norms, positions, tokens, tables).
+    """Return the trained parameters in two groups for an optimiser: with and without weight decay.
 
-    `spared_names` are not decayed either.
+    Biases, norms, positions, tokens, tables and the parameters in `spared_names` do not decay.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
@@ -244,7 +246,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, spared_names: Collec
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Let torch's initialisers draw from `seed`, and leave the global generator as it was."""
+    """Let torch's initialisers draw from `seed`, and restore the global generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

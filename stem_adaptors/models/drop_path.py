@@ -1,6 +1,6 @@
-"""Stochastic depth whose choices belong to the sample, so that they are the same on any number of ranks.
+"""Stochastic depth with random choices that belong to the sample, so that they are the same on any number of ranks.
 
-Legend: B samples, N places in a model where a branch may be skipped.
+Shapes: B samples, N places in a model where a branch may be skipped.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ __all__ = ["DropPath", "draw_paths", "drop_paths_of"]
 
 
 class DropPath(nn.Module):
-    """Skips its branch in a `share` of the samples during training, and makes up for it in the others."""
+    """Skips its branch in a `share` of the samples during training, and scales the branch up in the other samples."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
         self.draw_B: Tensor | None = None
-        """A number in [0, 1) for each sample of the next batch; None takes them from torch's generator of the device."""
+        """A number in [0, 1) for each sample of the next batch. None draws the numbers from torch's generator of the device."""
 
     def extra_repr(self) -> str:
         """Return what printing the module shows."""
         return f"share={self.share:g}"
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Return the branch [B, …], zero in the samples that skip it."""
+        """Return the branch [B, …], with zeros in the samples that skip it."""
         if not self.training or self.share == 0.0:
             return branch
         keep = 1.0 - self.share
@@ -38,7 +38,7 @@ class DropPath(nn.Module):
 
 
 def drop_paths_of(model: nn.Module) -> list[DropPath]:
-    """Return the places of a model where branches are skipped, in order."""
+    """Return the modules of a model that may skip a branch, in order."""
     return [module for module in model.modules() if isinstance(module, DropPath) and module.share > 0]
 
 

@@ -1,6 +1,6 @@
-"""Token ids to code vectors: one gather per level from tables that already hold sum, standardisation and padding.
+"""Token ids to code vectors: one gather per level. The tables already contain the sum, the standardisation and the padding.
 
-Legend: B samples, L sites, Q ids per site, D channels of an embedding, K codes of a level, T x H x W grid of a video, H x W of a picture.
+Shapes: B samples, L sites, Q ids per site, D channels of an embedding, K codes of a level, T x H x W grid of a video, H x W of an image.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ DEFAULT_WIDTH = 32
 """Channels of a learned table where the tokenizer has no codebook."""
 
 _BLOCK_BYTES = 1 << 19
-"""Of a level's rows made at a time when several levels share an output: they stay in the cache until they are added."""
+"""Rows of a level that are made at a time when levels are summed into one output: they stay in the cache until they are added."""
 
 
 class TokenEmbedding(nn.Module):
-    """Maps ids to embeddings: code vectors of a site's levels, summed or side by side, each channel standardised.
+    """Maps ids to embeddings: code vectors of a site's levels, summed or side by side, with each channel standardised.
 
-    Ids [B, L, Q] of uint8, uint16, uint32 or any integer dtype give float32, memory always channel-last:
-    grid [B, D, H, W], video [B, D, T, H, W], sequence and pyramid [B, L, D]. Rows of grids and videos that vary in size are laid into the
+    Ids [B, L, Q] of uint8, uint16, uint32 or any integer dtype give float32 in channel-last memory:
+    grid [B, D, H, W], video [B, D, T, H, W], sequence and pyramid [B, L, D]. Rows of grids and videos that vary in size are put into the
     top left (first frames) of the largest grid. Sites with the pad id, max(spec.vocabulary), give zeros.
 
-    `levels`: `sum`, `concat`, or `auto` as the spec says. `standardise`: (mean_D, std_D) folded into the tables. `learned`: the folded
-    tables are parameters; without a codebook they are learned in any case, from normal numbers of `generator`.
+    `levels`: `sum`, `concat`, or `auto` as the spec says. `standardise`: (mean_D, std_D), folded into the tables. `learned`: the folded
+    tables are parameters. Without a codebook the tables are always learned, and start from normal numbers of `generator`.
     Raises ConfigError where tables, spec and statistics do not fit each other.
     """
 
@@ -87,15 +87,16 @@ class TokenEmbedding(nn.Module):
     def buffer(self, batch_size: int) -> Tensor:
         """Return memory for `forward(..., out=...)`.
 
-        Fresh pages cost a CPU ten times the gather itself; a loop that is done with a batch before it asks for the next one saves that.
+        Fresh pages cost a CPU ten times as much as the gather. A loop that is done with a batch before it asks for the next one saves this
+        cost.
         """
         return torch.empty(batch_size * self.layout.sites * self.channels, device=self._table(0).device)
 
     def forward(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Return embeddings; with `out`, flat float32 of at least that size, a view of it (frozen tables only).
+        """Return embeddings. With `out`, flat float32 of at least that size, the result is a view of `out` (frozen tables only).
 
-        `shapes_BD` are the grids of the rows where the layout varies. Raises ConfigError for ids outside the vocabulary; on a GPU only in
-        the first batch, as it costs a synchronisation: later ones end in CUDA's own index assertion.
+        `shapes_BD` are the grids of the rows where the layout varies. Raises ConfigError for ids outside the vocabulary. A GPU is checked
+        in the first batch only, because the check costs a synchronisation; later such ids end in CUDA's own index assertion.
         """
         if ids_BLQ.ndim != 3 or ids_BLQ.shape[2] != len(self.vocabulary):
             raise ConfigError(f"ids of shape {tuple(ids_BLQ.shape)}; expected [samples, sites, {len(self.vocabulary)}]")
@@ -119,7 +120,7 @@ class TokenEmbedding(nn.Module):
         return x.movedim(-1, 1)
 
     def site_mask(self, mask_BL: Tensor | None, shapes_BD: Tensor | None = None) -> Tensor | None:
-        """Return True at real sites of the output, [B, *grid] or [B, L]; None where all rows fill it."""
+        """Return True at real sites of the output, [B, *grid] or [B, L]. None where every row fills the output."""
         if shapes_BD is None:
             return mask_BL
         axes = [torch.arange(size, device=shapes_BD.device) < shapes_BD[:, axis, None] for axis, size in enumerate(self.layout.grid)]
@@ -132,7 +133,7 @@ class TokenEmbedding(nn.Module):
         return cast(Tensor, getattr(self, f"level_{level}"))
 
     def _with_pad(self, table_KD: Tensor) -> Tensor:
-        """Add zero rows up to and with the pad id."""
+        """Add zero rows up to the row of the pad id."""
         return F.pad(table_KD, (0, 0, 0, self.pad_id + 1 - len(table_KD)))
 
     def _summed(self, ids_BQL: Tensor, tables: list[Tensor]) -> Tensor:
@@ -169,7 +170,7 @@ class TokenEmbedding(nn.Module):
         return out_ND.view(batch, sites, self.channels)
 
     def _on_canvas(self, ids_BQL: Tensor, shapes_BD: Tensor) -> Tensor:
-        """Lay rows of different grids into the largest one, the rest filled with the pad id: [B, Q, L] to [B, Q, prod(grid)]."""
+        """Put rows of different grids into the largest grid, [B, Q, L] to [B, Q, prod(grid)]; the rest holds the pad id."""
         inside = cast(Tensor, self.site_mask(None, shapes_BD)).flatten(1)
         source = torch.zeros((), dtype=torch.int64, device=ids_BQL.device)
         for axis, size in enumerate(self.layout.grid):
@@ -203,7 +204,8 @@ class TokenEmbedding(nn.Module):
 
 
 def level_tables(spec: TokenizerSpec, tables: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-    """Return the code vectors of each level as float32 [K, D]; ConfigError where one is missing or of another shape than the spec's."""
+    """Return the code vectors of each level as float32 [K, D]. ConfigError where a table is missing or has another shape than in the
+    spec."""
     if spec.codebook is None:
         raise ConfigError(f"tokenizer family {spec.family!r} has no codebook; its embeddings can only be learned")
     widths: Sequence[int] = spec.codebook.dims
@@ -215,10 +217,10 @@ def level_tables(spec: TokenizerSpec, tables: Mapping[str, npt.NDArray[Any]]) ->
 
 
 def embedding_statistics(dataset: TokenDataset, *, levels: str = "auto") -> Statistics | None:
-    """Return mean and standard deviation of each channel as `TokenEmbedding` with these `levels` gives them unstandardised.
+    """Return mean and standard deviation of each channel, as `TokenEmbedding` with these `levels` gives them without standardising.
 
-    Taken from the tokenizer's own statistics, measured when it was fitted; else computed from the dataset's id counts, where the variances
-    of summed levels add up as if levels were independent. None without a codebook, or where neither exists.
+    The source is the tokenizer's own statistics, measured at its fit. Without them the dataset's id counts are used; the variances of
+    summed levels then add up as if levels were independent. None without a codebook, or where neither source exists.
     """
     spec = dataset.spec
     if spec.codebook is None:
@@ -260,7 +262,7 @@ def _combine(spec: TokenizerSpec, levels: str) -> str:
 
 
 def _folded(stored: list[npt.NDArray[np.float32]], concat: bool, standardise: Statistics | None) -> list[Tensor]:
-    """Return tables whose sum (or concatenation) is already standardised: each divided by std, the mean taken from the first."""
+    """Return tables whose sum (or concatenation) is already standardised: each is divided by std, and the first also loses the mean."""
     widths = [table.shape[1] for table in stored]
     if not concat and len(set(widths)) > 1:
         raise ConfigError(f"levels have {widths} channels; they can only be summed with equal ones. Use levels='concat'")
@@ -270,7 +272,7 @@ def _folded(stored: list[npt.NDArray[np.float32]], concat: bool, standardise: St
     channels = sum(widths) if concat else widths[0]
     if mean_D.shape != (channels,) or std_D.shape != (channels,):
         raise ConfigError(f"statistics of shapes {mean_D.shape} and {std_D.shape}; expected ({channels},): one value per channel")
-    # A channel without variance carries nothing; dividing by rounding noise would make it the loudest one.
+    # A channel without variance carries nothing; division by rounding noise would make it the loudest channel.
     std_D = np.where(std_D > 1e-6 * std_D.max(), std_D, 1.0)
     folded, start = [], 0
     for q, table_KD in enumerate(stored):

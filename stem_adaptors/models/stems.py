@@ -1,10 +1,10 @@
-"""Stem adaptors: embeddings of any layout become the tokens of a transformer, by the layout of the dataset and nothing else.
+"""Stem adaptors: embeddings of any layout become the tokens of a transformer. The dataset's layout alone decides how.
 
-Legend: B samples, D channels of an embedding, H x W grid, T frames, L sites, N tokens of the backbone, E its width.
+Shapes: B samples, D channels of an embedding, H x W grid, T frames, L sites, N tokens of the backbone, E its width.
 
-How many sites make a token (`sites_per_token`): 2 a side, as in SeiT; 1 where that would leave fewer than 36 tokens; doubled while more
-than 256 remain. 28 x 28 gives 14 x 14 (SeiT), 14 x 14 gives 7 x 7, 8 x 8 stays 8 x 8, 64 x 64 gives 16 x 16. A video goes by its frames,
-then joins frames while more than 1,024 tokens remain; a sequence joins neighbours while more than 1,024 remain.
+Sites per token (`sites_per_token`): 2 a side, as in SeiT; 1 where 2 would leave fewer than 36 tokens; doubled while more than 256 tokens
+remain. 28 x 28 gives 14 x 14 (SeiT), 14 x 14 gives 7 x 7, 8 x 8 stays 8 x 8, 64 x 64 gives 16 x 16. A video follows the rule for its
+frames, then joins frames while more than 1,024 tokens remain. A sequence joins neighbours while more than 1,024 tokens remain.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["ConvStem", "PyramidStem", "Stem", "build_stem", "sites_per_token"]
 
 LEAST_TOKENS, MOST_TOKENS = 36, 256
 MOST_LONG_TOKENS = 1024
-"""Of a video or a sequence."""
+"""Most tokens of a video or a sequence."""
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def sites_per_token(grid: Sequence[int]) -> tuple[int, ...]:
-    """Return the sites along each axis of (L,), (H, W) or (T, H, W) that become one token, by the rule above."""
+    """Return the sites along each axis of (L,), (H, W) or (T, H, W) that become one token, by the rule at the top of this module."""
 
     def tokens(*steps: int) -> int:
         return math.prod(math.ceil(size / step) for size, step in zip(grid[-len(steps) :], steps, strict=True))
@@ -63,19 +63,20 @@ class Stem(nn.Module):
         return math.prod(self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, N, E]; ConfigError for embeddings of another shape than the stem was built for."""
+        """Return tokens [B, N, E]. ConfigError for embeddings of a shape that the stem was not built for."""
         raise NotImplementedError
 
     def token_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return [B, N], True for tokens with at least one real site, of the mask of sites that `TokenEmbedding.site_mask` gives."""
+        """Return [B, N], True for tokens with at least one real site. `mask` comes from `TokenEmbedding.site_mask`."""
         raise NotImplementedError
 
 
 class ConvStem(Stem):
-    """One convolution over a grid, a video or a sequence; its weight is `proj`, so that in a ViT it is timm's `patch_embed.proj`.
+    """One convolution over a grid, a video or a sequence. Its name is `proj`, so that in a ViT it is timm's `patch_embed.proj`.
 
-    Takes [B, D, H, W], [B, D, T, H, W] or [B, L, D]. `overlap`: kernel twice the step, as in SeiT (kernel 4, step 2, padding 1 for two
-    sites a token; kernel 3, padding 1 for one), else kernel = step. A grid that the step does not divide is filled up with zeros.
+    Takes [B, D, H, W], [B, D, T, H, W] or [B, L, D]. With `overlap` the kernel is twice the step, as in SeiT (kernel 4, step 2, padding 1
+    for two sites a token; kernel 3, padding 1 for one site); otherwise kernel = step. A grid that the step does not divide is padded with
+    zeros.
     """
 
     def __init__(self, channels: int, width: int, sites: Sequence[int], step: Sequence[int], *, overlap: bool) -> None:
@@ -100,7 +101,7 @@ class ConvStem(Stem):
         return y.flatten(2).transpose(1, 2)
 
     def token_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return [B, N]: whether the step x step sites of a token, without the overlap, hold a real one."""
+        """Return [B, N]: whether the step x step sites of a token, without the overlap, hold a real site."""
         if mask is None:
             return None
         real = mask
@@ -112,13 +113,13 @@ class ConvStem(Stem):
 
 
 class PyramidStem(Stem):
-    """Scales of a pyramid [B, L, D], coarse to fine: each through a convolution of its own, marked by a learned vector, concatenated."""
+    """Scales of a pyramid [B, L, D], coarse to fine. Each scale has its own convolution and a learned marker; tokens are concatenated."""
 
     def __init__(self, channels: int, width: int, scales: Sequence[tuple[int, int]], *, overlap: bool, step: int = 0) -> None:
         super().__init__()
         self.scales = tuple(scales)
         steps = [(min(step, h), min(step, w)) if step else sites_per_token((h, w)) for h, w in self.scales]
-        # A single site per token has no neighbours to overlap with: plain, so that a 1 x 1 scale is a linear map.
+        # A token of one site has no neighbours to overlap with. A plain kernel makes a 1 x 1 scale a linear map.
         self.proj = nn.ModuleList(
             ConvStem(channels, width, scale, side, overlap=overlap and max(side) > 1)
             for scale, side in zip(self.scales, steps, strict=True)
@@ -151,8 +152,8 @@ def build_stem(
 ) -> Stem:
     """Return the stem for embeddings of a layout.
 
-    `out_grid`: sites after augmentation, (H, W), (T, H, W) or L; the layout's own by default. Raises ConfigError where `config.stem` does
-    not fit the layout.
+    `out_grid`: sites after augmentation, (H, W), (T, H, W) or L; by default those of the layout. Raises ConfigError where `config.stem`
+    does not fit the layout.
     """
     layout = spec.layout
     fitting = {"grid": ("conv", "patch"), "video": ("conv", "patch"), "sequence": ("sequence",), "pyramid": ("pyramid",)}[layout.kind]

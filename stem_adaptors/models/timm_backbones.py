@@ -1,12 +1,11 @@
-"""Any timm backbone on token embeddings: its first convolution becomes an adaptor, so that stage 1 gets the map it was made for.
+"""Any timm backbone on token embeddings. An adaptor replaces the first convolution, so that stage 1 gets a map of its native size.
 
-Legend: B samples, D embedding channels, H x W token grid, C channels of the backbone's first convolution.
+Shapes: B samples, D embedding channels, H x W token grid, C channels of the backbone's first convolution.
 
-Nothing is known of single models. The first convolution is the one that timm names itself; stage 1 is the first module defined after it
-that has weights and parts; what stage 1 gets from an image is found by running that much of the model. The adaptor brings the token grid
-to that size by a power of two from 1/8 to 4, as near as that comes for other grids. Strides that follow within the stem are taken out, as
-the adaptor has done their work. 28 x 28 tokens become 14 x 14 in a ViT, 56 x 56 in ResNet, ConvNeXt and Swin, 112 x 112 in EfficientNet,
-all as from 224 pixels.
+This module knows no single models. timm names the first convolution; stage 1 is the first module defined after it that has weights and
+parts. Running the model up to stage 1 shows what stage 1 gets from an image. The adaptor scales the token grid to that size by a power of
+two from 1/8 to 4, or to the nearest such size. Later strides within the stem are removed, because the adaptor does their work. 28 x 28
+tokens become 14 x 14 in a ViT, 56 x 56 in ResNet, ConvNeXt and Swin, 112 x 112 in EfficientNet, as 224 pixels do.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, install_hint
 from tokenshards.stem_adaptors.models.drop_path import DropPath
 
 __all__ = ["build_timm_backbone"]
@@ -31,8 +30,8 @@ def build_timm_backbone(
 ) -> nn.Module:
     """Return the untrained timm model `name` that takes embeddings [B, D, H, W] over `grid` and returns logits [B, classes].
 
-    `options` go to `timm.create_model` (depths, widths). Raises ConfigError where timm is missing, the name is unknown, or the stem of the
-    model cannot be replaced.
+    `options` go to `timm.create_model` (depths, widths). Raises ConfigError where timm is missing, the name is unknown, or the model's stem
+    cannot be replaced.
     """
     timm = _load_timm()
     if not timm.is_model(name.partition(".")[0]):
@@ -65,14 +64,14 @@ def _load_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"models named timm:NAME need timm, which does not load ({error}): pip install 'tokenshards[timm]'") from None
+        raise ConfigError(f"models named timm:NAME need timm, which does not load ({error}); run: {install_hint('timm')}") from None
     except RuntimeError as error:
         raise ConfigError(f"timm does not load ({error}); torch and torchvision must be builds of one release: install both anew") from None
     return timm
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, tuple[int, int, int]]:
-    """Return the name of the first convolution and the image (channels, height, width) that the model was made for."""
+    """Return the name of the first convolution, and the image size (channels, height, width) that the model was made for."""
     config: dict[str, Any] = getattr(model, "default_cfg", None) or {}
     name = config.get("first_conv")
     if not isinstance(name, str) or not isinstance(model.get_submodule(name), nn.Conv2d):
@@ -84,7 +83,7 @@ def _first_convolution(model: nn.Module) -> tuple[str, tuple[int, int, int]]:
 def _stem_and_stage(model: nn.Module, first: str) -> tuple[list[nn.Module], nn.Module]:
     """Return the modules of the stem, in order of definition, and the first stage.
 
-    Where the child with the first convolution also has the last features that timm names (DenseNet's `features`), both are within it.
+    Both are inside one child where the child with the first convolution also has the last features that timm names (DenseNet's `features`).
     """
     info: Any = getattr(model, "feature_info", None)
     parent, inner, last = model, first, str(info[-1]["module"]) if info else ""
@@ -103,7 +102,7 @@ def _stem_and_stage(model: nn.Module, first: str) -> tuple[list[nn.Module], nn.M
 
 
 class _Reached(Exception):
-    """Ends a run at stage 1."""
+    """Ends a forward pass at stage 1."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -112,7 +111,7 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def _run(model: nn.Module, size: tuple[int, int, int]) -> None:
-    """Run the model on zeros of `size` (channels, height, width) and leave its state as it was."""
+    """Run the model on zeros of `size` (channels, height, width), and restore its state."""
     training = model.training
     try:
         model.eval()(torch.zeros(1, *size))
@@ -156,7 +155,7 @@ def _scaled(native: tuple[int, ...], side: int, out: tuple[int, int]) -> tuple[i
 
 
 def _resized(model: nn.Module, timm: Any, name: str, settings: dict[str, Any], image: tuple[int, int]) -> nn.Module:
-    """Return the model made for another image size, which attention over fixed grids needs; convolutions take any size as they are."""
+    """Return the model for another image size. Attention over fixed grids needs the new size; convolutions take any size."""
     try:
         resized: nn.Module = timm.create_model(name, img_size=image, **settings)
     except TypeError:
@@ -165,7 +164,7 @@ def _resized(model: nn.Module, timm: Any, name: str, settings: dict[str, Any], i
 
 
 def _replace_stem(model: nn.Module, first: str, in_channels: int, scale: float) -> None:
-    """Put the adaptor in place of the first convolution and take out what changes the size of the map after it."""
+    """Put the adaptor in place of the first convolution, and remove the later stem layers that change the size of the map."""
     stem = {id(module) for module in _stem_and_stage(model, first)[0]}
     for name, module in list(model.named_modules()):
         if id(module) not in stem:
@@ -177,11 +176,11 @@ def _replace_stem(model: nn.Module, first: str, in_channels: int, scale: float) 
         elif isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
         elif getattr(module, "img_size", None) is not None:
-            module.img_size = None  # timm's PatchEmbed would insist on the pixels it was made for
+            module.img_size = None  # timm's PatchEmbed would insist on its original image size
 
 
 def _replace_drop_path(model: nn.Module) -> None:
-    """Put our stochastic depth, which may be told what to skip, in place of timm's."""
+    """Replace timm's stochastic depth by ours, which takes its random numbers from outside."""
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "DropPath" and not isinstance(module, DropPath):
             _put(model, name, DropPath(float(getattr(module, "drop_prob", 0.0) or 0.0)))
@@ -193,7 +192,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _adaptor(in_channels: int, out_channels: int, scale: float, bias: bool) -> nn.Module:
-    """Return a convolution that overlaps and changes the side by `scale`: kernel 2 s, step s, padding s / 2, as SeiT's, up or down."""
+    """Return an overlapping convolution that scales the side by `scale`, up or down: kernel 2 s, step s, padding s / 2, as in SeiT."""
     if scale == 1.0:
         return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
     if scale < 1.0:

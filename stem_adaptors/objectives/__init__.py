@@ -1,1 +1,1 @@
-"""What a training learns: classification."""
+"""Objectives of training: classification."""

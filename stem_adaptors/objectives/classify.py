@@ -1,4 +1,4 @@
-"""What a classifier learns by: augmentation, model and loss of a batch.
+"""The objective of a classifier: augmentation, model and loss of a batch.
 
 Shapes: B samples, C classes.
 """
@@ -40,5 +40,5 @@ class ClassifyObjective(nn.Module):
 
 
 def sample_weights(batch: Batch) -> Tensor:
-    """Return the share that each sample has in the loss: 0 for padding and without a label."""
+    """Return the weight of each sample in the loss: 0 for padding and for samples without a label."""
     return batch.weights_B * (batch.labels_B >= 0)

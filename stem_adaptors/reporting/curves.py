@@ -1,4 +1,4 @@
-"""Pictures of a training and of a classifier, as PNG bytes. Needs matplotlib (extra `plot`)."""
+"""Drawings of a training and of a classifier, as PNG bytes. Needs matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, install_hint
 
 __all__ = ["confusion_png", "curves_png"]
 
 NAMED_CLASSES = 40
-"""Class names are written beside a confusion matrix of up to so many classes."""
+"""Class names are written beside a confusion matrix of up to this many classes."""
 
 
 def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
-    """Return loss and accuracy over epochs side by side; `records` are those of metrics.jsonl."""
+    """Return loss and accuracy over epochs, side by side; `records` are those of metrics.jsonl."""
     plt = _pyplot()
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [record["epoch"] + 1 for record in records]
@@ -59,7 +59,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise ConfigError('this picture needs matplotlib; install it with: pip install "tokenshards[plot]"') from None
+        raise ConfigError(f"this drawing needs matplotlib, which is not installed; run: {install_hint('plot')}") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -25,7 +25,7 @@ class TrainingReporter:
             self._console.print(message, markup=False)
 
     def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-        """Show where the epoch is, on a terminal only."""
+        """Show the place in the epoch; on a terminal only."""
         if self._quiet or not self._console.is_terminal:
             return
         text = f"epoch {epoch + 1}: step {step:,} of {steps:,}  loss {loss:.3f}  {images_per_second:,.0f} images/s"
@@ -46,7 +46,7 @@ class TrainingReporter:
         self.say("  ".join(parts))
 
     def end(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._status is not None:
             self._status.stop()
             self._status = None

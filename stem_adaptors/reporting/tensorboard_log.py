@@ -11,7 +11,8 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog:
-    """Writes RUN/tensorboard, or nothing at all; records from `first_epoch` on replace older ones."""
+    """Writes RUN/tensorboard, or nothing where there is no TensorBoard or no local disk. Records from `first_epoch` on replace older
+    ones."""
 
     def __init__(self, store: Store, first_epoch: int) -> None:
         self._writer: Any = None

@@ -11,7 +11,7 @@ __all__ = ["build"]
 
 
 def build(dataset: TokenDataset, model: str | ModelConfig = "vit_tiny", *, seed: int = 0) -> TokenClassifier:
-    """Return a new classifier for the dataset's ids [B, L, Q] and classes, its embeddings standardised as in `train`.
+    """Return a new classifier for the dataset's ids [B, L, Q] and classes. Its embeddings are standardised as in `train`.
 
     `model`: a size such as `vit_tiny`, `timm:NAME`, or a ModelConfig. Weights depend on the arguments alone.
     Raises ConfigError where the model does not fit the dataset's layout.

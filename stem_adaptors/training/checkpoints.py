@@ -1,7 +1,7 @@
-"""What a training keeps of itself and of its best weights, as objects of `tokenshards.pipeline.storage.tensor_file`.
+"""Checkpoints of a training and files of its best weights, as objects of `tokenshards.pipeline.storage.tensor_file`.
 
-A checkpoint holds all that a step depends on: weights, optimiser, averaged weights, gradient scaler, the loader's state and the sums of
-the epoch so far. Random numbers are keyed by the step, so there is no generator to save.
+A checkpoint holds everything that a step depends on: weights, optimiser, averaged weights, gradient scaler, the loader's state and the
+sums of the epoch so far. Random numbers are keyed by the step, so there is no generator to save.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A training between two steps. Tensors are grouped by what they belong to."""
+    """The state of a training between two steps. Tensors are grouped by their owner."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -52,7 +52,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimiser the tensors of `optimizer_tensors`; its groups and rates come from the configuration."""
+    """Give the optimiser the tensors of `optimizer_tensors`. Groups and rates come from the configuration, not from the tensors."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
@@ -61,7 +61,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def write_checkpoint(store: Store, path: str, checkpoint: Checkpoint) -> None:
-    """Publish a checkpoint whole: a crash leaves the one before."""
+    """Publish a whole checkpoint at once: a crash leaves the one before."""
     tensors = {}
     for group in ("model", "optimizer", "average", "counts"):
         tensors.update({f"{group}/{name}": tensor for name, tensor in getattr(checkpoint, group).items()})
@@ -79,19 +79,19 @@ def read_checkpoint(store: Store, path: str) -> Checkpoint:
 
 
 def write_weights(store: Store, path: str, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Publish weights alone, with what is known of them."""
+    """Publish weights alone, with a few facts about them as JSON (`state`)."""
     save_tensors(store, path, weights, state)
 
 
 def read_weights(store: Store, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of `write_weights` or of a whole checkpoint, and their JSON."""
+    """Return the weights and the JSON of `write_weights`, or of a whole checkpoint."""
     tensors, state = load_tensors(store, path)
     own = {key.removeprefix("model/"): tensor for key, tensor in tensors.items() if key.startswith("model/")}
     return own or tensors, state
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Give a model its weights; CorruptObjectError names what does not fit."""
+    """Give a model its weights. CorruptObjectError names the weights that do not fit."""
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:

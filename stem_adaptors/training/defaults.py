@@ -1,4 +1,4 @@
-"""Settings that give a decent classifier when nothing but a dataset is named, chosen by its size and layout."""
+"""Default settings for a decent classifier, chosen by the size and layout of the dataset."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tokenshards.stem_adaptors.data.selection import Selection, sample_count, se
 
 __all__ = ["default_configs", "read_recipe", "training_data", "with_given"]
 
-# From how many images on which model pays: measured on digits and Tiny-ImageNet-10 at the small end, SeiT and DeiT at the large one.
+# Number of images below which each model is the best choice: measured on digits and Tiny-ImageNet-10 for the small sizes; from SeiT and
+# DeiT for the large ones.
 _MODELS = ((3_000, "vit_nano"), (20_000, "vit_micro"), (200_000, "vit_tiny"), (1_000_000, "vit_small"))
 _LARGEST = "vit_base"
 _SMALL = 20_000
-"""Below so many images SeiT's augmentations, made for 300 epochs of ImageNet, leave too little to learn from: milder ones."""
+"""Below this number of images SeiT's augmentations, made for 300 epochs of ImageNet, hide too much: milder ones are used."""
 _STEPS_PER_EPOCH = 24
 _BATCH_SIZES = (16, 1024)
 _SAMPLES_SEEN = 60_000
@@ -31,7 +32,7 @@ _EPOCHS = (40, 300)
 def training_data(
     url: str, *, fraction: float = 1.0, seed: int = 0, mix_with: tuple[str, ...] = (), storage_options: dict[str, Any] | None = None
 ) -> TrainingData:
-    """Open what a training reads: a dataset, a share of each of its classes, or a weighted mix, given as `URL=WEIGHT`, with others."""
+    """Open a training set: a dataset, a share of each of its classes, or a weighted mix with other datasets, given as `URL=WEIGHT`."""
 
     def opened(place: str) -> TokenDataset | Selection:
         dataset = open_dataset(place, storage_options=storage_options)
@@ -69,14 +70,14 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """Run a recipe, a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN, and return those by their part's name.
+    """Run a recipe and return its configs by part name. A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN.
 
-    Raises ConfigError where the file is missing, fails, or defines none of them as the config it should be.
+    Raises ConfigError where the file is missing, fails, defines none of these names, or defines one with another type.
     """
     kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
     try:
         names = runpy.run_path(path)
-    except Exception as error:  # whatever the user's file raises is about that file
+    except Exception as error:  # a user's file may raise anything
         raise ConfigError(f"--recipe {path}: cannot be run ({type(error).__name__}: {error})") from None
     found = {part: names[part.upper()] for part in kinds if part.upper() in names}
     wrong = [part.upper() for part, value in found.items() if not isinstance(value, kinds[part])]
@@ -89,7 +90,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 
 def with_given(configs: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the configs with the fields in `given` that are not None in place of their own."""
+    """Return the configs, with the fields in `given` that are not None in place of their own fields."""
     return {
         part: replace(config, **{name: value for name, value in given.get(part, {}).items() if value is not None})
         for part, config in configs.items()
@@ -97,7 +98,7 @@ def with_given(configs: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]
 
 
 def _batch_size(count: int) -> int:
-    """The power of two that gives about `_STEPS_PER_EPOCH` steps or more, within bounds."""
+    """Return the power of two that gives about `_STEPS_PER_EPOCH` steps or more, within bounds."""
     smallest, largest = _BATCH_SIZES
     size = smallest
     while size < largest and count // (2 * size) >= _STEPS_PER_EPOCH:

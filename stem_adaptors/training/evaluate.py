@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled tokens, and what it says of unlabelled ones.
+"""Measures a classifier on labelled tokens, and predicts the classes of unlabelled tokens.
 
 Shapes: B samples, C classes.
 """
@@ -23,10 +23,10 @@ __all__ = ["class_map", "evaluate", "predict"]
 
 
 def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: str, *, missing_is_error: bool) -> Tensor:
-    """Return for each class index of a data set the index of the class of that name in `known`, -1 where there is none.
+    """Return, for each class index of a dataset, the index in `known` of the class with the same name; -1 where there is none.
 
-    A number and its decimal text are the same name. With `missing_is_error` a class that `known` lacks raises ConfigError, and so do
-    data sets that share no class at all.
+    A number and its decimal text are the same name. Raises ConfigError for datasets that share no class with `known`. With
+    `missing_is_error` a single class that `known` lacks also raises ConfigError.
     """
     index = {str(name): position for position, name in enumerate(known)}
     mapped = [index.get(str(name), -1) for name in classes]
@@ -51,9 +51,9 @@ def evaluate(
     *,
     confusion: bool = False,
 ) -> Accuracy:
-    """Return the accuracy over all ranks, with the confusion matrix if asked for; `mapping` is that of `class_map`.
+    """Return the accuracy over all ranks, with the confusion matrix if asked for. `mapping` is the result of `class_map`.
 
-    Images without a known class are left out. Raises ConfigError for the matrix of too many classes.
+    Images without a known class are left out. Raises ConfigError for a matrix of too many classes.
     """
     was_training = model.training
     model.eval()

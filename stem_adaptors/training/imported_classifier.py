@@ -1,4 +1,4 @@
-"""A run directory out of weights that another project trained, so that `evaluate` and `predict` work on them: SeiT's, for example."""
+"""Makes a run directory from weights that another project trained, such as SeiT's, so that `evaluate` and `predict` can use them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["import_classifier"]
 def import_classifier(
     weights: str, dataset: TokenDataset, out: Store, *, model: str | None = None, settings: Sequence[str] = ()
 ) -> tuple[Run, LoadReport]:
-    """Write a run directory with the weights of a file, for tokens such as the dataset's and classes in its order.
+    """Write a run directory with the weights of a file, for tokens like those of the dataset and classes in the dataset's order.
 
-    The model is a ViT of the file's sizes, or `model`; embeddings are the code vectors as they are and evaluation takes the centre crop of
-    28 of 32 sites, as SeiT does, unless `settings` (PART.FIELD=VALUE of model and augment) say otherwise. Raises ConfigError where the
-    directory holds a run, or a weight of the model is not in the file with its shape: half a classifier would only seem to work.
+    The model is a ViT of the file's sizes, or `model`. As in SeiT, embeddings are the code vectors unchanged, and evaluation takes the
+    centre crop of 28 of 32 sites; `settings` (PART.FIELD=VALUE of model and augment) override this. Raises ConfigError where the directory
+    holds a run, or where the file lacks a weight of the model in its shape: a classifier with some random weights would only seem to work.
     """
     if out.info(RUN_JSON) is not None:
         raise ConfigError(f"{out.url} already holds a run; expected an empty place. Give another RUN")
@@ -67,7 +67,7 @@ def _identity(dataset: TokenDataset) -> dict[str, Any]:
 
 
 def _model_of(stored: Mapping[str, Tensor], weights: str) -> ModelConfig:
-    """Return the ViT of the sizes that the tensors have."""
+    """Return a ViT of the sizes that the tensors have."""
     width = stored["cls_token"].shape[-1] if "cls_token" in stored else 0
     depth = len({name.split(".")[1] for name in stored if name.startswith("blocks.")})
     if not width or not depth:
@@ -82,7 +82,7 @@ def _model_of(stored: Mapping[str, Tensor], weights: str) -> ModelConfig:
 
 
 def _require_shapes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], weights: str) -> None:
-    """Raise ConfigError unless the file has every weight of the model with its shape."""
+    """Raise ConfigError unless the file has every weight of the model, with its shape."""
     wrong = []
     for name, tensor in wanted.items():
         found = stored.get(name, stored.get(name.replace("fc_norm.", "norm.")))

@@ -1,4 +1,4 @@
-"""Counting what a classifier gets right, and the log of a training.
+"""Counts of a classifier's correct answers, and the log of a training.
 
 Shapes: B samples, C classes.
 """
@@ -25,17 +25,17 @@ __all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "MetricsLog"]
 
 TOP = 5
 CONFUSION_CLASSES = 2_000
-"""Most classes of a confusion matrix: 32 MB of counts, and more than a picture shows."""
+"""Most classes of a confusion matrix: 32 MB of counts. A drawing could not show more."""
 
 
 class Counts:
-    """Running sums over batches on the device: samples, weighted loss, top-1 and top-5 hits, by class; the confusion matrix if asked for.
+    """Running sums over batches on the device: samples, weighted loss, top-1 and top-5 hits by class; the confusion matrix if asked for.
 
-    Samples of weight 0 (padding) or without a label count nowhere. Without the matrix the memory is that of two numbers a class.
+    Samples of weight 0 (padding) or without a label are not counted. Without the matrix the memory is two numbers per class.
     """
 
     def __init__(self, classes: int, device: torch.device, *, confusion: bool = False) -> None:
-        """Begin at 0; raises ConfigError for the matrix of more than CONFUSION_CLASSES classes."""
+        """Begin at 0. Raises ConfigError for a matrix of more than CONFUSION_CLASSES classes."""
         if confusion and classes > CONFUSION_CLASSES:
             raise ConfigError(
                 f"the confusion matrix of {classes:,} classes would have {classes**2:,} fields; expected at most {CONFUSION_CLASSES:,} "
@@ -43,14 +43,14 @@ class Counts:
             )
         self.classes = classes
         self.class_counts_2C = torch.zeros(2, classes, dtype=torch.int64, device=device)
-        """Samples of each class, and those of them whose best class is right."""
+        """Samples of each class, and the samples among them whose best class is right."""
         self.confusion_CC = torch.zeros(classes, classes, dtype=torch.int64, device=device) if confusion else None
         self.sums = torch.zeros(3, dtype=wide_float(device), device=device)
         """Samples, loss, top-5 hits."""
 
     @torch.no_grad()
     def add(self, logits_BC: Tensor, labels_B: Tensor, weights_B: Tensor, loss_B: Tensor | None = None) -> None:
-        """Take in a batch; `labels_B` are class indices, -1 where there is none."""
+        """Count a batch; `labels_B` are class indices, -1 where there is none."""
         real_B = (weights_B > 0) & (labels_B >= 0)
         labels_B = labels_B.clamp_min(0)
         top_BK = logits_BC.topk(min(TOP, self.classes), dim=1).indices
@@ -63,11 +63,11 @@ class Counts:
             self.confusion_CC.view(-1).index_add_(0, labels_B * self.classes + top_BK[:, 0], real_B.long())
 
     def tensors(self, ranks: Ranks) -> dict[str, Tensor]:
-        """Return copies, summed over all ranks, for a checkpoint."""
+        """Return copies for a checkpoint, summed over all ranks."""
         return {"classes": ranks.sum(self.class_counts_2C.clone()), "sums": ranks.sum(self.sums.clone())}
 
     def add_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add what `tensors` returned, or what the first version kept of a training: its confusion matrix."""
+        """Add the result of `tensors`, or the confusion matrix that runs of the first version kept."""
         if "confusion" in tensors:
             confusion_CC = tensors["confusion"]
             counts_2C = torch.stack([confusion_CC.sum(dim=1), confusion_CC.diagonal()])
@@ -77,7 +77,7 @@ class Counts:
         self.sums += tensors["sums"].to(self.sums.dtype).to(self.sums.device)
 
     def gather(self, ranks: Ranks) -> Accuracy:
-        """Return the result over all ranks."""
+        """Return the accuracy over all ranks."""
         found = self.tensors(ranks)
         samples, loss, hits = found["sums"].tolist()
         return Accuracy(
@@ -91,15 +91,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How a classifier did on labelled images."""
+    """The measurement of a classifier on labelled images."""
 
     images: int
     loss: float
     top5_hits: int
     class_counts_2C: npt.NDArray[np.int64]
-    """Images of each class, and those of them whose best class is right."""
+    """Images of each class, and the images among them whose best class is right."""
     confusion_CC: npt.NDArray[np.int64] | None = None
-    """Rows are true classes, columns the predicted ones; None where nobody asked for it."""
+    """Rows are true classes, columns predicted classes; None where no matrix was asked for."""
 
     @property
     def top1(self) -> float:
@@ -108,7 +108,7 @@ class Accuracy:
 
     @property
     def top5(self) -> float:
-        """Share of images whose class is among the best five, or among all where there are fewer."""
+        """Share of images whose class is among the best five; of fewer than five classes, all count."""
         return self.top5_hits / max(1, self.images)
 
     def to_json(self, classes: Sequence[int | str]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class MetricsLog:
 
     @classmethod
     def parse(cls, data: bytes) -> MetricsLog:
-        """Read JSON lines; a last line that a crash cut short is left out."""
+        """Read JSON lines, without a last line that a crash cut short."""
         records = []
         for line in data.decode("utf-8", "replace").splitlines():
             try:

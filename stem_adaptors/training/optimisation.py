@@ -1,4 +1,4 @@
-"""One step of a training: gradients of a batch, in parts, over all ranks; the optimiser, its rate and precision; averaged weights.
+"""One step of a training: gradients of a batch, in parts and over all ranks; optimiser, rate and precision; averaged weights.
 
 Shapes: B samples of this rank.
 """
@@ -28,7 +28,7 @@ __all__ = ["Optimisation"]
 
 
 class Optimisation:
-    """What moves the weights of a model, for a training of so many steps; `draws` as in `config.DRAWS`."""
+    """Changes the weights of a model, in a training of a given number of steps. `draws`: see `config.DRAWS`."""
 
     def __init__(
         self, model: TokenClassifier, config: TrainConfig, ranks: Ranks, device: torch.device, *, epoch_steps: int, draws: int
@@ -50,27 +50,27 @@ class Optimisation:
         return rate
 
     def train_mode(self) -> None:
-        """Set the modes of the model's layers for training."""
-        # A linear probe measures the backbone as it is: batch statistics, which a train mode would move, stay too.
+        """Set the layers of the model to train mode; a linear probe keeps the backbone in evaluation mode."""
+        # A linear probe measures the backbone as it is. Train mode would change its batch statistics.
         self._model.train(self._draws == 1 or self._config.train_part != "head")
 
     def step(self, number: int, objective: nn.Module, batch: Batch, counts: Counts) -> Tensor:
-        """Make step `number`, counted from 0, and count what the model made of the batch; return the loss of this rank's share.
+        """Make step `number`, counted from 0, and count the model's answers. Return the loss of this rank's share.
 
-        `objective` is the ClassifyObjective, wrapped where there are several ranks.
+        `objective` is the ClassifyObjective; with several ranks it is wrapped by DistributedDataParallel.
         """
         config = self._config
         rate = learning_rate(number, total_steps=self.total_steps, warmup_steps=self._warmup_steps, peak=config.lr, floor=config.min_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # Dropout of timm's models draws from torch's generator: keyed by the step, it needs no saving.
+        # Dropout of timm's models draws from torch's generator. The generator is keyed by the step, so its state needs no saving.
         torch.manual_seed(keyed_hash64(f"step {config.seed}", f"{number} {self._ranks.rank}"))
         total = self._gradients(objective, batch, counts)
         if config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_grad_norm)
-            if not self.scaler.is_enabled():  # which leaves such a step out itself
-                total = torch.where(norm.isfinite(), total, norm)  # the weights are lost, whatever the loss was
+            if not self.scaler.is_enabled():  # an enabled scaler skips a step whose gradients are not finite
+                total = torch.where(norm.isfinite(), total, norm)  # such gradients spoil the weights, even where the loss was finite
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -79,7 +79,7 @@ class Optimisation:
         return total
 
     def _gradients(self, objective: nn.Module, batch: Batch, counts: Counts) -> Tensor:
-        """Add the gradients of a batch up; return its loss."""
+        """Add up the gradients of a batch; return its loss."""
         ranks = self._ranks
         weights = ranks.sum(sample_weights(batch).sum())
         total = torch.zeros((), device=self._device)
@@ -91,7 +91,7 @@ class Optimisation:
             with sync:
                 with torch.autocast(self._device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
                     loss_B, logits_BC = objective(part)
-                # DistributedDataParallel takes the mean over ranks; the loss is the mean over all samples of the step.
+                # DistributedDataParallel takes the mean over ranks, but the loss is the mean over all samples of the step.
                 loss = (loss_B * sample_weights(part)).sum() * ranks.world_size / weights.clamp_min(1.0)
                 self.scaler.scale(loss).backward()
             total += loss.detach() / ranks.world_size
@@ -99,7 +99,7 @@ class Optimisation:
         return total
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take up where a checkpoint was written."""
+        """Continue from a checkpoint."""
         load_optimizer(self.optimizer, checkpoint.optimizer)
         if self.average is not None:
             self.average.load(checkpoint.average)
@@ -108,13 +108,14 @@ class Optimisation:
 
 
 def spared_names(model: TokenClassifier) -> set[str]:
-    """Return the parameters that timm's model wants free of weight decay, beside those that are free by their own names."""
+    """Return the parameters that timm's model excludes from weight decay, beyond those that their own names exclude."""
     names: Any = getattr(model.backbone, "no_weight_decay", set)
     return {f"backbone.{name}" for name in names()}
 
 
 def _pieces(rows: int, count: int, *, in_a_row: bool) -> list[slice]:
-    """Cut rows into `count` slices of nearly equal length, none empty: every count-th row, as ranks do, so that mix groups stay whole."""
+    """Cut rows into `count` nearly equal slices, none empty. Unless `in_a_row`, slices take every count-th row, so mix groups stay
+    whole."""
     if not in_a_row:
         return [slice(start, None, count) for start in range(min(rows, count))]
     edges = [rows * index // count for index in range(count + 1)]
@@ -123,7 +124,7 @@ def _pieces(rows: int, count: int, *, in_a_row: bool) -> list[slice]:
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        # torch calls bf16 supported where it is emulated too, at a fraction of the speed of float32.
+        # torch also reports bf16 as supported where it is emulated, at a fraction of the speed of float32.
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if precision is torch.float16 and device.type != "cuda":

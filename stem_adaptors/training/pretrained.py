@@ -1,4 +1,4 @@
-"""Start from weights that exist: of our own runs, of timm's models or SeiT's, on tokens or pixels; and train a part of a model."""
+"""Starts from existing weights (our own runs, timm's models, SeiT's; on tokens or pixels), and trains a part of a model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _POSITIONS = "pos_embed"
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Names of tensors: taken, left as they were initialised, and found in the file but of no use."""
+    """Names of tensors: loaded from the file, left at their initial values, and present in the file but unused."""
 
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
     renamed: tuple[str, ...] = ()
-    """Names of the file that were taken for others."""
+    """Tensors of the file that were loaded under another name."""
 
     def __str__(self) -> str:
         fresh = f"; left fresh: {', '.join(self.fresh)}" if self.fresh else ""
@@ -40,11 +40,12 @@ class LoadReport:
 
 
 def load_pretrained(model: nn.Module, path: str) -> LoadReport:
-    """Copy into `model` every tensor of a checkpoint that has its name and shape; the codebook always stays the dataset's.
+    """Copy every tensor of a checkpoint into `model` where name and shape match. The codebook always stays the dataset's.
 
-    `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt` (read without pickle's power to run code),
-    the tensors themselves or below "model" or "state_dict". A model with a `backbone` is loaded into that. A stem or head of another shape
-    stays fresh; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or nothing of it fits.
+    `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt`, which are read without running code. The
+    tensors may lie below "model" or "state_dict". In a model with a `backbone` they go into the backbone. A stem or head of another shape
+    keeps its initial values; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or where
+    nothing of it fits.
     """
     target = getattr(model, "backbone", model)
     stored = named_tensors(path)
@@ -67,14 +68,15 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
 
 
 def named_tensors(path: str) -> dict[str, Tensor]:
-    """Return what `read_tensors` finds, without the prefixes that wrappers put before names."""
+    """Return the tensors of `read_tensors`, without the name prefixes that wrappers add."""
     return {_plain_name(name): tensor for name, tensor in read_tensors(path).items()}
 
 
 def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Let `norm.*` be `fc_norm.*` where the model has only the latter, as timm names a norm after the mean; return what was renamed.
+    """Rename `norm.*` to `fc_norm.*` where the model has only the latter; return the new names.
 
-    SeiT's released ViTs name theirs `norm`. In a file of timm whose model reads the class token it is the norm before that: a start.
+    timm calls a norm after the mean `fc_norm`; SeiT's released ViTs call the same norm `norm`. In a timm file whose model reads the class
+    token, `norm` comes before the pooling; its weights are still a usable start.
     """
     both: tuple[str, ...] = ("norm.weight", "norm.bias")
     names = [name for name in both if name in stored and f"fc_{name}" not in stored and name not in wanted and f"fc_{name}" in wanted]
@@ -86,7 +88,7 @@ def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
 def read_tensors(path: str) -> dict[str, Tensor]:
     """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
 
-    Raises ConfigError where it holds none or cannot be read safely, MissingObjectError where there is no such file.
+    Raises ConfigError where the file holds no tensors or cannot be read safely, MissingObjectError where there is no such file.
     """
     if Store(path).info(RUN_JSON) is not None:
         path = f"{path.rstrip('/')}/{BEST}"
@@ -94,7 +96,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     data = folder.read(name)
     try:
         value: Any = load_safetensors(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    except Exception as error:  # torch raises a different kind for every way in which a file can be wrong
+    except Exception as error:  # torch raises many types of error for broken files
         raise ConfigError(
             f"{path}: not a readable checkpoint ({type(error).__name__}: {shorten(str(error))}); "
             "expected .safetensors, or a file of torch.save that holds tensors alone"
@@ -109,10 +111,10 @@ def read_tensors(path: str) -> dict[str, Tensor]:
 
 
 def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
-    """Leave gradients on for one part of a classifier alone, and return its parameters.
+    """Turn gradients off outside one part of a classifier, and return the parameters of that part.
 
     `all`; `head`: the last linear layer (linear probe); `attention`: attention, stem, learned code vectors and head. Raises ConfigError for
-    another part, or one that the model does not have.
+    another name, or for a part that the model does not have.
     """
     if part not in ("all", "head", "attention"):
         raise ConfigError(f"train_part is {part!r}; expected all, head or attention")
@@ -134,7 +136,7 @@ def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
 
 
 def _plain_name(name: str) -> str:
-    """Return the name without what wrappers (our checkpoint, DDP, compile, our classifier) put before it."""
+    """Return the name without the prefixes of wrappers (our checkpoint, DDP, compile, our classifier)."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -147,7 +149,7 @@ def _head(backbone: nn.Module) -> nn.ModuleList:
 
 
 def _stem_names(backbone: nn.Module) -> tuple[str, ...]:
-    """Return what the names of the stem's parameters begin with: our patch_embed, or the first convolution that timm names."""
+    """Return the name prefixes of the stem's parameters: our patch_embed, or the first convolution that timm names."""
     config = getattr(backbone, "default_cfg", None) or {}
     return (str(config.get("first_conv", "patch_embed")) + ".",)
 
@@ -158,9 +160,9 @@ def _token_grid(backbone: nn.Module) -> tuple[int, ...] | None:
 
 
 def _resized_positions(stored_1NE: Tensor, wanted_1NE: Tensor, grid: tuple[int, ...] | None) -> Tensor | None:
-    """Return stored positions brought to the model's grid, None where that cannot be: bicubic for pictures, linear for sequences.
+    """Return stored positions resized to the model's grid, bicubic for images and linear for sequences; None where that is impossible.
 
-    The file says nothing of its grid: tokens of a picture are taken for a square, of which up to two class tokens come first.
+    The file does not name its grid. The tokens of an image are taken for a square, after up to two class tokens.
     """
     if stored_1NE.shape == wanted_1NE.shape or grid is None or stored_1NE.ndim != 3 or stored_1NE.shape[2] != wanted_1NE.shape[2]:
         return None

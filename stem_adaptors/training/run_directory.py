@@ -1,12 +1,12 @@
-"""A run directory: everything that training resumes from, and all that is needed to classify with the result elsewhere.
+"""A run directory: everything that a training resumes from, and everything that another machine needs to classify with the result.
 
 RUN/
-  run.json                sealed: configuration, spec, classes, channel statistics, data set trained on
-  tokenizer/              copy of the data set's tokenizer, with the codebook
+    run.json                sealed: configuration, spec, classes, channel statistics, dataset trained on
+    tokenizer/              copy of the dataset's tokenizer, with the codebook
   checkpoint.safetensors  the last state, exact
   best.safetensors        the best weights on the validation set
   metrics.jsonl .csv      one record per epoch
-  curves.png              what happened, as a picture
+    curves.png              loss and accuracy over the epochs, drawn
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ METRICS_JSONL = "metrics.jsonl"
 METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT}
-"""Object of each choice of --weights."""
+"""The object that each choice of --weights reads."""
 VERSION = 2
 READABLE = (1, 2)
-"""Of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups."""
+"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups."""
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
-# What may change between the parts of one training: where it runs, and how often it is saved.
+# Fields that may change between the parts of one training: where it runs, and how often it is saved.
 FREE_FIELDS = {
     "loader": {"cache_dir", "cache_gb", "prefetch_batches"},
     "train": {"device", "compile", "checkpoint_seconds", "checkpoint_steps"},
@@ -71,7 +71,7 @@ Statistics = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What run.json says."""
+    """The content of run.json."""
 
     model: ModelConfig
     augment: AugmentConfig
@@ -82,9 +82,9 @@ class Run:
     statistics: Statistics | None
     """Mean and standard deviation of each embedding channel."""
     data: dict[str, Any]
-    """URL, manifest and subset of the data set trained on, and what the weights were started from."""
+    """URL, manifest and subset of the dataset trained on, and the source of the initial weights."""
     draws: int = DRAWS
-    """Rules of chance that the run follows, as in `config.DRAWS`."""
+    """Version of the rules for random draws, see `config.DRAWS`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of run.json."""
@@ -103,14 +103,14 @@ class Run:
         }
 
     def save(self, store: Store, dataset: TokenDataset) -> None:
-        """Write run.json and the copy of the tokenizer; run.json is last, so that what it names is there."""
+        """Write the copy of the tokenizer, then run.json: run.json never names an object that is missing."""
         for path in TOKENIZER_OBJECTS:
             if path in dataset.manifest.tokenizer_objects:
                 store.write(path, dataset.store.read(path))
         store.write(RUN_JSON, seal(self.to_json()))
 
     def check_same(self, other: Run) -> None:
-        """Raise ConfigError naming what differs, unless `other` continues this run."""
+        """Raise ConfigError naming the difference, unless `other` continues this run."""
         for part in ("model", "augment", "loader", "train"):
             mine, theirs = getattr(self, part), getattr(other, part)
             for field in fields(mine):
@@ -122,16 +122,16 @@ class Run:
                         f"--resume: {part}.{field.name} is {shorten(now)}; this run was started with {shorten(before)}. "
                         "Give the same options, or start a new run in another directory"
                     )
-        # The digests tell the data; a copy of them may lie elsewhere, and so may the file of the first weights.
+        # The digests identify the data. A copy of the data, or of the file of initial weights, may lie elsewhere.
         data, other_data = ({**run.data, "url": None, "pretrained": run.data.get("pretrained") is not None} for run in (self, other))
         if self.spec.fingerprint != other.spec.fingerprint or self.classes != other.classes or data != other_data:
             raise ConfigError(
-                f"--resume: the data set is {shorten(other.data)}; this run was started with {shorten(self.data)}. Start a new run"
+                f"--resume: the dataset is {shorten(other.data)}; this run was started with {shorten(self.data)}. Start a new run"
             )
 
 
 def load_run(store: Store) -> Run:
-    """Read run.json; MissingObjectError where there is no run, CorruptObjectError or FormatVersionError where it cannot be read."""
+    """Read run.json. MissingObjectError where there is no run, CorruptObjectError or FormatVersionError where it cannot be read."""
     try:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
@@ -141,7 +141,7 @@ def load_run(store: Store) -> Run:
         raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")
     try:
         statistics = value["statistics"]
-        before: dict[str, Any] = {"mix_group": 0} if version == 1 else {}  # all that a rank had of a batch was mixed
+        before: dict[str, Any] = {"mix_group": 0} if version == 1 else {}  # version 1 mixed all samples that a rank had of a batch
         return Run(
             model=ModelConfig(**value["model"]),
             augment=AugmentConfig(**before, **value["augment"]),
@@ -158,14 +158,14 @@ def load_run(store: Store) -> Run:
 
 
 def default_fraction_seed(store: Store, seed: int) -> int:
-    """Return what draws the share of `train --fraction` where nothing else is given: 0; in a run of the first version, its seed."""
+    """Return the default seed for the share of `train --fraction`: 0; in a run of the first version, the seed of that run."""
     return seed if store.info(RUN_JSON) is not None and load_run(store).draws == 1 else 0
 
 
 def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
     """Build the classifier of a run with its `best` or `last` weights, ready to evaluate.
 
-    Raises the errors of `load_run` and of the weights, ConfigError for another choice, MissingObjectError where no epoch has ended yet.
+    Raises the errors of `load_run` and of the weights; ConfigError for another choice; MissingObjectError before the first epoch has ended.
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
@@ -179,13 +179,15 @@ def open_classifier(store: Store, weights: str = "best", device: torch.device | 
     try:
         tensors, _ = read_weights(store, path)
     except MissingObjectError:
-        raise MissingObjectError(path, f"the run has not come so far; continue it with train --resume ({store.url})") from None
+        raise MissingObjectError(
+            path, f"the run has not written these weights yet; continue it with train --resume ({store.url})"
+        ) from None
     load_model(model, tensors, path)
     return model.to(device).eval(), run
 
 
 def statistics_of(dataset: TokenDataset) -> Statistics | None:
-    """Return the channel statistics of a data set's embeddings as float32, None where it has no codebook."""
+    """Return the channel statistics of a dataset's embeddings as float32; None where the dataset has no codebook."""
     found = embedding_statistics(dataset)
     return None if found is None else _as_statistics(found)
 

@@ -1,4 +1,4 @@
-"""How a run begins or goes on: what is recorded, what must be the same, and what of the recorded is taken up."""
+"""The start of a run, new or resumed: what is recorded, what must stay the same, and which recorded choices are kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["is_there", "mixing_note", "recorded_run", "run_for"]
 
 
 def is_there(request: TrainRequest, name: str, ranks: Ranks, device: torch.device) -> bool:
-    """Whether the main rank sees that object of the run: it is the one that writes, and another may look when it has."""
+    """Whether the main rank sees the object. Only the main rank writes, so another rank might look after that write."""
     return ranks.any(ranks.is_main and request.out.info(name) is not None, device)
 
 
 def recorded_run(request: TrainRequest, ranks: Ranks, device: torch.device) -> Run | None:
-    """Return the run that is to be continued, None where one begins; raises ConfigError where there is one and it is not to be."""
+    """Return the run to continue, or None for a new run. Raises ConfigError where a run exists and the request does not continue it."""
     out = request.out
     if not is_there(request, RUN_JSON, ranks, device):
         return None
@@ -39,13 +39,13 @@ def recorded_run(request: TrainRequest, ranks: Ranks, device: torch.device) -> R
 
 
 def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ranks: Ranks) -> Run:
-    """Return the run of a request: what its first start chose stays, rules of chance and size of mix groups."""
+    """Return the run of a request. A resumed run keeps two choices of its first start: the rules of random draws and the mix groups."""
     dataset, augment = request.dataset, request.augment
     if augment.mix_group is None:
         chosen = mix_group_size(request.loader.batch_size, ranks.world_size * request.train.accumulate)
         augment = replace(augment, mix_group=chosen if recorded is None else recorded.augment.mix_group)
     state = loader.state_dict()
-    # What a resumed run must find unchanged: the data by its digests, and what the weights were started from.
+    # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.
     digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
     return Run(
         model=request.model,
@@ -61,7 +61,7 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
 
 
 def mixing_note(run: Run, ranks: Ranks) -> str | None:
-    """Return what a person must know where samples are mixed otherwise than on another number of ranks."""
+    """Return a note for the user where the samples are mixed differently than on another number of ranks."""
     size, batch_size = run.augment.mix_group or 0, run.loader.batch_size
     shares = ranks.world_size * run.train.accumulate
     by_shares = batch_size % (size * shares) > 0 if size else run.draws > 1 and shares > 1

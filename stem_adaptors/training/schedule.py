@@ -8,7 +8,7 @@ __all__ = ["learning_rate"]
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float, floor: float) -> float:
-    """Return the rate of step 0 .. total_steps - 1: rises to `peak` over the warm-up, then falls along a cosine towards `floor`.
+    """Return the rate of step 0 .. total_steps - 1. The rate rises to `peak` over the warm-up, then falls along a cosine to `floor`.
 
     A pure function of the step, so that a resumed run takes the same rates.
     """

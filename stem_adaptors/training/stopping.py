@@ -1,4 +1,4 @@
-"""The wish that a training may stop, as a flag that it looks at between steps."""
+"""A request to stop, kept as a flag that the training checks between steps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class StopFlag:
         return self.signal_number is not None
 
     def set(self, signal_number: int) -> None:
-        """Wish for a stop, as that signal does."""
+        """Request a stop, as that signal would."""
         self.signal_number = signal_number
 
     @property
     def exit_code(self) -> int:
-        """What a process ends with that was stopped so."""
+        """Exit code of a process that this flag has stopped."""
         return 128 + int(self.signal_number or signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into the flag; the second one works as ever."""
+        """Let the first SIGINT or SIGTERM set the flag. The second signal has its usual effect."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.signal_number = number
@@ -43,7 +43,7 @@ class StopFlag:
             for number in (signal.SIGINT, signal.SIGTERM):
                 try:
                     before[number] = signal.signal(number, note)
-                except ValueError:  # not the main thread: whoever runs it there stops it
+                except ValueError:  # only the main thread may set handlers; elsewhere the caller requests the stop
                     continue
                 stack.callback(signal.signal, number, before[number])
             yield

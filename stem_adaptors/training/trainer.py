@@ -1,9 +1,10 @@
-"""Training a classifier from token shards: no images, no tokenizer. Stops and resumes anywhere, bit-equal on a CPU.
+"""The training loop of a classifier on token shards. It reads no images and no tokenizer; on a CPU a resumed run is bit-equal.
 
-Every random number is keyed by (seed, epoch, place in the epoch), so a state is a few counters and the tensors. Under torchrun each rank
-takes its share of every batch. The result is that of one process with the same mix groups, as far as float sums allow: samples are mixed
-within groups of a size that is chosen at the first start (`mix_group_size`) and recorded. Where groups do not lie whole in the ranks of a
-later start, it says so and mixes what each rank has. Batch norm and dropout of timm's models go by what a rank has in any case.
+Every random number is keyed by (seed, epoch, place in the epoch), so the state of a training is a few counters and tensors. Under
+torchrun each rank takes its share of every batch. The result equals that of one process with the same mix groups, up to the rounding of
+float sums. The first start chooses the size of the mix groups (`mix_group_size`) and records it. Where groups do not lie whole in the
+ranks of a later start, the trainer says so and mixes the samples that each rank has. Batch norm and dropout of timm's models always work
+on the samples of one rank.
 
 Shapes: B samples of this rank, C classes.
 """
@@ -41,11 +42,11 @@ __all__ = ["Reporter", "TrainRequest", "TrainResult", "Trainer"]
 FLAG_STEPS = 10
 """Steps between the points where several ranks agree whether to stop."""
 CUDA_CHECK_STEPS = 50
-"""Steps between looks at the loss on a GPU, each of which waits for the GPU."""
+"""Steps between checks of the loss on a GPU. Each check waits for the GPU."""
 
 
 class Trainer:
-    """One training on one rank."""
+    """One training on one rank: `TrainingJob.run` makes the trainer and calls `fit`."""
 
     def __init__(self, request: TrainRequest, ranks: Ranks, device: torch.device, reporter: Reporter) -> None:
         self.request, self.ranks, self.device, self.reporter = request, ranks, device, reporter
@@ -79,7 +80,7 @@ class Trainer:
         self._board: TensorBoardLog | None = None
 
     def fit(self) -> TrainResult:
-        """Train to the last epoch; SIGINT and SIGTERM end it after the step in hand, with a checkpoint."""
+        """Train to the last epoch. SIGINT and SIGTERM end the training after the current step, with a checkpoint."""
         config = self.request.train
         self._begin()
         self._board = TensorBoardLog(self.request.out, self.epoch) if self.ranks.is_main else None
@@ -98,7 +99,7 @@ class Trainer:
         return TrainResult(self.log.records[-1], self.best["top1"] if measured else None, self.best["epoch"])
 
     def request_stop(self, signal_number: int) -> None:
-        """End after the step in hand, with a checkpoint, as that signal would; from any thread."""
+        """End after the current step, with a checkpoint, as that signal would. Any thread may call this."""
         self._stop.set(signal_number)
 
     @property
@@ -115,7 +116,7 @@ class Trainer:
             self._recorded.check_same(self.run)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
-                self._write_log()  # a kill may have come between the checkpoint and the files of its epoch
+                self._write_log()  # a kill may have come between the checkpoint and the log files of its epoch
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
         elif self.ranks.is_main:
             self.run.save(out, self.request.dataset)
@@ -141,7 +142,7 @@ class Trainer:
                 stop, due = self._agree(now - saved) if done < steps else (False, True)
                 value = self._checked_loss(loss, saved_next=stop or due)
                 if done == steps:
-                    continue  # the loader moves on to the next epoch; its state is then that of a finished one
+                    continue  # the loader then moves on to the next epoch, and its state belongs to the finished one
                 if value is not None and self.ranks.is_main:
                     rate = self._epoch_sums["images"] / max(1e-9, self._epoch_sums["seconds"])
                     self.reporter.step(epoch, done, steps, rate, value)
@@ -157,9 +158,9 @@ class Trainer:
         return self.optimisation.step(self.step, self.wrapped, batch, self._counts)
 
     def _checked_loss(self, loss: Tensor, *, saved_next: bool) -> float | None:
-        """Return the loss over all ranks, None where it is not looked at; raise TrainingError where it is not finite.
+        """Return the loss over all ranks, or None where this step is not checked. Raise TrainingError where the loss is not finite.
 
-        It is always looked at before a checkpoint, which must not hold what such a loss led to.
+        A step before a checkpoint is always checked, because a checkpoint must not hold weights after such a loss.
         """
         if self.device.type != "cpu" and self.step % CUDA_CHECK_STEPS and not saved_next:
             return None
@@ -206,7 +207,7 @@ class Trainer:
             self._raise_stop()
 
     def _agree(self, seconds: float) -> tuple[bool, bool]:
-        """Return whether to stop and whether a checkpoint is due; the same answer on every rank."""
+        """Return whether to stop and whether a checkpoint is due. Every rank gets the same answer."""
         config = self.request.train
         by_steps = bool(config.checkpoint_steps) and self.step % config.checkpoint_steps == 0
         if self.ranks.world_size > 1 and self.step % FLAG_STEPS:

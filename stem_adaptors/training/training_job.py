@@ -1,4 +1,4 @@
-"""A training as plain data: what a process must know to take part in it, whoever started that process."""
+"""A training as plain data: everything that a process needs to take part in the training, in a terminal or on a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONFIGS = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConf
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Where the data are, where the run is kept, and every setting. All of it is JSON."""
+    """Where the data are, where the run is kept, and every setting. JSON can hold all fields."""
 
     data_url: str
     val_url: str | None
@@ -44,17 +44,17 @@ class TrainingJob:
     """May hold credentials, so it is never shown."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the job as what JSON can hold."""
+        """Return the job as values that JSON can hold."""
         return {**asdict(self), "mix": list(self.mix)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TrainingJob:
-        """Return the job that `to_json` was called on."""
+        """Return the job from the value that `to_json` returned."""
         configs = {name: kind(**value[name]) for name, kind in _CONFIGS.items()}
         return cls(**{**value, **configs, "mix": tuple(value["mix"])})
 
     def made_absolute(self) -> TrainingJob:
-        """Return the job with local paths as seen from the root, so that a process with another working directory finds them."""
+        """Return the job with absolute local paths, so that a process with another working directory finds them."""
         cache_dir = self.loader.cache_dir
         return replace(
             self,
@@ -67,7 +67,7 @@ class TrainingJob:
         )
 
     def open_data(self) -> TrainingData:
-        """Open what is learned from; raises what opening a dataset raises."""
+        """Open the training set. Raises the errors of opening a dataset."""
         return training_data(
             self.data_url, fraction=self.fraction, seed=self.fraction_seed, mix_with=self.mix, storage_options=self.storage_options
         )
@@ -86,9 +86,9 @@ class TrainingJob:
         resume: bool,
         started: Callable[[Trainer], None] | None = None,
     ) -> TrainResult:
-        """Train on this rank to the end; `started` is given the trainer before its first step.
+        """Train on this rank to the end. `started` receives the trainer before its first step.
 
-        Raises ConfigError where the device has too little memory, and what Trainer raises.
+        Raises ConfigError where the device has too little memory, and the errors of Trainer.
         """
         request = TrainRequest(
             data=data,

@@ -1,4 +1,4 @@
-"""What a training is asked for, what it tells meanwhile, and what comes of it."""
+"""The input of a training (TrainRequest), its messages (Reporter) and its result (TrainResult)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Reporter", "TrainRequest", "TrainResult"]
 
 
 class Reporter(Protocol):
-    """Where a training tells people what it does."""
+    """Receives the messages of a training. On a cluster the reporter of a worker sends them to the terminal."""
 
     def say(self, message: str) -> None:
-        """Print one line."""
+        """Print one line of text."""
 
     def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-        """Show where the epoch is."""
+        """Show the place in the epoch and the loss of the last step."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show the record of a finished epoch."""
@@ -28,7 +28,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What to train, on what, and where the run is kept."""
+    """What to train, on what data, and where the run is kept."""
 
     data: TrainingData
     val: TokenDataset | None
@@ -42,13 +42,13 @@ class TrainRequest:
 
     @property
     def dataset(self) -> TokenDataset:
-        """The dataset that is learned from, whole; the first one of a mix."""
+        """The whole dataset of the training set; the first dataset of a mix."""
         return self.data if isinstance(self.data, TokenDataset) else self.data.dataset
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a training ended."""
+    """The last record and the best epoch of a finished training."""
 
     record: dict[str, Any]
     """The record of the last epoch."""

@@ -1,4 +1,4 @@
-"""The validation set of a training, and what the model and its average score on it."""
+"""The validation set of a training, and the scores of the model and of its average on that set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tokenshards.stem_adaptors.training.training_request import TrainRequest
 __all__ = ["Candidate", "Validation"]
 
 Candidate = tuple[float, dict[str, Tensor], str]
-"""How good some weights are, the weights, and which they are."""
+"""A score, the weights that reached it, and the name of these weights."""
 
 
 class Validation:
-    """Measures after each epoch; without a validation set the last weights count as the best."""
+    """Measures after each epoch. Without a validation set the last weights count as the best."""
 
     def __init__(self, request: TrainRequest, run: Run, ranks: Ranks, device: torch.device) -> None:
-        """Open the set; raises ConfigError where it is of another tokenizer, or has a class that the run does not know."""
+        """Open the set. Raises ConfigError where another tokenizer made it, or where it has a class that the run does not know."""
         self._classes, self._ranks, self._device = len(run.classes), ranks, device
         self.loader: TokenLoader | None = None
         val, loader = request.val, request.loader
@@ -53,7 +53,7 @@ class Validation:
     def measure(
         self, model: TokenClassifier, average: AveragedWeights | None, precision: torch.dtype, step: int
     ) -> tuple[dict[str, Any], list[Candidate]]:
-        """Return what goes into the record of an epoch, and the weights that may be the best so far."""
+        """Return the fields for the record of an epoch, and the weights that may be the best so far."""
         if self.loader is None:
             return {}, [(float(step), model.state_dict() if average is None else average.tensors, "last")]
         found = self._accuracy(self.loader, model, precision)

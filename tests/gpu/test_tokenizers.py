@@ -66,7 +66,7 @@ def equal_share(left: np.ndarray, right: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_ids_and_pictures_are_those_of_the_cpu(name: str, device: torch.device, without_gpu: Hidden) -> None:
+def test_ids_and_images_are_those_of_the_cpu(name: str, device: torch.device, without_gpu: Hidden) -> None:
     images = sample_images(21, SIZE)
     with without_gpu():
         there = NETWORKS[name]()
@@ -80,7 +80,7 @@ def test_ids_and_pictures_are_those_of_the_cpu(name: str, device: torch.device, 
     found = here.encode(images)
     assert here.spec == there.spec and found.ids_BLQ.dtype == here.spec.id_dtype
     assert equal_share(found.ids_BLQ, expected.ids_BLQ) > (0.6 if "bfloat16" in name else 0.98), "more than near ties flip"
-    assert np.array_equal(here.encode(images).ids_BLQ, found.ids_BLQ), "the same pictures get other ids the second time"
+    assert np.array_equal(here.encode(images).ids_BLQ, found.ids_BLQ), "the same images get other ids the second time"
     if drawn is not None:
         difference = np.abs(here.decode(expected).astype(int) - drawn.astype(int))
         assert difference.mean() < (4 if "bfloat16" in name else 0.05)
@@ -118,7 +118,7 @@ def test_numbers_that_are_none_are_found_when_a_batch_is_finished(device: torch.
     with torch.no_grad():
         next(tokenizer._encoder._module.parameters()).fill_(torch.nan)
     finish = Overlap(tokenizer, device).begin(sample_images(2, SIZE))
-    with pytest.raises(TokenizerError, match="no finite numbers"):
+    with pytest.raises(TokenizerError, match="not finite numbers"):
         finish()
 
 
@@ -180,7 +180,7 @@ def test_real_lack_of_memory_halves_the_rows_and_leaves_the_rest_to_others(devic
     values = torch.arange(100.0)
     assert torch.equal(network(values).cpu(), values + 1)
     assert module.seen[:2] == [64, 32] and 1 <= network._rows < 64
-    assert any(f"{network._rows} pictures at a time" in note for note in network.take_notes())
+    assert any(f"{network._rows} images at a time" in note for note in network.take_notes())
     assert torch.equal(network(values).cpu(), values + 1) and max(module.seen[-3:]) == network._rows
 
 
@@ -198,7 +198,7 @@ def test_a_saved_tokenizer_makes_equal_shards_twice_in_worker_processes(tmp_path
 
 
 def load_any_decoder() -> Any:
-    """A tokenizer that takes pictures from any decoder."""
+    """A tokenizer that takes images from any decoder."""
     made = test_latent_kmeans.make(2)
     return test_latent_kmeans.LatentKMeans(
         test_latent_kmeans.encoder(), list(made.codebook().values()), preprocess=test_latent_kmeans.Preprocess(size=SIZE)

@@ -1,4 +1,4 @@
-"""A published encoder's weights to shards, and on to a classifier that predicts from pictures, as a user would."""
+"""A published encoder's weights to shards, and on to a classifier that predicts from images, as a user would."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_it_is_shown_and_inspected(dataset: Path) -> None:
     assert "latent-kmeans" in out and "latents" in out and "16 codes, 0 dead" in out
 
 
-def test_a_classifier_predicts_from_pictures(dataset: Path) -> None:
+def test_a_classifier_predicts_from_images(dataset: Path) -> None:
     run = dataset / "run"
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
     call_cli("train", str(dataset / "out"), "--out", str(run), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)

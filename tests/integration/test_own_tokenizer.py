@@ -1,4 +1,4 @@
-"""A network trained on one's own pictures becomes a tokenizer, then shards, then a classifier; killed in between, it continues."""
+"""A network trained on one's own images becomes a tokenizer, then shards, then a classifier; killed in between, it continues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.datasets import call_cli, call_json, content, start_cli, write_images
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
+from tokenshards.pipeline.errors import install_hint
 
 SMALL = ("--kind", "vq-autoencoder", "--width", "8", "--depth", "1", "--codes", "16", "--batch", "8", "--size", "32")
 
@@ -23,7 +24,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
-def test_pictures_to_a_classifier(photos: str, tmp_path: Path) -> None:
+def test_images_to_a_classifier(photos: str, tmp_path: Path) -> None:
     shown, err = call_cli("fit-tokenizer", photos, str(tmp_path / "tok"), *SMALL, "--epochs", "2")
     assert "epoch 2 of 2: PSNR" in err and "vq-autoencoder, 32 px, 8×8 grid, 16 + 16 codes" in shown
     call_cli("tokenize", photos, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok"), "--shard-rows", "8", "--max-bad", "0.5")
@@ -69,7 +70,7 @@ def test_options_of_other_kinds_are_one_sentence(photos: str, tmp_path: Path) ->
 def test_without_the_library_it_says_what_to_install(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "tok"), *SMALL, expect=1)
-    assert 'pip install "tokenshards[fit]"' in err and len(err.strip().splitlines()[-1:]) == 1
+    assert install_hint("fit") in err and len(err.strip().splitlines()[-1:]) == 1
 
 
 def test_a_perceptual_loss_of_a_timm_model(photos: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A published checkpoint from its file to shards, pictures and a classifier, as a user would."""
+"""A published checkpoint from its file to shards, images and a classifier, as a user would."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vit(weights: Path, photos: Path) -> Path:
-    """A dataset in the codes that its own pictures use."""
+    """A dataset in the codes that its own images use."""
     out = weights / "out"
     found = call_json(
         "import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "tok"), "--kind", "vit-vqgan", "--keep-codes", str(photos)
@@ -56,7 +56,7 @@ def vit(weights: Path, photos: Path) -> Path:
     return out
 
 
-def test_kept_codes_are_the_published_ids_of_these_pictures(weights: Path, photos: Path, vit: Path) -> None:
+def test_kept_codes_are_the_published_ids_of_these_images(weights: Path, photos: Path, vit: Path) -> None:
     call_cli("import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "whole"), "--kind", "vit-vqgan", "--no-decoder")
     call_cli("tokenize", str(photos), str(weights / "whole_out"), "--tokenizer", str(weights / "whole"), "--workers", "1")
     kept = np.array(json.loads((weights / "tok" / "tokenizer.json").read_text())["spec"]["config"]["kept_codes"])

@@ -47,8 +47,8 @@ def test_the_example_of_the_guide_runs(home: Path) -> None:
     assert (dataset.spec.family, dataset.spec.layout.grid, dataset.spec.vocabulary) == ("python", (16, 16), (512,))
     assert dataset.spec.config["settings"] == {"cell": 4} and dataset.spec.codebook is not None
     assert image_size(home / "mine.png")[0] > 64
-    picture = Image.open(home / "photos" / "class_1" / "img_0001.png")
-    cells = np.asarray(picture).reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) // 32
+    image = Image.open(home / "photos" / "class_1" / "img_0001.png")
+    cells = np.asarray(image).reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) // 32
     ids = np.frombuffer(content(home / "mine.tokens")["class_1/img_0001.png"][1], np.uint16).reshape(16, 16)
     assert np.array_equal(ids, cells @ [64, 8, 1])
 
@@ -78,7 +78,7 @@ def test_a_file_that_changed_and_code_that_fails_are_one_sentence(home: Path, tm
     assert "python:odd:build: build raised OSError: 'no weights\\nat all', at odd.py:2" in err and not (tmp_path / "t2").exists()
 
 
-def test_pictures_that_its_code_cannot_take_end_the_job_with_a_sentence(home: Path, tmp_path: Path) -> None:
+def test_images_that_its_code_cannot_take_end_the_job_with_a_sentence(home: Path, tmp_path: Path) -> None:
     code = (home / "my_tokenizers.py").read_text()
     picky = "if images.min(axis=(1, 2, 3)).max() == 255: raise ValueError('too white')\n        return red"
     (tmp_path / "picky.py").write_text(code.replace("return red", picky))

@@ -1,4 +1,4 @@
-"""What the parts of the GPU check share: where the code is, one JSON per part that is written after every step, clocks, subprocesses."""
+"""Shared by the parts of the GPU check: the place of the code, one JSON per part that every step rewrites, clocks, subprocesses."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ BENCH = ROOT / "infra" / "bench"
 sys.path[:0] = [str(ROOT), str(BENCH)]
 
 DENSE_BF16_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.0, "NVIDIA H200": 989.0}
-"""Dense bfloat16 peak by the name that CUDA gives the device (NVIDIA's data sheets of the SXM boards); others are unknown here."""
+"""Dense bfloat16 peak by CUDA's device name (NVIDIA's data sheets of the SXM boards). Other devices have no known peak here."""
 
 
 class Report:
-    """The JSON of one part. Every step is on the disk once it ends, so that a later one that hangs or fails costs itself."""
+    """The JSON of one part. Every step is on the disk once it ends, so that a later step that hangs or fails loses only itself."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.values = path, dict[str, Any]()
         self._write()
 
     def add(self, **values: Any) -> None:
-        """Take in values and write."""
+        """Add values and write the file."""
         self.values.update(values)
         self._write()
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Note how long a step takes; one that fails is noted under `failed`, and the next one runs."""
+        """Record how long a step takes. A failing step is recorded under `failed`, and the next step runs."""
         note(f"{self._path.stem}: {name}")
         began = time.perf_counter()
         try:
@@ -56,16 +56,16 @@ class Report:
 
 
 class Skipped(Exception):
-    """A step that cannot run here, and why."""
+    """A step cannot run here; the message says why."""
 
 
 def note(text: str) -> None:
-    """Tell whoever watches; stdout is for the JSON."""
+    """Print a note on stderr; stdout is for the JSON."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def bf16_peak_tflops(name: str) -> float | None:
-    """Return the dense bfloat16 peak of a device by its name, None where it is unknown."""
+    """Return the dense bfloat16 peak of a device by its name; None where it is unknown."""
     return DENSE_BF16_TFLOPS.get(name)
 
 
@@ -78,7 +78,7 @@ def finish() -> None:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Return how long work takes, that of the GPU included."""
+    """Return the seconds that work takes, GPU work included."""
     finish()
     began = time.perf_counter()
     work()
@@ -87,7 +87,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def run(*command: str, hide_gpu: bool = False, threads: int | None = None) -> str:
-    """Run a command and return its stdout; RuntimeError with the end of what it said where it fails."""
+    """Run a command and return its stdout. RuntimeError with the end of its output where it fails."""
     env = {**os.environ}
     if hide_gpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -100,7 +100,7 @@ def run(*command: str, hide_gpu: bool = False, threads: int | None = None) -> st
 
 
 def cli(*arguments: str, hide_gpu: bool = False) -> dict[str, Any]:
-    """Run a command of ours with --json and return what it reports."""
+    """Run a tokenshards command with --json and return its report."""
     said = run(sys.executable, str(ROOT / "cli.py"), *arguments, "--json", hide_gpu=hide_gpu)
     found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return found

@@ -1,4 +1,4 @@
-"""Images that need no data: smooth random ground with shapes on it and a little noise, of the sizes that photographs have."""
+"""Images that need no data: smooth random ground with shapes on it and a little noise, in the sizes of photographs."""
 
 from __future__ import annotations
 

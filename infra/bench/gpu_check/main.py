@@ -1,4 +1,4 @@
-"""Runs the parts of the GPU check, each in a process of its own with a limit of time, and joins what they wrote. See gpu_check.sh."""
+"""Runs the parts of the GPU check, each in its own process with a time limit, and joins their results. See gpu_check.sh."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from common import ROOT, note
 
 PARTS = {"environment": 20, "tests": 95, "encode": 75, "train": 50}
-"""Seconds that a part may take, with those that the parts before it left over."""
+"""Seconds that a part may take; time left over by earlier parts is added."""
 CPU_TIMES = 15
-"""So many times as long may it take with --cpu, on a machine that others use too."""
+"""Factor on the limits with --cpu, for a machine that others use too."""
 
 
 def run_part(name: str, options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """Run a part; return what it wrote, and how it ended."""
+    """Run a part; return its results, and how it ended."""
     written = options.out / f"{name}.json"
     written.unlink(missing_ok=True)
     command = [sys.executable, str(Path(__file__).parent / f"part_{name}.py"), "--out", str(written)]
@@ -29,7 +29,7 @@ def run_part(name: str, options: argparse.Namespace, limit: float) -> dict[str, 
     command += ["--images", str(options.images)] if options.images and name == "encode" else []
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if options.cpu:
-        # Threads of torch that wait sleep: beside other busy processes, spinning takes most of the time.
+        # Waiting threads of torch sleep: beside other busy processes, spinning would take most of the time.
         env.update(CUDA_VISIBLE_DEVICES="", TOKENSHARDS_GPU_TESTS="cpu", OMP_WAIT_POLICY="PASSIVE")
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=sys.stderr, start_new_session=True)
@@ -40,14 +40,14 @@ def run_part(name: str, options: argparse.Namespace, limit: float) -> dict[str, 
     except BaseException:
         stop(process)
         raise
-    stop(process)  # with all that it started
+    stop(process)  # and all processes that it started
     found = json.loads(written.read_text()) if written.exists() else {}
     problems = ([ended] if ended else []) + [f"{step}: {why}" for step, why in found.get("failed", {}).items()]
     return {"ok": not problems, "problems": problems, "wall_seconds": round(time.monotonic() - began, 1), **found}
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the part's own process group."""
+    """Kill the remaining processes of the part's own process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

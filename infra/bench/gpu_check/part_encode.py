@@ -1,4 +1,4 @@
-"""A ViT-VQGAN of real size with random weights: images to tokens twice, made again on CPU and GPU, and how fast."""
+"""A ViT-VQGAN of real size with random weights: tokenizes images twice, encodes them again on CPU and GPU, and measures the speed."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from tokenshards.pipeline.tokenizers.published.vit_vqgan import VitVqgan
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is done."""
+    """The amount of work."""
 
     network: str
     side: int
     images: int
     shard_rows: int
     links: int
-    """Names of images whose pixels are made up, to measure the work on shards beside the network: four shards of them."""
+    """Images with synthetic pixels in four shards, for measuring the work on shards beside the network."""
     again: int
-    """Images that are encoded again on each device."""
+    """Images that each device encodes again."""
     throughput: tuple[str, ...]
     repeats: int
 
@@ -71,7 +71,7 @@ SMALL = Scale(
 
 
 def tokenize_twice(images: Path, root: Path, scale: Scale) -> dict[str, Any]:
-    """Return what two runs of `tokenize` say; RuntimeError where they differ in any id."""
+    """Return the reports of two runs of `tokenize`; RuntimeError where they differ in any id."""
     reports, contents, devices = [], [], set()
     for out in ("first", "second"):
         options = ("--tokenizer", str(root / "tok"), "--workers", "1", "--shard-rows", str(scale.shard_rows), "--quiet")
@@ -95,14 +95,14 @@ def ids_of(out: Path) -> dict[str, bytes]:
 
 
 def made_again(out: Path, scale: Scale, *, hide_gpu: bool) -> dict[str, Any]:
-    """Return what `verify --re-encode` finds on this device or the CPU; no agreement is too small."""
+    """Return the result of `verify --re-encode` on this device or the CPU; no agreement is too small."""
     options = ("--re-encode", str(scale.again), "--seed", "0", "--min-agreement", "0")
     found = cli("verify", str(out), *options, hide_gpu=hide_gpu)["re_encoded"]
     return {name: found[name] for name in ("device", "dtype", "rows_encoded", "rows_different", "ids", "ids_equal", "agreement")}
 
 
 def agreements(scale: Scale) -> dict[str, float]:
-    """Return the shares of equal ids between devices and dtypes, of images of noise, where nothing is easy."""
+    """Return the shares of equal ids between devices and dtypes, on images of noise, where near ties are common."""
     state = random_checkpoint(*SIZES[scale.network], side=scale.side)
     pixels = 8 * scale.side
     images = np.random.default_rng(0).integers(0, 256, (scale.again, pixels, pixels, 3), np.uint8)
@@ -122,7 +122,7 @@ def agreements(scale: Scale) -> dict[str, float]:
 
 @contextmanager
 def no_gpu(hidden: bool) -> Iterator[None]:
-    """Let a tokenizer that is built and used inside run on the CPU."""
+    """Let a tokenizer that is built and used inside the block run on the CPU."""
     if not hidden:
         yield
         return
@@ -163,7 +163,7 @@ def measure(report: Report, scale: Scale, given: Path | None, root: Path) -> Non
         save_tokenizer(half, Store(str(root / "tok16")))
     with report.step("tokenize twice"):
         report.add(tokenized=tokenize_twice(images, root, scale))
-    with report.step("verify"), ThreadPoolExecutor() as both:  # nothing of it is timed
+    with report.step("verify"), ThreadPoolExecutor() as both:  # this step is not timed
         here, there = (both.submit(made_again, root / "first", scale, hide_gpu=hidden) for hidden in (False, True))
         report.add(verified_on_device=here.result(), verified_on_cpu=there.result())
     with report.step("agreement"):

@@ -1,4 +1,4 @@
-"""What machine this is: versions, what is missing, and what the device really multiplies and copies."""
+"""The machine: versions, missing packages, and measured rates of matrix products and copies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def version(module: str) -> str | None:
-    """Return the version of an installed package, None where it is missing."""
+    """Return the version of an installed package; None where it is missing."""
     if importlib.util.find_spec(module) is None:
         return None
     try:
@@ -52,7 +52,7 @@ def torch_facts() -> dict[str, Any]:
 
 
 def measured_peaks(small: bool) -> dict[str, float]:
-    """Return the best of some square products on random numbers, and what a copy within the device moves, read and written."""
+    """Return the best rate of some square products on random numbers, and the bytes per second of a copy within the device."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ TICK_SECONDS = 1.0
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """Return counts, what failed and what was skipped, and the slowest tests, of the lines that are there so far."""
+    """Return counts, failed and skipped tests, and the slowest tests, from the lines written so far."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     counts = {outcome: sum(line["outcome"] == outcome for line in lines) for outcome in ("passed", "failed", "skipped")}
     skipped: dict[str, int] = {}
@@ -49,7 +49,7 @@ def main() -> None:
             report.add(**read_results(results))
 
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(ROOT / "tests" / "gpu"), "-p", "no:cacheprovider", "-p", "results_plugin"]
-    # Warnings stay warnings: those of packages newer than ours say nothing of the device.
+    # Warnings stay warnings: warnings of packages newer than ours say nothing about the device.
     command += ["-o", "addopts=", "-q", "-W", "default", "--tb=short"]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     watcher = threading.Thread(target=watch, daemon=True)

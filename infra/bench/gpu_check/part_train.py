@@ -1,4 +1,4 @@
-"""Training from tokens: ViT-S in bfloat16 with full augmentation, and where the time of a step goes."""
+"""Training from tokens: ViT-S in bfloat16 with full augmentation, and the parts of a step's time."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaLaunchCooperativeKernel")
 FULL = AugmentConfig(flip_prob=0.5, coloradapt_prob=0.25, dropout_prob=0.1, mixup_alpha=0.8)
-"""SeiT's, which are the defaults, and all that is off in them."""
+"""SeiT's augmentations, which are the defaults, and also every augmentation that the defaults leave off."""
 PLAIN = AugmentConfig.off()
 PROFILED_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is done."""
+    """The amount of work."""
 
     model: ModelConfig
     rows: int
@@ -57,7 +57,7 @@ SMALL = Scale(
 
 
 class Quiet:
-    """Hears a training and says nothing."""
+    """A reporter that prints nothing."""
 
     def say(self, message: str) -> None: ...
 
@@ -67,7 +67,7 @@ class Quiet:
 
 
 class Bench:
-    """A training of so many rows; every measurement begins with steps that do not count."""
+    """A training on a given number of rows. Every measurement begins with steps that do not count."""
 
     def __init__(self, scale: Scale, root: Path, device: torch.device) -> None:
         self.scale, self.root, self.device = scale, root, device
@@ -89,7 +89,7 @@ class Bench:
         return Trainer(request, Ranks(), self.device, Quiet())
 
     def from_loader(self, trainer: Trainer) -> dict[str, float]:
-        """Return images/s with the loader, and the share of the time that the training waited for it."""
+        """Return images/s with the loader, and the share of the time that the training waited for the loader."""
         waited, began, done, trainer_epoch = 0.0, 0.0, 0, 0
         while done < self.scale.warm_up + self.scale.steps:
             asked = time.perf_counter()
@@ -109,7 +109,7 @@ class Bench:
         return {"images_per_second": round(self.scale.steps * self.scale.batch / seconds, 1), "data_wait_share": round(waited / seconds, 4)}
 
     def resident(self, trainer: Trainer, batch: Batch) -> float:
-        """Return the seconds of a step on a batch that lies on the device."""
+        """Return the seconds of a step on a batch that is already on the device."""
         for _ in range(self.scale.warm_up):
             step(trainer, batch)
 
@@ -127,7 +127,7 @@ def step(trainer: Trainer, batch: Batch) -> None:
 
 
 def flops_per_image(model: VisionTransformer) -> float:
-    """Return multiplications and additions of a training step for an image, twice the forward pass for the way back; no augmentation."""
+    """Return multiplications and additions of a training step per image, without augmentation. Backward counts twice the forward pass."""
     width, tokens = model.pos_embed.shape[2], model.pos_embed.shape[1]
     stem = sum(parameter.numel() for parameter in model.patch_embed.parameters() if parameter.ndim > 1) * (tokens - 1)
     blocks = len(model.blocks) * (12 * width * width * tokens + 2 * tokens * tokens * width)
@@ -135,7 +135,7 @@ def flops_per_image(model: VisionTransformer) -> float:
 
 
 def profiled(work: Callable[[], None], device: torch.device) -> dict[str, Any]:
-    """Return kernel launches and the share of the wall time in which kernels ran, of a step; Skipped where there is no GPU."""
+    """Return kernel launches of a step, and the share of its wall time in which kernels ran. Skipped where there is no GPU."""
     if device.type != "cuda":
         work()
         raise Skipped("kernel launches are counted on a GPU")
@@ -157,26 +157,26 @@ def profiled(work: Callable[[], None], device: torch.device) -> dict[str, Any]:
     waits = sum(calls[name] for name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"))
     return {
         "kernel_launches": round(launches / PROFILED_STEPS, 1),
-        "waits_for_the_device": round(max(0, waits - 1) / PROFILED_STEPS, 1),  # less the one at the end
+        "waits_for_the_device": round(max(0, waits - 1) / PROFILED_STEPS, 1),  # without the wait at the end
         "busy_share": round(busy / 1e3 / seconds, 3),
         "slowest_kernels": slowest(found),
     }
 
 
 def device_milliseconds(event: Any) -> float:
-    """Return the time of a kernel or a copy; 0 for an operation of the host, which the profiler gives the time of its kernels once more."""
+    """Return the time of a kernel or a copy. 0 for an operation of the host, because the profiler repeats its kernels' time there."""
     on_device = str(event.device_type).endswith("CUDA")
     return float(getattr(event, "self_device_time_total", 0.0)) / 1e3 if on_device else 0.0
 
 
 def slowest(found: Any) -> dict[str, float]:
-    """Return milliseconds a step of the kernels that take most."""
+    """Return the milliseconds per step of the slowest kernels."""
     totals = {event.key[:80]: device_milliseconds(event) / PROFILED_STEPS for event in found.key_averages()}
     return {name: round(value, 3) for name, value in sorted(totals.items(), key=lambda item: -item[1])[:8]}
 
 
 def agreement(bench: Bench, batch: Batch) -> dict[str, Any]:
-    """Return how far logits of an untrained classifier differ between devices and dtypes; no bar."""
+    """Return how far the logits of an untrained classifier differ between devices and dtypes; no bar."""
     dataset, rows = bench.dataset, bench.scale.agreement_rows
     ids_BLQ = batch.ids_BLQ[:rows].cpu()
     logits: dict[str, torch.Tensor] = {}
@@ -252,7 +252,7 @@ def main() -> None:
     options = parser.parse_args()
     report, root = Report(options.out), Path(tempfile.mkdtemp(prefix="gpu-check-"))
     device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # the benchmark of the loader, of which the dataset is, asks for one
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # importing the loader bench, for its dataset, has set one thread
     try:
         measure(report, SMALL if options.cpu else REAL, root, device)
     finally:

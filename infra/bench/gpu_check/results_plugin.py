@@ -1,4 +1,4 @@
-"""A pytest plugin: one JSON line for each test once it ends, so that a run that is stopped has told what it knew."""
+"""A pytest plugin: writes one JSON line as each test ends, so that a stopped run leaves the results so far."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`actor_overhead` without Ray: what the work on a shard costs beside the network, on images that are decoded already.
+"""`actor_overhead` without Ray: the cost of the work on a shard beside the network, on images that are already decoded.
 
-One side is the product's own work on shards in this process (batches, tokenizer with its overlap, codec, shard file, commit); the other
-a bare loop of the same network on batches that lie on the device. Both take turns; medians count.
+One side is the product's own work on shards in this process (batches, tokenizer with its overlap, codec, shard file, commit). The other
+side is a bare loop of the same network on batches that are already on the device. The sides take turns and medians count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tokenshards.pipeline.tokenizers.networks.network import scaled, to_device
 
 
 class TimedRunner:
-    """Runs shards in this process, from decoded batches; the first shard warms up and does not count."""
+    """Runs shards in this process, from decoded batches. The first shard warms up and does not count."""
 
     def __init__(self) -> None:
         self.images_per_second = 0.0
@@ -91,7 +91,7 @@ def measure_overhead(images: Path, tokenizer: Path, folder: Path, *, shard_rows:
 
 
 def bare_rate(context: JobContext, images: int) -> float:
-    """Return images/s of the tokenizer's network alone, on batches that lie on the device."""
+    """Return images/s of the tokenizer's network alone, on batches that are already on the device."""
     tokenizer: Any = context.tokenizer
     preprocess, batch = context.plan.spec.preprocess, context.plan.batch_rows
     pixels = np.random.default_rng(0).integers(0, 256, (batch, preprocess.size, preprocess.size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Tokenizers of code that is not ours: what it gives is looked at once, on made-up pictures, and held to in every batch after that.
+"""Tokenizers of foreign code. The code is probed once, on synthetic images, and every later batch must keep to what the probe saw.
 
 Shapes: B images, L sites, Q ids per site, h and w sides of a grid, K codes, D values of a code.
 """
@@ -32,9 +32,9 @@ Ids = npt.NDArray[Any]
 
 
 class ProbedTokenizer(ABC):
-    """A tokenizer of somebody's code; `arrays` are the files that it needs, as uint8 [N], and the code vectors of each level, if any.
+    """A tokenizer of foreign code. `arrays` hold the files of the code, as uint8 [N], and the code vectors of each level, if any.
 
-    The `ids_shape` in its spec's config is that of the ids of one picture, as `probe_encoder` saw them; `where` names the code in errors.
+    `ids_shape` in the config of the spec is the shape of the ids of one image, as `probe_encoder` saw it. `where` names the code in errors.
     """
 
     family: ClassVar[str]
@@ -59,11 +59,11 @@ class ProbedTokenizer(ABC):
 
     @abstractmethod
     def run_encoder(self, images_BHWC: Images) -> Ids:
-        """Return what the code gives for images."""
+        """Return the ids that the code gives for images."""
 
     @abstractmethod
     def run_decoder(self, ids: Ids) -> Images:
-        """Return uint8 images [B, size, size, 3] of ids in the shape of `run_encoder`'s; raises DecodeNotSupported without a decoder."""
+        """Return uint8 images [B, size, size, 3] of ids in the shape that `run_encoder` gives; DecodeNotSupported without a decoder."""
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -71,7 +71,7 @@ class ProbedTokenizer(ABC):
         return self._spec
 
     def codebook(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the vectors [K, D] of each level that were known at import; else {}."""
+        """Return the vectors [K, D] of each level that were known at import, or {}."""
         return self._tables
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
@@ -79,7 +79,7 @@ class ProbedTokenizer(ABC):
         return self._files
 
     def encode(self, images_BHWC: Images) -> TokenBatch:
-        """Return ids [B, L, Q] of uint8 RGB images; TokenizerError where they have another shape than at import, or are out of range."""
+        """Return ids [B, L, Q] of uint8 RGB images. TokenizerError where the ids have another shape than at import, or are out of range."""
         spec = self._spec
         check_images(images_BHWC, spec)
         ids = self.run_encoder(images_BHWC)
@@ -95,14 +95,15 @@ class ProbedTokenizer(ABC):
 def probe_encoder(
     encode: Callable[[Images], Ids], size: int, batches: Sequence[int], vocabulary: Sequence[int], where: str
 ) -> tuple[Ids, Layout]:
-    """Return the ids of made-up pictures as the encoder gives them, in the first batch of `batches` that it takes, and how they lie.
+    """Return the ids of synthetic images, in the first batch size of `batches` that the encoder accepts, and the layout of the ids.
 
-    `encode` raises TokenizerError where it does not take a batch. Raises that of the first batch where it takes none, and TokenizerError
-    where the ids of a picture are no integers of the vocabulary, change from one time to the next, or change with the pictures beside it.
+    `encode` raises TokenizerError for a batch that it does not accept. Where it accepts none, the error of the first batch is raised.
+    Raises TokenizerError also where the ids of an image are not integers of the vocabulary, differ in a second run, or depend on the other
+    images.
     """
     refusal: TokenizerError | None = None
     for batch in batches:
-        images = _pictures(batch, size)
+        images = _synthetic_images(batch, size)
         try:
             ids = encode(images)
         except TokenizerError as error:
@@ -110,16 +111,16 @@ def probe_encoder(
             continue
         if ids.dtype.kind not in "iu":
             raise TokenizerError(
-                f"{where}: for {batch} pictures it gives {ids.dtype} {list(ids.shape)}; expected integers, [B, L], [B, h, w] or [B, L, Q]. "
+                f"{where}: for {batch} images it gives {ids.dtype} {list(ids.shape)}; expected integers, [B, L], [B, h, w] or [B, L, Q]. "
                 "Export the part of the network that ends in ids"
             )
         if not np.array_equal(encode(images), ids):
-            raise TokenizerError(f"{where}: the same pictures get other ids the second time; expected equal ids. Take its randomness out")
+            raise TokenizerError(f"{where}: the same images get other ids the second time; expected equal ids. Take its randomness out")
         images[1:] = 0
         if not np.array_equal(encode(images)[0], ids[0]):
             raise TokenizerError(
-                f"{where}: the ids of a picture change with the pictures beside it in a batch of {batch}; expected ids that depend on the "
-                "picture alone. Is it in training mode, with statistics of the batch? Export it after eval()"
+                f"{where}: the ids of an image change with the images beside it in a batch of {batch}; expected ids that depend on the "
+                "image alone. Is it in training mode, with statistics of the batch? Export it after eval()"
             )
         layout = _layout(ids.shape[1:], len(vocabulary), where)
         _checked(ids, batch, ids.shape[1:], vocabulary, where)
@@ -128,7 +129,7 @@ def probe_encoder(
 
 
 def _layout(shape: Sequence[int], levels: int, where: str) -> Layout:
-    """Return how the sites lie, of the shape of one picture's ids: [L] a sequence, [h, w] a grid, [T, h, w] a video; Q above 1 is last.
+    """Return the layout for the shape of one image's ids: [L] a sequence, [h, w] a grid, [T, h, w] a video; Q above 1 comes last.
 
     Dimensions of 1 do not count. Raises TokenizerError for any other shape.
     """
@@ -149,7 +150,7 @@ def _layout(shape: Sequence[int], levels: int, where: str) -> Layout:
 
 
 def _checked(ids: Ids, count: int, shape: Sequence[int], vocabulary: Sequence[int], where: str) -> Ids:
-    """Return the ids of `count` pictures as [B, L, Q]; TokenizerError unless they are integers of this shape within the vocabulary."""
+    """Return the ids of `count` images as [B, L, Q]; TokenizerError unless they are integers of this shape within the vocabulary."""
     if ids.dtype.kind not in "iu" or ids.shape != (count, *shape):
         raise TokenizerError(f"{where}: it gives ids of {ids.dtype} {list(ids.shape)}; expected integers [{count}, {_shown(shape)[4:]}")
     ids_BLQ = ids.reshape(count, math.prod(shape) // len(vocabulary), len(vocabulary))
@@ -165,7 +166,7 @@ def _checked(ids: Ids, count: int, shape: Sequence[int], vocabulary: Sequence[in
     return ids_BLQ
 
 
-def _pictures(count: int, size: int) -> Images:
+def _synthetic_images(count: int, size: int) -> Images:
     """Patches of colour under a little noise."""
     rng = np.random.default_rng(0)
     cells = rng.integers(0, 256, (count, 4, 4, 3))

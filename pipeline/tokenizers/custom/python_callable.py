@@ -1,7 +1,7 @@
-"""Tokenizers that users write: a callable, named `package.module:callable`, gives an object with `size`, `vocabulary` and `encode`.
+"""Tokenizers that users write. A callable, named `package.module:callable`, returns an object with `size`, `vocabulary` and `encode`.
 
-A tokenizer directory names the callable, and does not hold it. Loading one runs code of this machine with settings that came with the
-directory, so the user must have allowed it by name; and it is refused where the module's file is no more what it was at import.
+A tokenizer directory names the callable and does not contain it. Loading such a directory runs code of this machine with settings from
+the directory. The user must therefore allow the callable by name, and loading is refused where the module's file has changed since import.
 
 Shapes: B images, L sites, Q ids per site, K codes, D values of a code.
 """
@@ -37,7 +37,7 @@ _KEYS = {"target", "settings", "source_sha256", "ids_shape"}
 
 
 class PythonTokenizer(ProbedTokenizer):
-    """What a user's callable gave, `made`; it always sees the same number of pictures, the last of them blank where there are fewer."""
+    """`made` is the object of a user's callable. It always gets the same number of images; missing ones are blank."""
 
     family = "python"
     FILES = (FILE,)
@@ -48,16 +48,16 @@ class PythonTokenizer(ProbedTokenizer):
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the bytes of the file that the callable gets, where there is one."""
+        """Return the bytes of the file for the callable, where there is one."""
         if not url:
             return {}
         return {FILE: np.frombuffer(read_file(url, storage_options, f"one for {_where(config.target)}")[0], np.uint8)}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:
-        """Build what the callable gives, look at it once, and keep what it is; asking for it by name is leave to run it.
+        """Call the callable, probe its object once, and keep the findings. Asking for the callable by name is permission to run it.
 
-        Raises TokenizerError that names the callable and what of it does not fit, ConfigError for an option that it does not have.
+        Raises TokenizerError that names the callable and its fault, ConfigError for an option that this kind does not have.
         """
         for option in ("size", "preset", "max_tokens", "decoder_file", "vocabulary", "colour_range"):
             if getattr(config, option) not in (None, ()):
@@ -81,7 +81,7 @@ class PythonTokenizer(ProbedTokenizer):
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
-        """Call the callable again; where it is not allowed or its file changed, raise TokenizerError before anything of it is imported."""
+        """Call the callable again. Where it is not allowed, or its file changed, TokenizerError comes before anything is imported."""
         missing = _KEYS - spec.config.keys()
         if missing:
             raise TokenizerError(f"{cls.family}: {sorted(missing)} is missing in its config; expected a tokenizer of `import tokenizer`")
@@ -104,7 +104,7 @@ class PythonTokenizer(ProbedTokenizer):
         return cls(spec, made, tables)
 
     def keep(self, codes: Sequence[int]) -> Self:
-        """Raise TokenizerError: ids are the callable's own."""
+        """Raise TokenizerError: the callable decides its ids."""
         raise TokenizerError(f"{self._where}: its ids are its own, so none can be left out. Leave out --keep-codes")
 
     def run_encoder(self, images_BHWC: Images) -> Ids:
@@ -112,13 +112,13 @@ class PythonTokenizer(ProbedTokenizer):
         return self._run(partial(_encode_batch, self._made, self._where), images_BHWC)
 
     def run_decoder(self, ids: Ids) -> Images:
-        """Return the pictures of the object's `decode`; raises DecodeNotSupported where it has none."""
+        """Return the images of the object's `decode`; raises DecodeNotSupported where it has none."""
         if not hasattr(self._made, "decode"):
             raise DecodeNotSupported(f"{self._where}: it has no `decode`, so there is no way back from ids to pixels")
         return self._run(partial(_decode_batch, self._made, self._where, self._spec.preprocess.size), ids.astype(np.int64))
 
     def _run(self, function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return what a function gives of rows, a batch at a time of its own to write into, the last with zeros up to the batch."""
+        """Call a function on rows, one batch at a time. Each batch is a copy that the function may write to; zeros fill the last one."""
         batch, parts = self._spec.config["batch"], []
         for start in range(0, max(len(rows), 1), batch):
             some = rows[start : start + batch]
@@ -150,7 +150,7 @@ def _check_target(target: str) -> None:
 
 
 def _source_sha256(target: str) -> str:
-    """Return the digest of the file that holds the callable; of the module, nothing is run."""
+    """Return the digest of the file that holds the callable. Runs no code of the module."""
     module = target.partition(":")[0]
     try:
         found = importlib.util.find_spec(module)  # imports the packages above it
@@ -187,7 +187,7 @@ def _make(target: str, settings: Mapping[str, Any], arrays: Mapping[str, Any]) -
 
 
 def _call(where: str, what: str, function: Callable[[], Any]) -> Any:
-    """Return what a function of the user gives, or say where in it what went wrong."""
+    """Return the result of a user's function; an error names the place in the user's code."""
     try:
         return function()
     except Exception as error:
@@ -206,7 +206,7 @@ def _whole(value: Any) -> bool:
 
 def _size(made: Any, where: str) -> int:
     if not _whole(made.size):
-        raise TokenizerError(f"{where}: size is {shorten(made.size)}; expected the side of the square pictures that encode gets, in pixels")
+        raise TokenizerError(f"{where}: size is {shorten(made.size)}; expected the side of the square images that encode gets, in pixels")
     return int(made.size)
 
 
@@ -223,7 +223,7 @@ def _vocabulary(made: Any, where: str) -> tuple[int, ...]:
 def _batch(made: Any, where: str) -> int:
     batch = getattr(made, "batch", SLOTS)
     if not _whole(batch) or batch > 4096:
-        raise TokenizerError(f"{where}: batch is {shorten(batch)}; expected how many pictures encode gets at a time, 1 to 4096")
+        raise TokenizerError(f"{where}: batch is {shorten(batch)}; expected how many images encode gets at a time, 1 to 4096")
     return int(batch)
 
 
@@ -247,7 +247,7 @@ def _encode_batch(made: Any, where: str, images_BHWC: Images) -> Ids:
     ids: Ids = _call(where, "encode", lambda: np.asarray(made.encode(images_BHWC.copy())))
     if ids.ndim < 2 or len(ids) != count:
         raise TokenizerError(
-            f"{where}: encode gives {ids.dtype} {list(ids.shape)} for {count} pictures; expected integers [{count}, L] or more"
+            f"{where}: encode gives {ids.dtype} {list(ids.shape)} for {count} images; expected integers [{count}, L] or more"
         )
     return ids
 

@@ -1,9 +1,9 @@
-"""Encoders exported as TorchScript, such as Cosmos DI: a file is code and tensors, which torch's own interpreter runs; no Python is in it.
+"""Encoders exported as TorchScript, such as Cosmos DI. A file holds code and tensors, which torch's own interpreter runs, and no Python.
 
-The bytes of the files are the weights, as uint8 [N]. A file does not say what goes in and how many ids there are: a preset or options do;
-the shape of what comes out is probed.
+The bytes of the files are the weights, as uint8 [N]. A file does not name its input or its number of ids; a preset or options do. The
+shape of the output is probed.
 
-Shapes: B images, L sites, Q ids per site, h and w sides of a grid, H and W of a picture, K codes, D values of a code.
+Shapes: B images, L sites, Q ids per site, h and w sides of a grid, H and W of an image, K codes, D values of a code.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tokenshards.pipeline.tokenizers.weight_files import read_file
 __all__ = ["TorchScript", "fsq_table"]
 
 BATCHES = (SLOTS, 1, 2, 4, 16, 32, 64)
-"""Batches to try: a traced network may have kept the one it was traced with."""
+"""Batch sizes to try: a traced network may only accept the size that it was traced with."""
 SIZE = 256
 
 
 @dataclass(frozen=True)
 class _Preset:
     levels: tuple[int, ...]
-    """Of finite scalar quantisation."""
+    """Levels of finite scalar quantisation."""
     colour_range: tuple[float, float]
 
 
@@ -47,10 +47,10 @@ PRESETS = {"cosmos-di": _Preset(levels=(8, 8, 8, 5, 5, 5), colour_range=(-1.0, 1
 
 
 class _Program(nn.Module):
-    """Gives a program its dtype, and of what comes back the first tensor. TokenizerError where it fails, or gives something else."""
+    """Gives a program its dtype, and returns its first tensor. TokenizerError where the program fails or returns something else."""
 
-    # In another order in memory (channels last) convolutions in bfloat16 round otherwise: of Cosmos DI 12.6 % of the ids change. Published
-    # code gives either; ours are those of contiguous [B, C, H, W].
+    # With channels last, convolutions in bfloat16 round differently: 12.6 % of the ids of Cosmos DI change. The published code gives either
+    # result; ours is that of contiguous [B, C, H, W].
 
     def __init__(self, program: Any, dtype: torch.dtype, where: str, *, gives_ids: bool) -> None:
         super().__init__()
@@ -58,11 +58,11 @@ class _Program(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         try:
-            # Not optimised: its optimiser changes a program after the first batches, and with it what a GPU rounds.
+            # Not optimised: the optimiser changes a program after the first batches, and the rounding on a GPU with it.
             with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
                 found = self.program(values.to(self._dtype).contiguous())
         except RuntimeError as error:
-            if "out of memory" in str(error):  # its interpreter makes one error of all
+            if "out of memory" in str(error):  # the interpreter raises one type for every error
                 raise torch.OutOfMemoryError(str(error)) from None
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise TokenizerError(
@@ -74,7 +74,7 @@ class _Program(nn.Module):
             first = first[0]
         right = isinstance(first, Tensor) and first.ndim >= 2 and len(first) == len(values)
         if not right or first.is_floating_point() is self._gives_ids:
-            wanted = "integers, [B, L], [B, h, w] or [B, L, Q]" if self._gives_ids else "floating-point pictures [B, 3, H, W]"
+            wanted = "integers, [B, L], [B, h, w] or [B, L, Q]" if self._gives_ids else "floating-point images [B, 3, H, W]"
             raise TokenizerError(
                 f"{self._where}: for {_shown(values)} the program gives {_shown(found)}; expected {wanted}, with B = {len(values)}, or "
                 "several tensors of which this is the first. Export the part of the network that does so"
@@ -84,23 +84,23 @@ class _Program(nn.Module):
 
 
 class TorchScript(ProbedTokenizer):
-    """An encoder, and a decoder where one was given, in files of torch.jit.save; vectors are known where a preset has its FSQ levels."""
+    """An encoder and an optional decoder in files of torch.jit.save. Code vectors are known where a preset has FSQ levels."""
 
     family = "torchscript"
     FILES = ("encoder", "decoder")
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the bytes of the encoder's file, and of the decoder's."""
+        """Return the bytes of the encoder's file and of the decoder's file."""
         urls = {"encoder": url, **({"decoder": config.decoder_file} if config.decoder_file and config.decoder else {})}
         files = {name: read_file(place, storage_options, "a file of torch.jit.save")[0] for name, place in urls.items()}
         return {name: np.frombuffer(data, np.uint8) for name, data in files.items()}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], config: ImportConfig, *, decoder: str, where: str) -> Self:
-        """Build the tokenizer of exported files: run them on made-up pictures, and keep what shape, batch and dtype were found.
+        """Build the tokenizer of exported files: run them on synthetic images, and keep the shape, batch size and dtype found.
 
-        Raises TokenizerError for what is no TorchScript, and for what it gives where that is no ids; ConfigError for what no option says.
+        Raises TokenizerError for a file that is not TorchScript, and for output that is not ids; ConfigError where an option is missing.
         """
         vocabulary, colours, levels = _choices(config)
         program = _load(checkpoint["encoder"], where)
@@ -127,23 +127,23 @@ class TorchScript(ProbedTokenizer):
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
-        """Build the tokenizer back; its files are opened when they are needed."""
+        """Build the tokenizer; its files are opened at the first use."""
         missing = {"batch", "ids_dtype", "ids_shape"} - spec.config.keys()
         if missing or "encoder" not in tables:
             raise TokenizerError(f"{cls.family}: {sorted(missing) or 'the encoder'} is missing; copy the whole tokenizer folder")
         return cls(spec, tables, cls.family)
 
     def keep(self, codes: Sequence[int]) -> Self:
-        """Raise TokenizerError: ids are found inside the program."""
+        """Raise TokenizerError: the program finds its ids inside."""
         raise TokenizerError(f"{self.family}: its ids are found inside the program, so none can be left out. Leave out --keep-codes")
 
     def run_encoder(self, images_BHWC: Images) -> Ids:
-        """Return the program's ids of images scaled to its colour range."""
+        """Return the program's ids of images that are scaled to its colour range."""
         ids: Ids = self._encoder(scaled(to_device(images_BHWC), self._spec.preprocess.colour_range)).cpu().numpy()
         return ids
 
     def run_decoder(self, ids: Ids) -> Images:
-        """Return the pictures of the decoder's program; raises DecodeNotSupported where no decoder was given."""
+        """Return the images of the decoder's program; raises DecodeNotSupported where no decoder was given."""
         if "decoder" not in self._files:
             raise DecodeNotSupported(f"{self.family}: it was imported without --decoder-file, so there is no way back from ids to pixels")
         pixels_BCHW = self._decoder(torch.from_numpy(ids.astype(self._spec.config["ids_dtype"])))
@@ -162,7 +162,7 @@ class TorchScript(ProbedTokenizer):
 
 
 def fsq_table(levels: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the vectors [K, D] of finite scalar quantisation: the first value changes fastest, all go from -1 by 1 / (n // 2)."""
+    """Return the vectors [K, D] of finite scalar quantisation. The first value changes fastest; values go from -1 by 1 / (n // 2)."""
     steps = np.cumprod([1, *levels[:-1]])
     half = np.array(levels) // 2
     table: npt.NDArray[np.float32] = (((np.arange(math.prod(levels))[:, None] // steps) % levels - half) / half).astype(np.float32)
@@ -170,7 +170,7 @@ def fsq_table(levels: Sequence[int]) -> npt.NDArray[np.float32]:
 
 
 def _choices(config: ImportConfig) -> tuple[tuple[int, ...], tuple[float, float], tuple[int, ...]]:
-    """Return vocabulary, colour range and FSQ levels as options or a preset have them."""
+    """Return vocabulary, colour range and FSQ levels from the options or the preset."""
     for option, value in (("--max-tokens", config.max_tokens), ("--config", config.settings)):
         if value:
             raise ConfigError(f"{option} is {value}; torchscript has no such choice. Leave it out")
@@ -190,7 +190,7 @@ def _choices(config: ImportConfig) -> tuple[tuple[int, ...], tuple[float, float]
 
 
 def _decoder_batch(file: npt.NDArray[np.uint8], ids: npt.NDArray[Any], size: int, where: str) -> int:
-    """Return the batch that a decoder takes, after seeing that it draws pictures."""
+    """Return the batch size that a decoder accepts, after a check that the decoder returns images."""
     program, refusal = _load(file, where), TokenizerError(f"{where}: no batch to try")
     for batch in BATCHES:
         some = torch.from_numpy(np.resize(ids, (batch, *ids.shape[1:])))
@@ -219,13 +219,13 @@ def _load(file: npt.NDArray[np.uint8], where: str) -> Any:
             f"{where}: it holds {what}; expected a file of torch.jit.save. The kinds for state dicts are in pipeline/README.md"
         )
     try:
-        with warnings.catch_warnings():  # that torch.jit is deprecated
+        with warnings.catch_warnings():  # torch warns that torch.jit is deprecated
             warnings.simplefilter("ignore")
             program: Any = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
-    except Exception as error:  # what it meets in damaged bytes may be of any type
+    except Exception as error:  # damaged bytes may raise any type of error
         reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200)
         raise TokenizerError(f"{where}: torch cannot load this TorchScript program ({reason}). Copy the file again") from None
-    if hasattr(program, "training"):  # a frozen one has no modes
+    if hasattr(program, "training"):  # a frozen program has no modes
         program.eval()
     return program
 

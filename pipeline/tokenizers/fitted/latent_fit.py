@@ -1,4 +1,4 @@
-"""Fits residual k-means to the latents of an encoder: the same tables for the same images in any order.
+"""Fits residual k-means to the latents of an encoder. The same images give the same tables, in any order.
 
 Shapes: B images, L sites of an image, N rows of latents, Q levels, K codes of a level, C channels of the latent.
 """
@@ -29,10 +29,10 @@ __all__ = ["fit_latent_kmeans"]
 Floats = npt.NDArray[np.float32]
 
 LATENTS_PER_CODE = 25
-"""Fewer latents than this for each code would memorise the sample."""
+"""Fewest latents per code; with fewer the codes would memorise the sample."""
 MIN_CODES = 16
 SHOWN_IMAGES = 32
-"""Images on which the way there and back is measured."""
+"""Images on which reconstruction is measured."""
 
 
 def fit_latent_kmeans(
@@ -40,7 +40,7 @@ def fit_latent_kmeans(
 ) -> tuple[LatentKMeans, dict[str, Any]]:
     """Fit a tokenizer to (content hash, uint8 pixels [size, size, 3]) pairs; return it with statistics in plain JSON types.
 
-    Equal hashes count once, and the order of the images changes nothing. Raises TokenizerError when there is no image.
+    Equal hashes count once, and the order of the images does not matter. Raises TokenizerError where there is no image.
     """
     sample, shown = RowSample(config.max_latents, config.seed), dict[str, Images]()
     for name, pixels_HWC, latents_LC in _latents(images, encoder, mirrored=config.mirrored):
@@ -56,7 +56,7 @@ def fit_latent_kmeans(
     rng, weights_N = np.random.default_rng(config.seed), np.ones(len(latents_NC))
     rest_NC, tables, used = latents_NC.copy(), list[Floats](), list[npt.NDArray[np.intp]]()
     for _ in range(config.levels):
-        nothing = np.zeros((1 if tables else 0, rest_NC.shape[1]), np.float32)  # what is already right must stay right
+        nothing = np.zeros((1 if tables else 0, rest_NC.shape[1]), np.float32)  # latents without an error must keep none
         table_KC = kmeans(rest_NC, weights_N, codes, pinned_PD=nothing, iterations=config.iterations, rng=rng)
         tables.append(_ordered(table_KC))
         used.append(nearest_rows(rest_NC, tables[-1]))
@@ -82,7 +82,7 @@ def fit_latent_kmeans(
 
 
 def _latents(images: Iterable[tuple[str, Images]], encoder: LatentEncoder, *, mirrored: bool) -> Iterator[tuple[str, Images, Floats]]:
-    """Yield name, pixels and latents [L, C] of each image, and of its mirror image where asked for."""
+    """Yield name, pixels and latents [L, C] of each image and, where asked for, of its mirror image."""
     views = ((name + suffix, view) for name, pixels in images for suffix, view in _views(pixels, mirrored=mirrored))
     while some := list(islice(views, SLOTS)):
         latents_BLC = encoder.encode(np.stack([pixels for _, pixels in some])).cpu().numpy()
@@ -99,12 +99,12 @@ def _ordered(table_KC: Floats) -> Floats:
     """Sort codes along the first principal component, so that neighbouring ids look alike and compress better."""
     centred_KC = table_KC - table_KC.mean(axis=0)
     direction_C = np.linalg.svd(centred_KC, full_matrices=False)[2][0]
-    sign = np.sign(direction_C[np.abs(direction_C).argmax()])  # a direction has no sign of its own
+    sign = np.sign(direction_C[np.abs(direction_C).argmax()])  # the sign of a direction is arbitrary: fix it
     return table_KC[np.argsort(sign * (centred_KC @ direction_C), kind="stable")]
 
 
 def _fidelity(encoder: LatentEncoder, tables: list[Floats], images_BHWC: Images, preprocess: Preprocess) -> list[dict[str, float]]:
-    """Return the mean PSNR with so many levels, for each number of them; nothing where there is no decoder."""
+    """Return the mean PSNR for each number of levels used; an empty list where there is no decoder."""
     if not encoder.decodes:
         return [{} for _ in tables]
     found = []

@@ -1,7 +1,7 @@
-"""A published encoder with codes of your own: residual k-means on the latents that a small autoencoder makes of your images.
+"""A published encoder with your own codes: residual k-means on the latents that a small autoencoder makes of your images.
 
-The encoder turns a picture into a grid of latents, and each id names the nearest row of a table that was fitted to such latents. The
-decoder, where one was given, turns table rows back into pixels.
+The encoder turns an image into a grid of latents. Each id names the nearest row of a table that was fitted to such latents. The decoder,
+where one was given, turns table rows back into pixels.
 
 Shapes: B images, C channels of the latent, h and w its sides, L = h * w sites, Q levels, N rows of latents, K codes of a level.
 """
@@ -49,7 +49,7 @@ COLOURS = (0.0, 1.0)
 
 
 class LatentEncoder:
-    """The networks of a small autoencoder; `decoder` may be missing. Weights are checked when they are first used."""
+    """The networks of a small autoencoder; `decoder` may be missing. The first use checks the weights."""
 
     def __init__(self, encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None, where: str = FAMILY) -> None:
         self._states = {ENCODER: encoder, **({} if decoder is None else {DECODER: decoder})}
@@ -57,7 +57,7 @@ class LatentEncoder:
 
     @classmethod
     def from_arrays(cls, arrays: Tables) -> Self:
-        """Build it back from `arrays()`."""
+        """Build the networks from the result of `arrays()`."""
         return cls(as_tensors(arrays, ENCODER), as_tensors(arrays, DECODER) or None)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -66,13 +66,13 @@ class LatentEncoder:
 
     @property
     def decodes(self) -> bool:
-        """Whether there is a way back to pixels."""
+        """Whether there is a decoder back to pixels."""
         return DECODER in self._states
 
     @cached_property
     def channels(self) -> int:
-        """C. Raises TokenizerError where encoder and decoder are not of one kind."""
-        with torch.device("meta"):  # a driver wants no more than the spec
+        """C, the channels of a latent. Raises TokenizerError where encoder and decoder do not belong to one model."""
+        with torch.device("meta"):  # a driver only needs the spec
             _, channels = build_encoder(self._states[ENCODER], self._where)
             fits = not self.decodes or build_decoder(self._states[DECODER], self._where)[1] == channels
         if not fits:
@@ -80,7 +80,7 @@ class LatentEncoder:
         return channels
 
     def check(self) -> None:
-        """Build the networks now. Raises TokenizerError that names the key where weights do not fit."""
+        """Build the networks now. TokenizerError names the key of weights that do not fit."""
         _ = self.channels, self._encoder, self.decodes and self._decoder
 
     @cached_property
@@ -103,12 +103,12 @@ class LatentEncoder:
         return latents_BLC
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latents of uint8 images on the device, and whether all are finite numbers; waits for nothing."""
+        """Return the latents of uint8 images on the device, and whether all are finite numbers. Does not wait for the device."""
         latents_BChw, finite = self._encoder.queue(scaled(images_BHWC, COLOURS))
         return latents_BChw.flatten(2).transpose(1, 2), finite
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of the encoder since the last call."""
+        """Return notes for the user about the encoder since the last call."""
         return self._encoder.take_notes()
 
     def decode(self, latents_BLC: Tensor, grid: tuple[int, ...]) -> Images:
@@ -121,7 +121,7 @@ def open_encoder(encoder: str, decoder: str | None, storage_options: Mapping[str
     states = []
     for url, part in ((encoder, "encoder"), (decoder, "decoder")):
         found = {} if url is None else plain_names(read_state_dict(url, storage_options), part)
-        # A copy: a fit is long, and the file that they are mapped from may change meanwhile.
+        # A copy, because the mapped file may change during the long fit.
         states.append(None if url is None else {key: value.clone() for key, value in found.items()})
     opened = LatentEncoder(states[0] or {}, states[1], where=encoder if decoder is None else f"{encoder} and {decoder}")
     opened.check()
@@ -190,13 +190,13 @@ class LatentKMeans:
         return TokenBatch(ids_BLQ.cpu().numpy().astype(self._spec.id_dtype))
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids [B, L, Q] of uint8 images on the device, and whether all latents were finite; waits for nothing."""
+        """Return ids [B, L, Q] of uint8 images on the device, and whether all latents were finite. Does not wait for the device."""
         with exact_float32():
             latents_BLC, finite = self._encoder.queue(images_BHWC)
             return residual_ids(self._search, latents_BLC), finite
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of the encoder since the last call."""
+        """Return notes for the user about the encoder since the last call."""
         return self._encoder.take_notes()
 
     def decode(self, tokens: TokenBatch) -> Images:

@@ -1,6 +1,6 @@
-"""Where the training of an autoencoder starts: the principal components of patches, there and back.
+"""The initial weights of an autoencoder: principal components of patches, in both directions.
 
-Shapes: M pictures, H and W pixels, N patches, p pixels of a patch's side, P = 3 * p * p values of a patch, D values of a vector.
+Shapes: M images, H and W pixels, N patches, p pixels of a patch's side, P = 3 * p * p values of a patch, D values of a vector.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ PATCHES_SEEN = 100_000
 
 
 def start_linear(there: nn.Conv2d, back: nn.ConvTranspose2d, pixels_MHWC: Images, *, alike: bool) -> None:
-    """Set the convolutions to the first D components, scaled so that the first, or `alike` each, varies by 1."""
+    """Set the convolutions to the first D components. The first component varies by 1; with `alike` every component does."""
     patch, width = there.kernel_size[0], there.out_channels
     patches_NP = np.concatenate(list(_patches(pixels_MHWC, patch)))
     mean_P = patches_NP.mean(axis=0)
     covariance_PP = np.cov(patches_NP - mean_P, rowvar=False, dtype=np.float64).reshape(len(mean_P), len(mean_P))
     components_DP = np.ascontiguousarray(np.linalg.eigh(covariance_PP)[1][:, ::-1].T[:width])
     largest_D = components_DP[np.arange(width), np.abs(components_DP).argmax(axis=1)]
-    components_DP *= np.sign(largest_D)[:, None]  # a component has no sign of its own
+    components_DP *= np.sign(largest_D)[:, None]  # the sign of a component is arbitrary: fix it
     deviation_D = np.maximum(1e-6, ((patches_NP - mean_P) @ components_DP.T).std(axis=0))
     scale_D1 = 1 / (deviation_D if alike else np.full_like(deviation_D, deviation_D[0]))[:, None]
     _set(there, components_DP * scale_D1, (-components_DP * scale_D1) @ mean_P)
@@ -42,7 +42,7 @@ def _set(convolution: nn.Conv2d | nn.ConvTranspose2d, weight_DP: npt.NDArray[np.
 
 
 def _patches(pixels_MHWC: Images, patch: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the patches [h * w, P] from -1 to 1, of as many pictures as are to be seen."""
+    """Yield patches [h * w, P] from -1 to 1, one array for each image used."""
     side = pixels_MHWC.shape[1] // patch
     for pixels_HWC in pixels_MHWC[: max(1, PATCHES_SEEN // side**2)]:
         blocks = pixels_HWC.reshape(side, patch, side, patch, 3).transpose(0, 2, 4, 1, 3).reshape(side * side, -1)

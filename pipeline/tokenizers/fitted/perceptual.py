@@ -1,7 +1,7 @@
-"""What pictures look like to a trained network: a loss beside the squared error, which keeps texture that squared errors blur.
+"""A perceptual loss: compares images by the features of a trained network, and so keeps texture that squared errors alone would blur.
 
-As in LPIPS (Zhang et al. 2018, arXiv 1801.03924, section 3) without its learned weights: features of each stage are scaled to length 1 in
-every place, and their squared differences are averaged over places and stages.
+As in LPIPS (Zhang et al. 2018, arXiv 1801.03924, section 3) without its learned weights: the features of each stage are scaled to length
+1 at every place, and their squared differences are averaged over places and stages.
 
 Shapes: B images, H and W pixels, F channels of a stage.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.errors import TokenizerError, shorten
+from tokenshards.pipeline.errors import TokenizerError, install_hint, shorten
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.network import choose_device
 
@@ -23,7 +23,7 @@ __all__ = ["PerceptualLoss", "open_perceptual"]
 
 
 class PerceptualLoss:
-    """Compares pixels [B, 3, H, W] from -1 to 1 by the stages of `stages`, scaled as those it was trained on."""
+    """Compares pixels [B, 3, H, W] from -1 to 1 by the features of `stages`, after the scaling that the network was trained with."""
 
     def __init__(self, stages: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         device = choose_device()
@@ -31,7 +31,7 @@ class PerceptualLoss:
         self._mean_C11, self._std_C11 = (torch.tensor(values, device=device).reshape(3, 1, 1) for values in (mean, std))
 
     def __call__(self, drawn_BCHW: Tensor, true_BCHW: Tensor) -> Tensor:
-        """Return the loss, 0 for equal pictures; gradients reach `drawn_BCHW` alone."""
+        """Return the loss, 0 for equal images. Gradients reach `drawn_BCHW` alone."""
         with torch.no_grad():
             expected = self._features(true_BCHW)
         pairs = zip(self._features(drawn_BCHW), expected, strict=True)
@@ -46,12 +46,12 @@ class PerceptualLoss:
 def open_perceptual(model: str, weights: str, storage_options: Mapping[str, Any] | None = None) -> PerceptualLoss:
     """Return the loss of a timm model with the weights at a path or URL.
 
-    Raises TokenizerError where timm is not installed, has no such model, or the weights are not those of its feature stages.
+    Raises TokenizerError where timm is not installed, where timm has no such model, or where the weights do not fit its feature stages.
     """
     try:
         import timm
     except ImportError as error:
-        raise TokenizerError(f'--perceptual needs timm, which is not here ({error}); pip install "tokenshards[timm]"') from error
+        raise TokenizerError(f"--perceptual needs timm, which is not here ({error}); run: {install_hint('timm')}") from error
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model[:5]}*")[:4]) or "none like it"
         raise TokenizerError(f"--perceptual is {shorten(model)}, which timm {timm.__version__} does not have; it has {close}")

@@ -1,6 +1,6 @@
-"""Quantizers that train: vector quantization with moving averages (residual for several levels), FSQ and LFQ, of vector-quantize-pytorch.
+"""Trainable quantizers from vector-quantize-pytorch: vector quantization with moving averages (residual for several levels), FSQ, LFQ.
 
-What they learn, or imply, are tables of code vectors: a trained tokenizer looks up the nearest row and needs this library no more.
+Training yields tables of code vectors. A trained tokenizer looks up the nearest row and no longer needs the library.
 
 Shapes: B images, L sites, N = B * L vectors, Q levels, K codes of a level, D values of a vector.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.errors import TokenizerError, install_hint
 from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 
 __all__ = ["METRICS", "FsqBound", "TrainedQuantizer"]
@@ -24,15 +24,15 @@ METRICS: dict[str, Literal["l2", "sign", "fsq"]] = {"vq": "l2", "lfq": "sign", "
 
 FSQ_MARGIN = 1e-3
 MAX_REVIVED_USES = 2.0
-"""A code with fewer uses in a batch, on a moving average, is dead and becomes one of the batch's vectors."""
+"""A code with a lower moving average of uses per batch is dead, and becomes one of the batch's vectors."""
 ENTROPY_SCORES = 1 << 24
-"""Scores that the entropy of LFQ looks at in a step; it looks at some of the vectors where all would be more."""
+"""Most scores in the entropy of LFQ per step; of a larger batch only some vectors are used."""
 
 
 class FsqBound(nn.Module):
-    """Squeezes each dimension to where its levels lie, scaled to -1 … 1 (Mentzer et al. 2023, arXiv 2309.15505, section 3.1).
+    """Maps each dimension into the range of its levels, scaled to -1 … 1 (Mentzer et al. 2023, arXiv 2309.15505, section 3.1).
 
-    The nearest row of the implied table is then the rounding of each dimension by itself.
+    The nearest row of the implied table is then each dimension rounded for itself.
     """
 
     def __init__(self, levels: tuple[int, ...]) -> None:
@@ -63,11 +63,11 @@ class TrainedQuantizer(nn.Module):
             import vector_quantize_pytorch as library
         except ImportError as error:
             raise TokenizerError(
-                f'--kind vq-autoencoder needs vector-quantize-pytorch, which is not here ({error}); pip install "tokenshards[fit]"'
+                f"--kind vq-autoencoder needs vector-quantize-pytorch, which is not here ({error}); run: {install_hint('fit')}"
             ) from error
         self.code_width = config.vq_width
         if config.quantizer == "vq":
-            dead = min(MAX_REVIVED_USES, 0.1 * vectors_per_batch / config.codes)  # of many codes, most are used by few vectors of a batch
+            dead = min(MAX_REVIVED_USES, 0.1 * vectors_per_batch / config.codes)  # with many codes, few vectors of a batch use each
             self.module = library.ResidualVQ(
                 dim=config.vq_width,
                 num_quantizers=config.levels,
@@ -87,7 +87,7 @@ class TrainedQuantizer(nn.Module):
             self.module = library.LFQ(codebook_size=config.codes, commitment_loss_weight=0.25, frac_per_sample_entropy=share)
 
     def forward(self, vectors_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the decoder sees, gradients going straight through, and the loss that draws vectors and codes together."""
+        """Return the input of the decoder, with straight-through gradients, and the loss that pulls vectors and codes together."""
         found = self.module(vectors_BLD)
         loss = found[2].sum() if len(found) > 2 else vectors_BLD.new_zeros(())
         return found[0], loss

@@ -1,7 +1,7 @@
 """Tiny autoencoders in the layout of the TAESD family (taesd, taesdxl, taesd3, taef1, taef2): pixels from 0 to 1 to a latent grid at 1/8.
 
 Both networks are sequences whose numbers are the keys of the published state dicts: `1.conv.0.weight` is the first convolution of the
-block at place 1. A block may hold a `pool`, which brings in the statistics of the whole picture before its convolutions.
+block at place 1. A block may have a `pool`, which adds the statistics of the whole image before its convolutions.
 
 Shapes: B images, H and W pixels, h = H / 8 and w = W / 8 sites, C channels of the latent.
 """
@@ -22,11 +22,11 @@ WIDTH = 64
 POOL_WIDTH = 4 * WIDTH
 POOL_GROUPS = 4
 LATENT_LIMIT = 3.0
-"""The decoder squeezes a latent into -3 to 3 before it looks at it."""
+"""The decoder squeezes a latent into -3 to 3 before it uses the latent."""
 
 
 class Block(nn.Module):
-    """Three convolutions beside a plain way around them."""
+    """Three convolutions with a residual connection around them."""
 
     def __init__(self, *, pooled: bool) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what is as large as `x`."""
+        """Return a tensor of the shape of `x`."""
         if self.pool is not None:
             x = x + self.pool(x)
         return torch.relu(self.conv(x) + x)
@@ -57,7 +57,7 @@ class _Squeeze(nn.Module):
 def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequential, int]:
     """Return the encoder [B, 3, H, W] -> [B, C, h, w] that this state dict was saved from, without its weights, and C.
 
-    Raises TokenizerError where the keys are not those of such an encoder.
+    Raises TokenizerError where the keys do not belong to such an encoder.
     """
     last = tensor_of(state, "14.weight", 4, where, "an encoder of the TAESD family at 1/8 of the side (not F32), such as taef2_encoder.pth")
     parts: list[nn.Module] = [_conv(3), _block(state, 1)]
@@ -67,7 +67,8 @@ def build_encoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
 
 def build_decoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequential, int]:
-    """Return the decoder [B, C, h, w] -> [B, 3, H, W], pixels from 0 to 1 that still have to be clipped, and C; as `build_encoder`."""
+    """Return the decoder [B, C, h, w] -> [B, 3, H, W] and C; raises as `build_encoder`. Its pixels, from 0 to 1, still have to be
+    clipped."""
     first = tensor_of(state, "1.weight", 4, where, "a decoder of the TAESD family at 1/8 of the side (not F32), such as taef2_decoder.pth")
     parts: list[nn.Module] = [_Squeeze(), _conv(first.shape[1]), nn.ReLU()]
     for stage in (3, 8, 13):
@@ -76,9 +77,10 @@ def build_decoder(state: Mapping[str, Tensor], where: str) -> tuple[nn.Sequentia
 
 
 def plain_names(state: Mapping[str, Tensor], part: str) -> Mapping[str, Tensor]:
-    """Return the `encoder` or `decoder` of a state dict of diffusers' AutoencoderTiny under TAESD's names; any other as it is.
+    """Return the `encoder` or `decoder` of a state dict of diffusers' AutoencoderTiny under TAESD's names. Other state dicts stay as they
+    are.
 
-    It holds both networks, and its decoder has no place for the squeeze that TAESD's begins with.
+    AutoencoderTiny holds both networks. Its decoder does not count the squeeze at the start of TAESD's decoder.
     """
     prefix, shift = f"{part}.layers.", 1 if part == "decoder" else 0
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

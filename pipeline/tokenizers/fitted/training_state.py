@@ -1,4 +1,4 @@
-"""Where a training of a tokenizer stands, after its last whole epoch: one object on any store, read without unpickling."""
+"""The state of a tokenizer's training after its last whole epoch: one object on any store, read without unpickling."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _REPORTS, _DIGEST = "reports", "training"
 
 
 class TrainingState:
-    """The state of the training of a tokenizer into `store`; there is one, and it goes when the tokenizer is there."""
+    """The state of the training of a tokenizer into `store`. There is one state; the finished tokenizer replaces it."""
 
     def __init__(self, store: Store, prefix: str = "") -> None:
         self._store, self._path = store, f"{prefix}{NAME}"
 
     def save(self, tensors: dict[str, Tensor], digest: str, reports: list[dict[str, Any]]) -> None:
-        """Write all tensors, and the reports of the epochs so far; `digest` names configuration and pictures."""
+        """Write all tensors, and the reports of the epochs so far; `digest` identifies configuration and images."""
         save_tensors(self._store, self._path, tensors, {_DIGEST: digest, _REPORTS: reports})
 
     def load(self, digest: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
-        """Return tensors and reports, or None where no training was stopped.
+        """Return tensors and reports, or None where there is no stopped training.
 
-        Raises TokenizerError for the state of another training, and when a byte changed.
+        Raises TokenizerError for the state of another training, and where a byte changed.
         """
         if self._store.info(self._path) is None:
             return None
@@ -44,7 +44,7 @@ class TrainingState:
             raise TokenizerError(f"{where}: {error.detail}. Delete it to train from the start") from None
         if state[_DIGEST] != digest:
             raise TokenizerError(
-                f"{where}: a training with other options or pictures stopped here after {len(state[_REPORTS])} epochs. "
+                f"{where}: a training with other options or images stopped here after {len(state[_REPORTS])} epochs. "
                 "Give the command that it was started with to continue it, another OUT, or delete that file to start over"
             )
         return tensors, state[_REPORTS]
@@ -56,7 +56,7 @@ class TrainingState:
 
 
 def _first_form(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return what trainings wrote until 0.1.0: the SHA-256 of a safetensors file, and that file; None for any other form."""
+    """Read the form that was written until 0.1.0: the SHA-256 of a safetensors file, then that file. None for any other form."""
     body = data[32:]
     if data[:32].hex() != sha256_hex(body):
         return None

@@ -1,7 +1,7 @@
-"""A small autoencoder of one's own: convolutions between patches and codes, trained on the user's images by `vq_training`.
+"""A small autoencoder for the user's images: convolutions between patches and codes, trained by `vq_training`.
 
-Around its networks lies a linear way, from patches to vectors and back, that starts as the principal components of the patches while the
-last convolution of every other part starts at zero: before the first step it is a k-means of patches, and every step improves on that.
+A linear path runs beside its networks, from patches to vectors and back. The path starts as the principal components of the patches, and
+the last convolution of every other part starts at zero. Before the first step this is a k-means of patches, and every step improves on it.
 
 Shapes: B images, p pixels of a patch's side, h and w sites, L = h * w, W channels of the networks, D values of a vector, Q levels.
 """
@@ -36,14 +36,14 @@ COLOURS = (-1.0, 1.0)
 
 
 def _silent(part: Part) -> Part:
-    """Return it with all its parameters zero."""
+    """Set all parameters of a module to zero, and return the module."""
     for parameter in part.parameters():
         nn.init.zeros_(parameter)
     return part
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a plain way around them; nothing but that way before training."""
+    """Two convolutions with a residual connection; before training only the residual connection passes a signal."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
 
 class VqAutoencoder(NetworkTokenizer):
-    """The tokenizer that `vq_training` makes; `config` names the quantizer, and the levels of each dimension for `fsq`."""
+    """The tokenizer that `vq_training` makes. `config` names the quantizer and, for `fsq`, the levels of each dimension."""
 
     family = FAMILY
     ENCODER_KEYS = ("encoder.",)
@@ -119,11 +119,11 @@ class VqAutoencoder(NetworkTokenizer):
         return square_layout(preprocess.size, self._sizes("encoder.")["patch"], len(self._tables), "sum", self._where)
 
     def code_width(self) -> int:
-        """What the encoder's head gives."""
+        """D, the values per site that the encoder's head gives."""
         return int(self._sizes("encoder.")["code_width"])
 
     def codebook_info(self, sha256: str, dims: tuple[int, ...]) -> CodebookInfo:
-        """Return how the quantizer compares."""
+        """Return the metric of the quantizer."""
         return CodebookInfo(sha256=sha256, dims=dims, metric=METRICS[str(self._config["quantizer"])])
 
     def build_encoder(self) -> nn.Module:
@@ -148,7 +148,7 @@ class VqAutoencoder(NetworkTokenizer):
         return [NearestCode(table) for table in self._tables]
 
     def _sizes(self, prefix: str) -> dict[str, Any]:
-        """Return what the networks are built with, read from the shapes of their weights."""
+        """Return the arguments of the networks, read from the shapes of their weights."""
         linear = tensor_of(self._state, f"{prefix}linear.weight", 4, self._where, f"a {FAMILY}")
         stem = tensor_of(self._state, f"{prefix}stem.weight", 4, self._where, f"a {FAMILY}")
         return {

@@ -1,6 +1,6 @@
-"""Trains a small autoencoder with codes on pictures in memory: the same tokenizer for the same pictures, stopped and continued or not.
+"""Trains a small autoencoder with codes on images in memory. The same images give the same tokenizer, also after a stop and a resume.
 
-Shapes: M pictures, B of them in a batch, C = 3 channels, H and W pixels, L sites, Q levels, D values of a vector, K codes.
+Shapes: M images, B of them in a batch, C = 3 channels, H and W pixels, L sites, Q levels, D values of a vector, K codes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 FeatureLoss = Callable[[Tensor, Tensor], Tensor]
 
 MAX_BYTES = 2 << 30
-"""Pixels that are held in memory."""
+"""Most bytes of pixels held in memory."""
 HELD_OUT_SHARE = 16
 MAX_HELD_OUT = 256
 WARM_UP_STEPS = 50
@@ -57,12 +57,12 @@ def fit_vq_autoencoder(
 ) -> tuple[VqAutoencoder, dict[str, Any]]:
     """Train on (content hash, uint8 pixels [size, size, 3]) pairs; return the tokenizer with statistics in plain JSON types.
 
-    Equal hashes count once, and the order of the images changes nothing. A stopped training continues from `state` after its last whole
-    epoch. One picture in 16 is held out for the report on each epoch. `features` is a further loss of pixels [B, 3, H, W] from -1 to 1.
-    Raises TokenizerError when there are fewer than 2 images, or when `state` is that of another training.
+    Equal hashes count once, and the order of the images does not matter. A stopped training continues from `state` after its last whole
+    epoch. One image in 16 is held out for the report of each epoch. `features` is a further loss on pixels [B, 3, H, W] from -1 to 1.
+    Raises TokenizerError where there are fewer than 2 images, or where `state` belongs to another training.
     """
     names, pixels_MHWC, left_out = _gathered(images, preprocess.size, config.seed)
-    shown = min(MAX_HELD_OUT, max(1, len(names) // HELD_OUT_SHARE))  # the order of names is random to the pictures
+    shown = min(MAX_HELD_OUT, max(1, len(names) // HELD_OUT_SHARE))  # the order of the names is random
     held_out, trained = pixels_MHWC[:shown], pixels_MHWC[shown:]
     digest = sha256_hex(canonical_json([asdict(config), preprocess.size, names]))
     training = _Training(config, preprocess, trained, features)
@@ -71,7 +71,7 @@ def fit_vq_autoencoder(
         losses, rate = training.run(epoch)
         reports.append({"epoch": epoch + 1, **losses, **_fidelity(training.tokenizer(), held_out)})
         training.save(state, digest, reports)
-        on_epoch({**reports[-1], "images_per_second": rate})  # not kept: equal tokenizers are equal bytes
+        on_epoch({**reports[-1], "images_per_second": rate})  # the rate is not stored: equal tokenizers have equal bytes
     tokenizer = training.tokenizer()
     used = _histograms(tokenizer, pixels_MHWC)
     notes = [f"{left_out} images left out: pixels in memory are limited to {MAX_BYTES >> 30} GB"] if left_out else []
@@ -108,7 +108,7 @@ class _Training:
             encoder, decoder = Encoder(**sizes), Decoder(**sizes, side=side)
         start_linear(
             encoder.linear, decoder.linear, pixels_MHWC, alike=config.quantizer != "vq"
-        )  # all their dimensions have the same steps
+        )  # FSQ and LFQ take equal steps in every dimension
         self._networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self._networks.to(self._device)
         self._quantizer = quantizer.to(self._device)
@@ -160,7 +160,7 @@ class _Training:
         return torch.stack([pixel_loss.detach(), code_loss.detach()])
 
     def tokenizer(self) -> VqAutoencoder:
-        """Return what is trained so far."""
+        """Return the tokenizer of the current weights."""
         fsq = {"fsq_levels": list(FSQ_LEVELS[self._config.codes])} if self._config.quantizer == "fsq" else {}
         return VqAutoencoder(
             {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in self._networks.state_dict().items()},
@@ -172,7 +172,7 @@ class _Training:
         )
 
     def save(self, state: TrainingState, digest: str, reports: list[EpochReport]) -> None:
-        """Write all that the next epoch needs."""
+        """Write everything that the next epoch needs."""
         tensors = {f"networks.{key}": value for key, value in self._networks.state_dict().items()}
         tensors |= {f"quantizer.{key}": value for key, value in self._quantizer.state_dict().items()}
         for number, moments in self._optimiser.state_dict()["state"].items():
@@ -180,7 +180,7 @@ class _Training:
         state.save(tensors, digest, reports)
 
     def load(self, state: TrainingState, digest: str) -> list[EpochReport]:
-        """Take up what `save` wrote; return the reports of the epochs that are done, [] where none is."""
+        """Continue from the result of `save`; return the reports of the finished epochs, [] where there are none."""
         found = state.load(digest)
         if found is None:
             return []
@@ -196,7 +196,7 @@ class _Training:
 
 
 def _gathered(images: Iterable[tuple[str, Images]], size: int, seed: int) -> tuple[list[str], Images, int]:
-    """Return hashes, in an order that is random to the pictures and their hashes' own, the pixels, and how many found no room."""
+    """Return hashes in a random order that depends on the seed and the hashes alone, the pixels, and the number of images left out."""
     most = max(2, MAX_BYTES // (size * size * 3))
     kept: dict[str, Images] = {}
     rank = {}
@@ -215,19 +215,19 @@ def _gathered(images: Iterable[tuple[str, Images]], size: int, seed: int) -> tup
 
 
 def _mirrored(images_BHWC: Images, epoch: int) -> Images:
-    """Return every second picture, others in every epoch, as its mirror image."""
+    """Mirror every second image, with the other half mirrored in the next epoch."""
     images_BHWC = images_BHWC.copy()
     images_BHWC[epoch % 2 :: 2] = images_BHWC[epoch % 2 :: 2, :, ::-1]
     return images_BHWC
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Return the share of the learning rate: a short way up, and a cosine down to 0."""
+    """Return the factor of the learning rate: a short linear rise, then a cosine down to 0."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * half_cosine(step / max(1, steps))
 
 
 def _fidelity(tokenizer: VqAutoencoder, images_MHWC: Images) -> dict[str, Any]:
-    """Return PSNR and the use of each level's codes on pictures that were held out."""
+    """Return PSNR and code usage of each level on the held-out images."""
     total = 0.0
     counts = [np.zeros(size, np.int64) for size in tokenizer.spec.vocabulary]
     for images_BHWC in _batches(images_MHWC):
@@ -255,7 +255,7 @@ def _count(counts: list[npt.NDArray[np.int64]], tokens: TokenBatch) -> None:
 
 
 def _moments(tokenizer: VqAutoencoder, images_MHWC: Images) -> dict[str, list[float]]:
-    """Return mean and standard deviation of each channel of what stands for a site, which training wants to know."""
+    """Return mean and standard deviation of each channel of a site's vector. Training reads them as `embedding`."""
     rows_ND = np.concatenate(
         [
             tokenizer.dequantise(torch.from_numpy(tokenizer.encode(part).ids_BLQ.astype(np.int64))).flatten(0, 1).cpu().numpy()

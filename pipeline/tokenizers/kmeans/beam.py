@@ -1,4 +1,4 @@
-"""Beam search through the levels of a residual tokenizer: the best few sums so far are kept, where a greedy search keeps one.
+"""Beam search through the levels of a residual tokenizer: it keeps the best few sums so far, where a greedy search keeps one.
 
 The nearest row of a level is not always part of the nearest sum of rows. Measured on Tiny ImageNet (24 px, patch 6, four levels): 0.2 dB.
 
@@ -20,16 +20,16 @@ Floats = npt.NDArray[np.float32]
 
 
 def beam_ids(values: Floats, levels: Sequence[NearestCode], width: int) -> npt.NDArray[np.intp]:
-    """Return ids [Q, N], one of each level, whose rows add up to about the nearest sum; `values` [N, R + 1] end in a column of ones.
+    """Return ids [Q, N], one of each level, whose rows add up to about the nearest sum. `values` [N, R + 1] end in a column of ones.
 
-    `width` sums are kept after each level; ties go to the lowest id.
+    The search keeps `width` sums after each level; ties go to the lowest id.
     """
     count, every_N1 = len(values), np.arange(len(values))[:, None]
     rest_NWR, cost_NW = values[:, None], np.zeros((count, 1), np.float32)
     ids_QNW = np.empty((0, count, 1), np.intp)
     for q, level in enumerate(levels):
         codes = len(level.padded_rows)
-        # Squared norms of the rest cancel along a path: adding up what each row changes gives the distance to the sum.
+        # The squared norm of the rest cancels along a path, so the distance to the sum is the sum of the changes that each row makes.
         cost = level.scores(rest_NWR.reshape(-1, values.shape[1])).reshape(count, -1, codes) + cost_NW[:, :, None]
         cost = cost.reshape(count, -1)
         kept_NW = _smallest(cost, 1 if q + 1 == len(levels) else width)
@@ -43,7 +43,7 @@ def beam_ids(values: Floats, levels: Sequence[NearestCode], width: int) -> npt.N
 
 
 def _smallest(cost_NM: Floats, count: int) -> npt.NDArray[np.intp]:
-    """Return the places of the `count` smallest values of each row, the smallest first, ties by place."""
+    """Return the columns of the `count` smallest values of each row, the smallest first; ties in the order of columns."""
     count = min(count, cost_NM.shape[1])
     if count == 1:
         nearest: npt.NDArray[np.intp] = cost_NM.argmin(axis=1, keepdims=True)

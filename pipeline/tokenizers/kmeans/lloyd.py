@@ -1,4 +1,4 @@
-"""k-means in float32 with weights, pinned centres and a fixed answer for fixed input.
+"""k-means in float32 with weights and pinned centres. Equal input gives equal output.
 
 Shapes: N points, K centres (codes), D values of a point.
 """
@@ -15,13 +15,13 @@ __all__ = ["cover", "kmeans"]
 Floats = npt.NDArray[np.float32]
 
 SEED_POINTS = 16_384
-"""Points that seeding looks at, at least; looking at all of them costs more than it gains."""
+"""Fewest points that seeding uses; using all points costs more than it gains."""
 
 
 def cover(points_ND: Floats, count: int, radius: float) -> npt.NDArray[np.intp]:
-    """Return indices of at most `count` points such that all lie within `radius` (root mean square) of one, if so few suffice.
+    """Return indices of at most `count` points such that every point lies within `radius` (root mean square) of one, if so few suffice.
 
-    Greedy: the first point, then always the one farthest from those taken.
+    Greedy: the first point, then always the point farthest from those taken.
     """
     taken: list[int] = []
     distance_N = np.full(len(points_ND), np.inf)
@@ -34,9 +34,10 @@ def cover(points_ND: Floats, count: int, radius: float) -> npt.NDArray[np.intp]:
 def kmeans(
     points_ND: Floats, weights_N: npt.NDArray[np.float64], codes: int, *, pinned_PD: Floats, iterations: int, rng: np.random.Generator
 ) -> Floats:
-    """Return at most `codes` centres [K, D], at least one: `pinned_PD` as they are, the others by weighted Lloyd steps.
+    """Return at most `codes` centres [K, D], at least one: `pinned_PD` unchanged, the other centres by weighted Lloyd steps.
 
-    Fewer come back where there are fewer different points. A centre that loses all its points moves to the worst served one.
+    There are fewer centres where there are fewer distinct points. A centre that loses all its points moves to the point that is served
+    worst.
     """
     seeds_SD = _seeds(points_ND, weights_N, codes - len(pinned_PD), pinned_PD, rng)
     centres_KD: Floats = np.concatenate([pinned_PD, seeds_SD])
@@ -59,7 +60,7 @@ def kmeans(
 
 
 def _seeds(points_ND: Floats, weights_N: npt.NDArray[np.float64], count: int, pinned_PD: Floats, rng: np.random.Generator) -> Floats:
-    """Draw starting centres as k-means++ does: by weight times squared distance to those that exist."""
+    """Draw starting centres as k-means++ does: by weight times squared distance to the existing centres."""
     if len(points_ND) > (limit := max(SEED_POINTS, 16 * count)):
         some = np.sort(rng.choice(len(points_ND), limit, replace=False))
         points_ND, weights_N = points_ND[some], weights_N[some]

@@ -1,7 +1,7 @@
 """Fits the tables of residual patch k-means to a sample of images: the same tables for the same images in any order.
 
 Shapes: B images, L patches of an image, N rows of patches, Q levels, K codes of a level, D = patch * patch * 3 values of a patch.
-Colours run from 0 to 255 inside.
+Colours inside this module run from 0 to 255.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["fit_tables"]
 Floats = npt.NDArray[np.float32]
 
 ANCHOR_SHARE = 0.125
-"""A patch that repeats exactly over this share of an image is kept as a code, however rare it is in the whole sample."""
+"""A patch that repeats exactly over this share of an image becomes a code, however rare the patch is in the whole sample."""
 ANCHOR_RADIUS = 3.0
-"""Anchors closer to each other than this (root mean square, of 255) are not told apart."""
+"""Anchors closer to each other than this (root mean square, of 255) count as one."""
 PATCHES_PER_CODE = 50
-"""Fewer patches than this for each code would memorise the sample."""
+"""Fewest patches per code; with fewer the codes would memorise the sample."""
 MIN_CODES = 16
-"""Codes that even the smallest sample may have."""
+"""Fewest codes, even for the smallest sample."""
 LOW_RANK_LOSS = 0.005
 """Share of the remaining squared error that cheaper tables may add: 0.02 dB."""
 
@@ -43,7 +43,7 @@ def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: in
     drawn = _draw_patches(images, config, size)
     patches_ND = np.concatenate(list(drawn.values()))
     image_N = np.repeat(np.arange(len(drawn)), [len(patches_LD) for patches_LD in drawn.values()])
-    distinct_ND, which_N, weights_N = _distinct(patches_ND)  # sorted by value: from here on the order of the images is forgotten
+    distinct_ND, which_N, weights_N = _distinct(patches_ND)  # sorted by value: the order of the images no longer matters
     codes = min(config.codes, max(MIN_CODES, len(patches_ND) // PATCHES_PER_CODE))
     rng = np.random.default_rng(config.seed)
 
@@ -55,7 +55,7 @@ def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: in
             repeated = colours_ND[_repeated_patches(image_N, which_N)]
             pinned_PD = repeated[cover(repeated, codes * 3 // 4, ANCHOR_RADIUS)]
         else:
-            pinned_PD = np.zeros((1, rest_ND.shape[1]), dtype=np.float32)  # what is already right must stay right
+            pinned_PD = np.zeros((1, rest_ND.shape[1]), dtype=np.float32)  # patches without an error must keep none
         centres.append(_ordered(kmeans(rest_ND, weights_N, codes, pinned_PD=pinned_PD, iterations=config.iterations, rng=rng)))
         rest_ND -= centres[q][nearest_rows(rest_ND, centres[q])]
     centres = _low_rank(centres, float(np.average(np.square(rest_ND).mean(axis=1), weights=weights_N)))
@@ -88,7 +88,7 @@ def fit_tables(images: Iterable[tuple[str, Images]], config: FitConfig, size: in
 
 
 def _draw_patches(images: Iterable[tuple[str, Images]], config: FitConfig, size: int) -> dict[str, Images]:
-    """Return some patches [m, D] of each image by content hash: as many of each as `max_patches` allows."""
+    """Return some patches [m, D] of each image by content hash, as many of each image as `max_patches` allows."""
     sample = RowSample(config.max_patches, config.seed)
     for sha256, pixels_HWC in images:
         if pixels_HWC.shape != (size, size, 3) or pixels_HWC.dtype != np.uint8:
@@ -101,7 +101,7 @@ def _draw_patches(images: Iterable[tuple[str, Images]], config: FitConfig, size:
 
 
 def _distinct(patches_ND: Images) -> tuple[Images, npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return the different rows, which of them each row is, and how often each occurs."""
+    """Return the distinct rows, the distinct row of each row, and the count of each distinct row."""
     rows_N = patches_ND.view(np.dtype((np.void, patches_ND.shape[1])))[:, 0]
     _, first_N, which_N, counts_N = np.unique(rows_N, return_index=True, return_inverse=True, return_counts=True)
     return patches_ND[first_N], which_N, counts_N.astype(np.float64)
@@ -110,7 +110,7 @@ def _distinct(patches_ND: Images) -> tuple[Images, npt.NDArray[np.intp], npt.NDA
 def _repeated_patches(image_N: npt.NDArray[np.intp], which_N: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Return the distinct patches that fill a good part of some image: plain grounds and flat colours, the most common first.
 
-    A mean over many photographs would swallow them, and the eye would see it.
+    A mean over many photographs would blur such patches, and the eye would notice.
     """
     pairs_M, counts_M = np.unique(image_N * (which_N.max() + 1) + which_N, return_counts=True)
     drawn_I = np.bincount(image_N)
@@ -121,7 +121,7 @@ def _repeated_patches(image_N: npt.NDArray[np.intp], which_N: npt.NDArray[np.int
 
 
 def _ordered(centres_KD: Floats) -> Floats:
-    """Sort codes along the first principal component, darkest end first, so that neighbouring ids look alike."""
+    """Sort codes along the first principal component, the darkest end first, so that neighbouring ids look alike."""
     centred_KD = centres_KD - centres_KD.mean(axis=0)
     along_K = centred_KD @ np.linalg.svd(centred_KD, full_matrices=False)[2][0]
     luminance_K = centred_KD.reshape(len(centres_KD), -1, 3).mean(axis=1) @ np.array([0.299, 0.587, 0.114])
@@ -132,8 +132,8 @@ def _ordered(centres_KD: Floats) -> Floats:
 def _low_rank(centres: list[Floats], error: float) -> list[Floats]:
     """Drop directions of the tables that matter far less than the mean squared error that remains anyway.
 
-    Search is done within the span of the tables (`_span`), so each dropped direction makes encoding faster; on photographs half of
-    them go. Flat colours are kept exactly.
+    The search works within the span of the tables (`_span`), so each dropped direction makes encoding faster. On photographs half of the
+    directions go. Flat colours are kept exactly.
     """
     rows_ND = np.concatenate(centres).astype(np.float64)
     flat_ND = np.tile(rows_ND.reshape(len(rows_ND), -1, 3).mean(axis=1), rows_ND.shape[1] // 3)

@@ -1,8 +1,9 @@
-"""The default tokenizer: residual k-means on raw image patches. No weights, no network, numpy only; fitted on your own images.
+"""The default tokenizer: residual k-means on raw image patches. It has no weights and no network, needs numpy only, and is fitted on your
+images.
 
-A site is one patch; level 0 names the nearest patch of its table, each further level the nearest correction of what is still
-missing. So an id is a picture of its patch, and decoding is a sum of table rows. With a beam above 1 the best few sums are kept
-from level to level (beam.py).
+A site is one patch. Level 0 names the nearest patch of its table; each further level names the nearest correction of the remaining error.
+An id of level 0 is therefore an image of its patch, and decoding is a sum of table rows. With a beam above 1 the search keeps the best few
+sums from level to level (beam.py).
 
 Shapes: B images, L patches of an image, Q levels, N rows of patches, K codes of a level, D = patch * patch * 3 values of a patch.
 """
@@ -45,7 +46,7 @@ SPAN_TOLERANCE = 1e-5
 
 
 class PatchKMeans:
-    """Residual k-means on patches; `tables` are float32 [K, patch * patch * 3], level by level, in colours from 0 to 1."""
+    """Residual k-means on patches. `tables` are float32 [K, patch * patch * 3], level by level, in colours from 0 to 1."""
 
     def __init__(self, tables: Sequence[Floats], *, patch: int, preprocess: Preprocess, beam: int = 1) -> None:
         self._tables = [np.ascontiguousarray(table, dtype=np.float32) for table in tables]
@@ -87,7 +88,7 @@ class PatchKMeans:
 
     @cached_property
     def _search(self) -> tuple[Floats, list[NearestCode]]:
-        # Not in the constructor: a driver wants only the spec, and this wakes all threads of the BLAS.
+        # Not in the constructor: a driver only needs the spec, and this work wakes all threads of the BLAS.
         basis_DR = _span(self._tables)
         searches = [NearestCode(np.asarray((table * np.float32(255)) @ basis_DR, np.float32)) for table in self._tables]
         return np.pad(basis_DR, ((0, 0), (0, 1))), searches
@@ -133,12 +134,12 @@ class PatchKMeans:
 
 
 def default_preprocess(size: int, decoder: str) -> Preprocess:
-    """Return how images are prepared for a tokenizer of our own; `decoder` is the name and major version of the decoding library."""
+    """Return how images are prepared for our own tokenizers; `decoder` is the name and major version of the decoding library."""
     return Preprocess(size=size, resize="crop", filter="bicubic", decode_mode="dct_scaled", exif_orientation=True, decoder=decoder)
 
 
 def choose_size(short_sides: Sequence[int], patch: int) -> int:
-    """Return the largest of 32, 64 and 128 not above the median short side (at least 32), cut to a multiple of `patch`."""
+    """Return the largest of 32, 64 and 128 up to the median short side (at least 32), reduced to a multiple of `patch`."""
     median = float(np.median(short_sides)) if len(short_sides) else 0.0
     size = max(side for side in (32, 64, 128) if side <= max(median, 32.0))
     return max(patch, size // patch * patch)
@@ -149,7 +150,7 @@ def fit_patch_kmeans(
 ) -> tuple[PatchKMeans, dict[str, Any]]:
     """Fit a tokenizer to (content hash, uint8 pixels [size, size, 3]) pairs; return it with statistics in plain JSON types.
 
-    Equal hashes count once, and the order of the images changes nothing. Raises TokenizerError when there is no image, or one of
+    Equal hashes count once, and the order of the images does not matter. Raises TokenizerError where there is no image, or an image of
     another shape.
     """
     tables, statistics = fit_tables(images, config, size)
@@ -159,8 +160,8 @@ def fit_patch_kmeans(
 def _span(tables: Sequence[Floats]) -> Floats:
     """Return an orthonormal basis [D, R] of the space that the rows of all tables span.
 
-    The part of a patch outside of it adds the same to its distance from every row, so the nearest row can be found in R
-    coordinates instead of D.
+    The part of a patch outside of this space adds the same to its distance from every row, so a search in R coordinates finds the same row
+    as a search in D.
     """
     _, strength_R, directions_RD = np.linalg.svd(np.concatenate(tables).astype(np.float64), full_matrices=False)
     rank = max(1, int((strength_R > SPAN_TOLERANCE * strength_R[0]).sum()))
@@ -168,7 +169,7 @@ def _span(tables: Sequence[Floats]) -> Floats:
 
 
 def _to_uint8(colours: Floats) -> Images:
-    """Return colours from 0..1 as uint8, rounded and clipped."""
+    """Return colours from 0 to 1 as uint8, rounded and clipped."""
     scaled = colours * np.float32(255)
     np.rint(scaled, out=scaled)
     return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)

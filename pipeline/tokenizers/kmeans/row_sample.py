@@ -1,6 +1,6 @@
-"""Rows drawn from every picture of a stream, in bounded memory: the same rows for the same pictures in any order.
+"""Rows drawn from every image of a stream, in bounded memory: the same rows for the same images in any order.
 
-Shapes: m rows kept of a picture, L rows of a picture, D values of a row.
+Shapes: m rows kept of an image, L rows of an image, D values of a row.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ __all__ = ["RowSample"]
 
 
 class RowSample:
-    """Keeps as many rows of each picture as `max_rows` allows for all of them."""
+    """Keeps as many rows of each image as `max_rows` allows for all images."""
 
     def __init__(self, max_rows: int, seed: int) -> None:
         self._max_rows, self._seed = max_rows, seed
         self._drawn: dict[str, npt.NDArray[Any]] = {}
 
     def add(self, sha256: str, rows_LD: npt.NDArray[Any]) -> None:
-        """Take some rows of a picture; one with a content hash that was there before replaces it, and is the same."""
+        """Add the rows of an image. An image with a known content hash replaces the older one, which is the same image."""
         order_L = np.random.default_rng(keyed_hash64(str(self._seed), sha256)).permutation(len(rows_LD))
         self._drawn[sha256] = rows_LD[order_L[: self._share(len(self._drawn) + 1)]]
-        if len(self._drawn).bit_count() == 1:  # at 1, 2, 4, 8, … pictures: memory stays within twice max_rows
+        if len(self._drawn).bit_count() == 1:  # at 1, 2, 4, 8, … images: memory stays within twice max_rows
             self._trim()
 
     def rows(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the rows [m, D] of each picture by content hash, in the order in which these came first."""
+        """Return the rows [m, D] of each image by content hash, in the order of first appearance."""
         self._trim()
         return dict(self._drawn)
 
-    def _share(self, pictures: int) -> int:
-        return max(1, self._max_rows // pictures)
+    def _share(self, images: int) -> int:
+        return max(1, self._max_rows // images)
 
     def _trim(self) -> None:
         share = self._share(len(self._drawn) or 1)

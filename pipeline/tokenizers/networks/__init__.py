@@ -1,1 +1,1 @@
-"""What all torch tokenizers share: devices, weights, code search."""
+"""Shared by all torch tokenizers: devices, weights, code search."""

@@ -1,8 +1,8 @@
-"""Published weights: the tensors of a checkpoint at any path or URL, as safetensors or as torch saves it. No code of the file ever runs.
+"""Reads published weights: the tensors of a checkpoint at any path or URL, as safetensors or as torch saves it. Runs no code of the file.
 
-`torch.load(weights_only=True)` builds tensors and plain containers. Whatever other class a file names (callbacks, arguments, numpy scalars,
-pickled modules) is given an empty class of ours in its place, so that the tensors beside it can be read. The file is mapped, not read:
-a tensor takes memory when somebody changes its dtype or copies it.
+`torch.load(weights_only=True)` builds tensors and plain containers. Objects of any other class (callbacks, arguments, numpy scalars,
+pickled modules) become empty placeholders of ours, so that the tensors beside them can be read. The file is mapped: a tensor takes memory
+only when its dtype is changed or it is copied.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ WRAPPERS = ("state_dict", "model", "module", "params_ema", "params")
 """Keys under which projects put the state dict, outermost first."""
 MAX_WRAPPERS = 4
 MAX_DEPTH = 100
-"""Modules within modules of a pickled one."""
+"""Deepest nesting of modules in a pickled module."""
 PARALLEL = "module."
-"""What DistributedDataParallel puts before every name."""
+"""The prefix that DistributedDataParallel puts before every name."""
 COMPILED = "_orig_mod."
-"""What torch.compile puts before the names within a module that it compiled."""
+"""The prefix that torch.compile puts before the names within a compiled module."""
 FIRST_STAGE = "first_stage_model."
 """The autoencoder within the checkpoint of a whole latent diffusion model."""
 _SAFETENSORS_HEADER_LIMIT = 1 << 30
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")
-"""Of the zip files and the pickles that torch.save writes."""
+"""First bytes of the zip files and the pickles that torch.save writes."""
 _KNOWN = ("torch.", "collections.OrderedDict")
 _HOSTILE = ("os.", "posix.", "nt.", "sys.", "subprocess.", "builtins.eval", "builtins.exec")
 _OLD_FORMAT_PICKLES = 4
-"""Before zip files: magic number, protocol, sizes of types, and then the object."""
+"""Pickles in a file from before zip files: magic number, protocol, sizes of types, and then the object."""
 _CONVERT = (
     'Nothing of it was run. Where you trust the file and have the code of its classes, convert it once: python -c "import sys, torch; '
     "from safetensors.torch import save_file; m = torch.load(sys.argv[1], 'cpu', weights_only=False); "
@@ -53,7 +53,7 @@ _CONVERT = (
 
 
 class _Placeholder:
-    """Stands for an object of any class that a file names: takes what the object was made with, and does nothing with it."""
+    """Stands for an object of any class that a file names: accepts all arguments and state, and ignores them."""
 
     parts: Mapping[Any, Any] = {}
 
@@ -69,10 +69,11 @@ class _Placeholder:
 
 
 def read_state_dict(url: str, storage_options: Mapping[str, Any] | None = None, *, averages: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name, unwrapped, in the dtypes that it holds, mapped from the file where its format allows.
+    """Return the tensors of a checkpoint by name, unwrapped, in their stored dtypes, mapped from the file where its format allows.
 
-    An entry of moving averages beside the state dict, named as one of `averages`, is taken in its place. Raises TokenizerError for what is
-    no checkpoint, what cannot be read without running code, and what holds no tensors; MissingObjectError where nothing is.
+    Where an entry of moving averages, named as one of `averages`, lies beside the state dict, the averages are returned instead. Raises
+    TokenizerError for a file that is not a checkpoint, cannot be read without running code, or holds no tensors; MissingObjectError where
+    there is no file.
     """
     with local_path(url, storage_options, "a state dict, as safetensors or from torch.save") as (path, where):
         try:
@@ -118,12 +119,12 @@ def _torch_file(path: str, start: bytes, where: str) -> Mapping[Any, Any]:
         _check_harmless(named, where)
         strangers: list[Any] = [(_Placeholder, name) for name in named]
         with warnings.catch_warnings(), torch.serialization.safe_globals(strangers):
-            warnings.simplefilter("ignore")  # of a pickle protocol that torch does not write
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols that it does not write
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archived)
     except TokenizerError:
         raise
-    except Exception as error:  # what it meets in hostile bytes may be of any type
-        if not start.startswith(_TORCH_STARTS):  # of such bytes torch would speak as if somebody had pickled them
+    except Exception as error:  # hostile bytes may raise any type of error
+        if not start.startswith(_TORCH_STARTS):  # torch's message would speak of a pickle, which these bytes are not
             raise TokenizerError(f"{where}: {_not_a_checkpoint(path, start)}. Is this the right file?") from None
         foreign = sorted(name for name in named if not name.startswith(_KNOWN))
         if foreign:
@@ -139,9 +140,9 @@ def _torch_file(path: str, start: bytes, where: str) -> Mapping[Any, Any]:
 
 
 def _named_classes(path: str, archived: bool) -> set[str]:
-    """Return the classes and functions that a file of torch.save names, as torch spells them; it is looked through, and nothing is built.
+    """Return the classes and functions that a file of torch.save names, as torch spells them. Reads the pickle and builds nothing.
 
-    torch never asks for the names that it knows itself, and refuses those of `os` and `sys` whatever is said of them.
+    torch never asks for the names that it knows itself, and always refuses those of `os` and `sys`.
     """
     found: set[str] = set()
     if archived:
@@ -178,7 +179,7 @@ def _globals_in(file: Any) -> set[str]:
 
 
 def _tensors_of(pickled: _Placeholder, where: str, seen: frozenset[int] = frozenset()) -> dict[str, Tensor]:
-    """Return the state dict of a pickled module: the tensors that it and the modules within it hold, by name."""
+    """Return the state dict of a pickled module: the tensors of the module and of the modules within it, by name."""
     if len(seen) > MAX_DEPTH:
         raise TokenizerError(f"{where}: a pickled module holds modules more than {MAX_DEPTH} deep; expected a network")
     parts = pickled.parts
@@ -211,7 +212,7 @@ def _opened(value: Any, where: str) -> Any:
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the names of the network itself, those of other parts of a latent diffusion model left out."""
+    """Return the tensors under the names of the network itself, without the other parts of a latent diffusion model."""
     tensors = {key.replace(COMPILED, ""): value for key, value in tensors.items()}
     while all(key.startswith(PARALLEL) for key in tensors):
         tensors = {key.removeprefix(PARALLEL): value for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Published networks around one table of codes: an id names the row that is nearest to what the encoder says of a site.
+"""Published networks around one table of codes: an id names the row that is nearest to the encoder's vector of a site.
 
 Shapes: B images, L sites, K codes, D values of a code.
 """
@@ -33,7 +33,7 @@ UNIT_TOLERANCE = 1e-3
 class CodebookTokenizer(NetworkTokenizer):
     """A tokenizer whose ids are the nearest rows of `codes_KD`, the raw table of a checkpoint.
 
-    `kept` names the rows of the published table that `codes_KD` holds, where it does not hold all of them.
+    `kept` names the rows of the published table that `codes_KD` holds, where it holds only some of them.
     """
 
     metric: Metric = "l2"
@@ -56,23 +56,23 @@ class CodebookTokenizer(NetworkTokenizer):
     @classmethod
     @abstractmethod
     def preprocess(cls, state: Mapping[str, Tensor], config: ImportConfig, decoder: str, where: str) -> Preprocess:
-        """Return what pictures go through before this checkpoint sees them; `decoder` is the name of the decoding library."""
+        """Return the preprocessing for this checkpoint; `decoder` names the library that decodes images."""
 
     @classmethod
     def prepared(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> Mapping[str, Tensor]:
-        """Return the checkpoint to take apart; what must be chosen among is chosen here."""
+        """Return the checkpoint with the choices between its parts made, such as the moving averages."""
         return checkpoint
 
     @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
-        """Return what the spec must remember of the import, in plain JSON types, besides preprocessing and dtype."""
+        """Return the facts of the import that the spec keeps besides preprocessing and dtype, in plain JSON types."""
         return {}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, *, decoder: str, where: str) -> Self:
         """Build the tokenizer that a published checkpoint holds.
 
-        Raises TokenizerError that names a key which is missing, of another shape, or of no part of this network.
+        Raises TokenizerError that names a key which is missing, has another shape, or belongs to no part of this network.
         """
         doubts = cls.doubts(checkpoint, config, where)
         checkpoint = cls.prepared(checkpoint, config, where)
@@ -106,7 +106,7 @@ class CodebookTokenizer(NetworkTokenizer):
         )
 
     def saved_config(self) -> dict[str, Any]:
-        """Return the settings, and the codes that were kept."""
+        """Return the settings and the kept codes."""
         return {**self._config, **({} if self._kept is None else {KEPT: self._kept})}
 
     def codebook_info(self, sha256: str, dims: tuple[int, ...]) -> CodebookInfo:
@@ -116,7 +116,8 @@ class CodebookTokenizer(NetworkTokenizer):
         return CodebookInfo(sha256=sha256, dims=dims, metric=self.metric, rows_normalised=unit)
 
     def keep(self, codes: Sequence[int]) -> Self:
-        """Return this tokenizer with these codes alone, renumbered from 0 in this order; others go to the nearest that is left."""
+        """Return this tokenizer with these codes alone, renumbered from 0 in this order. Vectors of other codes go to the nearest code
+        left."""
         before = self._kept
         return type(self)(
             self._state,
@@ -133,7 +134,7 @@ class CodebookTokenizer(NetworkTokenizer):
         return self._nearest(vectors_BLD.flatten(0, 1)).reshape(*vectors_BLD.shape[:2], 1)
 
     def dequantise(self, ids_BLQ: Tensor) -> Tensor:
-        """Return the rows [B, L, D], of length 1 where they are compared so."""
+        """Return the rows [B, L, D], scaled to length 1 where the search compares them so."""
         return self._nearest.rows(ids_BLQ[:, :, 0])
 
     @cached_property

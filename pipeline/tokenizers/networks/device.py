@@ -1,4 +1,4 @@
-"""What a tokenizer runs on here, without loading torch for one that has no networks."""
+"""The device that a tokenizer runs on. A tokenizer without networks does not load torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["describe_device"]
 
 
 def describe_device(tokenizer: Tokenizer) -> str:
-    """Return the kind and the name of the device: the CPU, or for networks the GPU where there is one."""
+    """Return kind and name of the device: the CPU, or the GPU for networks where there is one."""
     if isinstance(tokenizer, WeightedTokenizer):
-        from tokenshards.pipeline.tokenizers.networks.network import device_name  # loads torch, as the tokenizer has done
+        from tokenshards.pipeline.tokenizers.networks.network import device_name  # loads torch, which the tokenizer has loaded already
 
         return device_name()
     return f"cpu {platform.machine()}"

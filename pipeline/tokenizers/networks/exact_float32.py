@@ -1,7 +1,7 @@
-"""Products of float32 numbers as float32: a GPU rounds them to TF32, ten bits, in convolutions by default, and ids near a tie flip.
+"""Exact float32 products. By default a GPU rounds convolutions to TF32, with ten bits, and ids near a tie flip.
 
-These switches belong to the process. They are set around the work of a tokenizer and put back after it, so that a training beside it keeps
-its own.
+These switches belong to the process. They are set around the work of a tokenizer and restored after it, so that a training in the same
+process keeps its own settings.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 __all__ = ["exact_float32"]
 
 _EXACT = ("none", "ieee")
-"""Of `fp32_precision`: nothing was chosen, which for products of matrices means float32, or float32 was."""
+"""Values of `fp32_precision` that mean float32 for matrix products: nothing was chosen, or float32 was chosen."""
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let convolutions and products of matrices keep all bits of float32 inside the block; on a CPU they do so anyway."""
+    """Let convolutions and matrix products keep all bits of float32 inside the block. On a CPU they always do."""
     cudnn: Any = torch.backends.cudnn
-    convolutions: Any = getattr(cudnn, "conv", None)  # since torch 2.9, which refuses a mix of old and new switches
+    convolutions: Any = getattr(cudnn, "conv", None)  # exists since torch 2.9, which refuses a mix of old and new switches
     before = cudnn.allow_tf32 if convolutions is None else convolutions.fp32_precision
     matrices = _matrices()
     try:
@@ -43,11 +43,11 @@ def exact_float32() -> Iterator[None]:
 
 
 def _matrices() -> tuple[str | None, str | None] | None:
-    """Return how products of matrices are rounded, by the old switch and by the new one; None where they are exact."""
+    """Return the rounding of matrix products, by the old switch and by the new one; None where the products are exact."""
     new = getattr(torch.backends.cuda.matmul, "fp32_precision", None) if hasattr(torch.backends.cudnn, "conv") else None
     try:
         old = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the new switch was used, and says something else
+    except RuntimeError:  # the new switch was used and differs
         old = None
     return None if old == "highest" and (new is None or new in _EXACT) else (old, new)
 

@@ -1,4 +1,4 @@
-"""A network on the device it runs on: batches of few shapes go in, whatever else is in a batch moves no value that comes out.
+"""A network on its device. It sees batches of few shapes, and no row of a batch changes the values of another row.
 
 Shapes: B images, H height, W width.
 """
@@ -34,7 +34,7 @@ __all__ = [
 MAX_GPU_ROWS = 4096
 
 NO_MEMORY = ("ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "unable to find an engine to execute")
-"""What cuBLAS, cuDNN and the driver say where their own memory is short; the last, where no algorithm has the room that it wants."""
+"""Messages of cuBLAS, cuDNN and the driver where their own memory is short; the last one says that no algorithm has enough room."""
 
 
 def gpu_rows() -> int:
@@ -47,17 +47,17 @@ def gpu_rows() -> int:
 
 
 def device_name() -> str:
-    """Return the kind and the name of that device."""
+    """Return the kind and the name of the device."""
     device = choose_device()
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"cpu {platform.machine()}"
 
 
 class Network:
-    """Runs a module, which maps [B, ...] to [B, ...], on any number of rows: some at a time, the last of them padded with zeros.
+    """Runs a module, which maps [B, ...] to [B, ...], on any number of rows: some rows at a time, the last ones padded with zeros.
 
-    With dtype `bfloat16` matrix products run in it under autocast, else in float32, never TF32; floating-point values come out as
-    float32 in any case. Where memory is too small for so many rows at a time, half of them are tried, and so on; the smaller number stays.
-    A module that takes no other number of rows than `fixed_rows` is never given another.
+    With dtype `bfloat16` matrix products run in bfloat16 under autocast; otherwise they run in float32, never TF32. Floating-point values
+    always come out as float32. Where memory is too small for the rows, half as many are tried, and so on; the smaller number stays. A
+    module that accepts one number of rows only is given exactly `fixed_rows`.
     """
 
     def __init__(self, module: nn.Module, *, dtype: str = "float32", fixed_rows: int | None = None) -> None:
@@ -68,14 +68,14 @@ class Network:
         self._rows = self._told_rows = fixed_rows or (gpu_rows() if self.device.type == "cuda" else SLOTS)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Return the module's values of all rows, on the device; raises TokenizerError where one is not a finite number."""
+        """Return the module's values of all rows, on the device. TokenizerError where a value is not a finite number."""
         found, finite = self.queue(values)
         require_finite(finite)
         return found
 
     @torch.inference_mode()
     def queue(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the values and whether all are finite numbers, for `require_finite`, without waiting for a GPU.
+        """Return the values and, for `require_finite`, whether all are finite numbers. Does not wait for a GPU.
 
         Raises TokenizerError where memory is too small for one row.
         """
@@ -94,17 +94,17 @@ class Network:
         return whole, torch.isfinite(whole).all()
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of since the last call."""
+        """Return notes for the user since the last call."""
         before, self._told_rows = self._told_rows, self._rows
         if before == self._rows:
             return []
         return [
-            f"memory of {device_name()} is short: {self._rows} pictures at a time go through the network from here on, "
+            f"memory of {device_name()} is short: {self._rows} images at a time go through the network from here on, "
             f"{before} before; a few ids may differ for it"
         ]
 
     def _try(self, values: Tensor) -> Tensor | None:
-        """Return the values of some rows, None where memory is too small for them."""
+        """Return the values of some rows; None where memory is too small for them."""
         try:
             return self._run(values)
         except torch.OutOfMemoryError:
@@ -117,11 +117,11 @@ class Network:
     def _halve(self) -> None:
         if self._rows == self._least:
             raise TokenizerError(
-                f"memory of {device_name()} is too small for {self._rows} pictures at a time, the fewest that this network takes. "
+                f"memory of {device_name()} is too small for {self._rows} images at a time, the fewest that this network takes. "
                 "Stop what else runs there, use a device with more of it, or a smaller network"
             )
         self._rows //= 2
-        torch.cuda.empty_cache()  # pieces of the larger batch would stand in the way of the smaller one
+        torch.cuda.empty_cache()  # free pieces of the larger batch would leave no room for the smaller one
 
     def _run(self, values: Tensor) -> Tensor:
         step = min(self._step, self._rows)
@@ -134,10 +134,10 @@ class Network:
 
 
 def require_finite(finite: Tensor) -> None:
-    """Raise TokenizerError unless `finite`, of `Network.queue`, is true; waits for a GPU."""
+    """Raise TokenizerError unless `finite`, a result of `Network.queue`, is true. Waits for a GPU."""
     if not bool(finite):
         raise TokenizerError(
-            "the network gave values that are no finite numbers; expected numbers for any picture. Are these the weights of this "
+            "the network gave values that are not finite numbers; expected numbers for any image. Are these the weights of this "
             "network, and is its dtype wide enough for them (--dtype float32)?"
         )
 
@@ -148,13 +148,13 @@ def to_device(images_BHWC: Images) -> Tensor:
 
 
 def scaled(images_BHWC: Tensor, colour_range: tuple[float, float]) -> Tensor:
-    """Return float32 [B, 3, H, W] of uint8 RGB images, 0 to 255 mapped to the range as ToTensor() * (high - low) + low does it."""
+    """Return float32 [B, 3, H, W] of uint8 RGB images, with 0 to 255 mapped to the range as ToTensor() * (high - low) + low maps them."""
     low, high = colour_range
     return images_BHWC.permute(0, 3, 1, 2).float().div_(255).mul_(high - low).add_(low)
 
 
 def from_pixels(pixels_BCHW: Tensor, colour_range: tuple[float, float]) -> Images:
-    """Return uint8 RGB images [B, H, W, 3]; what lies outside the range is clipped."""
+    """Return uint8 RGB images [B, H, W, 3]; values outside the range are clipped."""
     low, high = colour_range
     images = pixels_BCHW.sub(low).div_(high - low).clamp_(0, 1).mul_(255).round_().byte()
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())

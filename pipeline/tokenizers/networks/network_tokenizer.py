@@ -1,6 +1,6 @@
-"""Published networks as a tokenizer: a checkpoint taken apart under its own names, checked key by key, saved and built again.
+"""Published networks as a tokenizer: a checkpoint is taken apart under its own names, checked key by key, saved and built again.
 
-A family says how its checkpoint is laid out and builds its networks; how vectors become ids is left to it too.
+A family describes the layout of its checkpoint, builds its networks, and turns vectors into ids.
 
 Shapes: B images, L sites, Q ids of a site, D values of a site's vector.
 """
@@ -44,18 +44,18 @@ Floats = npt.NDArray[np.float32]
 
 
 class NetworkTokenizer(ABC):
-    """`state` is a checkpoint under its published names, `tables` [K, D] are the code vectors of each level."""
+    """`state` is a checkpoint under its published names; `tables` [K, D] are the code vectors of each level."""
 
     family: ClassVar[str]
     ENCODER_KEYS: ClassVar[tuple[str, ...]]
-    """Prefixes of what an encoder needs."""
+    """Prefixes of the keys that an encoder needs."""
     DECODER_KEYS: ClassVar[tuple[str, ...]]
     DROPPED_KEYS: ClassVar[tuple[str, ...]]
-    """Prefixes of what training left in checkpoints."""
+    """Prefixes of keys that training left in checkpoints and no network needs."""
     AVERAGES: ClassVar[tuple[str, ...]] = ()
     """Entries of moving averages that may lie beside the state dict, under the same names."""
     OPTIONS: ClassVar[tuple[str, ...]] = ()
-    """Which of `size`, `preset` and `max_tokens` an import may choose."""
+    """Options among `size`, `preset` and `max_tokens` that an import may choose."""
     begin: Begin
 
     def __init__(
@@ -95,7 +95,7 @@ class NetworkTokenizer(ABC):
 
     @abstractmethod
     def layout(self, preprocess: Preprocess) -> Layout:
-        """Return how the sites lie. Raises TokenizerError where the checkpoint and the preprocessing do not fit."""
+        """Return the layout of the sites. Raises TokenizerError where the checkpoint and the preprocessing do not fit."""
 
     @abstractmethod
     def code_width(self) -> int:
@@ -103,15 +103,15 @@ class NetworkTokenizer(ABC):
 
     @abstractmethod
     def codebook_info(self, sha256: str, dims: tuple[int, ...]) -> CodebookInfo:
-        """Return how the tables are to be read."""
+        """Return how the tables are compared."""
 
     @abstractmethod
     def build_encoder(self) -> nn.Module:
-        """Return the module [B, 3, H, W] -> [B, L, D], whose state dict has the published names, without its weights."""
+        """Return the module [B, 3, H, W] -> [B, L, D] without its weights; its state dict has the published names."""
 
     @abstractmethod
     def build_decoder(self) -> nn.Module:
-        """Return the module [B, L, D] -> [B, 3, H, W], likewise."""
+        """Return the module [B, L, D] -> [B, 3, H, W] without its weights; its state dict has the published names."""
 
     @abstractmethod
     def quantise(self, vectors_BLD: Tensor) -> Tensor:
@@ -123,14 +123,14 @@ class NetworkTokenizer(ABC):
 
     @classmethod
     def read_checkpoint(cls, url: str, config: ImportConfig, storage_options: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
-        """Return the tensors of a state dict at any path or URL, moving averages unless the import takes none."""
+        """Return the tensors of a state dict at any path or URL: the moving averages, unless the import declines them."""
         return read_state_dict(url, storage_options, averages=cls.AVERAGES if config.ema else ())
 
     @classmethod
     def networks_of(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, table_key: str | None, where: str) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint that the networks need.
 
-        Raises TokenizerError that names a key which belongs to no part, ConfigError for an option that this family does not have.
+        Raises TokenizerError that names a key of no known part, ConfigError for an option that this family does not have.
         """
         for option in ("size", "preset", "max_tokens", "decoder_file", "vocabulary", "colour_range", "settings"):
             value = getattr(config, option)
@@ -150,16 +150,16 @@ class NetworkTokenizer(ABC):
 
     @classmethod
     def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
-        """Return what looks as if the checkpoint were that of another family, a sentence each; TokenizerError where it can be no other."""
+        """Return signs that the checkpoint belongs to another family, a sentence each; TokenizerError where it certainly does."""
         return []
 
     def published_name(self, key: str) -> str:
-        """Return the name in the checkpoint of a key of the networks' own state dict."""
+        """Return the name in the checkpoint for a key of the networks' own state dict."""
         return key
 
     def check_networks(self) -> None:
         """Check every key against the networks now, before anything is written."""
-        with torch.device("meta"):  # its names and shapes, without memory for its parameters
+        with torch.device("meta"):  # names and shapes, without memory for parameters
             networks = [(self.build_encoder(), self.ENCODER_KEYS)]
             if self.decodes:
                 networks.append((self.build_decoder(), self.DECODER_KEYS))
@@ -167,7 +167,7 @@ class NetworkTokenizer(ABC):
             check_fits(module, self._part(prefixes), self._where, names=self.published_name)
 
     def saved_config(self) -> dict[str, Any]:
-        """Return what the spec remembers besides preprocessing and dtype, in plain JSON types."""
+        """Return what the spec keeps besides preprocessing and dtype, in plain JSON types."""
         return self._config
 
     @property
@@ -177,7 +177,7 @@ class NetworkTokenizer(ABC):
 
     @property
     def decodes(self) -> bool:
-        """Whether there is a way back to pixels."""
+        """Whether there is a decoder back to pixels."""
         return any(key.startswith(self.DECODER_KEYS) for key in self._state)
 
     def codebook(self) -> dict[str, Floats]:
@@ -196,13 +196,13 @@ class NetworkTokenizer(ABC):
         return TokenBatch(ids_BLQ.cpu().numpy().astype(self._spec.id_dtype))
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite; waits for nothing."""
+        """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite. Does not wait for the device."""
         with exact_float32():
             vectors_BLD, finite = self._encoder.queue(scaled(images_BHWC, self._spec.preprocess.colour_range))
             return self.quantise(vectors_BLD), finite
 
     def take_notes(self) -> list[str]:
-        """Return what a person should know of the checkpoint, and of the encoder since the last call."""
+        """Return notes for the user about the checkpoint, and about the encoder since the last call."""
         notes, self._notes = self._notes, []
         return notes + (self._encoder.take_notes() if "_encoder" in self.__dict__ else [])
 

@@ -1,4 +1,4 @@
-"""`begin` of a tokenizer with networks on a GPU: pictures and ids travel through page-locked memory, and nothing waits before `finish`.
+"""`begin` of a tokenizer with networks on a GPU. Images and ids travel through page-locked memory; only `finish` waits.
 
 Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids of a site.
 """
@@ -26,18 +26,18 @@ class QueuedTokenizer(Protocol):
     """A tokenizer that can leave its ids on the device."""
 
     begin: Begin
-    """There only where `offer_overlap` gave it: its presence makes an OverlappedTokenizer."""
+    """Exists only where `offer_overlap` added it, which makes the tokenizer an OverlappedTokenizer."""
 
     @property
     def spec(self) -> TokenizerSpec:
         """Everything that decides what an id means."""
 
     def queue(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite; waits for nothing."""
+        """Return ids [B, L, Q] of uint8 images on the device, and whether all values were finite. Does not wait for the device."""
 
 
 def offer_overlap(tokenizer: QueuedTokenizer) -> None:
-    """Give a tokenizer `begin` where it pays: on a GPU. On a CPU encoding has no time to hide."""
+    """Give a tokenizer `begin` on a GPU. On a CPU there is no waiting time to use."""
     device = choose_device()
     if device.type == "cuda":
         tokenizer.begin = Overlap(tokenizer, device).begin
@@ -50,10 +50,10 @@ class Overlap:
         self._tokenizer, self._device = tokenizer, device
 
     def begin(self, images_BHWC: Images) -> Callable[[], tuple[TokenBatch, float]]:
-        """Queue a batch; return what waits for its ids, those of `encode`, and the seconds of the device."""
+        """Queue a batch. The function returned waits for its ids, which equal those of `encode`, and for the seconds of the device."""
         spec = self._tokenizer.spec
         check_images(images_BHWC, spec)
-        # torch gives this memory out again once the copy is done: as many buffers as batches under way, which are two of each shard.
+        # torch reuses this memory once the copy is done, so there are as many buffers as batches under way: two for each shard.
         buffer_BHWC = torch.empty(images_BHWC.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         buffer_BHWC.numpy()[:] = images_BHWC
         clock = _Clock(self._device)
@@ -70,7 +70,7 @@ class Overlap:
 
 
 class _Clock:
-    """Seconds that a device works between two places of its queue."""
+    """Measures the seconds that a device works between two places of its queue."""
 
     def __init__(self, device: torch.device) -> None:
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]

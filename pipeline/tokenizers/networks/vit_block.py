@@ -1,4 +1,4 @@
-"""The block of a vision transformer as published tokenizers have it, under one set of names; each family maps them to those of its files.
+"""The block of a vision transformer in published tokenizers, under one set of names; each family maps them to the names in its files.
 
 Shapes: B images, L places, W width of the transformer.
 """
@@ -21,7 +21,7 @@ Bias = Literal["none", "queries and values"]
 
 
 class Attention(nn.Module):
-    """Self-attention of heads of 64 channels, whose queries, keys and values are one product, in this order; `inner` channels of each."""
+    """Self-attention with heads of 64 channels. One product makes queries, keys and values, in this order, `inner` channels each."""
 
     def __init__(self, width: int, *, inner: int | None = None, bias: Bias) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
             self.q_bias, self.v_bias = nn.Parameter(torch.zeros(inner)), nn.Parameter(torch.zeros(inner))
 
     def forward(self, x_BLW: Tensor) -> Tensor:
-        """Return what is as large as `x_BLW`."""
+        """Return a tensor of the shape of `x_BLW`."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self._two else None
         qkv = functional.linear(x_BLW, self.qkv.weight, bias).reshape(*x_BLW.shape[:2], 3, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(*qkv)
@@ -41,13 +41,13 @@ class Attention(nn.Module):
 
 
 class TorchAttention(nn.MultiheadAttention):
-    """What torch has for it, in networks that were published with it: on some devices it takes a way that rounds otherwise."""
+    """torch's own attention, for networks that were published with it: on some devices its rounding differs from ours."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width // HEAD_WIDTH, batch_first=True)
 
     def forward(self, x_BLW: Tensor) -> Tensor:  # type: ignore[override]
-        """Return what is as large as `x_BLW`."""
+        """Return a tensor of the shape of `x_BLW`."""
         result: Tensor = super().forward(x_BLW, x_BLW, x_BLW, need_weights=False)[0]
         return result
 
@@ -63,7 +63,7 @@ class _Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each with a normalisation before it and a way around it."""
+    """Attention and an MLP, each with a normalisation before it and a residual connection."""
 
     def __init__(
         self,
@@ -79,20 +79,20 @@ class Block(nn.Module):
         self.attn, self.mlp = attention, _Mlp(width, hidden, activation)
 
     def forward(self, x_BLW: Tensor) -> Tensor:
-        """Return what is as large as `x_BLW`."""
+        """Return a tensor of the shape of `x_BLW`."""
         x_BLW = x_BLW + self.attn(self.norm1(x_BLW))
         result: Tensor = x_BLW + self.mlp(self.norm2(x_BLW))
         return result
 
 
 def check_heads(channels: int, what: str, where: str) -> None:
-    """Raise TokenizerError unless so many channels of attention, which `what` has, are a whole number of heads."""
+    """Raise TokenizerError unless the attention channels of `what` make whole heads."""
     if channels % HEAD_WIDTH:
         raise TokenizerError(f"{where}: {what} has {channels} attention channels; expected a multiple of {HEAD_WIDTH}")
 
 
 def renamed(key: str, names: Mapping[str, str], within: str) -> str:
-    """Return the published name of a key of a block; keys without `within` stay as they are."""
+    """Return the published name for a key of a block; keys without `within` stay as they are."""
     if within not in key:
         return key
     for own, published in names.items():

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint and the networks that they belong to: checked key by key, by their published names."""
+"""Tensors of a checkpoint and their networks, checked key by key under the published names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ EMA = "model_ema."
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], where: str, *, names: Callable[[str], str] = str) -> nn.Module:
-    """Give the module a copy of its weights, as float32, and return it ready to run; raises as `check_fits` does."""
+    """Give the module a copy of its weights as float32, and return it in evaluation mode; raises as `check_fits` does."""
     keys_of = check_fits(module, state, where, names=names)
     module.load_state_dict({keys_of[key]: value.float() for key, value in state.items()})
     return module.eval().requires_grad_(False)
 
 
 def check_fits(module: nn.Module, state: Mapping[str, Tensor], where: str, *, names: Callable[[str], str] = str) -> dict[str, str]:
-    """Return the key of the module for each key of `state`; `names` gives the key in `state` of a key of the module.
+    """Return the key of the module for each key of `state`; `names` maps a key of the module to its key in `state`.
 
-    Raises TokenizerError that names a key of `state` which is missing, of another shape, or of no use here.
+    Raises TokenizerError that names a key of `state` which is missing, has another shape, or is of no use here.
     """
     own = module.state_dict()
     keys_of = {names(key): key for key in own}
@@ -48,9 +48,10 @@ def check_fits(module: nn.Module, state: Mapping[str, Tensor], where: str, *, na
 
 
 def with_ema(state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> dict[str, Tensor]:
-    """Return a checkpoint with the moving averages of its parameters in their place, where it has any; the averages' own keys are gone.
+    """Return a checkpoint with its parameters replaced by their moving averages, where it has any, and without the averages' own keys.
 
-    They are stored as `model_ema.` and the name without its dots. Raises TokenizerError where a key with one of the prefixes has none.
+    An average is stored as `model_ema.` and the parameter's name without dots. TokenizerError where a key with one of the prefixes has
+    none.
     """
     averages = {key.removeprefix(EMA): value for key, value in state.items() if key.startswith(EMA)}
     kept = {key: value for key, value in state.items() if not key.startswith(EMA)}
@@ -66,7 +67,7 @@ def with_ema(state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str)
 
 
 def tensor_of(state: Mapping[str, Tensor], key: str, dimensions: int, where: str, what: str) -> Tensor:
-    """Return the tensor that tells the size of a network. Raises TokenizerError where it is missing or has another number of dimensions."""
+    """Return the tensor that tells the size of a network. TokenizerError where it is missing or has another number of dimensions."""
     found = state.get(key)
     if found is None or found.ndim != dimensions:
         shape = "" if found is None else f" of {dimensions} dimensions, but one of shape {tuple(found.shape)}"
@@ -76,13 +77,13 @@ def tensor_of(state: Mapping[str, Tensor], key: str, dimensions: int, where: str
 
 
 def count_parts(state: Mapping[str, Tensor], name: str) -> int:
-    """Return how many numbered parts, `name.0`, `name.1`, …, a state dict has, missing ones below the last included."""
+    """Return the number of numbered parts, `name.0`, `name.1`, …, in a state dict: the highest number plus one."""
     places = (key.removeprefix(f"{name}.").partition(".")[0] for key in state if key.startswith(f"{name}."))
     return 1 + max((int(place) for place in places if place.isdecimal()), default=-1)
 
 
 def as_arrays(state: Mapping[str, Tensor], prefix: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors as arrays whose names begin with `prefix`, in their dtypes; bfloat16, which numpy lacks, becomes float32."""
+    """Return the tensors as arrays in their dtypes, under `prefix` and their names. bfloat16, which numpy lacks, becomes float32."""
     return {
         prefix + key: np.ascontiguousarray((value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy())
         for key, value in state.items()

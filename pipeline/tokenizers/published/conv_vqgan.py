@@ -1,8 +1,8 @@
 """Convolutional VQGANs (Esser et al. 2021, arXiv 2012.09841) as four projects publish them, on the classes of diffusers.
 
-They differ in the names of their parameters, in how a code is found and in the range of their pixels, and a wrong guess of any of these
-gives ids without an error. Only diffusers' encoder and decoder are used; its quantizer, as that of transformers' Janus, compares plain
-distances whatever the checkpoint was trained with.
+The four differ in parameter names, in the search of a code and in the range of their pixels. A wrong guess of any of these gives wrong
+ids without an error. Only diffusers' encoder and decoder are used: its quantizer, like that of transformers' Janus, always compares plain
+distances, whatever the checkpoint was trained with.
 
 Shapes: B images, L sites, h and w sides of the grid, D values of a code.
 """
@@ -36,7 +36,7 @@ Names = Literal["taming", "llamagen", "diffusers"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
-    """What a project's checkpoints have in common."""
+    """What the checkpoints of a project have in common."""
 
     names: Names
     metric: Metric
@@ -50,13 +50,13 @@ PRESETS = {
     "amused": Preset(names="diffusers", metric="l2", colour_range=(0.0, 1.0)),
 }
 BLOCKS = {"taming": 2, "ibq": 4}
-"""Blocks of each level of the encoder in what the two projects with the same names published."""
+"""Blocks per encoder level in the published checkpoints of the two projects with equal names."""
 LEVELS = {"taming": "encoder.down", "llamagen": "encoder.conv_blocks", "diffusers": "encoder.down_blocks"}
 PARTS = {
     "taming": {r"resnets\.(\d+)": r"block.\1", r"mid_block\.block\.0": "mid.block_1", r"mid_block\.block\.1": "mid.block_2"},
     "llamagen": {r"resnets\.(\d+)": r"res.\1", r"mid_block\.res\.0": "mid.0", r"mid_block\.res\.1": "mid.2"},
 }
-"""Patterns in diffusers' names and what they are elsewhere; applied in order."""
+"""Patterns in diffusers' names and their replacements in the names of the projects; applied in order."""
 COMMON_PARTS = {
     r"attentions\.(\d+)": r"attn.\1",
     r"conv_shortcut": "nin_shortcut",
@@ -107,15 +107,16 @@ class ConvVqgan(CodebookTokenizer):
 
     @classmethod
     def prepared(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> Mapping[str, Tensor]:
-        """Take the moving averages, which the next stage of IBQ takes too."""
+        """Take the moving averages, as the next stage of IBQ does."""
         parts = (*cls.ENCODER_KEYS, *cls.DECODER_KEYS, cls.TABLE_KEY)
         return with_ema(checkpoint, parts, where) if config.ema else checkpoint
 
     @classmethod
     def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
-        """Compare the names, and what taming's and IBQ's checkpoints, of equal names, differ in: blocks of a level, moving averages.
+        """Compare the names, and the two differences between taming's and IBQ's checkpoints, whose names are equal: blocks and averages.
 
-        Raises ConfigError for no preset, TokenizerError for that of other names, and where both of those say that it is the other one.
+        Raises ConfigError without a preset, TokenizerError for the names of another preset, and where both differences point to the other
+        preset.
         """
         if config.preset not in PRESETS:
             raise ConfigError(f"--preset is {shorten(config.preset)}; expected one of {', '.join(PRESETS)}: whose checkpoint is it?")
@@ -146,26 +147,26 @@ class ConvVqgan(CodebookTokenizer):
 
     @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
-        """Whose checkpoint it is."""
+        """Return the project of the checkpoint."""
         return {"preset": config.preset}
 
     @classmethod
     def preprocess(cls, state: Mapping[str, Tensor], config: ImportConfig, decoder: str, where: str) -> Preprocess:
-        """Short side to 256 pixels and the centre, bicubic; values from -1 to 1, for aMUSEd from 0."""
+        """Short side to 256 pixels and the centre, bicubic; values from -1 to 1, for aMUSEd from 0 to 1."""
         colours = PRESETS[config.preset or ""].colour_range
         size = config.size or SIZE
         return published_preprocess(config, size=size, resize="crop", filter="bicubic", colour_range=colours, decoder=decoder)
 
     def layout(self, preprocess: Preprocess) -> Layout:
-        """A square grid, smaller by 2 for each level but the first."""
+        """A square grid; each level but the first halves its side."""
         return square_grid(preprocess.size, self._levels, self._where)
 
     def code_width(self) -> int:
-        """What `quant_conv` gives."""
+        """D, the channels of `quant_conv`."""
         return tensor_of(self._state, "quant_conv.weight", 4, self._where, WHAT).shape[0]
 
     def published_name(self, key: str) -> str:
-        """Return what a key of diffusers' classes is called by the project."""
+        """Return the project's name for a key of diffusers' classes."""
         names = self._preset.names
         if names == "diffusers":
             return key
@@ -174,7 +175,7 @@ class ConvVqgan(CodebookTokenizer):
         key = re.sub(r"mid_block\.attn\.0", "mid.attn_1" if names == "taming" else "mid.1", key)
         if names == "llamagen":
             return re.sub(r"(down|up)_blocks", "conv_blocks", key)
-        levels = self._levels  # taming counts levels from the finest on the way up too
+        levels = self._levels  # taming also counts the levels of the decoder from the finest
         return re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key.replace("down_blocks", "down"))
 
     def build_encoder(self) -> nn.Module:
@@ -212,5 +213,5 @@ class ConvVqgan(CodebookTokenizer):
 
 
 def _flat(key: str, value: Tensor) -> Tensor:
-    """Attention layers are 1 x 1 convolutions elsewhere, and matrices in diffusers."""
+    """Return attention weights as matrices, as in diffusers; the projects store them as 1 x 1 convolutions."""
     return value[:, :, 0, 0] if value.ndim == 4 and value.shape[2:] == (1, 1) and re.search(r"\.(q|k|v|proj_out)\.weight$", key) else value

@@ -1,7 +1,7 @@
 """MaskGIT's VQGAN (Chang et al. 2022, arXiv 2202.04200) in the layout of its torch ports: 256 px to 16 x 16 codes, no attention.
 
-What its checkpoints need and other VQGANs do not: convolutions without bias, averages instead of strides, and a shortcut that looks at
-the block's own output, so that where the width changes the input of a block is not passed on.
+Its checkpoints differ from other VQGANs: convolutions have no bias, averages replace strides, and the shortcut reads the block's own
+output, so that a block that changes the width does not pass its input on.
 
 Shapes: B images, L sites, h and w sides of the grid, D values of a code, G = 32 groups of a normalisation.
 """
@@ -43,7 +43,7 @@ class _Block(nn.Module):
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, and what comes after them on the way up."""
+    """The blocks of one resolution and, in the decoder, the layer after them."""
 
     def __init__(self, state: Mapping[str, Tensor], name: str, where: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Encoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Vectors [B, D, h, w] to pixels from 0 to 1, [B, 3, H, W], with the sizes of the tensors below `name`."""
+    """Vectors [B, D, h, w] to pixels from 0 to 1, [B, 3, H, W]. The tensors below `name` give the sizes."""
 
     def __init__(self, state: Mapping[str, Tensor], name: str, where: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class PixelDecoder(nn.Module):
         self.norm_out, self.conv_out = _norm(last), nn.Conv2d(last, channels, 3, padding=1)
 
     def forward(self, vectors_BDhw: Tensor) -> Tensor:
-        """Return the pixels; numbers of levels count from the finest, which comes last."""
+        """Return the pixels. Levels are numbered from the finest, which comes last."""
         x = self.conv_in(vectors_BDhw)
         for part in (*self.mid, *reversed(self.up)):
             x = part(x)
@@ -101,7 +101,7 @@ class PixelDecoder(nn.Module):
 
 
 class MaskGitVqgan(CodebookTokenizer):
-    """MaskGIT's VQGAN of any width; pictures may have any side that its strides divide."""
+    """MaskGIT's VQGAN of any width. Images may have any side that its strides divide."""
 
     family = "maskgit"
     ENCODER_KEYS = ("encoder.",)
@@ -115,11 +115,11 @@ class MaskGitVqgan(CodebookTokenizer):
         return published_preprocess(config, size=config.size or SIZE, resize="crop", filter="bicubic", decoder=decoder)
 
     def layout(self, preprocess: Preprocess) -> Layout:
-        """A square grid, smaller by 2 for each level but the first."""
+        """A square grid; each level but the first halves its side."""
         return square_grid(preprocess.size, count_parts(self._state, "encoder.down"), self._where)
 
     def code_width(self) -> int:
-        """What the encoder's last convolution gives."""
+        """D, the channels of the encoder's last convolution."""
         return tensor_of(self._state, "encoder.conv_out.weight", 4, self._where, WHAT).shape[0]
 
     def build_encoder(self) -> nn.Module:

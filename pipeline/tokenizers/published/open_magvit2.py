@@ -1,10 +1,10 @@
 """Open-MAGVIT2 (Luo et al. 2024, arXiv 2409.04410): 256 px to 16 x 16 codes of 18 signs, without a table.
 
-What its checkpoints need and other VQGANs do not: convolutions without bias, strides with the same padding on all sides, the sign of
-channel 0 as the lowest bit, and a decoder whose every level is scaled by the spread and moved by the mean of all signs of the picture.
+Its checkpoints differ from other VQGANs: convolutions have no bias, strides have the same padding on all sides, the sign of channel 0 is
+the lowest bit, and the decoder scales every level by the spread, and shifts it by the mean, of all signs of the image.
 
-The published id of a site is one number below 2**18. Here it is two of 9 signs each, which fit uint16, and whose vectors, side by side, are
-the signs themselves: published = ids[0] + 2**9 * ids[1].
+The published id of a site is one number below 2**18. Here a site has two ids of 9 signs each, which fit uint16. The vectors of both ids,
+side by side, are the signs: published = ids[0] + 2**9 * ids[1].
 
 Shapes: B images, L sites, Q groups of signs, K codes of a group, D signs.
 """
@@ -33,7 +33,7 @@ WHAT = "an Open-MAGVIT2 tokenizer"
 GROUPS, EPSILON = 32, 1e-6
 SIZE = 256
 GROUP_SIGNS = 9
-"""Most signs of an id: 18 become 9 and 9, 14 become 7 and 7."""
+"""Most signs of one id: 18 signs become 9 and 9, 14 become 7 and 7."""
 
 
 class _Block(nn.Module):
@@ -52,7 +52,7 @@ class _Block(nn.Module):
 
 
 class _Upsample(nn.Module):
-    """Four times the channels, which become 2 x 2 pixels; channels of one pixel lie together."""
+    """Turns four times the channels into 2 x 2 pixels. The four channels of one pixel block lie together."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, and what leads to the next."""
+    """The blocks of one resolution, and the layer that leads to the next resolution."""
 
     def __init__(self, state: Mapping[str, Tensor], name: str, where: str) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ class _Decoder(nn.Module):
         x = self.conv_in(signs_BDhw)
         for block in self.mid_block:
             x = block(x)
-        for adapt, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):  # both count from the finest
+        for adapt, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):  # both are numbered from the finest level
             x = level(adapt(x, signs_BDhw.flatten(2)))
         result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return result
 
 
 class OpenMagvit2(NetworkTokenizer):
-    """Open-MAGVIT2 for pictures, of any number of signs; pictures may have any side that its strides divide."""
+    """Open-MAGVIT2 for images, with any number of signs. Images may have any side that its strides divide."""
 
     family = "open-magvit2"
     ENCODER_KEYS = ("encoder.",)
@@ -147,7 +147,7 @@ class OpenMagvit2(NetworkTokenizer):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, *, decoder: str, where: str) -> Self:
-        """Build the tokenizer of a checkpoint, with the moving averages of its parameters, which its next stage takes too."""
+        """Build the tokenizer of a checkpoint from the moving averages of its parameters, as the next stage of Open-MAGVIT2 does."""
         chosen = with_ema(checkpoint, cls.ENCODER_KEYS + cls.DECODER_KEYS, where) if config.ema else checkpoint
         state = cls.networks_of(chosen, config, None, where)
         size = config.size or SIZE
@@ -159,21 +159,21 @@ class OpenMagvit2(NetworkTokenizer):
 
     @classmethod
     def from_saved(cls, spec: TokenizerSpec, tables: Tables) -> Self:
-        """Build the tokenizer back from its spec and weights; its tables follow from the number of signs."""
+        """Build the tokenizer from its spec and weights; the number of signs determines its tables."""
         state = as_tensors({name: value for name, value in tables.items() if not name.startswith("level_")}, "")
         signs = tensor_of(state, "encoder.conv_out.weight", 4, cls.family, WHAT).shape[0]
         return cls(state, sign_tables(signs), preprocess=spec.preprocess, config=spec.config, dtype=spec.dtype, where=cls.family)
 
     def layout(self, preprocess: Preprocess) -> Layout:
-        """A square grid, smaller by 2 for each level but the first, of two ids a site."""
+        """A square grid with two ids per site; each level but the first halves its side."""
         return square_grid(preprocess.size, count_parts(self._state, "encoder.down"), self._where, ids_per_site=len(self._tables))
 
     def code_width(self) -> int:
-        """Signs of a site."""
+        """D, the signs of a site."""
         return tensor_of(self._state, "encoder.conv_out.weight", 4, self._where, WHAT).shape[0]
 
     def codebook_info(self, sha256: str, dims: tuple[int, ...]) -> CodebookInfo:
-        """Return that ids are signs."""
+        """Return the info that ids are signs."""
         return CodebookInfo(sha256=sha256, dims=dims, metric="sign")
 
     def keep(self, codes: Sequence[int]) -> Self:
@@ -189,7 +189,7 @@ class OpenMagvit2(NetworkTokenizer):
         return VectorsToPixels(_Decoder(self._state, self._where), self.spec.layout.grid)
 
     def quantise(self, vectors_BLD: Tensor) -> Tensor:
-        """Return the signs as numbers, those of the first channels in the lowest bits; 0 counts as negative."""
+        """Return the signs as numbers; the first channels are the lowest bits, and 0 counts as negative."""
         ids: list[Tensor] = []
         for part_BLd in torch.split((vectors_BLD > 0).long(), [table.shape[1] for table in self._tables], dim=-1):
             ids.append((part_BLd << torch.arange(part_BLd.shape[-1], device=part_BLd.device)).sum(dim=-1))
@@ -202,7 +202,8 @@ class OpenMagvit2(NetworkTokenizer):
 
 
 def sign_tables(signs: int) -> list[npt.NDArray[np.float32]]:
-    """Return the vectors [K, d] of each group of signs, of nearly equal size: row k holds the bits of k, lowest first, as 1 and -1."""
+    """Return the vectors [K, d] of each group of signs; groups differ by at most one sign. Row k holds the bits of k, lowest first, as 1
+    and -1."""
     groups = -(-signs // GROUP_SIGNS)
     sizes = [len(part) for part in np.array_split(np.arange(signs), groups)]
     return [(((np.arange(1 << size)[:, None] >> np.arange(size)) & 1) * 2 - 1).astype(np.float32) for size in sizes]

@@ -1,4 +1,4 @@
-"""The tokenizer that an imported SeiT split names: its ids and their vectors, without the networks, which the release does not hold.
+"""The tokenizer of an imported SeiT split: its ids and their vectors. The release does not contain the networks.
 
 Shapes: K codes, D width of a code vector.
 """
@@ -24,9 +24,10 @@ UNIT_TOLERANCE = 1e-3
 
 
 class SeitTokens:
-    """Ids of SeiT's ViT-VQGAN on a grid of sites; `codebook_KD` holds the raw rows, which are the embedding table of its classifiers.
+    """Ids of SeiT's ViT-VQGAN on a grid of sites. `codebook_KD` holds the raw rows, which are also the embedding table of SeiT's
+    classifiers.
 
-    Preprocessing is what SeiT's evaluation does: the whole picture squashed to 256 x 256 with a bicubic filter, values from 0 to 1.
+    The preprocessing is that of SeiT's evaluation: the whole image squashed to 256 x 256 with a bicubic filter, values from 0 to 1.
     """
 
     def __init__(self, codebook_KD: npt.NDArray[np.float32], grid: tuple[int, int]) -> None:
@@ -74,5 +75,5 @@ class SeitTokens:
         )
 
     def statistics(self, counts_K: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Return what training wants to know, for counted ids: mean and standard deviation of each embedding channel, as `embedding`."""
+        """Return mean and standard deviation of each embedding channel over counted ids, as `embedding`, for training."""
         return {"embedding": code_moments(self._codebook_KD, counts_K)}

@@ -1,8 +1,8 @@
 """TiTok (Yu et al. 2024, arXiv 2406.07550) and One-D-Piece (Miwa et al. 2025, arXiv 2501.10064): 256 px to a short sequence of codes.
 
-What their checkpoints need and other vision transformers do not: the first family (TiTok-L-32, B-64, S-128 and One-D-Piece) reads the
-latents [N, W] as [W, N] without turning them, compares codes at length 1, and draws pictures through the decoder of MaskGIT's VQGAN. The
-later one (`vq8k`) turns them, compares plain distances and draws pixels itself. Which one a file is shows in its decoder.
+Their checkpoints differ from other vision transformers. The first family (TiTok-L-32, B-64, S-128 and One-D-Piece) reads the latents
+[N, W] as [W, N] without a transpose, compares codes scaled to length 1, and draws images through the decoder of MaskGIT's VQGAN. The later
+family (`vq8k`) transposes, compares plain distances and draws pixels itself. The decoder in a file shows the family.
 
 Shapes: B images, P patches, N latents, W width of a transformer, D values of a code.
 """
@@ -34,14 +34,14 @@ BLOCK_NAMES = {
     ".mlp.fc1.": ".mlp.c_fc.",
     ".mlp.fc2.": ".mlp.c_proj.",
 }
-"""Names in a block and what they are in a TiTok."""
+"""Names in a block and their names in a TiTok."""
 PUBLISHED_LATENTS = {"titok": (32, 64, 128), "one-d-piece": (256,)}
-"""Of the first family, whose checkpoints hold MaskGIT's pixel decoder."""
+"""Key prefix of the first family, whose checkpoints hold MaskGIT's pixel decoder."""
 LEGACY, SITES = "reads_latents_unturned", "sites"
 
 
 class _Stack(nn.Module):
-    """What encoder and decoder have in common: positions, a class token, and blocks between two normalisations."""
+    """Shared by encoder and decoder: positions, a class token, and blocks between two normalisations."""
 
     def __init__(self, state: Mapping[str, Tensor], name: str, where: str) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _VectorsToPixels(nn.Module):
 
 
 class TiTok(CodebookTokenizer):
-    """TiTok of any size and number of latents, whose places mean nothing in the picture."""
+    """TiTok of any size and number of latents. The places of the latents have no meaning in the image."""
 
     family = "titok"
     ENCODER_KEYS = ("encoder.", "latent_tokens")
@@ -172,9 +172,9 @@ class TiTok(CodebookTokenizer):
 
     @classmethod
     def doubts(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> list[str]:
-        """Compare the number of latents, the one thing besides the order of its ids in which One-D-Piece differs from the first TiToks.
+        """Compare the number of latents. Besides the order of its ids, only this number tells One-D-Piece from the first TiToks.
 
-        Raises TokenizerError for the numbers that the other project alone published.
+        Raises TokenizerError for the numbers that only the other project published.
         """
         latents = tensor_of(checkpoint, "latent_tokens", 2, where, WHAT).shape[0]
         unturned = any(key.startswith("pixel_") for key in checkpoint)
@@ -193,7 +193,7 @@ class TiTok(CodebookTokenizer):
 
     @classmethod
     def settings(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> dict[str, Any]:
-        """Which family it is, and how many ids of a picture are kept."""
+        """Return the family of the checkpoint, and the number of ids kept of an image."""
         latents = tensor_of(checkpoint, "latent_tokens", 2, where, WHAT).shape[0]
         if config.max_tokens is not None and config.max_tokens > latents:
             raise ConfigError(f"--max-tokens is {config.max_tokens}; this checkpoint gives {latents}")
@@ -207,15 +207,15 @@ class TiTok(CodebookTokenizer):
         return published_preprocess(config, size=isqrt(places - 1) * patch, resize="crop", filter="bicubic", decoder=decoder)
 
     def layout(self, preprocess: Preprocess) -> Layout:
-        """A sequence; a prefix is a coarser picture where it is ordered."""
+        """A sequence. In an ordered one, every prefix is a coarser image."""
         return Layout(kind="sequence", sites=self._config[SITES], ordered=self.ORDERED, prefix_decodable=self.ORDERED)
 
     def code_width(self) -> int:
-        """What the encoder's last convolution gives."""
+        """D, the channels of the encoder's last convolution."""
         return tensor_of(self._state, "encoder.conv_out.weight", 4, self._where, WHAT).shape[0]
 
     def published_name(self, key: str) -> str:
-        """Return the name in the checkpoint of a key of the networks."""
+        """Return the name in the checkpoint for a key of the networks."""
         return renamed(key, BLOCK_NAMES, "coder.transformer.")
 
     def build_encoder(self) -> nn.Module:
@@ -228,7 +228,7 @@ class TiTok(CodebookTokenizer):
 
 
 class OneDPiece(TiTok):
-    """One-D-Piece: TiTok whose ids go from coarse to fine, so that any number of the first ones is a picture."""
+    """One-D-Piece: TiTok whose ids go from coarse to fine, so that any number of first ids makes an image."""
 
     family = "one-d-piece"
     OPTIONS = ("max_tokens",)
@@ -236,7 +236,7 @@ class OneDPiece(TiTok):
 
 
 def _pixels_of_patches(x_BChw: Tensor) -> Tensor:
-    """Return [B, 3, H, W] of patches whose channels run over rows, columns and colours, colours fastest."""
+    """Return [B, 3, H, W] of patches whose channels run over rows, columns and colours, with colours fastest."""
     batch, channels, height, width = x_BChw.shape
     patch = isqrt(channels // 3)
     x = x_BChw.reshape(batch, patch, patch, 3, height, width).permute(0, 3, 4, 1, 5, 2)

@@ -1,7 +1,7 @@
 """ViT-VQGAN (Yu et al. 2022, arXiv 2110.04627) in the layout of enhancing-transformers, SeiT's tokenizer: 256 px to 32 x 32 cosine codes.
 
-What its checkpoints need and other vision transformers do not: tanh between the layers of the MLP, no bias for queries, keys and values,
-heads of 64 channels whatever the width, and positions that are read from the checkpoint although they never trained.
+Its checkpoints differ from other vision transformers: tanh between the layers of the MLP, no bias for queries, keys and values, heads of 64
+channels at every width, and positions that are read from the checkpoint although they never trained.
 
 Shapes: B images, L sites, E channels of a transformer, D values of a code.
 """
@@ -33,11 +33,11 @@ BLOCK_NAMES = {
     ".mlp.fc1.": ".1.fn.net.0.",
     ".mlp.fc2.": ".1.fn.net.2.",
 }
-"""Names in a block and what they are in enhancing-transformers."""
+"""Names in a block and their names in enhancing-transformers."""
 
 
 class _Transformer(nn.Module):
-    """The stack whose sizes are those of the tensors below `prefix`."""
+    """The stack of blocks; the tensors below `prefix` give the sizes."""
 
     def __init__(self, state: Mapping[str, Tensor], prefix: str, width: int, where: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Encoder(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         patches_BLE = self.to_patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2)
-        # Every sum down the stack would keep a transposed order in memory, and every layer copy it: 4 % of the time.
+        # Every sum down the stack would keep a transposed memory order, and every layer would copy its input: 4 % of the time.
         result: Tensor = self.transformer(patches_BLE.contiguous() + self.en_pos_embedding)
         return result
 
@@ -112,7 +112,7 @@ class _VectorsToPixels(nn.Module):
 
 
 class VitVqgan(CodebookTokenizer):
-    """ViT-VQGAN small, base or any other size; the table's rows are raw, and of length 1 where they are compared and decoded."""
+    """ViT-VQGAN small, base or any other size. The stored rows are raw; search and decoder use them scaled to length 1."""
 
     family = "vit-vqgan"
     metric: Metric = "cosine"
@@ -123,12 +123,12 @@ class VitVqgan(CodebookTokenizer):
 
     @classmethod
     def preprocess(cls, state: Mapping[str, Tensor], config: ImportConfig, decoder: str, where: str) -> Preprocess:
-        """The whole picture squashed to a square with a bicubic filter, values from 0 to 1: what SeiT's evaluation does."""
+        """The whole image squashed to a square with a bicubic filter, values from 0 to 1, as in SeiT's evaluation."""
         sites, _, patch = _sizes(state, where)
         return published_preprocess(config, size=isqrt(sites) * patch, resize="squash", filter="bicubic", decoder=decoder)
 
     def layout(self, preprocess: Preprocess) -> Layout:
-        """A square grid, as large as the table of positions."""
+        """A square grid of as many sites as there are positions."""
         sites, _, patch = _sizes(self._state, self._where)
         side = isqrt(sites)
         if side * side != sites or side * patch != preprocess.size:
@@ -138,11 +138,11 @@ class VitVqgan(CodebookTokenizer):
         return Layout(kind="grid", grid=(side, side), sites=sites)
 
     def code_width(self) -> int:
-        """What `pre_quant` gives."""
+        """D, the channels of `pre_quant`."""
         return tensor_of(self._state, "pre_quant.weight", 2, self._where, "a ViT-VQGAN").shape[0]
 
     def published_name(self, key: str) -> str:
-        """Return the name in the checkpoint of a key of the networks."""
+        """Return the name in the checkpoint for a key of the networks."""
         return renamed(key, BLOCK_NAMES, ".transformer.layers.")
 
     def build_encoder(self) -> nn.Module:

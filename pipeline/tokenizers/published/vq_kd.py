@@ -1,7 +1,7 @@
-"""VQ-KD, the tokenizer of BEiT v2 (Peng et al. 2022, arXiv 2208.06366): 224 px to 14 x 14 codes that tell what CLIP or DINO sees.
+"""VQ-KD, the tokenizer of BEiT v2 (Peng et al. 2022, arXiv 2208.06366): 224 px to 14 x 14 codes that follow the features of CLIP or DINO.
 
-What its checkpoints need and other vision transformers do not: queries and values with a bias and keys without, vectors of length 1 that
-are compared with the rows as they are, and pixels from -1 to 1 always: its own code guesses their range from each batch.
+Its checkpoints differ from other vision transformers: queries and values have a bias and keys have none; vectors of length 1 are compared
+with the raw rows; pixels always run from -1 to 1, where the original code guesses their range from each batch.
 
 Shapes: B images, P patches, W width of a transformer, D values of a code.
 """
@@ -29,7 +29,7 @@ __all__ = ["VqKd"]
 WHAT = "a VQ-KD tokenizer"
 EPSILON = 1e-6
 RESIZED, CUT = 256, 224
-"""Pixels of the short side, and of what is cut out of the middle, where positions are those of 224 pixels."""
+"""Pixels of the short side and of the centre crop, for positions of 224 pixels."""
 
 
 class _PatchEmbed(nn.Module):
@@ -75,12 +75,12 @@ class _PixelsToVectors(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         features = self.encoder(pixels_BCHW)
-        with torch.autocast(features.device.type, enabled=False):  # as its own code has it
+        with torch.autocast(features.device.type, enabled=False):  # as in the original code
             return functional.normalize(self.encode_task_layer(features.float()), dim=-1)
 
 
 class VqKd(CodebookTokenizer):
-    """VQ-KD with any teacher. It was taught to give the features of its teacher, so there are no pictures to get back."""
+    """VQ-KD with any teacher. It was trained to give the features of its teacher, so no decoder leads back to images."""
 
     family = "vq-kd"
     ENCODER_KEYS = ("encoder.", "encode_task_layer.")
@@ -114,7 +114,7 @@ class VqKd(CodebookTokenizer):
         return Layout(kind="grid", grid=(side, side), sites=side * side)
 
     def code_width(self) -> int:
-        """What the task layer gives."""
+        """D, the outputs of the task layer."""
         return tensor_of(self._state, "encode_task_layer.2.weight", 2, self._where, WHAT).shape[0]
 
     def build_encoder(self) -> nn.Module:
@@ -122,7 +122,7 @@ class VqKd(CodebookTokenizer):
         return _PixelsToVectors(self._state, self._where)
 
     def build_decoder(self) -> nn.Module:
-        """There is none to pixels."""
+        """Raise DecodeNotSupported: there is no decoder to pixels."""
         raise DecodeNotSupported(f"{self.family}: its decoder gives features of its teacher, so there is no way back to pixels")
 
     def decode(self, tokens: TokenBatch) -> Images:

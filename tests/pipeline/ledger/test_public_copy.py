@@ -101,7 +101,7 @@ def test_damage_to_a_copy_is_named_and_never_mended_away(public: Path) -> None:
 
 def test_nothing_is_added_to_a_copy(made: Path, public: Path) -> None:
     before = sorted(public.rglob("*"))
-    with pytest.raises(PlanError, match="is a published copy, which has no plan"):
+    with pytest.raises(PlanError, match="is a published copy without a plan"):
         convert(made / "photos", public, runner=InlineRunner())
     with pytest.raises(PlanError, match="is a published copy"):
         retry_failed(str(public), None, RunConfig(workers=1), {}, SilentReporter(), InlineRunner())
@@ -130,7 +130,7 @@ def test_publishing_again_continues_and_mixes_nothing(made: Path, public: Path, 
         publish_dataset(Store(str(tmp_path / "other")), Store(str(public)))
     with pytest.raises(ConfigError, match="holds a data set that was made there"):
         publish_dataset(Store(str(made / "out")), Store(str(tmp_path / "other")))
-    with pytest.raises(ConfigError, match="one lies in the other"):
+    with pytest.raises(ConfigError, match="one contains the other"):
         publish_dataset(Store(str(made / "out")), Store(str(made / "out" / "public")))
 
 

@@ -29,8 +29,8 @@ def test_local_places(tmp_path: Path) -> None:
     src = str(tmp_path / "a" / "photos")
     assert "is SRC itself" in refused(src, src) and f"such as {src}.tokens" in refused(src, src)
     assert "is SRC itself" in refused(f"{src}/", f"file://{src}")
-    assert "lies in SRC" in refused(src, f"{src}/tokens") and "lies in SRC" in refused(src, f"{src}/class_0/x/tokens")
-    assert "holds SRC" in refused(src, str(tmp_path / "a")) and "holds SRC" in refused(f"{src}/class_0", src)
+    assert "is inside SRC" in refused(src, f"{src}/tokens") and "is inside SRC" in refused(src, f"{src}/class_0/x/tokens")
+    assert "contains SRC" in refused(src, str(tmp_path / "a")) and "contains SRC" in refused(f"{src}/class_0", src)
     for neighbour in (f"{src}.tokens", f"{src}2", str(tmp_path / "a" / "tokens"), str(tmp_path / "b")):
         fine(src, neighbour)
 
@@ -40,8 +40,8 @@ def test_links_are_resolved(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     (tmp_path / "inner").symlink_to(tmp_path / "photos" / "class_0")
     assert "is SRC itself" in refused(str(tmp_path / "photos"), str(tmp_path / "link"))
-    assert "lies in SRC" in refused(str(tmp_path / "photos"), str(tmp_path / "inner" / "tokens"))
-    assert "lies in SRC" in refused(str(tmp_path / "link"), str(tmp_path / "photos" / "tokens"))
+    assert "is inside SRC" in refused(str(tmp_path / "photos"), str(tmp_path / "inner" / "tokens"))
+    assert "is inside SRC" in refused(str(tmp_path / "link"), str(tmp_path / "photos" / "tokens"))
 
 
 def test_files_and_patterns_beside_out_are_fine(tmp_path: Path) -> None:
@@ -49,14 +49,14 @@ def test_files_and_patterns_beside_out_are_fine(tmp_path: Path) -> None:
     for src in ("train.parquet", "*.tar", "a-{000..123}.tar", "train/**/*.tar", "train/*/*.parquet"):
         fine(f"{folder}/{src}", f"{folder}/tokens")
     for src in ("**/*.parquet", "*/*.parquet", "t*/*/*.parquet", "{train,tokens}/*.parquet", "tok**/*.parquet"):
-        assert "lies in SRC" in refused(f"{folder}/{src}", f"{folder}/tokens"), src
-    assert "holds SRC" in refused(f"{folder}/train.parquet", folder)
+        assert "is inside SRC" in refused(f"{folder}/{src}", f"{folder}/tokens"), src
+    assert "contains SRC" in refused(f"{folder}/train.parquet", folder)
 
 
 def test_remote_places() -> None:
     assert "is SRC itself" in refused("memory://b/photos", "memory://b/photos/")
-    assert "lies in SRC" in refused("memory://b/photos", "memory://b/photos/tokens")
-    assert "holds SRC" in refused("memory://b/photos", "memory://b")
+    assert "is inside SRC" in refused("memory://b/photos", "memory://b/photos/tokens")
+    assert "contains SRC" in refused("memory://b/photos", "memory://b")
     fine("memory://b/photos", "memory://b/photos.tokens")
     fine("memory://b/photos", "/b/photos/tokens")
 
@@ -66,7 +66,7 @@ def test_commands_refuse_before_they_write(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     for command in ("tokenize", "plan"):
         _, said = call_cli(command, str(tmp_path / "photos"), str(tmp_path / "photos" / "tokens"), expect=2)
-        assert "lies in SRC" in said
+        assert "is inside SRC" in said
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -120,7 +120,7 @@ def test_absolute_local_paths(local: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["{}", "file://{}", "local://{}", "//{}"])
 def test_a_table_in_a_store_may_not_name_local_files(tmp_path: Path, form: str) -> None:
     (tmp_path / "credentials").write_bytes(b"secret")
-    with pytest.raises(BadInput, match="bad_uri: .*is a local file, and the table lies elsewhere"):
+    with pytest.raises(BadInput, match="bad_uri: .*is a local file, but the table is in a remote store"):
         fetch_file(Store("memory://elsewhere", retry=QUICK), row_of(form.format(tmp_path / "credentials")))
 
 

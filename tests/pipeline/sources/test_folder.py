@@ -117,7 +117,7 @@ def test_nothing_matched_says_what_was_looked_for_and_found(tmp_path: Path) -> N
     with pytest.raises(SourceError, match="nothing there"):
         open_source(str(tmp_path / "missing"), SourceConfig())
     put(tmp_path, "single.png")
-    with pytest.raises(SourceError, match="a single file; name the folder"):
+    with pytest.raises(SourceError, match="a single file; give its folder"):
         open_source(str(tmp_path / "single.png"), SourceConfig())
 
 
@@ -128,7 +128,7 @@ def test_images_win_over_tars_beside_them(tmp_path: Path) -> None:
     source = open_source(str(tmp_path), SourceConfig())
     assert set(listed(source)) == {"a.png"}
     text = "\n".join(source.summary.lines())
-    assert "1 .tar" in text and "name them, such as FOLDER/*.tar" in text
+    assert "1 .tar" in text and "give a pattern such as FOLDER/*.tar" in text
 
 
 def test_commands_are_refused() -> None:

@@ -59,7 +59,7 @@ def test_a_file_that_may_not_be_read_is_bound_to_itself(disk: Path) -> None:
     store = SourceStore(str(disk), retry=RetryConfig(attempts=8))
     began = time.monotonic()
     with pytest.raises(
-        UnreadableObjectError, match="denied.jpg: may not read it .Permission denied., although its store answers"
+        UnreadableObjectError, match="denied.jpg: no permission to read it .Permission denied., although its store answers"
     ) as caught:
         fetch_file(store, row_of("denied.jpg"))
     assert caught.value.objects == (str(disk / "denied.jpg"),) and caught.value.reason == Reason.UNREADABLE

@@ -98,7 +98,7 @@ def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> Non
     ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     assert [record.label for record in records(tmp_path)] == [None] * 5
-    assert "no labels (no .cls and no label in .json in the first 5 samples); the .txt of 5 of 5 samples is not used: --meta txt" in said(
+    assert "no labels (no .cls and no label in .json in the first 5 samples); the .txt of 5 of 5 samples is not used; --meta txt" in said(
         tmp_path
     )
     kept = images(records(tmp_path, SourceConfig(meta=("txt", "w"))))
@@ -127,7 +127,7 @@ def test_a_name_that_no_sample_has_is_refused(config: SourceConfig, tmp_path: Pa
     members = [("a.png", PNG), ("a.json", b'{"species": "owl", "w": 1}'), ("a.txt", b"text")]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     with pytest.raises(
-        SourceError, match=r"first 1 samples has what --(label|meta) speces names; .*\(they have species, w\).*json, png, txt"
+        SourceError, match=r"first 1 samples has the value that --(label|meta) speces names; .*\(they have species, w\).*json, png, txt"
     ):
         said(tmp_path, config)
     (tmp_path / "b.tar").write_bytes(tar_bytes([("b.png", PNG), ("b.json", b'{"speces": "elk"}')]))
@@ -145,7 +145,7 @@ def test_a_caption_that_is_a_number_is_text(tmp_path: Path) -> None:
 def test_an_image_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
     for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
-        with pytest.raises(SourceError, match=r"by --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
+        with pytest.raises(SourceError, match=r"with --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
             said(tmp_path, config)
 
 
@@ -429,7 +429,7 @@ def test_patterns_that_match_nothing(many: Path) -> None:
         open_source(f"{many}/nothing-*.tar", CONFIG)
     with pytest.raises(SourceError, match="no such file"):
         open_source(f"{many}/gone.tar", CONFIG)
-    with pytest.raises(SourceError, match=r"found .*\.json; expected tars alone"):
+    with pytest.raises(SourceError, match=r"found .*\.json; expected only tars"):
         open_source(f"{many}/[os]t*", CONFIG)
 
 

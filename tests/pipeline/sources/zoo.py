@@ -1,6 +1,6 @@
 """A zoo of generated inputs, good, odd and bad, each with the outcome that the pipeline promises.
 
-Outcomes hold for the pixels of `decode_image` under POLICY. Colours are of flat pictures; `halves` is (left, right) of two-coloured ones.
+Outcomes hold for the pixels of `decode_image` under POLICY. Colours are of flat images; `halves` is (left, right) of two-coloured ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ZooCase:
     expected: Colour | tuple[Colour, Colour] | Reason | str
     tolerance: int = 2
     size: tuple[int, int] | None = None
-    """(width, height) of the original, upright, where the picture decodes."""
+    """(width, height) of the original, upright, where the image decodes."""
 
     @property
     def sample_id(self) -> str:
@@ -46,19 +46,19 @@ class ZooCase:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return the picture as a file of a Pillow format."""
+    """Return the image as a file of a Pillow format."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def flat(colour: Any = ORANGE, mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """Return a picture of one colour."""
+    """Return an image of one colour."""
     return Image.new(mode, size, colour)
 
 
 def noise(size: tuple[int, int] = (256, 192), seed: int = 7) -> Image.Image:
-    """Return a picture that compresses badly, so that a file cut in the middle lacks pixels."""
+    """Return an image that compresses badly, so that a file cut in the middle lacks pixels."""
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -76,7 +76,7 @@ def raw_png(width: int, height: int, depth: int, colour_type: int, rows: bytes, 
 
 
 def oriented_jpeg(orientation: int) -> bytes:
-    """Return a 64 x 32 upright picture, ORANGE left and TEAL right, stored so that its EXIF orientation is needed to turn it upright."""
+    """Return a 64 x 32 upright image, ORANGE left and TEAL right, stored so that its EXIF orientation is needed to turn it upright."""
     upright = Image.new("RGB", (64, 32), ORANGE)
     upright.paste(TEAL, (32, 0, 64, 32))
     stored = upright
@@ -104,7 +104,7 @@ def text_bomb() -> bytes:
 
 
 def huge_header(width: int = 50_000, height: int = 50_000) -> bytes:
-    """Return a PNG of a few bytes whose header claims a huge picture."""
+    """Return a PNG of a few bytes whose header claims a huge image."""
     return raw_png(width, height, 8, 2, b"\0" * 64)
 
 

@@ -61,7 +61,7 @@ def test_patterns(store: Store, pattern: str, found: list[str]) -> None:
 
 
 def test_a_pattern_that_cannot_be(store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"expected such as train/\*\*/\*\.tar"):
+    with pytest.raises(ConfigError, match=r"expected a pattern such as train/\*\*/\*\.tar"):
         list(store.glob("a**/b.tar"))
 
 
@@ -164,7 +164,7 @@ def test_a_file_system_that_cannot_sync_folders_keeps_the_file(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("number", "kind", "says"),
     [
-        (errno.EACCES, TransientStorageError, "may not write it"),
+        (errno.EACCES, TransientStorageError, "no permission to write it"),
         (errno.ENOSPC, DiskFullError, "no room"),
         (errno.EDQUOT, DiskFullError, "no room"),
     ],

@@ -98,7 +98,7 @@ def patch_means_state() -> dict[str, Tensor]:
 
 
 def trained(family: type[_Grid], state: dict[str, Tensor], images_BHWC: np.ndarray, colours: tuple[float, float], codes: int = 64) -> _Grid:
-    """A tokenizer whose codes are fitted to what its encoder gives for these pictures in this range."""
+    """A tokenizer whose codes are fitted to what its encoder gives for these images in this range."""
     preprocess = Preprocess(size=images_BHWC.shape[1], colour_range=colours, decoder="test-1")
     width = next(reversed([value for key, value in state.items() if key.startswith("encoder.") and value.ndim == 4])).shape[0]
     encoder = family(state, np.zeros((1, width), np.float32), preprocess=preprocess, config={})._encoder

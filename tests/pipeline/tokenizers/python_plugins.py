@@ -36,7 +36,7 @@ class Brightness:
 
 
 class Levels:
-    """Two ids a site, vectors, 3 pictures at a time, no decoder."""
+    """Two ids a site, vectors, 3 images at a time, no decoder."""
 
     size, vocabulary, batch = SIZE, (16, 16), 3
 

@@ -75,12 +75,12 @@ def decode(state: State, rows_BND: Tensor, *, legacy: bool, without: str = "") -
         x = F.conv2d(torch.tanh(x), state["decoder.ffn.2.weight"], state["decoder.ffn.2.bias"])
         words = torch.softmax(x, dim=1).permute(0, 2, 3, 1) @ state["pixel_quantize.embedding.weight"]
         return maskgit_reference.decode(state, words.permute(0, 3, 1, 2), prefix="pixel_decoder")
-    picture = torch.zeros(batch, 3, side * PATCH, side * PATCH)
+    image = torch.zeros(batch, 3, side * PATCH, side * PATCH)
     for row in range(PATCH):
         for column in range(PATCH):
             for colour in range(3):
-                picture[:, colour, row::PATCH, column::PATCH] = x[:, (row * PATCH + column) * 3 + colour]
-    return F.conv2d(picture, state["decoder.conv_out.weight"], state["decoder.conv_out.bias"], padding=1)
+                image[:, colour, row::PATCH, column::PATCH] = x[:, (row * PATCH + column) * 3 + colour]
+    return F.conv2d(image, state["decoder.conv_out.weight"], state["decoder.conv_out.bias"], padding=1)
 
 
 def random_state(

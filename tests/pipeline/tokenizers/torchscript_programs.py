@@ -88,7 +88,7 @@ class Brightness(nn.Module):
             x = x.reshape(self.batch, 3, *x.shape[2:])  # as a network that was traced with one batch and kept it
         ids = (F.avg_pool2d(x, 8).mean(dim=1) * 255).round().long()
         if self.form == "flat":
-            return ids.reshape(self.batch, -1)  # a batch of another size goes through, and comes out in rows of several pictures
+            return ids.reshape(self.batch, -1)  # a batch of another size goes through, and comes out in rows of several images
         if self.form == "sequence":
             return ids.flatten(1)
         if self.form == "levels":

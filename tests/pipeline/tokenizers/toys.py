@@ -184,7 +184,7 @@ class VariableVideoToy(VideoToy):
 
 
 class FilmStripToy(Toy):
-    """A picture as a film: four strips, one below the other, are its frames."""
+    """An image as a film: four strips, one below the other, are its frames."""
 
     family = "toy-film-strip"
     layout = Layout(kind="video", grid=(4, 2, 4), sites=32)

@@ -1,4 +1,4 @@
-"""Datasets with several views of a picture: an epoch sees each picture once, by a view drawn for it; evaluation sees view 0."""
+"""Datasets with several views of an image: an epoch sees each image once, by a view drawn for it; evaluation sees view 0."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tokenshards.stem_adaptors.data.selection import sample_count, select
 from tokenshards.stem_adaptors.data.torch_loader import BatchDataset, StepSampler
 from tokenshards.stem_adaptors.training.defaults import default_configs
 
-PICTURES, VIEWS = 46, 3
+IMAGES, VIEWS = 46, 3
 ORDERS = ("global", "windowed")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokens of the same pictures with three views, mirrored, and with one view; a broken picture, and several shards each."""
+    """Tokens of the same images with three views, mirrored, and with one view; a broken image, and several shards each."""
     folder = tmp_path_factory.mktemp("several")
-    write_images(folder / "src", PICTURES, bad=1)
+    write_images(folder / "src", IMAGES, bad=1)
     convert(folder / "src", folder / "one", shard_rows=10, runner=InlineRunner())
     for views in ("3", "flip"):
         convert(folder / "src", folder / views, views=views, shard_rows=10, runner=InlineRunner(), tokenizer=str(folder / "one"))
@@ -57,15 +57,15 @@ def rows_of(data: TrainingData, config: LoaderConfig, epoch: int, ranks: int = 1
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_picture_comes_once_an_epoch_by_changing_views(dataset: TokenDataset, folder: Path, order: str) -> None:
+def test_every_image_comes_once_an_epoch_by_changing_views(dataset: TokenDataset, folder: Path, order: str) -> None:
     stored = next(dataset.batches(len(dataset)))
-    assert len(stored) == PICTURES * VIEWS, "the dataset itself gives all rows"
-    seen = np.zeros((PICTURES, VIEWS), int)
+    assert len(stored) == IMAGES * VIEWS, "the dataset itself gives all rows"
+    seen = np.zeros((IMAGES, VIEWS), int)
     loader = TokenLoader(dataset, config(folder, order=order))
-    assert len(loader) == -(-PICTURES // 7)
+    assert len(loader) == -(-IMAGES // 7)
     for epoch in range(12):
         rows = rows_of(dataset, config(folder, order=order), epoch)
-        assert sorted(rows // VIEWS) == list(range(PICTURES))
+        assert sorted(rows // VIEWS) == list(range(IMAGES))
         assert len(set(rows % VIEWS)) == VIEWS
         seen[rows // VIEWS, rows % VIEWS] += 1
         if epoch == 0:
@@ -89,27 +89,27 @@ def test_views_do_not_depend_on_ranks_batches_or_a_resume(dataset: TokenDataset,
     rest = [batch.rows_B[batch.weights_B > 0] for batch in second]
     assert np.array_equal(torch.cat(taken + rest).numpy(), expected)
     by_order = [np.sort(rows_of(dataset, config(folder, order=name), 3)) for name in ORDERS]
-    assert np.array_equal(*by_order), "the order decides when a picture comes, not how"
+    assert np.array_equal(*by_order), "the order decides when an image comes, not how"
 
 
 def test_evaluation_reads_view_0(dataset: TokenDataset, folder: Path) -> None:
     for epoch in (0, 1):
         rows = rows_of(dataset, config(folder, order="sequential"), epoch)
-        assert rows.tolist() == list(range(0, PICTURES * VIEWS, VIEWS))
+        assert rows.tolist() == list(range(0, IMAGES * VIEWS, VIEWS))
 
 
 def test_torch_loaders_give_the_same_views(dataset: TokenDataset, folder: Path) -> None:
     loading = config(folder)
     steps = StepSampler(dataset, loading)
-    assert len(steps) == -(-PICTURES // 7)
+    assert len(steps) == -(-IMAGES // 7)
     found = [batch.rows_B for batch in DataLoader(BatchDataset(dataset, loading), batch_size=None, sampler=steps)]
     assert [rows.tolist() for rows in found] == [batch.rows_B.tolist() for batch in TokenLoader(dataset, loading).epoch(0)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_selections_and_mixes_are_of_pictures(dataset: TokenDataset, folder: Path, order: str) -> None:
+def test_selections_and_mixes_are_of_images(dataset: TokenDataset, folder: Path, order: str) -> None:
     half, one_class = select(dataset, fraction=0.5), select(dataset, classes=["class_1"])
-    assert sample_count(dataset) == PICTURES and len(half) == sample_count(half) == 24
+    assert sample_count(dataset) == IMAGES and len(half) == sample_count(half) == 24
     one = open_dataset(str(folder / "one"))
     assert (half.rows_n // VIEWS).tolist() == select(one, fraction=0.5).rows_n.tolist()
     everything = {row // VIEWS: row for row in rows_of(dataset, config(folder, order=order), 2).tolist()}
@@ -120,12 +120,12 @@ def test_selections_and_mixes_are_of_pictures(dataset: TokenDataset, folder: Pat
     with pytest.raises(ConfigError, match=r"rows has \[4\]; expected rows of the data, of view 0"):
         select(dataset, rows=[3, 4])
     mixed = mix([(dataset, 1), (one, 1), (half, 1)])
-    assert len(mixed) == 2 * PICTURES + 24
+    assert len(mixed) == 2 * IMAGES + 24
     batches = list(TokenLoader(mixed, config(folder, order=order, batch_size=3, end="drop")).epoch(0))
-    for part, size in enumerate((PICTURES * VIEWS, PICTURES, PICTURES * VIEWS)):
+    for part, size in enumerate((IMAGES * VIEWS, IMAGES, IMAGES * VIEWS)):
         rows = np.array([batch.rows_B[batch.positions_B % 3 == part].item() for batch in batches])
         views = 1 if part == 1 else VIEWS
-        assert rows.max() < size and len(set((rows // views).tolist())) == min(len(rows), PICTURES if part < 2 else 24)
+        assert rows.max() < size and len(set((rows // views).tolist())) == min(len(rows), IMAGES if part < 2 else 24)
 
 
 def test_draws_are_uniform_and_unlike_from_epoch_to_epoch() -> None:
@@ -143,17 +143,15 @@ def test_draws_are_uniform_and_unlike_from_epoch_to_epoch() -> None:
         assert np.square(neighbours - expected).sum() / expected < views**2 + 5 * (2 * views**2) ** 0.5
 
 
-def test_a_training_and_its_evaluation_count_pictures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_and_its_evaluation_count_images(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, val = open_dataset(str(folder / "3")), open_dataset(str(folder / "flip"))
-    monkeypatch.setattr(
-        "tokenshards.stem_adaptors.training.defaults._SAMPLES_SEEN", 60 * PICTURES
-    )  # as for so many pictures, not so few rows
+    monkeypatch.setattr("tokenshards.stem_adaptors.training.defaults._SAMPLES_SEEN", 60 * IMAGES)  # as for so many images, not so few rows
     assert default_configs(data)["train"].epochs == 60
     reporter = fit(request_for(data, tmp_path / "run", folder / "cache", val=val, epochs=2))
-    assert [record["val_images"] for record in reporter.records] == [PICTURES, PICTURES]
-    assert [record["step"] for record in reporter.records] == [PICTURES // 16, 2 * (PICTURES // 16)]
+    assert [record["val_images"] for record in reporter.records] == [IMAGES, IMAGES]
+    assert [record["step"] for record in reporter.records] == [IMAGES // 16, 2 * (IMAGES // 16)]
     store, device = Store(str(tmp_path / "run")), torch.device("cpu")
     several, one = (evaluate_run(store, open_dataset(str(folder / name)), weights="last", device=device) for name in ("flip", "one"))
-    assert several.accuracy.images == PICTURES and several.left_out == 0
+    assert several.accuracy.images == IMAGES and several.left_out == 0
     assert several.accuracy.top1 == one.accuracy.top1
     assert abs(several.accuracy.loss - one.accuracy.loss) < 0.02, "the same ids, but for those that another batching flips"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from tests.stem_adaptors.models.test_embedding import grid, make_ids, make_spec, make_tables
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, install_hint
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import build_classifier
 from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
@@ -115,5 +116,5 @@ def test_models_that_cannot_be_used_are_named(name: str, options: dict[str, Any]
 
 def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tokenshards\[timm\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_hint("timm"))):
         build_timm_backbone("resnet18", 3, (14, 14), 4)

@@ -114,7 +114,7 @@ def test_reports_of_few_and_many_classes(classes: int) -> None:
     assert report.to_json()["left_out"] == 4 and report.confusion_png().startswith(PNG)
 
 
-def test_pictures_and_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_and_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"epoch": epoch, "train_loss": 1 / (epoch + 1), "train_top1": 0.5, "val_top1": 0.4, "val_loss": 1.0} for epoch in range(40)]
     assert curves_png(records).startswith(PNG) and curves_png(records[:1]).startswith(PNG)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)

@@ -189,7 +189,7 @@ def test_an_existing_run_needs_resume_and_a_misfit_is_named(pair: tuple[TokenDat
         changed = replace(again, **{part: replace(getattr(again, part), **{name: value})})
         with pytest.raises(ConfigError, match=rf"{part}\.{name} is {value}; this run was started with"):
             fit(changed)
-    with pytest.raises(ConfigError, match="the data set is"):
+    with pytest.raises(ConfigError, match="the dataset is"):
         fit(replace(again, data=select(data, fraction=0.5)))
     unhindered = replace(again, train=replace(again.train, checkpoint_steps=3), loader=replace(again.loader, prefetch_batches=0))
     assert "1 epochs are done" in fit(unhindered).lines[-1]

@@ -63,7 +63,7 @@ def test_ids_are_those_of_the_callable_with_its_settings() -> None:
     assert spec.fingerprint not in (make().spec.fingerprint, make("Levels").spec.fingerprint)
 
 
-def test_it_always_sees_the_same_number_of_pictures() -> None:
+def test_it_always_sees_the_same_number_of_images() -> None:
     tokenizer = make()
     tokens = tokenizer.encode(sample_images(11, SIZE))
     assert set(tokenizer._made.batches) == {8} and len(tokens) == 11 == len(tokenizer.decode(tokens))
@@ -97,14 +97,14 @@ def test_levels_have_their_vectors_and_no_way_back() -> None:
         ("size", "size is '32'; expected the side"),
         ("vocabulary", r"vocabulary is 0\.5; expected how many ids"),
         ("narrow", r"gives the id \d+; expected 0 to 8"),
-        ("batch", "batch is 0; expected how many pictures"),
-        ("floats", r"for 8 pictures it gives float64 \[8, 32, 32\]; expected integers"),
-        ("rows", r"encode gives int64 \[5, 4, 4\] for 8 pictures"),
-        ("numbers", r"encode gives int64 \[\] for 8 pictures"),
+        ("batch", "batch is 0; expected how many images"),
+        ("floats", r"for 8 images it gives float64 \[8, 32, 32\]; expected integers"),
+        ("rows", r"encode gives int64 \[5, 4, 4\] for 8 images"),
+        ("numbers", r"encode gives int64 \[\] for 8 images"),
         ("raises", r"encode raised IndexError: .*at python_plugins\.py:\d+"),
         ("negative", r"gives the id -\d+; expected 0 to 255"),
         ("random", "get other ids the second time"),
-        ("beside", "change with the pictures beside it"),
+        ("beside", "change with the images beside it"),
         ("drawing", r"decode gives int64 \[8, 4, 4\]; expected uint8 \[8, 32, 32, 3\]"),
         ("codebook", r"codebook has the shapes \[\(5, 2\)\]; expected finite numbers \[K, D\] for each level, with K = 256"),
         ("codebook of nan", "expected finite numbers"),

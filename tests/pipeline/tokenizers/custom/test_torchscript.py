@@ -80,7 +80,7 @@ def test_a_file_gives_the_ids_of_the_network_in_the_dtype_of_its_parameters(dtyp
 
 
 class TellsItsOrder(nn.Module):
-    """Its one id is 1 where the picture is contiguous as [B, 3, H, W], and 0 where its channels lie last in memory."""
+    """Its one id is 1 where the image is contiguous as [B, 3, H, W], and 0 where its channels lie last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         ids = torch.ones(x.size(0), 1, dtype=torch.int64) if x.is_contiguous() else torch.zeros(x.size(0), 1, dtype=torch.int64)
@@ -88,7 +88,7 @@ class TellsItsOrder(nn.Module):
 
 
 @pytest.mark.parametrize("count", [8, 5])
-def test_a_program_sees_contiguous_pictures_and_the_import_says_so(count: int) -> None:
+def test_a_program_sees_contiguous_images_and_the_import_says_so(count: int) -> None:
     tokenizer = make(traced(TellsItsOrder(), torch.zeros(1, 3, SIZE, SIZE), script=True), **{**PLAIN, "dtype": "bfloat16"})
     last = torch.zeros(count, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     assert tokenizer._encoder._module(last).ravel().tolist() == [1] * count
@@ -221,8 +221,8 @@ def test_programs_run_as_they_were_written() -> None:
     [
         ("vectors", {}, r"gives float32 \[8, 3, 4, 4\]; expected integers, \[B, L\]"),
         ("mask", {}, r"gives bool \[8, 4, 4\]; expected integers"),
-        ("beside", {}, r"the ids of a picture change with the pictures beside it in a batch of 8"),
-        ("random", {"vocabulary": (300,)}, "the same pictures get other ids the second time"),
+        ("beside", {}, r"the ids of an image change with the images beside it in a batch of 8"),
+        ("random", {"vocabulary": (300,)}, "the same images get other ids the second time"),
         ("grid", {"vocabulary": (100,)}, r"gives the id \d+; expected 0 to 99, for a vocabulary of 100"),
         ("grid", {"vocabulary": (16, 16)}, r"ids of shape \[B, 4, 4\], with 2 vocabularies; expected \[B, …, 2\]"),
         ("grid", {"size": 8 * 4 + 4, "vocabulary": (1,)}, r"gives the id \d+; expected 0 to 0"),

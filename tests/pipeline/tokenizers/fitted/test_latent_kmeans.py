@@ -75,7 +75,7 @@ def test_ids_are_those_of_the_published_names() -> None:
         rest = rest - table[ids[:, :, q]]
 
 
-def test_pictures_are_those_of_the_published_names() -> None:
+def test_images_are_those_of_the_published_names() -> None:
     tokenizer, images = make(), sample_images(9, SIZE)
     tokens = tokenizer.encode(images)
     latents = torch.from_numpy(tokenizer.codebook()["level_0"][tokens.ids_BLQ[:, :, 0]]).transpose(1, 2).reshape(9, 4, 4, 4)

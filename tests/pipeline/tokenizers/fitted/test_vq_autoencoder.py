@@ -33,7 +33,7 @@ PREPROCESS = Preprocess(size=SIZE, colour_range=COLOURS, decoder="test-1")
 QUANTIZERS = ({"levels": 2}, {"quantizer": "fsq", "levels": 1, "codes": 256}, {"quantizer": "lfq", "levels": 1, "codes": 64})
 
 
-def pictures(count: int = 40) -> list[tuple[str, np.ndarray]]:
+def drawn_images(count: int = 40) -> list[tuple[str, np.ndarray]]:
     return [(hashlib.sha256(image.tobytes()).hexdigest(), image) for image in sample_images(count, SIZE, seed=5)]
 
 
@@ -45,7 +45,7 @@ def fit(
     where: Path, images: list[tuple[str, np.ndarray]] | None = None, config: VqFitConfig | None = None, **more: object
 ) -> tuple[VqAutoencoder, dict]:
     state = TrainingState(Store(str(where)))
-    return fit_vq_autoencoder(images or pictures(), config or settings(), PREPROCESS, state=state, **more)  # type: ignore[arg-type]
+    return fit_vq_autoencoder(images or drawn_images(), config or settings(), PREPROCESS, state=state, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("changed", QUANTIZERS, ids=["vq", "fsq", "lfq"])
@@ -89,14 +89,14 @@ def test_a_stopped_training_continues_to_the_same_bytes(changed: dict, tmp_path:
 
 
 def test_the_order_of_images_and_equal_ones_change_nothing(tmp_path: Path) -> None:
-    images = pictures()
+    images = drawn_images()
     first, _ = fit(tmp_path / "a", images)
     second, _ = fit(tmp_path / "b", [*reversed(images), images[3]])
     other, _ = fit(tmp_path / "c", images, settings(seed=1))
     assert first.spec.fingerprint == second.spec.fingerprint != other.spec.fingerprint
 
 
-def test_training_brings_pictures_nearer_than_the_components_it_starts_from(tmp_path: Path) -> None:
+def test_training_brings_images_nearer_than_the_components_it_starts_from(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 5, 5, 3), dtype=np.uint8)
     smooth = [np.asarray(Image.fromarray(cells).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for cells in noise]
     images = [(hashlib.sha256(image.tobytes()).hexdigest(), image) for image in smooth]  # what is beside a patch tells of it
@@ -109,7 +109,7 @@ def test_training_brings_pictures_nearer_than_the_components_it_starts_from(tmp_
 
 
 def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
-    images = pictures(32)
+    images = drawn_images(32)
     _, statistics = fit(tmp_path / "a", images)
     names = sorted(images, key=lambda pair: _rank(pair[0]))
     changed = [(name, np.zeros_like(pixels) if name == names[0][0] else pixels) for name, pixels in images]
@@ -132,8 +132,8 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
         fit(tmp_path, on_epoch=stop)
     with pytest.raises(TokenizerError, match="stopped here after 1 epochs"):
         fit(tmp_path, config=settings(width=16))
-    with pytest.raises(TokenizerError, match="other options or pictures"):
-        fit(tmp_path, pictures(39))
+    with pytest.raises(TokenizerError, match="other options or images"):
+        fit(tmp_path, drawn_images(39))
     path = tmp_path / "training.state"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -165,7 +165,7 @@ def test_a_training_that_the_first_version_stopped_is_continued(tmp_path: Path) 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="1 images .* at least 2"):
-        fit(tmp_path, pictures(1))
+        fit(tmp_path, drawn_images(1))
 
 
 def test_a_diverging_training_says_so(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
         fit(tmp_path, features=infinite)
 
 
-def test_half_of_the_pictures_are_seen_mirrored(tmp_path: Path) -> None:
+def test_half_of_the_images_are_seen_mirrored(tmp_path: Path) -> None:
     seen: list[np.ndarray] = []
 
     def watch(drawn: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         seen.append((true.permute(0, 2, 3, 1) * 127.5 + 127.5).round().byte().numpy())
         return drawn.sum() * 0
 
-    images = pictures()
+    images = drawn_images()
     fit(tmp_path, images, features=watch)
     plain, mirrored = ({image.tobytes() for image in way} for way in (dict(images).values(), [i[:, ::-1].copy() for _, i in images]))
     trained = [image.tobytes() for batch in seen for image in batch]
@@ -296,7 +296,7 @@ def test_before_training_the_networks_are_their_linear_way(tmp_path: Path) -> No
         torch.testing.assert_close(decoder(vectors_BLD), decoder.linear(grid_BDhw))
 
 
-def test_perceptual_loss_is_zero_for_equal_pictures_and_reaches_what_is_drawn() -> None:
+def test_perceptual_loss_is_zero_for_equal_images_and_reaches_what_is_drawn() -> None:
     torch.manual_seed(0)
 
     class Stages(torch.nn.Module):

@@ -86,5 +86,5 @@ def test_a_program_without_memory_is_one_that_needs_a_smaller_batch_and_not_a_wr
         raise RuntimeError("The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory. Tried to …")
 
     network = Network(_Program(program, torch.float32, "x.jit", gives_ids=True), fixed_rows=4)
-    with pytest.raises(TokenizerError, match="memory of .* is too small for 4 pictures at a time, the fewest"):
+    with pytest.raises(TokenizerError, match="memory of .* is too small for 4 images at a time, the fewest"):
         network(torch.zeros(4, 3, 8, 8))

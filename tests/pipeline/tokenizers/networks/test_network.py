@@ -38,7 +38,7 @@ TOKENIZERS = {
 
 
 def save_any_decoder(folder: Path) -> None:
-    """Save a tokenizer that takes pictures from any decoder."""
+    """Save a tokenizer that takes images from any decoder."""
     made = test_latent_kmeans.make()
     tables = list(made.codebook().values())
     save_tokenizer(LatentKMeans(test_latent_kmeans.encoder(), tables, preprocess=Preprocess(size=SIZE)), Store(str(folder)))
@@ -92,7 +92,7 @@ def test_too_little_memory_halves_the_rows_and_they_stay_halved(limit: int) -> N
     assert torch.equal(made(values), values + 1)
     fits = max(rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows <= limit)
     notes = made.take_notes()
-    assert len(notes) == (fits < 64) and all(f"{fits} pictures at a time" in note and "64 before" in note for note in notes)
+    assert len(notes) == (fits < 64) and all(f"{fits} images at a time" in note and "64 before" in note for note in notes)
     module.seen.clear()
     assert torch.equal(made(values), values + 1)
     assert max(module.seen) == fits and made.take_notes() == []
@@ -127,9 +127,9 @@ def test_rows_are_halved_in_the_middle_of_a_batch() -> None:
     assert torch.equal(made(values), values + 1) and module.seen[:4] == [64, 64, 32, 16]
 
 
-def test_one_picture_that_does_not_fit_is_said() -> None:
+def test_one_image_that_does_not_fit_is_said() -> None:
     made = Network(Small(0))
-    with pytest.raises(TokenizerError, match="memory of cpu .* is too small for 1 pictures at a time.*a smaller network"):
+    with pytest.raises(TokenizerError, match="memory of cpu .* is too small for 1 images at a time.*a smaller network"):
         made(torch.zeros(20))
 
 
@@ -138,7 +138,7 @@ def test_a_module_of_one_number_of_rows_is_given_no_other() -> None:
     made = Network(module, fixed_rows=3)
     assert torch.equal(made(torch.arange(7.0)), torch.arange(1.0, 8.0)) and module.seen == [3, 3, 3]
     module.limit = 2
-    with pytest.raises(TokenizerError, match="too small for 3 pictures at a time, the fewest"):
+    with pytest.raises(TokenizerError, match="too small for 3 images at a time, the fewest"):
         made(torch.zeros(7))
 
 
@@ -159,7 +159,7 @@ def test_libraries_without_memory_count_too_and_other_errors_stay_errors(text: s
         Network(Small(4, RuntimeError("mat1 and mat2 shapes cannot be multiplied")))(torch.zeros(10))
 
 
-# What a worker imports before anything else: notes the threads of each call, and has memory for 3 pictures.
+# What a worker imports before anything else: notes the threads of each call, and has memory for 3 images.
 WORKER = """
 import os, torch
 real = torch.nn.Sequential.forward
@@ -188,7 +188,7 @@ def test_a_job_goes_on_with_fewer_rows_and_says_so_and_workers_share_the_cores(
     reporter = SilentReporter()
     convert(tmp_path / "src", tmp_path / "short", reporter=reporter, workers=workers, **sizes)
 
-    note = f"memory of {device_name()} is short: 2 pictures at a time go through the network from here on, 8 before"
+    note = f"memory of {device_name()} is short: 2 images at a time go through the network from here on, 8 before"
     told = sum(note in line for line in reporter.lines)
     assert 1 <= told <= workers, "once for each worker, not for each shard"
     logged = [json.loads(line) for path in (tmp_path / "short").glob("runs/*/driver.jsonl") for line in path.read_text().splitlines()]
@@ -221,7 +221,7 @@ def test_begun_batches_have_the_ids_of_encode(name: str) -> None:
         first = following
 
 
-def test_begin_checks_pictures_and_finish_checks_numbers() -> None:
+def test_begin_checks_images_and_finish_checks_numbers() -> None:
     tokenizer = test_latent_kmeans.make()
     begin = Overlap(tokenizer, torch.device("cpu")).begin
     with pytest.raises(TokenizerError, match="expected uint8"):
@@ -229,7 +229,7 @@ def test_begin_checks_pictures_and_finish_checks_numbers() -> None:
     with torch.no_grad():
         next(tokenizer._encoder._encoder._module.parameters()).fill_(torch.nan)
     finish = begin(sample_images(2, SIZE))
-    with pytest.raises(TokenizerError, match="no finite numbers"):
+    with pytest.raises(TokenizerError, match="not finite numbers"):
         finish()
 
 

@@ -142,7 +142,7 @@ def test_how_rows_are_compared_and_pixels_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_pictures_are_those_of_plain_operations(name: str) -> None:
+def test_images_are_those_of_plain_operations(name: str) -> None:
     project, tokenizer = PROJECTS[name], make(name)
     ids = np.random.default_rng(0).integers(0, 40, (5, tokenizer.spec.layout.sites, 1)).astype(np.uint8)
     rows = checkpoint(name)[TABLE][torch.from_numpy(ids[:, :, 0]).long()]

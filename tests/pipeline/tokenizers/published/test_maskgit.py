@@ -70,7 +70,7 @@ def test_distances_are_plain_and_pixels_run_from_0_to_1() -> None:
     assert (preprocess.size, preprocess.resize, preprocess.filter, preprocess.colour_range) == (256, "crop", "bicubic", (0.0, 1.0))
 
 
-def test_pictures_are_those_of_plain_operations() -> None:
+def test_images_are_those_of_plain_operations() -> None:
     ids = np.random.default_rng(0).integers(0, 40, (9, 64, 1)).astype(np.uint8)
     rows = checkpoint()[TABLE][torch.from_numpy(ids[:, :, 0]).long()].transpose(1, 2).unflatten(2, (8, 8))
     shown = make().decode(TokenBatch(ids)).astype(float)

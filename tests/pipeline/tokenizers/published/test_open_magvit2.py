@@ -99,7 +99,7 @@ def test_pixels_run_from_minus_1_to_1() -> None:
     assert (preprocess.size, preprocess.short_side, preprocess.colour_range) == (256, 256, (-1.0, 1.0))
 
 
-def test_pictures_are_those_of_plain_operations_with_each_quirk() -> None:
+def test_images_are_those_of_plain_operations_with_each_quirk() -> None:
     images = sample_images(9, SIZE)
     ids = make().encode(images).ids_BLQ
     bits = (published(ids)[..., None] >> np.arange(18)) & 1

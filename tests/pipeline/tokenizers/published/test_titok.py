@@ -96,7 +96,7 @@ def test_how_rows_are_compared_and_pixels_run(legacy: bool) -> None:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_pictures_are_those_of_plain_operations(legacy: bool) -> None:
+def test_images_are_those_of_plain_operations(legacy: bool) -> None:
     ids = np.random.default_rng(0).integers(0, 40, (9, 6, 1)).astype(np.uint8)
     raw = checkpoint(legacy)[TABLE][torch.from_numpy(ids[:, :, 0]).long()]
     shown = make(legacy).decode(TokenBatch(ids)).astype(float)
@@ -110,7 +110,7 @@ def test_pictures_are_those_of_plain_operations(legacy: bool) -> None:
     assert away(raw if legacy else unit) > 8
 
 
-def test_first_tokens_are_a_picture_of_their_own(tmp_path: Path) -> None:
+def test_first_tokens_are_an_image_of_their_own(tmp_path: Path) -> None:
     images, whole, short = sample_images(9, SIZE), make(kind=OneDPiece), make(kind=OneDPiece, max_tokens=3)
     ids = whole.encode(images).ids_BLQ
     assert np.array_equal(short.encode(images).ids_BLQ, ids[:, :3]) and short.spec.layout.sites == 3

@@ -80,7 +80,7 @@ def test_rows_are_compared_at_length_1_and_pixels_run_from_0_to_1() -> None:
     assert make().spec.codebook is not None and not make().spec.codebook.rows_normalised  # the raw rows are what SeiT trains on
 
 
-def test_pictures_are_those_of_plain_operations() -> None:
+def test_images_are_those_of_plain_operations() -> None:
     ids = np.random.default_rng(0).integers(0, 40, (9, 16, 1)).astype(np.uint8)
     rows = checkpoint()[TABLE][torch.from_numpy(ids[:, :, 0]).long()]
     shown = make().decode(TokenBatch(ids)).astype(float)
@@ -169,5 +169,5 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence_with_file_and_key(change
 def test_weights_that_give_no_numbers_are_noticed() -> None:
     state = {**checkpoint(), "pre_quant.bias": torch.full((8,), float("nan"))}
     broken = VitVqgan.from_checkpoint(state, ImportConfig(), decoder="test-1", where="memory")
-    with pytest.raises(TokenizerError, match="no finite numbers"):
+    with pytest.raises(TokenizerError, match="not finite numbers"):
         broken.encode(sample_images(2, SIZE))
