@@ -122,6 +122,7 @@ class Dashboard:
         try:
             return json.loads(within(REQUEST_SECONDS, read))
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (401, 403):
                 raise ConfigError(self.refused(error.code)) from None
             if error.code in (404, 405) and missing_ok:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from tests.datasets import ROOT, SilentReporter, content, convert, run_cli, run_json, write_images
+from tests.datasets import ROOT, SilentReporter, call_cli, call_json, content, convert, write_images
 from tests.pipeline.interop.releases import (
     CODES,
     GRID,
@@ -464,11 +464,11 @@ def test_the_commands_round_trip_a_release(tmp_path: Path) -> None:
     images = some_images(20)
     src, out, back = write_release(tmp_path / "src", images), str(tmp_path / "out"), tmp_path / "back"
     shared = ("--split", "imagenet1k-train")
-    report = run_json("import", "seit", str(src), out, "--grid", "3x4", *shared)
+    report = call_json("import", "seit", str(src), out, "--grid", "3x4", *shared)
     assert report["complete"] and report["images_committed"] == 20
-    assert run_json("import", "seit", str(src), out, "--grid", "3x4", *shared)["images_committed"] == 20
-    written = run_json("export", "seit", out, str(back), *shared)
+    assert call_json("import", "seit", str(src), out, "--grid", "3x4", *shared)["images_committed"] == 20
+    written = call_json("export", "seit", out, str(back), *shared)
     assert written["images"] == 20
     assert gzip.decompress((back / DATA).read_bytes()) == b"".join(images)
-    _, message = run_cli("import", "seit", str(src), out, "--split", "imagenet1k-train", "--grid", "12", expect=2)
+    _, message = call_cli("import", "seit", str(src), out, "--split", "imagenet1k-train", "--grid", "12", expect=2)
     assert "--grid is '12'; expected rows and columns of the sites, such as 32x32" in message and "Traceback" not in message
