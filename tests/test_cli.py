@@ -176,7 +176,7 @@ def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path
     for number in range(3):
         shutil.copy(picture, picture.with_name(f"again{number}{picture.suffix}"))
     _, said = call_cli("fit-tokenizer", str(tmp_path / "src"), str(tmp_path / "x.tok"), "--size", "16", "--codes", "16")
-    assert "note: 3 of 43 sampled images are byte for byte equal to another, and count once" in said
+    assert "note: 3 of 43 sampled images are byte for byte equal to another one and count only once" in said
     assert "note: 1 of 44 sampled inputs could not be decoded, such as" in said
 
 

@@ -76,7 +76,7 @@ def test_what_does_not_go_together_is_one_sentence(weights: dict[str, str], data
         (["--kind", "latent-kmeans"], "--encoder is missing"),
         (["--encoder", weights["encoder"]], "belongs to --kind latent-kmeans; --kind is patch-kmeans"),
         (["--kind", "vit"], "--kind is 'vit'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),
-        (["--mirrored"], "--mirrored is True, and belongs to --kind latent-kmeans"),
+        (["--mirrored"], "--mirrored is True, which belongs to --kind latent-kmeans"),
     ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)
         assert expected in err and len(err.splitlines()) == 1, err

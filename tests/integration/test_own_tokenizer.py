@@ -56,8 +56,8 @@ def test_killed_it_continues_to_the_same_tokenizer(photos: str, tmp_path: Path) 
 def test_options_of_other_kinds_are_one_sentence(photos: str, tmp_path: Path) -> None:
     out = str(tmp_path / "tok")
     for words, expected in (
-        (["--epochs", "3"], "--epochs is 3, and belongs to --kind vq-autoencoder; --kind is patch-kmeans"),
-        ([*SMALL, "--beam", "2"], "--beam is 2, and belongs to --kind patch-kmeans"),
+        (["--epochs", "3"], "--epochs is 3, which belongs to --kind vq-autoencoder; --kind is patch-kmeans"),
+        ([*SMALL, "--beam", "2"], "--beam is 2, which belongs to --kind patch-kmeans"),
         ([*SMALL, "--quantizer", "fsq"], "--codes is 16; expected one of 256"),
         ([*SMALL, "--perceptual", "vgg11"], "expected both or none"),
         (["--kind", "vqvae"], "--kind is 'vqvae'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),

@@ -184,7 +184,7 @@ def test_codebooks_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("integers.ckpt", "a tensor of int64 .391, 5.; expected a codebook of floats"),
         ("garbage.ckpt", "cannot read it"),
         ("flat.npy", r"a tensor of float32 \[391\]; expected a codebook of floats \[codes, width\]"),
-        ("large.npy", "8,192 rows; SeiT's byte code tells 510 codes apart"),
+        ("large.npy", "8,192 rows; SeiT's byte code holds at most 510 codes"),
         ("nan.npy", "row 7 has values that are not finite"),
         ("pickled.npy", "cannot be read as .npy"),
         ("two.safetensors", "the tensors .'a', 'b'.; expected one"),
@@ -301,7 +301,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path, list[bytes]], None], str]] = {
     "index cut": (INDEX, lambda p, i: void(p.write_bytes(p.read_bytes()[:-9])), "not a gzip of a .npy"),
     "empty index": (INDEX, lambda p, i: void(p.write_bytes(npy_gz(np.array([0])))), "1 offsets; expected at least 2"),
     "first offset": (INDEX, lambda p, i: void(p.write_bytes(npy_gz(offsets_of(i) + 1))), "the first offset is 1; expected 0"),
-    "falling": (INDEX, lambda p, i: void(p.write_bytes(npy_gz(swapped(offsets_of(i))))), "image 4 goes from offset .* to .*never fall"),
+    "falling": (INDEX, lambda p, i: void(p.write_bytes(npy_gz(swapped(offsets_of(i))))), "image 4 goes from offset .* to .*ascending"),
     "huge image": (
         INDEX,
         lambda p, i: void(p.write_bytes(npy_gz(np.append(offsets_of(i)[:-1], 1 << 40)))),
@@ -317,7 +317,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path, list[bytes]], None], str]] = {
     ),
     "negative label": (LABELS, lambda p, i: void(p.write_text("-1\n" * 30)), r"line 1 \(image 0\) is '-1'"),
     "gap": (LABELS, lambda p, i: void(p.write_text("1\n" * 4 + "\n" + "1\n" * 25)), r"line 5 \(image 4\) is ''"),
-    "no index": (INDEX, lambda p, i: p.unlink(), "token.index.npy.gz, its index, is not"),
+    "no index": (INDEX, lambda p, i: p.unlink(), "its index .*token.index.npy.gz does not"),
     "no labels": (LABELS, lambda p, i: p.unlink(), "the labels of imagenet1k-train-token.data.bin.gz: found none such as .*--labels"),
 }
 
