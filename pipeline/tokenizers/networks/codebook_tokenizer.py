@@ -60,7 +60,7 @@ class CodebookTokenizer(NetworkTokenizer):
 
     @classmethod
     def prepared(cls, checkpoint: Mapping[str, Tensor], config: ImportConfig, where: str) -> Mapping[str, Tensor]:
-        """Return the checkpoint with the choices between its parts made, such as the moving averages."""
+        """Return the tensors to use: a family may choose, for example, moving averages in place of parameters."""
         return checkpoint
 
     @classmethod
