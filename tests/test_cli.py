@@ -256,7 +256,8 @@ def test_a_closed_pipe_is_no_error_message(dataset: tuple[Path, Path]) -> None:
     process.stdout.close()
     process.wait(30)
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    with process.stderr as said:
+        assert said.read() == ""
 
 
 def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
