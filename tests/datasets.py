@@ -155,7 +155,14 @@ def call_cli(*arguments: str, expect: int = 0) -> tuple[str, str]:
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert code == expect, f"exit code {code}, expected {expect}\n{out.getvalue()}\n{err.getvalue()}"
+    assert "Traceback" not in err.getvalue(), err.getvalue()
     return out.getvalue(), err.getvalue()
+
+
+def call_json(*arguments: str, expect: int = 0) -> dict[str, Any]:
+    """Run a command with --json in this process and return what it printed."""
+    value: dict[str, Any] = json.loads(call_cli(*arguments, "--json", expect=expect)[0])
+    return value
 
 
 def run_json(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> dict[str, Any]:

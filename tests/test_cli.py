@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.datasets import ROOT, call_cli, content, image_size, run_cli, run_json, start_cli, write_images
+from tests.datasets import ROOT, call_cli, call_json, content, image_size, run_cli, start_cli, write_images
 from tokenshards import cli
 from tokenshards.pipeline.errors import install_hint
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
@@ -111,7 +111,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_options_and_an_example(command: str) -> None:
-    out, _ = run_cli(*command.split(), "--help")
+    out, _ = call_cli(*command.split(), "--help")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
     assert f"Example: tokenshards {command}" in " ".join(plain.split())
     for option in COMMANDS[command]:
@@ -119,14 +119,14 @@ def test_every_command_has_its_options_and_an_example(command: str) -> None:
 
 
 def test_help_lists_every_command() -> None:
-    out, _ = run_cli("--help")
+    out, _ = call_cli("--help")
     assert [command for command in COMMANDS if command.split()[0] not in out] == []
 
 
 def test_json_of_tokenize_and_status(dataset: tuple[Path, Path]) -> None:
     src, out = dataset
-    tokenized = run_json("tokenize", str(src), str(out))
-    status = run_json("status", str(out))
+    tokenized = call_json("tokenize", str(src), str(out))
+    status = call_json("status", str(out))
     assert tokenized.keys() >= CONTRACT and status.keys() >= CONTRACT
     expected = {"images_planned": 41, "images_committed": 40, "images_quarantined": 1, "shards_planned": 1, "complete": True}
     assert {key: status[key] for key in expected} == expected
@@ -146,28 +146,28 @@ def test_a_rerun_says_already_complete(dataset: tuple[Path, Path]) -> None:
 
 def test_verify_json_and_exit_code(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = dataset
-    good = run_json("verify", str(out))
+    good = call_json("verify", str(out))
     assert good["ok"] is True and good["rows_checked"] == 40 and good["problems"] == []
     shutil.copytree(out, tmp_path / "out")
     shard = next((tmp_path / "out" / "shards").iterdir())
     data = bytearray(shard.read_bytes())
     data[len(data) // 3] ^= 4
     shard.write_bytes(data)
-    bad = run_json("verify", str(tmp_path / "out"), expect=1)
+    bad = call_json("verify", str(tmp_path / "out"), expect=1)
     assert [problem["object"] for problem in bad["problems"]] == [f"shards/{shard.name}"]
     assert bad["problems"][0].keys() == {"object", "kind", "detail"}
-    text, _ = run_cli("verify", str(tmp_path / "out"), expect=1)
+    text, _ = call_cli("verify", str(tmp_path / "out"), expect=1)
     assert shard.name in text and "tokenshards repair" in text
 
 
 def test_fit_tokenizer_then_tokenize_with_it(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     src, _ = dataset
-    fitted = run_json("fit-tokenizer", str(src), str(tmp_path / "x.tok"), "--size", "32", "--codes", "32", "--levels", "1")
+    fitted = call_json("fit-tokenizer", str(src), str(tmp_path / "x.tok"), "--size", "32", "--codes", "32", "--levels", "1")
     assert {path.name for path in (tmp_path / "x.tok").iterdir()} == {"tokenizer.json", "codebook.safetensors"}
-    out = run_json("tokenize", str(src), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "x.tok"), "--max-bad", "1", "-q")
+    out = call_json("tokenize", str(src), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "x.tok"), "--max-bad", "1", "-q")
     assert out["complete"] and out["images_committed"] == 40
-    assert run_json("inspect", str(tmp_path / "out"))["fingerprint"] == fitted["fingerprint"]
-    assert run_json("inspect", str(tmp_path / "x.tok"))["fingerprint"] == fitted["fingerprint"]
+    assert call_json("inspect", str(tmp_path / "out"))["fingerprint"] == fitted["fingerprint"]
+    assert call_json("inspect", str(tmp_path / "x.tok"))["fingerprint"] == fitted["fingerprint"]
 
 
 def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path], tmp_path: Path) -> None:
@@ -175,29 +175,30 @@ def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path
     picture = min(path for path in (tmp_path / "src").rglob("*") if path.is_file() and path.stat().st_size > 200)
     for number in range(3):
         shutil.copy(picture, picture.with_name(f"again{number}{picture.suffix}"))
-    _, said = run_cli("fit-tokenizer", str(tmp_path / "src"), str(tmp_path / "x.tok"), "--size", "16", "--codes", "16")
-    assert "note: 3 of 43 sampled images are byte for byte equal to another, and count once" in said
+    _, said = call_cli("fit-tokenizer", str(tmp_path / "src"), str(tmp_path / "x.tok"), "--size", "16", "--codes", "16")
+    assert "note: 3 of 43 sampled images are byte for byte equal to another one and count only once" in said
     assert "note: 1 of 44 sampled inputs could not be decoded, such as" in said
 
 
 def test_plan_writes_nothing(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     src, _ = dataset
-    estimate = run_json("plan", str(src), str(tmp_path / "new"), "--price-per-hour", "3", "--workers", "2", "--size", "16", "--codes", "16")
+    small = ("--size", "16", "--codes", "16")
+    estimate = call_json("plan", str(src), str(tmp_path / "new"), "--price-per-hour", "3", "--workers", "2", *small)
     assert not (tmp_path / "new").exists()
     assert estimate["images"] == 41 and estimate["images_exact"] and estimate["shards"] == 1
     assert estimate["requests"] >= 41 and estimate["images_per_second"] > 0 and estimate["money"] >= 0 and estimate["bytes_out"] > 0
     assert estimate["bottleneck"] in ("fetch", "decode", "encode", "write")
     assert estimate["bad_share"] == pytest.approx(1 / 41)
-    text, _ = run_cli("plan", str(src), str(tmp_path / "new"), "--size", "16", "--codes", "16")
+    text, _ = call_cli("plan", str(src), str(tmp_path / "new"), *small)
     assert "nothing was written" in text and "bottleneck" in text
 
 
 def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = dataset
-    text, _ = run_cli("inspect", str(out), "--plot", str(tmp_path / "usage.png"))
+    text, _ = call_cli("inspect", str(out), "--plot", str(tmp_path / "usage.png"))
     assert "class_0" in text and "fingerprint" in text and "█" in text
     assert image_size(tmp_path / "usage.png")[0] > 300
-    value = run_json("inspect", str(out))
+    value = call_json("inspect", str(out))
     assert value["classes"] == [["class_0", 14], ["class_1", 13], ["class_2", 13]]
     assert len(value["code_usage"]) == 2
     assert "dead, perplexity" in text and f"evaluate-tokenizer {out} IMAGES" in text
@@ -207,14 +208,14 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
     src, out = dataset
     picture = tmp_path / "look.png"
     for options, count in ((["-n", "5"], 5), (["--id", "class_0/img_0000.jpg"], 1), (["--class", "class_1", "-n", "3"], 3)):
-        shown = run_json("preview", str(out), "--to", str(picture), *options)
+        shown = call_json("preview", str(out), "--to", str(picture), *options)
         assert len(shown["sample_ids"]) == count and image_size(picture)[0] >= 96
         picture.unlink()
-    beside = run_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
+    beside = call_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
     assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12
-    _, errors = run_cli("preview", str(out), "--to", str(picture), "--class", "nothing", expect=2)
+    _, errors = call_cli("preview", str(out), "--to", str(picture), "--class", "nothing", expect=2)
     assert "class_0" in errors
-    _, errors = run_cli("preview", str(out), "--to", str(picture), "--id", "nothing", expect=1)
+    _, errors = call_cli("preview", str(out), "--to", str(picture), "--id", "nothing", expect=1)
     assert "nothing" in errors
 
 
@@ -243,7 +244,7 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
 def test_mistakes_are_one_message(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    out, errors = run_cli(*arguments, expect=code)
+    out, errors = call_cli(*arguments, expect=code)
     assert errors.startswith("error: ") and says in errors and out == ""
     assert not (tmp_path / "out").exists()
 
@@ -255,7 +256,8 @@ def test_a_closed_pipe_is_no_error_message(dataset: tuple[Path, Path]) -> None:
     process.stdout.close()
     process.wait(30)
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    with process.stderr as said:
+        assert said.read() == ""
 
 
 def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +340,7 @@ def test_plan_extrapolates_a_tar_that_it_left_in_the_middle(tmp_path: Path) -> N
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         for index in range(1000):
             archive.add(picture, f"{index:05d}.jpg")
-    estimate = run_json("plan", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--size", "16")
+    estimate = call_json("plan", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--size", "16")
     assert 900 <= estimate["images"] <= 1100 and not estimate["images_exact"]
 
 

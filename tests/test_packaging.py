@@ -99,6 +99,23 @@ def test_the_installed_program_runs_beside_folders_of_the_same_names(python: Pat
         assert Path(ran.stdout.splitlines()[-2]).is_relative_to(python.parents[1]) and ran.stdout.splitlines()[-1] == "[]"
 
 
+def test_what_submit_ships_from_a_wheel_runs_on_a_node(python: Path, tmp_path: Path) -> None:
+    folder = in_a_folder_of_the_user(tmp_path / "user")
+    (tmp_path / "staged").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = (
+        "from pathlib import Path\nfrom tokenshards.pipeline.submit.shipped_code import read_project, stage_code\n"
+        f"print(*stage_code(Path({str(tmp_path / 'staged')!r}), read_project()), sep='\\n')"
+    )
+    shipped = subprocess.run([str(python), "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert shipped.returncode == 0, shipped.stderr
+    package, _ = map(Path, shipped.stdout.splitlines())
+    assert package.name == "tokenshards" and not any(path.is_symlink() for path in package.rglob("*"))
+    job = [sys.executable, "-P", "-m", "tokenshards.pipeline.submit.job_entry", "--version"]
+    shown = subprocess.run(job, cwd=folder, env={**environment, "PYTHONPATH": str(package.parent)}, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.startswith("tokenshards "), shown.stderr
+
+
 def test_a_checkout_without_links_says_so(tmp_path: Path) -> None:
     tree = checkout(tmp_path)
     for name in ("pipeline", "stem_adaptors", "cli.py"):

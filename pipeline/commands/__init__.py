@@ -1,1 +1,1 @@
-"""The commands of the pipeline, one module for each group; only typer and the standard library load at their top."""
+"""The commands of the pipeline, one module per group. At their top these modules import only typer and the standard library."""

@@ -1,4 +1,4 @@
-"""The first half of `demo`: the whole job on real images that need no download, with pictures that a person can look at."""
+"""The first half of `demo`: the whole job on real images that need no download, with previews for people."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HELD_OUT = 5
 def run_demo(folder: str) -> None:
     """Write images, tokenize them, verify, and draw previews below `folder`.
 
-    Raises ConfigError without scikit-learn, and where `folder` holds something and is not the demo's own.
+    Raises ConfigError if scikit-learn is missing, or if `folder` has content and is not the demo's own.
     """
     started = time.monotonic()
     root = Path(folder)
@@ -46,7 +46,7 @@ def run_demo(folder: str) -> None:
     _tokenize(root, "digits/train", "digits_train", FitConfig(size=32, levels=1), None)
     _tokenize(root, "digits/val", "digits_val", FitConfig(), "digits_train")
     _tokenize(root, "photos", "photos", FitConfig(size=TILE), None)
-    print("\nwhat it weighs: tiles of photographs")
+    print("\nsizes, for the tiles of photographs")
     report = dataset_report(Store(str(root / "photos")))
     print_table(report.rows())
     print("\nshards open in three lines of Python:")
@@ -64,11 +64,11 @@ def run_demo(folder: str) -> None:
             options={},
         )
         print(f"   {shown.text()}")
-    print(f"   all of this took {time.monotonic() - started:.1f} s")
+    print(f"   the first half took {time.monotonic() - started:.1f} s")
 
 
 def write_digits(folder: Path) -> int:
-    """Write scikit-learn's 1,797 digits as 32 × 32 PNGs under train/<class>/ and val/<class>/; return how many."""
+    """Write scikit-learn's 1,797 digits as 32 × 32 PNGs under train/<class>/ and val/<class>/; return their number."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -83,7 +83,7 @@ def write_digits(folder: Path) -> int:
 
 
 def write_photo_tiles(folder: Path) -> int:
-    """Write overlapping 128 px tiles of scikit-learn's two photographs as JPEG; return how many."""
+    """Write overlapping 128 px tiles of scikit-learn's two photographs as JPEG; return their number."""
     from sklearn.datasets import load_sample_images
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`import tokenizer`: a published checkpoint becomes a tokenizer directory."""
+"""`import tokenizer`: convert a published checkpoint to a tokenizer directory."""
 
 from __future__ import annotations
 
@@ -33,33 +33,34 @@ app = typer.Typer()
 def import_tokenizer_command(
     weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
     kind: Annotated[
-        str, typer.Option(help="What the checkpoint is; pipeline/README.md lists them. `python:module:callable` needs no CHECKPOINT.")
+        str, typer.Option(help="Kind of the checkpoint; pipeline/README.md lists all. `python:module:callable` needs no CHECKPOINT.")
     ],
     out: Annotated[
         str | None, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.", show_default=False)
     ] = None,
     keep_codes: Annotated[str | None, typer.Option(metavar="SRC", help="Keep only the codes that these images use.")] = None,
-    min_uses: Annotated[int, typer.Option(help="Uses in --keep-codes SRC that let a code stay.")] = 1,
-    sample: Annotated[int, typer.Option(help="Images of --keep-codes SRC to count on, at most.")] = 20_000,
+    min_uses: Annotated[int, typer.Option(help="Fewest uses in --keep-codes SRC of a code to keep.")] = 1,
+    sample: Annotated[int, typer.Option(help="Most images of --keep-codes SRC to count on.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
-    decoder: Annotated[bool, typer.Option(help="Keep the way back to pixels, about half of the weights.")] = True,
-    dtype: Annotated[
-        str, typer.Option(help="What the networks run in: `float32`, or `bfloat16` for a GPU. Part of the identity.")
-    ] = "float32",
-    resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as its own project does")] = None,
+    decoder: Annotated[bool, typer.Option(help="Keep the decoder to pixels, about half of the weights.")] = True,
+    dtype: Annotated[str, typer.Option(help="Type of the networks: `float32`, or `bfloat16` for a GPU. Part of the identity.")] = "float32",
+    resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as in its own project")] = None,
     resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the square image, for networks that take any.", show_default="256")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the image, for networks that take any side.", show_default="256")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Whose conv-vqgan: `taming`, `llamagen`, `ibq`, `amused`; whose torchscript: `cosmos-di`.")
+        str | None,
+        typer.Option(help="Project. conv-vqgan: `taming`, `llamagen`, `ibq`, `amused`; torchscript: `cosmos-di`."),
     ] = None,
-    decoder_file: Annotated[str | None, typer.Option(help="Decoder of --kind torchscript, a file of its own.")] = None,
-    vocabulary: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Ids of each level of --kind torchscript.")] = None,
-    colour_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="What 0 and 255 become, likewise.")] = None,
-    ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters, where the checkpoint has any.")] = True,
+    decoder_file: Annotated[str | None, typer.Option(help="File of the decoder, for --kind torchscript.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(metavar="K[,K…]", help="Ids per level, for --kind torchscript.")] = None,
+    colour_range: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="Values of pixels 0 and 255, for torchscript.")] = None,
+    ema: Annotated[bool, typer.Option(help="Take the moving averages of the parameters if the checkpoint has them.")] = True,
     max_tokens: Annotated[
-        int | None, typer.Option(help="First ids of a picture to keep, for ordered sequences.", show_default="all")
+        int | None, typer.Option(help="Keep only the first so many ids of an image, for ordered sequences.", show_default="all")
     ] = None,
-    config_option: Annotated[list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="For the callable of `python:`.")] = None,
+    config_option: Annotated[
+        list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="Setting for the callable of `python:`; may be repeated.")
+    ] = None,
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
     storage_option: StorageOptions = None,
@@ -69,7 +70,7 @@ def import_tokenizer_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """The checkpoint of a published tokenizer becomes a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
+    """Convert a published checkpoint to a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
     prepare_for_torch()
     from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, import_notes, keep_used_codes, open_published, tokenizer_rows
@@ -83,7 +84,7 @@ def import_tokenizer_command(
     if out is None:
         weights, out = "", weights
     config = ImportConfig(
-        resize=resize,  # type: ignore[arg-type]  # it checks them
+        resize=resize,  # type: ignore[arg-type]  # ImportConfig checks the value
         filter=resample,  # type: ignore[arg-type]
         dtype=dtype,
         decoder=decoder,
@@ -100,13 +101,13 @@ def import_tokenizer_command(
     tokenizer, statistics = open_published(kind, weights, config, read), dict[str, Any]()
     notes = import_notes(tokenizer)
     if keep_codes is not None:
-        pictures = SourceConfig(
+        reading = SourceConfig(
             all_files=all_files,
             image_column=image_column,
             storage_options=side_options("src", keep_codes, storage_option, src_option),
             allow_private_hosts=allow_private_hosts,
         )
-        counted = CodeSample(source_url=keep_codes, source=pictures, images=sample, seed=seed, min_uses=min_uses)
+        counted = CodeSample(source_url=keep_codes, source=reading, images=sample, seed=seed, min_uses=min_uses)
         tokenizer, statistics = keep_used_codes(tokenizer, counted)
     statistics |= {"notes": notes} if notes else {}
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))

@@ -1,4 +1,4 @@
-"""`import` and `export`: other projects' layouts."""
+"""`import` and `export`: read and write other projects' layouts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ from tokenshards.pipeline.commands.output import finish_run, print_json
 
 __all__ = ["export_app", "import_app"]
 
-import_app = typer.Typer(
-    help="Take over what another project made: tokens as a dataset, a checkpoint as a tokenizer.", no_args_is_help=True
-)
+import_app = typer.Typer(help="Import from another project: tokens as a dataset, a checkpoint as a tokenizer.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a dataset in another project's layout.", no_args_is_help=True)
-Split = Annotated[str, typer.Option(help="Name of the split: its files are SPLIT-token.data.bin.gz, SPLIT-token.index.npy.gz, …")]
+Split = Annotated[str, typer.Option(help="Name of the split, whose files are SPLIT-token.data.bin.gz, SPLIT-token.index.npy.gz, …")]
 
 
 @import_app.command("seit", epilog="Example: tokenshards import seit seit_release/ imagenet.tokens --split train --classes names.txt")
@@ -35,10 +33,10 @@ def import_seit_command(
     out: Out,
     split: Split = "train",
     grid: Annotated[str, typer.Option(help="Rows x columns of the sites of an image.")] = "32x32",
-    codebook: Annotated[str | None, typer.Option(help="Codebook file (.safetensors, .npy, .ckpt). Default: found beside.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Label file. Default: found beside.")] = None,
-    synonyms: Annotated[str | None, typer.Option(help="Synonym table (.json). Default: found beside.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Text file with the name of each class, one a line.")] = None,
+    codebook: Annotated[str | None, typer.Option(help="Codebook file (.safetensors, .npy, .ckpt). Default: the one in SRC.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Label file. Default: the one beside the tokens.")] = None,
+    synonyms: Annotated[str | None, typer.Option(help="Synonym table (.json). Default: synonyms.json in SRC.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file with one class name per line.")] = None,
     codec: Codec = "default",
     shard_rows: ShardRows = None,
     max_bad: MaxBad = 0.01,
@@ -48,7 +46,7 @@ def import_seit_command(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """A split in SeiT's release layout becomes a dataset; everything is checked before anything is written. Again = continue."""
+    """Convert a split in SeiT's release layout to a dataset; checks everything before it writes. Run it again to continue."""
     from tokenshards.pipeline.config import PlanConfig
     from tokenshards.pipeline.interop.seit.importer import SeitImportRequest, import_seit, parse_grid
     from tokenshards.pipeline.reports.terminal import TerminalReporter
@@ -98,13 +96,13 @@ def export_seit_command(
 def export_webdataset_command(
     data: Annotated[str, typer.Argument(help="Dataset, local or any fsspec URL.")],
     out: Annotated[str, typer.Argument(help="Folder for the tars, local or any fsspec URL.")],
-    rows_per_tar: Annotated[int, typer.Option(help="Samples of each tar.")] = 10_000,
+    rows_per_tar: Annotated[int, typer.Option(help="Samples per tar.")] = 10_000,
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
     out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a dataset as WebDataset tars: ids as .tokens.npy, the class index as .cls, all else as .json."""
+    """Write a dataset as WebDataset tars: ids as .tokens.npy, the class index as .cls, everything else as .json."""
     from tokenshards.pipeline.interop.webdataset_export import export_webdataset
     from tokenshards.pipeline.reports.terminal import print_table
 

@@ -1,4 +1,4 @@
-"""`status`, `inspect` and `quarantine`: what a dataset is, and how far."""
+"""`status`, `inspect` and `quarantine`: progress, content and failed inputs of a dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command("status", epilog="Example: tokenshards status s3://bucket/tokens --json")
 def status_command(out: Out, storage_option: StorageOptions = None, out_option: OutOptions = None, as_json: JsonFlag = False) -> None:
-    """How far a dataset is, and who works on it, from the store alone."""
+    """Show the progress of a dataset and its live runs; reads only the store."""
     import time
 
     from tokenshards.pipeline.errors import MissingObjectError
@@ -62,12 +62,12 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")
 def inspect_command(
     out: Annotated[str, typer.Argument(help="Dataset or tokenizer directory.")],
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write the code usage as a picture.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write a plot of the code usage.")] = None,
     storage_option: StorageOptions = None,
     out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Spec, storage table, classes and code usage of a dataset."""
+    """Show spec, storage table, classes and code usage of a dataset or tokenizer."""
     from tokenshards.pipeline.reports.inspection import inspect_dataset
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
@@ -94,7 +94,7 @@ def quarantine_command(
     out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the inputs that failed for good, with the reason of each; what a retry has committed is no longer among them."""
+    """List the inputs that failed permanently, each with its reason; inputs that a retry has committed are not listed."""
     from collections import Counter
 
     from tokenshards.pipeline.reports.quarantine import quarantined_inputs
@@ -115,4 +115,4 @@ def quarantine_command(
     if len(found) > len(shown):
         print(f"and {len(found) - len(shown):,} more; --json prints all of them")
     if found:
-        print(f"Once their files are mended, try them again with: tokenshards retry-failed {store.url}")
+        print(f"After you repair their files, retry them with: tokenshards retry-failed {store.url}")

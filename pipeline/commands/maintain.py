@@ -37,19 +37,19 @@ app = typer.Typer()
 @app.command("verify", epilog="Example: tokenshards verify photos.tokens")
 def verify_command(
     out: Out,
-    sample: Annotated[int | None, typer.Option(help="Spot check: so many random shards only.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Spot check: check only so many random shards.")] = None,
     first_shard: Annotated[int, typer.Option(help="Continue a check that was stopped at this shard.")] = 0,
-    re_encode: Annotated[int | None, typer.Option(metavar="N", help="Make N rows again from their source, and compare the ids.")] = None,
-    source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved; for --re-encode.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed that draws the N rows.", show_default="a new one, which is printed")] = None,
-    min_agreement: Annotated[float, typer.Option(help="Share of the ids of the N rows that must agree.")] = 0.99,
+    re_encode: Annotated[int | None, typer.Option(metavar="N", help="Encode N rows again from their source and compare the ids.")] = None,
+    source: Annotated[str | None, typer.Option(help="New place of the source if it moved; for --re-encode.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the choice of N rows.", show_default="a new seed, which is printed")] = None,
+    min_agreement: Annotated[float, typer.Option(help="Smallest share of equal ids in the N rows.")] = 0.99,
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
     out_option: OutOptions = None,
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check every object, checksum and count. Exit code 1 and the object named on any damage."""
+    """Check every object, checksum and count; report each damaged object and exit with code 1 on any damage."""
     one_blas_thread()
     prepare_for_torch()
     import random
@@ -67,12 +67,12 @@ def verify_command(
         drawn_by = random.randrange(1 << 31) if seed is None else seed
         again = ReencodingConfig(rows=re_encode, seed=drawn_by, min_agreement=min_agreement, source_url=source)
     elif source is not None or seed is not None:
-        raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N, which they belong to")
+        raise ConfigError("--source or --seed was given without --re-encode; expected --re-encode N too")
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     with counted_shards(TerminalReporter(quiet=as_json)) as on_shard:
         found = verify_dataset(store, sample=sample, first_shard=first_shard, on_shard=on_shard)
     compared = None
-    if again is not None and found.ok:  # of a damaged dataset nothing can be said before it is mended
+    if again is not None and found.ok:  # a damaged dataset must be repaired before a comparison makes sense
         where = source or (found.state.chain[0].source["url"] if found.state.chain else "")
         reading = SourceConfig(
             storage_options=side_options("src", where, storage_option, src_option),
@@ -98,13 +98,13 @@ def verify_command(
         print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
         print_table([(problem.object, problem.kind, problem.detail) for problem in found.problems])
         if found.problems:
-            print(f"See what can be mended with: tokenshards repair {store.url}")
+            print(f"See what can be repaired with: tokenshards repair {store.url}")
             if again is not None:
-                print("No row was encoded again: mend or finish the dataset first")
+                print("No row was encoded again: repair or finish the dataset first")
         if found.unreferenced:
-            print(f"note: nothing names {len(found.unreferenced):,} objects in shards/, which a glob such as shards/*.parquet reads too:")
+            print(f"note: {len(found.unreferenced):,} objects in shards/ are unreferenced, but a glob such as shards/*.parquet reads them:")
             print_table([(path,) for path in found.unreferenced[:UNREFERENCED_SHOWN]])
-            print(f"`tokenshards repair {store.url} --min-age 0 --apply` removes those that tokenshards wrote")
+            print(f"`tokenshards repair {store.url} --min-age 0 --apply` removes the ones that tokenshards wrote")
         for line in [] if compared is None else compared.lines():
             print(line)
     if not ok:
@@ -114,15 +114,15 @@ def verify_command(
 @app.command("repair", epilog="Example: tokenshards repair photos.tokens --apply")
 def repair_command(
     out: Out,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it; without this only the plan is printed.")] = False,
-    min_age: Annotated[float, typer.Option(help="Hours that an unreferenced object must be old before it is deleted.")] = 24.0,
+    apply: Annotated[bool, typer.Option("--apply", help="Carry out the repair; without this, only print the steps.")] = False,
+    min_age: Annotated[float, typer.Option(help="Smallest age in hours of an unreferenced object to delete.")] = 24.0,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
     out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Mend a damaged dataset from what is left. A dry run unless --apply is given."""
+    """Repair a damaged dataset from its intact objects. A dry run unless --apply is given."""
     from dataclasses import asdict
 
     from tokenshards.pipeline.ledger.repair import repair_dataset
@@ -141,9 +141,9 @@ def repair_command(
         if repair.steps:
             print_table([(step.action, step.object, step.detail) for step in repair.steps])
         for path in repair.foreign:
-            print(f"note: {path} is no object of tokenshards, so it stays; move it away, because a glob over its folder reads it")
+            print(f"note: {path} is not an object of tokenshards, so it is kept; move it away, because a glob over its folder reads it")
         if repair.tokenize_needed:
-            print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does what is missing.")
+            print(f"Then run the same `tokenshards tokenize SRC {store.url}` again: it does the missing work.")
     if repair.refused:
         raise typer.Exit(1)
 
@@ -166,7 +166,7 @@ def retry_failed_command(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Try the quarantined inputs again as a new generation; older shards stay as they are."""
+    """Retry the quarantined inputs as a new generation; older shards are not changed."""
     from tokenshards.pipeline.config import RayConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.tokenize import retry_failed
     from tokenshards.pipeline.reports.terminal import TerminalReporter

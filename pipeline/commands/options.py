@@ -1,4 +1,4 @@
-"""Options that several commands share, and what becomes of their text."""
+"""Options that several commands share, and how to parse them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SrcOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--src-option",
-        help="key=value for the store of the images alone, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE.",
+        help="key=value for the store of the images only, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE.",
         rich_help_panel=_STORES,
     ),
 ]
@@ -78,7 +78,7 @@ OutOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--out-option",
-        help="key=value for the store of the output, or dataset, alone. AWS profile: $TOKENSHARDS_OUT_PROFILE.",
+        help="key=value for the store of the output or dataset only. AWS profile: $TOKENSHARDS_OUT_PROFILE.",
         rich_help_panel=_STORES,
     ),
 ]
@@ -86,7 +86,7 @@ TokenizerOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--tokenizer-option",
-        help="key=value for the store of the tokenizer, or weights, alone. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE.",
+        help="key=value for the store of the tokenizer or weights only. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE.",
         rich_help_panel=_STORES,
     ),
 ]
@@ -99,35 +99,35 @@ AllowPrivateHosts = Annotated[
 Unreadable = Annotated[
     str | None,
     typer.Option(
-        help="Objects that cannot be read while their store answers for others: `stop` leaves their shards undone, `quarantine` them.",
+        help="Objects that cannot be read while their store answers for others: `stop` leaves their shards open, or `quarantine`.",
         show_default="stop; quarantine for URLs on other hosts",
         rich_help_panel=_STORES,
     ),
 ]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: found by name.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: chosen by name.")]
 IdColumn = Annotated[str | None, typer.Option(help="Table column whose values become sample ids. Default: path#row.")]
 LabelName = Annotated[
-    str | None, typer.Option("--label", help="Table column, or of tars a key of .json or a text member such as `txt`, with the label.")
+    str | None, typer.Option("--label", help="Table column with the label; for tars a key of .json or a text member such as `txt`.")
 ]
-NoLabels = Annotated[bool, typer.Option("--no-labels", help="Take no labels, whatever the source holds.")]
+NoLabels = Annotated[bool, typer.Option("--no-labels", help="Take no labels, even if the source holds some.")]
 Meta = Annotated[
     list[str] | None,
     typer.Option("--meta", help="Table column, key of .json, or text member such as `txt`, to keep as meta.NAME; may be repeated."),
 ]
-TarsPerShard = Annotated[int, typer.Option(help="Tars that make one shard.")]
+TarsPerShard = Annotated[int, typer.Option(help="Tars per shard.")]
 Size = Annotated[int | None, typer.Option(help="Side of the square image in pixels. Default: largest of 32, 64, 128 that fits.")]
 Patch = Annotated[int, typer.Option(help="Side of a patch in pixels.")]
 Levels = Annotated[int, typer.Option(help="Residual levels, one id each per patch.")]
 Codes = Annotated[int, typer.Option(help="Codes per level.")]
-Beam = Annotated[int, typer.Option(help="Sums of codes kept of each patch while it is encoded; 8 is closer, and slower.")]
-Sample = Annotated[int, typer.Option(help="Images to fit on, at most.")]
+Beam = Annotated[int, typer.Option(help="Candidate sums of codes kept per patch during encoding; 8 is more exact and slower.")]
+Sample = Annotated[int, typer.Option(help="Most images to fit on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample and the fit.")]
 Codec = Annotated[str, typer.Option(help="How ids are stored: `default` (fast, every Parquet reader) or `publish` (smallest).")]
 ShardRows = Annotated[int | None, typer.Option(help="Images per shard.", show_default="10000, fewer for a small data set")]
 Views = Annotated[
     str,
-    typer.Option(help="Views of each picture, a row each: `one`, `flip`, `ten-crop`, or a number N: the usual one and N - 1 random crops."),
+    typer.Option(help="Views per image, one row each: `one`, `flip`, `ten-crop`, or a number N for the usual view and N - 1 random crops."),
 ]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Tokenizer directory, or another dataset (whose class table is then kept). Default: fit one.")
@@ -135,8 +135,8 @@ TokenizerOption = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes.", show_default="one per GPU where the tokenizer runs on one, else one per core")
 ]
-MaxBad = Annotated[float, typer.Option(help="Stop when a larger share of the inputs fails for good.")]
-RunnerName = Annotated[str, typer.Option("--runner", help="`local`, all cores of this machine, or `ray`, a Ray cluster.")]
+MaxBad = Annotated[float, typer.Option(help="Stop if a larger share of the inputs fails permanently.")]
+RunnerName = Annotated[str, typer.Option("--runner", help="`local` for this machine, or `ray` for a Ray cluster.")]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -144,26 +144,26 @@ Address = Annotated[
     ),
 ]
 MaxActors = Annotated[int | None, typer.Option(help="Most tokenizer actors.", show_default="what the cluster can hold, more as it grows")]
-CpusPerActor = Annotated[int, typer.Option(help="CPUs of each actor; more than one decode beside the tokenizer.")]
-GpusPerActor = Annotated[float, typer.Option(help="GPUs of each actor: a share such as 0.5, or a whole number.")]
+CpusPerActor = Annotated[int, typer.Option(help="CPUs per actor; with more than one, decoding runs beside the tokenizer.")]
+GpusPerActor = Annotated[float, typer.Option(help="GPUs per actor: a share such as 0.5, or a whole number.")]
 DecodePlace = Annotated[
-    str, typer.Option(help="Where pictures are decoded: `local`, beside the tokenizer; `remote`, on any CPU; `auto`, as measured.")
+    str, typer.Option(help="Where to decode images: `local` beside the tokenizer, `remote` on any CPU, `auto` decides by measurement.")
 ]
-GiveUpAfter = Annotated[float, typer.Option(help="Stop when nothing moved for so many seconds, because no node came.")]
+GiveUpAfter = Annotated[float, typer.Option(help="Stop after so many seconds without progress, for example because no node joins.")]
 QUARANTINE_SHOWN = 100
 UNREFERENCED_SHOWN = 20
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")]
 
 
 def parse_options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
-    """Return `key=value` texts as a dict, values parsed as JSON where they are JSON. Raises ConfigError."""
+    """Return `key=value` texts as a dict; a value that is valid JSON is parsed. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
 
     options: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{option} was given without key=value; expected such as {such}")
+            raise ConfigError(f"{option} was given without key=value; expected for example {such}")
         try:
             options[key] = json.loads(value)  # numbers, true and nested options such as client_kwargs={"region_name": "x"}
         except ValueError:
@@ -179,19 +179,19 @@ def side_options(side: str, url: str | None, common: list[str] | None, own: list
 
 
 def recorded_source(store: Any) -> str:
-    """Return the place that the plan of a dataset names as its source, empty where none can be read."""
+    """Return the source URL from the plan of a dataset, "" if no plan can be read."""
     from tokenshards.pipeline.errors import TokenshardsError
     from tokenshards.pipeline.planning.plan import load_plan
 
     try:
         plan = load_plan(store)
-    except TokenshardsError:  # the command itself says what is wrong
+    except TokenshardsError:  # the command itself will report the error
         return ""
     return "" if plan is None else str(plan.source["url"])
 
 
 def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
-    """Return the comma-separated numbers of an option, () where it was not given. Raises ConfigError."""
+    """Return the comma-separated numbers of an option, () if it was not given. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
 
     try:

@@ -1,4 +1,4 @@
-"""What a command prints at its end."""
+"""The output of a command at its end, and a progress bar of shards."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ __all__ = ["counted_shards", "finish_run", "print_json", "print_way_out"]
 
 
 def print_json(value: object) -> None:
-    """Print one JSON object on stdout; NaN is an error."""
+    """Print one JSON object on stdout; NaN raises ValueError."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def print_way_out(url: str, report: Any) -> None:
-    """Print what to do about quarantined images."""
+    """Print what to do about quarantined inputs, if there are any."""
     if report.images_quarantined:
-        retry = f"; try them again with: tokenshards retry-failed {url}" if report.complete else ""
+        retry = f"; retry them with: tokenshards retry-failed {url}" if report.complete else ""
         print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}{retry}")
 
 
 def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
-    """Print what a finished run made: the storage table, or its JSON."""
+    """Print the storage table of a finished run, or its JSON."""
     from tokenshards.pipeline.reports.storage_table import dataset_report
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     if quiet and not as_json:
-        return  # a report takes a listing
+        return  # a report needs a listing
     store = Store(out, storage_options=options)
     rate = None if outcome.already_complete or not outcome.images else outcome.images / max(1e-9, outcome.seconds)
     report = dataset_report(store, rate)
@@ -44,7 +44,7 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
 
 @contextlib.contextmanager
 def counted_shards(reporter: Any) -> Iterator[Callable[[int, int], None]]:
-    """Give a callback of (shards done, shards in all) that moves a progress bar, which ends with the block."""
+    """Yield a callback (shards done, shards in all) that updates a progress bar; the bar ends with the block."""
     begun = False
 
     def on_shard(done: int, total: int) -> None:

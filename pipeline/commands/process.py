@@ -1,4 +1,4 @@
-"""How a command prepares its process: threads, memory, workers, runner."""
+"""Preparation of a command's process: threads, memory, workers, runner."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["one_blas_thread", "open_runner", "prepare_for_torch", "worker_count"
 
 
 def worker_count(asked: int | None) -> int:
-    """Return the asked number of workers, else the cores given to this process."""
+    """Return the requested number of workers, or else the number of cores of this process."""
     if asked is not None:
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_for_torch() -> None:
-    """Before torch is imported: its idle threads sleep, and memory is kept from batch to batch.
+    """Call this before torch is imported: torch's idle threads will sleep, and memory is reused from batch to batch.
 
-    Beside other busy processes, threads that spin made training five times slower; fresh pages took a tenth of a large network's time.
+    Beside other busy processes, spinning threads made training five times slower; fresh pages cost 10 % of a large network's time.
     """
     from tokenshards.pipeline.malloc import keep_freed_memory
 
@@ -27,12 +27,12 @@ def prepare_for_torch() -> None:
 
 
 def one_blas_thread() -> None:
-    """Encode with NumPy as the workers do, before it is imported: more threads are many times slower here, and flip ids."""
+    """Call this before NumPy is imported, to encode as workers do: more threads are many times slower and change some ids."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def open_runner(name: str, run: Any, cluster: Any) -> Any:
-    """Return the runner of that name; only here does a command load Ray."""
+    """Return the runner with that name; Ray is imported only if it is needed."""
     from tokenshards.pipeline.errors import ConfigError
 
     if name == "ray":

@@ -1,4 +1,4 @@
-"""`publish`: a copy of a finished dataset that tells nothing of where it was made."""
+"""`publish`: copy a finished dataset without any trace of where it was made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def publish_command(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Copy a finished dataset for other people: without hosts, paths, logs, plan and quarantine. Again = continue."""
+    """Copy a finished dataset for other people, without hosts, paths, logs, plan and quarantine. Run it again to continue."""
     from tokenshards.pipeline.ledger.public_copy import publish_dataset
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
@@ -38,7 +38,7 @@ def publish_command(
         print_json(made.to_json())
         return
     if not made.card:
-        reporter.say(f"note: {made.url}/README.md is not a card of tokenshards, so it stays as it is")
+        reporter.say(f"note: {made.url}/README.md is not a card written by tokenshards, so it is kept unchanged")
     if not quiet:
         print(f"{made.url}: {made.images:,} images in {made.shards:,} shards, {made.bytes_shards:,} bytes; {made.copied:,} shards copied")
-        print(f"Sample ids, labels and meta columns are as they were. Check the copy with: tokenshards verify {made.url}")
+        print(f"Sample ids, labels and meta columns are unchanged. Check the copy with: tokenshards verify {made.url}")

@@ -18,10 +18,10 @@ app = typer.Typer()
 
 
 class _SubmitCommand(TyperCommand):
-    """`submit` takes what `tokenize` takes, and hands it on: parsed, checked and listed by --help as its own, from one list of options."""
+    """`submit` also takes the options of `tokenize`: it lists them in --help, parses and checks them, and passes them on to the job."""
 
     def _handed_on(self, ctx: Any) -> list[Any]:
-        own = {param.name for param in self.params} | {"runner", "join"}  # the job has these two of its own accord
+        own = {param.name for param in self.params} | {"runner", "join"}  # the job sets these two itself
         return [param for param in ctx.parent.command.commands["tokenize"].params if param.name not in own]
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -53,10 +53,10 @@ def submit_command(
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster.", rich_help_panel="Submission")
     ] = "http://127.0.0.1:8265",
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the job ends.", rich_help_panel="Submission")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job ends.", rich_help_panel="Submission")] = True,
     tail: Annotated[bool, typer.Option("--tail", help="Show the log of the job while waiting.", rich_help_panel="Submission")] = False,
     submission_id: Annotated[
-        str | None, typer.Option(help="Name of the job, never used before.", show_default="made of OUT", rich_help_panel="Submission")
+        str | None, typer.Option(help="Name of the job, never used before.", show_default="made from OUT", rich_help_panel="Submission")
     ] = None,
     local_paths: Annotated[
         bool, typer.Option("--local-paths", help="Paths without :// are on a disk that all nodes mount.", rich_help_panel="Submission")
@@ -66,7 +66,7 @@ def submit_command(
         typer.Option("--forward-credentials", help="Send your AWS credentials; Ray shows them.", rich_help_panel="Submission"),
     ] = False,
     install_dependencies: Annotated[
-        bool, typer.Option("--install-dependencies", help="Install on the nodes what they lack.", rich_help_panel="Submission")
+        bool, typer.Option("--install-dependencies", help="Install missing packages on the nodes.", rich_help_panel="Submission")
     ] = False,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
@@ -100,7 +100,7 @@ def submit_command(
     report: dict[str, Any] = {"submission_id": job.submission_id, "address": dashboard.address}
     if not wait:
         reporter.say(
-            f"submitted; watch it with `tokenshards status {display_url(values['out'])}` as soon as its plan is made, or with "
+            f"submitted; watch it with `tokenshards status {display_url(values['out'])}` once its plan is made, or with "
             f"`ray job logs --follow {about}`; stop it with `ray job stop {about}`"
         )
         print(json.dumps(report) if as_json else job.submission_id)
@@ -118,7 +118,7 @@ def submit_command(
     except KeyboardInterrupt:
         reporter.end()
         print(
-            f"\nno longer waiting; the job goes on. Watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`",
+            f"\nno longer waiting; the job continues. Watch it with `ray job logs --follow {about}`, stop it with `ray job stop {about}`",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None

@@ -88,7 +88,7 @@ def tokenize_command(
     tars_per_shard: TarsPerShard = 1,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
-    retry_attempts: Annotated[int, typer.Option(help="Times a failing store operation is tried.")] = 8,
+    retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
@@ -99,7 +99,7 @@ def tokenize_command(
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn images into token shards. Run the same command again to continue; a complete dataset is left as it is."""
+    """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
     from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
@@ -176,9 +176,9 @@ def plan_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Dry run: list the inputs, time a small sample, and print what the job would take. Writes nothing."""
+    """Dry run: list the inputs, time a small sample, and estimate time, size and cost of the job. Writes nothing."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # before numpy is imported: what is timed here is one worker, and a worker has one thread
+        os.environ[name] = "1"  # before numpy is imported: we time one worker, which has one thread
     from tokenshards.pipeline.config import PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
@@ -194,7 +194,9 @@ def plan_command(
     if existing is None:
         refuse_nesting(src, SourceConfig(storage_options=side_options("src", src, storage_option, src_option)), store)
     else:
-        reporter.say(f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimates a new one")
+        reporter.say(
+            f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimate is for a new plan"
+        )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
     estimate = estimate_job(
         src,

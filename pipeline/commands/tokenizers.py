@@ -39,36 +39,36 @@ def fit_tokenizer_command(
     kind: Annotated[
         str,
         typer.Option(
-            help="`patch-kmeans`; `vq-autoencoder`, a small network trained here; `latent-kmeans`, codes for what --encoder gives."
+            help="`patch-kmeans`; `vq-autoencoder`, a small network trained here; `latent-kmeans`, codes for the latents of --encoder."
         ),
     ] = "patch-kmeans",
     encoder: Annotated[str | None, typer.Option(help="Weights of a TAESD-family encoder, local or any fsspec URL.")] = None,
-    decoder: Annotated[str | None, typer.Option(help="Weights of its decoder, to draw tokens again.")] = None,
-    mirrored: Annotated[bool | None, typer.Option("--mirrored", help="Fit latents of mirror images too.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="Weights of the matching decoder, to decode tokens.")] = None,
+    mirrored: Annotated[bool | None, typer.Option("--mirrored", help="Also fit to the latents of mirrored images.")] = None,
     size: Size = None,
-    patch: Annotated[int | None, typer.Option(help="Side of a patch, or site, in pixels.", show_default="4")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch (or site) in pixels.", show_default="4")] = None,
     levels: Annotated[
-        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; latents 1; 1 of fsq, lfq")
+        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; 1 for latents, fsq, lfq")
     ] = None,
-    codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; latents 1024")] = None,
-    beam: Annotated[int | None, typer.Option(help="As of `tokenize`.", show_default="1")] = None,
+    codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; 1024 for latents")] = None,
+    beam: Annotated[int | None, typer.Option(help="As in `tokenize`.", show_default="1")] = None,
     quantizer: Annotated[
-        str | None, typer.Option(help="`vq`, residual for several levels; `fsq` or `lfq`, of one.", show_default="vq", rich_help_panel=_VQ)
+        str | None,
+        typer.Option(help="`vq`, residual for several levels; `fsq` or `lfq`, one level.", show_default="vq", rich_help_panel=_VQ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Times over the images.", show_default="8", rich_help_panel=_VQ)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.", show_default="8", rich_help_panel=_VQ)] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the networks.", show_default="64", rich_help_panel=_VQ)] = None,
     depth: Annotated[int | None, typer.Option(help="Residual blocks of each network.", show_default="2", rich_help_panel=_VQ)] = None,
-    code_width: Annotated[int | None, typer.Option(help="Values of a code of vq.", show_default="16", rich_help_panel=_VQ)] = None,
-    batch: Annotated[int | None, typer.Option(help="Images of a step.", show_default="32", rich_help_panel=_VQ)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak.", show_default="0.001", rich_help_panel=_VQ)] = None,
-    perceptual: Annotated[
-        str | None, typer.Option(help="timm model whose features should agree too, such as vgg11.", rich_help_panel=_VQ)
-    ] = None,
+    code_width: Annotated[int | None, typer.Option(help="Values per code of vq.", show_default="16", rich_help_panel=_VQ)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.", show_default="32", rich_help_panel=_VQ)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="0.001", rich_help_panel=_VQ)] = None,
+    perceptual: Annotated[str | None, typer.Option(help="timm model for a perceptual loss, such as vgg11.", rich_help_panel=_VQ)] = None,
     perceptual_weights: Annotated[
         str | None, typer.Option(help="Weights of that model, local or any fsspec URL.", rich_help_panel=_VQ)
     ] = None,
     perceptual_weight: Annotated[
-        float | None, typer.Option(help="How much it counts beside the squared error.", show_default="0.1", rich_help_panel=_VQ)
+        float | None,
+        typer.Option(help="Weight of the perceptual loss; the squared error has weight 1.", show_default="0.1", rich_help_panel=_VQ),
     ] = None,
     sample: Sample = 20_000,
     seed: Seed = 0,
@@ -81,7 +81,7 @@ def fit_tokenizer_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit a tokenizer to a sample of your images: k-means of patches or of latents of an encoder, or a small network of your own."""
+    """Fit a tokenizer to a sample of your images: k-means of patches, k-means of an encoder's latents, or a small network."""
     given = {name: value for name, value in locals().items() if value is not None}
     prepare_for_torch()
     from tokenshards.pipeline.config import SourceConfig
@@ -124,7 +124,7 @@ def fit_tokenizer_command(
 def evaluate_tokenizer_command(
     tokenizer: Annotated[str, typer.Argument(metavar="TOK", help="Tokenizer directory, or a dataset.")],
     images: Annotated[str, typer.Argument(help="Images: a folder, tars or tables, local or any fsspec URL.")],
-    sample: Annotated[int, typer.Option(help="Images to measure on, at most.")] = 1000,
+    sample: Annotated[int, typer.Option(help="Most images to measure on.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     all_files: AllFiles = False,
     image_column: ImageColumn = None,
@@ -134,7 +134,7 @@ def evaluate_tokenizer_command(
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """PSNR, SSIM, code usage, bits and images per second of a tokenizer on your images; warns of a wrong normalisation."""
+    """Measure PSNR, SSIM, code usage, bits and images per second of a tokenizer; warn of a wrong normalisation."""
     one_blas_thread()
     prepare_for_torch()
     from tokenshards.pipeline.config import SourceConfig

@@ -1,1 +1,1 @@
-"""A whole run: request, tokenizer, plan, work, manifest."""
+"""A whole conversion: request, tokenizer, plan, work, manifest."""

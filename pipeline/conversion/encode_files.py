@@ -1,4 +1,4 @@
-"""Pictures to tokens without a dataset: a handful of files, encoded as a shard's would be. For `predict`; datasets go through `job`."""
+"""Encode a few image files without a dataset, exactly as a shard's images are encoded. `predict` uses it; datasets use room `job`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["EncodedImages", "tokenize_images"]
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """Some pictures as tokens, and why others are not."""
+    """Tokens of some images, and the reasons why others failed."""
 
     names: list[str]
     tokens: TokenBatch | None
-    """Rows in the order of `names`; None where every picture failed."""
+    """Rows in the order of `names`; None if every image failed."""
     failed: list[tuple[str, str]]
     """(name, reason)."""
 
@@ -35,10 +35,10 @@ class EncodedImages:
 def tokenize_images(
     places: Sequence[str], tokenizer: Tokenizer, *, storage_options: dict[str, Any] | None = None, batch_size: int = 64
 ) -> Iterator[EncodedImages]:
-    """Yield the pictures at paths and URLs as token batches, in order; a folder stands for every picture below it.
+    """Yield the images at paths and URLs as token batches, in order; a folder stands for every image below it.
 
-    A picture that cannot be read or decoded is named in `failed` and costs only itself. Raises SourceError for a folder without
-    pictures, TransientStorageError when a store keeps failing.
+    An image that cannot be read or decoded is listed in `failed` and does not stop the others. Raises SourceError for a folder without
+    images, TransientStorageError if a store keeps failing.
     """
     for files in _batched(_files(places, storage_options or {}), batch_size):
         names, pixels, failed = [], [], []
@@ -59,7 +59,9 @@ def _files(places: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[Sto
             continue
         source = open_source(place, SourceConfig(storage_options=options))
         if source.kind != "folder":
-            raise SourceError(f"{shown}: a {source.kind} source; expected pictures or folders of pictures. Tokenize it and use `evaluate`")
+            raise SourceError(
+                f"{shown}: this is a {source.kind} source; expected images or folders of images. Tokenize it and use `evaluate`"
+            )
         for row in source.list_rows():
             yield source.store, row.path, f"{shown.rstrip('/')}/{row.path}"
 

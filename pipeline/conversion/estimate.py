@@ -1,4 +1,4 @@
-"""`plan`: what a job would take, from a small timed sample; writes nothing."""
+"""`plan`: estimate time, size and cost of a job from a small timed sample; writes nothing."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tokenshards.pipeline.view_policy import ViewPolicy
 __all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]
 
 SAMPLE_IMAGES, FEWEST_IMAGES = 256, 16
-"""Images timed, and the fewest where each has many views, all of which are in memory."""
+"""Most images to time, and the fewest if each has many views, because all views are in memory."""
 TAR_BLOCK = 512
 LABELS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a job would take on one machine with so many workers."""
+    """Estimated time, size and cost of a job on one machine with `workers` workers."""
 
     images: int
     images_exact: bool
-    """False for tars, whose members were extrapolated from a sample."""
+    """False for tars, whose number of members is extrapolated from a sample."""
     bytes_in: int
     shards: int
     requests: int
@@ -56,7 +56,7 @@ class Estimate:
     tokenizer: str
     matched: tuple[str, ...]
     labels: tuple[int | str, ...]
-    """The first ten that the listing met; those of tars show only while they are read."""
+    """Up to ten labels that the listing found; labels of tars are known only when the tars are read."""
     label_count: int
 
     def to_json(self) -> dict[str, object]:
@@ -87,7 +87,7 @@ class Estimate:
 
 @dataclass(slots=True, kw_only=True)
 class TimedSample:
-    """What a few inputs took on one worker, stage by stage."""
+    """Seconds per stage that a few inputs took on one worker, and their counts."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
     inputs: int = 0
@@ -95,7 +95,7 @@ class TimedSample:
     bytes_in: int = 0
     bytes_out: int = 0
     slice_bytes: int = 0
-    """Bytes of the files that the inputs came from, as far as they were read."""
+    """Bytes read from the files that hold the inputs."""
 
 
 def estimate_job(
@@ -109,7 +109,9 @@ def estimate_job(
     price_per_hour: float | None,
 ) -> Estimate:
     """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
-    source = open_source(source_url, replace(source_config, unreadable="quarantine"))  # they count as bad inputs of the sample
+    source = open_source(
+        source_url, replace(source_config, unreadable="quarantine")
+    )  # unreadable objects count as bad inputs of the sample
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
@@ -125,7 +127,7 @@ def estimate_job(
     bytes_per_image = timed.bytes_out / timed.decoded
     hours = images / rate / 3600
     about = describe_tokenizer(used)
-    if tokenizer is None:  # fitted on a small sample: the run's own has other codes
+    if tokenizer is None:  # the run fits on a larger sample and gets other codes
         about = f"{about.rpartition(', fingerprint')[0]}; the run fits its own"
     return Estimate(
         images=images,
@@ -150,14 +152,14 @@ def estimate_job(
 
 
 def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
-    """Return the images of a source, and whether they were counted; those of tars are extrapolated from the bytes of the sample."""
+    """Return the number of images of a source, and whether it is exact; for tars it is extrapolated from the bytes of the sample."""
     if spool.tars == 0:
         return spool.inputs, True
     return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
 
 
 def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, config: PlanConfig) -> TimedSample:
-    """Read, decode, encode and pack the first inputs of the sampled rows; raises TokenizerError where none of them decodes."""
+    """Read, decode, encode and write the first inputs of the sampled rows; raises TokenizerError if none of them decodes."""
     spec, views = tokenizer.spec, ViewPolicy.parse(config.views)
     limit = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
     size = spec.preprocess.size
@@ -181,14 +183,14 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
             data = record.data or b""
             timed.inputs += 1
             timed.bytes_in += len(data)
-            members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # a header for each member
+            members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # each member has a header
             if isinstance(record, ImageRecord):
-                with contextlib.suppress(BadInput):  # counted: it is an input that was not decoded
+                with contextlib.suppress(BadInput):  # counted as an input that was not decoded
                     found = decode_views(data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id)
                     images.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
             lap("decode")
-        stopped = timed.inputs >= limit  # left in the middle: only what was read counts
+        stopped = timed.inputs >= limit  # the last row was read only in part, so only its read bytes count
         timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
         if stopped:
             break

@@ -1,4 +1,4 @@
-"""Fitting a tokenizer on a sample of the user's own images, in bounded memory."""
+"""Fit a tokenizer on a sample of the user's own images, in bounded memory."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ COUNTED_TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class FittedTokenizer:
-    """A tokenizer with what was measured while it was fitted."""
+    """A tokenizer with the statistics of its fit."""
 
     tokenizer: Tokenizer
     statistics: dict[str, Any]
     notes: tuple[str, ...]
-    """What a person should know of the fit."""
+    """Sentences about the fit for the user."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What the inputs of a sample turned out to be."""
+    """Counts of the sampled inputs."""
 
     bytes_in: list[int] = field(default_factory=list)
-    """Of each that decoded."""
+    """Encoded bytes of each decoded image."""
     hashes: set[str] = field(default_factory=set)
     failed: int = 0
     failures: list[str] = field(default_factory=list)
-    """The first three."""
+    """The first three failures."""
 
     def notes(self) -> Iterator[str]:
-        """Yield a line where inputs gave no picture of their own."""
+        """Yield a line about repeated images, and one about failed inputs."""
         decoded = len(self.bytes_in)
         if decoded > len(self.hashes):
-            yield f"{decoded - len(self.hashes):,} of {decoded:,} sampled images are byte for byte equal to another, and count once"
+            yield f"{decoded - len(self.hashes):,} of {decoded:,} sampled images are byte for byte equal to another one and count only once"
         if self.failed:
             yield f"{self.failed:,} of {decoded + self.failed:,} sampled inputs could not be decoded, such as {self.failures[0]}"
 
@@ -65,7 +65,7 @@ class _Seen:
 def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig) -> FittedTokenizer:
     """Fit the default tokenizer on the sampled rows of a source; the order of the rows does not matter.
 
-    Raises TokenizerError when no sampled input can be decoded.
+    Raises TokenizerError if no sampled input can be decoded.
     """
     size = config.size or _size(source, sample, min(SIZE_SAMPLE, config.sample), config.patch)
     preprocess = default_preprocess(size, DECODER)
@@ -77,7 +77,7 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
 def fit_latent_tokenizer(source: ImageSource, sample: list[PlanRow], config: LatentFitConfig, encoder: LatentEncoder) -> FittedTokenizer:
     """Fit codes to the latents of a published encoder on the sampled rows of a source; the order of the rows does not matter.
 
-    Raises TokenizerError when no sampled input can be decoded.
+    Raises TokenizerError if no sampled input can be decoded.
     """
     from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans  # loads torch
 
@@ -98,7 +98,7 @@ def fit_vq_tokenizer(
 ) -> FittedTokenizer:
     """Train a small autoencoder with codes on the sampled rows of a source; the order of the rows does not matter.
 
-    Raises TokenizerError when fewer than 2 sampled inputs can be decoded, or when `state` is that of another training.
+    Raises TokenizerError if fewer than 2 sampled inputs can be decoded, or if `state` belongs to another training.
     """
     from tokenshards.pipeline.tokenizers.fitted.vq_autoencoder import COLOURS  # loads torch
     from tokenshards.pipeline.tokenizers.fitted.vq_training import fit_vq_autoencoder
@@ -112,15 +112,15 @@ def fit_vq_tokenizer(
 
 
 def _size(source: ImageSource, sample: list[PlanRow], limit: int, patch: int) -> int:
-    """Return the side of the square that suits the first pictures."""
+    """Return the side in pixels that suits the first images."""
     probe = default_preprocess(patch * max(1, 32 // patch), DECODER)
     return choose_size([min(found.image.width, found.image.height) for found in _decoded(source, sample, limit, probe)], patch)
 
 
 def count_codes(source: ImageSource, sample: list[PlanRow], limit: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """Return how often each code of a tokenizer of one level occurs in up to `limit` images of a source, as [K].
+    """Return the uses [K] of each code of a tokenizer with one level, over up to `limit` images of a source.
 
-    Raises TokenizerError when no sampled input can be decoded.
+    Raises TokenizerError if no sampled input can be decoded.
     """
     counts_K = np.zeros(tokenizer.spec.vocabulary[0], np.int64)
     decoded = _decoded(source, sample, limit, tokenizer.spec.preprocess)
@@ -133,7 +133,7 @@ def count_codes(source: ImageSource, sample: list[PlanRow], limit: int, tokenize
 def _hashed(
     source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, seen: _Seen
 ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-    """Yield content hash and pixels of each image that decodes, and add to `seen`."""
+    """Yield content hash and pixels of each decoded image; count it in `seen`."""
     for found in _decoded(source, sample, limit, preprocess, seen):
         yield found.sha256, found.image.pixels_HWC
 
@@ -144,7 +144,7 @@ def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], seen: _Seen) -
     mean_bytes = float(np.mean(seen.bytes_in))
     if raw_bytes >= mean_bytes:
         notes.append(
-            f"the tokens of an image take up to {raw_bytes:,} bytes before compression, the source {mean_bytes:,.0f} on average: "
+            f"the tokens of an image take up to {raw_bytes:,} bytes before compression, its file {mean_bytes:,.0f} on average: "
             "use a smaller --size, a larger --patch or --levels 1 to save space"
         )
     return FittedTokenizer(tokenizer, statistics, tuple(notes))
@@ -153,7 +153,7 @@ def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], seen: _Seen) -
 def _decoded(
     source: ImageSource, sample: list[PlanRow], limit: int, preprocess: Preprocess, seen: _Seen | None = None
 ) -> Iterator[SampledImage]:
-    """Yield what decodes of up to `limit` images, and add to `seen`; raises TokenizerError when nothing does."""
+    """Yield the decoded images among up to `limit` inputs; count all in `seen`. Raises TokenizerError if none decodes."""
     seen = seen or _Seen()
     for outcome in decoded_sample(source, sample, limit, preprocess):
         if isinstance(outcome, SampledImage):

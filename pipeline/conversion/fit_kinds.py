@@ -1,4 +1,4 @@
-"""The kinds of tokenizer that `fit-tokenizer` makes, the options of each, and how each is fitted."""
+"""The kinds of tokenizer that `fit-tokenizer` can make: options and fit of each kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ALL_OPTIONS", "OPTIONS", "Fit", "open_fit"]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What there is to do before and after the tokenizer is written."""
+    """Steps of a fit: `run` makes the tokenizer, `done` cleans up after the tokenizer is saved."""
 
     run: Callable[[ImageSource, list[PlanRow]], FittedTokenizer]
     done: Callable[[], None] = lambda: None
@@ -33,7 +33,7 @@ OPTIONS = {
     LATENTS: (*_SHARED, "encoder", "decoder", "mirrored"),
     NETWORK: (*_SHARED, "patch", "quantizer", "code_width", "width", "depth", *_TRAINING),
 }
-"""What may be said of each kind, besides the sample and the seed."""
+"""Kind -> its options, besides sample and seed."""
 ALL_OPTIONS = frozenset(option for options in OPTIONS.values() for option in options)
 
 
@@ -47,10 +47,10 @@ def open_fit(
     storage_options: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Fit:
-    """Return what fits a tokenizer of a kind to sampled rows of a source; weights are read now, before a listing that may take long.
+    """Return the steps that fit a tokenizer of a kind. Weights are read now, before a listing that may take long.
 
-    `given` holds the options that the user gave. `out` is where the tokenizer goes, and a stopped training continues. Raises ConfigError
-    for an unknown kind, for an option of another kind and for a value out of range, TokenizerError for weights that do not fit.
+    `given` holds the options that the user gave. `out` is the place of the tokenizer, where a stopped training continues. Raises
+    ConfigError for an unknown kind, an option of another kind or a value out of range, TokenizerError for weights that do not fit.
     """
     if kind not in OPTIONS:
         raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(OPTIONS)}")
@@ -58,7 +58,7 @@ def open_fit(
         if option not in OPTIONS[kind]:
             of = ", ".join(name for name, options in OPTIONS.items() if option in options)
             raise ConfigError(
-                f"--{option.replace('_', '-')} is {shorten(value)}, and belongs to --kind {of}; --kind is {kind}. Leave one out"
+                f"--{option.replace('_', '-')} is {shorten(value)}, which belongs to --kind {of}; --kind is {kind}. Leave one out"
             )
     named = dict(given)
     if kind == PATCHES:
@@ -86,7 +86,7 @@ def _network_fit(
     if (config.perceptual is None) != (weights is None):
         raise ConfigError(
             f"--perceptual is {shorten(config.perceptual)} and --perceptual-weights {shorten(weights)}; expected both or none: "
-            "a timm model, and the file of its weights"
+            "a timm model and the file of its weights"
         )
     features = None
     if config.perceptual is not None and weights is not None:

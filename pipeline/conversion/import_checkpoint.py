@@ -1,4 +1,4 @@
-"""Published tokenizers taken over: the checkpoint of another project, checked key by key, and only the codes that pictures use.
+"""Import published tokenizers: check another project's checkpoint key by key, and keep only the codes that images use.
 
 Shapes: K codes.
 """
@@ -29,7 +29,7 @@ PYTHON = "python"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeSample:
-    """The pictures whose codes are counted, and how many uses let a code stay."""
+    """The images to count codes on, and the fewest uses of a code to keep."""
 
     source_url: str
     source: SourceConfig
@@ -43,9 +43,9 @@ class CodeSample:
 
 
 def open_published(kind: str, weights: str, config: ImportConfig, storage_options: Mapping[str, Any] | None = None) -> PublishedTokenizer:
-    """Return the tokenizer of a checkpoint at any path or URL; `python:package.module:callable` needs none, "".
+    """Return the tokenizer of a checkpoint at any path or URL; `python:package.module:callable` needs no checkpoint ("").
 
-    Raises ConfigError for an unknown kind, TokenizerError that names the file and the key for weights that are not of this kind.
+    Raises ConfigError for an unknown kind, TokenizerError with file and key for weights that do not belong to this kind.
     """
     name, colon, target = kind.partition(":")
     if colon and name == PYTHON:
@@ -57,24 +57,24 @@ def open_published(kind: str, weights: str, config: ImportConfig, storage_option
         raise ConfigError(f"CHECKPOINT or OUT.tok is missing; expected both for --kind {kind}")
     family = cast(type[PublishedTokenizer], load_family(name))
     if not hasattr(family, "from_checkpoint"):
-        raise ConfigError(f"--kind is {kind}; that family takes no checkpoints: expected one with read_checkpoint and from_checkpoint")
+        raise ConfigError(f"--kind is {kind}, which takes no checkpoints; expected a family with read_checkpoint and from_checkpoint")
     return family.from_checkpoint(family.read_checkpoint(weights, config, storage_options), config, decoder=DECODER, where=weights or kind)
 
 
 def import_notes(tokenizer: Tokenizer) -> list[str]:
-    """Return what a person should know of an import, a sentence each; asked before `keep_used_codes`, which makes another tokenizer."""
+    """Return sentences about an import for the user. Call it before `keep_used_codes`, which makes another tokenizer."""
     return tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
 
 
 def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[PublishedTokenizer, dict[str, Any]]:
-    """Count the codes of some pictures and leave out those with fewer than `min_uses`; return the tokenizer with statistics in JSON types.
+    """Count the codes of sampled images, drop codes with fewer than `min_uses` uses, return the tokenizer and its statistics as JSON types.
 
-    The order of the pictures changes nothing. Raises TokenizerError when none can be decoded, or no code is left.
+    The order of the images does not matter. Raises TokenizerError if no image can be decoded or no code is left.
     """
     if len(tokenizer.spec.vocabulary) != 1:
-        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids a site and no table to leave codes out of")
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} has several ids per site and no table to drop codes from")
     if tokenizer.spec.codebook is None or tokenizer.spec.codebook.metric == "fsq":
-        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to leave codes out of")
+        raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to drop codes from")
     source = open_source(sample.source_url, sample.source)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
         counts_K = count_codes(source, listing.sample, sample.images, tokenizer)
@@ -97,15 +97,15 @@ def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[
 
 
 def tokenizer_rows(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """Return what a tokenizer does to a picture, and what that takes, as (name, value) text."""
+    """Return preprocessing, size and networks of a tokenizer as (name, value) text."""
     spec, preprocess = tokenizer.spec, tokenizer.spec.preprocess
     how = "squashed to" if preprocess.resize == "squash" else "short side and centre crop to"
     low, high = preprocess.colour_range
-    # Cosmos in bfloat16 gives other ids for pictures that lie in memory with channels last, and published code gives it either.
-    layout = ", pictures contiguous as [B, 3, H, W]" if spec.family == "torchscript" and spec.dtype == "bfloat16" else ""
+    # In bfloat16 Cosmos gives other ids for images in channels-last memory format, and published code uses both formats.
+    layout = ", images contiguous as [B, 3, H, W]" if spec.family == "torchscript" and spec.dtype == "bfloat16" else ""
     bits = sum(int(np.ceil(np.log2(max(2, size)))) for size in spec.vocabulary) * spec.layout.sites
     return [
-        ("pictures", f"{how} {preprocess.size} x {preprocess.size} px, {preprocess.filter}, values from {low:g} to {high:g}"),
-        ("ids of a picture", f"{spec.layout.sites * spec.layout.ids_per_site:,}, {-(-bits // 8):,} bytes before compression"),
+        ("images", f"{how} {preprocess.size} x {preprocess.size} px, {preprocess.filter}, values from {low:g} to {high:g}"),
+        ("ids per image", f"{spec.layout.sites * spec.layout.ids_per_site:,}, {-(-bits // 8):,} bytes before compression"),
         ("to use it", f"export {ALLOW_PYTHON}={spec.config['target']}") if spec.family == PYTHON else ("networks", f"{spec.dtype}{layout}"),
     ]

@@ -1,4 +1,4 @@
-"""What `tokenize` was asked to do, what it says while it works, and how it ended."""
+"""The request of a `tokenize` run, its reporter and its outcome, and checks of the request against an existing plan."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ PROBED_ROWS = 16
 
 
 class Reporter(Protocol):
-    """Where a run tells people what it does."""
+    """Receives messages and progress of a run for the user."""
 
     def say(self, message: str) -> None:
         """Print one line."""
 
     def begin(self, planned: int | None, done: int) -> None:
-        """The work starts: inputs planned (None while tars are uncounted) and already done."""
+        """The work starts, with the number of planned inputs (None if tars are not counted yet) and of inputs already done."""
 
     def advance(self, progress: RunProgress) -> None:
-        """How far the run is; called several times a second."""
+        """Show how far the run is; called several times a second."""
 
     def end(self) -> None:
-        """The work is over, for whatever reason."""
+        """The work is over, with or without success."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeRequest:
-    """What `tokenize` was asked to do."""
+    """All settings of a `tokenize` run."""
 
     source_url: str
     out_url: str
@@ -57,21 +57,21 @@ class TokenizeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: a complete dataset, and what this run added to it."""
+    """The result of a run: a complete dataset, and the counts of this run."""
 
     manifest: Manifest
     already_complete: bool
     images: int
     seconds: float
     usage: RunUsage | None
-    """How busy the workers of the last generation were; None where there was nothing to do."""
+    """How busy the workers of the last generation were; None if there was nothing to do."""
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:
-    """Raise PlanError when the request asks for something else than the plan holds; options left at their default ask for nothing."""
+    """Raise PlanError if an option of the request contradicts the plan; an option left at its default never does."""
     if plan.is_import:
         raise PlanError(
-            f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from pictures. "
+            f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from images. "
             f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
         )
     asked, fit = request.plan, request.fit
@@ -110,10 +110,10 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
 
 
 def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> None:
-    """Raise SourceError when nothing of the plan is at the source: another one was named, or it moved, or its disk is not mounted.
+    """Raise SourceError if no planned input is at the source: the path is wrong, the source moved, or its disk is not mounted.
 
-    Inputs that are gone are failures for good, so a wrong path would fill the quarantine. Looks at a few inputs, and only where the path
-    is new or work is left.
+    A missing input is a permanent failure, so a wrong path would fill the quarantine. Checks only a few inputs, and only if the path is new
+    or work is left.
     """
     first = chain[0]
     source = source_root(request.source_url, request.source)
@@ -122,13 +122,13 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
     rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
     if not any(is_absolute(row.path) or _is_there(source, row.path) for row in rows):
         raise SourceError(
-            f"{source.url}: none of {len(rows)} planned inputs is there, such as {readable_text(rows[0].path)}. {store.url} was made from "
-            f"{first.source['url']}. Give the place where these inputs are now, or choose another output"
+            f"{source.url}: none of {len(rows)} planned inputs exists there, such as {readable_text(rows[0].path)}. {store.url} was "
+            f"made from {first.source['url']}. Give the present place of these inputs, or choose another output"
         )
 
 
 def _is_there(source: Store, path: str) -> bool:
     try:
         return source.info(path) is not None
-    except UnreadableObjectError:  # there, though not for us: what becomes of it is for the run to say
+    except UnreadableObjectError:  # the object exists; the run decides what to do with it
         return True

@@ -1,4 +1,4 @@
-"""One run over one plan: the shards that are not done, then the audit, then the manifest."""
+"""One run over one plan: work on the open shards, then audit, then write the manifest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["PlanRun"]
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of this run: what was committed, and what the shards in flight have done."""
+    """Counts of this run: committed shards, and the progress of the shards in flight."""
 
     inputs: int = 0
     bytes_in: int = 0
@@ -53,13 +53,13 @@ class _Tally:
     in_flight: dict[int, list[int]] = field(default_factory=dict)
 
     def totals(self) -> tuple[int, int, int]:
-        """Return inputs, bytes and quarantined with those in flight."""
+        """Return inputs, bytes and quarantined inputs, including shards in flight."""
         flying = [sum(column) for column in zip(*list(self.in_flight.values()), strict=True)] or [0, 0, 0]
         return self.inputs + flying[0], self.bytes_in + flying[1], self.quarantined + flying[2]
 
 
 class PlanRun:
-    """Runs the shards of one plan that are not done; as the runner's listener it counts, reports, logs, and stops a hopeless run."""
+    """Runs the open shards of one plan. As the runner's listener it counts, reports, logs, and stops a run with too many bad inputs."""
 
     def __init__(self, store: Store, plan: Plan, request: TokenizeRequest, runner: Runner, reporter: Reporter) -> None:
         self._store = store
@@ -86,46 +86,46 @@ class PlanRun:
         if survey.done:
             self._reporter.say(f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of {plan.shards} shards are done")
         for problem in survey.problems:
-            self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard is done again")
+            self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard will be redone")
         started = time.monotonic()
         replaced, dropped = survey.replaced, survey.dropped
         with self._heartbeat:
             if not survey.finished:
                 todo, self.tally.inputs_before, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
                 self._shards_before = len(survey.done)
-                del survey  # a run takes days, and its end surveys anew
+                del survey  # a run may take days, and `_work` makes a new survey at its end
                 survey = self._work(todo, spec)
-            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * survey.planned:  # a retry may fail as it likes
+            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * survey.planned:  # --max-bad does not limit a retry
                 self._refuse(survey.quarantined, survey.planned)
             pointer = load_pointer(store)
-            if pointer is not None and int(pointer["generation"]) >= plan.generation:  # a driver that joined was faster
+            if pointer is not None and int(pointer["generation"]) >= plan.generation:  # another driver that joined wrote it first
                 manifest = load_manifest(store, pointer)
             else:
                 manifest = close_generation(store, plan, survey, spec, parent)
         removed = self._remove_replaced(manifest, replaced, dropped)
-        if not (write_card(store, manifest) if removed else has_own_card(store)):  # the glob over shards/ may be right only now
-            self._reporter.say(f"note: {store.url}/{CARD_PATH} is not the card that tokenshards wrote, so it stays as it is")
+        if not (write_card(store, manifest) if removed else has_own_card(store)):  # the card's glob over shards/ may be valid only now
+            self._reporter.say(f"note: {store.url}/{CARD_PATH} is not a card written by tokenshards, so it is kept unchanged")
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
-            self._reporter.say(f"note: {len(new)} classes that the handed-over class table lacks were added to its end, such as {new[0]!r}")
+            self._reporter.say(f"note: {len(new)} classes, such as {new[0]!r}, are not in the given class table and were added at its end")
         self.seconds = time.monotonic() - started
         return manifest
 
     def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> list[str]:
-        """Remove what this run replaced, so that `shards/*.parquet` is the dataset; of several drivers the last to end does it."""
+        """Remove the objects that this run replaced, so that `shards/*.parquet` is the dataset; the last of several drivers does it."""
         if not replaced and not dropped:
             return []
         try:
             removed = [] if live_runs(self._store) else remove_replaced(self._store, manifest, replaced, dropped)
         except TransientStorageError as error:
-            self._reporter.say(f"note: what was replaced could not be removed ({error}); `tokenshards verify {self._store.url}` names it")
+            self._reporter.say(f"note: replaced objects could not be removed ({error}); `tokenshards verify {self._store.url}` lists them")
             return []
         for path in removed:
-            self._reporter.say(f"removed {path}: its commit was damaged, and the shard was done again")
+            self._reporter.say(f"removed {path}: its commit was damaged, and its shard was redone")
         return removed
 
     def _work(self, todo: list[int], spec: TokenizerSpec) -> Survey:
         plan, request = self._plan, self._request
-        if request.run.join:  # two drivers that start at the same end would do the same work
+        if request.run.join:  # in the same order two drivers would do the same work
             random.Random(self._heartbeat.record.uuid).shuffle(todo)
         self._begun = time.monotonic()
         self._reporter.begin(self._planned(), self.tally.inputs_before)
@@ -150,22 +150,22 @@ class PlanRun:
                 message += f"\n{describe_unreadable(self._unreadable, self._unreadable_examples)}"
             raise IncompleteError(
                 f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
-                "Nothing was lost and nothing was quarantined for this. Run the same command again: it continues"
+                "Nothing was lost, and nothing was quarantined because of this. Run the same command again: it continues"
             )
         return survey
 
     def started(self, shard: int) -> None:
-        """Count a shard in flight from zero."""
+        """Start to count a shard in flight."""
         self.tally.in_flight[shard] = [0, 0, 0]
 
     def progressed(self, shard: int, inputs: int, bytes_in: int, quarantined: int) -> None:
-        """Add to a shard in flight."""
+        """Add to the counts of a shard in flight."""
         counts = self.tally.in_flight[shard]
         for index, value in enumerate((inputs, bytes_in, quarantined)):
             counts[index] += value
 
     def committed(self, shard: int, summary: ShardSummary) -> None:
-        """Move a shard from in flight to done."""
+        """Move the counts of a shard from in flight to committed."""
         tally = self.tally
         tally.in_flight.pop(shard, None)
         tally.inputs += summary.inputs_seen
@@ -181,16 +181,16 @@ class PlanRun:
         self._quarantined_before += summary.quarantined
 
     def abandoned(self, shard: int) -> None:
-        """Forget a shard in flight."""
+        """Drop the counts of a shard in flight."""
         self.tally.in_flight.pop(shard, None)
 
     def unreadable(self, count: int, examples: Sequence[str]) -> None:
-        """Count what keeps shards uncommitted, for the message at the end."""
+        """Count unreadable objects, which keep shards uncommitted, for the final message."""
         self._unreadable += count
         self._unreadable_examples += examples
 
     def measured(self, usage: RunUsage) -> None:
-        """Keep how busy the workers were, for the report and the log."""
+        """Store the usage of the workers for the report, and log it."""
         self.usage = usage
         self._heartbeat.log("how busy the workers were", **{name: round(share, 4) for name, share in usage.busy_shares().items()})
 
@@ -199,12 +199,12 @@ class PlanRun:
         self._standing = standing
 
     def noted(self, message: str, **details: Any) -> None:
-        """Tell people and the run's log."""
+        """Write a message to the user and to the run's log."""
         self._reporter.say(message)
         self._heartbeat.log(message, **details)
 
     def tick(self) -> None:
-        """Report; raise TooManyBadInputsError as soon as the limit is passed for certain, or for tars by what was read of them so far."""
+        """Report progress; raise TooManyBadInputsError once the limit is certainly passed. For tars the total is an estimate."""
         progress = self.progress()
         self._reporter.advance(progress)
         bad = self._quarantined_before + progress.images_quarantined
@@ -213,7 +213,7 @@ class PlanRun:
             self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
 
     def _expected_inputs(self, inputs: int) -> int | None:
-        """Return the inputs of the plan. Those of tars are estimated from the shards that are done; None before there is one."""
+        """Return the number of planned inputs. For tars it is estimated from the committed shards; None before the first one."""
         plan, tally = self._plan, self.tally
         if not plan.tars_planned:
             return plan.images_planned
@@ -227,9 +227,9 @@ class PlanRun:
         examples = failure_examples(self._store, self._job, work)
         such = "".join(f"{line}\n" for line in examples)
         raise TooManyBadInputsError(
-            f"{bad:,} of {about}{planned:,} inputs failed for good, which is more than --max-bad {self._request.run.max_bad:g}"
+            f"{bad:,} of {about}{planned:,} inputs failed permanently, which is more than --max-bad {self._request.run.max_bad:g}"
             f"{', such as' if examples else '.'}\n{such}To accept them all, run the same command with a larger --max-bad; "
-            f"`tokenshards quarantine {self._store.url}` lists those of committed shards"
+            f"`tokenshards quarantine {self._store.url}` lists the failures of committed shards"
         )
 
     def progress(self) -> RunProgress:
@@ -252,7 +252,7 @@ class PlanRun:
 
 
 def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:
-    """Return the spec of the stored tokenizer, which must be the planned one, byte for byte."""
+    """Return the spec of the stored tokenizer; raises PlanError unless it is byte for byte the planned one."""
     for path, sha256 in plan.tokenizer_objects.items():
         try:
             seen = sha256_hex(store.read(path))
@@ -260,7 +260,7 @@ def ensure_tokenizer(store: Store, plan: Plan) -> TokenizerSpec:
             raise PlanError(f"{store.url}/{path} is missing. Run `tokenshards repair {store.url}` to see what can be restored") from None
         if seen != sha256:
             raise PlanError(
-                f"{store.url}/{path} is not what the plan names (sha256 {seen[:12]}…, expected {sha256[:12]}…). "
+                f"{store.url}/{path} does not match the plan (sha256 {seen[:12]}…, expected {sha256[:12]}…). "
                 f"Run `tokenshards repair {store.url}` to see what can be restored"
             )
     return load_tokenizer(store, TOKENIZER_FOLDER).spec

@@ -1,4 +1,4 @@
-"""One run of the main job: open or make the plan, run what is left, audit, write the manifest. The composition root of `tokenize`."""
+"""The composition root of `tokenize`: open or make the plan, run the open shards, audit, write the manifest."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Conversion:
     """Runs one request against one dataset root."""
 
     def __init__(self, request: TokenizeRequest, reporter: Reporter, runner: Runner | None = None) -> None:
-        get_codec(request.plan.codec)  # an unknown name must not cost a listing
+        get_codec(request.plan.codec)  # fail for an unknown name before a long listing
         self._request = request
         self._reporter = reporter
         self._runner = runner or LocalRunner(request.run)
         self._store = Store(request.out_url, storage_options=request.out_options, retry=request.run.retry)
 
     def run(self) -> Outcome:
-        """Continue or start; return when the manifest is written.
+        """Start or continue the conversion; return when the manifest is written.
 
-        Raises IncompleteError, TooManyBadInputsError, LiveRunError and what the parts raise.
+        Raises IncompleteError, TooManyBadInputsError, LiveRunError, and the errors of planning and storage.
         """
         request, store = self._request, self._store
         self._refuse_second_driver()
@@ -63,12 +63,12 @@ class Conversion:
             return
         for record in live_runs(self._store):
             raise LiveRunError(
-                f"{self._store.url}: another run is at work on it ({record.describe(time.time())}). "
-                "Wait for it, stop it, or add --join to share its work"
+                f"{self._store.url}: another run works on it ({record.describe(time.time())}). "
+                "Wait for that run, stop it, or add --join to share its work"
             )
 
     def _plan_once(self) -> list[Plan]:
-        """Make the plan, or wait for the driver that makes it: two at once would overwrite each other's tokenizer."""
+        """Make the plan, or wait for the driver that makes it: two planning drivers would overwrite each other's tokenizer."""
         store, source = self._store, open_source(self._request.source_url, self._request.source)
         while True:
             with Heartbeat(store, PLANNING, dict) as heartbeat:
@@ -99,10 +99,10 @@ class Conversion:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
-                    say(f"its class table of {len(classes)} classes is kept, so labels agree")
+                    say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
             else:
                 images = sum(row.inputs for row in listing.sample)
-                about = "" if source.ordered else f" on {min(images, sample):,} images"  # those of tars show only while they are read
+                about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read
                 say(f"no --tokenizer given: fitting one{about} …")
                 fitted = fit_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
@@ -130,7 +130,7 @@ class Conversion:
 
 
 def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any], tuple[int | str, ...]]:
-    """Return tokenizer, statistics and class table of a tokenizer directory (no classes) or of another dataset."""
+    """Return tokenizer, statistics and class table of another dataset or of a tokenizer directory, which has no classes."""
     store, prefix = resolve_tokenizer(url, storage_options)
     tokenizer = load_tokenizer(store, prefix)
     classes: tuple[int | str, ...] = ()
@@ -143,17 +143,15 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
             )
         manifest = load_manifest(store, pointer)
         if manifest.fingerprint != tokenizer.spec.fingerprint:
-            raise FingerprintMismatchError(
-                f"{store.url}: its tokenizer folder and its manifest disagree. Run `tokenshards verify {store.url}`"
-            )
+            raise FingerprintMismatchError(f"{store.url}: tokenizer folder and manifest disagree. Run `tokenshards verify {store.url}`")
         classes = manifest.classes
     return tokenizer, load_statistics(store, prefix), classes
 
 
 def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) -> LabelType | None:
-    """Return the type in which the labels of a source are stored: that of the class table that was handed over, where there is one.
+    """Return the type for storing the labels of a source: the type of the given class table if there is one, else the source's own.
 
-    `7` of a table and the folder `7` are then one class. Raises PlanError where the table has integers and a label is none.
+    So the integer 7 of a table and the folder `7` are one class. Raises PlanError if the class table has integers and a label is not one.
     """
     if not classes or summary.label_type is None:
         return summary.label_type
@@ -169,7 +167,7 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
 
 
 def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
-    """Return what the plan records of a source; nothing in it is a secret."""
+    """Return the record of a source for the plan; it contains no secret."""
     return {
         "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
         "root": readable_text(source.root),
@@ -203,9 +201,9 @@ def retry_failed(
     runner: Runner | None = None,
     reading: SourceConfig | None = None,
 ) -> Outcome | None:
-    """Try quarantined inputs again as a new generation; None when nothing stands in quarantine.
+    """Retry quarantined inputs as a new generation; return None if the quarantine is empty.
 
-    `options` are those of the dataset, and of its source too where `reading` does not say how that is reached.
+    `options` are the storage options of the dataset, and of its source too if `reading` is None.
     """
     store = Store(out_url, storage_options=options, retry=run.retry)
     refuse_beside_live_run(store, RETRYING)
@@ -215,13 +213,13 @@ def retry_failed(
     config = first.source_config(reading or SourceConfig(storage_options=options))
     where = source_url or str(first.source["url"])
     with Heartbeat(store, PLANNING, dict) as heartbeat:
-        if not wins_planning(store, heartbeat.record):  # two plans of one generation would overwrite each other's pointer
+        if not wins_planning(store, heartbeat.record):  # two planning drivers would overwrite each other's pointer
             refuse_beside_live_run(store, RETRYING, besides=heartbeat.record.uuid)
-            raise LiveRunError(f"{store.url}: cannot {RETRYING}, another run began at the same moment. Run the command again")
+            raise LiveRunError(f"{store.url}: cannot {RETRYING}, because another run began at the same moment. Run the command again")
         planned = plan_retry(store, source_root(where, config), config)
     if planned is None:
         return None
     plan, inputs = planned
-    reporter.say(f"generation {plan.generation}: {inputs:,} quarantined inputs are tried again")
+    reporter.say(f"generation {plan.generation}: retrying {inputs:,} quarantined inputs")
     request = TokenizeRequest(source_url=where, out_url=out_url, source=config, run=run, out_options=options)
     return finish_chain(store, load_chain(store), request, runner or LocalRunner(run), reporter)

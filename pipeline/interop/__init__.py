@@ -1,1 +1,1 @@
-"""Token files of other projects, read into our shards and written from them. Nothing is loaded before it is asked for."""
+"""Import and export of other projects' token files. Each format is loaded only on use."""

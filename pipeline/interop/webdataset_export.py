@@ -1,11 +1,11 @@
-"""`export webdataset`: a dataset of ours as WebDataset tars, in shard order and bounded memory; equal datasets give equal bytes.
+"""`export webdataset`: write a dataset as WebDataset tars, in shard order and bounded memory; equal datasets give equal bytes.
 
-    00000.tar, 00001.tar, …     samples `00000042.tokens.npy` (ids [L, Q]), `.cls` (class index, where there is a label) and `.json`
-    codebook.safetensors        the vectors of the ids, where the tokenizer has any
-    dataset.json                classes, spec of the tokenizer, counts; written last: where it is, the rest is
+    00000.tar, 00001.tar, …     samples `00000042.tokens.npy` (ids [L, Q]), `.cls` (class index, if there is a label) and `.json`
+    codebook.safetensors        the vectors of the ids, if the tokenizer has any
+    dataset.json                classes, tokenizer spec, counts; written last, so if it exists the export is complete
 
-The layout is that of `webdataset.ShardWriter`, and a test reads it with `webdataset`. That class is not used, because it writes to local
-files alone, through a stream that an error would leave behind, and loads torch.
+The layout is that of `webdataset.ShardWriter`, and a test reads it with `webdataset`. We do not use that class: it writes only local files,
+leaves an unfinished file after an error, and loads torch.
 
 Shapes: L sites, Q ids per site.
 """
@@ -32,14 +32,14 @@ __all__ = ["WebdatasetExport", "export_webdataset"]
 
 BATCH_ROWS = 512
 MOST_ROWS = 100_000
-"""A tar is in memory until it is published whole."""
+"""Most rows per tar; the limit is needed because a tar is in memory until it is published."""
 INDEX_NAME = "dataset.json"
 CODEBOOK_NAME = "codebook.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebdatasetExport:
-    """What was written."""
+    """Counts and place of an export."""
 
     url: str
     rows: int
@@ -48,7 +48,7 @@ class WebdatasetExport:
     bytes: int
     unlabelled: int
     pattern: str
-    """What to give to `webdataset.WebDataset`."""
+    """The argument for `webdataset.WebDataset`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -73,9 +73,9 @@ def export_webdataset(
     options: dict[str, Any] | None = None,
     out_options: dict[str, Any] | None = None,
 ) -> WebdatasetExport:
-    """Write the rows of a dataset as tars of `rows_per_tar` samples below `out_url`; every shard is verified when it is read.
+    """Write the rows of a dataset as tars of `rows_per_tar` samples below `out_url`; each shard is verified before it is read.
 
-    Raises ConfigError where the number is not possible, or where another export lies at `out_url`.
+    Raises ConfigError for an invalid number of rows, or if another export is at `out_url`.
     """
     if not 1 <= rows_per_tar <= MOST_ROWS:
         raise ConfigError(f"--rows-per-tar is {rows_per_tar}; expected 1 to {MOST_ROWS:,}")
@@ -86,7 +86,7 @@ def export_webdataset(
     tars = -(-len(dataset) // rows_per_tar)
     index = _index(dataset, tars, rows_per_tar)
     if out.info(INDEX_NAME) is not None and out.read(INDEX_NAME) != index:
-        raise ConfigError(f"{out.url}/{INDEX_NAME} is there with other content, of another export; choose another output")
+        raise ConfigError(f"{out.url}/{INDEX_NAME} exists with other content from another export; choose another output")
     size = 0
     samples = _samples(dataset)
     for number in range(tars):
@@ -123,7 +123,7 @@ def _index(dataset: TokenDataset, tars: int, rows_per_tar: int) -> bytes:
 
 
 def _samples(dataset: TokenDataset) -> Iterator[dict[str, bytes]]:
-    """Yield the members of each sample by name; the keys are row numbers, because a key of WebDataset may hold no dot."""
+    """Yield name -> bytes of the members of each sample. Keys are row numbers, because a WebDataset key may not contain a dot."""
     meta = _meta_names(dataset)
     row = 0
     for batch in dataset.batches(BATCH_ROWS, columns=["sample_id", "view", "label", *meta]):
@@ -140,7 +140,7 @@ def _samples(dataset: TokenDataset) -> Iterator[dict[str, bytes]]:
 
 
 def _rows(batch: Batch) -> tuple[list[npt.NDArray[Any]], list[int], list[list[int] | None]]:
-    """Return the ids [L, Q], the class index and the shape of each row; the shape only where rows vary in it."""
+    """Return per row the ids [L, Q], the class index, and the shape (None unless the layout has shapes)."""
     tokens = batch.tokens
     shapes: list[list[int] | None] = [None] * len(batch) if tokens.shapes_BD is None else tokens.shapes_BD.tolist()
     sites_B = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)

@@ -1,1 +1,1 @@
-"""What is done and whether it is sound: survey, heartbeat, closing, verify, repair."""
+"""The state of a dataset and its integrity: survey, heartbeat, closing, verify, repair."""

@@ -1,4 +1,4 @@
-"""The end of a job: when planned = committed + quarantined holds, the manifest is written, last."""
+"""The end of a job: if planned = committed + quarantined, write the manifest, last of all."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["class_table", "close_generation"]
 
 
 def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tuple[int | str, ...]:
-    """Return the class table: what was inherited keeps its place, new labels follow in sorted order."""
+    """Return the class table: inherited classes keep their index, new labels follow in sorted order."""
     known = set(inherited)
     new = sorted((label for label in counts if label not in known), key=lambda label: (isinstance(label, str), label))
     return (*inherited, *new)
 
 
 def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:
-    """Write the manifest of a finished plan; raises IncompleteError with the numbers when they do not add up."""
+    """Write the manifest of a finished plan; raises IncompleteError with the numbers if they do not add up."""
     if not survey.balanced:
         raise IncompleteError(
             f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined; "
@@ -78,7 +78,7 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
         "id_count": survey.id_count,
         "seconds": {stage: round(seconds, 3) for stage, seconds in survey.seconds.items()},
     }
-    if parent is not None:  # every input quarantined before was planned again
+    if parent is not None:  # the plan contains every input that earlier generations quarantined
         totals["images_planned"] += parent.totals["images_committed"]
         for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
             totals[name] += parent.totals[name]

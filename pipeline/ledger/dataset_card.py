@@ -1,7 +1,7 @@
-"""`OUT/README.md`, the dataset card: what the data set holds and how to read it, for people, and for the Hugging Face Hub.
+"""`OUT/README.md`, the dataset card: content of the data set and how to read it, for people and for the Hugging Face Hub.
 
-It is made from manifest and shards alone, and tells no host, no credentials and no path of a disk. A card that somebody edited, or another
-README.md, is never overwritten: the last line of ours has a digest of the lines above it.
+The card is made only from manifest and shards, and shows no host, no credentials and no local path. We never overwrite an edited card or
+another README.md: the last line of our card holds a digest of the lines above it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MOST_FILES_NAMED = 5000
 CLASSES_NAMED = 100
 MARK = "<!-- tokenshards wrote this card ({}). Edit it freely: an edited card is never overwritten. -->"
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "hf")
-"""Schemes whose first part names a bucket or repository; that of others may name a host."""
+"""Schemes whose first part names a bucket or repository; in other schemes it may name a host."""
 _LICENCES = {
     *("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0"),
     *("cc-by-nc-nd-4.0", "cc-by-3.0", "cc-by-sa-3.0", "odc-by", "odbl", "pddl", "openrail", "unknown", "other"),
 }
-"""Identifiers of the Hub, in lower case."""
+"""Licence identifiers of the Hub, in lower case."""
 
 
 def write_card(store: Store, manifest: Manifest) -> bool:
-    """Write the card of a dataset unless a README.md that is not ours is there; return whether ours is there afterwards."""
+    """Write the card of a dataset, but never replace a README.md that is not ours; return whether our card is in place."""
     try:
         found = store.read(CARD_PATH)
     except MissingObjectError:
@@ -43,7 +43,7 @@ def write_card(store: Store, manifest: Manifest) -> bool:
     try:
         columns = dataset_columns(store, manifest)
     except (FormatError, MissingObjectError):
-        columns = []  # a damaged shard is for `verify` to tell
+        columns = []  # `verify` reports damaged shards
     text = "\n".join(_lines(manifest, columns, _data_files(store, manifest))).encode()
     card = text + f"\n{MARK.format(sha256_hex(text))}\n".encode()
     if card != found:
@@ -52,7 +52,7 @@ def write_card(store: Store, manifest: Manifest) -> bool:
 
 
 def has_own_card(store: Store) -> bool:
-    """Return whether the card of a dataset is there as we wrote it."""
+    """Return whether the card of a dataset exists as we wrote it."""
     try:
         return is_own_card(store.read(CARD_PATH))
     except MissingObjectError:
@@ -66,9 +66,9 @@ def is_own_card(data: bytes) -> bool:
 
 
 def public_source(root: str) -> str:
-    """Return the recorded source without the path on a disk and without the name of a host."""
+    """Return the recorded source without local path and host name."""
     if "/" not in root:
-        return root  # of a published copy
+        return root  # the card of a published copy has only a name
     if "://" not in root:
         return f"`{root.rstrip('/').rpartition('/')[2]}`, on a disk"
     parts = urlsplit(root)
@@ -78,7 +78,7 @@ def public_source(root: str) -> str:
 
 
 def _data_files(store: Store, manifest: Manifest) -> list[str]:
-    """Return the patterns that mean the shards of a manifest and nothing else."""
+    """Return patterns that match the shards of a manifest and nothing else."""
     named = sum(entry.path is not None for entry in manifest.shards)
     if named == 0:
         return []
@@ -96,11 +96,11 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
     yield ""
     yield "# Images as discrete tokens"
     yield ""
-    yield f"{images:,} images as ids of a tokenizer, written by tokenshards. The images are not here; a decoder makes them again, roughly."
+    yield f"{images:,} images as ids of a tokenizer, written by tokenshards. The images are not included; a decoder restores them roughly."
     yield ""
     yield "| | |"
     yield "|---|---|"
-    yield f"| images | {images:,}{f', {views} views of each, a row each' if views > 1 else ''} |"
+    yield f"| images | {images:,}{f', {views} views per image, one row each' if views > 1 else ''} |"
     if manifest.classes:
         yield f"| classes | {len(manifest.classes):,} |"
     if failed := int(totals.get("images_quarantined", 0)):
@@ -121,7 +121,7 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
 
 
 def _front_matter(manifest: Manifest, rows: int, data_files: list[str]) -> Iterator[str]:
-    """Yield YAML; strings are quoted as in JSON, which is YAML too."""
+    """Yield the lines of the YAML header; strings are quoted as in JSON, which is valid YAML."""
     licence = str(manifest.card.get("licence", "unknown"))
     known = licence.lower() in _LICENCES
     yield "---"
@@ -177,19 +177,24 @@ def _how_to_read(data_files: list[str], columns: list[Column]) -> Iterator[str]:
         return
     yield from ("", "## How to read it", "")
     if len(data_files) > 1:
-        yield "`shards/` also holds files that are no part of the data set: instead of the glob, give the names in the header of this card."
+        yield "`shards/` also holds files that are not part of the data set: instead of the glob, use the names in this card's header."
         yield ""
     names = ", ".join(name for name in ("sample_id", "label", "tokens") if name in {column.name for column in columns})
-    yield from ("```sql", f"SELECT {names} FROM 'FOLDER/shards/*.parquet' LIMIT 5;  -- DuckDB; FOLDER is where this card lies", "```", "")
+    yield from (
+        "```sql",
+        f"SELECT {names} FROM 'FOLDER/shards/*.parquet' LIMIT 5;  -- DuckDB; FOLDER holds this card",
+        "```",
+        "",
+    )
     yield from ("```python", "import pyarrow.dataset")
     yield 'table = pyarrow.dataset.dataset("FOLDER/shards", format="parquet").to_table()'
     yield from ("", "from datasets import load_dataset", 'rows = load_dataset("FOLDER", split="train")', "")
     yield "import tokenshards"
     yield 'data = tokenshards.open_dataset("FOLDER")'
     yield "for batch in data.batches(256):"
-    yield "    print(batch.ids_BLQ.shape, batch.labels_B[:5])  # ids [rows, sites, levels]; index of each label, -1 without"
+    yield "    print(batch.ids_BLQ.shape, batch.labels_B[:5])  # ids [rows, sites, levels]; class index of each row, -1 without a label"
     yield from ("    break", "```", "")
-    yield "`tokenshards verify FOLDER` checks every byte; `tokenshards preview FOLDER --to look.png` draws the images again."
+    yield "`tokenshards verify FOLDER` checks every byte; `tokenshards preview FOLDER --to look.png` draws reconstructed images."
     yield ""
 
 

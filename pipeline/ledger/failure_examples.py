@@ -1,7 +1,7 @@
-"""One example of each reason for which inputs fail, for a run that stops by --max-bad before a shard was committed.
+"""One example of each quarantine reason, for a run that --max-bad stops before a shard is committed.
 
-A process of its own looks, because an image that kills whoever decodes it may be among the inputs. It is run as `python -m`, with the job
-and the shards as JSON on stdin, and prints a JSON line for each reason that it meets.
+The search runs in its own process, because an input may be poison and kill the process that decodes it. The process is started with
+`python -m`, gets job and shards as JSON on stdin, and prints one JSON line per reason.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["failure_examples"]
 LOOK_SECONDS = 30.0
 MOST_SHARDS = 4
 MOST_INPUTS = 1024
-"""Of each shard."""
+"""Most inputs to try per shard."""
 
 
 def failure_examples(store: Store, job: JobSpec | None, shards: list[int]) -> list[str]:
-    """Return a line for each reason, from what is in quarantine and from the inputs of shards in work, as far as both can be read."""
+    """Return one line per reason, from quarantine objects and from inputs of shards in flight, as far as these can be read."""
     found: dict[str, str] = {}
     with contextlib.suppress(FormatError, MissingObjectError, TransientStorageError):
         for info in islice(store.list("quarantine"), MOST_SHARDS):
@@ -42,7 +42,7 @@ def failure_examples(store: Store, job: JobSpec | None, shards: list[int]) -> li
         except subprocess.TimeoutExpired as error:
             printed = error.stdout or b""
         for line in printed.splitlines(keepends=True):
-            if line.endswith(b"\n"):  # else it was being written when the time was up
+            if line.endswith(b"\n"):  # a line without an end was cut off by the time limit
                 row = json.loads(line)
                 found.setdefault(row["reason"], _line(row))
     return [found[reason] for reason in sorted(found)]

@@ -1,4 +1,4 @@
-"""Objects that nothing references: what crashed writers, replaced shards and replaced manifests leave behind."""
+"""Unreferenced objects: remains of crashed writers, replaced shards and replaced manifests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PLAN_NAME = re.compile(r"plan/([0-9a-f]+)/(?:plan\.json|plan\.copy\.json|part-\
 
 
 def find_orphans(store: Store, state: DatasetState, referenced: set[str], min_age_seconds: float) -> Iterator[str]:
-    """Yield the objects that no manifest of any generation and no commit names, and that are older than `min_age_seconds`.
+    """Yield the objects older than `min_age_seconds` that no manifest of any generation and no commit names.
 
-    `referenced` holds what the commits and the manifest of an undamaged dataset name. Objects of unknown age stay, and so does what has no
-    name that this package gives: somebody put it there.
+    `referenced` holds the objects that the commits and the manifest of an undamaged dataset name. Objects of unknown age are kept, and so
+    are objects with other names than ours, because somebody else put them there.
     """
     keep = _named(store, state, referenced)
     limit = time.time() - min_age_seconds
@@ -32,14 +32,14 @@ def find_orphans(store: Store, state: DatasetState, referenced: set[str], min_ag
 
 
 def find_unreferenced(store: Store, state: DatasetState, referenced: set[str], listed: Iterable[str]) -> list[str]:
-    """Return the listed objects of shards/ that nothing names; a glob over shards/ reads them as rows all the same."""
+    """Return the listed objects of shards/ that nothing names, although a glob over shards/ reads their rows."""
     unnamed = [path for path in listed if path.startswith("shards/") and path not in referenced]
     keep = _named(store, state, referenced) if unnamed else set()
     return sorted(path for path in unnamed if path not in keep)
 
 
 def foreign_files(store: Store) -> Iterator[str]:
-    """Yield the files of shards/ and quarantine/ whose names are not those of data and quarantine objects."""
+    """Yield the files of shards/ and quarantine/ that do not have a content name of ours."""
     for folder in ("shards", "quarantine"):
         yield from (info.path for info in store.list(folder) if not OBJECT_NAME.fullmatch(info.path))
 
@@ -58,7 +58,7 @@ def _named_by_manifests(state: DatasetState) -> set[str]:
 
 
 def _named_by_foreign_commits(store: Store, state: DatasetState) -> set[str]:
-    """Return what the commits of plans outside the chain name: nobody should have made them, so nothing of theirs is deleted."""
+    """Return the objects that commits of plans outside the chain name. Such commits should not exist, so their objects are kept."""
     named: set[str] = set()
     for info in store.list("commits"):
         if info.path.split("/")[1] not in state.plan_ids:
@@ -71,7 +71,7 @@ def _named_by_foreign_commits(store: Store, state: DatasetState) -> set[str]:
 
 
 def _is_ours(path: str, state: DatasetState) -> bool:
-    """True for the names that this package gives to objects, of the kinds that it may leave unreferenced."""
+    """Return whether the name is one of ours, of a kind that this package may leave unreferenced."""
     if path.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
         return True
     planned = _PLAN_NAME.fullmatch(path)

@@ -1,7 +1,7 @@
-"""`publish`: a finished data set for other people: what the manifest names and the card, and nothing of who made it, where and from what.
+"""`publish`: a copy of a finished data set for other people. It has the objects of the manifest and a card, and no trace of its making.
 
-The copy has no plan, no commits, no runs and no quarantine: hosts, process ids, the place of the source and the bytes of broken images stay
-behind. Its manifest says `published` (format 1.1), so that `verify` checks the objects against the shard table alone.
+The copy has no plan, no commits, no runs and no quarantine, so it contains no hosts, no process ids, no place of the source and no bytes of
+broken images. Its manifest has the field `published` (format 1.1), so that `verify` checks the objects only against the shard table.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["PublicCopy", "publish_dataset"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicCopy:
-    """What was written."""
+    """Counts and place of a published copy."""
 
     url: str
     images: int
     shards: int
     bytes_shards: int
     copied: int
-    """Shards that were not there from an earlier, interrupted attempt."""
+    """Shards copied now; the others exist from an earlier, interrupted attempt."""
     card: bool
-    """False where a README.md that is not ours is there."""
+    """False if the destination has a README.md that is not ours."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -44,10 +44,10 @@ class PublicCopy:
 
 
 def publish_dataset(store: Store, to: Store, on_shard: Callable[[int, int], None] = lambda done, total: None) -> PublicCopy:
-    """Copy a finished data set to an empty place; run again after an interruption, it continues.
+    """Copy a finished data set to an empty place; a second run continues an interrupted copy.
 
-    Every object is compared with its checksum on the way. Raises IncompleteError for a data set without a manifest, CorruptObjectError for
-    a damaged object, ConfigError where the place holds another data set or lies in this one.
+    Checks every object against its checksum before it is written. Raises IncompleteError for a data set without a manifest,
+    CorruptObjectError for a damaged object, ConfigError if the place holds another data set or is inside this one.
     """
     pointer = load_pointer(store)
     if pointer is None:
@@ -112,7 +112,7 @@ def _refuse_other_dataset(to: Store, public: Manifest) -> None:
 
 
 def _copy(store: Store, to: Store, reference: ObjectRef) -> bool:
-    """Copy one shard, unless it is there; return whether it was copied. Its name is made of its content."""
+    """Copy one shard unless it exists; return whether it was copied. Its name contains its digest, so equal names mean equal content."""
     there = to.info(reference.path)
     if there is not None and there.size == reference.size:
         return False

@@ -1,8 +1,8 @@
-"""`verify --re-encode`: some committed rows, made again from their source and compared id by id.
+"""`verify --re-encode`: encode some committed rows again from their source and compare id by id.
 
-Checksums prove that a dataset is what was written; this proves that what was written is what the tokenizer makes of the pictures.
+Checksums prove that the stored bytes are the written bytes; this check proves that the written ids are the tokenizer's ids of the images.
 
-Shapes: L sites of one picture, Q ids of a site.
+Shapes: L sites of one image, Q ids of a site.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReencodingConfig:
-    """What `verify` was asked to encode again."""
+    """Settings of `verify --re-encode`."""
 
     rows: int
     seed: int
     min_agreement: float = 0.99
     source_url: str | None = None
-    """Where the source is now; None for the place that the plan recorded."""
+    """Present place of the source; None for the place in the plan."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
@@ -61,30 +61,30 @@ class ReencodingConfig:
 
 @dataclass(slots=True, kw_only=True)
 class Reencoding:
-    """What came out."""
+    """Result of the comparison."""
 
     config: ReencodingConfig
     device: str
     dtype: str
     decoder: str
-    """The library that decoded the pictures when the rows were made."""
+    """The library that decoded the images when the rows were made."""
     rows_drawn: int = 0
     rows_encoded: int = 0
     rows_different: int = 0
     ids: int = 0
     ids_equal: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> rows whose source is gone, has changed or cannot be decoded any more."""
+    """Reason -> number of rows whose source image is missing, has changed or cannot be decoded any more."""
     examples: list[str] = field(default_factory=list)
 
     @property
     def agreement(self) -> float | None:
-        """Share of the ids that are equal; None where no row could be made again."""
+        """Share of equal ids; None if no row could be encoded again."""
         return self.ids_equal / self.ids if self.ids else None
 
     @property
     def ok(self) -> bool:
-        """True when enough ids agree; rows without a source are no difference, but all of them prove nothing."""
+        """True if enough ids agree. A row without its source is not a difference; but if no row has a source, the check fails."""
         return self.agreement is not None and self.agreement >= self.config.min_agreement
 
     def to_json(self) -> dict[str, Any]:
@@ -106,41 +106,41 @@ class Reencoding:
         }
 
     def lines(self) -> list[str]:
-        """Return what happened as text, and what to do where too few ids agree."""
+        """Return the result as text, with what to do if too few ids agree."""
         shown = "" if self.agreement is None else f": {self.agreement:.4%} of {self.ids:,} ids agree, {self.rows_different:,} rows differ"
         rows = f"{self.rows_encoded:,} of {self.rows_drawn:,} rows (--seed {self.config.seed})"
         lines = [f"re-encoded {rows} on {self.device}, {self.dtype}{shown}"]
         if self.left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
-            lines.append(f"left out, because the source is not what was tokenized: {reasons}")
+            lines.append(f"left out, because the source has changed since tokenization: {reasons}")
         lines += [f"  {example}" for example in self.examples]
         if self.rows_different:
             lines.append(
-                "single ids flip between devices and dtypes, and with the place in a batch, where a value lies halfway between two codes; "
-                "where rows differ in many ids, another tokenizer or another decoder made them"
+                "single ids can differ between devices, dtypes and places in a batch, if a value lies halfway between two codes; "
+                "if rows differ in many ids, another tokenizer or another decoder made them"
             )
         if self.decoder not in ("", "unknown", DECODER):
-            lines.append(f"pictures were decoded by {self.decoder} when the rows were made, and by {DECODER} now, which gives other pixels")
+            lines.append(f"images were decoded by {self.decoder} when the rows were made, and by {DECODER} now, which gives other pixels")
         if self.agreement is None:
-            lines.append("no row could be made again: give the place that was tokenized with --source")
+            lines.append("no row could be encoded again: give the present place of the source with --source")
         elif not self.ok:
             lines.append(f"agreement is {self.agreement:.4%}; expected at least {self.config.min_agreement:.4%} (--min-agreement)")
         return lines
 
 
 def reencode_sample(store: Store, state: DatasetState, config: ReencodingConfig, source: SourceConfig) -> Reencoding:
-    """Draw rows of a dataset that was verified, make their ids again in batches of the job's size, and compare.
+    """Draw rows of a verified dataset, encode them again in batches of the job's size, and compare the ids.
 
-    `source` says how the source is reached; the seed decides the rows. One batch and what is read ahead of it are in memory.
-    Raises IncompleteError without a manifest, PlanError for imported tokens, TokenizerError where the tokenizer cannot encode,
-    TransientStorageError when the source fails.
+    `source` holds the access options of the source; the seed decides the rows. Memory is bounded by one batch and its read-ahead.
+    Raises IncompleteError without a manifest, PlanError for imported tokens, TokenizerError if the tokenizer cannot encode,
+    TransientStorageError if the source fails.
     """
     if state.manifest is not None and state.manifest.published:
-        raise PlanError(f"{store.url} is a published copy, which does not say where its images are: there are none to encode again")
+        raise PlanError(f"{store.url} is a published copy, which does not record where its images are: there are none to encode again")
     if state.manifest is None or not state.chain:
         raise IncompleteError(f"{store.url} is not complete, so there are no rows to encode again. Finish it with `tokenshards tokenize`")
     if state.chain[0].is_import:
-        raise PlanError(f"{store.url} holds tokens imported from {state.chain[0].source['url']}: there are no pictures to encode again")
+        raise PlanError(f"{store.url} holds tokens imported from {state.chain[0].source['url']}: there are no images to encode again")
     return _Reencoder(store, state, config, load_tokenizer(store, TOKENIZER_FOLDER), source).run()
 
 
@@ -152,13 +152,13 @@ class _Reencoder:
         self._source = source_root(config.source_url or str(first.source["url"]), self._source_config)
         self._plan = first
         self._waiting: dict[str, dict[int, Ids]] = {}
-        """Sample id and view -> stored ids [L, Q] of the drawn rows whose pictures are on their way."""
+        """Sample id -> view -> stored ids [L, Q], for drawn rows whose images are being read."""
         spec = tokenizer.spec
         self._found = Reencoding(config=config, device=describe_device(tokenizer), dtype=spec.dtype, decoder=spec.preprocess.decoder)
 
     def run(self) -> Reencoding:
         preprocess, threads = self._tokenizer.spec.preprocess, max(1, os.cpu_count() or 1)
-        plan = self._plan  # the view policy is that of the dataset, in all its generations
+        plan = self._plan  # all generations of a dataset have the same view policy
         records, rows, seed = self._records(), plan.batch_rows, plan.order_seed
         with closing(decode_batches(records, preprocess, rows, views=plan.views, seed=seed, threads=threads)) as batches:
             for batch in batches:
@@ -195,7 +195,7 @@ class _Reencoder:
             self._found.examples.append(example)
 
     def _records(self) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield the pictures of the drawn rows, shard by shard; their stored ids wait in `_waiting` from then on."""
+        """Yield the images of the drawn rows, shard by shard; put their stored ids into `_waiting` first."""
         for entry, rows in self._drawn():
             stored: dict[str, dict[int, Ids]] = {}
             for name, view, ids_LQ in self._stored(entry, rows):
@@ -207,7 +207,7 @@ class _Reencoder:
             yield from read_originals(self._store, plan, entry.shard, self._source, self._source_config, frozenset(stored))
 
     def _drawn(self) -> Iterator[tuple[ShardEntry, npt.NDArray[np.int64]]]:
-        """Yield each shard with drawn rows, and their places in it, ascending."""
+        """Yield each shard that has drawn rows, and the ascending positions of these rows in it."""
         shards = self._state.manifest.shards if self._state.manifest else ()
         stops = np.cumsum([entry.rows for entry in shards], dtype=np.int64)
         total = int(stops[-1]) if len(stops) else 0

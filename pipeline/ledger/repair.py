@@ -1,6 +1,6 @@
-"""`repair`: what damage can be undone from what is left. A dry run unless applied; it deletes only what nothing references.
+"""`repair`: restore damaged objects from the intact ones. Without `apply` it is a dry run; it deletes only unreferenced objects.
 
-Damaged data, quarantine or commit: the commit is dropped, so `tokenize` does the shard again. A damaged manifest is rebuilt from the
+For a damaged data, quarantine or commit object the commit is dropped, so that `tokenize` redoes the shard. A manifest is rebuilt from the
 commits, a plan part from the source if its digest agrees, plan.json from its copy, the tokenizer from plan.json and a shard's footer.
 """
 
@@ -34,7 +34,7 @@ __all__ = ["Repair", "RepairStep", "repair_dataset"]
 
 @dataclass(frozen=True, slots=True)
 class RepairStep:
-    """One thing to do (`drop`, `restore`, `rebuild`, `delete`) or that cannot be done (`refuse`)."""
+    """One step; `action` is `drop`, `restore`, `rebuild`, `delete`, or `refuse` for damage that cannot be repaired."""
 
     action: str
     object: str
@@ -43,17 +43,17 @@ class RepairStep:
 
 @dataclass(slots=True)
 class Repair:
-    """What is or would be done, and whether `tokenize` has to run afterwards."""
+    """The steps of a repair, done or planned, and whether `tokenize` must run afterwards."""
 
     applied: bool
     steps: list[RepairStep] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Files in shards/ and quarantine/ that are none of ours: never deleted, though a glob reads them."""
+    """Files in shards/ and quarantine/ that are not ours: never deleted, although a glob reads them."""
     tokenize_needed: bool = False
 
     @property
     def refused(self) -> list[RepairStep]:
-        """Steps that cannot be done, each with the reason."""
+        """The `refuse` steps; `detail` is the reason."""
         return [step for step in self.steps if step.action == "refuse"]
 
 
@@ -65,9 +65,9 @@ def repair_dataset(
     source_url: str | None = None,
     source_options: dict[str, Any] | None = None,
 ) -> Repair:
-    """Plan, and with `apply` carry out, the repair of a dataset; raises LiveRunError beside a live run.
+    """Plan the repair of a dataset and, with `apply`, carry it out; raises LiveRunError beside a live run.
 
-    The steps are decided from what can be read before any is carried out, so a dry run shows exactly what `apply` does.
+    All steps are decided before the first one is carried out, so a dry run shows exactly the steps of `apply`.
     """
     if apply:
         refuse_beside_live_run(store, "repair")
@@ -94,7 +94,7 @@ class _Repairer:
         self._manifest()
         for problem in self._found.problems:
             if problem.object in self._damaged - self._addressed:
-                self._refuse(problem.object, f"nothing that is left can mend it ({problem.detail}); give the dataset a new OUT")
+                self._refuse(problem.object, f"no intact object can restore it ({problem.detail}); tokenize into a new OUT")
         self._repair.foreign = sorted(foreign_files(self._store))
         if not self._damaged:
             for path in find_orphans(self._store, self._state, self._found.referenced, self._min_age_seconds):
@@ -124,7 +124,7 @@ class _Repairer:
                 if path not in self._damaged:
                     continue
                 if plan is None:
-                    self._refuse(path, "neither plan.json nor its copy can be read, and nothing else holds the plan")
+                    self._refuse(path, "neither plan.json nor its copy can be read, and no other object holds the plan")
                 else:
                     self._write("restore", path, "from its copy", plan.to_bytes())
         if CURRENT_PLAN in self._damaged:
@@ -144,7 +144,7 @@ class _Repairer:
             else:
                 data, origin = self._codebook_from_footers(sha256), "from the footer of a shard"
             if data is None:
-                why = f"no copy with sha256 {sha256[:12]}… is left; it is never fitted anew, because ids would change their meaning"
+                why = f"no copy with sha256 {sha256[:12]}… is left; a new fit would change the meaning of the ids"
                 self._refuse(path, why)
             else:
                 self._write("restore", path, origin, data)
@@ -170,15 +170,15 @@ class _Repairer:
             except TokenshardsError as error:
                 for part in damaged:
                     self._refuse(
-                        part.path, f"its inputs cannot be listed again ({error}); if the source has moved, pass its place with --source"
+                        part.path, f"its inputs cannot be listed again ({error}); if the source has moved, give its new place with --source"
                     )
                 continue
             for part in damaged:
                 data = rebuilt.get(part.path)
                 if data is None:
-                    self._refuse(part.path, "the source has changed since the plan: the digest of the part made anew differs")
+                    self._refuse(part.path, "the source has changed since the plan: the digest of the remade part differs")
                 elif sha256_hex(data) != part.sha256:
-                    why = "made anew it has the same inputs and other bytes; use the tokenshards and pyarrow that the commits name"
+                    why = "the remade part has the same inputs but other bytes; use the tokenshards and pyarrow that the commits name"
                     self._refuse(part.path, why)
                 else:
                     self._write("rebuild", part.path, "listed again, same digest", data)
@@ -189,9 +189,9 @@ class _Repairer:
             objects = [problem.object for problem in self._found.problems if f"/{shard:08d}" in problem.object]
             why = self._why_not_redone(plan_id, shard)
             if why is not None:
-                self._refuse(path, f"shard {shard} has to be done again ({', '.join(objects)}) and cannot be: {why}")
+                self._refuse(path, f"shard {shard} must be redone ({', '.join(objects)}), but cannot be: {why}")
             else:
-                why = f"`tokenize` does shard {shard} again ({', '.join(objects)})"
+                why = f"`tokenize` will redo shard {shard} ({', '.join(objects)})"
                 named = self._found.named_by_bad_shards.get(shard, [])
                 self._do("drop", path, why, partial(drop_commit, self._store, plan_id, shard, named))
                 self._repair.tokenize_needed = True
@@ -200,7 +200,7 @@ class _Repairer:
     def _why_not_redone(self, plan_id: str, shard: int) -> str | None:
         plan = self._state.plans.get(plan_id)
         if self._state.manifest is not None and self._state.manifest.published:
-            return "this is a published copy; copy the object again from where it was published"
+            return "this is a published copy; copy the object again from its original place"
         if plan is None or self._relisting is None or len(self._state.chain) < len(self._state.plan_ids):
             return "a plan.json is lost"
         lost = [step.object for step in self._repair.refused if step.object in (*plan.tokenizer_objects, plan.part_of(shard).path)]
@@ -214,12 +214,12 @@ class _Repairer:
             damaged.append(MANIFEST_POINTER)
         if damaged and not self._state.chain:
             for path in damaged:
-                self._refuse(path, "it is made from plan and commits, and there are none: copy it again from where it was published")
+                self._refuse(path, "it is made from plan and commits, which do not exist here: copy it again from its original place")
             return
         if damaged and not self._repair.tokenize_needed:
             if len(self._state.chain) < len(self._state.plan_ids):
                 for path in damaged:
-                    self._refuse(path, "it is made from commits and plan, and a plan.json is lost")
+                    self._refuse(path, "it is made from commits and plan, but a plan.json is lost")
                 return
             surveys = [survey_plan(self._store, plan, plan.spec) for plan in self._state.chain]
             if all(survey.balanced for survey in surveys):
@@ -228,13 +228,13 @@ class _Repairer:
                 self._addressed.update(damaged)
                 return
         if self._state.pointer_exists and (damaged or self._repair.tokenize_needed):
-            detail = "the dataset is incomplete until `tokenize` has done what is missing"
+            detail = "the dataset is incomplete until `tokenize` has done the missing shards"
             self._do("drop", MANIFEST_POINTER, detail, partial(self._store.delete, MANIFEST_POINTER))
             self._addressed.update(damaged)
         self._repair.tokenize_needed |= bool(damaged) or not self._found.complete
 
     def _pointer_is_lost(self) -> bool:
-        """True where a manifest was published: its pointer was deleted, or the driver died just before it wrote one."""
+        """Return whether a manifest exists without a pointer: the pointer was deleted, or the driver died before writing it."""
         return not self._state.pointer_exists and any(info.path.startswith("manifest-") for info in self._store.list())
 
     def _rebuild_manifests(self, surveys: list[Survey]) -> None:

@@ -1,7 +1,7 @@
-"""Objects that a damaged commit named and a later run replaced: kept until the manifest is written, then removed by name.
+"""Objects that a damaged commit named and a later run replaced: they are kept until the manifest is written, then removed by name.
 
-`repair` drops the commit of a damaged shard; what it named is recorded in `commits/<plan_id>/<shard>.dropped.json`, so that the run that
-does the shard again can remove it. Nothing is ever removed because a listing shows it and nothing names it: that is `repair`, after a day.
+When `repair` drops the commit of a damaged shard, it records the objects of that commit in `commits/<plan_id>/<shard>.dropped.json`, so
+that the run that redoes the shard can remove them. A run never removes an object only because nothing names it; `repair` does, after a day.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _DROPPED_NAME = re.compile(r"commits/[0-9a-f]+/\d{8}\.dropped\.json")
 
 
 def dropped_path(plan_id: str, shard: int) -> str:
-    """Return where the record of what a dropped commit named lies."""
+    """Return the path of the record of a dropped commit."""
     return commit_path(plan_id, shard).removesuffix(".json") + ".dropped.json"
 
 
 def is_dropped(path: str) -> bool:
-    """Return whether a path is that of such a record."""
+    """Return whether a path is that of a record of a dropped commit."""
     return _DROPPED_NAME.fullmatch(path) is not None
 
 
 def drop_commit(store: Store, plan_id: str, shard: int, named: Iterable[ObjectRef]) -> None:
-    """Delete a commit, after a record of what it named; what an earlier record names stays in it."""
+    """Record the objects of a commit, then delete the commit; objects of an earlier record are kept in the record."""
     path = dropped_path(plan_id, shard)
     objects = {reference.path: asdict(reference) for reference in [*read_dropped(store, path), *named]}
     if objects:
@@ -50,7 +50,7 @@ def drop_commit(store: Store, plan_id: str, shard: int, named: Iterable[ObjectRe
 
 
 def read_dropped(store: Store, path: str) -> list[ObjectRef]:
-    """Return what a record names, nothing where it cannot be read: then `repair` removes the objects, a day later."""
+    """Return the objects that a record names, [] if it cannot be read; then `repair` removes the objects after a day."""
     try:
         found = read_sealed(store, path)["objects"]
         references = [ObjectRef(**known_fields(ObjectRef, value)) for value in found]
@@ -60,13 +60,13 @@ def read_dropped(store: Store, path: str) -> list[ObjectRef]:
 
 
 def remove_replaced(store: Store, manifest: Manifest, replaced: Iterable[ObjectRef], records: Iterable[str]) -> list[str]:
-    """Remove the replaced objects that a manifest does not name, then the records of them; return what was removed.
+    """Remove the replaced objects that the manifest does not name, then their records; return the paths of removed objects.
 
     Call it only after the manifest is written and while no other run is live.
     """
     paths = {reference.path for reference in replaced if OBJECT_NAME.fullmatch(reference.path)}
     for entry in manifest.shards if paths else ():
-        paths -= {entry.path, entry.quarantine_path}  # bytes may have come out equal
+        paths -= {entry.path, entry.quarantine_path}  # a redone shard may have equal bytes and so the same name
     removed = sorted(path for path in paths if store.info(path) is not None)
     for path in (*removed, *records):
         store.delete(path)

@@ -1,4 +1,4 @@
-"""Is one shard what its commit, the manifest and the plan say? Every byte of its objects, every row, every planned input."""
+"""Check one shard against its commit, the manifest and the plan: every byte, every row, every planned input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ShardCheck", "ShardChecker"]
 
 @dataclass(slots=True)
 class ShardCheck:
-    """What was found of one shard."""
+    """The findings about one shard."""
 
     shard: int
     plan_id: str
@@ -37,13 +37,13 @@ class ShardCheck:
     """64 bits of each (sample_id, view), to find ids that occur in two shards."""
 
     def add(self, path: str, kind: str, detail: str) -> None:
-        """Note a damaged object."""
+        """Add a problem with an object."""
         self.problems.append(Problem(path, kind, detail))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardChecker:
-    """Checks shards one by one; safe for use by several threads."""
+    """Checks shards one by one; thread-safe."""
 
     store: Store
     spec: TokenizerSpec
@@ -52,10 +52,10 @@ class ShardChecker:
     entries: dict[int, ShardEntry]
     """The manifest's shard table; empty without a manifest."""
     intact_parts: frozenset[str]
-    """Plan parts that can be relied upon."""
+    """Paths of the undamaged plan parts."""
 
     def check(self, plan_id: str, shard: int, plan: Plan | None) -> ShardCheck:
-        """Check one shard; `plan` is None where the plan itself cannot be read."""
+        """Check one shard; `plan` is None if the plan cannot be read."""
         check = ShardCheck(shard, plan_id)
         entry = self.entries.get(shard)
         commit = self._commit(entry, check)
@@ -75,7 +75,7 @@ class ShardChecker:
     def _commit(self, entry: ShardEntry | None, check: ShardCheck) -> Commit | None:
         path = commit_path(check.plan_id, check.shard)
         if entry is not None and not entry.commit_sha256:
-            return None  # a published copy
+            return None  # a published copy has no commits
         try:
             commit, sha256 = read_commit(self.store, check.plan_id, check.shard)
         except MissingObjectError:
@@ -97,7 +97,7 @@ class ShardChecker:
         try:
             data = self.store.read(reference.path)
         except MissingObjectError:
-            check.add(reference.path, "missing", "it vanished after it was listed")
+            check.add(reference.path, "missing", "it disappeared after the listing")
             return None
         seen = sha256_hex(data)
         if seen != reference.sha256:
@@ -113,7 +113,7 @@ class ShardChecker:
             check.add(path, "corrupt", str(error))
             return []
         if reader.fingerprint != self.spec.fingerprint:
-            check.add(path, "fingerprint", f"made by {reader.fingerprint[:12]}, the dataset by {self.spec.fingerprint[:12]}")
+            check.add(path, "fingerprint", f"made by tokenizer {reader.fingerprint[:12]}, the dataset by {self.spec.fingerprint[:12]}")
         if commit is not None and len(content) != commit.rows:
             check.add(path, "rows", f"{len(content)} rows; its commit says {commit.rows}")
         sample_ids: list[str] = content.table["sample_id"].to_pylist()
@@ -123,11 +123,11 @@ class ShardChecker:
         check.rows = len(sample_ids)
         inputs = sample_ids[::views]
         if views > 1 and (numbers, sample_ids) != ([*range(views)] * len(inputs), [name for name in inputs for _ in range(views)]):
-            check.add(path, "views", f"its rows are not {views} views, in order, of one picture after the other")
+            check.add(path, "views", f"its rows are not {views} views, in order, of one image after the other")
         return inputs
 
     def _check_accounts(self, plan: Plan, recorded: list[str], check: ShardCheck) -> None:
-        """Every planned file is exactly once a row or a quarantine row; of slices that were counted, the counts agree."""
+        """Check that every planned file is exactly once a row or a quarantine row, and that the counts of counted slices agree."""
         planned = read_shard_rows(self.store, plan, check.shard)
         path = commit_path(plan.plan_id, check.shard)
         if all(row.kind == "file" for row in planned):
@@ -142,13 +142,13 @@ class ShardChecker:
 
 
 def _same_work(commit: Commit, entry: ShardEntry) -> bool:
-    """True where a driver that joined did the shard once more and put its commit after the manifest was written: any winner is right."""
+    """Return whether commit and entry have the same content: a joined driver may redo a shard and put its commit after the manifest."""
     counts = (commit.rows, commit.quarantined, commit.inputs_seen)
     return commit.data == entry.data and counts == (entry.rows, entry.quarantined, entry.inputs_seen)
 
 
 def _objects(commit: Commit | None, entry: ShardEntry | None) -> tuple[ObjectRef | None, ObjectRef | None]:
-    """Return the data and quarantine objects of a shard: those of the manifest, which readers follow, before those of the commit."""
+    """Return the data and quarantine objects of a shard from the manifest, which readers follow, or else from the commit."""
     if entry is not None:
         return entry.data, entry.quarantine
     return (None, None) if commit is None else (commit.data, commit.quarantine)

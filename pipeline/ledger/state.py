@@ -1,4 +1,4 @@
-"""What of a dataset's state can still be read: manifests, plans, plan parts, tokenizer. Damage is noted, and the reading goes on."""
+"""Read as much of a dataset's state as possible: manifests, plans, plan parts, tokenizer. Damage is recorded and does not stop reading."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PLAN_NAMES = ("plan.json", "plan.copy.json")
 
 @dataclass(slots=True, kw_only=True)
 class DatasetState:
-    """Everything besides the shards, as far as it can be read."""
+    """The readable part of a dataset's state, without the shards."""
 
     manifests: list[Manifest] = field(default_factory=list)
-    """Newest first, down to the first that cannot be read."""
+    """Manifests, newest first, up to the first one that cannot be read."""
     pointer_exists: bool = False
     plan_ids: list[str] = field(default_factory=list)
-    """Every generation, oldest first."""
+    """Plan ids of all generations, oldest first."""
     plans: dict[str, Plan] = field(default_factory=dict)
-    """Those of `plan_ids` that can be read, from either of their two objects."""
+    """Plan id -> plan, for the plans that can be read from plan.json or from its copy."""
     intact_parts: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
 
@@ -38,12 +38,12 @@ class DatasetState:
 
     @property
     def chain(self) -> list[Plan]:
-        """The plans that can be read, oldest first."""
+        """The readable plans, oldest first."""
         return [self.plans[plan_id] for plan_id in self.plan_ids if plan_id in self.plans]
 
     @property
     def spec(self) -> TokenizerSpec | None:
-        """The tokenizer's spec, from wherever it can be read."""
+        """The tokenizer's spec from the manifest, else from a plan; None if neither can be read."""
         return self.manifest.spec if self.manifest else self.chain[-1].spec if self.chain else None
 
     @property
@@ -52,7 +52,7 @@ class DatasetState:
         return self.manifest.tokenizer_objects if self.manifest else self.chain[-1].tokenizer_objects if self.chain else {}
 
     def add(self, path: str, error: MissingObjectError | CorruptObjectError, named_by: str) -> None:
-        """Note a damaged or missing object."""
+        """Add a problem for a damaged or missing object; `named_by` is the object that names it."""
         if isinstance(error, MissingObjectError):
             self.problems.append(Problem(path, "missing", f"{named_by} names it"))
         else:
@@ -60,7 +60,7 @@ class DatasetState:
 
 
 def read_state(store: Store) -> DatasetState:
-    """Read and check every state object. Raises FormatVersionError where a newer version wrote the dataset."""
+    """Read and check every state object. Raises FormatVersionError if a newer version wrote the dataset."""
     state = DatasetState()
     _read_manifests(store, state)
     if state.manifest is None or not state.manifest.published:
@@ -92,16 +92,16 @@ def _read_plans(store: Store, state: DatasetState) -> None:
         current = read_sealed(store, CURRENT_PLAN)
         tip = str(current["plan_id"])
         if tip in readable and sha256_hex(readable[tip].to_bytes()) != current["sha256"]:
-            raise CorruptObjectError(CURRENT_PLAN, "the plan that it names has another sha256")
+            raise CorruptObjectError(CURRENT_PLAN, "the plan that this pointer names has another sha256")
     except MissingObjectError as error:
         if not state.pointer_exists and not begun:
-            return  # planning was never finished: nothing depends on what it left
+            return  # planning never finished, so nothing depends on its remains
         state.add(CURRENT_PLAN, error, "every plan with commits")
     except CorruptObjectError as error:
         state.add(CURRENT_PLAN, error, "")
     closed = list(state.manifest.plan_ids) if state.manifest else []
     guessed = tip is None
-    if guessed:  # the newest generation whose work was begun
+    if guessed:  # take the newest generation that has commits
         candidates = [plan for plan in readable.values() if plan.plan_id in begun] or list(readable.values())
         tip = max(candidates, key=lambda plan: (plan.generation, plan.plan_id)).plan_id if candidates else None
     ids = [*readable[tip].earlier_plans, tip] if tip in readable else [*closed, *([tip] if tip else [])]

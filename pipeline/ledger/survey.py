@@ -1,4 +1,4 @@
-"""planned = committed + quarantined: one survey of plan, commits and objects, shared by the audit, `status` and `verify`."""
+"""One survey of plan, commits and objects, used by the audit and by reports: does planned = committed + quarantined hold?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Problem", "Survey", "is_commit", "manifest_histograms", "size_proble
 
 READ_THREADS = 16
 READ_AHEAD = 256
-"""Commits read and not yet counted, at most; each may hold thousands of labels."""
+"""Most commits that are read but not counted yet; each may hold thousands of labels."""
 _COMMIT_NAME = re.compile(r"^commits/[0-9a-f]+/(\d{8})\.json$")
 
 
@@ -40,14 +40,14 @@ class Problem:
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
-    """What a plan has become so far."""
+    """The progress of a plan: shards done, problems, and totals over the valid commits."""
 
     plan: Plan
     done: ShardTable = field(default_factory=ShardTable)
     """Shards with a valid commit, ascending."""
     problems: list[Problem] = field(default_factory=list)
     replaced: list[ObjectRef] = field(default_factory=list)
-    """What commits named that are not valid, or that `repair` dropped: removed once the manifest is written."""
+    """Objects of invalid commits and of commits that `repair` dropped; they are removed once the manifest is written."""
     dropped: list[str] = field(default_factory=list)
     """Records of dropped commits."""
     rows: int = 0
@@ -71,27 +71,27 @@ class Survey:
 
     @property
     def finished(self) -> bool:
-        """True when every shard has a valid commit."""
+        """True if every shard has a valid commit."""
         return len(self.done) == self.plan.shards
 
     @property
     def planned(self) -> int:
-        """Inputs planned: exact for files and tables, for tars what was counted so far."""
+        """Number of planned inputs: exact for files and tables; for tars the inputs counted so far."""
         return self.inputs_seen if self.plan.tars_planned else self.plan.images_planned
 
     @property
     def planned_is_exact(self) -> bool:
-        """False while uncommitted tars may hold inputs that nobody has counted."""
+        """False while uncommitted tars may hold inputs that are not counted yet."""
         return not self.plan.tars_planned or self.finished
 
     @property
     def images(self) -> int:
-        """Inputs committed: each has a row for every view."""
+        """Number of committed inputs; each has one row per view."""
         return self.rows // self.plan.views.count
 
     @property
     def balanced(self) -> bool:
-        """True when every planned input has all its rows or a quarantine row."""
+        """True if every planned input has all its rows or a quarantine row."""
         whole = self.images * self.plan.views.count == self.rows
         return self.finished and whole and self.planned == self.images + self.quarantined == self.inputs_seen
 
@@ -104,7 +104,7 @@ def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
 
 
 def _checked_entries(store: Store, survey: Survey, spec: TokenizerSpec) -> Iterator[ShardEntry]:
-    """Yield the entry of each valid commit, ascending by shard; counts and problems go to the survey."""
+    """Yield the entry of each valid commit, ascending by shard; add counts and problems to the survey."""
     sizes = object_sizes(store, "shards", "quarantine")
     for outcome in _read_commits(store, survey):
         if isinstance(outcome, Problem):
@@ -127,7 +127,7 @@ def is_commit(path: str) -> bool:
 
 
 def size_problem(reference: ObjectRef, sizes: Mapping[str, int]) -> Problem | None:
-    """Return what is wrong with an object by the listing alone, None where it is there with the right size."""
+    """Return the problem of an object according to the listing, None if the object exists with the right size."""
     seen = sizes.get(reference.path)
     if seen is None:
         return Problem(reference.path, "missing", f"its commit names it with {reference.size} bytes")
@@ -153,7 +153,7 @@ def _read_commits(store: Store, survey: Survey) -> Iterator[tuple[Commit, str] |
         try:
             return read_commit(store, plan.plan_id, shard)
         except MissingObjectError:
-            return Problem(path, "missing", "it vanished after it was listed")
+            return Problem(path, "missing", "it disappeared after the listing")
         except CorruptObjectError as error:
             return Problem(path, "corrupt", error.detail)
 
@@ -208,6 +208,6 @@ def _merged(so_far: list[npt.NDArray[np.int64]] | None, commit: Commit, spec: To
 
 
 def manifest_histograms(manifest: Manifest) -> list[npt.NDArray[np.int64]] | None:
-    """Return the id counts per level that a manifest carries, None where the vocabulary was too large to count."""
+    """Return a manifest's id counts per level, None if the vocabulary was too large to count."""
     packed = manifest.statistics.get("histogram") or []
     return [unpack_counts(text, size) for text, size in zip(packed, manifest.spec.vocabulary, strict=True)] if packed else None

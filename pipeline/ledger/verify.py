@@ -1,4 +1,4 @@
-"""`verify`: every state object, every checksum, every planned input accounted for; names each damaged object."""
+"""`verify`: check every state object, every checksum and the account of every planned input; report each damaged object."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ CHUNK_SHARDS = 64
 
 @dataclass(slots=True)
 class Verification:
-    """What was checked, and what was found."""
+    """Counts and findings of a check."""
 
     state: DatasetState
     shards_checked: int = 0
     rows_checked: int = 0
     complete: bool = False
-    """True when the newest generation has a readable manifest."""
+    """True if the newest generation has a readable manifest."""
     problems: list[Problem] = field(default_factory=list)
     bad_shards: dict[int, str] = field(default_factory=dict)
-    """Shard -> plan id, for shards whose data, quarantine or commit is damaged: what `repair` drops."""
+    """Shard -> plan id, for shards with a damaged data, quarantine or commit object; `repair` drops their commits."""
     named_by_bad_shards: dict[int, list[ObjectRef]] = field(default_factory=dict)
     referenced: set[str] = field(default_factory=set)
     """Data and quarantine objects that a commit or the manifest names."""
     unreferenced: list[str] = field(default_factory=list)
-    """Objects in shards/ of a complete dataset that nothing names: no damage, but a glob reads them. Empty after a spot check."""
+    """Unreferenced objects in shards/ of a complete dataset: not damage, but a glob reads them. Empty after a spot check."""
 
     @property
     def ok(self) -> bool:
-        """True when nothing is damaged and the dataset is complete."""
+        """True if nothing is damaged and the dataset is complete."""
         return not self.problems and self.complete
 
     @property
     def damaged(self) -> set[str]:
-        """The objects that are damaged; to be incomplete is no damage."""
+        """The damaged objects; an incomplete dataset is not damaged."""
         return {problem.object for problem in self.problems if problem.kind != "incomplete"}
 
 
@@ -64,14 +64,14 @@ def verify_dataset(
     first_shard: int = 0,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Check a dataset; `sample` checks the bytes of so many random shards only, `first_shard` continues a check that was stopped.
+    """Check a dataset; `sample` checks only so many random shards, `first_shard` continues a check that was stopped.
 
-    `on_shard(done, total)` is called after each shard. Raises PlanError when there is nothing to verify, FormatVersionError where a
-    newer version wrote it.
+    Calls `on_shard(done, total)` after each shard. Raises PlanError if there is nothing to verify, FormatVersionError if a newer version
+    wrote the dataset.
     """
     state = read_state(store)
     if not state.plan_ids and not state.pointer_exists:
-        raise PlanError(f"{store.url}: neither a plan nor a manifest is here; expected the OUT folder of `tokenshards tokenize`")
+        raise PlanError(f"{store.url}: there is neither a plan nor a manifest; expected the OUT folder of `tokenshards tokenize`")
     found = Verification(state, problems=list(state.problems))
     sizes = object_sizes(store, "shards", "quarantine", "commits")
     tasks = [task for task in _tasks(state, sizes) if task[1] >= first_shard]
@@ -96,7 +96,7 @@ def verify_dataset(
 
 
 def _tasks(state: DatasetState, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Yield (plan id, shard) of every shard; a plan that cannot be read does not hide its shards."""
+    """Yield (plan id, shard) of every shard; for an unreadable plan, take its shards from commits and manifest."""
     for plan_id in state.plan_ids or (state.manifest.plan_ids if state.manifest else ()):
         if plan_id in state.plans:
             yield from ((plan_id, shard) for shard in state.plans[plan_id].shard_numbers)
@@ -115,7 +115,7 @@ def _check_shards(store: Store, state: DatasetState, tasks: list[tuple[str, int]
     checker = ShardChecker(store=store, spec=spec, sizes=sizes, entries=entries, intact_parts=state.intact_parts)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if store.is_local else 16) as pool:
         work = iter(tasks)
-        while chunk := list(islice(work, CHUNK_SHARDS)):  # bounded: a finished check holds the id hashes of its shard
+        while chunk := list(islice(work, CHUNK_SHARDS)):  # in chunks, because a finished check holds the id hashes of its shard
             yield from pool.map(lambda task: checker.check(task[0], task[1], state.plans.get(task[0])), chunk)
 
 

@@ -1,1 +1,1 @@
-"""How well a tokenizer keeps an image: PSNR, SSIM, normalisation."""
+"""Measures of a tokenizer's quality: PSNR, SSIM, normalisation."""

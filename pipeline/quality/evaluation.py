@@ -1,4 +1,4 @@
-"""`evaluate-tokenizer`: what a tokenizer keeps of pictures, how it uses its codes, how fast it is, and what looks wrong.
+"""`evaluate-tokenizer`: a tokenizer's fidelity, code usage and speed, and warnings about likely mistakes.
 
 Shapes: K codes of a level.
 """
@@ -32,10 +32,10 @@ from tokenshards.pipeline.tokenizers.networks.device import describe_device
 __all__ = ["Evaluation", "evaluate_tokenizer"]
 
 BATCH_ROWS = 64
-"""Pictures encoded at a time; the first of them are probed too."""
+"""Images encoded at a time; the normalisation probe uses the first batch."""
 EXAMPLES = 5
 PROMISE_BITS = 1.0
-"""Entropy may lie so far below what was measured when the tokenizer was made."""
+"""Allowed loss of entropy per id against the statistics of the tokenizer; a larger loss gives a warning."""
 
 
 @dataclass(slots=True)
@@ -51,17 +51,17 @@ class _Failures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What was measured on a sample of pictures."""
+    """Measurements on a sample of images."""
 
     tokenizer: Tokenizer
     trip: RoundTrip
     probe: NormalisationProbe
     failures: _Failures
     promised_bits: list[float]
-    """Entropy of each level when the tokenizer was made; empty where that was not measured."""
+    """Entropy of each level from the tokenizer's statistics; [] if the statistics lack it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `evaluate-tokenizer --json`; what could not be measured is null, with the reason."""
+        """Return the JSON of `evaluate-tokenizer --json`; a value that could not be measured is null, with the reason."""
         trip, spec, fidelity = self.trip, self.tokenizer.spec, self.trip.fidelity
         bits = self._bits_per_token
         decoded = fidelity.images > 0
@@ -82,8 +82,8 @@ class Evaluation:
             "psnr_db_all_pixels": round(fidelity.pixel_psnr_db, 4) if decoded else None,
             "ssim": None if trip.mean_ssim is None else round(trip.mean_ssim, 6),
             "ssim_worst": None if trip.mean_ssim is None else round(trip.worst_ssim, 6),
-            "no_psnr_because": trip.no_pictures or None,
-            "no_ssim_because": trip.no_pictures or trip.no_ssim or None,
+            "no_psnr_because": trip.no_images or None,
+            "no_ssim_because": trip.no_images or trip.no_ssim or None,
             "encode_images_per_second": round(trip.images / max(1e-9, trip.encode_seconds), 2),
             "decode_images_per_second": round(fidelity.images / max(1e-9, trip.decode_seconds), 2) if decoded else None,
             "device": describe_device(self.tokenizer),
@@ -104,7 +104,7 @@ class Evaluation:
         if told["ssim"] is not None:
             structure = f"{told['ssim']:.4f} mean, {told['ssim_worst']:.4f} worst"
         if told["bits_per_token"] is not None:
-            entropy = f"{told['bits_per_token']:.2f} (order-0 entropy), {told['bits_per_image']:,.0f} an image"
+            entropy = f"{told['bits_per_token']:.2f} (order-0 entropy), {told['bits_per_image']:,.0f} per image"
         others = ", ".join(_measured(trial) for trial in self.probe.others)
         return [
             ("images", f"{told['images']:,}"),
@@ -120,15 +120,17 @@ class Evaluation:
         ]
 
     def warnings(self) -> list[str]:
-        """Return what looks wrong, a sentence each."""
+        """Return a sentence for each likely mistake."""
         found = self.probe.warnings()
         for level, (promised, counts_K) in enumerate(zip(self.promised_bits, self.trip.histograms or [], strict=False)):
             ids, used = int(counts_K.sum()), int(np.count_nonzero(counts_K))
-            measured = order0_entropy_bits(counts_K) + (used - 1) / (2 * ids * np.log(2))  # few ids show too little of it
+            measured = order0_entropy_bits(counts_K) + (used - 1) / (
+                2 * ids * np.log(2)
+            )  # Miller-Madow correction: few ids underestimate entropy
             if ids >= len(counts_K) and measured < promised - PROMISE_BITS:
                 found.append(
-                    f"level {level} carries {measured:.2f} bits an id here, and {promised:.2f} when the tokenizer was made: these pictures "
-                    "are of another kind, or do not reach it in the range or size that it expects"
+                    f"level {level} has {measured:.2f} bits per id here, but had {promised:.2f} when the tokenizer was made: these images "
+                    "are of another kind, or the tokenizer gets them in another range or size than it expects"
                 )
         return found
 
@@ -144,10 +146,10 @@ class Evaluation:
 def evaluate_tokenizer(
     tokenizer: Tokenizer, statistics: dict[str, Any], source_url: str, config: SourceConfig, *, sample: int, seed: int
 ) -> Evaluation:
-    """Measure a tokenizer on up to `sample` pictures of a source; `statistics` are those of its tokenizer.json.
+    """Measure a tokenizer on up to `sample` images of a source; `statistics` come from its tokenizer.json.
 
-    Batches go through one after the other, and none is kept but the first. Raises ConfigError for an impossible sample, what listing a
-    source raises, and TokenizerError when no picture can be decoded.
+    Works batch by batch and keeps only the first batch. Raises ConfigError for an invalid sample size, the errors of listing a source, and
+    TokenizerError if no image can be decoded.
     """
     if sample < 1:
         raise ConfigError(f"--sample is {sample}; expected at least 1 image")
@@ -163,7 +165,7 @@ def evaluate_tokenizer(
             first = images_BHWC if first is None else first
     if first is None:
         raise TokenizerError(
-            f"{display_url(source_url)}: nothing to measure on: none of {len(listing.sample)} sampled inputs holds an image that decodes "
+            f"{display_url(source_url)}: nothing to measure: none of {len(listing.sample)} sampled inputs holds an image that decodes "
             f"({'; '.join(failures.examples) or 'no image was found'}). Check the source"
         )
     promised = [float(np.log2(level["perplexity"])) for level in statistics.get("levels", ()) if level.get("perplexity")]

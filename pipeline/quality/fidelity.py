@@ -1,4 +1,4 @@
-"""How close reconstructions come to their originals, and how evenly the codes are used.
+"""Fidelity of reconstructions (PSNR), and a table of code usage.
 
 Shapes: B images, H height, W width, C = 3 channels.
 """
@@ -23,7 +23,7 @@ def psnr(original: Images, reconstruction: Images) -> float:
 
 
 class Fidelity:
-    """Gathers the error of batches: the mean PSNR over images, and the PSNR over all pixels (which bad images dominate)."""
+    """Accumulates over batches the mean PSNR of the images, and the PSNR over all pixels, which bad images dominate."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -32,7 +32,7 @@ class Fidelity:
         self._sum_squared_error = 0.0
 
     def add(self, originals_BHWC: Images, reconstructions_BHWC: Images) -> None:
-        """Take in a batch of uint8 images and their reconstructions; every image weighs the same."""
+        """Add a batch of uint8 images and their reconstructions; every image has the same weight."""
         for error in _squared_errors(originals_BHWC, reconstructions_BHWC):
             decibel = psnr_db(float(error))
             self.images += 1
@@ -42,17 +42,17 @@ class Fidelity:
 
     @property
     def mean_psnr_db(self) -> float:
-        """Mean over images of their PSNR; nan before the first image."""
+        """Mean PSNR of the images in dB; nan before the first image."""
         return self._sum_psnr_db / self.images if self.images else float("nan")
 
     @property
     def pixel_psnr_db(self) -> float:
-        """PSNR of the mean squared error over all images; nan before the first image."""
+        """PSNR in dB of the mean squared error over all images; nan before the first image."""
         return psnr_db(self._sum_squared_error / self.images) if self.images else float("nan")
 
 
 def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return what `code_usage` counted of each level as (name, value) text."""
+    """Return the results of `code_usage`, one per level, as (name, value) text."""
     rows = []
     for level, row in enumerate(usage):
         codes = f"{row['used_codes']:,} of {row['codes']:,} used, {row['dead_codes']:,} dead"
@@ -61,7 +61,7 @@ def usage_rows(usage: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _squared_errors(originals_BHWC: Images, reconstructions_BHWC: Images) -> npt.NDArray[np.float64]:
-    """Return the mean squared error of each image [B]; ValueError when shapes differ, as broadcasting would hide it."""
+    """Return the mean squared error of each image [B]; raises ValueError for different shapes, which broadcasting would hide."""
     if originals_BHWC.shape != reconstructions_BHWC.shape:
         raise ValueError(f"originals are {originals_BHWC.shape}, reconstructions {reconstructions_BHWC.shape}; expected equal shapes")
     difference = originals_BHWC.astype(np.float32) - reconstructions_BHWC

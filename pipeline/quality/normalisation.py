@@ -1,6 +1,6 @@
-"""Does a tokenizer get its pixels in the range it was trained on? The same pictures under other ranges, and what comes of them.
+"""Check that a tokenizer gets pixels in the range it was trained on: encode the same images under other ranges and compare.
 
-Nothing in a checkpoint tells its range, and a wrong one raises no error: codes are used less, and pictures come back worse.
+A checkpoint does not record its range, and a wrong range raises no error: fewer codes are used, and reconstructions are worse.
 
 Shapes: B images, H height, W width, C = 3 channels.
 """
@@ -21,38 +21,38 @@ from tokenshards.pipeline.tokenizers.code_usage import entropy_per_id
 __all__ = ["NormalisationProbe", "Trial", "probe_normalisation"]
 
 RANGES: dict[str, tuple[float, float]] = {"0 to 1": (0.0, 1.0), "-1 to 1": (-1.0, 1.0), "ImageNet's mean and deviation": (-1.987, 2.438)}
-"""What published encoders take. ImageNet's is the mean of its three channels, because a spec has one range for all."""
+"""Ranges of published encoders. ImageNet's is the mean over its three channels, because a spec has one range for all channels."""
 MARGIN_DB = 1.0
 MARGIN_BITS = 0.3
-"""What counts as clearly better: with 256 codes of taef2 latents a wrong range costs 1.1 to 4.8 dB and 0.2 to 1.7 bits."""
-UNITS = {"psnr_db": "dB PSNR", "entropy_bits": "bits an id"}
+"""Smallest gains that count as clearly better. With 256 codes of taef2 latents a wrong range costs 1.1 to 4.8 dB and 0.2 to 1.7 bits."""
+UNITS = {"psnr_db": "dB PSNR", "entropy_bits": "bits per id"}
 PROBED_IMAGES = 32
 FEW = 8
 NARROW_RANGE = 64
-"""Grey values that natural pictures span at least, all together."""
+"""Smallest span of grey values that a batch of natural images has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """The pictures under one range."""
+    """The result of encoding the images under one range."""
 
     name: str
     colour_range: tuple[float, float]
     entropy_bits: float | None
-    """Of an id, levels weighted by their ids; None where there are too many codes to count."""
+    """Entropy per id, levels weighted by their ids; None if there are too many codes to count."""
     psnr_db: float | None
-    """None where there is no way back to pixels."""
+    """None if the tokenizer cannot decode to pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalisationProbe:
-    """What the range of the spec gives, and what the others give."""
+    """The results of the spec's own range and of the other ranges."""
 
     own: Trial
     others: tuple[Trial, ...]
-    """Empty where the family has a range of its own, which no spec changes."""
+    """Empty if the family ignores or refuses another range in its spec."""
     pixel_range: tuple[int, int]
-    """Lowest and highest of the uint8 values that were looked at."""
+    """Lowest and highest uint8 value of the probed images."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -63,11 +63,13 @@ class NormalisationProbe:
         }
 
     def warnings(self) -> list[str]:
-        """Return what looks wrong, a sentence each. Where pictures come back, they decide; else usage does."""
+        """Return a sentence for each likely mistake. PSNR decides if the tokenizer decodes, else entropy."""
         found = []
         low, high = self.pixel_range
         if high - low < NARROW_RANGE:
-            found.append(f"the pixels of these pictures lie between {low} and {high}; expected most of 0 to 255: were they scaled before?")
+            found.append(
+                f"the pixels of these images are between {low} and {high}; expected most of 0 to 255: were the images scaled before?"
+            )
         best = max(self.others, key=self._gain, default=self.own)
         if self._gain(best) >= 1:
             gives = [
@@ -76,22 +78,23 @@ class NormalisationProbe:
                 if (value := getattr(self.own, key))
             ]
             found.append(
-                f"the normalisation looks wrong: the spec maps pixels to {self.own.name} (preprocess.colour_range) and {best.name} gives "
-                f"{' and '.join(gives)}; look up what the encoder was trained on, and make the tokenizer again with that range"
+                f"the normalisation looks wrong: the spec maps pixels to {self.own.name} (preprocess.colour_range), but {best.name} gives "
+                f"{' and '.join(gives)}; look up the range that the encoder was trained on, and make the tokenizer again with that range"
             )
         return found
 
     def _gain(self, trial: Trial) -> float:
-        """Return how much better another range is, in units of what counts as clearly better."""
+        """Return the gain of another range over the own range, as a multiple of MARGIN_DB or MARGIN_BITS."""
         if trial.psnr_db is not None and self.own.psnr_db is not None:
             return (trial.psnr_db - self.own.psnr_db) / MARGIN_DB
         return ((trial.entropy_bits or 0.0) - (self.own.entropy_bits or 0.0)) / MARGIN_BITS
 
 
 def probe_normalisation(tokenizer: Tokenizer, images_BHWC: Images) -> NormalisationProbe:
-    """Encode, and where possible decode, one batch of pictures under the tokenizer's own range and under each other one.
+    """Encode, and decode if possible, one batch of images under the tokenizer's own range and under each other range.
 
-    The others are tokenizers built of the same codebook and weights; one of them is in memory at a time. Nothing of `tokenizer` changes.
+    Each other range needs a tokenizer built from the same codebook and weights; one of them is in memory at a time. `tokenizer` itself
+    does not change.
     """
     low, high = tokenizer.spec.preprocess.colour_range
     name = next((name for name, known in RANGES.items() if np.allclose(known, (low, high), atol=0.15)), f"{low:g} to {high:g}")
@@ -104,13 +107,13 @@ def probe_normalisation(tokenizer: Tokenizer, images_BHWC: Images) -> Normalisat
             continue
         other = _with_range(tokenizer, colour_range)
         if other is None or np.array_equal(other.encode(few_BHWC).ids_BLQ, ids_BLQ):
-            break  # this family does not look at the range of its spec
+            break  # this family ignores the range of its spec
         others.append(_tried(other, images_BHWC, other_name))
     return NormalisationProbe(own=own, others=tuple(others), pixel_range=(int(images_BHWC.min()), int(images_BHWC.max())))
 
 
 def _with_range(tokenizer: Tokenizer, colour_range: tuple[float, float]) -> Tokenizer | None:
-    """Return the same tokenizer with another range; None where its family refuses one."""
+    """Return the same tokenizer with another range; None if its family refuses it."""
     spec = tokenizer.spec
     changed = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, colour_range=colour_range))
     weights = tokenizer.weights() if isinstance(tokenizer, WeightedTokenizer) else {}

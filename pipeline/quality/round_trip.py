@@ -1,4 +1,4 @@
-"""Pictures to ids and, where there is a way, back: how close they come, how the codes are used, how long it takes.
+"""Encode images and, if the tokenizer can, decode them: measure fidelity, code usage and time.
 
 Shapes: B images, H height, W width, C = 3 channels, K codes of a level.
 """
@@ -18,40 +18,40 @@ from tokenshards.pipeline.tokenizers.base import DecodeNotSupported, Images, Tok
 __all__ = ["RoundTrip"]
 
 MAX_COUNTED_CODES = 1 << 24
-"""Of all levels together: a count takes 8 bytes."""
+"""Most codes, over all levels together, whose uses are counted; a count takes 8 bytes."""
 
 
 class RoundTrip:
-    """Sends batches of uint8 pictures through a tokenizer and adds up what comes of them; none of them is kept."""
+    """Sends batches of uint8 images through a tokenizer and accumulates the measurements; keeps no batch."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         sizes = tokenizer.spec.vocabulary
         self.images = 0
         self.ids = 0
-        """Stored ids, without padding."""
+        """Number of ids without padding."""
         self.histograms = [np.zeros(size, np.int64) for size in sizes] if sum(sizes) <= MAX_COUNTED_CODES else None
-        """Uses of each code [K], level by level; None where there are too many codes to count."""
+        """Uses of each code [K] per level; None if there are too many codes to count."""
         self.fidelity = Fidelity()
         self.sum_ssim = 0.0
         self.worst_ssim = 1.0
         self.encode_seconds = self.decode_seconds = 0.0
-        self.no_pictures = ""
-        """Why no picture came back; empty where pictures do."""
+        self.no_images = ""
+        """Why no image was decoded; empty if images were."""
         side = tokenizer.spec.preprocess.size
-        self.no_ssim = "" if side >= SSIM_WINDOW else f"pictures of {side} px are smaller than its window of {SSIM_WINDOW} px"
+        self.no_ssim = "" if side >= SSIM_WINDOW else f"images of {side} px are smaller than SSIM's window of {SSIM_WINDOW} px"
 
     def warm_up(self) -> None:
-        """Build the networks now and send one black picture through, so that no time of theirs is counted."""
+        """Send one black image through, so that the time to build the networks is not measured."""
         side = self._tokenizer.spec.preprocess.size
         tokens = self._tokenizer.encode(np.zeros((1, side, side, 3), np.uint8))
         try:
             self._tokenizer.decode(tokens)
         except DecodeNotSupported as error:
-            self.no_pictures = str(error)
+            self.no_images = str(error)
 
     def add(self, images_BHWC: Images, *, with_ssim: bool = True) -> None:
-        """Take in a batch."""
+        """Encode a batch [B, H, W, C], decode it if possible, and add its measurements."""
         begun = time.perf_counter()
         tokens = self._tokenizer.encode(images_BHWC)
         self.encode_seconds += time.perf_counter() - begun
@@ -60,27 +60,29 @@ class RoundTrip:
         if self.histograms is not None:
             for total_K, counts_K in zip(self.histograms, tokens.count_ids(self._tokenizer.spec.vocabulary), strict=True):
                 total_K += counts_K
-        if not self.no_pictures:
+        if not self.no_images:
             self._compare(images_BHWC, tokens, with_ssim)
 
     @property
     def mean_ssim(self) -> float | None:
-        """Mean over images of their SSIM; None where it was not measured."""
+        """Mean SSIM of the images; None if it was not measured."""
         return self.sum_ssim / self.fidelity.images if self.fidelity.images and not self.no_ssim else None
 
     def _compare(self, images_BHWC: Images, tokens: TokenBatch, with_ssim: bool) -> None:
         begun = time.perf_counter()
         try:
-            pictures_BHWC = self._tokenizer.decode(tokens)
+            decoded_BHWC = self._tokenizer.decode(tokens)
         except DecodeNotSupported as error:
-            self.no_pictures = str(error)
+            self.no_images = str(error)
             return
         self.decode_seconds += time.perf_counter() - begun
-        if pictures_BHWC.shape != images_BHWC.shape:
-            self.no_pictures = f"pictures come back as {pictures_BHWC.shape[1:]}; expected {images_BHWC.shape[1:]}, as they went in"
+        if decoded_BHWC.shape != images_BHWC.shape:
+            self.no_images = (
+                f"decoded images have the shape {decoded_BHWC.shape[1:]}; expected {images_BHWC.shape[1:]}, the shape of the input"
+            )
             return
-        self.fidelity.add(images_BHWC, pictures_BHWC)
+        self.fidelity.add(images_BHWC, decoded_BHWC)
         if with_ssim and not self.no_ssim:
-            ssim_B: npt.NDArray[np.float64] = ssim(images_BHWC, pictures_BHWC)
+            ssim_B: npt.NDArray[np.float64] = ssim(images_BHWC, decoded_BHWC)
             self.sum_ssim += float(ssim_B.sum())
             self.worst_ssim = min(self.worst_ssim, float(ssim_B.min()))

@@ -1,1 +1,1 @@
-"""What is shown to people: fidelity of reconstructions, code usage, pictures."""
+"""Output for people: storage tables, inspection, previews, progress."""

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, originals beside reconstructions, code usage in a terminal or a plot."""
+"""Drawings for people: grids of images, originals beside reconstructions, code usage in a terminal or a plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
 
 MIN_SIDE = 96
-"""Smaller images are enlarged by whole factors until a person can see something."""
+"""Smallest side in pixels that a person can see well; smaller images are enlarged by whole factors."""
 GAP = 6
 FONT_SIZE = 12
 LINE_HEIGHT = 16
@@ -30,12 +30,12 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 def image_grid(images: Sequence[Pixels], captions: Sequence[str] | None = None, columns: int = 4) -> Image.Image:
     """Return uint8 RGB images (height, width, 3) of any sizes in rows of `columns`, each with its caption below.
 
-    Raises ConfigError without images, or when there are not as many captions as images.
+    Raises ConfigError for no images, or if the numbers of captions and images differ.
     """
     if not images:
-        raise ConfigError("a picture of 0 images was asked for; expected at least 1. Choose other samples")
+        raise ConfigError("there are 0 images to draw; expected at least 1. Choose other samples")
     if captions is not None and len(captions) != len(images):
-        raise ConfigError(f"{len(captions)} captions for {len(images)} images; expected one for each")
+        raise ConfigError(f"{len(captions)} captions for {len(images)} images; expected one caption per image")
     tiles = [_enlarged(image) for image in images]
     columns = max(1, min(columns, len(tiles)))
     cell_width, cell_height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
@@ -51,12 +51,12 @@ def image_grid(images: Sequence[Pixels], captions: Sequence[str] | None = None, 
 
 
 def image_table(rows: Sequence[Sequence[Pixels]], headers: Sequence[str], captions: Sequence[str]) -> Image.Image:
-    """Return rows of uint8 RGB images under the headers of their columns, each row with its caption below.
+    """Return rows of uint8 RGB images below their column headers, each row with its caption below.
 
-    Headers may have several lines. Raises ConfigError without images, or where rows, headers and captions do not fit each other.
+    Headers may have several lines. Raises ConfigError for no images, or if the numbers of rows, headers and captions do not match.
     """
     if not rows or not headers:
-        raise ConfigError(f"a table of {len(rows)} rows and {len(headers)} columns was asked for; expected at least 1 of both")
+        raise ConfigError(f"the table has {len(rows)} rows and {len(headers)} columns; expected at least 1 of both")
     if len(captions) != len(rows) or any(len(row) != len(headers) for row in rows):
         raise ConfigError(f"rows of {[len(row) for row in rows]} images, {len(captions)} captions and {len(headers)} headers do not fit")
     tiles = [[_enlarged(image) for image in row] for row in rows]
@@ -83,9 +83,9 @@ def image_table(rows: Sequence[Sequence[Pixels]], headers: Sequence[str], captio
 def side_by_side(
     originals: Sequence[Pixels], reconstructions: Sequence[Pixels], captions: Sequence[str] | None = None, columns: int = 3
 ) -> Image.Image:
-    """Return each original with its reconstruction and its PSNR at its right, `columns` such pairs in a row."""
+    """Return pairs of original (left) and reconstruction (right) with their PSNR, `columns` pairs per row."""
     if len(originals) != len(reconstructions):
-        raise ConfigError(f"{len(originals)} originals and {len(reconstructions)} reconstructions; expected as many of both")
+        raise ConfigError(f"{len(originals)} originals and {len(reconstructions)} reconstructions; expected equal numbers")
     names = captions if captions is not None else [""] * len(originals)
     images = [image for pair in zip(originals, reconstructions, strict=True) for image in pair]
     fidelity = [f"tokens, {psnr(original, image):.1f} dB" for original, image in zip(originals, reconstructions, strict=True)]
@@ -94,9 +94,9 @@ def side_by_side(
 
 
 def usage_text_histogram(counts_K: Counts, width: int = 64, height: int = 8) -> str:
-    """Return the use of codes 0 .. K - 1 as `height` lines of block characters, at most `width` wide, and a line that labels them.
+    """Return a histogram of codes 0 .. K - 1: `height` lines of block characters, at most `width` wide, and a line of labels.
 
-    Where codes share a column it shows their mean; a code that is used at all is never drawn as empty.
+    If codes share a column, it shows their mean. A column with any use is never drawn empty.
     """
     columns = min(width, len(counts_K))
     edges = np.arange(columns) * len(counts_K) // columns
@@ -110,9 +110,9 @@ def usage_text_histogram(counts_K: Counts, width: int = 64, height: int = 8) -> 
 
 
 def plot_usage(histograms: Sequence[Counts], path: Path) -> None:
-    """Write a plot of code usage to `path` (its extension chooses the format): by id, and sorted, for each level.
+    """Write a plot of code usage to `path`, for each level by id and sorted; the extension decides the format.
 
-    Raises ConfigError when matplotlib is missing or does not know the extension.
+    Raises ConfigError if matplotlib is missing or does not know the extension.
     """
     try:
         from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ def _enlarged(image: Pixels) -> Image.Image:
 
 
 def _fitted(text: str, width: int, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """Cut the text at its front, where paths differ least, until it is `width` pixels long."""
+    """Shorten the text to `width` pixels; cut its front, where paths differ least."""
     text = text.replace("\n", " ")
     if draw.textlength(text, font=font) <= width:
         return text

@@ -1,4 +1,4 @@
-"""`inspect`: spec, storage table, classes and code usage of a dataset, or what a tokenizer directory holds."""
+"""`inspect`: spec, storage table, classes and code usage of a dataset, or the content of a tokenizer directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What there is to know of a dataset without reading its shards."""
+    """The facts about a dataset that are known without reading its token columns."""
 
     url: str
     spec: TokenizerSpec
@@ -41,7 +41,7 @@ class Inspection:
 
     @property
     def usage(self) -> list[dict[str, Any]]:
-        """How the codes of each level are used."""
+        """Code usage of each level."""
         return [code_usage(counts_K) for counts_K in self.histograms]
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Inspection:
             ("fingerprint", spec.fingerprint),
             (
                 "layout",
-                f"{layout.kind} {'×'.join(map(str, layout.grid)) or layout.sites}, {layout.ids_per_site} ids a site ({layout.combine})",
+                f"{layout.kind} {'×'.join(map(str, layout.grid)) or layout.sites}, {layout.ids_per_site} ids per site ({layout.combine})",
             ),
             ("vocabulary", " + ".join(f"{size:,}" for size in spec.vocabulary)),
             (
@@ -87,13 +87,15 @@ class Inspection:
                 rows: Rows = [(str(label), f"{count:,}") for label, count in counted[:CLASSES_SHOWN]]
                 if len(counted) > CLASSES_SHOWN:
                     rows.append(("…", f"{len(counted) - CLASSES_SHOWN} more classes"))
-                counts = f"{len(counted)} classes" + (f", rows of each ({self.manifest.views} an image)" if self.manifest.views > 1 else "")
+                counts = f"{len(counted)} classes" + (
+                    f", rows of each ({self.manifest.views} per image)" if self.manifest.views > 1 else ""
+                )
                 tables.append((counts, rows))
         if self.columns:
             tables.append(("columns", [(column.name, column.type, column.meaning) for column in self.columns]))
         if self.histograms:
             tables.append(("code usage", list(usage_rows(self.usage))))
-        tables.append(("how close its pictures come", [("PSNR and SSIM", f"tokenshards evaluate-tokenizer {self.url} IMAGES")]))
+        tables.append(("fidelity of its images", [("PSNR and SSIM", f"tokenshards evaluate-tokenizer {self.url} IMAGES")]))
         return tables
 
     def usage_text(self) -> str:
@@ -104,14 +106,14 @@ class Inspection:
         return "\n\n".join(parts)
 
     def plot(self, path: str) -> None:
-        """Write the code usage as a picture; raises ConfigError where nothing was counted."""
+        """Write a plot of the code usage; raises ConfigError if no ids were counted."""
         if not self.histograms:
             raise ConfigError(f"{self.url}: no ids are counted yet, so there is nothing to plot in {path}")
         plot_usage(self.histograms, Path(path))
 
 
 def inspect_dataset(store: Store) -> Inspection:
-    """Gather what is known; raises TokenizerError where neither a dataset nor a tokenizer directory is found."""
+    """Inspect a dataset or tokenizer directory; raises TokenizerError if `store` is neither."""
     place, prefix = resolve_tokenizer(store.location, store.storage_options)
     pointer = load_pointer(store)
     manifest = None if pointer is None else load_manifest(store, pointer)

@@ -1,4 +1,4 @@
-"""`preview`: a grid of reconstructions, beside the originals where the source is given, or beside variants of their tokens."""
+"""`preview`: a grid of reconstructions, beside their originals if the source is given, or beside variants of their tokens."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 400
 Views = Callable[[TokenDataset, TokenBatch], list[tuple[str, TokenBatch]]]
-"""Makes variants, all of the same samples and each with its caption, of the tokens of some samples of a dataset."""
+"""Function from a dataset and the tokens of some samples to variants of these tokens, each with its caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What was drawn."""
+    """Path and content of a drawn preview."""
 
     path: str
     sample_ids: list[str]
     psnr_db: list[float]
-    """Of each image against its original; empty without a source."""
+    """PSNR of each image against its original; [] without a source."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -63,32 +63,32 @@ def preview_dataset(
     options: dict[str, Any],
     reading: SourceConfig | None = None,
 ) -> Preview:
-    """Draw up to `count` images, spread over the dataset, or those asked for by id or class."""
+    """Draw up to `count` images spread over the dataset, or the images chosen by id or class."""
     dataset, samples = _opened(url, to, count, sample_ids, label, options)
     tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
     images = list(tokenizer.decode(concatenate_tokens([sample.tokens for sample in samples])))
     ids = [str(sample.row["sample_id"]) for sample in samples]
     captions = [_caption(sample) for sample in samples]
     if source_url is None:
-        picture = image_grid(images, captions, columns=min(8, max(1, round(len(images) ** 0.5))))
-        _save(picture, to)
+        drawing = image_grid(images, captions, columns=min(8, max(1, round(len(images) ** 0.5))))
+        _save(drawing, to)
         return Preview(to, ids, [])
     originals = _originals(dataset, source_url, set(ids), reading or SourceConfig(storage_options=options))
     kept = [index for index, sample_id in enumerate(ids) if sample_id in originals]
     if not kept:
         raise ConfigError(
-            f"--source {display_url(source_url)}: none of {len(ids)} images is found there unchanged; give the place that was tokenized"
+            f"--source {display_url(source_url)}: none of {len(ids)} images exists there unchanged; give the source that was tokenized"
         )
     pairs = [(originals[ids[index]], images[index]) for index in kept]
-    picture = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
-    _save(picture, to)
+    drawing = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
+    _save(drawing, to)
     return Preview(to, [ids[index] for index in kept], [round(psnr(original, image), 3) for original, image in pairs])
 
 
 def preview_views(
     url: str, to: str, views: Views, *, count: int, sample_ids: tuple[str, ...], label: str | None, options: dict[str, Any]
 ) -> Preview:
-    """Draw what `views` makes of the images that `preview_dataset` would choose: one row an image, one column a view."""
+    """Draw the variants that `views` makes of the images that `preview_dataset` would choose: one row per image, one column per variant."""
     dataset, samples = _opened(url, to, count, sample_ids, label, options)
     tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
     captioned = views(dataset, concatenate_tokens([sample.tokens for sample in samples]))
@@ -101,7 +101,7 @@ def preview_views(
 def _opened(
     url: str, to: str, count: int, sample_ids: tuple[str, ...], label: str | None, options: dict[str, Any]
 ) -> tuple[TokenDataset, list[Sample]]:
-    """Check what was asked for, and return the dataset with the samples to show."""
+    """Check the arguments and return the dataset with the samples to show."""
     if not 1 <= count <= MAX_IMAGES:
         raise ConfigError(f"-n is {count}; expected 1 to {MAX_IMAGES} images")
     if Path(to).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -114,9 +114,9 @@ def _opened(
     return dataset, samples
 
 
-def _save(picture: Any, to: str) -> None:
+def _save(drawing: Any, to: str) -> None:
     buffer = io.BytesIO()
-    picture.save(buffer, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(to).suffix.lower(), "PNG"))
+    drawing.save(buffer, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(to).suffix.lower(), "PNG"))
     target = Path(to).resolve()
     Store(str(target.parent)).write(target.name, buffer.getvalue())
 
@@ -132,8 +132,8 @@ def _chosen(dataset: TokenDataset, count: int, sample_ids: tuple[str, ...], labe
         return
     if label is None:
         total = len(dataset) // dataset.views
-        for picture in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)):
-            yield dataset[int(picture) * dataset.views]
+        for image in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)):
+            yield dataset[int(image) * dataset.views]
         return
     found = position = 0
     for batch in dataset.batches(4096):
@@ -148,7 +148,7 @@ def _chosen(dataset: TokenDataset, count: int, sample_ids: tuple[str, ...], labe
 
 
 def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], reading: SourceConfig) -> dict[str, Pixels]:
-    """Return the preprocessed pixels of the wanted samples, found through the plan."""
+    """Return sample id -> preprocessed pixels of the wanted samples; the plan says where they are."""
     originals: dict[str, Pixels] = {}
     preprocess = dataset.spec.preprocess
     for plan in load_chain(dataset.store):
@@ -161,7 +161,7 @@ def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], reading
                         found = decode_views(record.data, preprocess, plan.views, seed=plan.order_seed, sample_id=record.sample_id)
                         originals[record.sample_id] = found.pixels_VHWC[0]
                     except BadInput:
-                        continue  # a later object of the same name; the caller reports what is missing
+                        continue  # another object has taken the name since; the caller reports missing images
             if len(originals) == len(wanted):
                 return originals
     return originals

@@ -1,4 +1,4 @@
-"""`quarantine`: the inputs that failed for good and were not committed later, each with its reason."""
+"""`quarantine`: the inputs that failed permanently and were not committed later, each with its reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAMES = ("sample_id", "reason", "stage", "detail", "uri", "label")
 
 
 def quarantined_inputs(store: Store, reason: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield what stands in quarantine, of one reason or of all, without the bytes of the inputs.
+    """Yield the rows of the current quarantine, for one reason or for all, without the bytes of the inputs.
 
-    After `retry-failed` that is what failed again: the quarantine objects of older generations stay as they are. Raises ConfigError for a
-    reason that does not exist, MissingObjectError where there is no dataset.
+    After `retry-failed` these are the inputs that failed again; the quarantine objects of older generations remain but do not count. Raises
+    ConfigError for an unknown reason, MissingObjectError if there is no dataset.
     """
     reasons = sorted(Reason)
     if reason is not None and reason not in reasons:

@@ -1,4 +1,4 @@
-"""What a dataset weighs: the storage table of `tokenize`, `status` and `inspect`, and the JSON that others rely on."""
+"""Counts and sizes of a dataset: the storage table of `tokenize`, `status` and `inspect`, and its JSON, which users rely on."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ class StorageReport:
     bytes_in: int
     """Encoded bytes of the committed images."""
     bytes_out: int
-    """All objects under OUT."""
+    """Bytes of all objects under OUT."""
     bytes_shards: int
     bits_per_token: float
     order0_bits_per_token: float | None
-    """None where the vocabulary is too large to count."""
+    """None if the vocabulary is too large to count."""
     images_per_second: float
     seconds: dict[str, float]
     """Worker seconds per stage."""
     complete: bool
     views: int = 1
-    """Rows of each image."""
+    """Rows per image."""
     unlabelled: int = 0
-    """Committed images without a label, of a dataset that has labels."""
+    """Committed images without a label; 0 if the dataset has no labels at all."""
     estimated: bool = False
-    """True where shards were counted and images estimated from them: `status` reads no commits."""
+    """True if the images are estimated from the number of shards, because `status` does not read commits."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `tokenize --json` and `status --json`; the last three fields only where they say something."""
+        """Return the JSON of `tokenize --json` and `status --json`; the last three fields only if they differ from their defaults."""
         usual = {"views": 1, "unlabelled": 0, "estimated": False}
         return {name: getattr(self, name) for name in self.__slots__ if name not in usual or getattr(self, name) != usual[name]}
 
@@ -66,12 +66,12 @@ class StorageReport:
         about = "about " if self.estimated else ""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantine_reasons.items())
         planned = f" of {self.images_planned:,} planned" + (
-            "" if self.images_planned_exact else " so far (tars are counted as they are read)"
+            "" if self.images_planned_exact else " so far (tars are counted when they are read)"
         )
         return [
             ("images", f"{about}{self.images_committed:,}{planned}"),
             *([("without a label", f"{self.unlabelled:,}")] if self.unlabelled else []),
-            *([("views", f"{self.views} of each image, a row each")] if self.views > 1 else []),
+            *([("views", f"{self.views} per image, one row each")] if self.views > 1 else []),
             ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
             ("bytes in", f"{about}{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
@@ -86,11 +86,11 @@ class StorageReport:
 
 
 def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what was measured when a tokenizer was fitted as (name, value) text."""
+    """Return the statistics of a tokenizer's fit as (name, value) text."""
     rows: list[tuple[str, str]] = [(name, f"{statistics[name]:,}") for name in ("images", "patches", "latents") if name in statistics]
     if "published_codes" in statistics:
         codes, ids = statistics["levels"][0]["codes"], statistics["kept_share"]
-        rows.append(("codes kept", f"{codes:,} of {statistics['published_codes']:,}, which are {ids:.2%} of the ids of these images"))
+        rows.append(("codes kept", f"{codes:,} of {statistics['published_codes']:,}; they cover {ids:.2%} of the ids of these images"))
     for level, measured in enumerate(statistics.get("levels", ())):
         usage = f"{measured['codes']} codes, {measured['dead_codes']} dead, perplexity {measured['perplexity']:.0f}"
         fidelity = f", PSNR {measured['psnr_db']:.2f} dB" if "psnr_db" in measured else ""
@@ -99,7 +99,7 @@ def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def dataset_report(store: Store, images_per_second: float | None = None) -> StorageReport:
-    """Survey a dataset; the rate is that of its recorded runs unless one is given. Raises MissingObjectError where there is none."""
+    """Survey a dataset. Without `images_per_second` the rate comes from its recorded runs. Raises MissingObjectError for no dataset."""
     chain, manifest = _read_chain(store)
     newest = chain[-1] if chain or manifest is None else manifest  # a published copy has no plan
     surveys = [survey_plan(store, plan, plan.spec) for plan in _open_plans(chain, manifest)]
@@ -121,16 +121,16 @@ def dataset_report(store: Store, images_per_second: float | None = None) -> Stor
 
 
 def status_report(store: Store) -> StorageReport:
-    """Report how far a dataset is from one listing, its manifest and its run records: a commit is counted, never read.
+    """Report the progress of a dataset from one listing, its manifest and its run records; commits are counted, never read.
 
-    Of an open generation the images are estimated from the share of its shards that have a commit. Raises MissingObjectError where there
-    is no dataset.
+    The images of an open generation are estimated from the share of its shards that have a commit. Raises MissingObjectError for no
+    dataset.
     """
     chain, manifest = _read_chain(store)
     waiting = _open_plans(chain, manifest)
     if not waiting:
         return dataset_report(store)
-    plan = waiting[-1]  # the generations before it have a manifest
+    plan = waiting[-1]  # all earlier generations have a manifest
     commits = bytes_shards = bytes_out = 0
     for info in store.list():
         bytes_out += max(0, info.size)
@@ -178,7 +178,7 @@ def _open_plans(chain: list[Plan], manifest: Manifest | None) -> list[Plan]:
 
 
 def _unlabelled(images: int, newest: Plan | Manifest, manifest: Manifest | None, surveys: list[Survey]) -> int:
-    """Return the images without a label, 0 where the source has no labels at all."""
+    """Return the number of images without a label, 0 if the source has no labels at all."""
     if newest.label_type is None:
         return 0
     rows = (sum(manifest.class_counts) if manifest is not None else 0) + sum(sum(survey.labels.values()) for survey in surveys)
@@ -188,7 +188,7 @@ def _unlabelled(images: int, newest: Plan | Manifest, manifest: Manifest | None,
 def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:
     totals = manifest.totals if manifest is not None else {}
     committed = totals.get("images_committed", 0) + sum(survey.images for survey in surveys)
-    # A later generation plans again what the one before quarantined.
+    # A later generation plans the quarantined inputs of the previous one again, so they must not count twice.
     planned = surveys[-1].planned + committed - surveys[-1].images if surveys else totals.get("images_planned", 0)
     quarantined = totals.get("images_quarantined", 0) if not surveys else surveys[-1].quarantined
     token_bytes = totals.get("token_bytes", 0) + sum(survey.token_bytes for survey in surveys)

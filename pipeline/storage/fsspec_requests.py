@@ -8,9 +8,10 @@ from typing import Any
 
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.storage.listing import Folder, Page
+from tokenshards.pipeline.storage.local import ObjectInfo
 from tokenshards.pipeline.storage.request_limit import status_of
 
-__all__ = ["REQUEST_SECONDS", "Remote", "WebRemote"]
+__all__ = ["REQUEST_SECONDS", "Remote", "WebRemote", "remote_info"]
 
 REQUEST_SECONDS = 600.0
 """Time limit of one request, even if bytes still trickle in; SLOWEST extends it for large objects."""
@@ -102,3 +103,13 @@ def _md5_told(entry: dict[str, Any]) -> bytes | None:
     if isinstance(text, str):
         return base64.b64decode(text)
     return bytes(text) if isinstance(text, bytes | bytearray) else None
+
+
+def remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
+    """Return what an entry of fsspec says of an object."""
+    size = int(entry.get("size") or 0)
+    changed = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or entry.get("last_modified")
+    modified = changed.timestamp() if changed is not None and hasattr(changed, "timestamp") else float(changed or 0)
+    etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
+    version = str(etag).strip('"') if etag else (f"{size}-{int(modified * 1e9)}" if modified else "")
+    return ObjectInfo(path, size, version, modified, regular=entry.get("type", "file") == "file")

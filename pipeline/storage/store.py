@@ -24,7 +24,7 @@ from fsspec.utils import glob_translate
 from tokenshards.pipeline.activity import WAITING_FOR_STORE, doing
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
-from tokenshards.pipeline.storage.fsspec_requests import REQUEST_SECONDS, SLOWEST, Remote, WebRemote
+from tokenshards.pipeline.storage.fsspec_requests import REQUEST_SECONDS, SLOWEST, Remote, WebRemote, remote_info
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
 from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
@@ -168,7 +168,7 @@ class Store:
         try:
             if self.is_local:
                 return self._tried(path, "stat", lambda: local_info(path, full))
-            return _remote_info(path, self._tried(path, "stat", lambda: self._remote.info(full)))
+            return remote_info(path, self._tried(path, "stat", lambda: self._remote.info(full)))
         except MissingObjectError:
             return None
 
@@ -201,7 +201,7 @@ class Store:
             for entry in page.entries:
                 path = self._relative(entry["name"])
                 if path and path != prefix:
-                    yield _remote_info(path, entry)
+                    yield remote_info(path, entry)
 
     def glob(self, pattern: str) -> Iterator[str]:
         """Yield the sorted paths of objects that match a pattern with `*`, `?`, `[…]` or `**`.
@@ -291,12 +291,3 @@ def open_parent(url: str, storage_options: Mapping[str, Any] | None = None) -> t
     """Return the store of the folder that contains the file at a path or URL, and the name of the file."""
     folder, _, name = url.rpartition("/")
     return Store(folder or ("/" if url.startswith("/") else "."), storage_options=dict(storage_options or {})), name
-
-
-def _remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
-    size = int(entry.get("size") or 0)
-    changed = entry.get("LastModified") or entry.get("mtime") or entry.get("created") or entry.get("last_modified")
-    modified = changed.timestamp() if changed is not None and hasattr(changed, "timestamp") else float(changed or 0)
-    etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
-    version = str(etag).strip('"') if etag else (f"{size}-{int(modified * 1e9)}" if modified else "")
-    return ObjectInfo(path, size, version, modified, regular=entry.get("type", "file") == "file")

@@ -1,1 +1,1 @@
-"""`tokenize` as a job of a Ray cluster."""
+"""Submit `tokenize` as a job to a Ray cluster."""

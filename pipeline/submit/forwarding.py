@@ -1,4 +1,4 @@
-"""What may leave this machine with a job: Ray shows a job's command line and environment in job info, logs and the process list."""
+"""The options and variables that may go with a job. Ray shows a job's command line and environment in job info, logs and process lists."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FORWARDED = (
     GPU_ROWS,
     *PROFILE_VARIABLES.values(),
 )
-"""Variables handed on where they are set here; none of them is a secret."""
+"""Environment variables that go with a job if they are set here; none of them is a secret."""
 CREDENTIALS_BELONG = (
     "credentials belong to the nodes (instance role, Kubernetes secret, environment of `ray start`), "
-    "or add --forward-credentials to hand on the AWS credentials of this machine"
+    "or add --forward-credentials to send the AWS credentials of this machine"
 )
 FORWARDED_OPTIONS = frozenset(
     """
@@ -49,17 +49,17 @@ FORWARDED_OPTIONS = frozenset(
     account_host account_name consistency default_location host port project revision
     """.split()
 )
-"""Storage options that may be seen by everybody who reaches the cluster; nested ones with a dot. None of them holds a secret."""
+"""Storage options that everybody with access to the cluster may see, with dots for nesting. None of them holds a secret."""
 _WORDS_FOR_TOKEN = ("anon", "browser", "cache", "cloud", "google_default")
-"""What gcsfs takes in place of a token."""
+"""Values of gcsfs's option `token` that are words, not tokens."""
 _QUERY = {"dl", "download", "format", "generation", "raw", "ref", "revision", "versionid"}
-"""Parameters of web addresses that sign nothing."""
+"""Query parameters of web addresses that are no signature."""
 
 
 def refuse_secret_options(options: Mapping[str, Any], option: str = "--storage-option", prefix: str = "") -> None:
-    """Raise ConfigError for a storage option, nested ones included, that is not on the list, or whose URL holds a secret.
+    """Raise ConfigError for a storage option, also a nested one, that is not in FORWARDED_OPTIONS or whose URL holds a secret.
 
-    The message names it and hides its value.
+    The message names the option and hides its value.
     """
     for name, value in options.items():
         full = f"{prefix}{name}"
@@ -68,8 +68,8 @@ def refuse_secret_options(options: Mapping[str, Any], option: str = "--storage-o
             continue
         if full not in FORWARDED_OPTIONS and (full, value) not in [("token", word) for word in _WORDS_FOR_TOKEN]:
             raise ConfigError(
-                f"{option} {full} is none of the options that may go with a job: Ray shows its command to everybody, and this may be a "
-                f"secret. Expected one of {', '.join(sorted(FORWARDED_OPTIONS))}. Set others on the nodes, where the client of the store "
+                f"{option} {full} is not an option that may go with a job: Ray shows the command of a job to everybody, and this may be a "
+                f"secret. Expected one of {', '.join(sorted(FORWARDED_OPTIONS))}. Set other options on the nodes, where the store's client "
                 f"reads them; {CREDENTIALS_BELONG}"
             )
         for text in value if isinstance(value, list | tuple) else [value]:
@@ -77,11 +77,11 @@ def refuse_secret_options(options: Mapping[str, Any], option: str = "--storage-o
 
 
 def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
-    """Raise ConfigError where a URL holds a user, a password, or a query that may be a signature; `what` names its place."""
+    """Raise ConfigError if a URL holds a user, a password, or a query that may be a signature; `what` names the URL's place."""
     for text in texts:
         for url in re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", text):
             location, _, query = url.partition("?")
-            # In keys of other stores `?` is a letter, or stands for one.
+            # In keys of other stores `?` is an ordinary character or a wildcard.
             names = [name for name, _ in parse_qsl(query, keep_blank_values=location.lower().startswith("http"))]
             unknown = any(name.lower() not in _QUERY for name in names)
             if _has_password(location) or unknown:
@@ -92,12 +92,12 @@ def refuse_secret_urls(what: str, texts: Iterable[str]) -> None:
 def _has_password(location: str) -> bool:
     user, at, _ = location.partition("://")[2].partition("/")[0].rpartition("@")
     if at and urlsplit(location).scheme in ("abfs", "abfss", "wasb", "wasbs"):
-        return ":" in user  # there it is container@account
+        return ":" in user  # in these schemes it is container@account
     return has_credentials(location)
 
 
 def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the allow-list that are set. Raises ConfigError where one holds a URL with a password."""
+    """Return the variables of FORWARDED that are set. Raises ConfigError if one holds a URL with a password."""
     found = {name: environ[name] for name in FORWARDED if environ.get(name)}
     for name, value in found.items():
         refuse_secret_urls(name, [value])
@@ -105,9 +105,9 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def credentials(profile: str | None = None) -> dict[str, str]:
-    """Return the AWS credentials of this machine as variables, from where botocore finds them; of a named profile its region too.
+    """Return the AWS credentials that botocore finds on this machine, as environment variables; for a named profile also its region.
 
-    Raises ConfigError where there are none.
+    Raises ConfigError if there are none.
     """
     import botocore.exceptions
     import botocore.session
@@ -118,7 +118,7 @@ def credentials(profile: str | None = None) -> dict[str, str]:
         frozen = None if found is None else found.get_frozen_credentials()
         region = session.get_config_variable("region") if profile else None
     except botocore.exceptions.BotoCoreError as error:
-        raise ConfigError(f"--forward-credentials: the AWS credentials of this machine cannot be had ({error})") from None
+        raise ConfigError(f"--forward-credentials: cannot get the AWS credentials of this machine ({error})") from None
     if frozen is None or not frozen.access_key or not frozen.secret_key:
         raise ConfigError(
             "--forward-credentials: this machine has no AWS credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"

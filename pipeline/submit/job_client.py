@@ -1,4 +1,4 @@
-"""Ray's client of jobs, with what it lacks: a time limit, and one sentence for each way in which a cluster does not take a job."""
+"""Ray's job client with two additions: a time limit, and one clear sentence for each way in which a cluster can refuse a job."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tokenshards.pipeline.submit.ray_dashboard import Dashboard, said_by_ray, wi
 __all__ = ["ray_client", "start_job"]
 
 SUBMIT_SECONDS = 60.0
-"""For the code, a megabyte, and the job. A head looks for an agent that takes a job for ten seconds."""
+"""Time limit to send the code (a megabyte) and the job. A head searches ten seconds for an agent that takes a job."""
 _STATUS = re.compile(r"status code (\d{3}): ?(.*)", re.DOTALL)
 
 
 def ray_client(dashboard: Dashboard) -> Any:
-    """Return Ray's client of a dashboard that has already answered. Raises ConfigError where Ray is here without it."""
+    """Return Ray's job client for a dashboard that has already answered. Raises ConfigError if this Ray has no job client."""
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
-        raise ConfigError(f"Ray's client of jobs cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
+        raise ConfigError(f"Ray's job client cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:
-            """Ask nothing: the dashboard has answered, and Ray would wait for an answer without an end."""
+            """Skip Ray's check: the dashboard has already answered, and Ray would wait without a time limit."""
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray lets them overrule the address that it is given
+    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # in Ray these variables override the given address
         return Client(dashboard.address, headers=dict(dashboard.headers))
 
 
@@ -47,9 +47,9 @@ def _without(*names: str) -> Iterator[None]:
 
 
 def start_job(client: Any, dashboard: Dashboard, *, submission_id: str, **job: Any) -> None:
-    """Send the code and start a job; `job` is what Ray's `submit_job` takes besides.
+    """Send the code and start a job; `job` holds the other arguments of Ray's `submit_job`.
 
-    Raises ConfigError where the cluster will never take it, ClusterError where it could not, or where nobody knows whether it did.
+    Raises ConfigError if the cluster will never accept the job, ClusterError if it could not start it or if the result is unknown.
     """
     import requests
     from ray.exceptions import AuthenticationError
@@ -66,7 +66,7 @@ def start_job(client: Any, dashboard: Dashboard, *, submission_id: str, **job: A
         raise _no_answer(dashboard, submission_id, error) from None
     except (requests.exceptions.RequestException, TimeoutError) as error:
         raise _no_answer(dashboard, submission_id, error) from None
-    except RuntimeError as error:  # of Ray's client, for each answer that is not 200
+    except RuntimeError as error:  # Ray's client raises it for every status except 200
         raise _not_accepted(dashboard, submission_id, str(error)) from None
 
 
@@ -78,31 +78,33 @@ def _never_connected(error: Exception) -> bool:
 
 def _no_answer(dashboard: Dashboard, submission_id: str, error: Exception) -> ClusterError:
     said = said_by_ray(str(error)) or type(error).__name__
-    return ClusterError(f"no answer of {dashboard.address} to job {submission_id} ({said}): {_in_doubt(dashboard, submission_id)}")
+    return ClusterError(f"no answer from {dashboard.address} to job {submission_id} ({said}): {_in_doubt(dashboard, submission_id)}")
 
 
 def _not_accepted(dashboard: Dashboard, submission_id: str, message: str) -> ClusterError | ConfigError:
     where = dashboard.address
     if "already" in message and submission_id in message:
         return ConfigError(
-            f"the cluster at {where} has had a job {submission_id} before, and never takes an id twice; "
-            "leave --submission-id out, or choose another: the new job continues the same OUT"
+            f"the cluster at {where} already had a job {submission_id}, and it never accepts an id twice; "
+            "leave --submission-id out, or choose another id: the new job continues the same OUT"
         )
     answer = _STATUS.search(message)
     code, body = (int(answer[1]), answer[2].strip(" .")) if answer else (500, message)
     if code in (401, 403):
         return ConfigError(dashboard.refused(code))
-    page = not body or body.startswith("<")  # of a proxy
+    page = not body or body.startswith("<")  # an HTML page comes from a proxy
     said = f"{code}: {http.client.responses.get(code, 'no reason given') if page else said_by_ray(body)}"
-    if code < 500 or "status code 400" in body:  # the head hands on what its agent answered
+    if code < 500 or "status code 400" in body:  # the head forwards the answer of its agent
         return ConfigError(f"the cluster at {where} did not accept the job ({said}); nothing was started")
     if "No available agent" in body:
         return ClusterError(f"the cluster at {where} did not start the job ({said}); nothing was started")
-    return ClusterError(f"the cluster at {where} failed while it took job {submission_id} ({said}): {_in_doubt(dashboard, submission_id)}")
+    return ClusterError(
+        f"the cluster at {where} failed while it accepted job {submission_id} ({said}): {_in_doubt(dashboard, submission_id)}"
+    )
 
 
 def _in_doubt(dashboard: Dashboard, submission_id: str) -> str:
     return (
-        f"it may have started. See `ray job status --address {dashboard.address} {submission_id}`; "
-        "the same command again continues its work, beside it if it runs"
+        f"the job may have started. See `ray job status --address {dashboard.address} {submission_id}`; "
+        "the same command again continues its work, also while that job runs"
     )

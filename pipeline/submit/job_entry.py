@@ -1,8 +1,8 @@
-"""What a submitted job runs on its node: check the node, then become the command line.
+"""The entry point of a submitted job on its node: check the node, then replace this process by the command line.
 
 Started as `python -m tokenshards.pipeline.submit.job_entry ARGUMENTS`.
 
-Standard library alone and plain syntax: it must come as far as its message under a Python that cannot run the rest.
+It uses only the standard library and plain syntax, because it must print its message even under a Python that cannot run the rest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import tokenshards
 __all__ = ["CLUSTER_PYTHON", "EXTRA", "main", "node_problem"]
 
 EXTRA = "cluster"
-"""The extra under which the shipped metadata state what a node needs."""
+"""The extra in the shipped metadata that lists the requirements of a node."""
 CLUSTER_PYTHON = "TOKENSHARDS_CLUSTER_PYTHON"
-"""Variable with the version of the Python that the cluster's own processes run."""
+"""Environment variable with the Python version of the cluster's own processes."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(?:>=\s*([0-9.]+))?")
 
 
@@ -45,9 +45,9 @@ def _lacking(requirements: list[str]) -> list[str]:
 
 
 def node_problem(requirements: list[str], cluster_python: str) -> str:
-    """Return one sentence on why this Python cannot run the job, empty if it can.
+    """Return one sentence that says why this Python cannot run the job, "" if it can.
 
-    `requirements` are of the form `name>=version`; `cluster_python` is a version such as 3.11.7, or empty where it is not known.
+    `requirements` have the form `name>=version`; `cluster_python` is a version such as 3.11.7, "" if unknown.
     """
     here = ".".join(str(part) for part in sys.version_info[:3])
     if cluster_python and here != cluster_python:
@@ -65,13 +65,13 @@ def node_problem(requirements: list[str], cluster_python: str) -> str:
 
 
 def main() -> None:
-    """Replace this process by the command line, or end with one sentence and exit code 2."""
+    """Replace this process by the command line, or print one sentence and exit with code 2."""
     stated = [text.partition(";") for text in requires("tokenshards") or ()]
     problem = node_problem([text for text, _, marker in stated if EXTRA in marker], os.environ.get(CLUSTER_PYTHON, ""))
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    # Ray puts the driver's folder in front of what its workers import: it must hold this code, never another `tokenshards`.
+    # Ray puts the driver's current folder first on its workers' import path, so it must hold this code and no other `tokenshards`.
     os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(tokenshards.__file__))))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "tokenshards.cli", *sys.argv[1:]])

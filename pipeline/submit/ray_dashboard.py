@@ -1,7 +1,7 @@
-"""The dashboard of a Ray cluster over HTTP: is it there, may we talk to it, which versions does it run, how is a job. Imports no Ray.
+"""The dashboard of a Ray cluster over HTTP: reachability, authentication, versions, state of a job. Does not import Ray.
 
-Ray's own client has no time limits and prefers RAY_ADDRESS to the address that it is given, so everything that must not hang, or must end
-in one clear sentence, is asked here.
+Ray's own client has no time limits and prefers RAY_ADDRESS to the given address. So this module makes every request that must not hang or
+must fail with one clear sentence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXPECTED = "expected the address of the dashboard, such as http://head:8265"
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """What the processes of the cluster run; `python` is empty where an old Ray does not tell."""
+    """Versions that the processes of the cluster run; `python` is "" if an old Ray does not report it."""
 
     ray: str
     python: str
@@ -45,42 +45,44 @@ _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception)(?=: |$)", re.MULTILINE)
 
 
 def said_by_ray(message: str) -> str:
-    """Return what a message of Ray says on one line, without its tracebacks: the last exception, and where that is long its end."""
+    """Return a message of Ray on one line without tracebacks: its last exception; a long one is shortened in the middle."""
     last = list(_EXCEPTION.finditer(message))
     said = " ".join(message[last[-1].start() if last else 0 :].split()).rstrip(". ")
-    if len(said) > SHOWN_CHARACTERS:  # what went wrong stands at the end
+    if len(said) > SHOWN_CHARACTERS:  # the cause is at the end
         said = f"{said[: SHOWN_CHARACTERS // 4]} … {said[-3 * SHOWN_CHARACTERS // 4 :]}"
     return said
 
 
 class Dashboard:
-    """One cluster's dashboard. Every answer comes as a whole within `REQUEST_SECONDS`, or is an error.
+    """The dashboard of one cluster. A request that is not answered completely within `REQUEST_SECONDS` is an error.
 
-    A ConfigError means that the request or the address is wrong, a ClusterError that the cluster is in no state to answer.
+    ConfigError means that the request or the address is wrong; ClusterError means that the cluster cannot answer now.
     """
 
     def __init__(self, address: str, environ: Mapping[str, str] | None = None) -> None:
         self.address = _checked(address)
         self.headers: dict[str, str] = {}
-        """What a client must send with each request."""
+        """Headers that a client must send with each request."""
         self._environ = os.environ if environ is None else environ
         self._known = False
-        """It has answered as a dashboard: whatever it answers later, the address was right."""
+        """True once the server answered as a dashboard: later errors do not mean that the address is wrong."""
 
     def connect(self) -> Versions:
-        """Find the cluster, authenticate where it asks for that, and return its versions."""
+        """Contact the cluster, authenticate if it requires that, and return its versions."""
         environ = self._environ
         mode = environ.get("RAY_AUTH_MODE", "").strip().lower()
         token = find_token(environ)
         if mode == "token" and not token:
-            raise ConfigError(f"RAY_AUTH_MODE is token, but no token is there; {_WHERE_TOKENS_ARE}")
-        # The token goes to a server that asks for one, and to no other. Ray before 2.52 has no such page.
+            raise ConfigError(f"RAY_AUTH_MODE is token, but there is no token; {_WHERE_TOKENS_ARE}")
+        # Send the token only to a server that asks for one. Ray before 2.52 does not have this page.
         asked = self._get("/api/authentication_mode", missing_ok=True)
         if isinstance(asked, dict) and asked.get("authentication_mode") == "token":
             if mode == "disabled":
-                raise ConfigError(f"{self.address} wants a token, but RAY_AUTH_MODE is disabled here; set it to token. {_WHERE_TOKENS_ARE}")
+                raise ConfigError(
+                    f"{self.address} requires a token, but RAY_AUTH_MODE is disabled here; set it to token. {_WHERE_TOKENS_ARE}"
+                )
             if not token:
-                raise ConfigError(f"{self.address} wants a token, and this machine has none; {_WHERE_TOKENS_ARE}")
+                raise ConfigError(f"{self.address} requires a token, but this machine has none; {_WHERE_TOKENS_ARE}")
             self.headers = {"Authorization": f"Bearer {token}"}
         versions = self._get("/api/version")
         if not isinstance(versions, dict) or not isinstance(versions.get("ray_version"), str):
@@ -92,26 +94,26 @@ class Dashboard:
         return Versions(ray=versions["ray_version"], python=python if isinstance(python, str) else "")
 
     def gpus(self) -> float | None:
-        """Return how many GPUs the nodes that are there have; None where the cluster does not tell."""
+        """Return the number of GPUs of the nodes that are alive; None if the cluster does not report it."""
         try:
             found = self._get("/api/v0/nodes?detail=1&limit=10000", missing_ok=True)
             nodes = found["data"]["result"]["result"]
             return sum(float(node["resources_total"].get("GPU", 0)) for node in nodes if node["state"] == "ALIVE")
-        except (ClusterError, TypeError, KeyError, AttributeError):  # it is for a warning alone
+        except (ClusterError, TypeError, KeyError, AttributeError):  # only a warning depends on this number
             return None
 
     def job(self, submission_id: str) -> dict[str, Any] | None:
-        """Return what the cluster knows of a job: `status`, `message`, `driver_exit_code` and more; None where it knows none of this id."""
+        """Return `status`, `message`, `driver_exit_code` and more of a job; None if the cluster has no job with this id."""
         found = self._get(f"/api/jobs/{quote(submission_id)}", missing_ok=True)
         return found if isinstance(found, dict) and "status" in found else None
 
     def log(self, submission_id: str) -> str:
-        """Return all that a job has printed so far."""
+        """Return all output of a job so far."""
         found = self._get(f"/api/jobs/{quote(submission_id)}/logs", missing_ok=True)
         return str(found["logs"]) if isinstance(found, dict) and "logs" in found else ""
 
     def _get(self, path: str, *, missing_ok: bool = False) -> Any:
-        """Return a page as JSON; None for one that is not there, or is no JSON, where `missing_ok`."""
+        """Return a page as JSON; with `missing_ok` return None if the page is missing or is not JSON."""
         request = urllib.request.Request(self.address + path, headers={"User-Agent": "tokenshards", **self.headers})
 
         def read() -> bytes:
@@ -122,6 +124,7 @@ class Dashboard:
         try:
             return json.loads(within(REQUEST_SECONDS, read))
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (401, 403):
                 raise ConfigError(self.refused(error.code)) from None
             if error.code in (404, 405) and missing_ok:
@@ -133,7 +136,7 @@ class Dashboard:
             ) from None
         except ValueError:
             if self._known:
-                raise ClusterError(f"{self.address} answers with something else than JSON; is the head healthy? Try again later") from None
+                raise ClusterError(f"{self.address} does not answer with JSON; is the head healthy? Try again later") from None
             if missing_ok:
                 return None
             raise ConfigError(f"{self.address} answers, but not as the dashboard of a Ray cluster; {EXPECTED}") from None
@@ -141,9 +144,9 @@ class Dashboard:
             raise self._unreachable(error) from None
 
     def refused(self, code: int) -> str:
-        """Return the sentence on an answer that asks for other authentication."""
+        """Return the message for an answer of 401 or 403."""
         if self.headers:
-            return f"{self.address} refuses the token of this machine ({code}): it is not the cluster's; {_WHERE_TOKENS_ARE}"
+            return f"{self.address} refuses the token of this machine ({code}): it is not the token of that cluster; {_WHERE_TOKENS_ARE}"
         return f"{self.address} refuses to answer without authentication ({code}); {_WHERE_TOKENS_ARE}"
 
     def _unreachable(self, error: Exception) -> ClusterError | ConfigError:
@@ -154,17 +157,17 @@ class Dashboard:
                 f"{self.address} does not answer as a web address ({said}): port 6379 is for nodes, 10001 for Ray Client; {EXPECTED}"
             )
         if isinstance(reason, ssl.SSLError) and not self._known:
-            return ConfigError(f"{self.address}: no TLS connection ({said}); {EXPECTED}, and https:// only where TLS is set up")
+            return ConfigError(f"{self.address}: no TLS connection ({said}); {EXPECTED}, and https:// only if TLS is set up")
         return ClusterError(
-            f"no answer from {self.address} ({said}): is the cluster up, its dashboard where this machine reaches it "
-            f"(`ray start --dashboard-host`, `kubectl port-forward`), and the port right? {EXPECTED[0].upper()}{EXPECTED[1:]}"
+            f"no answer from {self.address} ({said}): is the cluster up, can this machine reach its dashboard "
+            f"(`ray start --dashboard-host`, `kubectl port-forward`), and is the port right? {EXPECTED[0].upper()}{EXPECTED[1:]}"
         )
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what `call` returns; raise what it raises, and TimeoutError where it takes longer: then its thread is left behind.
+    """Return the result of `call` or raise its error; raise TimeoutError if it takes longer, and then leave its thread running.
 
-    The time limits of HTTP clients are for each read, so a server that sends a byte now and then would hold them without an end.
+    The time limits of HTTP clients apply to each read, so a server that sends a byte now and then could hold them for ever.
     """
     outcome: Future[T] = Future()
 
@@ -184,7 +187,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token to another server."""
+    """Follows no redirect, because a redirect would carry the token to another server."""
 
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
         return None
@@ -192,15 +195,15 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 _OPENER = urllib.request.build_opener(_NoRedirects)
 _WHERE_TOKENS_ARE = (
-    "put the cluster's token (of `ray get-auth-token` on the head) into ~/.ray/auth_token, a file named by RAY_AUTH_TOKEN_PATH, "
+    "put the cluster's token (from `ray get-auth-token` on the head) into ~/.ray/auth_token, a file named by RAY_AUTH_TOKEN_PATH, "
     "or RAY_AUTH_TOKEN"
 )
 
 
 def _checked(address: str) -> str:
-    if set("@?#") & set(address):  # before anything that would show it
+    if set("@?#") & set(address):  # checked first, because the later messages show the address
         seen = "a user or password" if "@" in address else "a query"
-        raise ConfigError(f"--address holds {seen}; {EXPECTED}, and a token as Ray keeps it: {_WHERE_TOKENS_ARE}")
+        raise ConfigError(f"--address holds {seen}; {EXPECTED}. Give a token as Ray expects it: {_WHERE_TOKENS_ARE}")
     scheme, separator, rest = address.strip().partition("://")
     if not separator:
         scheme, rest = "http", scheme

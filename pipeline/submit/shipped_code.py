@@ -1,7 +1,7 @@
-"""The running code as a folder that Ray ships to the nodes of a job (`py_modules`), with the metadata that tells a node what it needs.
+"""The running code as a folder that Ray ships to the nodes of a job (`py_modules`), with metadata that lists a node's requirements.
 
-Ray packs a folder under its own name, links followed, and unpacks it on a node into a folder of the import path. It takes the URI from
-the content, so copies without compiled files are sent: those would make another package at every change, and may go while they are packed.
+Ray packs a folder under its own name, follows links, and unpacks it on the node's import path. The package's URI is a hash of its content.
+So we ship a copy without compiled files: these would change the hash, and may disappear while Ray packs.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _UNSHIPPED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.pyo", "*.or
 
 
 def code_folder() -> Path:
-    """Return the folder of the package that runs; its links lead to all of the code."""
+    """Return the folder of the running package; its links lead to all of the code."""
     return import_root() / NAME
 
 
 def stage_code(folder: Path, project: Project) -> list[Path]:
-    """Copy the code into `folder`, with links resolved, and return what to hand to Ray as `py_modules`. Raises ConfigError."""
+    """Copy the code into `folder` with links resolved; return the paths for Ray's `py_modules`. Raises ConfigError."""
     source, staged = code_folder(), folder / NAME
     if not source.exists():
-        raise ConfigError(f"{source} not found beside the running code; install {NAME} again, whole")
+        raise ConfigError(f"{source} not found beside the running code; install {NAME} again completely")
     shutil.copytree(source, staged, ignore=_UNSHIPPED)
     return [staged, _metadata(folder, project)]
 
 
 def _metadata(folder: Path, project: Project) -> Path:
-    """Write what `importlib.metadata` reads: requirements stand under an extra that nobody asks for, for `job_entry` alone."""
+    """Write metadata for `importlib.metadata`. The requirements are under an extra that only `job_entry` reads."""
     version = project.version.partition("+")[0]
     info = folder / f"{NAME}-{version}.dist-info"
     info.mkdir()
@@ -49,19 +49,19 @@ def _metadata(folder: Path, project: Project) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What the running code says of itself."""
+    """Version and requirements of the running code."""
 
     version: str
     requirements: tuple[str, ...]
-    """What a node needs to tokenize, without Ray itself."""
+    """Requirements of a node that tokenizes, without Ray."""
     ray: str
-    """The requirement on Ray."""
+    """The requirement on Ray, such as `ray>=2.9`."""
 
 
 def read_project() -> Project:
-    """Return what is known of the code that runs, from its pyproject.toml in a checkout, else from the metadata of the installed package.
+    """Return version and requirements of the running code, from pyproject.toml in a checkout, else from the installed package's metadata.
 
-    The metadata alone would not do: an editable install elsewhere may describe other code than what runs. Raises ConfigError.
+    The metadata alone is not enough, because an editable install elsewhere may describe other code. Raises ConfigError.
     """
     root = import_root()
     described = root / "pyproject.toml"

@@ -1,4 +1,4 @@
-"""`tokenize` as a job of a Ray cluster: what is sent, what is refused before anything is sent, and the handle of what then runs."""
+"""Submit `tokenize` as a job to a Ray cluster: check the request before anything is sent, send code and job, return a handle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["Submission", "Submitted", "check_values", "submit"]
 
 MIN_PYTHON = (3, 11)
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
-"""Beside --join a second submission never waits until the first one's driver counts as dead."""
+"""With --join a second submission does not wait until the first one's driver counts as dead."""
 _PROFILE_ARGUMENT = re.compile(r"--(storage|src|out|tokenizer)-option=profile=")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -44,20 +44,20 @@ Config = TypeVar("Config", FitConfig, PlanConfig, RayConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What `submit` was asked to do."""
+    """All settings of a `submit` command, checked: nothing in them is a secret."""
 
     source_url: str
     out_url: str
     arguments: tuple[str, ...] = ()
-    """Options for `tokenize`, as words of a command line."""
+    """Options of `tokenize` as words of a command line."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The storage options among them, parsed."""
+    """The common storage options among `arguments`, parsed."""
     side_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    """Those of one side, likewise: `src`, `out`, `tokenizer`."""
+    """Side (`src`, `out`, `tokenizer`) -> its storage options among `arguments`, parsed."""
     tokenizer_url: str | None = None
     submission_id: str | None = None
     local_paths: bool = False
-    """The nodes share the paths that are no URLs."""
+    """All nodes share the local paths."""
     forward_credentials: bool = False
     install_dependencies: bool = False
 
@@ -75,7 +75,7 @@ class Submission:
             refuse_secret_options(options, option=f"--{side}-option")
         for text in self.arguments:
             option, _, value = text.partition("=")
-            if option.endswith("-option"):  # whichever side's store it is for
+            if option.endswith("-option"):  # a storage option, common or of one side
                 name, _, held = value.partition("=")
                 refuse_secret_options({name: _parsed(held)}, option)
             refuse_secret_urls(option, [text])
@@ -83,7 +83,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A job that the cluster has accepted."""
+    """The handle of a job that the cluster accepted."""
 
     submission_id: str
     dashboard: Dashboard
@@ -99,21 +99,21 @@ def _parsed(text: str) -> Any:
 
 
 def _check_reachable(name: str, url: str, local_paths: bool) -> None:
-    """Raise ConfigError for a path on a disk: on a cluster it would be the disk of whichever node works, or of a container that ends."""
+    """Raise ConfigError for a local path: on a cluster it would be on the disk of some node, or in a container that ends."""
     protocol, path = split_protocol(url)
     if protocol not in (None, "file", "local"):
         return
     if not local_paths:
         raise ConfigError(
-            f"{name} is the local path {shorten(url)}; expected a URL such as s3://bucket/folder, because each node has a disk of its own. "
+            f"{name} is the local path {shorten(url)}; expected a URL such as s3://bucket/folder, because each node has its own disk. "
             "If all nodes mount this path (NFS, EFS, Lustre, or one machine), add --local-paths"
         )
     if not path.startswith("/"):
-        raise ConfigError(f"{name} is the relative path {shorten(url)}; expected an absolute one, the same on every node")
+        raise ConfigError(f"{name} is the relative path {shorten(url)}; expected an absolute path, the same on every node")
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError where an option of `tokenize` has a value that it cannot have; `values` are the parameters of the command."""
+    """Raise ConfigError if an option of `tokenize` has an invalid value; `values` are the parameters of the command."""
     _checked(FitConfig, values)
     get_codec(_checked(PlanConfig, values).codec)
     cluster = {name: value for name, value in values.items() if name != "address"}
@@ -134,15 +134,15 @@ def _checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> Submitted:
-    """Check the cluster, send the code, start the job. Returns as soon as the cluster has accepted it.
+    """Check the cluster, send the code, start the job; return once the cluster has accepted the job.
 
-    Raises ConfigError where the request or the cluster is not fit for it, ClusterError where the cluster cannot be reached.
+    Raises ConfigError if the request is wrong or the cluster cannot run the job, ClusterError if the cluster cannot be reached.
     """
     project = read_project()
     variables = forwarded_variables(os.environ)
     if submission.forward_credentials:
         variables = credentials(_one_profile(submission)) | variables
-        for name in PROFILE_VARIABLES.values():  # the nodes get what the profile holds, and have no such profile
+        for name in PROFILE_VARIABLES.values():  # the nodes get the credentials of the profile and do not have the profile itself
             variables.pop(name, None)
         reporter.say(
             "warning: --forward-credentials puts your AWS credentials into the job's runtime_env, which Ray shows in job info, "
@@ -153,14 +153,15 @@ def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> 
         reporter.say(f"note: {note}")
     if _wanted_gpus(submission.arguments) > 0 and dashboard.gpus() == 0:
         reporter.say(
-            "warning: no node of the cluster has a GPU now, and --gpus-per-actor asks for one: the job does nothing until a node with one "
+            "warning: no node of the cluster has a GPU now, but --gpus-per-actor requires one: the job waits until a GPU node "
             "joins, and gives up after --give-up-after seconds"
         )
     for name in _pointing_home(variables, dashboard.address):
-        reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster that is the node itself")
+        reporter.say(f"note: {name} is {variables[name]}: on a node of the cluster this address means the node itself")
     if versions.python:
         variables[CLUSTER_PYTHON] = versions.python
-    variables["PYTHONSAFEPATH"] = "1"  # as -P, which a Python before 3.11 would refuse before the entry can say so
+    # As -P. Python before 3.11 ignores it, so that job_entry can report the old version.
+    variables["PYTHONSAFEPATH"] = "1"
     arguments = submission.arguments
     if submission.forward_credentials:
         arguments = tuple(word for word in arguments if not _PROFILE_ARGUMENT.match(word))
@@ -190,7 +191,7 @@ def _wanted_gpus(arguments: tuple[str, ...]) -> float:
 
 
 def _one_profile(submission: Submission) -> str | None:
-    """Return the AWS profile whose credentials are sent, None for the usual ones; ConfigError where the sides have different ones."""
+    """Return the AWS profile whose credentials to send, None for the default ones; raises ConfigError if the sides have different ones."""
     urls = {"src": submission.source_url, "out": submission.out_url, "tokenizer": submission.tokenizer_url}
     found: dict[str, Any] = {}
     for side, url in urls.items():
@@ -201,21 +202,21 @@ def _one_profile(submission: Submission) -> str | None:
     if len(set(found.values())) > 1:
         seen = ", ".join(f"{side} {profile or 'without a profile'}" for side, profile in found.items())
         raise ConfigError(
-            f"--forward-credentials sends one set of AWS credentials, and the sides have different profiles ({seen}). "
-            "Use one profile that may do both, or give the nodes their credentials"
+            f"--forward-credentials sends one set of AWS credentials, but the sides have different profiles ({seen}). "
+            "Use one profile with access to all sides, or give the nodes their own credentials"
         )
     profile = next(iter(found.values()), submission.storage_options.get("profile"))
     return None if profile is None else str(profile)
 
 
 def _check_versions(versions: Versions, address: str, project: Project) -> Iterator[str]:
-    """Yield notes; raise ConfigError where the cluster cannot run the job. It runs there alone, so near versions may differ."""
+    """Yield notes about versions; raise ConfigError if the cluster cannot run the job. Minor versions of Ray may differ."""
     import ray
 
     needed, here = project.ray.partition(">=")[2], ray.__version__
     if _numbers(versions.ray) < _numbers(needed) or _numbers(versions.ray)[:1] != _numbers(here)[:1]:
         raise ConfigError(
-            f"{address} runs Ray {versions.ray}, this machine {here}; expected {needed} or newer there, with the same first number. "
+            f"{address} runs Ray {versions.ray}, this machine {here}; expected {needed} or newer there, with the same major version. "
             "Start the cluster from an image with such a Ray, or install the cluster's Ray here"
         )
     if versions.python and _numbers(versions.python) < MIN_PYTHON:
@@ -228,7 +229,7 @@ def _check_versions(versions: Versions, address: str, project: Project) -> Itera
 
 
 def _pointing_home(variables: Mapping[str, str], address: str) -> list[str]:
-    """Return the variables whose URL means the machine that reads it, where the cluster is elsewhere."""
+    """Return the variables whose URL is a loopback address, unless the cluster is on this machine."""
     home = {"localhost", "127.0.0.1", "::1"}
     if urlsplit(address).hostname in home:
         return []

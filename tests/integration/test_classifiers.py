@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.datasets import image_size, run_cli, run_json, write_images
+from tests.datasets import call_cli, call_json, image_size, run_cli, write_images
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 
 SMALL = ["--set", "model.width=16", "--set", "model.depth=1", "--set", "model.heads=2", "--batch-size", "16", "--device", "cpu"]
@@ -41,21 +41,21 @@ def test_a_run_holds_all_that_is_needed(places: tuple[Path, Path], tmp_path: Pat
     # The run classifies where neither the training set nor its place exists.
     moved = tmp_path / "elsewhere"
     shutil.copytree(run, moved)
-    here = run_json("evaluate", str(run), str(folder / "val"))
-    assert run_json("evaluate", str(moved), str(folder / "val")) == here
+    here = call_json("evaluate", str(run), str(folder / "val"))
+    assert call_json("evaluate", str(moved), str(folder / "val")) == here
 
 
 def test_evaluate_gives_the_same_from_shards_and_from_pictures(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
-    from_shards = run_json("evaluate", str(run), str(folder / "val"))
-    from_pictures = run_json("evaluate", str(run), "--images", str(folder / "val_images"))
+    from_shards = call_json("evaluate", str(run), str(folder / "val"))
+    from_pictures = call_json("evaluate", str(run), "--images", str(folder / "val_images"))
     assert from_shards == from_pictures
     assert from_shards.keys() >= {"top1", "top5", "images", "per_class"}
     assert from_shards["images"] == 20 and [row["class"] for row in from_shards["per_class"]] == ["class_0", "class_1", "class_2"]
     assert sum(row["images"] * row["accuracy"] for row in from_shards["per_class"]) == pytest.approx(20 * from_shards["top1"])
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert from_shards["top1"] == max(max(record["val_top1"], record["ema_val_top1"]) for record in records)
-    last = run_json("evaluate", str(run), str(folder / "val"), "--weights", "last", "--batch-size", "7")
+    last = call_json("evaluate", str(run), str(folder / "val"), "--weights", "last", "--batch-size", "7")
     assert last["top1"] == records[-1]["val_top1"] and last["loss"] == pytest.approx(records[-1]["val_loss"], rel=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_broken_and_unknown_pictures_are_left_out_and_counted(places: tuple[Path
     (tmp_path / "pictures" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     write_images(tmp_path / "more", 2, classes=1, seed=9)
     (tmp_path / "more" / "class_0").rename(tmp_path / "pictures" / "zebra")
-    out, errors = run_cli("evaluate", str(run), "--images", str(tmp_path / "pictures"), "--confusion", str(tmp_path / "matrix.png"))
+    out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "pictures"), "--confusion", str(tmp_path / "matrix.png"))
     assert "1 images cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
     assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
@@ -73,14 +73,14 @@ def test_broken_and_unknown_pictures_are_left_out_and_counted(places: tuple[Path
 
 def test_predict_names_the_class_that_evaluate_counts(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
-    report = run_json("evaluate", str(run), str(folder / "val"))
-    out, _ = run_cli("predict", str(run), str(folder / "val_images"), "--top", "3", "--json")
+    report = call_json("evaluate", str(run), str(folder / "val"))
+    out, _ = call_cli("predict", str(run), str(folder / "val_images"), "--top", "3", "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert len(lines) == 20 and all(len(line["classes"]) == 3 for line in lines)
     assert all(sum(entry["probability"] for entry in line["classes"]) == pytest.approx(1, abs=1e-5) for line in lines)
     right = [line["classes"][0]["class"] == Path(line["image"]).parent.name for line in lines]
     assert np.mean(right) == pytest.approx(report["top1"])
-    one, _ = run_cli("predict", str(run), str(folder / "val_images" / "class_1" / "img_0001.png"))
+    one, _ = call_cli("predict", str(run), str(folder / "val_images" / "class_1" / "img_0001.png"))
     assert re.fullmatch(r"\S+img_0001\.png  class_\d \d+\.\d%\n", one)
 
 
@@ -88,7 +88,7 @@ def test_predict_goes_on_after_a_picture_that_cannot_be_read(places: tuple[Path,
     folder, run = places
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     good = folder / "val_images" / "class_0" / "img_0000.jpg"
-    out, errors = run_cli("predict", str(run), str(tmp_path / "broken.jpg"), str(tmp_path / "gone.png"), str(good), expect=1)
+    out, errors = call_cli("predict", str(run), str(tmp_path / "broken.jpg"), str(tmp_path / "gone.png"), str(good), expect=1)
     assert out.count("\n") == 1 and "img_0000.jpg" in out
     assert re.search(r"error: \S+broken\.jpg: .+", errors) and re.search(r"error: \S+gone\.png: .+", errors)
 
@@ -97,9 +97,9 @@ def test_training_from_another_run_and_its_parts(places: tuple[Path, Path], tmp_
     folder, run = places
     options = ["--val", str(folder / "val"), "--epochs", "1", "--cache-dir", str(folder / "cache"), *SMALL]
     probe = ["--pretrained", str(run), "--train-part", "head", "--no-augment", "--fraction", "0.5"]
-    found = run_json("train", str(folder / "train"), "--out", str(tmp_path / "probe"), *options, *probe)
+    found = call_json("train", str(folder / "train"), "--out", str(tmp_path / "probe"), *options, *probe)
     assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 0
-    mixed = run_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options, "--mix", f"{folder / 'val'}=0.5")
+    mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options, "--mix", f"{folder / 'val'}=0.5")
     assert mixed["step"] == (70 + 20) // 16  # an epoch has as many samples as both together
 
 
@@ -133,5 +133,5 @@ def test_mistakes_are_one_message(
     monkeypatch.setenv("TOKENSHARDS_CACHE", str(tmp_path / "cache"))
     names: dict[str, Any] = {"train": folder / "train", "val": folder / "val", "pictures": folder / "val_images", "run": run}
     extra = ["-q", "--device", "cpu"] if arguments[0] == "train" else []
-    out, errors = run_cli(*(word.format(**names) for word in arguments), *extra, expect=code)
+    out, errors = call_cli(*(word.format(**names) for word in arguments), *extra, expect=code)
     assert errors.startswith("error: ") and says in errors and out == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import content, convert, keep_result, quarantine_of, run_cli, run_json, write_images
+from tests.datasets import call_cli, call_json, content, convert, keep_result, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.ledger.repair import repair_dataset
@@ -187,17 +187,17 @@ def test_from_the_command_line(damaged: tuple[Path, Path, Path]) -> None:
     victims = {rng.choice(objects(out, kind)) for kind in ("data page", "commit", "shard table", "current.json", "codebook")}
     for path in victims:
         flip(path, rng)
-    report = run_json("verify", str(out), expect=1)
+    report = call_json("verify", str(out), expect=1)
     assert not report["ok"] and report["shards_checked"] >= 18
     assert {problem["object"] for problem in report["problems"]} == {path.relative_to(out).as_posix() for path in victims}
     assert set(report["problems"][0]) == {"object", "kind", "detail"}
-    text, _ = run_cli("verify", str(out), expect=1)
+    text, _ = call_cli("verify", str(out), expect=1)
     assert all(path.name[:12] in text for path in victims)
-    _, errors = run_cli("tokenize", str(src), str(out), expect=1)
+    _, errors = call_cli("tokenize", str(src), str(out), expect=1)
     assert errors.startswith("error: ") and "repair OUT" in errors
-    run_cli("repair", str(out), "--apply")
-    run_cli("tokenize", str(src), str(out), "--max-bad", "1", "--workers", "1", "-q")
-    run_cli("verify", str(out))
+    call_cli("repair", str(out), "--apply")
+    call_cli("tokenize", str(src), str(out), "--max-bad", "1", "--workers", "1", "-q")
+    call_cli("verify", str(out))
     check_equal(out, reference)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import image_size, run_cli
+from tests.datasets import call_cli, image_size, run_cli
 
 
 def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
     proposed = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("   tokenshards ") and "YOUR_IMAGES" not in line]
     assert {words[0] for words in proposed} == {"evaluate", "predict"}
     for words in proposed:
-        run_cli(*words)
-    report = json.loads(run_cli("evaluate", str(tmp_path / "demo" / "run"), str(tmp_path / "demo" / "digits_val"), "--json")[0])
+        call_cli(*words)
+    report = json.loads(call_cli("evaluate", str(tmp_path / "demo" / "run"), str(tmp_path / "demo" / "digits_val"), "--json")[0])
     assert report["top1"] == pytest.approx(float(found[2]) / 100, abs=6e-4)
     assert image_size(tmp_path / "demo" / "confusion.png") > (300, 300)

@@ -12,7 +12,7 @@ import PIL
 import pytest
 from safetensors.numpy import load_file
 
-from tests.datasets import call_cli, content, run_cli
+from tests.datasets import call_cli, content
 from tests.make_golden_runs import RUNS, STEP_OF_DEATH, tokenize_arguments, train_arguments, write_golden_images
 from tokenshards.pipeline.shards import open_dataset
 
@@ -39,7 +39,7 @@ def test_a_run_of_the_first_version_resumes_between_two_checkpoints(tmp_path: Pa
     shutil.copytree(RUNS / "interrupted", run)
     assert len(records(run)) == 1  # it died in its second epoch
     arguments = [word for word in train_arguments(RUNS / "tokens", run, tmp_path / "cache") if word != "-q"]
-    _, said = run_cli(*arguments, "--resume")
+    _, said = call_cli(*arguments, "--resume")
     assert f"continuing at step {STEP_OF_DEATH} of 12" in said
     for found, expected in zip(records(run), records(RUNS / "finished"), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
@@ -59,7 +59,7 @@ def test_a_half_done_output_of_the_first_version_completes(tmp_path: Path) -> No
     committed = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
     assert len(committed) == 2 and not (out / "manifest.json").exists()
     arguments = [word for word in tokenize_arguments(images, out) if word != "-q"]
-    _, said = run_cli(*arguments)
+    _, said = call_cli(*arguments)
     assert "2 of 4 shards are done" in said
     assert content(out) == content(RUNS / "tokens")
     assert {name: (out / "shards" / name).read_bytes() for name in committed} == committed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.datasets import call_cli, content, image_size, run_cli, run_json, write_images
+from tests.datasets import call_cli, call_json, content, image_size, run_cli, write_images
 from tests.pipeline.tokenizers import taesd_reference
 
 SIDE = 32
@@ -28,7 +28,7 @@ def dataset(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("latent")
     write_images(root / "photos", 30, side=SIDE)
     networks = ["--encoder", weights["encoder"], "--decoder", weights["decoder"]]
-    fitted = run_json(
+    fitted = call_json(
         "fit-tokenizer", str(root / "photos"), str(root / "tok"), "--kind", "latent-kmeans", *networks, "--size", "32", "--codes", "16"
     )
     assert fitted["images"] == 30 and fitted["latents"] == 480 and fitted["levels"][0]["codes"] == 16
@@ -37,7 +37,7 @@ def dataset(weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_workers_make_the_ids_of_this_process(dataset: Path) -> None:
-    run_cli("tokenize", str(dataset / "photos"), str(dataset / "again"), "--tokenizer", str(dataset / "tok"), "--workers", "1")
+    call_cli("tokenize", str(dataset / "photos"), str(dataset / "again"), "--tokenizer", str(dataset / "tok"), "--workers", "1")
     assert content(dataset / "out") == content(dataset / "again") and len(content(dataset / "out")) == 30
     assert "ok" in call_cli("verify", str(dataset / "out"))[0]
 
@@ -64,8 +64,8 @@ def test_it_is_shown_and_inspected(dataset: Path) -> None:
 def test_a_classifier_predicts_from_images(dataset: Path) -> None:
     run = dataset / "run"
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
-    run_cli("train", str(dataset / "out"), "--out", str(run), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
-    shown, _ = run_cli("predict", str(run), str(dataset / "photos" / "class_0"), "--json")
+    call_cli("train", str(dataset / "out"), "--out", str(run), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    shown, _ = call_cli("predict", str(run), str(dataset / "photos" / "class_0"), "--json")
     lines = [json.loads(line) for line in shown.splitlines()]
     assert len(lines) == 10 and all(line["classes"][0]["class"].startswith("class_") for line in lines)
 
@@ -76,7 +76,7 @@ def test_what_does_not_go_together_is_one_sentence(weights: dict[str, str], data
         (["--kind", "latent-kmeans"], "--encoder is missing"),
         (["--encoder", weights["encoder"]], "belongs to --kind latent-kmeans; --kind is patch-kmeans"),
         (["--kind", "vit"], "--kind is 'vit'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),
-        (["--mirrored"], "--mirrored is True, and belongs to --kind latent-kmeans"),
+        (["--mirrored"], "--mirrored is True, which belongs to --kind latent-kmeans"),
     ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)
         assert expected in err and len(err.splitlines()) == 1, err

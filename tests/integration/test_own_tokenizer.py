@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import call_cli, content, run_cli, run_json, start_cli, write_images
+from tests.datasets import call_cli, call_json, content, start_cli, write_images
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.errors import install_hint
 
@@ -25,20 +25,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_images_to_a_classifier(photos: str, tmp_path: Path) -> None:
-    shown, err = run_cli("fit-tokenizer", photos, str(tmp_path / "tok"), *SMALL, "--epochs", "2")
+    shown, err = call_cli("fit-tokenizer", photos, str(tmp_path / "tok"), *SMALL, "--epochs", "2")
     assert "epoch 2 of 2: PSNR" in err and "vq-autoencoder, 32 px, 8×8 grid, 16 + 16 codes" in shown
-    run_cli("tokenize", photos, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok"), "--shard-rows", "8", "--max-bad", "0.5")
+    call_cli("tokenize", photos, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tok"), "--shard-rows", "8", "--max-bad", "0.5")
     assert len(content(tmp_path / "out")) == 48
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
-    run_cli(
+    call_cli(
         "train", str(tmp_path / "out"), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model
     )
-    predicted, _ = run_cli("predict", str(tmp_path / "run"), f"{photos}/class_2", "--json")
+    predicted, _ = call_cli("predict", str(tmp_path / "run"), f"{photos}/class_2", "--json")
     assert all(json.loads(line)["classes"] for line in predicted.splitlines())
 
 
 def test_killed_it_continues_to_the_same_tokenizer(photos: str, tmp_path: Path) -> None:
-    whole = run_json("fit-tokenizer", photos, str(tmp_path / "whole"), *SMALL, "--epochs", "4", "--json")
+    whole = call_json("fit-tokenizer", photos, str(tmp_path / "whole"), *SMALL, "--epochs", "4", "--json")
     state = tmp_path / "killed" / "training.state"
     process = start_cli("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "4")
     deadline = time.monotonic() + 60
@@ -49,15 +49,15 @@ def test_killed_it_continues_to_the_same_tokenizer(photos: str, tmp_path: Path) 
     assert state.exists(), "it was killed too late to tell"
     _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "5", expect=1)
     assert "stopped here after" in err and "delete that file to start over" in err
-    continued = run_json("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "4", "--json")
+    continued = call_json("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "4", "--json")
     assert continued == whole and not state.exists()
 
 
 def test_options_of_other_kinds_are_one_sentence(photos: str, tmp_path: Path) -> None:
     out = str(tmp_path / "tok")
     for words, expected in (
-        (["--epochs", "3"], "--epochs is 3, and belongs to --kind vq-autoencoder; --kind is patch-kmeans"),
-        ([*SMALL, "--beam", "2"], "--beam is 2, and belongs to --kind patch-kmeans"),
+        (["--epochs", "3"], "--epochs is 3, which belongs to --kind vq-autoencoder; --kind is patch-kmeans"),
+        ([*SMALL, "--beam", "2"], "--beam is 2, which belongs to --kind patch-kmeans"),
         ([*SMALL, "--quantizer", "fsq"], "--codes is 16; expected one of 256"),
         ([*SMALL, "--perceptual", "vgg11"], "expected both or none"),
         (["--kind", "vqvae"], "--kind is 'vqvae'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.datasets import call_cli, content, image_size, run_cli, run_json, write_images
+from tests.datasets import call_cli, call_json, content, image_size, run_cli, write_images
 from tests.pipeline.tokenizers import titok_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
 from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
@@ -46,7 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vit(weights: Path, photos: Path) -> Path:
     """A dataset in the codes that its own images use."""
     out = weights / "out"
-    found = run_json(
+    found = call_json(
         "import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "tok"), "--kind", "vit-vqgan", "--keep-codes", str(photos)
     )
     kept = found["spec"]["config"]["kept_codes"]
@@ -57,8 +57,8 @@ def vit(weights: Path, photos: Path) -> Path:
 
 
 def test_kept_codes_are_the_published_ids_of_these_images(weights: Path, photos: Path, vit: Path) -> None:
-    run_cli("import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "whole"), "--kind", "vit-vqgan", "--no-decoder")
-    run_cli("tokenize", str(photos), str(weights / "whole_out"), "--tokenizer", str(weights / "whole"), "--workers", "1")
+    call_cli("import", "tokenizer", str(weights / "vit.ckpt"), str(weights / "whole"), "--kind", "vit-vqgan", "--no-decoder")
+    call_cli("tokenize", str(photos), str(weights / "whole_out"), "--tokenizer", str(weights / "whole"), "--workers", "1")
     kept = np.array(json.loads((weights / "tok" / "tokenizer.json").read_text())["spec"]["config"]["kept_codes"])
     compact, whole = content(vit), content(weights / "whole_out")
     assert compact.keys() == whole.keys() and len(compact) == 30
@@ -75,8 +75,8 @@ def test_it_verifies_shows_and_trains(photos: Path, vit: Path) -> None:
     call_cli("preview", str(vit), "--to", str(vit.parent / "look.png"), "-n", "4", "--source", str(photos))
     assert image_size(vit.parent / "look.png")[0] > 4 * SIDE
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
-    run_cli("train", str(vit), "--out", str(vit.parent / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
-    shown, _ = run_cli("predict", str(vit.parent / "run"), str(photos / "class_0"), "--json")
+    call_cli("train", str(vit), "--out", str(vit.parent / "run"), "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    shown, _ = call_cli("predict", str(vit.parent / "run"), str(photos / "class_0"), "--json")
     assert len(shown.splitlines()) == 10
 
 
@@ -89,7 +89,7 @@ def test_a_short_sequence_goes_the_same_way(weights: Path, photos: Path) -> None
     layout = open_dataset(str(out)).spec.layout
     assert (layout.kind, layout.sites, layout.ordered, layout.prefix_decodable) == ("sequence", 4, True, True)
     model = [word for setting in ("model.width=16", "model.depth=1", "model.heads=2") for word in ("--set", setting)]
-    run_cli("train", str(out), "--out", run, "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
+    call_cli("train", str(out), "--out", run, "--epochs", "1", "--batch-size", "16", "--device", "cpu", *model)
     assert "top-1" in call_cli("evaluate", run, str(out))[0]
 
 

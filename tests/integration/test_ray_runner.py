@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(300)
 
 TOKEN = "0123456789abcdef" * 4
 ACTOR = "ray::ShardActor"
+GUILTY = "class_1/img_0004_guilty.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with RayCluster(cpus=1, token=TOKEN) as cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """Two nodes of one CPU, which die of one image, wherever it is decoded; one test alone has it."""
+    fault = f"point=decode,times=1000,key={GUILTY},log={tmp_path_factory.mktemp('fault') / 'log'}"
+    with RayCluster(cpus=1, token=TOKEN, env={"TOKENSHARDS_FAULT": fault}) as cluster:
         cluster.add_node()
         yield cluster
 
@@ -165,16 +168,16 @@ def test_a_node_leaves_and_pending_actors_start_on_one_that_joins(undisturbed: t
     check_same(tmp_path / "out", tmp_path / "reference")
 
 
-def test_an_input_that_kills_its_actor_is_isolated(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_input_that_kills_its_actor_is_isolated(undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
     src, reference = undisturbed
-    guilty = "class_1/img_0004.jpg"
-    fault = f"point=decode,times=1000,key={guilty},log={tmp_path / 'fault.log'}"
-    with RayCluster(cpus=2, env={"TOKENSHARDS_FAULT": fault}) as cluster:
-        run_cli(*command(src, tmp_path / "out", reference, cluster), env=cluster.client_env)
+    innocent = "class_1/img_0004.jpg"
+    shutil.copytree(src, tmp_path / "src")
+    (tmp_path / "src" / innocent).rename(tmp_path / "src" / GUILTY)
+    run_cli(*command(tmp_path / "src", tmp_path / "out", reference, cluster), env=cluster.client_env)
     expected = content(reference)
-    del expected[guilty]
+    del expected[innocent]
     assert content(tmp_path / "out") == expected
-    assert quarantine_of(tmp_path / "out") == {**quarantine_of(reference), guilty: "killed_worker"}
+    assert quarantine_of(tmp_path / "out") == {**quarantine_of(reference), GUILTY: "killed_worker"}
     assert verify_dataset(Store(str(tmp_path / "out"))).ok
 
 
@@ -203,8 +206,8 @@ def test_what_keeps_a_run_from_working_is_one_sentence(
 def test_other_code_on_a_node_is_refused(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     src, reference = undisturbed
     other = tmp_path / "other"
-    shutil.copytree(ROOT / "pipeline", other / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "pipeline" / "job.py").open("a") as source:
+    shutil.copytree(ROOT / "tokenshards", other / "tokenshards", ignore=shutil.ignore_patterns("__pycache__"))  # the files of its links
+    with (other / "tokenshards" / "pipeline" / "job" / "shard_job.py").open("a") as source:
         source.write("\n# edited\n")
     with RayCluster(cpus=1, env={"PYTHONPATH": str(other)}) as cluster:
         # -P: else Ray shows the folder of cli.py to the workers too, since it is there on this machine

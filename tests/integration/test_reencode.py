@@ -92,10 +92,10 @@ def test_every_row_of_an_honest_dataset_agrees(dataset: tuple[Path, Path]) -> No
     assert "re_encoded" not in verified(out)
     text, _ = call_cli("verify", str(out), "--re-encode", "5", "--seed", "7")  # the plan knows where the source is
     assert "re-encoded 5 of 5 rows (--seed 7) on cpu" in text and "100.0000% of 160 ids agree, 0 rows differ" in text
-    assert "pictures were decoded by" not in text
+    assert "images were decoded by" not in text
     with patch("tokenshards.pipeline.ledger.reencode.DECODER", "pillow-0"):
         text, _ = call_cli("verify", str(out), "--re-encode", "5")
-    assert f"pictures were decoded by {DECODER} when the rows were made, and by pillow-0 now" in text
+    assert f"images were decoded by {DECODER} when the rows were made, and by pillow-0 now" in text
 
 
 def test_the_seed_decides_the_rows(dataset: tuple[Path, Path]) -> None:
@@ -127,7 +127,7 @@ def test_sources_that_are_gone_or_changed_are_counted_and_are_no_difference(data
         "class_2/img_0002.jpg",
     }
     text, _ = call_cli("verify", str(out), "--re-encode", str(ROWS))
-    assert "left out, because the source is not what was tokenized: 2 changed_since_plan, 1 missing" in text
+    assert "left out, because the source has changed since tokenization: 2 changed_since_plan, 1 missing" in text
 
 
 def test_a_source_that_moved(dataset: tuple[Path, Path], tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_ids_of_another_tokenizer_hardly_agree(tmp_path: Path) -> None:
     again = verified(tmp_path / "out", "--re-encode", ROWS, expect=1)["re_encoded"]
     assert not again["ok"] and again["agreement"] < 0.5 and again["rows_different"] == ROWS and len(again["examples"]) == 5
     text, _ = call_cli("verify", str(tmp_path / "out"), "--re-encode", "10", expect=1)
-    assert "flip between devices and dtypes" in text and "another tokenizer" in text and "--min-agreement" in text
+    assert "differ between devices, dtypes" in text and "another tokenizer" in text and "--min-agreement" in text
     assert verified(tmp_path / "out", "--re-encode", ROWS, "--min-agreement", 0)["ok"]
 
 

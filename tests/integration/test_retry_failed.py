@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.datasets import SilentReporter, content, convert, quarantine_of, run_cli, run_json, write_images
+from tests.datasets import SilentReporter, call_cli, call_json, content, convert, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion import tokenize as conversion
@@ -277,10 +277,10 @@ def test_a_moved_source_and_the_command_line(tmp_path: Path) -> None:
     src.rename(tmp_path / "moved")
     for path in (tmp_path / "moved").rglob("bad_*"):
         path.write_bytes(picture(5))
-    report = run_json("retry-failed", str(out), "--source", str(tmp_path / "moved"), "-q", "--workers", "1")
+    report = call_json("retry-failed", str(out), "--source", str(tmp_path / "moved"), "-q", "--workers", "1")
     assert (report["images_planned"], report["images_committed"], report["images_quarantined"]) == (14, 14, 0)
-    assert run_json("retry-failed", str(out)) == {"retried": 0}
-    text, _ = run_cli("retry-failed", str(out))
+    assert call_json("retry-failed", str(out)) == {"retried": 0}
+    text, _ = call_cli("retry-failed", str(out))
     assert "nothing is in quarantine" in text
     check_totals(out)
 

@@ -292,7 +292,7 @@ def test_the_last_batch_and_a_bad_neighbour_do_not_change_ids(images: Path, refe
 def test_a_place_without_any_planned_input_is_refused(images: Path, reference: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "others", 3, classes=0)
     for source in (tmp_path / "others", tmp_path / "not_mounted"):
-        with pytest.raises(SourceError, match="none of 16 planned inputs is there"):
+        with pytest.raises(SourceError, match="none of 16 planned inputs exists there"):
             convert(source, reference, runner=InlineRunner())
     images.rename(tmp_path / "moved")
     try:

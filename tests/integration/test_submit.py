@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_the_job_and_ray_stops_it(cluster: RayCluster, place: Path
     await_commits(place / "left")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the job goes on" in errors and "ray job stop" in errors and "Traceback" not in errors
+    assert process.returncode == 130 and "the job continues" in errors and "ray job stop" in errors and "Traceback" not in errors
     assert rest(cluster, "/api/jobs/left")["status"] == "RUNNING"
     assert rest(cluster, "/api/jobs/left/stop", post=True) == {"stopped": True}
     await_job(cluster, "left", "STOPPED")
@@ -261,7 +261,7 @@ def served(handler: Any) -> Iterator[str]:
     ("ray", "python", "says"),
     [
         ("2.9.3", "3.11.7", "runs Ray 2.9.3, this machine 2."),
-        ("3.1.0", "3.11.7", "with the same first number"),
+        ("3.1.0", "3.11.7", "with the same major version"),
         ("2.60.0", "3.10.4", "runs Python 3.10.4; expected 3.11 or newer"),
     ],
 )
@@ -283,11 +283,11 @@ def test_an_address_that_cannot_work_is_one_sentence(cluster: RayCluster, tmp_pa
         (f"http://{cluster.address}", {}, 2, "port 6379 is for nodes"),
         (f"ray://{cluster.address}", {}, 2, "ray:// is the address of Ray Client"),
         ("auto", {}, 2, "expected the address of the dashboard"),
-        (cluster.dashboard.replace("http", "https"), {}, 2, "https:// only where TLS is set up"),
+        (cluster.dashboard.replace("http", "https"), {}, 2, "https:// only if TLS is set up"),
         (cluster.dashboard.replace("http://", "http://me:secret-word@"), {}, 2, "holds a user or password"),
-        (cluster.dashboard, {**no_token, "RAY_AUTH_MODE": ""}, 2, "wants a token, and this machine has none"),
-        (cluster.dashboard, no_token, 2, "RAY_AUTH_MODE is token, but no token is there"),
-        (cluster.dashboard, {"RAY_AUTH_MODE": "disabled"}, 2, "wants a token, but RAY_AUTH_MODE is disabled here"),
+        (cluster.dashboard, {**no_token, "RAY_AUTH_MODE": ""}, 2, "requires a token, but this machine has none"),
+        (cluster.dashboard, no_token, 2, "RAY_AUTH_MODE is token, but there is no token"),
+        (cluster.dashboard, {"RAY_AUTH_MODE": "disabled"}, 2, "requires a token, but RAY_AUTH_MODE is disabled here"),
         (cluster.dashboard, {"RAY_AUTH_TOKEN": "another-token"}, 2, "refuses the token of this machine (403)"),
         (cluster.dashboard, {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "no")}, 2, "which cannot be read"),
         (cluster.dashboard, {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "empty")}, 2, "which is empty"),

@@ -199,7 +199,7 @@ def test_commands_that_look_at_pictures_show_view_0(made: Path, tmp_path: Path) 
 
 def test_seit_has_no_room_for_views(made: Path, tmp_path: Path) -> None:
     _, err = call_cli("export", "seit", str(made / "flip"), str(tmp_path / "seit"), expect=2)
-    assert "2 views of each picture; SeiT's format holds one row an image" in err
+    assert "2 views per image; SeiT's format holds one row per image" in err
 
 
 def test_an_estimate_counts_pictures_and_weighs_their_views(made: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.datasets import ROOT, content, quarantine_of, run_cli, write_images
+from tests.datasets import ROOT, call_cli, content, quarantine_of, write_images
 from tests.pipeline.sources.zoo import IGNORED, ZooCase, make_zoo
 from tokenshards.pipeline.errors import Reason
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -72,10 +72,10 @@ def test_the_colours_survive_tokenization(zoo: tuple[list[ZooCase], Path]) -> No
 def test_too_many_bad_inputs_stop_the_job_and_can_be_accepted(tmp_path: Path) -> None:
     write_images(tmp_path / "src", 40, bad=10)
     arguments = ("tokenize", str(tmp_path / "src"), str(tmp_path / "out"), "--size", "16", "--codes", "16", "--workers", "1")
-    _, errors = run_cli(*arguments, expect=5)
+    _, errors = call_cli(*arguments, expect=5)
     assert "--max-bad 0.01" in errors and "50" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
-    run_cli(*arguments, "--max-bad", "0.2")
+    call_cli(*arguments, "--max-bad", "0.2")
     assert len(content(tmp_path / "out")) == 40
     assert set(quarantine_of(tmp_path / "out").values()) == {"truncated"} or len(quarantine_of(tmp_path / "out")) == 10
 

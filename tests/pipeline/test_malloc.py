@@ -38,6 +38,8 @@ def test_freed_blocks_are_used_again_without_fresh_pages() -> None:
 
 
 def test_workers_of_the_local_runner_keep_it() -> None:
-    script = "from tokenshards.pipeline.runners import worker; worker.keep_freed_memory = lambda: print('kept', flush=True); worker.main()"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    script = "from tokenshards.pipeline.runners import local_worker as worker\n"
+    script += "worker.keep_freed_memory = lambda: print('kept', flush=True); worker.main()"
+    command = [sys.executable, "-c", script, "1", "1", "60"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert "kept" in done.stdout + done.stderr

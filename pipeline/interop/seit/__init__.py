@@ -1,1 +1,1 @@
-"""SeiT's release layout, in and out."""
+"""Import and export of SeiT's release layout."""

@@ -1,6 +1,7 @@
-"""SeiT's byte code of ids, whole blocks of images at a time.
+"""SeiT's byte code of ids, for whole blocks of images at a time.
 
-An id below 255 is one byte; ids of 255 to 509 are two, FF and id - 255. So FF is never the second byte, nor the last of an image.
+An id below 255 is one byte; an id from 255 to 509 is two bytes, FF and id - 255. So FF is never the second byte of an id and never the last
+byte of an image.
 
 Shapes: N images, L sites of an image, G images without a fault.
 """
@@ -16,16 +17,16 @@ __all__ = ["MAX_CODES", "decode_images", "encode_images", "explain_fault"]
 
 ESCAPE = 0xFF
 MAX_CODES = 2 * ESCAPE
-"""Codes that the byte code can tell apart: ids 0 to 509."""
+"""Number of ids that the byte code can hold: 0 to 509."""
 
 
 def decode_images(
     data: bytes, bounds_N1: npt.NDArray[np.int64], sites: int, codes: int
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-    """Return the ids [G, L] of the images without a fault, in order, and which of the N images those are.
+    """Return the ids [G, L] of the images without a fault, in order, and a mask [N] of these images.
 
     Image k is `data[bounds[k]:bounds[k + 1]]`; the first bound is 0, the last `len(data)`. A fault is FF twice in a row, FF as the last
-    byte, an id of `codes` or more, or another number of ids than `sites`; `explain_fault` says which.
+    byte, an id of `codes` or more, or a number of ids other than `sites`; `explain_fault` describes it.
     """
     bytes_T = np.frombuffer(data, np.uint8)
     is_escape_T = bytes_T == ESCAPE
@@ -36,7 +37,7 @@ def decode_images(
 
     last = stops_N[stops_N > bounds_N1[:-1]] - 1
     cut = last[is_escape_T[last]]
-    if len(cut):  # an image never goes on with the escape of the one before
+    if len(cut):  # an escape at the end of an image does not apply to the next image
         good_N[_owners(cut, stops_N)] = False
         escapes = np.setdiff1d(escapes, cut, assume_unique=True)
     second = escapes + 1
@@ -53,12 +54,12 @@ def decode_images(
 
 
 def _owners(positions: npt.NDArray[np.intp], stops_N: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """Return which image each position lies in."""
+    """Return the index of the image that contains each position."""
     return np.searchsorted(stops_N, positions, side="right")
 
 
 def explain_fault(image: bytes, sites: int, codes: int) -> str:
-    """Return in words why `decode_images` refuses the bytes of one image: the first fault, the value seen, the value expected."""
+    """Return a message about the first fault in the bytes of one image, with the value seen and the value expected."""
     ids: list[int] = []
     carry = 0
     for position, byte in enumerate(image):
@@ -70,12 +71,12 @@ def explain_fault(image: bytes, sites: int, codes: int) -> str:
             ids.append(carry + byte)
         carry = ESCAPE if byte == ESCAPE else 0
     if carry:
-        return f"its last byte is FF, after {len(ids)} ids; expected one of 00 to FE to follow"
+        return f"its last byte is FF, after {len(ids)} ids; expected a byte 00 to FE after FF"
     return f"{len(ids)} ids in {len(image)} bytes; expected {sites}"
 
 
 def encode_images(ids_NL: npt.NDArray[np.unsignedinteger[Any]]) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """Return the bytes of ids [N, L], image after image, and how many each image takes, [N]; ValueError for an id above 509."""
+    """Return the bytes of ids [N, L], image after image, and the number of bytes per image [N]; raises ValueError for an id above 509."""
     ids_I = ids_NL.reshape(-1)
     wide_I = ids_I >= ESCAPE
     if ids_I.size and int(ids_I.max()) >= MAX_CODES:

@@ -1,6 +1,7 @@
-"""`export seit`: a dataset of ours in SeiT's release layout, streamed in bounded memory; equal datasets give equal bytes.
+"""`export seit`: write a dataset in SeiT's release layout, in bounded memory; equal datasets give equal bytes.
 
-The token stream goes to a temporary file first. Every file is published whole, the token stream last: where it is, the rest is.
+The token stream goes to a temporary file first. Every file is published whole, the token stream last, so if it exists the export is
+complete.
 
 Shapes: B images, K codes, D width of a code vector.
 """
@@ -39,7 +40,7 @@ CLASSES_NAME = "classes.txt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeitExport:
-    """What was written."""
+    """Counts, files and place of an export."""
 
     url: str
     split: str
@@ -64,10 +65,10 @@ class SeitExport:
 def export_seit(
     data_url: str, out_url: str, *, split: str, options: dict[str, Any] | None = None, out_options: dict[str, Any] | None = None
 ) -> SeitExport:
-    """Write the rows of a dataset, in shard order, as split `split` of SeiT's layout below `out_url`; every shard is verified when read.
+    """Write the rows of a dataset, in shard order, as split `split` of SeiT's layout below `out_url`; each shard is verified.
 
-    Raises ConfigError where the format cannot hold the dataset (every reason is named), where a codebook, synonym or class file of
-    another split at `out_url` would be replaced by a different one, and where torch, which writes codebook.ckpt, is missing.
+    Raises ConfigError if the format cannot hold the dataset (the message lists every reason), if a codebook, synonym or class file of
+    another split at `out_url` would be replaced by a different one, or if torch, which writes codebook.ckpt, is missing.
     """
     check_split_name(split)
     dataset = open_dataset(data_url, storage_options=options, verify=True)
@@ -96,7 +97,7 @@ def export_seit(
                 out.write(name, data)
             sizes = {name: len(data) for name, data in files.items()}
     grid = dataset.spec.layout.grid
-    odd_grid = f"the grid is {grid[0]}x{grid[1]}; SeiT's own reader takes {SEIT_GRID[0]}x{SEIT_GRID[1]} alone"
+    odd_grid = f"the grid is {grid[0]}x{grid[1]}; SeiT's own reader takes only {SEIT_GRID[0]}x{SEIT_GRID[1]}"
     return SeitExport(
         url=out.url,
         split=split,
@@ -116,14 +117,14 @@ def _refuse_unfit(dataset: TokenDataset) -> None:
         reason
         for applies, reason in (
             (layout.kind != "grid", f"layout {layout.kind}; SeiT's format holds grids"),
-            (dataset.views > 1, f"{dataset.views} views of each picture; SeiT's format holds one row an image"),
+            (dataset.views > 1, f"{dataset.views} views per image; SeiT's format holds one row per image"),
             (layout.variable, "rows of different shape; SeiT's format holds one grid for all"),
-            (layout.ids_per_site != 1, f"levels {layout.ids_per_site}; SeiT's format holds one id a site"),
+            (layout.ids_per_site != 1, f"levels {layout.ids_per_site}; SeiT's format holds one id per site"),
             (max(spec.vocabulary) > MAX_CODES, f"vocabulary {max(spec.vocabulary):,}; SeiT's format holds at most {MAX_CODES} codes"),
             (spec.codebook is None, "no codebook; SeiT's classifiers embed ids by its rows"),
             (not len(dataset), "no rows; SeiT's format holds at least one image"),
-            (unlabelled > 0, f"{unlabelled:,} rows without a label; SeiT's format holds a class for each image"),
-            (bool(multiline), f"the class name {shorten(multiline[:1])}; {CLASSES_NAME} holds one name a line"),
+            (unlabelled > 0, f"{unlabelled:,} rows without a label; SeiT's format holds a class for every image"),
+            (bool(multiline), f"the class name {shorten(multiline[:1])}; {CLASSES_NAME} holds one name per line"),
         )
         if applies
     ]
@@ -132,17 +133,17 @@ def _refuse_unfit(dataset: TokenDataset) -> None:
 
 
 def _refuse_other_files(out: Store, files: dict[str, bytes]) -> None:
-    """Raise ConfigError where a file that all splits share is there already and differs."""
+    """Raise ConfigError if a file that all splits share already exists with other content."""
     for name, data in files.items():
         if out.info(name) is not None and out.read(name) != data:
             raise ConfigError(
-                f"{out.url}/{name} is there with other content; expected that of this dataset, since the splits of a folder share it. "
-                "Choose another output"
+                f"{out.url}/{name} exists with other content; expected that of this dataset, because all splits in a folder share "
+                "this file. Choose another output"
             )
 
 
 def _write_stream(dataset: TokenDataset, file: IO[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Write the token stream to a file; return the class index of each image and how many bytes it takes before gzip."""
+    """Write the token stream to a file; return per image its class index and its bytes before gzip."""
     labels: list[npt.NDArray[np.int64]] = []
     sizes: list[npt.NDArray[np.int64]] = []
     with gzip.GzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
@@ -156,14 +157,14 @@ def _write_stream(dataset: TokenDataset, file: IO[bytes]) -> tuple[npt.NDArray[n
 
 @contextmanager
 def _mapped(file: IO[bytes]) -> Iterator[bytes]:
-    """Map a file, so that a store can send it without a copy in memory: slices of a map are bytes, as clients of stores want them."""
+    """Map a file, so that a store can send it without a copy in memory: slices of the map are bytes, which store clients need."""
     file.flush()
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         yield cast(bytes, mapped)
 
 
 def _synonyms(dataset: TokenDataset, codebook_KD: npt.NDArray[np.float32]) -> bytes:
-    """Return the table that was imported with the tokens, else all other codes of each, the nearest by cosine first."""
+    """Return the synonym table imported with the tokens, else for each code all other codes, nearest by cosine first."""
     if SYNONYMS_PATH in dataset.manifest.tokenizer_objects:
         return dataset.store.read(SYNONYMS_PATH)
     return json.dumps({str(code): near.tolist() for code, near in enumerate(nearest_codes(codebook_KD))}).encode()

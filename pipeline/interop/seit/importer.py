@@ -1,8 +1,8 @@
-"""`import seit`: a split in SeiT's release layout becomes a complete dataset of ours, resumable and exactly once like `tokenize`.
+"""`import seit`: convert a split in SeiT's release layout to a complete dataset, resumable and exactly once like `tokenize`.
 
-The split is read through once before anything is written: that checks every byte of it, and counts the ids for the statistics. Its images
-keep their order, and a plan row is a range of them that makes one shard. A run walks through the stream once more and writes the shards
-that are not done; passing over the others costs their decompression, a few seconds for an ImageNet.
+The import first reads the whole split, before it writes anything: it checks every byte and counts the ids for the statistics. Images keep
+their order, and a plan row is the range of images of one shard. A run then reads the stream once more and writes the open shards; skipping
+the done ones only costs their decompression, a few seconds for ImageNet.
 
 Shapes: K codes.
 """
@@ -48,7 +48,7 @@ FAULTS_SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SeitImportRequest:
-    """What `import seit` was asked to do; files that are not named are looked for in the folder of the split."""
+    """All settings of an `import seit`; files without a name here are searched in the folder of the split."""
 
     source_url: str
     out_url: str
@@ -59,24 +59,24 @@ class SeitImportRequest:
     labels: str | None = None
     synonyms: str | None = None
     classes: str | None = None
-    """File with the name of each class; without one the labels are the class indices."""
+    """File with the names of the classes; without it the labels are the class indices."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     max_bad: float = 0.01
     options: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Of the store of the dataset."""
+    """Storage options of the dataset."""
     source_options: dict[str, Any] = field(default_factory=dict, repr=False)
     card: dict[str, str] = field(default_factory=dict)
 
 
 def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
-    """Import a split, or continue an import that was stopped; return when the manifest is written.
+    """Import a split, or continue a stopped import; return when the manifest is written.
 
-    An image whose bytes code no ids of the grid and the vocabulary is quarantined, as `tokenize` does with a broken picture: one of a
-    million must not cost the rest. What breaks the link between images, offsets and labels raises SourceError, and nothing is written.
-    Raises ConfigError for a codebook, synonym or class file that does not fit, TooManyBadInputsError above `max_bad`, PlanError where
-    OUT holds something else, LiveRunError beside another run, IncompleteError when a store fails.
+    An image whose bytes do not decode to ids of the grid and the vocabulary is quarantined, as `tokenize` quarantines a broken image: one
+    bad image among a million must not stop the others. A fault in the relation of images, offsets and labels raises SourceError, and
+    nothing is written. Raises ConfigError for a codebook, synonym or class file that does not match, TooManyBadInputsError above
+    `max_bad`, PlanError if OUT holds something else, LiveRunError beside another run, IncompleteError if a store fails.
     """
-    get_codec(request.plan.codec)  # an unknown name must not cost a reading
+    get_codec(request.plan.codec)  # fail for an unknown name before a long read
     store = Store(request.out_url, storage_options=request.options)
     refuse_beside_live_run(store, "import into it")
     source = _open(request)
@@ -84,7 +84,7 @@ def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
     if not chain:
         with Heartbeat(store, PLANNING, dict) as heartbeat:
             if not wins_planning(store, heartbeat.record):
-                raise LiveRunError(f"{store.url}: another run makes the plan of it. Wait for it, then run this again")
+                raise LiveRunError(f"{store.url}: another run makes its plan. Wait for that run, then run this command again")
             chain = load_chain(store) or [_make_plan(store, source, request, reporter)]
     _check_same(store, chain[0], source, request)
     run = RunConfig(workers=1, max_bad=request.max_bad)
@@ -114,7 +114,7 @@ def _open(request: SeitImportRequest) -> SeitSource:
 
 
 def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImportRequest) -> None:
-    """Raise PlanError where OUT holds something else than this import; options left at their default ask for nothing."""
+    """Raise PlanError if OUT holds something else than this import; an option left at its default never contradicts."""
     if plan.source["kind"] != SOURCE_KIND:
         raise PlanError(f"{store.url} was made by `tokenize` from {plan.source['url']}; expected an import of SeiT. Choose another output")
     planned = read_shard_rows(store, plan, plan.first_shard)[0]
@@ -133,7 +133,7 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
     ]
     if different:
         raise PlanError(
-            f"{store.url} holds an import of something else: {'; '.join(different)}. Choose another output, or give what it had"
+            f"{store.url} holds an import of something else: {'; '.join(different)}. Choose another output, or give its options"
         )
 
 
@@ -178,7 +178,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
 
 
 def _range_row(source: SeitSource, start: int, stop: int) -> PlanRow:
-    """Return the plan row of images [start, stop). It names no object of its own, so nothing can take the token file for a picture."""
+    """Return the plan row of images [start, stop). Its path is not an object, so no code can mistake the token file for an image."""
     split = source.split
     name = f"{split.data.path}#{start}-{stop}"
     return PlanRow(
@@ -194,7 +194,7 @@ def _range_row(source: SeitSource, start: int, stop: int) -> PlanRow:
 
 
 def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArray[np.int64]:
-    """Read the whole stream and return how often each id occurs; raises SourceError or TooManyBadInputsError before anything is written."""
+    """Read the whole stream and return the count of each id [K]; raises SourceError or TooManyBadInputsError."""
     split = source.split
     counts_K = np.zeros(source.codes, np.int64)
     shown: list[str] = []

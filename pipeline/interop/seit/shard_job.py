@@ -1,4 +1,4 @@
-"""The work of `import seit`: one walk through the token stream makes every shard that is not done. The counterpart of `job.shard_job`.
+"""The work of `import seit`: one pass through the token stream makes every open shard. The counterpart of `job.shard_job`.
 
 Shapes: N images, G images of a block or shard without a fault, L sites.
 """
@@ -33,7 +33,7 @@ __all__ = ["Decoded", "SeitRunner", "SeitSource"]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Images of a block: number and ids of the good ones, bytes of the others."""
+    """Decoded images of a block: row numbers and ids of the good ones, row number -> bytes of the faulty ones."""
 
     rows_G: npt.NDArray[np.int64]
     ids_GL: npt.NDArray[np.uint16]
@@ -44,7 +44,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeitSource:
-    """An opened source: everything that decides what the shards will hold, but for the options of the plan."""
+    """An opened source: everything that decides the content of the shards, except the options of the plan."""
 
     split: SeitSplit
     tokenizer: SeitTokens
@@ -53,17 +53,17 @@ class SeitSource:
 
     @property
     def sites(self) -> int:
-        """Ids that an image must have."""
+        """Number of ids per image."""
         return self.tokenizer.spec.layout.sites
 
     @property
     def codes(self) -> int:
-        """Rows of the codebook."""
+        """Number of rows of the codebook."""
         return self.tokenizer.spec.vocabulary[0]
 
     @property
     def version(self) -> str:
-        """What the rows of a plan carry: other token, index, label, class or synonym bytes make another plan."""
+        """Version for the plan rows: a change of token, index, label, class or synonym bytes gives another plan."""
         beside = repr((self.classes, self.synonyms)).encode()
         return f"{self.split.version}+{sha256_hex(beside)[:12]}"
 
@@ -75,19 +75,19 @@ class SeitSource:
             yield Decoded(block.first + np.flatnonzero(good_N), ids_GL, faults, len(good_N), len(block.data))
 
     def explain(self, image: bytes) -> str:
-        """Return in words what is wrong with the bytes of an image."""
+        """Return a message about the fault in the bytes of an image."""
         return explain_fault(image, self.sites, self.codes)
 
 
 class SeitRunner:
-    """Makes the shards that are not done in one walk through the stream, in this process: reading it is the work."""
+    """Makes the open shards in one pass through the stream, in this process, because most of the work is reading."""
 
     def __init__(self, store: Store, source: SeitSource) -> None:
         self._store = store
         self._source = source
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
-        """Return the shard at which a store failed, with the error; SourceError where the stream is not what was planned."""
+        """Return {shard: error} if a store failed, else {}; raises SourceError if the stream does not match the plan."""
         plan = load_plan(self._store, job.plan_id)
         if plan is None:
             raise PlanError(f"{self._store.url} has no plan {job.plan_id[:12]}; run the import again")
@@ -137,7 +137,7 @@ class SeitRunner:
 
     def _rows(self, rows_G: npt.NDArray[np.int64]) -> ShardRows:
         split = self._source.split
-        unknown_G = np.zeros(len(rows_G), np.int32)  # the release does not tell how large the images were
+        unknown_G = np.zeros(len(rows_G), np.int32)  # the release does not record the sizes of the images
         return ShardRows(
             sample_id=[self._sample_id(row) for row in rows_G.tolist()],
             view=np.zeros(len(rows_G), np.int16),

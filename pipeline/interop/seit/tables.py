@@ -1,4 +1,4 @@
-"""What lies beside SeiT's token files: codebook, synonym table, class names. Everything is checked, and nothing in it is run.
+"""The files beside SeiT's token files: codebook, synonym table, class names. All are checked, and no code in them is run.
 
 Shapes: K codes, D width of a code vector.
 """
@@ -26,7 +26,7 @@ SMALLEST_NORM = 1e-12
 
 
 def read_class_names(path: str, storage_options: dict[str, Any], classes: int) -> tuple[str, ...]:
-    """Return the name of each class from a file with one per line; ConfigError where one lacks, is empty or occurs twice."""
+    """Return the class names from a file with one name per line; raises ConfigError for a missing, empty or repeated name."""
     names = [line.strip() for line in read_named(path, storage_options).decode("utf-8", "replace").removesuffix("\n").split("\n")]
     if len(names) < classes:
         raise ConfigError(f"--classes {path}: {len(names)} names; the labels go up to {classes - 1}, so at least {classes} are expected")
@@ -34,21 +34,21 @@ def read_class_names(path: str, storage_options: dict[str, Any], classes: int) -
     for number, name in enumerate(names, 1):
         if not name or firsts[name] != number:
             fault = "is empty" if not name else f"is {name!r} as line {firsts[name]}"
-            raise ConfigError(f"--classes {path}: line {number} {fault}; expected a name of its own for each class")
+            raise ConfigError(f"--classes {path}: line {number} {fault}; expected a unique name for each class")
     return tuple(names)
 
 
 def read_codebook(store: Store, path: str | None) -> npt.NDArray[np.float32]:
-    """Return the codebook [K, D] at `path` (.ckpt, .safetensors or .npy), or the one that lies in the split's folder.
+    """Return the codebook [K, D] at `path` (.ckpt, .safetensors or .npy), or the one in the split's folder.
 
-    A .ckpt is read with torch.load(weights_only=True), so nothing in it is run. Raises SourceError where there is none, ConfigError
-    where torch is missing or the file holds anything but one matrix of finite numbers of at most 510 rows.
+    A .ckpt is read with torch.load(weights_only=True), so no code in it is run. Raises SourceError if there is no codebook, ConfigError if
+    torch is missing or the file holds anything but one matrix of finite numbers with at most 510 rows.
     """
     if path is None:
         here = sorted(info.path for info in store.list() if posixpath.basename(info.path) in CODEBOOK_NAMES)
         here.sort(key=lambda name: CODEBOOK_NAMES.index(posixpath.basename(name)))
         if not here:
-            raise SourceError(f"{store.url}: found none of {', '.join(CODEBOOK_NAMES)}; name the codebook of these tokens with --codebook")
+            raise SourceError(f"{store.url}: found none of {', '.join(CODEBOOK_NAMES)}; give the codebook of these tokens with --codebook")
         where, data = display_uri(store, here[0]), store.read(here[0])
     else:
         where, data = path, read_named(path, store.storage_options)
@@ -57,7 +57,7 @@ def read_codebook(store: Store, path: str | None) -> npt.NDArray[np.float32]:
         raise ConfigError(f"{where}: a tensor of {table.dtype} {list(table.shape)}; expected a codebook of floats [codes, width]")
     if len(table) > MAX_CODES:
         raise ConfigError(
-            f"{where}: {len(table):,} rows; SeiT's byte code tells {MAX_CODES} codes apart. Give the codebook of these token files"
+            f"{where}: {len(table):,} rows; SeiT's byte code holds at most {MAX_CODES} codes. Give the codebook of these token files"
         )
     if not np.isfinite(table).all():
         raise ConfigError(f"{where}: row {int(np.argmin(np.isfinite(table).all(axis=1)))} has values that are not finite; expected numbers")
@@ -79,12 +79,12 @@ def _matrix(data: bytes, where: str) -> npt.NDArray[Any]:
             return next(iter(tables.values()))
     except TokenshardsError:
         raise
-    except Exception as error:  # both libraries meet damaged bytes with any type
+    except Exception as error:  # both libraries may raise any type for damaged bytes
         raise ConfigError(f"{where}: cannot be read as {ending} ({type(error).__name__}: {shorten(str(error))})") from None
     torch = import_torch(f"{where}: reading it (unlike .safetensors and .npy)")
     try:
         tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch meets damaged or unsafe files with any type
+    except Exception as error:  # torch may raise any type for a damaged or unsafe file
         detail = shorten(str(error).partition("\n")[0])
         raise ConfigError(
             f"{where}: torch.load(weights_only=True) cannot read it ({type(error).__name__}: {detail}); expected a bare tensor"
@@ -97,9 +97,9 @@ def _matrix(data: bytes, where: str) -> npt.NDArray[Any]:
 
 
 def read_synonyms(store: Store, path: str | None, codes: int) -> bytes | None:
-    """Return the bytes of the synonym table at `path`, or of the one in the split's folder, None where there is none; checked.
+    """Return the checked bytes of the synonym table at `path` or in the split's folder, None if there is none.
 
-    Raises ConfigError unless it is a JSON object with a list of other ids for each of the ids 0 to codes - 1.
+    Raises ConfigError unless the table is a JSON object with a list of other ids for each id from 0 to codes - 1.
     """
     if path is None:
         here = next((info.path for info in store.list() if posixpath.basename(info.path) == "synonyms.json"), None)
@@ -123,13 +123,13 @@ def read_synonyms(store: Store, path: str | None, codes: int) -> bytes | None:
 
 
 def read_named(path: str, storage_options: dict[str, Any]) -> bytes:
-    """Return the bytes of a file named by a local path or URL."""
+    """Return the bytes of the file at a local path or URL."""
     store, name = open_parent(path, storage_options if split_protocol(path)[0] is not None else {})
     return store.read(name)
 
 
 def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Return for each code all others [K, K - 1], the nearest by cosine first; equal ones in ascending order."""
+    """Return for each code all other codes [K, K - 1], nearest by cosine first; ties in ascending order."""
     rows_KD = codebook_KD.astype(np.float64)
     rows_KD /= np.maximum(np.linalg.norm(rows_KD, axis=1, keepdims=True), SMALLEST_NORM)
     cosine_KK = rows_KD @ rows_KD.T
@@ -139,7 +139,7 @@ def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]
 
 
 def import_torch(what: str) -> Any:
-    """Return the torch module; ConfigError that says how to install it for `what`."""
+    """Return the torch module; raises ConfigError, which says how to install it, for `what`."""
     try:
         import torch
     except ImportError:

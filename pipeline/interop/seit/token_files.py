@@ -1,10 +1,10 @@
-"""A split in SeiT's release layout, opened: every file found and checked, the token stream read forwards in bounded memory.
+"""Open a split in SeiT's release layout: find and check every file, read the token stream forwards in bounded memory.
 
-    <any>-<split>-token.data.bin.gz     gzip of the byte strings of all images, one after the other (`seit_bytes`)
+    <any>-<split>-token.data.bin.gz     gzip of the byte strings of all images, one after the other (bytes.py)
     <any>-<split>-token.index.npy.gz    gzip of a .npy of N + 1 offsets into that stream
     <any>-<split>-label.txt             one class index per line, in the order of the images
 
-Codebook and synonyms lie beside them (`seit_tables`).
+Codebook and synonyms are beside them (tables.py).
 
 Shapes: N images.
 """
@@ -32,9 +32,9 @@ from tokenshards.pipeline.storage.store import ObjectInfo, Store
 __all__ = ["Block", "ImageStream", "SeitSplit", "check_split_name", "open_split"]
 
 BLOCK_BYTES = 256 << 10
-"""Decompressed bytes handled at once: the arrays made of them stay in the cache."""
+"""Decompressed bytes processed at once; arrays of this size stay in the CPU cache."""
 MAX_IMAGE_BYTES = 1 << 20
-"""Far more than the ids of any grid take: a larger image is a damaged index."""
+"""Far more than the ids of any grid take; a larger image means a damaged index."""
 MAX_CLASSES = 1 << 20
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STREAM_ERRORS = (EOFError, OSError, zlib.error)
@@ -42,7 +42,7 @@ _STREAM_ERRORS = (EOFError, OSError, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Images [first, first + N) of a split: their bytes, and where each begins and ends in them, [N + 1]."""
+    """Images [first, first + N) of a split: their bytes, and the bounds [N + 1] of the images in these bytes."""
 
     first: int
     data: bytes
@@ -55,7 +55,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeitSplit:
-    """One split whose index and labels are read and fit each other; the token stream is read by `images`."""
+    """One split with consistent index and labels, both already read; `images` reads the token stream."""
 
     store: Store
     name: str
@@ -70,7 +70,7 @@ class SeitSplit:
 
     @property
     def uri(self) -> str:
-        """The token file, for people."""
+        """Full name of the token file for messages."""
         return display_uri(self.store, self.data.path)
 
     def images(self) -> ImageStream:
@@ -79,7 +79,7 @@ class SeitSplit:
 
 
 class ImageStream:
-    """The decompressed token stream, read once and forwards; a context manager. Memory is bounded by one block."""
+    """The decompressed token stream, read once and only forwards, as a context manager. Memory is bounded by one block."""
 
     def __init__(self, split: SeitSplit) -> None:
         self._split = split
@@ -93,9 +93,9 @@ class ImageStream:
         self._stream.close()
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        """Yield images [start, stop) block by block, passing over what lies between the last ones read and `start`.
+        """Yield images [start, stop) block by block; skips the images between the last one read and `start`.
 
-        Raises SourceError where the stream is damaged or too short, TransientStorageError when the store fails.
+        Raises SourceError if the stream is damaged or too short, TransientStorageError if the store fails.
         """
         offsets_N1 = self._split.offsets_N1
         while self._position < (begin := int(offsets_N1[start])):
@@ -108,10 +108,10 @@ class ImageStream:
             start = end
         now = self._split.store.info(self._split.data.path)
         if now is None or now.version != self._split.data.version:
-            raise SourceError(f"{self._split.uri}: it changed while it was read; leave it alone, and run this again")
+            raise SourceError(f"{self._split.uri}: the file changed during the read; do not change it, and run this command again")
 
     def finish(self) -> None:
-        """Check that the stream ends where the index does, and that its checksum holds; SourceError otherwise."""
+        """Raise SourceError unless the stream ends where the index ends and its gzip checksum is right."""
         try:
             rest = self._stream.read(1)
         except (*_STREAM_ERRORS, BadInput) as error:
@@ -119,7 +119,7 @@ class ImageStream:
         if rest:
             raise SourceError(
                 f"{self._split.uri}: the stream goes on after byte {self._position:,}, where the offsets of its index end "
-                f"({len(self._split):,} images); expected both to end together. Use the index that was made with it"
+                f"({len(self._split):,} images); expected both to end together. Use the index that was made with this stream"
             )
 
     def _read(self, count: int, image: int) -> bytes:
@@ -132,7 +132,7 @@ class ImageStream:
             index = int(np.searchsorted(self._split.offsets_N1, self._position, side="right")) - 1
             raise SourceError(
                 f"{self._split.uri}: the stream ends after {self._position:,} bytes, in image {index:,}; the offsets of its index go on "
-                f"to {int(self._split.offsets_N1[-1]):,}. Use the index that was made with it"
+                f"to {int(self._split.offsets_N1[-1]):,}. Use the index that was made with this stream"
             )
         return data
 
@@ -150,9 +150,9 @@ def check_split_name(split: str) -> None:
 
 
 def open_split(store: Store, split: str, labels_path: str | None = None) -> SeitSplit:
-    """Find a split below the root of `store`, and read its index and labels; `labels_path` names another file of labels.
+    """Find a split below the root of `store` and read its index and labels; `labels_path` names another file of labels.
 
-    Raises SourceError that names the file, the image, the value seen and the value expected.
+    Raises SourceError, which names the file, the image, the value seen and the value expected.
     """
     check_split_name(split)
     found = {info.path: info for info in store.list()}
@@ -166,7 +166,7 @@ def open_split(store: Store, split: str, labels_path: str | None = None) -> Seit
     data = found[matches[0]]
     index_path = data.path.replace(".data.bin.gz", ".index.npy.gz")
     if index_path not in found:
-        raise SourceError(f"{store.url}: {data.path} is there and {index_path}, its index, is not; expected both")
+        raise SourceError(f"{store.url}: {data.path} exists, but its index {index_path} does not; expected both")
     labels_where = labels_path or _labels_beside(store, found, data.path)
     index = store.read(index_path)
     labels = read_named(labels_path, store.storage_options) if labels_path else store.read(labels_where)
@@ -190,12 +190,12 @@ def _labels_beside(store: Store, found: dict[str, ObjectInfo], data_path: str) -
     there = [name for name in names if name in found]
     if len(there) != 1:
         seen = f"found {' and '.join(there)}" if there else f"found none such as {names[0]}"
-        raise SourceError(f"{store.url}: the labels of {data_path}: {seen}; expected one file. Name it with --labels")
+        raise SourceError(f"{store.url}: the labels of {data_path}: {seen}; expected one file. Give it with --labels")
     return there[0]
 
 
 def parse_offsets(data: bytes, where: str) -> npt.NDArray[np.int64]:
-    """Return the offsets [N + 1] of an index file; SourceError where they cannot be those of a stream of images."""
+    """Return the offsets [N + 1] of an index file; raises SourceError if they cannot be the offsets of an image stream."""
     try:
         array = np.load(io.BytesIO(gzip.decompress(data)), allow_pickle=False)
     except (*_STREAM_ERRORS, ValueError) as error:
@@ -204,7 +204,7 @@ def parse_offsets(data: bytes, where: str) -> npt.NDArray[np.int64]:
         seen = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise SourceError(f"{where}: an array of {seen}; expected integers [N + 1], offsets of N images")
     if len(array) < 2:
-        raise SourceError(f"{where}: {len(array)} offsets; expected at least 2, the begin and the end of one image")
+        raise SourceError(f"{where}: {len(array)} offsets; expected at least 2, the beginning and the end of one image")
     if int(array.max()) > np.iinfo(np.int64).max:
         raise SourceError(f"{where}: an offset is {int(array.max())}; expected at most {np.iinfo(np.int64).max}")
     offsets_N1: npt.NDArray[np.int64] = array.astype(np.int64)
@@ -215,12 +215,12 @@ def parse_offsets(data: bytes, where: str) -> npt.NDArray[np.int64]:
     if bad_N.any():
         image = int(bad_N.argmax())
         seen = f"image {image:,} goes from offset {offsets_N1[image]:,} to {offsets_N1[image + 1]:,}"
-        raise SourceError(f"{where}: {seen}; expected offsets that never fall and at most {MAX_IMAGE_BYTES:,} bytes an image")
+        raise SourceError(f"{where}: {seen}; expected ascending offsets and at most {MAX_IMAGE_BYTES:,} bytes per image")
     return offsets_N1
 
 
 def parse_labels(data: bytes, where: str) -> npt.NDArray[np.int64]:
-    """Return the class indices [N] of a text of one per line; SourceError that names the line."""
+    """Return the class indices [N] of a text with one index per line; raises SourceError, which names the line."""
     lines = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
     lines = [line.strip() for line in lines]
     for number, line in enumerate(lines):

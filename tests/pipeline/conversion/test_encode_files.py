@@ -58,11 +58,11 @@ def test_files_and_folders_in_the_order_given(places: tuple[Path, Path], tmp_pat
     assert none.tokens is None and none.names == []
 
 
-def test_what_holds_no_pictures_is_named(places: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_holds_no_images_is_named(places: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = places
     tokenizer = load_tokenizer(Store(str(out)), "tokenizer")
     (tmp_path / "table.csv").write_text("uri,label\na.jpg,1\n")
-    with pytest.raises(SourceError, match=r"table\.csv: a table source; expected pictures or folders"):
+    with pytest.raises(SourceError, match=r"table\.csv: this is a table source; expected images or folders"):
         encoded(tokenizer, tmp_path / "table.csv")
     with pytest.raises(SourceError, match="nowhere"):
         encoded(tokenizer, tmp_path / "nowhere")

@@ -103,7 +103,7 @@ def test_bad_inputs_of_an_attempt_that_failed_stop_nothing(src: Path, tmp_path: 
         listener.started(0)
         listener.progressed(0, 4, 40, 4)
 
-    with pytest.raises(TooManyBadInputsError, match="4 of 12 inputs failed for good"):
+    with pytest.raises(TooManyBadInputsError, match="4 of 12 inputs failed permanently"):
         convert(src, tmp_path / "flying", runner=Telling(still_flying), shard_rows=4, max_bad=0.2)
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_stops_by_max_bad_shows_an_example_of_each_reason(src: Path, 
     with pytest.raises(TooManyBadInputsError) as stopped:
         convert(tmp_path / "src", tmp_path / "out", runner=Telling(story), max_bad=0.2)
     said = str(stopped.value)
-    assert "4 of 8 inputs failed for good, which is more than --max-bad 0.2, such as\n" in said
+    assert "4 of 8 inputs failed permanently, which is more than --max-bad 0.2, such as\n" in said
     assert "\n  empty: empty.jpg (" in said and "/bad_000" in said
     assert not (tmp_path / "out" / "quarantine").exists()
 
@@ -161,7 +161,7 @@ def tars(folder: Path, count: int, bad: int) -> Path:
 
 def test_a_hopeless_run_over_tars_stops_before_its_end(tmp_path: Path) -> None:
     src, runner = tars(tmp_path, 10, 4), InlineRunner()
-    with pytest.raises(TooManyBadInputsError, match=r"15 of about 50 inputs failed for good, which is more than --max-bad 0\.25, such as"):
+    with pytest.raises(TooManyBadInputsError, match=r"15 of about 50 inputs failed permanently, .* more than --max-bad 0\.25, such as"):
         convert(src, tmp_path / "out", runner=runner, max_bad=0.25, fit=FitConfig(size=16, codes=4, iterations=2))
     assert runner.shards == [0, 1, 2], "it read on after the limit was passed"
 

@@ -138,7 +138,7 @@ def test_short_side_of_a_very_long_picture_makes_no_more_pixels_than_it_keeps() 
 
 def test_short_side_goes_with_whole_decoding_and_a_cut_alone() -> None:
     for changes in ({"resize": "squash"}, {"decode_mode": "dct_scaled"}, {"short_side": 31}):
-        with pytest.raises(ConfigError, match="preprocess.short_side = 3.; expected at least 32, with resize crop and decode mode full"):
+        with pytest.raises(ConfigError, match="preprocess.short_side is 3.; expected at least 32, with resize crop and decode mode full"):
             Preprocess(**{"size": 32, "short_side": 36, **changes})  # type: ignore[arg-type]
 
 

@@ -22,6 +22,9 @@ from tokenshards.pipeline.shards import open_dataset
 
 ROWS = 25
 
+# The webdataset package leaves the tars that it reads to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tar:ResourceWarning")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

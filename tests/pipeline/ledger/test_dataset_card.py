@@ -109,7 +109,7 @@ def test_files_that_a_glob_would_mix_in_are_left_out(out: Path) -> None:
     shutil.copy(out / shards_of(out)[0], stale)
     store = Store(str(out))
     assert write_card(store, load_manifest(store))
-    assert data_files(out) == shards_of(out) and "also holds files that are no part of the data set" in (out / CARD_PATH).read_text()
+    assert data_files(out) == shards_of(out) and "also holds files that are not part of the data set" in (out / CARD_PATH).read_text()
     stale.unlink()
     assert write_card(store, load_manifest(store))
     assert header(out)["configs"][0]["data_files"][0]["path"] == "shards/*.parquet"

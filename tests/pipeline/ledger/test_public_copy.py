@@ -96,7 +96,7 @@ def test_damage_to_a_copy_is_named_and_never_mended_away(public: Path) -> None:
     table.write_bytes(table.read_bytes()[:-1])
     repair = repair_dataset(Store(str(public)), apply=True)
     assert {step.action for step in repair.steps} == {"refuse"} and (public / "manifest.json").exists()
-    assert any("copy it again from where it was published" in step.detail for step in repair.steps)
+    assert any("copy it again from its original place" in step.detail for step in repair.steps)
 
 
 def test_nothing_is_added_to_a_copy(made: Path, public: Path) -> None:
@@ -106,7 +106,7 @@ def test_nothing_is_added_to_a_copy(made: Path, public: Path) -> None:
     with pytest.raises(PlanError, match="is a published copy"):
         retry_failed(str(public), None, RunConfig(workers=1), {}, SilentReporter(), InlineRunner())
     state = verify_dataset(Store(str(public))).state
-    with pytest.raises(PlanError, match="does not say where its images are"):
+    with pytest.raises(PlanError, match="does not record where its images are"):
         reencode_sample(Store(str(public)), state, ReencodingConfig(rows=1, seed=0, min_agreement=1.0, source_url=None), {})
     assert sorted(public.rglob("*")) == before
 

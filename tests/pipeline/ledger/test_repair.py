@@ -141,7 +141,7 @@ def test_foreign_files_are_named_and_never_deleted(folder: Path) -> None:
     assert repair.steps == [] and repair.foreign == sorted(names[:4])
     assert all((out / name).exists() for name in names)
     said, _ = call_cli("repair", str(out), "--apply")
-    assert "shards/notes.parquet is no object of tokenshards, so it stays" in said
+    assert "shards/notes.parquet is not an object of tokenshards, so it is kept" in said
 
 
 def test_no_orphan_is_deleted_beside_damage_or_of_a_foreign_plan(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_codebook_without_a_copy_is_not_fitted_again(made: Path, folder: Path)
     spoil(out / "tokenizer" / "codebook.safetensors")
     repair = apply(out)
     assert {step.action for step in repair.steps} == {"refuse"}
-    assert "never fitted anew" in repair.steps[0].detail
+    assert "a new fit would change the meaning" in repair.steps[0].detail
     assert "codebook.safetensors is lost" in repair.steps[1].detail
     shutil.copy(made / "one" / "tokenizer" / "codebook.safetensors", out / "tokenizer")
     assert apply(out).tokenize_needed

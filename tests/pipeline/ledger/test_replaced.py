@@ -56,7 +56,7 @@ def test_the_glob_is_the_dataset_again(folder: Path) -> None:
     assert len(list(out.glob("commits/*/00000000.dropped.json"))) == 1
     convert(folder / "src", out, runner=InlineRunner(), reporter=reporter)
     assert rows_of_glob(out) == len(content(out)) == 15
-    assert f"removed shards/{damaged.name}: its commit was damaged, and the shard was done again" in reporter.lines
+    assert f"removed shards/{damaged.name}: its commit was damaged, and its shard was redone" in reporter.lines
     assert not list(out.rglob("*.dropped.json"))
     found = verify_dataset(Store(str(out)))
     assert found.ok and found.unreferenced == []
@@ -89,7 +89,7 @@ def test_nothing_goes_beside_another_run_and_verify_names_what_stays(folder: Pat
     found = verify_dataset(store)
     assert found.ok and found.unreferenced == [f"shards/{damaged.name}"]
     said, _ = call_cli("verify", str(out))
-    assert "nothing names 1 objects in shards/" in said and damaged.name in said and "--min-age 0 --apply" in said
+    assert "1 objects in shards/ are unreferenced" in said and damaged.name in said and "--min-age 0 --apply" in said
     call_cli("repair", str(out), "--min-age", "0", "--apply")
     assert not damaged.exists() and verify_dataset(store).unreferenced == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.datasets import convert, run_json, write_images
+from tests.datasets import call_json, convert, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.errors import FormatVersionError, PlanError
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -60,7 +60,7 @@ def test_a_whole_dataset(out: Path) -> None:
         path.relative_to(out).as_posix() for folder in ("shards", "quarantine") for path in (out / folder).iterdir()
     }
     counts = {"shards_checked": shards, "rows_checked": 40}
-    assert run_json("verify", str(out)) == {"ok": True, **counts, "complete": True, "problems": [], "unreferenced": []}
+    assert call_json("verify", str(out)) == {"ok": True, **counts, "complete": True, "problems": [], "unreferenced": []}
 
 
 def test_a_sample_and_the_rest_of_a_stopped_check(out: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_unfinished_dataset(out: Path) -> None:
     assert not found.ok and not found.complete and not found.damaged and not found.bad_shards
     assert [(problem.object, problem.kind) for problem in found.problems] == [("manifest.json", "incomplete")]
     assert "tokenize` again" in found.problems[0].detail
-    report = run_json("verify", str(out), expect=1)
+    report = call_json("verify", str(out), expect=1)
     assert not report["ok"] and not report["complete"]
 
 

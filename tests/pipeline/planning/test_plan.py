@@ -110,7 +110,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     plan = write(store)
     good = store.read(plan.path)
     store.write(plan.path, good.replace(b'"shard_rows":2', b'"shard_rows":3'))
-    with pytest.raises(CorruptObjectError, match=r"plan\.json.*current\.json names"):
+    with pytest.raises(CorruptObjectError, match=r"plan\.json.*differs from the one in plan.current\.json"):
         load_plan(store)
     store.write(plan.path, seal({"format_version": "1.0", "plan_id": plan.plan_id}))
     with pytest.raises(CorruptObjectError):

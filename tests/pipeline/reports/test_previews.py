@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datasets import convert, image_size, run_cli, run_json, write_images
+from tests.datasets import call_cli, call_json, convert, image_size, run_cli, write_images
 from tokenshards.pipeline.errors import ConfigError, install_hint
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.reports.drawings import GAP, LINE_HEIGHT, image_table
@@ -71,7 +71,7 @@ def test_views_are_columns_of_the_chosen_images(tokenized: Path, tmp_path: Path)
 
 def test_the_command_draws_every_operation(tokenized: Path, tmp_path: Path) -> None:
     picture = tmp_path / "look.png"
-    shown = run_json("preview", str(tokenized), "--to", str(picture), "--augment", "--seed", "5")
+    shown = call_json("preview", str(tokenized), "--to", str(picture), "--augment", "--seed", "5")
     assert len(shown["sample_ids"]) == 6 and shown["psnr_db"] == []
     assert image_size(picture)[0] == GAP + OPERATIONS * (96 + GAP)
     for seed in (5, 6):
@@ -79,7 +79,7 @@ def test_the_command_draws_every_operation(tokenized: Path, tmp_path: Path) -> N
         views = functools.partial(augmented_views, seed=seed)
         preview_views(str(tokenized), str(again), views, count=6, sample_ids=(), label=None, options={})
         assert (again.read_bytes() == picture.read_bytes()) == (seed == 5)
-    _, errors = run_cli("preview", str(tokenized), "--to", str(picture), "--augment", "--source", str(tmp_path), expect=2)
+    _, errors = call_cli("preview", str(tokenized), "--to", str(picture), "--augment", "--source", str(tmp_path), expect=2)
     assert "--augment and --source" in errors
 
 

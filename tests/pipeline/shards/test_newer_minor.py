@@ -152,7 +152,7 @@ def test_its_plan_and_its_runs_are_seen(made: tuple[Path, dict[str, Any]]) -> No
 def test_who_would_make_other_tokens_refuses(made: tuple[Path, dict[str, Any]]) -> None:
     """Reading can do without what it does not know; making more of the same cannot."""
     store = Store(str(made[0]))
-    with pytest.raises(PlanError, match=r"made in format 1\.1; .*Use the version of tokenshards that made it"):
+    with pytest.raises(PlanError, match=r"made in format 1\.1; .*Use the version of tokenshards that made the plan"):
         convert(made[0].parent / "src", made[0], runner=InlineRunner(), join=True)
     with pytest.raises(TokenizerError, match="has fields that this version does not know"):
         load_tokenizer(store, "tokenizer")

@@ -366,7 +366,7 @@ def test_a_damaged_codebook_is_corrupt() -> None:
     "change, message",
     [
         ({"rows": make_rows(2)}, "3 rows of ids"),
-        ({"rows": make_rows(3, labels=["a", None, None])}, "label_type None"),
+        ({"rows": make_rows(3, labels=["a", None, None])}, "label_type is None"),
         ({"rows": make_rows(3, meta={"x": [1, 2, 3]})}, r"meta columns are \['x'\]; expected \[\]"),
         ({"rows": make_rows(3, meta={"x": [1, 2]}), "meta_types": {"x": "int64"}}, "meta.x"),
         ({"rows": make_rows(3, labels=["a", "b", "c"]), "label_type": "int64"}, "int64|convert|integer"),

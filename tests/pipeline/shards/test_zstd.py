@@ -26,5 +26,5 @@ def test_damage_and_too_much_are_value_errors() -> None:
             decompress(damaged, 1 << 20)
     with pytest.raises(ValueError, match="more than 19,999 bytes"):
         decompress(frame, 19_999)
-    with pytest.raises(ValueError, match="0 bytes are no frame"):
+    with pytest.raises(ValueError, match="0 bytes are not a zstd frame"):
         decompress(b"", 10)

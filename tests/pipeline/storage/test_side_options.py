@@ -56,7 +56,7 @@ def test_credentials_of_one_profile_are_forwarded_and_not_of_two(monkeypatch: py
 
 @pytest.mark.parametrize("side", ["src", "out", "tokenizer"])
 def test_a_secret_of_one_side_is_not_submitted(side: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{side}-option secret looks like a secret") as caught:
+    with pytest.raises(ConfigError, match=f"--{side}-option secret is not an option that may go") as caught:
         submission(side_options={side: {"secret": "hidden"}})
     assert "hidden" not in str(caught.value)
-    assert "hidden" not in repr(submission(side_options={side: {"region": "hidden"}}))
+    assert "hidden" not in repr(submission(side_options={side: {"endpoint_url": "hidden"}}))

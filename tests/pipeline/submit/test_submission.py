@@ -98,10 +98,14 @@ def fake() -> Iterator[FakeDashboard]:
     [
         ((500, "No available agent to submit job, please try again later."), ClusterError, "No available agent .*; nothing was started"),
         ((500, f"{TRACEBACK}aiohttp.ClientOSError: [Errno 104] Connection reset by peer\n"), ClusterError, r"took job mine \(500: aiohttp"),
-        ((500, f"{TRACEBACK}TimeoutError\n"), ClusterError, r"\(500: TimeoutError\): it may have started\. See `ray job status .* mine`"),
-        ((504, "<html><title>from the proxy</title></html>"), ClusterError, r"\(504: Gateway Timeout\): it may have started"),
-        ((RESET, ""), ClusterError, "no answer of http.* to job mine .*: it may have started"),
-        ((SILENCE, ""), ClusterError, "no answer of http.* to job mine .*: it may have started"),
+        (
+            (500, f"{TRACEBACK}TimeoutError\n"),
+            ClusterError,
+            r"\(500: TimeoutError\): the job may have started\. See `ray job status .* mine`",
+        ),
+        ((504, "<html><title>from the proxy</title></html>"), ClusterError, r"\(504: Gateway Timeout\): the job may have started"),
+        ((RESET, ""), ClusterError, "no answer from http.* to job mine .*: the job may have started"),
+        ((SILENCE, ""), ClusterError, "no answer from http.* to job mine .*: the job may have started"),
         ((400, f"{TRACEBACK}ValueError: no such field\n"), ConfigError, r"\(400: ValueError: no such field\); nothing was started"),
         (
             (500, f"{TRACEBACK}RuntimeError: Request failed with status code 400: {TRACEBACK}ValueError: bad runtime_env\n."),

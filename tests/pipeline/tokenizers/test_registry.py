@@ -58,7 +58,7 @@ def test_installed_packages_offer_families(plugin: Path) -> None:
     assert load_family("patch-kmeans") is PatchKMeans, "no package takes the place of a family of ours"
     with pytest.raises(TokenizerError, match="plugin_pixels:Gone cannot be loaded .*; try: pip install --force-reinstall plugin-pixels"):
         load_family("gone")
-    with pytest.raises(ConfigError, match="--kind is plugin-video; that family takes no checkpoints"):
+    with pytest.raises(ConfigError, match="--kind is plugin-video, which takes no checkpoints"):
         open_published("plugin-video", "x.ckpt", ImportConfig())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.datasets import call_cli, run_cli
+from tests.datasets import call_cli
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tests.stem_adaptors.training.test_pretrained import save, seit_state
 from tokenshards.pipeline.errors import ConfigError
@@ -48,7 +48,7 @@ def test_a_vit_named_as_seits_evaluates_as_it_does_itself(tokens: Path, tmp_path
     found = json.loads(call_cli("evaluate", str(tmp_path / "run"), str(tokens), "--device", "cpu", "--json")[0])
     assert found["top1"] == pytest.approx(float((logits_BC.argmax(1) == labels_B).float().mean()))
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits_BC, labels_B)), rel=1e-4)
-    _, refused = run_cli("train", str(tokens), "--out", str(tmp_path / "run"), "--resume", "--device", "cpu", expect=2)
+    _, refused = call_cli("train", str(tokens), "--out", str(tmp_path / "run"), "--resume", "--device", "cpu", expect=2)
     assert "holds imported weights and no training to continue" in refused
 
 

@@ -88,7 +88,7 @@ def test_what_lies_beside_the_tokens(tmp_path: Path) -> None:
     names = files_of(tmp_path / "out")
     assert {name: len(data) for name, data in names.items()} == report.files
     assert (report.images, report.classes, report.token_bytes) == (20, 3, sum(map(len, some_images(20))))
-    assert "SeiT's own reader takes 32x32 alone" in report.notes[0] and report.rows() and json.dumps(report.to_json())
+    assert "SeiT's own reader takes only 32x32" in report.notes[0] and report.rows() and json.dumps(report.to_json())
 
 
 def test_nearest_codes_break_ties_upwards_and_bear_a_zero_row() -> None:
@@ -124,11 +124,11 @@ def test_splits_share_a_folder_only_where_their_tables_agree(tmp_path: Path) -> 
     before = files_of(tmp_path / "out")
     write_release(tmp_path / "other", some_images(9), codebook=some_codebook(seed=1))
     imported(tmp_path / "other", tmp_path / "other-data")
-    with pytest.raises(ConfigError, match="codebook.ckpt is there with other content.*Choose another output"):
+    with pytest.raises(ConfigError, match="codebook.ckpt exists with other content.*Choose another output"):
         export_seit(str(tmp_path / "other-data"), str(tmp_path / "out"), split="test")
     write_release(tmp_path / "more", some_images(9), [7] * 9)
     imported(tmp_path / "more", tmp_path / "more-data")
-    with pytest.raises(ConfigError, match="classes.txt is there with other content"):
+    with pytest.raises(ConfigError, match="classes.txt exists with other content"):
         export_seit(str(tmp_path / "more-data"), str(tmp_path / "out"), split="test")
     assert files_of(tmp_path / "out") == before
 
@@ -154,7 +154,7 @@ def test_a_dataset_of_our_own_and_a_store_that_is_no_disk(tmp_path: Path) -> Non
 def test_what_the_format_cannot_hold_is_refused_with_every_reason(tmp_path: Path) -> None:
     write_images(tmp_path / "pictures", 20)
     convert(tmp_path / "pictures", tmp_path / "residual")
-    with pytest.raises(ConfigError, match="levels 2; SeiT's format holds one id a site"):
+    with pytest.raises(ConfigError, match="levels 2; SeiT's format holds one id per site"):
         export_seit(str(tmp_path / "residual"), str(tmp_path / "out"), split="train")
     write_images(tmp_path / "flat", 20, classes=0)
     convert(tmp_path / "flat", tmp_path / "unlabelled", fit=FitConfig(size=16, codes=16, levels=1))
