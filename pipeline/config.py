@@ -321,7 +321,7 @@ class RayConfig:
     address: str | None = None
     """`host:port` or `auto`; None takes $RAY_ADDRESS, else the cluster of this machine, else starts one for the run."""
     max_actors: int | None = None
-    """Most tokenizer actors; None means as many as the cluster can hold."""
+    """Most tokenizer actors; None means as many as the cluster can hold when the run starts."""
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0.0
     shards_in_flight: int = 2
