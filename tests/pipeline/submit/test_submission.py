@@ -100,7 +100,7 @@ def fake() -> Iterator[FakeDashboard]:
         (
             (500, f"{TRACEBACK}aiohttp.ClientOSError: [Errno 104] Connection reset by peer\n"),
             ClusterError,
-            r"accepted job mine \(500: aiohttp",
+            r"job mine \(500: aiohttp",
         ),
         (
             (500, f"{TRACEBACK}TimeoutError\n"),
