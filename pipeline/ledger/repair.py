@@ -238,7 +238,7 @@ class _Repairer:
         return not self._state.pointer_exists and any(info.path.startswith("manifest-") for info in self._store.list())
 
     def _rebuild_manifests(self, surveys: list[Survey]) -> None:
-        """Close every generation anew, oldest first."""
+        """Close every generation again, oldest first."""
         self._store.delete(MANIFEST_POINTER)
         manifest = None
         for survey in surveys:

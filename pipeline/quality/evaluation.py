@@ -94,28 +94,28 @@ class Evaluation:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
-        told = self.to_json()
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in told["failed_reasons"].items())
-        psnr, structure, decode = f"- ({told['no_psnr_because']})", f"- ({told['no_ssim_because']})", "not decoded"
+        facts = self.to_json()
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["failed_reasons"].items())
+        psnr, structure, decode = f"- ({facts['no_psnr_because']})", f"- ({facts['no_ssim_because']})", "not decoded"
         entropy = "not counted: the vocabulary is too large"
-        if told["psnr_db"] is not None:
-            psnr = f"{told['psnr_db']:.2f} dB mean, {told['psnr_db_worst']:.2f} worst, {told['psnr_db_all_pixels']:.2f} over all pixels"
-            decode = f"{told['decode_images_per_second']:,.0f} decoded"
-        if told["ssim"] is not None:
-            structure = f"{told['ssim']:.4f} mean, {told['ssim_worst']:.4f} worst"
-        if told["bits_per_token"] is not None:
-            entropy = f"{told['bits_per_token']:.2f} (order-0 entropy), {told['bits_per_image']:,.0f} per image"
+        if facts["psnr_db"] is not None:
+            psnr = f"{facts['psnr_db']:.2f} dB mean, {facts['psnr_db_worst']:.2f} worst, {facts['psnr_db_all_pixels']:.2f} over all pixels"
+            decode = f"{facts['decode_images_per_second']:,.0f} decoded"
+        if facts["ssim"] is not None:
+            structure = f"{facts['ssim']:.4f} mean, {facts['ssim_worst']:.4f} worst"
+        if facts["bits_per_token"] is not None:
+            entropy = f"{facts['bits_per_token']:.2f} (order-0 entropy), {facts['bits_per_image']:,.0f} per image"
         others = ", ".join(_measured(trial) for trial in self.probe.others)
         return [
-            ("images", f"{told['images']:,}"),
-            ("failed", f"{told['images_failed']:,}{f'  ({reasons})' if reasons else ''}"),
-            *(("", example) for example in told["failed_examples"]),
+            ("images", f"{facts['images']:,}"),
+            ("failed", f"{facts['images_failed']:,}{f'  ({reasons})' if reasons else ''}"),
+            *(("", example) for example in facts["failed_examples"]),
             ("PSNR", psnr),
             ("SSIM", structure),
-            ("tokens per image", f"{told['tokens_per_image']:,.10g} of {told['vocabulary_bits_per_token']:.2f} bits"),
+            ("tokens per image", f"{facts['tokens_per_image']:,.10g} of {facts['vocabulary_bits_per_token']:.2f} bits"),
             ("bits per token", entropy),
-            *usage_rows(told["code_usage"]),
-            ("images per second", f"{told['encode_images_per_second']:,.0f} encoded, {decode}; {told['device']}, {told['dtype']}"),
+            *usage_rows(facts["code_usage"]),
+            ("images per second", f"{facts['encode_images_per_second']:,.0f} encoded, {decode}; {facts['device']}, {facts['dtype']}"),
             ("normalisation", f"{_measured(self.probe.own)}; {f'others: {others}' if others else 'fixed by the family'}"),
         ]
 

@@ -48,11 +48,11 @@ class Remote:
         entry = self.info(full)
         if entry["size"] != len(data):
             raise OSError(f"the store holds {entry['size']} bytes after a put of {len(data)}")
-        told = _md5_told(entry)
-        if told is None:
+        stored_md5 = _stored_md5(entry)
+        if stored_md5 is None:
             self.check_content(full, data)
-        elif told != hashlib.md5(data, usedforsecurity=False).digest():
-            raise OSError(f"the stored object has the MD5 {told.hex()} after a put of {len(data)} bytes with another MD5")
+        elif stored_md5 != hashlib.md5(data, usedforsecurity=False).digest():
+            raise OSError(f"the stored object has the MD5 {stored_md5.hex()} after a put of {len(data)} bytes with another MD5")
 
     def check_content(self, full: str, data: bytes) -> None:
         """Raise OSError unless the store returns exactly these bytes."""
@@ -97,7 +97,7 @@ class WebRemote(Remote):
             raise
 
 
-def _md5_told(entry: dict[str, Any]) -> bytes | None:
+def _stored_md5(entry: dict[str, Any]) -> bytes | None:
     """Return the MD5 of an object from the entry of a Google or Azure store, None if the entry has none."""
     text = entry.get("md5Hash") or getattr(entry.get("content_settings"), "content_md5", None)
     if isinstance(text, str):

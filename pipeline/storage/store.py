@@ -120,8 +120,7 @@ class Store:
 
     def _uncached(self, protocol: str) -> dict[str, Any]:
         """Return the options that turn fsspec's listing cache off; a cache would hide objects that others publish later."""
-        # For web servers fsspec keeps one session for all hosts and no listings. Synchronous clients, such as sftp's, do not take these
-        # options.
+        # For web servers fsspec keeps one session and no listings; synchronous clients, such as sftp's, do not take these options.
         if self.is_local or self.is_web or "::" in protocol or not fsspec.get_filesystem_class(protocol).async_impl:
             return {}
         return {"use_listings_cache": False, "skip_instance_cache": True}
@@ -211,9 +210,7 @@ class Store:
         try:
             matches = re.compile(glob_translate(pattern)).match
         except ValueError as error:
-            raise ConfigError(
-                f"{self.url}: the pattern {pattern!r} cannot be used ({error}); expected a pattern such as train/**/*.tar"
-            ) from None
+            raise ConfigError(f"{self.url}: the pattern {pattern!r} is invalid ({error}); expected one such as train/**/*.tar") from None
         magic = _WILDCARD.search(pattern)
         folder, _, rest = pattern[: magic.start() if magic else None].rpartition("/")
         levels = None if "**" in pattern else f"{rest}{pattern[magic.start() :] if magic else ''}".count("/") + 1

@@ -111,7 +111,7 @@ def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayClu
     assert "already complete" in rest(cluster, f"/api/jobs/{report['submission_id']}/logs")["logs"]
     assert len(content(place / "out")) == PICTURES
     _, errors = submit_cli(cluster, *arguments, "--submission-id", "first.try", expect=2)
-    assert "never takes an id twice" in errors
+    assert "never accepts an id twice" in errors
 
 
 def test_the_exit_code_and_the_end_of_the_log_of_a_failing_job(cluster: RayCluster, place: Path) -> None:

@@ -65,7 +65,7 @@ def test_again_gives_the_same_bytes_and_another_export_is_refused(data: Path, tm
     assert set(before) == {"00000.tar", "codebook.safetensors", "dataset.json"}
     export_webdataset(str(data), out)
     assert files_of(tmp_path / "out") == before
-    with pytest.raises(ConfigError, match="of another export; choose another output"):
+    with pytest.raises(ConfigError, match="from another export; choose another output"):
         export_webdataset(str(data), out, rows_per_tar=7)
     assert files_of(tmp_path / "out") == before
     with pytest.raises(ConfigError, match="--rows-per-tar is 0; expected 1 to"):

@@ -101,7 +101,7 @@ def test_another_readme_is_never_overwritten(made: Path, out: Path, text: str) -
     (out / "manifest.json").unlink()
     convert(made / "private_src", out, runner=InlineRunner(), reporter=reporter)
     assert path.read_bytes() == theirs
-    assert any("README.md is not the card that tokenshards wrote, so it stays" in line for line in reporter.lines)
+    assert any("README.md is not a card written by tokenshards, so it is kept" in line for line in reporter.lines)
 
 
 def test_files_that_a_glob_would_mix_in_are_left_out(out: Path) -> None:

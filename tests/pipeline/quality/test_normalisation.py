@@ -44,7 +44,7 @@ def test_the_wrong_range_warns_and_names_the_right_one(true: str, saved: str, de
         assert probe.warnings() == []
         return
     (warning,) = probe.warnings()
-    assert f"maps pixels to {saved} " in warning and f"and {true} gives" in warning and ("dB" in warning) == decodes
+    assert f"maps pixels to {saved} " in warning and f"but {true} gives" in warning and ("dB" in warning) == decodes
 
 
 @pytest.mark.skipif(not (DATA / "taef2").is_dir(), reason="the weights of taef2 are not at hand")
@@ -62,7 +62,7 @@ def test_real_weights_and_photographs(saved: str) -> None:
     tokenizer = saved_with(trained(TaesdCodes, state, photos[:16], (0.0, 1.0)), RANGES[saved])
     warnings = probe_normalisation(tokenizer, photos[16:]).warnings()
     assert len(warnings) == (saved != "0 to 1")
-    assert all("and 0 to 1 gives" in warning for warning in warnings)
+    assert all("but 0 to 1 gives" in warning for warning in warnings)
 
 
 def fixed_families() -> list[Tokenizer]:

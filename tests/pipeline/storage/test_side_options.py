@@ -59,4 +59,4 @@ def test_a_secret_of_one_side_is_not_submitted(side: str) -> None:
     with pytest.raises(ConfigError, match=f"--{side}-option secret is not an option that may go") as caught:
         submission(side_options={side: {"secret": "hidden"}})
     assert "hidden" not in str(caught.value)
-    assert "hidden" not in repr(submission(side_options={side: {"endpoint_url": "hidden"}}))
+    assert "hidden" not in repr(submission(side_options={side: {"profile": "hidden"}}))

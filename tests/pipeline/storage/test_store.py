@@ -61,7 +61,7 @@ def test_patterns(store: Store, pattern: str, found: list[str]) -> None:
 
 
 def test_a_pattern_that_cannot_be(store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"expected a pattern such as train/\*\*/\*\.tar"):
+    with pytest.raises(ConfigError, match=r"expected one such as train/\*\*/\*\.tar"):
         list(store.glob("a**/b.tar"))
 
 

@@ -98,7 +98,7 @@ def test_the_options_of_every_side_are_checked(option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} secret is not an option that may go") as caught:
         submission(arguments=(f"{option}=secret={SECRET}",))
     assert SECRET not in str(caught.value)
-    with pytest.raises(ConfigError, match=f"{option} client_kwargs.aws_session_token is none"):
+    with pytest.raises(ConfigError, match=f"{option} client_kwargs.aws_session_token is not an option"):
         submission(arguments=(f'{option}=client_kwargs={{"aws_session_token": "{SECRET}"}}',))
     submission(arguments=(f"{option}=anon=true", f'{option}=client_kwargs={{"region_name": "eu-west-1"}}'))
 

@@ -97,7 +97,11 @@ def fake() -> Iterator[FakeDashboard]:
     ("answer", "kind", "says"),
     [
         ((500, "No available agent to submit job, please try again later."), ClusterError, "No available agent .*; nothing was started"),
-        ((500, f"{TRACEBACK}aiohttp.ClientOSError: [Errno 104] Connection reset by peer\n"), ClusterError, r"took job mine \(500: aiohttp"),
+        (
+            (500, f"{TRACEBACK}aiohttp.ClientOSError: [Errno 104] Connection reset by peer\n"),
+            ClusterError,
+            r"job mine \(500: aiohttp",
+        ),
         (
             (500, f"{TRACEBACK}TimeoutError\n"),
             ClusterError,
@@ -115,7 +119,7 @@ def fake() -> Iterator[FakeDashboard]:
         (
             (500, f"{TRACEBACK}RuntimeError: Request failed with status code 400: ValueError: Job with id mine already exists.\n."),
             ConfigError,
-            "never takes an id twice",
+            "never accepts an id twice",
         ),
         ((403, "no"), ConfigError, r"without authentication \(403\)"),
     ],
