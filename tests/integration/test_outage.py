@@ -82,7 +82,7 @@ def tokenize(folder: Path, *, expect: int) -> str:
 def test_an_outage_from_the_start(server: ImageServer, tmp_path: Path, status: int) -> None:
     server.failure = status
     errors = tokenize(tmp_path, expect=3)
-    assert "quarantined for this" in errors and "it continues" in errors
+    assert "quarantined because of this" in errors and "it continues" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not list(tmp_path.glob("out/quarantine/*"))
     assert not list(tmp_path.glob("out/commits/*/*"))

@@ -153,7 +153,7 @@ def test_a_silent_store_is_waited_for_and_ends_as_an_outage_without_a_death(tmp_
         options = {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 0.8}}
         config = RunConfig(workers=1, stall_timeout_seconds=0.6, worker_deaths=1, shard_attempts=2, retry=QUICK)
         reporter = SilentReporter()
-        with pytest.raises(IncompleteError, match=r"in 3 attempts.*\n.*nothing was quarantined for this"):
+        with pytest.raises(IncompleteError, match=r"in 3 attempts.*\n.*nothing was quarantined because of this"):
             convert(
                 "s3://silent/src",
                 tmp_path / "out",
