@@ -117,7 +117,7 @@ def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, 
 def test_another_decoder_than_planned_is_refused(job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = ShardServer(job).context.plan.spec.preprocess.decoder
     monkeypatch.setattr(tokenshards.pipeline.job.context, "DECODER", "pillow-3")
-    with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} there"):
+    with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} on"):
         ShardServer(job)
 
 
