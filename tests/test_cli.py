@@ -304,7 +304,8 @@ def test_sigterm_ends_the_workers_too(dataset: tuple[Path, Path], tmp_path: Path
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 143, said
     assert [record.state for record in run_records(Store(str(tmp_path / "out")))].count("stopped") == 1, "a rerun elsewhere goes on at once"
     psutil.wait_procs(workers, timeout=5)
     assert workers and not any(worker.is_running() for worker in workers)
