@@ -275,9 +275,7 @@ def test_an_image_that_kills_its_decoding_task_is_isolated(address: str, tmp_pat
     convert(tmp_path / "src", tmp_path / "out", runner=runner, reporter=reporter)
     assert quarantine_of(tmp_path / "out") == {GUILTY: "killed_worker"}
     assert set(content(tmp_path / "out")) == {path.name for path in (tmp_path / "src").iterdir()} - {GUILTY}
-    assert any("failed and is tried again" in line for line in reporter.lines), (
-        "the decoding task died first, like an outage"
-    )
+    assert any("failed and is tried again" in line for line in reporter.lines), "the decoding task died first, like an outage"
 
 
 def hold_a_cpu() -> None:
