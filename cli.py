@@ -1,8 +1,8 @@
-"""The command line of tokenshards: puts the command modules together and turns errors into exit codes."""
+"""The command line of tokenshards. It assembles the command modules and maps errors to exit codes."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # one class must not exist twice, here and in the package
+if __name__ == "__main__":  # run the package's module, so that no class exists twice
     from importlib import import_module
 
     import_module("tokenshards.cli").run()
@@ -64,11 +64,11 @@ def _version(
 
 
 def _terminate(signal_number: int, _frame: object) -> None:
-    raise SystemExit(128 + signal_number)  # as an exception, so that workers, temporary files and the heartbeat end in order
+    raise SystemExit(128 + signal_number)  # an exception lets workers, temporary files and the heartbeat end in order
 
 
 def _nobody_reads() -> bool:
-    """Return whether stdout or stderr is a pipe whose reader is gone: a broken pipe to a worker or a server is an error like others."""
+    """Return whether stdout or stderr is a pipe whose reader is gone. A broken pipe to a worker or a server is an ordinary error."""
     import select
 
     if not hasattr(select, "poll"):  # Windows
@@ -76,7 +76,7 @@ def _nobody_reads() -> bool:
     gone = select.POLLERR | select.POLLHUP
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # the stream is closed or is no file
             poll.register(stream.fileno(), 0)
     return any(event & gone for _, event in poll.poll(0))
 
@@ -85,25 +85,28 @@ def main() -> None:
     """Run the command line; an expected error is one message and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+        if isinstance(stream, io.TextIOWrapper):  # a closed stream is None
             stream.reconfigure(errors="backslashreplace")  # a file name must not stop a job on a terminal that cannot show it
     try:
         app()
     except (KeyboardInterrupt, _Stopped):
-        print("\nstopped. Run the same command again: it continues where it was", file=sys.stderr)
+        print("\nstopped. Run the same command again: it continues where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():  # as after `| head`; say nothing more
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # for example after `| head`; print nothing more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         from tokenshards.pipeline.errors import TokenshardsError, install_hint, shorten
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
-        short = ("can't start new thread", "can't allocate memory")  # of threads, and of torch's memory
+        short = ("can't start new thread", "can't allocate memory")  # messages of Python's threads and of torch's allocator
         if isinstance(error, MemoryError) or any(words in str(error) for words in short):
             why = shorten(str(error).splitlines()[0] if str(error) else "MemoryError", 300)
-            print(f"error: this machine is out of memory or threads ({why}); give it more, or fewer --workers", file=sys.stderr)
+            print(
+                f"error: this machine is out of memory or threads ({why}); give the machine more memory, or use fewer --workers",
+                file=sys.stderr,
+            )
             sys.exit(3)
         if isinstance(error, ModuleNotFoundError) and error.name in ("ray", "torch", "filelock"):
             extra = "ray" if error.name == "ray" else "train"
@@ -121,14 +124,14 @@ def main() -> None:
 
 
 def run() -> None:
-    """Run the command line as a process of its own, and end it."""
+    """Run the command line as the main program and end the process."""
     code: Any = 0
     try:
         main()
     except SystemExit as ended:
         code = ended.code
-    # Threads of Ray and of torch's process groups now and then crash an interpreter that ends in order, when all work is done; torchrun
-    # takes that for a failure and stops the other ranks. After Ctrl-C threads may still try a store that is away, for minutes.
+    # Threads of Ray and of torch's process groups sometimes crash the interpreter during its normal shutdown, after all work is done.
+    # torchrun counts such a crash as a failure and stops the other ranks. After Ctrl-C, threads may retry an unreachable store for minutes.
     if "ray" in sys.modules or "WORLD_SIZE" in os.environ or code in (130, 143):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

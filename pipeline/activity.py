@@ -1,7 +1,8 @@
-"""What each thread of this process does at this moment, for whoever watches the process.
+"""What each thread of this process does at this moment. The driver that watches the process reads it.
 
-A thread enters a stage with `doing(...)`. Stages nest: while a fetch waits for a store, the thread is in the stage of the store. Entering
-and leaving cost about a microsecond, so every image may do it. Nothing here takes a lock: each thread writes its own entry alone.
+A thread enters a stage with `doing(...)`. Stages nest: while a fetch waits for a store, the thread is in the stage of the store. To
+enter and leave a stage takes about a microsecond, so we can do it for every image. No code here takes a lock: each thread writes only its
+own entry.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 STARTING = "starting"
-"""The job is opened: plan, tokenizer, network weights."""
+"""The worker opens the job: plan, tokenizer, network weights."""
 FETCH = "fetch"
 DECODE = "decode"
 ENCODE = "encode"
@@ -38,9 +39,9 @@ PACK = "pack"
 """The rows of a shard become the bytes of a Parquet file."""
 WRITE = "write"
 WAITING_FOR_STORE = "waiting_for_store"
-"""A request to a store is under way, or the pause before the next attempt. A store's client bounds each request in time."""
+"""The thread makes a request to a store, or pauses before the next attempt. The client of a store limits the time of each request."""
 SHARD = "shard"
-"""Work on a shard in none of the other stages, such as the wait for another thread."""
+"""Work on a shard outside the other stages, such as the wait for another thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,9 @@ class Doing:
     input: str
     """Name of the input, of the object in a store, or of the shard."""
     seconds: float
-    """Since it began, all attempts of a store operation included, or since the last `step`."""
+    """Time since the stage began or since the last `step`. All attempts of a store operation count."""
     retries_left: int | None = None
-    """Attempts that a store operation has left; None for other stages."""
+    """Remaining attempts of a store operation; None for other stages."""
 
     def to_json(self) -> list[Any]:
         """Return a short JSON array."""
@@ -61,7 +62,7 @@ class Doing:
 
     @classmethod
     def from_json(cls, value: Iterable[Any], *, older_by: float = 0.0) -> Doing:
-        """Return what `to_json` described, `older_by` seconds later."""
+        """Return the activity that `to_json` described, `older_by` seconds later."""
         stage, name, seconds, retries_left = value
         return cls(stage=stage, input=name, seconds=seconds + older_by, retries_left=retries_left)
 
@@ -70,8 +71,8 @@ _now: dict[int, doing] = {}
 _slowest: dict[str, float] = {}
 
 
-class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of contextlib makes three times slower
-    """A stage of the thread that enters it. An attempt of more than `bound_seconds` counts as the stage around it."""
+class doing:  # noqa: N801  # a context manager made by contextlib takes three times as long
+    """A stage of the thread that enters it. An attempt longer than `bound_seconds` counts as the outer stage."""
 
     _relayed: list[Doing] | None = None
     _relayed_at = 0.0
@@ -95,7 +96,7 @@ class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of co
         if self._outer is None:
             _now.pop(self._thread, None)
         else:
-            self._outer.since = now  # what the inner stage took is not the outer one's
+            self._outer.since = now  # the outer stage does not count the time of the inner stage
             _now[self._thread] = self._outer
 
     def attempt(self, retries_left: int) -> None:
@@ -104,7 +105,7 @@ class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of co
         self._attempt_since = time.monotonic()
 
     def seen(self, now: float) -> list[Doing]:
-        """Return what the thread does; what another process does for it, where that was relayed."""
+        """Return the activity of the thread, or the relayed activities of another process that works for the thread."""
         if self._relayed is not None:
             older_by = now - self._relayed_at
             return [Doing.from_json(found.to_json(), older_by=older_by) for found in self._relayed]
@@ -114,13 +115,13 @@ class doing:  # noqa: N801  # used as `with doing(...)`, which a decorator of co
         return [Doing(stage=shown.stage, input=shown.input, seconds=max(0.0, now - self.since), retries_left=shown.retries_left)]
 
     def relay(self, found: list[Doing]) -> None:
-        """Show what another process does in place of this entry."""
+        """Show the activities of another process in place of this entry."""
         self.since = self._relayed_at = time.monotonic()
         self._relayed = found or None
 
 
 def step() -> None:
-    """A part of the current stage of this thread is done, such as one micro-batch: the next part begins now."""
+    """End a part of this thread's current stage, such as one micro-batch, and begin the next part."""
     entry = _now.get(get_ident())
     if entry is not None:
         now = time.monotonic()
@@ -129,14 +130,14 @@ def step() -> None:
 
 
 def relay(found: list[Doing]) -> None:
-    """This thread waits for another process, which does `found`."""
+    """Show the activities `found` of another process, for which this thread waits."""
     entry = _now.get(get_ident())
     if entry is not None:
         entry.relay(found)
 
 
 def activities() -> list[Doing]:
-    """Return what all threads of this process do: of each stage the entry that has lasted longest."""
+    """Return the activities of all threads of this process: for each stage, the entry that has lasted longest."""
     now = time.monotonic()
     oldest: dict[str, Doing] = {}
     for entry in list(_now.values()):
@@ -147,7 +148,7 @@ def activities() -> list[Doing]:
 
 
 def slowest() -> dict[str, float]:
-    """Return the most seconds that one part of each stage has taken in this process."""
+    """Return, for each stage, the seconds that its slowest part has taken in this process."""
     return {stage: round(seconds, 3) for stage, seconds in list(_slowest.items())}
 
 

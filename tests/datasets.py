@@ -38,7 +38,7 @@ def write_images(folder: Path, count: int, *, classes: int = 3, bad: int = 0, se
         place = folder / f"class_{index % classes}" if classes else folder
         place.mkdir(parents=True, exist_ok=True)
         if index >= count:
-            (place / f"bad_{index:04d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture" * 3)
+            (place / f"bad_{index:04d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no image" * 3)
             continue
         coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
         image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)

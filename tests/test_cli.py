@@ -172,9 +172,9 @@ def test_fit_tokenizer_then_tokenize_with_it(dataset: tuple[Path, Path], tmp_pat
 
 def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(dataset[0], tmp_path / "src")
-    picture = min(path for path in (tmp_path / "src").rglob("*") if path.is_file() and path.stat().st_size > 200)
+    image = min(path for path in (tmp_path / "src").rglob("*") if path.is_file() and path.stat().st_size > 200)
     for number in range(3):
-        shutil.copy(picture, picture.with_name(f"again{number}{picture.suffix}"))
+        shutil.copy(image, image.with_name(f"again{number}{image.suffix}"))
     _, said = call_cli("fit-tokenizer", str(tmp_path / "src"), str(tmp_path / "x.tok"), "--size", "16", "--codes", "16")
     assert "note: 3 of 43 sampled images are byte for byte equal to another one and count only once" in said
     assert "note: 1 of 44 sampled inputs could not be decoded, such as" in said
@@ -206,16 +206,16 @@ def test_inspect_shows_usage_and_plots(dataset: tuple[Path, Path], tmp_path: Pat
 
 def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     src, out = dataset
-    picture = tmp_path / "look.png"
+    image = tmp_path / "look.png"
     for options, count in ((["-n", "5"], 5), (["--id", "class_0/img_0000.jpg"], 1), (["--class", "class_1", "-n", "3"], 3)):
-        shown = call_json("preview", str(out), "--to", str(picture), *options)
-        assert len(shown["sample_ids"]) == count and image_size(picture)[0] >= 96
-        picture.unlink()
-    beside = call_json("preview", str(out), "--to", str(picture), "-n", "4", "--source", str(src))
+        shown = call_json("preview", str(out), "--to", str(image), *options)
+        assert len(shown["sample_ids"]) == count and image_size(image)[0] >= 96
+        image.unlink()
+    beside = call_json("preview", str(out), "--to", str(image), "-n", "4", "--source", str(src))
     assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12
-    _, errors = call_cli("preview", str(out), "--to", str(picture), "--class", "nothing", expect=2)
+    _, errors = call_cli("preview", str(out), "--to", str(image), "--class", "nothing", expect=2)
     assert "class_0" in errors
-    _, errors = call_cli("preview", str(out), "--to", str(picture), "--id", "nothing", expect=1)
+    _, errors = call_cli("preview", str(out), "--to", str(image), "--id", "nothing", expect=1)
     assert "nothing" in errors
 
 
@@ -337,10 +337,10 @@ def test_a_folder_of_the_user_does_not_shadow_the_package(
 
 def test_plan_extrapolates_a_tar_that_it_left_in_the_middle(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 1, classes=0)
-    picture = next((tmp_path / "images").iterdir())
+    image = next((tmp_path / "images").iterdir())
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         for index in range(1000):
-            archive.add(picture, f"{index:05d}.jpg")
+            archive.add(image, f"{index:05d}.jpg")
     estimate = call_json("plan", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--size", "16")
     assert 900 <= estimate["images"] <= 1100 and not estimate["images_exact"]
 

@@ -1,9 +1,10 @@
-"""Records in, batches of decoded pictures out: the deterministic batches of a shard, prepared inline or ahead of the encoder.
+"""Turn records into the deterministic batches of a shard. Images are decoded inline or in threads ahead of the encoder.
 
-Batch k holds the inputs [kI, (k+1)I) of its shard, I = B // V of them with V views in V slots each; a failed input leaves blank slots and
-the last batch is padded, because another batching flips ids even on a CPU. Threads change when a batch is ready, never what is in it.
+Batch k holds the inputs [kI, (k+1)I) of its shard, where I = B // V. Each input fills V slots, one for each view. A failed input leaves
+blank slots, and the last batch is padded, because different batch sizes change some ids even on a CPU. Threads change when a batch is
+ready. They never change the content of a batch.
 
-Shapes: B rows of a batch (I * V where that is less), V views of a picture, H height, W width, C = 3 channels.
+Shapes: B = I * V rows of a batch, V views of an image, H height, W width, C = 3 channels.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ __all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
 MAX_QUARANTINED_BYTES = 4 << 20
 
 CpuSlots = contextlib.AbstractContextManager[Any]
-"""Held by a thread that computes."""
+"""A thread holds a slot while it computes."""
 UNBOUNDED: CpuSlots = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedRow:
-    """What a shard keeps of one view of a decoded picture besides its tokens."""
+    """The columns that a shard stores for one view of a decoded image, besides the tokens."""
 
     sample_id: str
     label: Label
@@ -49,10 +50,10 @@ class DecodedRow:
     width: int
     height: int
     bytes_in: int
-    """Encoded bytes of the picture, the same for each of its views."""
+    """Encoded bytes of the image, the same for all views of the image."""
     view: int = 0
     box: Box | None = None
-    """What the view shows of the source; None where a picture has one view."""
+    """The crop of the source that the view shows; None if each image has one view."""
     mirrored: bool = False
 
 
@@ -67,10 +68,10 @@ class DecodedBatch:
     """Quarantine rows."""
     inputs: int = 0
     bytes_in: int = 0
-    """Encoded bytes of all inputs, failed ones too."""
+    """Encoded bytes of all inputs, including failed inputs."""
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
-    """Of all threads together."""
+    """The sum over all threads."""
 
 
 def decode_batches(
@@ -85,10 +86,10 @@ def decode_batches(
 ) -> Generator[DecodedBatch]:
     """Yield the batches of a shard in order.
 
-    `threads=0` decodes inline and holds one encoded picture at a time, because they can be large. With threads a batch is decoded while the
-    one before it is in use: at most three batches of pixels besides it, and 2 x `threads` encoded pictures. What `records` raises is
-    raised once the whole batches before it are taken. Closing the generator stops the threads, after the read that is under way.
-    `cpus` is held while a picture is decoded, and bounds how many are at once over all shards that share it.
+    With `threads=0` the caller's thread decodes and holds one encoded image at a time, because encoded images can be large. With threads,
+    the next batches are decoded while the consumer uses one batch. Memory then holds at most three more batches of pixels and 2 x `threads`
+    encoded images. An exception of `records` is raised after all complete batches. When the generator is closed, the threads stop after
+    the current read. A thread holds a slot of `cpus` while it decodes an image. Shards that share `cpus` share this limit.
     """
     decoding = _Decoding(preprocess, views, seed, max(1, batch_rows // views.count))
     if threads == 0:
@@ -101,13 +102,13 @@ def decode_batches(
 
 @dataclass(frozen=True, slots=True)
 class _Decoding:
-    """How pictures become rows; `seed` is that of random views."""
+    """How images become rows; `seed` is the seed of random views."""
 
     preprocess: Preprocess
     views: ViewPolicy
     seed: int
     inputs: int
-    """Of a batch."""
+    """Inputs of one batch."""
 
     def blank(self) -> DecodedBatch:
         size = self.preprocess.size
@@ -116,7 +117,7 @@ class _Decoding:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """One input after its decoding: a row for each view, or a quarantine row. The encoded bytes are gone, because they can be large."""
+    """One decoded input: a row for each view, or a quarantine row. It does not keep the encoded bytes, because they can be large."""
 
     bytes_in: int
     seconds: float
@@ -195,7 +196,7 @@ _Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
 
 
 class _Decoders:
-    """A thread that reads records and hands them to decoding threads, one batch ahead of the one who takes them."""
+    """One thread reads records and hands the records to decoding threads, one batch ahead of the consumer."""
 
     def __init__(self, records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
         self._records = records
@@ -214,7 +215,7 @@ class _Decoders:
     def __exit__(self, *error: object) -> None:
         self._stopped.set()
         while self._feeder.is_alive():
-            with contextlib.suppress(queue.Empty):  # it may wait for room in the queue
+            with contextlib.suppress(queue.Empty):  # the feeder may wait for room in the queue
                 self._ready.get_nowait()
             self._feeder.join(timeout=0.05)
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -228,14 +229,14 @@ class _Decoders:
                 _take(batch, number, outcome.result())
             del item, outcomes
             yield batch
-            del batch  # while the next one is awaited, the one who took it decides how long it lives
+            del batch  # drop our reference so that the consumer can free the batch
 
     def _feed(self) -> None:
         last: BaseException | None = None
         try:
             while not self._stopped.is_set() and (pending := self._submit_batch())[1]:
                 self._ready.put(pending)
-        except BaseException as error:  # it belongs to the one who takes the batches
+        except BaseException as error:  # the consumer of the batches raises the error
             last = error
         self._ready.put(last)
 
@@ -243,7 +244,7 @@ class _Decoders:
         batch = self._decoding.blank()
         outcomes: list[Future[_Outcome]] = []
         for number in range(self._decoding.inputs):
-            self._room.acquire()  # before the read: what waits for room must not be in memory yet
+            self._room.acquire()  # wait before the read: an image that waits for room must not use memory yet
             begun = time.perf_counter()
             record = None if self._stopped.is_set() else next(self._records, None)
             batch.fetch_seconds += time.perf_counter() - begun

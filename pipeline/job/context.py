@@ -1,4 +1,4 @@
-"""Opening what the work on a plan's shards needs, from plain data; used by every runner's workers."""
+"""Open dataset, plan, source and tokenizer from the plain data of a job. The workers of every runner use these functions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def uses_gpu(job: JobSpec) -> bool:
-    """Return whether the tokenizer of a job runs on a GPU where there is one: those with networks do, and those that a user wrote may."""
+    """Return whether the tokenizer of a job uses a GPU. Tokenizers with networks do, and a user's own tokenizer may."""
     plan = load_plan(Store(job.out_url, storage_options=job.out_options, retry=job.retry), job.plan_id)
     return plan is not None and (bool(plan.spec.weights_sha256) or plan.spec.family == "python")
 
 
 def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
-    """Open dataset, plan and source of a job, for who only decodes.
+    """Open dataset, plan and source of a job, for a process that only decodes.
 
-    Raises PlanError when the plan is gone and FingerprintMismatchError where pictures would be decoded by another library than planned.
+    Raises PlanError if the plan is gone, and FingerprintMismatchError if the decoder here is not the decoder of the plan.
     """
     out = Store(job.out_url, storage_options=job.out_options, retry=job.retry)
     plan = load_plan(out, job.plan_id)
@@ -37,8 +37,8 @@ def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
     planned = plan.spec.preprocess.decoder
     if planned not in ("", "unknown", DECODER):
         raise FingerprintMismatchError(
-            f"{out.url} is planned for pictures decoded by {planned}; {socket.gethostname()} has {DECODER}, which gives other pixels. "
-            f"Install {planned.replace('-', ' ')} there, or fit a tokenizer with the decoder that is there"
+            f"{out.url} is planned for images decoded by {planned}; {socket.gethostname()} has {DECODER}, which gives other pixels. "
+            f"Install {planned.replace('-', ' ')} on that host, or fit a tokenizer with the decoder of that host"
         )
     source = SourceStore(job.source_url, storage_options=job.source_config.storage_options, retry=job.retry)
     return InputContext(
@@ -54,7 +54,7 @@ def open_inputs(job: JobSpec, *, decode_threads: int = 0) -> InputContext:
 def open_context(job: JobSpec, *, decode_threads: int = 0) -> JobContext:
     """Open dataset, plan, source and tokenizer of a job; `decode_threads` as in JobContext.
 
-    Raises PlanError when the plan is gone and FingerprintMismatchError when the stored tokenizer is not the planned one.
+    Raises PlanError if the plan is gone, and FingerprintMismatchError if the stored tokenizer is not the tokenizer of the plan.
     """
     inputs = open_inputs(job, decode_threads=decode_threads)
     tokenizer = load_tokenizer(inputs.out, TOKENIZER_FOLDER)

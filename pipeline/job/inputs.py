@@ -1,4 +1,4 @@
-"""The inputs of one shard: planned rows of any kind in, each input exactly once out, as a record or as a failure."""
+"""Read the inputs of one shard from planned rows of any kind. Each input comes exactly once, as a record or as a failure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tokenshards.pipeline.storage.store import Store, is_absolute
 __all__ = ["read_inputs"]
 
 REMOTE_FETCH_THREADS = 32
-"""Of one shard; how many of them ask a store at once is decided by its limit (throttle.py), which the process shares."""
+"""Threads of one shard. The store's request limit (storage/request_limit.py) decides how many requests run at once in the process."""
 
 
 def read_inputs(
     store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield every input of the planned rows exactly once, in plan order; later rows of an id already met fail as duplicates.
+    """Yield every input of the planned rows exactly once, in plan order. Later rows with an id that came before fail as duplicates.
 
-    `killers` are not read but fail as KILLED_WORKER. TransientStorageError alone is raised.
+    `killers` are not read and fail as KILLED_WORKER. Raises only TransientStorageError.
     """
     seen: set[str] = set()
     for record in _read_rows(store, config, plan, rows, killers):
@@ -58,7 +58,7 @@ def _read_rows(
             try:
                 for record in read_slice(store, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
                     if unreadable:
-                        break  # nothing is committed any more, and this slice can be read
+                        break  # the shard cannot be committed any more, and this slice is readable
                     if record.sample_id not in committed:
                         yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
             except UnreadableObjectError as refused:
@@ -72,7 +72,7 @@ def _read_rows(
             _, data = next(fetched)
             if isinstance(data, UnreadableObjectError):
                 unreadable.append(data)
-            elif not unreadable:  # else the others are only read to name all that cannot be
+            elif not unreadable:  # after a first unreadable object we read the others only to name all unreadable ones
                 yield file_record(store, row, data)
     if unreadable:
         raise _all_unreadable(unreadable)
@@ -84,5 +84,5 @@ def _all_unreadable(errors: list[UnreadableObjectError]) -> UnreadableObjectErro
 
 
 def _killer(sample_id: str, uri: str) -> FailedRecord:
-    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung each time that it handled this input", Stage.DECODE)
+    error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung each time that a worker handled this input", Stage.DECODE)
     return FailedRecord(sample_id=sample_id, error=error, uri=uri)

@@ -1,4 +1,4 @@
-"""What a shard's worker is given, and the few numbers that it gives back: plain data, so that they travel to any worker."""
+"""The job that a worker receives and the summary that a worker returns. Both are plain data, so any runner can send them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["JobSpec", "ShardSummary"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """Where the work is; plain data, so that it can be sent to any worker."""
+    """Where a worker finds dataset, source and plan, in plain data."""
 
     out_url: str
     out_options: dict[str, Any] = field(repr=False)
     source_url: str
-    """Root that the plan's paths are relative to."""
+    """Root of the relative paths in the plan."""
     source_config: SourceConfig
     plan_id: str
     retry: RetryConfig
     run_uuid: str
-    """Of the driver: workers write their logs below `runs/<run_uuid>/`."""
+    """Uuid of the driver's run. Workers write logs below `runs/<run_uuid>/`."""
     join: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types. May hold credentials in its options: send it, never store it."""
+        """Return plain JSON types. The options may hold credentials: send the value, never store the value."""
         return asdict(self)
 
     @classmethod
@@ -42,7 +42,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSummary:
-    """The few numbers of a commit that travel to the driver."""
+    """The numbers of a commit that a worker sends to the driver."""
 
     rows: int
     quarantined: int

@@ -1,4 +1,4 @@
-"""The inputs that committed rows were made from, found again through the plan: each in the place where the plan says it lies."""
+"""Find the original inputs of committed rows again. The plan names the place of each input."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LOST = (Reason.MISSING, Reason.NOT_A_FILE, Reason.CHANGED_SINCE_PLAN, Reason.BAD
 def read_originals(
     store: Store, plan: Plan, shard: int, source: Store, config: SourceConfig, wanted: frozenset[str]
 ) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield one record for each of the wanted sample ids, which the shard was planned with: its bytes, or why they cannot be had.
+    """Yield one record for each of the wanted sample ids of the shard: the bytes, or the reason why the bytes cannot be read.
 
-    Files are read one by one; of tars and tables only the slices that may hold one, until all are found. Raises TransientStorageError
-    when the source fails.
+    Files are read one by one. From tars and tables we read only the slices that may hold a wanted input, until all inputs are found.
+    Raises TransientStorageError if the source fails.
     """
     rows = [row for row in read_shard_rows(store, plan, shard) if _may_hold(row, config, wanted)]
     missing = set(wanted)
-    lost = BadInput(Reason.MISSING, "it is no longer where the plan says that it lies", Stage.FETCH)
+    lost = BadInput(Reason.MISSING, "the input is no longer in the place that the plan names", Stage.FETCH)
     for record in read_inputs(source, config, plan, rows, frozenset()):
         if record.sample_id in missing:
             missing.remove(record.sample_id)

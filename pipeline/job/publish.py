@@ -1,4 +1,4 @@
-"""The only way to publish a shard: data, quarantine, and last the commit that makes the shard done (SPEC section 8)."""
+"""Publish a shard: first the data, then the quarantine, then the commit (SPEC section 8). No other code publishes a shard."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ __all__ = ["ShardContent", "committed_by_another", "made_by", "publish_shard"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardContent:
-    """What the inputs of one shard became, before any of it is published."""
+    """The results of one shard's inputs, before they are published."""
 
     rows: ShardRows
     tokens: TokenBatch | None
-    """None where every input failed."""
+    """None if every input failed."""
     failed: list[dict[str, Any]]
     """Quarantine rows."""
     inputs_seen: int
     bytes_in: int
     seconds: dict[str, float]
-    """Worker seconds of each stage before publishing; `write` is added."""
+    """Worker seconds of each stage before publishing. `publish_shard` adds `write`."""
 
 
 def publish_shard(
@@ -70,9 +70,9 @@ def publish_shard(
 ) -> Commit:
     """Publish the objects of a shard and its commit; return the commit.
 
-    Where another driver has done the shard meanwhile, its commit is returned and ours is not written; with `join` we look for it even
-    while the generation is open. `on_progress` is called after each row group, because a slow codec is no hang. Raises PlanError where a
-    manifest closes the generation and the shard has no valid commit.
+    If another driver has committed the shard meanwhile, we return the other commit and do not write ours. With `join` we look for another
+    commit even while the generation is open. We call `on_progress` after each row group, so that a slow codec does not count as a hang.
+    Raises PlanError if a manifest closes the generation and the shard has no valid commit.
     """
     if (done := _done_elsewhere(out, plan, shard, join)) is not None:
         return done
@@ -108,7 +108,8 @@ def publish_shard(
         seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
         made_by=made_by,
     )
-    if (done := _done_elsewhere(out, plan, shard, join)) is not None:  # encoding and two puts give another driver time to finish
+    # Another driver may have finished while we encoded the shard and wrote two objects.
+    if (done := _done_elsewhere(out, plan, shard, join)) is not None:
         return done
     with doing(WRITE, name):
         out.write(commit_path(plan.plan_id, shard), commit.to_bytes())
@@ -117,7 +118,7 @@ def publish_shard(
 
 
 def committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
-    """Return the commit of a shard if it is intact and names existing files of the right size, else None."""
+    """Return the commit of a shard if the commit is intact and names existing files of the right size, else None."""
     try:
         commit, _ = read_commit(out, plan.plan_id, shard)
     except (MissingObjectError, FormatError):
@@ -127,7 +128,7 @@ def committed_by_another(out: Store, plan: Plan, shard: int) -> Commit | None:
 
 
 def made_by(source: Store, device: str, **more: Any) -> dict[str, Any]:
-    """Return what a commit records of this process; `source` is where the uri of every input of the shard begins."""
+    """Return what a commit records about this process. `source` is the root of the uris of the shard's inputs."""
     return {
         "tokenshards": __version__,
         "python": platform.python_version(),
@@ -164,7 +165,7 @@ def _histogram(tokens: TokenBatch | None, spec: TokenizerSpec) -> list[str]:
 
 
 def _done_elsewhere(out: Store, plan: Plan, shard: int, join: bool) -> Commit | None:
-    """Return the commit of another driver that makes ours needless; under a manifest nothing may be written."""
+    """Return the commit of another driver that replaces ours. Under a manifest we may write nothing."""
     pointer = load_pointer(out)
     closed = pointer is not None and int(pointer["generation"]) >= plan.generation
     commit = committed_by_another(out, plan, shard) if closed or join else None

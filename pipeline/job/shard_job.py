@@ -1,6 +1,6 @@
-"""The work on one shard: planned rows in, data object, quarantine object and commit out. No runner, no CLI, no globals.
+"""The work on one shard: turn planned rows into a data object, a quarantine object and a commit. No runner, no CLI, no globals.
 
-A batch is as many inputs as have all their views in the plan's rows of a batch (batches.py). Batches never cross shards.
+A batch holds as many inputs as fit with all views into the batch rows of the plan (batches.py). Batches never cross shards.
 """
 
 from __future__ import annotations
@@ -44,39 +44,39 @@ __all__ = [
 
 
 _Encoding = Callable[[], tuple[TokenBatch, float]]
-"""Waits for the ids of a batch; with them come the seconds that they took."""
+"""Waits for the ids of a batch and returns the ids and the seconds of the encoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputContext:
-    """What it takes to read and decode the inputs of a plan, opened once per worker."""
+    """The opened stores and settings with which a worker reads and decodes the inputs of a plan. Each worker opens them once."""
 
     out: Store
     plan: Plan
     source: Store
     source_config: SourceConfig
     decode_threads: int = 0
-    """Threads that prepare the next batch while the tokenizer works; 0 decodes in turn with it."""
+    """Threads that prepare the next batch while the tokenizer works. With 0, decoding and encoding alternate."""
     cpus: CpuSlots = field(default_factory=threading.Lock)
-    """One slot per decoding thread, or a single one: shards side by side use no more CPUs than the worker asked for."""
+    """One slot per decoding thread, or one slot without threads. Concurrent shards share the slots and so the CPUs of the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext(InputContext):
-    """What every shard of a plan shares, opened once per worker."""
+    """An InputContext with the tokenizer. All shards of a worker share it."""
 
     tokenizer: Tokenizer
     run_uuid: str = ""
-    """Of the driver; each commit names the run that made it."""
+    """Uuid of the driver's run. Each commit names the run that made the commit."""
     join: bool = False
-    """Another driver may work on the same plan: look for a commit before a shard is begun."""
+    """Another driver may work on the same plan: look for a commit before the work on a shard begins."""
     encode_lock: threading.Lock = field(default_factory=threading.Lock)
-    """Shards in work side by side take turns at the tokenizer: while one encodes, the other reads or publishes."""
+    """Concurrent shards take turns at the tokenizer: while one shard encodes, another reads or publishes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """Work done since the last report: inputs seen, their encoded bytes, and how many of them failed for good."""
+    """Work since the last report: inputs seen, encoded bytes of these inputs, and inputs that failed permanently."""
 
     inputs: int
     bytes_in: int
@@ -104,9 +104,9 @@ def tokenize_shard(
 ) -> Commit:
     """Turn one shard's planned rows into a published commit.
 
-    `killers` are sample ids known to kill their worker; they are quarantined unread. `batches` are those of `shard_batches`, where another
-    process decodes them; without them they are decoded here. Raises TransientStorageError for an outage (nothing
-    is quarantined, nothing committed) and PlanError when a manifest already closes this generation.
+    `killers` are sample ids that kill a worker. These inputs are quarantined unread. `batches` are the batches of `shard_batches` if
+    another process decodes them. Without `batches`, this process decodes. Raises TransientStorageError for an outage (no input is
+    quarantined, no shard is committed) and PlanError if a manifest already closes this generation.
     """
     plan, out = context.plan, context.out
     if context.join and (done := committed_by_another(out, plan, shard)) is not None:
@@ -134,19 +134,19 @@ def tokenize_shard(
 
 
 def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = frozenset()) -> Generator[DecodedBatch]:
-    """Yield the decoded batches of a shard in order: all of its work but the tokenizer. Raises TransientStorageError for an outage."""
+    """Yield the decoded batches of a shard in order, without the tokenizer. Raises TransientStorageError for an outage."""
     return _decoded(context, _inputs(context, shard, killers))
 
 
 def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
-    """Yield the sample id of every input of a shard in work order, without decoding any."""
+    """Yield the sample id of every input of a shard in work order, without decoding."""
     return (record.sample_id for record in _inputs(context, shard, killers))
 
 
 def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
     """Decode and encode inputs [start, stop) of a shard without publishing.
 
-    A runner uses it to find, by bisection, the input that kills its worker. A single input is encoded in an otherwise blank batch.
+    A runner bisects with this probe to find the input that kills the worker. A single input is encoded in an otherwise blank batch.
     """
     records = itertools.islice(_inputs(context, shard, killers), start, stop)
     with contextlib.closing(_decoded(context, records)) as decoded:
@@ -154,7 +154,7 @@ def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers:
 
 
 def encode_blank(context: JobContext) -> None:
-    """Encode a batch without any input: the control of a search. A tokenizer that hangs on it hangs on everything."""
+    """Encode a blank batch, the control of a search. A tokenizer that hangs on a blank batch hangs on every batch."""
     size = context.plan.spec.preprocess.size
     rows = max(1, context.plan.batch_rows // context.plan.views.count) * context.plan.views.count
     encoding = _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")
@@ -191,7 +191,8 @@ def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord
 def _tokenize(
     context: JobContext, batches: Iterator[DecodedBatch], result: _ShardResult, on_progress: Callable[[ShardProgress], None]
 ) -> None:
-    ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0  # a device has the next batch before this one is done
+    # Give a device the next batch before the device has finished this batch.
+    ahead = 1 if isinstance(context.tokenizer, OverlappedTokenizer) else 0
     begun: deque[tuple[DecodedBatch, _Encoding | None]] = deque()
     for batch in batches:
         begun.append((batch, _begin(context, batch.images_BHWC, batch.rows[0].sample_id) if batch.slots else None))

@@ -1,4 +1,4 @@
-"""`runs/<uuid>.json`: the sign of life of a driver, and its log. Correctness never depends on it; it keeps two drivers apart."""
+"""`runs/<uuid>.json`: the heartbeat of a driver, and its log. The heartbeat keeps two drivers apart. Correctness never depends on it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ BEAT_SECONDS = 15.0
 LIVE_SECONDS = 90.0
 LEAVE_SECONDS = 5.0
 PLANNING = ""
-"""Plan id of a driver that makes the plan."""
+"""Plan id in the record of a driver that is making the plan."""
 _GIVE_WAY_SECONDS = 1.0
 _GIVE_WAY_LOOKS = 5
 
 
 @dataclass(slots=True, kw_only=True)
 class RunRecord:
-    """What a driver says of itself."""
+    """The record that a driver publishes about itself."""
 
     uuid: str
     host: str
     pid: int
     process_started: str
-    """The kernel's start time of the process: a reused pid is not mistaken for it."""
+    """The kernel's start time of the process. It tells this process from a later process with the same pid."""
     plan_id: str
     started_seconds: float
     updated_seconds: float
@@ -49,13 +49,13 @@ class RunRecord:
     counters: dict[str, Any] = field(default_factory=dict)
 
     def is_live(self, now_seconds: float) -> bool:
-        """True while the driver may still write: recent, and not a vanished process of this host."""
+        """True while the driver may still write: the record is recent, and its process has not ended on this host."""
         if self.state != "running" or now_seconds - self.updated_seconds >= LIVE_SECONDS:
             return False
         return self.host != socket.gethostname() or _process_started(self.pid) == self.process_started
 
     def describe(self, now_seconds: float) -> str:
-        """Return host, age, rate and when it would count as dead."""
+        """Return host, age, rate, and the time after which the run counts as dead."""
         age, progress = now_seconds - self.updated_seconds, self.progress
         workers = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in sorted(progress.workers.items()))
         left = "" if progress.left_seconds is None else f", ETA {progress.left_seconds:,.0f} s"
@@ -66,7 +66,7 @@ class RunRecord:
 
     @property
     def progress(self) -> RunProgress:
-        """How far the run is, by its counters."""
+        """The progress of the run by its counters."""
         return RunProgress.from_json({"work_seconds": self.updated_seconds - self.started_seconds, **self.counters})
 
 
@@ -78,7 +78,7 @@ def _process_started(pid: int) -> str:
             return "gone"
     except (OSError, IndexError):
         pass
-    try:  # no /proc on this system: the pid alone must do
+    try:  # this system has no /proc: only the pid can be checked
         os.kill(pid, 0)
     except ProcessLookupError:
         return "gone"
@@ -88,7 +88,7 @@ def _process_started(pid: int) -> str:
 
 
 def run_records(store: Store) -> list[RunRecord]:
-    """Return every readable run record; damaged ones are left out, because a heartbeat decides nothing that must be right."""
+    """Return every readable run record. Damaged records are left out, because correctness never depends on a heartbeat."""
     found = []
     for info in store.list("runs"):
         if info.path.count("/") == 1 and info.path.endswith(".json"):
@@ -115,10 +115,11 @@ def refuse_beside_live_run(store: Store, verb: str, *, besides: str = "") -> Non
 
 
 def wins_planning(store: Store, mine: RunRecord) -> bool:
-    """Return whether the driver of a published record may make the plan; the others must give way, or wait.
+    """Return whether the driver of a published record may make the plan. The other drivers must give way or wait.
 
-    Each publishes before it looks, so of two that start at the same moment at least one sees the other. The larger uuid gives way at
-    once; the smaller one too, unless the other has withdrawn within seconds, because the other may have looked before and be at work.
+    Each driver publishes its record before it looks for others. So if two drivers start at the same moment, at least one driver sees the
+    other. The driver with the larger uuid gives way at once. The driver with the smaller uuid waits some seconds for the other to withdraw
+    and then gives way too, because the other driver may have looked first and be at work.
     """
     for _ in range(_GIVE_WAY_LOOKS):
         others = [record for record in live_runs(store) if record.uuid != mine.uuid]
@@ -165,16 +166,16 @@ class Heartbeat:
         self._publish()
 
     def _leave(self, error: BaseException) -> None:
-        """Say that the run stopped, if the store takes it within seconds: after Ctrl-C in an outage nobody waits for all its retries.
+        """Publish that the run stopped, but wait only seconds for the store: after Ctrl-C in an outage nobody waits for all retries.
 
-        Without this last sign the run counts as dead when its process is gone, or after 90 s for other hosts.
+        Without this last record, the run counts as dead on this host when its process is gone, and on other hosts after 90 s.
         """
         if not isinstance(error, KeyboardInterrupt):
             self.log("the run stopped", error=f"{type(error).__name__}: {error}")
 
         def publish() -> None:
             self._thread.join()
-            with contextlib.suppress(TransientStorageError):  # the first error is the one to show
+            with contextlib.suppress(TransientStorageError):  # show only the first error
                 self._publish()
 
         last = threading.Thread(target=publish, daemon=True, name="heartbeat-end")
@@ -182,7 +183,7 @@ class Heartbeat:
         last.join(LEAVE_SECONDS)
 
     def log(self, message: str, **details: Any) -> None:
-        """Add a line to the run's JSONL log; written with the next beat."""
+        """Add a line to the run's JSONL log. The next beat writes the line."""
         self._log.add(message, **details)
 
     def _beat(self) -> None:

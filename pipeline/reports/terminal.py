@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a bar on a terminal, one line every 30 seconds elsewhere; always on stderr."""
+"""Show a person how a job runs: a bar on a terminal, or else one line every 30 seconds. All output goes to stderr."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LINE_SECONDS = 30.0
 
 
 class TerminalReporter:
-    """Implements the Reporter of a conversion for people."""
+    """The Reporter of a conversion for people."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
-        self._quiet = quiet or sys.stderr is None  # rich would take stdout in place of a closed stderr
+        self._quiet = quiet or sys.stderr is None  # rich would write to stdout if stderr is closed
         self._progress: Progress | None = None
         self._task: Any = None
         self._last_line: float | None = None
@@ -34,7 +34,7 @@ class TerminalReporter:
             self._console.print(message, markup=False)
 
     def begin(self, planned: int | None, done: int, what: str = "images") -> None:
-        """Show a bar from `done` to `planned`; without a plan it only counts."""
+        """Show a bar from `done` to `planned`. Without `planned`, only count."""
         self._last_line = time.monotonic()
         if self._quiet or not self._console.is_terminal:
             return
@@ -53,10 +53,10 @@ class TerminalReporter:
         self._task = self._progress.add_task(what, total=planned, completed=done, rate="")
 
     def advance(self, progress: RunProgress) -> None:
-        """Show how far a run is, here or elsewhere; a bar is begun where there is none yet."""
+        """Show the progress of a run, here or on a cluster. Begin a bar if there is none yet."""
         if self._last_line is None:
             self.begin(progress.images_planned, progress.images_before)
-            self._last_line = float("-inf")  # who joins late wants to see it now
+            self._last_line = float("-inf")  # a person who joins late wants to see the progress now
         if self._progress is not None:
             shown = f"{progress.rate_text()}{progress.state_text()}"
             self._progress.update(self._task, total=progress.images_planned, completed=progress.images_done, rate=shown)
@@ -65,12 +65,12 @@ class TerminalReporter:
             self.say(progress.line())
 
     def count(self, done: int) -> None:
-        """Show how many of the planned things are done."""
+        """Show how many of the planned items are done."""
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
 
     def end(self) -> None:
-        """Take the bar away, leaving its last state."""
+        """Stop the bar and leave its last state on the screen."""
         self._last_line = None
         if self._progress is not None:
             self._progress.stop()
@@ -78,7 +78,7 @@ class TerminalReporter:
 
 
 def _table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> Table:
-    """Return a plain table; the first column names, the others hold values."""
+    """Return a plain table. The first column holds names, the other columns hold values."""
     rows = list(rows)
     table = Table(show_header=bool(header), box=None, pad_edge=False)
     for index in range(max((len(row) for row in rows), default=1)):
@@ -89,10 +89,10 @@ def _table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...] = ()) -> Tab
 
 
 def print_table(rows: Iterable[tuple[str, ...]], title: str = "", header: tuple[str, ...] = ()) -> None:
-    """Print a table on stdout, as wide as it needs to be where stdout is no terminal."""
+    """Print a table on stdout. If stdout is not a terminal, the table is at most 120 columns wide."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=120)
-    if title:  # as a title of the table it would be folded to the width of the table
+    if title:  # rich would fold a table's own title to the width of the table
         console.print(title, style="italic", soft_wrap=True)
     console.print(_table(rows, header))

@@ -1,1 +1,1 @@
-"""Runners map shard tasks onto machines; they know nothing of images or tokens."""
+"""Runners map shard tasks onto machines. Runners know nothing about images or tokens."""

@@ -1,7 +1,7 @@
-"""Alive, slow, hanging or waiting for a store: what a worker's last heartbeat means. It knows no process and no cluster.
+"""Judge from a worker's last heartbeat whether the worker is alive, slow, hanging or waiting for a store. No processes, no clusters.
 
-Each stage has a deadline: the stall timeout, or ten times the longest that one part of this stage has taken in this run, whichever is
-more. A stage that nobody has measured yet gets more patience, because a slow tokenizer looks like one that hangs until it has encoded once.
+Each stage has a deadline. The deadline is the larger of the stall timeout and ten times the longest part of this stage in this run. A stage
+without a measurement gets a longer deadline, because before its first batch a slow tokenizer looks like a hanging tokenizer.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from tokenshards.pipeline.activity import DECODE, ENCODE, PACK, SHARD, STARTING,
 __all__ = ["SILENT", "Deadlines", "State", "Verdict"]
 
 SILENT = "silent"
-"""Stage of a worker that sends no heartbeat: it is frozen, or code that holds Python's lock keeps its heartbeat thread from running."""
+"""Stage of a worker that sends no heartbeat: the process is frozen, or code that holds Python's lock blocks the heartbeat thread."""
 SLACK = 10.0
-"""How many times as long as the longest before it a part of a stage may take."""
+"""A part of a stage may take this many times as long as the longest part before."""
 PATIENCE = {STARTING: 4.0, ENCODE: 12.0, PACK: 12.0, SHARD: 2.0, SILENT: 2.0}
-"""Stall timeouts that a stage has at least, 1 for the others. Encoding has them until it was measured."""
+"""Least deadline of a stage, in stall timeouts; 1 for other stages. Encoding has this value until its first measurement."""
 SILENT_BEATS = 3.0
 NOTED_SHARE = 0.1
-"""Share of the stall timeout after which a wait for the store is worth telling."""
+"""We report a wait for the store that is longer than this share of the stall timeout."""
 BLAMED = (DECODE, ENCODE, SILENT)
-"""Stages in which an input can make its worker hang."""
+"""Stages in which an input can make a worker hang."""
 
 
 class State(StrEnum):
-    """What a worker is, seen from its driver."""
+    """The state of a worker as the driver sees it."""
 
     STARTING = "starting"
     ALIVE = "alive"
     SLOW = "slow"
-    """Longer at one thing than the stall timeout, and within the deadline of its stage."""
+    """The activity lasts longer than the stall timeout, but not longer than the deadline of its stage."""
     WAITING_FOR_STORE = "waiting_for_store"
     HANGING = "hanging"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A worker's state, and the activity that decides it."""
+    """A worker's state, and the activity that decides the state."""
 
     state: State
     doing: Doing | None = None
@@ -48,16 +48,16 @@ class Verdict:
 
     @property
     def blames_input(self) -> bool:
-        """True for a hang that an input can have caused; a hang in a read, a write or the start says nothing of any input."""
+        """True for a hang that an input can have caused. A hang in a read, a write or the start proves nothing about an input."""
         return self.doing is not None and self.doing.stage in BLAMED
 
     @property
     def hung_at(self) -> str:
-        """Sample id of the input in hand, empty where that is not known."""
+        """Sample id of the input at which the worker hung; empty if unknown."""
         return self.doing.input if self.doing is not None and self.doing.stage == DECODE else ""
 
     def describe(self) -> str:
-        """Return what a hanging worker did, for messages such as "a worker … on shard 3"."""
+        """Return how a worker hung, for messages such as "a worker … on shard 3"."""
         if self.doing is None:
             return "hung"
         if self.doing.stage == SILENT:
@@ -67,7 +67,7 @@ class Verdict:
 
 
 class Deadlines:
-    """Judges workers by one stall timeout and by what the workers of this run have measured."""
+    """Judges workers by one stall timeout and by the measurements of this run's workers."""
 
     def __init__(self, stall_seconds: float, beat_seconds: float) -> None:
         self._stall_seconds = stall_seconds
@@ -75,7 +75,7 @@ class Deadlines:
         self._slowest: dict[str, float] = {}
 
     def measure(self, slowest: Mapping[str, float]) -> None:
-        """Take in the longest parts of stages that a worker has seen."""
+        """Record the longest part of each stage that a worker has measured."""
         for stage, seconds in slowest.items():
             if seconds > self._slowest.get(stage, 0.0):
                 self._slowest[stage] = seconds
@@ -89,9 +89,9 @@ class Deadlines:
         return max(patience * self._stall_seconds, SLACK * (measured or 0.0))
 
     def judge(self, found: Sequence[Doing], silent_seconds: float, *, ready: bool) -> Verdict:
-        """Return the state of a worker by its last heartbeat, which came `silent_seconds` ago."""
+        """Return the state of a worker from its last heartbeat, which came `silent_seconds` ago."""
         if silent_seconds > SILENT_BEATS * self._beat_seconds:
-            # What it did then may long be over; whichever stage it is in, its heartbeat thread does not run.
+            # The activities of the last heartbeat may be over. In every stage, silence means that the heartbeat thread does not run.
             limit = self.limit_seconds(SILENT if ready else STARTING)
             silent = Doing(stage=SILENT, input="", seconds=silent_seconds)
             return self._verdict(silent, limit) or Verdict(state=State.ALIVE if ready else State.STARTING)
@@ -99,9 +99,9 @@ class Deadlines:
         late: Verdict | None = None
         for doing in found:
             if doing.stage == WAITING_FOR_STORE or (waiting and doing.stage not in (DECODE, ENCODE, PACK)):
-                continue  # other threads wait for the one that waits for the store
+                continue  # these threads wait for the thread that waits for the store
             if doing.stage == SHARD and len(found) > 1:
-                continue  # its thread waits for the others
+                continue  # the thread of this stage waits for other threads
             verdict = self._verdict(doing, self.limit_seconds(doing.stage))
             if verdict is not None and (late is None or verdict.state == State.HANGING):
                 late = verdict

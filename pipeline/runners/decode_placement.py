@@ -1,4 +1,4 @@
-"""Where pictures are decoded on a cluster: beside the tokenizer, or on the CPUs of other nodes. A decision from measured rates."""
+"""Decide from measured rates where a cluster decodes images: beside the tokenizer, or on the CPUs of other nodes."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from dataclasses import dataclass
 __all__ = ["DecodeRates", "Placement", "choose_placement"]
 
 ENOUGH = 0.9
-"""Decoding that reaches this share of the encoder's rate is no bottleneck worth a network."""
+"""If decoding reaches this share of the encoder's rate, decoding on other nodes is not worth the network traffic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeRates:
-    """What one actor was measured at, in images per second, and what the cluster has left."""
+    """The measured rates of one actor, in images per second, and the idle CPUs of the cluster."""
 
     decode: float
-    """With all decoding threads of the actor."""
+    """Rate of all decoding threads of the actor together."""
     decode_per_cpu: float
     encode: float
     network: float | None
-    """Decoded pictures that an actor receives from another node; None where it was not measured."""
+    """Decoded images that an actor receives from another node; None if not measured."""
     idle_cpus: int
     """CPUs of the cluster that no actor holds."""
     actors: int
 
     @property
     def network_matters(self) -> bool:
-        """Whether the decision hangs on the network, so that measuring it is worth a task on another node."""
+        """True if the decision depends on the network, so that a measurement by a task on another node is worth its cost."""
         return self.decode < ENOUGH * self.encode and self.idle_cpus >= 1
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`remote` or not, and why, in words for the person who started the job."""
+    """Whether to decode on other nodes, and the reason for the person who started the job."""
 
     remote: bool
     why: str
 
 
 def choose_placement(rates: DecodeRates) -> Placement:
-    """Return where to decode. Remote only where decoding holds the encoder up, idle CPUs are there, and the network carries the pixels."""
+    """Return where to decode: remote only if decoding delays the encoder, CPUs are idle, and the network can carry the pixels."""
     measured = f"an actor decodes {rates.decode:,.0f} and encodes {rates.encode:,.0f} images/s"
     if rates.decode >= ENOUGH * rates.encode:
         return Placement(False, f"{measured}, so decoding beside the tokenizer keeps up")

@@ -1,6 +1,6 @@
-"""This machine: worker processes with one BLAS thread each, and for networks an equal share of the cores or a GPU of their own.
+"""Run shards in worker processes of this machine. Each has one BLAS thread; networks get an equal share of the cores or a GPU.
 
-Only the mechanics of processes and pipes; what a worker's messages, its silence and its death mean is decided by the supervisor.
+This module handles only processes and pipes. The supervisor decides what a worker's messages, silence and death mean.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["LocalRunner"]
 _ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 }
-# Threads of torch that wait sleep: beside other busy processes, spinning made small networks many times slower.
+# Let waiting threads of torch sleep: beside other busy processes, spinning made small networks many times slower.
 _SLEEP_IDLE = {"OMP_WAIT_POLICY": "PASSIVE"}
 MOST_BEAT_SECONDS = 1.0
 KILL_SECONDS = 10.0
-"""A process that waits for a dead disk cannot be killed; the run goes on without its exit code."""
+"""A process that waits for a dead disk cannot be killed. The run then goes on without the exit code."""
 
 
 class _Process(Worker):
@@ -47,7 +47,7 @@ class _Process(Worker):
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         pinned = {} if place.gpu is None else {VISIBLE_DEVICES: place.gpu}
         self._process = subprocess.Popen(
-            # -P: a `tokenshards` folder of the user stays out
+            # -P keeps a `tokenshards` folder of the user off the import path
             [
                 *(sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker"),
                 *(str(place.torch_threads), str(place.decode_threads), str(beat)),
@@ -71,13 +71,13 @@ class _Process(Worker):
 
     def send(self, line: bytes) -> None:
         stdin = self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # its death is seen at the end of its output
+        with contextlib.suppress(BrokenPipeError):  # we notice the worker's death at the end of its output
             if stdin is not None:
                 stdin.write(line + b"\n")
                 stdin.flush()
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived, None at the end of the worker."""
+        """Return the messages that have arrived, or None after the worker has ended."""
         data = os.read(self.output.fileno(), 1 << 20)
         if not data:
             return None
@@ -85,13 +85,13 @@ class _Process(Worker):
         return [json.loads(line) for line in lines]
 
     def last_words(self) -> str:
-        """Return the end of what the worker wrote to stderr."""
+        """Return the end of the worker's stderr."""
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - 2000))
         return self._errors.read().decode("utf-8", "replace").strip()
 
     def stop(self) -> int | None:
-        """Kill the process, release its pipes and return its exit code, None where the kernel cannot end it yet."""
+        """Kill the process, close its pipes and return the exit code, or None if the kernel cannot end the process yet."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
@@ -109,8 +109,8 @@ class LocalRunner:
         self._config = config
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
-        """Return the shards that stay uncommitted, each with the last error."""
-        from tokenshards.pipeline.job.context import uses_gpu  # heavy: only a run needs it
+        """Return the shards that stay uncommitted, each with its last error."""
+        from tokenshards.pipeline.job.context import uses_gpu  # a slow import that only a run needs
 
         gpus = visible_gpus()
         places = choose_places(self._config.workers, len(shards), gpus if gpus and uses_gpu(job) else [], available_cores())
@@ -182,7 +182,7 @@ class _LocalRun:
         return code
 
     def _bury(self, worker: _Process, verdict: Verdict | None) -> None:
-        """Replace a worker that died, or hangs by a verdict of the supervisor."""
+        """Replace a worker that died, or that hangs by a verdict of the supervisor."""
         words = worker.last_words()
         code = self._drop(worker)
         how = f"{'died' if verdict is None else verdict.describe()} (exit code {'unknown' if code is None else code})"

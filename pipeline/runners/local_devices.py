@@ -1,4 +1,4 @@
-"""How many worker processes this machine gets, and what each may use: a share of the cores, and its own GPU where there are any."""
+"""Choose how many worker processes run on this machine, and the share of the cores and the GPU that each process may use."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Place:
     """What one worker process may use."""
 
     gpu: str | None = None
-    """Value of CUDA_VISIBLE_DEVICES; None leaves the variable as it is."""
+    """Value of CUDA_VISIBLE_DEVICES; None leaves the variable unchanged."""
     torch_threads: int = 1
     decode_threads: int = 0
-    """Threads that decode beside the tokenizer; 0 decodes in turn with it."""
+    """Threads that decode beside the tokenizer. With 0, decoding and encoding alternate."""
 
 
 def available_cores() -> int:
@@ -40,16 +40,16 @@ def visible_gpus() -> list[str]:
     try:
         command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):  # an image without the tool; CUDA counts the devices that are there from 0
+    except (OSError, subprocess.SubprocessError):  # a container without nvidia-smi; CUDA numbers the devices from 0
         return [str(index) for index, _ in enumerate(DEVICES.glob("nvidia[0-9]*"))]
     return [line.strip() for line in answer.stdout.splitlines() if line.strip().startswith("GPU-")]
 
 
 def choose_places(workers: int | None, shards: int, gpus: list[str], cores: int) -> list[Place]:
-    """Return a place for each worker; `gpus` is empty where the tokenizer runs on none. There are no more workers than shards.
+    """Return a place for each worker. `gpus` is empty if the tokenizer uses no GPU. There are never more workers than shards.
 
-    Without GPUs there is one worker for each core, and each core decodes and encodes in turn. With GPUs there is one worker for each, and
-    the other cores decode beside the tokenizers. More workers than GPUs share them in turn.
+    Without GPUs there is one worker for each core, and each worker alternates between decoding and encoding. With GPUs there is one worker
+    for each GPU, and the other cores decode beside the tokenizers. If there are more workers than GPUs, several workers share a GPU.
     """
     count = max(1, min(shards, workers or len(gpus) or cores))
     share = max(1, cores // count)

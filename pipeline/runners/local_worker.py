@@ -1,7 +1,7 @@
-"""A worker process of the local runner: JSON lines in on stdin, JSON lines out on stdout, nothing pickled.
+"""A worker process of the local runner. It reads JSON lines from stdin and writes JSON lines to stdout. Nothing is pickled.
 
-Started as `python -m tokenshards.pipeline.runners.local_worker TORCH_THREADS DECODE_THREADS BEAT_SECONDS`. The heartbeat begins before
-anything heavy is imported. The worker dies with its driver: the end of stdin is the driver's end.
+The runner starts `python -m tokenshards.pipeline.runners.local_worker TORCH_THREADS DECODE_THREADS BEAT_SECONDS`. The heartbeat begins
+before the slow imports. When the driver ends, stdin ends too, and the worker exits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def main() -> None:
     """Serve commands until stdin closes."""
     torch_threads, decode_threads, beat = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints must not reach the driver as a message
+    os.dup2(2, 1)  # the driver must not read the prints of a library as messages
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     one_at_a_time = threading.Lock()
     pulse = Pulse()
@@ -73,7 +73,7 @@ def _server(job_json: dict[str, Any], pulse: Pulse, torch_threads: int, decode_t
     from tokenshards.pipeline.runners.shard_server import ShardServer
 
     server = ShardServer(JobSpec.from_json(job_json), decode_threads=decode_threads)
-    if (torch := sys.modules.get("torch")) is not None:  # the tokenizer has networks; all else keeps to one thread
+    if (torch := sys.modules.get("torch")) is not None:  # the tokenizer has networks; all other code uses one thread
         torch.set_num_threads(torch_threads)
 
     def serve(command: dict[str, Any]) -> dict[str, Any]:

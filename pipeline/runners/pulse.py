@@ -1,4 +1,4 @@
-"""The heartbeat of a worker: how far each of its shards is, and what its threads do now. The workers of every runner send the same."""
+"""The heartbeat of a worker: the progress of its shards and the activities of its threads. All runners use the same heartbeat."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ ALIVE = "alive"
 
 
 class Pulse:
-    """Counts of the shards at work in this process; safe for threads."""
+    """Counts of the shards at work in this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._at_work: dict[int, list[int]] = {}
 
     def begin(self, shard: int) -> None:
-        """A shard is begun: count from zero."""
+        """Begin to count a shard from zero."""
         with self._lock:
             self._at_work[shard] = [0, 0, 0]
 
     def add(self, shard: int, done: ShardProgress) -> None:
-        """More of a shard was worked through."""
+        """Add progress to the counts of a shard."""
         with self._lock:
             for index, value in enumerate((done.inputs, done.bytes_in, done.quarantined)):
                 self._at_work[shard][index] += value
 
     def end(self, shard: int) -> None:
-        """A shard came to its end."""
+        """Forget the counts of a finished shard."""
         with self._lock:
             self._at_work.pop(shard, None)
 

@@ -1,6 +1,6 @@
 """The actor that turns shard tasks into commits on a Ray cluster.
 
-Commands and replies are JSON text of at most a kilobyte; only decoded pixels travel as arrays, between a decoding task and an actor.
+Commands and replies are JSON text of at most a kilobyte. Only decoded pixels travel as arrays, from a decoding task to an actor.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ LOG_SECONDS = 15.0
 NETWORK_PROBE_BYTES = 16 << 20
 _COUNTERS = {
     "images_total": "Inputs seen in committed shards",
-    "bytes_total": "Encoded bytes of these inputs",
+    "bytes_total": "Encoded bytes of the inputs in committed shards",
     "shards_total": "Shards committed",
-    "quarantined_total": "Inputs that failed for good",
+    "quarantined_total": "Inputs that failed permanently",
     "stage_seconds": "Seconds of work, by stage",
 }
 _LABELS = ("out", "run")
-"""Of every counter: two runs that share a dataset, or a cluster, are told apart."""
+"""Labels of every counter. They tell apart two runs that share a dataset or a cluster."""
 
 
 class ShardActor:
-    """Holds an opened job and serves its shards, several side by side; a thread of its own answers `pulse`, the heartbeat, meanwhile."""
+    """Holds an opened job and serves several shards at once. Meanwhile another thread answers `pulse`, the heartbeat."""
 
     def __init__(self, name: str, job: str, decode_threads: int) -> None:
         self._name = name
@@ -60,7 +60,7 @@ class ShardActor:
         self._flushed = time.monotonic()
 
     def open(self) -> str:
-        """Open the job and say who this is: `ready`, or `broken` with the reason."""
+        """Open the job. Return `ready` with the identity of the actor, or `broken` with the reason."""
         keep_freed_memory()
         job = JobSpec.from_json(json.loads(self._job))
         try:
@@ -86,7 +86,7 @@ class ShardActor:
         return ShardServer(job, decode_threads=self._decode_threads)
 
     def serve(self, text: str, decode_cpus: int = 0) -> str:
-        """Do one command of a shard and return the event; `decode_cpus` above 0 decodes in a task of so many CPUs, on any node."""
+        """Do one command of a shard and return the event. If `decode_cpus` is above 0, a task with so many CPUs decodes on any node."""
         command = json.loads(text)
         shard = int(command["shard"])
         self._pulse.begin(shard)
@@ -104,7 +104,7 @@ class ShardActor:
         details = {("error" if key == "message" else key): value for key, value in event.items() if key not in ("event", "summary")}
         details |= summary or {}
         self._tell(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
-        if summary is None or event.get("by_another"):  # what another run committed is its work
+        if summary is None or event.get("by_another"):  # only the run that committed a shard counts the shard
             return
         self._count("images_total", summary["inputs_seen"])
         self._count("bytes_total", summary["bytes_in"])
@@ -114,7 +114,7 @@ class ShardActor:
             self._count("stage_seconds", spent, stage=stage)
 
     def _count(self, name: str, value: float, **tags: str) -> None:
-        if value > 0:  # a counter of Ray refuses to stay as it is
+        if value > 0:  # Ray's counters refuse an increment of 0
             self._counters[name].inc(value, tags=tags)
 
     def _tell(self, message: str, **details: Any) -> None:
@@ -122,28 +122,28 @@ class ShardActor:
             self._log.add(message, **details)
 
     def pulse(self) -> str:
-        """Return the heartbeat; it comes while the job is opened, too."""
+        """Return the heartbeat, also while `open` is running."""
         now = time.monotonic()
         if now - self._flushed > LOG_SECONDS:
             self._flushed = now
-            threading.Thread(target=self._flush, name="log", daemon=True).start()  # a store that fails must not look like a dead worker
+            threading.Thread(target=self._flush, name="log", daemon=True).start()  # a failing store must not look like a dead worker
         return json.dumps(self._pulse.message())
 
     def close(self) -> None:
-        """Publish what is left of the log; the driver kills the actor afterwards."""
+        """Publish the rest of the log. Then the driver kills the actor."""
         self._flush()
 
     def _flush(self) -> None:
         try:
             if self._log is not None:
                 self._log.flush()
-        except TransientStorageError as error:  # a log decides nothing; the next flush tries again
+        except TransientStorageError as error:  # the run does not depend on the log; the next flush tries again
             self._tell("the log could not be written", error=str(error))
 
     def _remote_batches(self, decode_cpus: int, shard: int, killers: frozenset[str]) -> Generator[DecodedBatch]:
-        """Yield the batches that a task on any node decodes; they are decoded here where no node has room for it in time."""
+        """Yield the batches that a task on any node decodes. If no node has room for the task in time, decode the batches here."""
         if not (yield from remote_batches(self._job, shard, killers, decode_cpus)):
-            self._tell("decoded here, since no node had CPUs free for it", shard=shard, waited_seconds=QUEUE_SECONDS)
+            self._tell("decoded here, because no node had free CPUs for the decoding task", shard=shard, waited_seconds=QUEUE_SECONDS)
             yield from shard_batches(self._server.context, shard, killers)
 
     def network_rate(self) -> str:
@@ -156,7 +156,7 @@ class ShardActor:
         elsewhere = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
         if not elsewhere:
             return 0.0
-        largest = max(elsewhere, key=lambda node: float(node["Resources"].get("CPU", 0)))  # where decoding would most likely go
+        largest = max(elsewhere, key=lambda node: float(node["Resources"].get("CPU", 0)))  # the most likely node for decoding
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(largest["NodeID"], soft=False)
         probe = ray.remote(_zeros).options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
         ray.get(probe.remote(1))  # starts the process

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, noticing the loss of its head, and one clear sentence for everything that keeps us out."""
+"""Join a Ray cluster, notice the loss of its head, and explain each failure to join in one clear sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["HeadWatch", "joined_cluster"]
 CHECK_SECONDS = 10.0
 JOIN_ATTEMPTS = 5
 _ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
-"""Ray's variable for how often it tries to join a head, about once a second."""
+"""Ray's variable for the number of attempts to join a head. Ray makes about one attempt a second."""
 ASK_SECONDS = 5.0
 HEAD_SECONDS = 40.0
 _TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
@@ -35,10 +35,10 @@ _TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
 
 @contextlib.contextmanager
 def joined_cluster(address: str | None) -> Iterator[None]:
-    """Be a driver of the cluster for the time of the block; one that was joined before is kept.
+    """Join the cluster as a driver for the duration of the block. If this process has already joined a cluster, keep that connection.
 
-    Raises ClusterError with one sentence where it cannot be reached, wants a token, or runs another Ray or Python, ConfigError where the
-    address holds a password, or the token or the TLS files here cannot be used.
+    Raises ClusterError with one sentence if the cluster cannot be reached, wants a token, or runs another version of Ray or Python. Raises
+    ConfigError if the address holds a password, or if the token or the TLS files of this machine cannot be used.
     """
     if ray.is_initialized():
         yield
@@ -48,25 +48,25 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         raise ConfigError(f"{'--address' if address else 'RAY_ADDRESS'} holds a user or password; expected host:port, such as head:6379")
     if address is not None and address.startswith("http"):
         raise ClusterError(
-            f"--address is {address}, where jobs are submitted; a driver joins at host:port such as head:6379. "
+            f"--address is {address}, an address for submitting jobs; a driver joins at host:port, such as head:6379. "
             "Use `tokenshards submit` with this address"
         )
     if _with_token():
-        find_token(os.environ)  # raises for one that Ray would refuse with a text that holds it
+        find_token(os.environ)  # Ray would refuse a bad token with a text that holds the token
     head = _HealthCheck.of_environment()
     named = ":" in where and "://" not in where
     if named:
         head.check(where)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning where an actor asks for no GPU
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it, Ray warns about actors that ask for no GPU
     try:
-        # Ray puts the current folder first on the workers' path, whatever `pipeline` may lie in it.
+        # Ray puts the current folder first on the workers' import path, and that folder may hold another `pipeline`.
         with contextlib.chdir("/"), _own_sigterm(), _few_attempts() if named else contextlib.nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray's own threads print what raylets and autoscaler say: no place for it
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's threads print messages of raylets and autoscaler to stdout
             yield
     finally:
         ray.shutdown()
@@ -74,7 +74,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _few_attempts() -> Iterator[None]:
-    """Let Ray try for seconds and not for half a minute to join a head that is there."""
+    """Limit the time in which Ray tries to join a live head to seconds instead of half a minute."""
     before = os.environ.get(_ATTEMPTS)
     os.environ.setdefault(_ATTEMPTS, str(JOIN_ATTEMPTS))
     try:
@@ -87,8 +87,8 @@ def _few_attempts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep the page of warnings off the terminal that Ray's C++ code writes of every attempt: what it means is one sentence of ours."""
-    if sys.stderr is None:  # closed: nothing shows in any case
+    """Hide the many warnings that Ray's C++ code writes for every attempt. Our error tells the cause in one sentence."""
+    if sys.stderr is None:  # stderr is closed: no output shows anyway
         yield
         return
     sys.stderr.flush()
@@ -104,7 +104,7 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM: `ray.init` sets one of its own, which ends the process before anything is put in order."""
+    """Keep our handler of SIGTERM. The handler that `ray.init` sets ends the process without any cleanup."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -114,29 +114,29 @@ def _own_sigterm() -> Iterator[None]:
 
 
 class HeadWatch:
-    """Notices that the head is gone before Ray does, which after a minute ends the whole process with a line of its own."""
+    """Notices a lost head before Ray does. After a minute Ray would end the whole process with its own message."""
 
     def __init__(self) -> None:
         self._address = str(ray.get_runtime_context().gcs_address)
-        self._head = _HealthCheck.of_environment()  # once: a file that goes away later ends no run
+        self._head = _HealthCheck.of_environment()  # read once, so that a TLS file that disappears later does not end the run
         self._asked = self._answered = time.monotonic()
 
     def check(self) -> None:
-        """Ask the head, every few seconds, whether it is there; raise ClusterError when it has not answered for 40 seconds."""
+        """Ask the head every few seconds for an answer. Raise ClusterError if the head has not answered for 40 seconds."""
         now = time.monotonic()
         if now - self._asked >= ASK_SECONDS:
             self.answers()
         silent = now - self._answered
         if silent > HEAD_SECONDS:
             raise ClusterError(
-                f"{self._address}: the head of the Ray cluster has not answered for {silent:.0f} s. Nothing that was committed is lost; "
-                "when the cluster is back, or on another, run the same command again: it continues"
+                f"{self._address}: the head of the Ray cluster has not answered for {silent:.0f} s. No committed shard is lost. "
+                "When the cluster is back, or on another cluster, run the same command again: it continues"
             )
 
     def answers(self) -> bool:
-        """Ask the head now. Calls of Ray that need it, such as a new actor, block without an end where it is gone."""
+        """Ask the head now. Ray's calls that need the head, such as a new actor, block forever if the head is gone."""
         now = time.monotonic()
-        if now - self._asked > HEAD_SECONDS:  # nobody asked for a while, so the silence proves nothing
+        if now - self._asked > HEAD_SECONDS:  # we did not ask for a while, so the silence proves nothing
             self._answered = now
         self._asked = now
         try:
@@ -149,17 +149,17 @@ class HeadWatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _HealthCheck:
-    """gRPC's own health check, which every head answers, with a token or without: `ray.init` tries a wrong address for minutes."""
+    """gRPC's own health check. Every head answers the check, with or without a token. `ray.init` tries a wrong address for minutes."""
 
     tls: grpc.ChannelCredentials | None
 
     @classmethod
     def of_environment(cls) -> _HealthCheck:
-        """Return what RAY_USE_TLS asks for. Raises ConfigError where a file that it needs cannot be used."""
+        """Return the check that RAY_USE_TLS asks for. Raises ConfigError if a TLS file cannot be used."""
         return cls(tls=_tls_credentials() if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true") else None)
 
     def check(self, address: str, timeout_seconds: float = CHECK_SECONDS) -> None:
-        """Raise ClusterError where no head answers in time."""
+        """Raise ClusterError if no head answers in time."""
         import grpc
 
         with grpc.insecure_channel(address) if self.tls is None else grpc.secure_channel(address, self.tls) as channel:
@@ -168,9 +168,9 @@ class _HealthCheck:
             except grpc.RpcError as error:
                 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise ClusterError(
-                        f"{address}: no Ray head answers there{'' if self.tls is None else ' over TLS'}. Start one with "
+                        f"{address}: no Ray head answers at this address{'' if self.tls is None else ' over TLS'}. Start one with "
                         "`ray start --head`, or check --address: expected host:port of the head, 6379 unless it was started with --port. "
-                        "RAY_USE_TLS must be as there"
+                        "RAY_USE_TLS must have the same value as on the head"
                     ) from None
 
 
@@ -183,7 +183,7 @@ def _tls_credentials() -> grpc.ChannelCredentials:
             read.append(Path(os.environ[name]).read_bytes())
         except (KeyError, OSError) as error:
             seen = f"is {os.environ[name]!r}, which cannot be read ({error.strerror})" if isinstance(error, OSError) else "is not set"
-            raise ConfigError(f"RAY_USE_TLS is set, but {name} {seen}; expected a PEM file, as the nodes of the cluster have it") from None
+            raise ConfigError(f"RAY_USE_TLS is set, but {name} {seen}; expected a PEM file, as on the nodes of the cluster") from None
     return grpc.ssl_channel_credentials(*read)
 
 
@@ -196,7 +196,7 @@ def _refusal(address: str | None, error: Exception) -> ClusterError:
     said = " ".join(str(error).split())
     if isinstance(error, AuthenticationError) or _says(error, "Unauthenticated", "auth token", "AuthToken"):
         return ClusterError(
-            f"{where}: the Ray cluster wants a token and got {'another one' if _with_token() else 'none'}. Set RAY_AUTH_MODE=token and "
+            f"{where}: the Ray cluster wants a token and got {'another token' if _with_token() else 'none'}. Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of the cluster; `ray get-auth-token` shows it on the head"
         )
     if "ersion mismatch" in said:
@@ -205,7 +205,7 @@ def _refusal(address: str | None, error: Exception) -> ClusterError:
 
 
 def _says(error: BaseException | None, *words: str) -> bool:
-    """Return whether an error or one of its causes says one of these words: Ray tells the last attempt in a cause."""
+    """Return whether an error or one of its causes holds one of these words. Ray puts the last attempt into a cause."""
     while error is not None:
         if any(word in str(error) for word in words):
             return True

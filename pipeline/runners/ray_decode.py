@@ -1,4 +1,4 @@
-"""Decoding on any node for an actor: a task that streams batches, and shows what it does while none is ready."""
+"""Decode on any node for an actor. A task streams batches, and shows its activities while no batch is ready."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ QUEUE_SECONDS = 60.0
 BATCHES_AHEAD = 4
 """Decoded batches of one shard that may wait in the object store."""
 ALIVE_SECONDS = 2.0
-"""How often a task whose next batch is not ready says what it does."""
+"""How often a task reports its activities while its next batch is not ready."""
 _FIELDS = ("slots", "failed", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")
 
 _Item = tuple[npt.NDArray[np.uint8], dict[str, Any]]
 
 
 def remote_batches(job: str, shard: int, killers: frozenset[str], decode_cpus: int) -> Generator[DecodedBatch, None, bool]:
-    """Yield the batches that a task on any node decodes; return False, with none yielded, where no node had room for it in time."""
+    """Yield the batches that a task on any node decodes. Return False, without a batch, if no node had room for the task in time."""
     task = ray.remote(
         num_cpus=decode_cpus,
         num_returns="streaming",
@@ -53,7 +53,7 @@ def remote_batches(job: str, shard: int, killers: frozenset[str], decode_cpus: i
             return False
         for reference in stream:
             images_BHWC, rest = ray.get(reference)
-            del reference  # its pixels leave the object store when the batch is encoded, not one batch later
+            del reference  # so that the pixels leave the object store after this batch, not one batch later
             if "doing" in rest:
                 relay([Doing.from_json(value) for value in rest["doing"]])
                 continue
@@ -77,7 +77,7 @@ def _opened(job: str, threads: int) -> InputContext:
 
 
 def _has_begun(stream: ray.ObjectRefGenerator) -> bool:
-    """Wait until a decoding task says that it began, False after QUEUE_SECONDS: what waits for free CPUs does not hang."""
+    """Wait until a decoding task has begun. Return False after QUEUE_SECONDS. A task that waits for free CPUs does not hang."""
     given_up = time.monotonic() + QUEUE_SECONDS
     while not ray.wait([stream], timeout=min(ALIVE_SECONDS, QUEUE_SECONDS))[0]:
         if time.monotonic() >= given_up:
@@ -88,9 +88,9 @@ def _has_begun(stream: ray.ObjectRefGenerator) -> bool:
 
 
 def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -> Iterator[_Item]:
-    """Yield an empty item at once, then the batches of a shard as pixels and plain values; between them what this process does.
+    """Yield an empty item at once, then the batches of a shard as pixels and plain values, and between batches the activities.
 
-    An outage, or that this node must not decode, is the last item, because it is no error of Ray's.
+    An outage, or a node that must not decode, is reported in the last item, because it is not an error of Ray.
     """
     nothing = np.zeros(0, np.uint8)
     yield nothing, {}
@@ -100,7 +100,7 @@ def _decode(job: str, shard: int, killers: list[str], threads: int, code: str) -
 
 
 class _Ahead:
-    """Items of an iterator, taken from it by a thread, so that whoever waits for the next one can say so."""
+    """A thread takes items from an iterator, so that the consumer can report its wait for the next item."""
 
     def __init__(self, items: Iterator[_Item]) -> None:
         self._items = items
@@ -110,7 +110,7 @@ class _Ahead:
         self._thread.start()
 
     def take(self, seconds: float) -> _Item | None:
-        """Return the next item; what this process does, where none is ready in time; None after the last."""
+        """Return the next item, or the activities of this process if no item is ready in time. Return None after the last item."""
         try:
             item = self._ready.get(timeout=seconds)
         except queue.Empty:
@@ -120,7 +120,7 @@ class _Ahead:
         return item
 
     def close(self) -> None:
-        """End the thread: Ray uses this process again."""
+        """End the thread, because Ray reuses this process."""
         self._stopped.set()
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):
@@ -134,7 +134,7 @@ class _Ahead:
                 self._ready.put(item)
                 if self._stopped.is_set():
                     break
-        except BaseException as error:  # it belongs to the one who takes the items
+        except BaseException as error:  # the consumer of the items raises the error
             last = error
         self._ready.put(last)
 

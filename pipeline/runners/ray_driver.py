@@ -1,9 +1,8 @@
-"""A Ray cluster: one actor per tokenizer, the queue of shards in this process.
+"""Run shards on a Ray cluster, with one actor per tokenizer. The queue of shards is in this process.
 
-What the messages of actors, their silence and their death mean is decided by the supervisor. Actors are never restarted and calls never
-repeated by Ray. All actors that the run could use are created at once, because pending actors are the demand that an autoscaler and a node
-that joins both serve; they are put to work as they become ready, and those that are not needed any more are released. Nothing but counts
-and short texts passes through the driver.
+The supervisor decides what the messages, the silence and the death of actors mean. Ray never restarts an actor and never repeats a call.
+We create all actors that the run could use at once, because an autoscaler and a new node both react to pending actors. Actors begin to
+work when they are ready. Actors that the run no longer needs are released. Only counts and short texts pass through the driver.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ __all__ = ["ActorLimit", "RayRunner"]
 
 MOST_PULSE_SECONDS = 5.0
 HEAD_SECONDS = 5.0
-"""Without progress for so long, the head is asked whether it is there."""
+"""After so long without progress, we check whether the head answers."""
 WAITING_SECONDS = 60.0
-"""How often a run that waits for nodes says so."""
+"""How often a run reports that it waits for nodes."""
 
 
 class RayRunner:
@@ -51,23 +50,23 @@ class RayRunner:
         self._actor_class = actor_class
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
-        """Return the shards that stay uncommitted, each with the last error. Raises ClusterError where the cluster cannot be used."""
+        """Return the shards that stay uncommitted, each with its last error. Raises ClusterError if the cluster cannot be used."""
         try:
             with joined_cluster(self._cluster.address):
                 pool = ActorPool(self._cluster, self._actor_class, job)
                 return _RayRun(self._config, self._cluster, pool, shards, listener).run()
         except RayError as error:
             raise ClusterError(
-                f"the Ray cluster was lost ({in_one_line(error)}). Nothing that was committed is lost; when the cluster is back, run the "
+                f"the Ray cluster was lost ({in_one_line(error)}). No committed shard is lost. When the cluster is back, run the "
                 "same command again: it continues"
             ) from error
 
 
 class ActorLimit:
-    """The most actors: as many as were asked for, else as many as the cluster has had room for at once.
+    """The limit of actors: the number that the user gave, else the most actors for which the cluster has had room at once.
 
-    It never falls: the actors of a node that left wait, which makes an autoscaler replace it. A cluster that has grown since the start
-    grows by an autoscaler: as many actors again are asked for, so that it adds nodes.
+    The limit never falls. The actors of a lost node stay pending, so that an autoscaler replaces the node. If a cluster has grown since the
+    start, it has an autoscaler. We then ask for twice as many actors, so that the autoscaler adds nodes.
     """
 
     def __init__(self, asked: int | None, room: int) -> None:
@@ -75,7 +74,7 @@ class ActorLimit:
         self._room_at_start = self._most_room = room
 
     def update(self, room: int) -> int:
-        """Return the limit, now that the cluster has room for so many."""
+        """Return the limit, given that the cluster now has room for `room` actors."""
         self._most_room = max(self._most_room, room)
         grown = self._most_room > self._room_at_start
         return self._asked or max(1, 2 * self._most_room if grown else self._most_room)
@@ -102,11 +101,11 @@ class _RayRun:
         self._listener.noted(f"Ray cluster: {self._view.size}; up to {limit} actor{'' if limit == 1 else 's'} of {self._actor_size()}")
         if lacking := self._view.lacks(self._cluster.cpus_per_actor, self._cluster.gpus_per_actor):
             self._listener.noted(
-                f"no actor of {self._actor_size()} can start now: {lacking}. Waiting for a node that can hold one, until nothing moved "
-                f"for {self._cluster.idle_timeout_seconds:,.0f} s (--give-up-after)"
+                f"no actor of {self._actor_size()} can start now: {lacking}. Waiting for a node that can hold an actor, until no shard "
+                f"made progress for {self._cluster.idle_timeout_seconds:,.0f} s (--give-up-after)"
             )
         if self._cluster.decode == "auto" and not self._cluster.decode_threads:
-            self._listener.noted("images are decoded beside the tokenizer: where an actor has one CPU, idle CPUs do more as further actors")
+            self._listener.noted("images are decoded beside the tokenizer: with one CPU per actor, idle CPUs do more as additional actors")
         try:
             while supervisor.unfinished():
                 self._make_round()
@@ -124,7 +123,7 @@ class _RayRun:
         return supervisor.queue.failed
 
     def _make_round(self) -> None:
-        """Look after all actors, now and then: done at every reply it would cost the driver more than the reply itself."""
+        """Check all actors once per tick. A check at every reply would cost the driver more than the reply itself."""
         if time.monotonic() < self._round_at:
             return
         self._hire()
@@ -145,7 +144,7 @@ class _RayRun:
         return f"{cpus} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU" if gpus else "")
 
     def _room(self) -> int:
-        spared = 1 if self._cluster.decode == "remote" else 0  # actors that take every CPU leave none to decode on
+        spared = 1 if self._cluster.decode == "remote" else 0  # keep a CPU for decoding tasks
         return self._view.size.room_for(self._cluster.cpus_per_actor + spared, self._cluster.gpus_per_actor)
 
     def _limit(self) -> int:
@@ -160,7 +159,7 @@ class _RayRun:
             supervisor.workers.append(self._pool.create())
 
     def _release(self) -> None:
-        """Let actors go that have nothing to do: those still pending first."""
+        """Release actors without work, pending actors first."""
         workers = self._supervisor.workers
         spare = len(workers) - self._supervisor.wanted(self._limit())
         if spare <= 0:
@@ -171,7 +170,7 @@ class _RayRun:
             self._drop(worker)
 
     def _drop(self, worker: RayWorker) -> None:
-        """Kill an actor and forget it; its tasks are the caller's to take care of."""
+        """Kill and forget an actor. The caller takes care of the actor's tasks."""
         lanes = self._cluster.shards_in_flight
         threads = lanes * self._cluster.decode_cpus if self._placement.remote else self._cluster.decode_threads
         self._supervisor.removed(worker, lanes=lanes, decode_threads=threads)
@@ -179,8 +178,8 @@ class _RayRun:
         self._pool.kill(worker)
 
     def _decode_cpus(self, task: ShardTask) -> int:
-        """Return the CPUs of the task that decodes a shard elsewhere, 0 where its actor decodes."""
-        # An image that kills a decoding task looks like an outage. Decoded by its actor, whose death is told apart, it is found.
+        """Return the CPUs of the task that decodes a shard elsewhere, or 0 if the shard's actor decodes."""
+        # Decode in the actor on retry: an image that kills a task looks like an outage, but an actor crash can be blamed on one image.
         if not self._placement.remote or task.search is not None or task.failures or task.suspect:
             return 0
         workers = self._supervisor.workers
@@ -223,7 +222,7 @@ class _RayRun:
         self._supervisor.became_ready(worker)
 
     def _send_pulses(self) -> None:
-        """Ask the actors that work or start for their heartbeat; one that is still pending answers when its process is there."""
+        """Ask actors that work or start for their heartbeat. A pending actor answers when its process has started."""
         now = time.monotonic()
         for worker in self._supervisor.workers:
             if (worker.tasks or not worker.ready) and not worker.awaits_pulse and now >= worker.pulse_due:
@@ -238,7 +237,7 @@ class _RayRun:
         if idle > self._cluster.idle_timeout_seconds:
             raise ClusterError(
                 f"no shard made progress for {idle:,.0f} s (--give-up-after {self._cluster.idle_timeout_seconds:,.0f}): "
-                f"{self._standing()}. Nothing was lost; run the same command again: it continues"
+                f"{self._standing()}. Nothing was lost. Run the same command again: it continues"
             )
         if idle > WAITING_SECONDS and now - self._waiting_noted_at > WAITING_SECONDS:
             self._waiting_noted_at = now
@@ -253,7 +252,7 @@ class _RayRun:
         return standing + (f"; {lacking}" if lacking else "")
 
     def _lost(self, worker: RayWorker, reference: Any, error: RayError) -> None:
-        """A call failed in Ray itself: the actor is dead, unreachable, or its code raised what it should not."""
+        """A call failed in Ray: the actor is dead, the actor is unreachable, or the actor's code raised an unexpected error."""
         if worker not in self._supervisor.workers:
             return
         shard = worker.shards.pop(reference, None)
@@ -266,7 +265,7 @@ class _RayRun:
             self._supervisor.pause_hiring(TICK_SECONDS)
 
     def _bury(self, worker: RayWorker, how: str, *, verdict: Verdict | None = None, left: bool = False) -> None:
-        """Replace a dead or hanging actor. Its shards are blamed, so that one that kills is found, but not where the machine left."""
+        """Replace a dead or hanging actor. Blame the actor's shards, to find a shard that kills, unless the machine left."""
         self._drop(worker)
         if not worker.ready:
             self._supervisor.failed_to_start(ClusterError(f"actors cannot start: the last one {how}"))

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster as its driver last saw them: what they have, which are there, and what no actor holds."""
+"""The nodes of a Ray cluster as the driver last saw them: the live nodes, their resources, and their free CPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ClusterSize", "ClusterView"]
 
 @dataclass(frozen=True, slots=True)
 class ClusterSize:
-    """What the nodes that are alive have in all."""
+    """The total resources of the live nodes."""
 
     nodes: int
     cpus: int
@@ -27,13 +27,13 @@ class ClusterSize:
         return f"{self.nodes} node{'' if self.nodes == 1 else 's'}, {self.cpus} CPUs{gpus}"
 
     def room_for(self, cpus: int, gpus: float) -> int:
-        """Return how many actors of this size the cluster could hold, by its totals."""
+        """Return how many actors of this size fit into the totals of the cluster."""
         by_cpus = self.cpus // max(1, cpus)
         return by_cpus if not gpus else min(by_cpus, int(self.gpus / gpus + 1e-6))
 
 
 class ClusterView:
-    """Nodes that are alive. They are asked for again every few seconds, and only while the head answers: else Ray blocks without an end."""
+    """The live nodes, read again every few seconds. We ask Ray only while the head answers, because Ray would block forever."""
 
     def __init__(self, head: HeadWatch) -> None:
         self._head = head
@@ -42,7 +42,7 @@ class ClusterView:
         self._look()
 
     def _look(self) -> bool:
-        """Ask now; return False, and keep what was known, where the head does not answer."""
+        """Read the nodes now. If the head does not answer, keep the known nodes and return False."""
         self._asked = time.monotonic()
         if not self._head.answers():
             return False
@@ -56,13 +56,13 @@ class ClusterView:
 
     @property
     def size(self) -> ClusterSize:
-        """What the nodes have in all."""
+        """The total resources of the nodes."""
         nodes = self._known().values()
         cpus = sum(int(resources.get("CPU", 0)) for resources in nodes)
         return ClusterSize(len(nodes), cpus, sum(float(resources.get("GPU", 0)) for resources in nodes))
 
     def lacks(self, cpus: int, gpus: float) -> str:
-        """Return why no node that is there could ever hold an actor of this size, empty where one could."""
+        """Return why no live node could ever hold an actor of this size; empty if a node could."""
         nodes = self._known().values()
         if any(float(node.get("CPU", 0)) >= cpus and float(node.get("GPU", 0)) >= gpus for node in nodes):
             return ""
@@ -72,13 +72,13 @@ class ClusterView:
         return f"the largest nodes have {most_cpus:g} CPUs and {most_gpus:g} GPUs"
 
     def has(self, node_id: str) -> bool:
-        """Return whether a node is there at this moment; False where the head cannot be asked."""
+        """Return whether a node is alive at this moment; False if the head does not answer."""
         return self._look() and node_id in self._nodes
 
     def free_cpus(self, actors: Mapping[str, int], pending: int, *, cpus: int, gpus: float) -> int:
-        """Return the most CPUs of one node that actors of this size leave free: `actors` of each node, `pending` that may start anywhere.
+        """Return the most CPUs of one node that actors of this size leave free.
 
-        Of those that are pending, only as many take CPUs as there are GPUs for.
+        `actors` are counts by node; `pending` actors may start on any node. Only pending actors for which there are GPUs take CPUs.
         """
         if gpus:
             pending = min(pending, max(0, int(self.size.gpus / gpus + 1e-6) - sum(actors.values())))

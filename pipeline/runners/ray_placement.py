@@ -1,4 +1,4 @@
-"""Where the images of a Ray run are decoded: decided once from its first shard of size, and the CPUs that a decoding task may take."""
+"""Decide where a Ray run decodes images, once, after its first large enough shard, and how many CPUs a decoding task takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_MEASURED_IMAGES = 32
 
 
 class RayPlacement:
-    """`remote` says whether images are decoded by tasks on any node. `tell` gets each decision, in words."""
+    """`remote` is True if tasks on any node decode the images. `tell` receives the text of each decision."""
 
     def __init__(self, cluster: RayConfig, view: ClusterView, tell: Callable[[str], None]) -> None:
         self._cluster = cluster
@@ -26,12 +26,12 @@ class RayPlacement:
         self._tell = tell
         self._undecided = cluster.decode == "auto" and cluster.decode_threads > 0
         self._measured: tuple[Worker, DecodeRates] | None = None
-        """All but the network, which this worker is asked for."""
+        """The rates without the network, and the worker that measures the network."""
         self._told_local = False
         self.remote = cluster.decode == "remote"
 
     def measure(self, worker: Worker, summary: ShardSummary, actors: int) -> bool:
-        """Take in a committed shard; return True where the worker must be asked for the rate of its network."""
+        """Measure a committed shard. Return True if the worker must measure its network."""
         if not self._undecided or summary.inputs_seen < MIN_MEASURED_IMAGES:
             return False
         self._undecided = False
@@ -52,7 +52,7 @@ class RayPlacement:
         return rates.network_matters
 
     def choose(self, images_per_second: float | None) -> None:
-        """Decide, now that the network was measured; None where it does not matter or could not be measured."""
+        """Decide with the measured rate of the network. None means that the network does not matter or could not be measured."""
         if self._measured is None:
             return
         placement = choose_placement(replace(self._measured[1], network=images_per_second))
@@ -61,16 +61,16 @@ class RayPlacement:
         self._tell(f"images are decoded {'on other nodes' if placement.remote else 'beside the tokenizer'}: {placement.why}")
 
     def forget(self, worker: Worker) -> None:
-        """A worker is gone; where it was being measured, another one will be."""
+        """Forget a lost worker. If this worker was measuring, measure another worker later."""
         if self._measured is not None and self._measured[0] is worker:
             self._measured, self._undecided = None, True
 
     def decode_cpus(self, actors: Counter[str], pending: int) -> int:
-        """Return the CPUs of a decoding task, 0 where every CPU is an actor's: such a task would wait for ever."""
+        """Return the CPUs of a decoding task, or 0 if actors hold every CPU, because such a task would wait forever."""
         config = self._cluster
         free = self._view.free_cpus(actors, pending, cpus=config.cpus_per_actor, gpus=config.gpus_per_actor)
         cpus = min(config.decode_cpus, free)
         if cpus == 0 and not self._told_local:
             self._told_local = True
-            self._tell("no CPU is left beside the actors, so images are decoded by them: add CPU nodes, or give fewer --max-actors")
+            self._tell("no CPU is left beside the actors, so the actors decode the images: add CPU nodes, or lower --max-actors")
         return cpus

@@ -1,4 +1,4 @@
-"""The mechanics of actors: they are created, called, killed, and their replies collected. Nothing here decides anything."""
+"""Create, call and kill actors, and collect their replies. This module makes no decisions."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ CLOSE_SECONDS = 5.0
 
 
 class RayWorker(Worker):
-    """An actor and what is awaited of it."""
+    """An actor and its awaited replies."""
 
     def __init__(self, name: str, handle: Any) -> None:
         super().__init__(name=name)
         self.handle = handle
         self.node_id = ""
         self.shards: dict[Any, int] = {}
-        """Which shard an awaited reply is of."""
+        """The shard of each awaited reply."""
         self.awaits_pulse = False
         self.pulse_due = 0.0
 
 
 class ActorPool:
-    """Creates actors of one job and keeps every reply that is awaited."""
+    """Creates the actors of one job and keeps track of every awaited reply."""
 
     def __init__(self, cluster: RayConfig, actor_class: type[ShardActor], job: JobSpec) -> None:
-        # Arguments of every actor are stored once; their text may hold credentials, so it appears in no name and no log.
+        # Store the arguments of all actors once. The text may hold credentials, so it must not appear in a name or a log.
         self._job = ray.put(json.dumps(job.to_json()))
         self._decode_threads = cluster.decode_threads
         self._actor_type = ray.remote(**_actor_options(cluster))(actor_class)
-        self._calls: dict[Any, tuple[RayWorker, str]] = {}  # every reply that is awaited: whose, and of which call
-        self._replies: queue.SimpleQueue[tuple[Any, Future[str]]] = queue.SimpleQueue()  # filled by a thread of Ray's
+        self._calls: dict[Any, tuple[RayWorker, str]] = {}  # the actor and the call of every awaited reply
+        self._replies: queue.SimpleQueue[tuple[Any, Future[str]]] = queue.SimpleQueue()  # a thread of Ray fills this queue
 
     def create(self) -> RayWorker:
-        """Ask for an actor, which opens the job as soon as a node has room for it."""
+        """Ask for an actor. The actor opens the job as soon as a node has room for the actor."""
         name = uuid.uuid4().hex[:12]
         worker = RayWorker(name, self._actor_type.remote(name, self._job, self._decode_threads))
         self._await(worker, "open", worker.handle.open.remote())
@@ -65,11 +65,11 @@ class ActorPool:
         self._await(worker, "serve", reference)
 
     def ask(self, worker: RayWorker, what: str) -> None:
-        """Call `pulse` or `network_rate`, which are answered beside the work."""
+        """Call `pulse` or `network_rate`. The actor answers both calls while it works."""
         self._await(worker, what, getattr(worker.handle, what).options(concurrency_group="control").remote())
 
     def close(self, workers: Sequence[RayWorker]) -> None:
-        """Let actors publish what is left of their logs, for a few seconds."""
+        """Give actors a few seconds to publish the rest of their logs."""
         closing = [worker.handle.close.options(concurrency_group="control").remote() for worker in workers if worker.ready]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
@@ -82,13 +82,13 @@ class ActorPool:
             ray.kill(worker.handle, no_restart=True)
 
     def replies(self, timeout_seconds: float) -> Iterator[tuple[RayWorker, str, Any, Future[str]]]:
-        """Yield (actor, call, reference, reply) of the replies that are there; wait a moment for the first."""
+        """Yield (actor, call, reference, reply) of the replies that have arrived. Wait up to `timeout_seconds` for the first."""
         with contextlib.suppress(queue.Empty):
             found = self._replies.get(timeout=timeout_seconds)
             while True:
                 reference, reply = found
                 worker, what = self._calls.pop(reference, (None, ""))
-                if worker is not None:  # else it was killed a moment ago
+                if worker is not None:  # None if the actor was killed a moment ago
                     yield worker, what, reference, reply
                 found = self._replies.get_nowait()
 
@@ -110,7 +110,7 @@ def _actor_options(cluster: RayConfig) -> dict[str, Any]:
         "max_concurrency": cluster.shards_in_flight,
         "concurrency_groups": {"control": 2},
     }
-    # What this user sets here counts, not what was set where the nodes were started.
+    # The user's settings on this machine count, not the settings of the nodes.
     if sent := {name: os.environ[name] for name in (ALLOW_PYTHON, GPU_ROWS) if os.environ.get(name)}:
         options["runtime_env"] = {"env_vars": sent}
     return options

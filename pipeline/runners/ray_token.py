@@ -1,4 +1,4 @@
-"""The token of a Ray cluster, by Ray's rules of where it lies. Imports no Ray."""
+"""Find the token of a Ray cluster by Ray's own rules, without importing Ray."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PLAIN = re.compile(r"[!-~]*")
 
 
 def find_token(environ: Mapping[str, str]) -> str:
-    """Return the token that Ray's rules name: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; empty where there is none.
+    """Return the token of RAY_AUTH_TOKEN, of the file RAY_AUTH_TOKEN_PATH, or of ~/.ray/auth_token; empty if there is no token.
 
-    Raises ConfigError, which never shows the token, where the named file cannot be read or no header could carry what is found.
+    Raises ConfigError if the named file cannot be read, or if the token does not fit into a header. The error never shows the token.
     """
     if token := environ.get("RAY_AUTH_TOKEN", "").strip():
         return _checked(token, "RAY_AUTH_TOKEN")
@@ -28,7 +28,7 @@ def find_token(environ: Mapping[str, str]) -> str:
         if not named:
             return ""
         # The text of a UnicodeDecodeError holds bytes of the file.
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "the file is not text"
         raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which cannot be read ({why}); expected a file with the token") from None
     if named and not token:
         raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {named!r}, which is empty; expected a file with the token")
@@ -36,7 +36,7 @@ def find_token(environ: Mapping[str, str]) -> str:
 
 
 def _checked(token: str, place: str) -> str:
-    """Return the token; refuse here what HTTP and gRPC refuse with a text that holds the token."""
+    """Return a valid token. Refuse an invalid token here, because the errors of HTTP and gRPC would show the token."""
     if not _PLAIN.fullmatch(token):
         raise ConfigError(
             f"the token in {place} holds spaces, line ends or characters outside ASCII; expected one word, "

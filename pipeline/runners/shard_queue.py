@@ -1,5 +1,5 @@
-"""The shards still to do, and what each failure of one means: another try after a pause, the end of its budget, or a search for the
-input that kills workers. Every runner shares it; it knows nothing of processes or clusters.
+"""The queue of shards to do. It decides what a failure of a shard means: another try after a pause, the end of the shard's budget,
+or a search for the input that kills workers. Every runner uses this queue. The queue knows nothing about processes or clusters.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ __all__ = ["ShardQueue", "ShardTask"]
 
 
 MAX_DISK_FULL = 3
-"""Shards for which there is no room, before a run stops: each has been encoded for nothing."""
+"""A run stops after so many shards that did not fit on the disk, because each of these shards was encoded in vain."""
 MAX_VANISHED = 5
-"""A shard whose workers vanish more often than this is blamed for it: machines do not leave that regularly."""
+"""If a shard's workers vanish more often than this, we blame the shard, because machines do not leave so regularly."""
 
 
 @dataclass(slots=True)
 class _Search:
-    """Bisection: the input that kills workers is in [start, stop); `stop=-1` while the inputs are not counted yet."""
+    """A bisection. The input that kills workers is in [start, stop); `stop=-1` until the inputs are counted."""
 
     named: str = ""
-    """Sample id that the worker had in hand when it hung: it is tried alone, without bisection."""
+    """Sample id of the input at which the worker hung. This input is tried alone, without bisection."""
     start: int = 0
     stop: int = -1
     probed_stop: int = 0
     deaths_of_one: int = 0
-    """Times that [start, start + 1) alone killed its worker; a machine may fail once by chance, so that one death proves nothing."""
+    """Times that input `start` alone killed its worker. One death proves nothing, because a machine may fail once by chance."""
     hung: bool = False
-    """One of those deaths was a hang. It proves something only if a blank batch does not hang too."""
+    """One of these deaths was a hang. A hang proves nothing if a blank batch hangs too."""
     accused: int | None = None
-    """Index of the input whose hang is checked against a blank batch."""
+    """Index of the input that hung. A blank batch now serves as the control."""
     guilty: int | None = None
 
 
@@ -51,19 +51,19 @@ class ShardTask:
     failures: int = 0
     deaths: int = 0
     vanished: int = 0
-    """Times its worker was lost with its machine, or for no known reason."""
+    """Times that the shard's worker was lost with its machine, or for an unknown reason."""
     killers: set[str] = field(default_factory=set)
     cleared: set[str] = field(default_factory=set)
-    """Sample ids that a worker hung at, and which were then tried alone without a hang."""
+    """Sample ids at which a worker hung, but which did not hang when they were tried alone."""
     search: _Search | None = None
 
     @property
     def suspect(self) -> bool:
-        """True once a worker died on it: it then has a worker to itself, so that nobody else is blamed or lost."""
+        """True after a worker died on this shard. A suspect gets a worker of its own, so that no other shard is blamed or lost."""
         return self.deaths > 0 or self.search is not None
 
     def command(self) -> dict[str, Any]:
-        """Return the next thing a worker must do for this shard."""
+        """Return the next command of a worker for this shard."""
         base = {"shard": self.shard, "attempt": self.attempt, "killers": sorted(self.killers)}
         search = self.search
         if search is None:
@@ -79,7 +79,7 @@ class ShardTask:
 
 
 class ShardQueue:
-    """Hands out tasks and takes back how each went; `failed` holds the shards whose budget is used up, with the last error."""
+    """Hands out tasks and receives their results. `failed` holds the shards that have used their budget, each with its last error."""
 
     def __init__(self, shards: Sequence[int], config: RunConfig, listener: RunListener) -> None:
         self._config = config
@@ -93,15 +93,15 @@ class ShardQueue:
         self._disk_full = 0
 
     def suspects(self) -> int:
-        """Return how many tasks wait, with their time come, for a worker to themselves."""
+        """Return how many due tasks wait for a worker of their own."""
         return sum(task.suspect for task in self._at_once)
 
     def __len__(self) -> int:
-        """Return the tasks that wait, those of a later time included."""
+        """Return the number of waiting tasks, including tasks that are not due yet."""
         return self._fresh_left + len(self._at_once) + len(self._later)
 
     def next_due(self, now: float, *, suspects: bool = True) -> ShardTask | None:
-        """Take the next task whose time has come; `suspects=False` leaves out those that need a worker to themselves."""
+        """Take the next due task. `suspects=False` leaves out tasks that need a worker of their own."""
         while self._later and self._later[0][0] <= now:
             self._at_once.append(heapq.heappop(self._later)[2])
         for task in self._at_once:
@@ -116,10 +116,10 @@ class ShardQueue:
     def failed_once(
         self, task: ShardTask, kind: str, message: str, now: float, unreadable: dict[str, Any] | None = None, **details: Any
     ) -> None:
-        """A worker reported a failure of `kind` `transient`: the task waits for its next try, or its budget is used up.
+        """Record a failure. After a `transient` failure the task waits for its next try, until its budget is used up.
 
-        `fatal`, `disk_full` and `unreadable` end its budget at once. Raises DiskFullError after the third shard for which there was no
-        room. `unreadable` are the count and examples of the objects of an `unreadable` shard.
+        The kinds `fatal`, `disk_full` and `unreadable` end the budget at once. Raises DiskFullError after the third shard that did not fit
+        on the disk. `unreadable` holds the count and examples of the unreadable objects of the shard.
         """
         self._listener.abandoned(task.shard)
         task.failures += 1
@@ -137,9 +137,9 @@ class ShardQueue:
         self._wait(task, now + delay)
 
     def worker_died(self, task: ShardTask, how: str, *, blamed: bool = True, hung: bool = False, hung_at: str = "", **details: Any) -> None:
-        """The worker of a task died, or `hung` and was killed, with the input `hung_at` in hand where that is known.
+        """Record that the worker of a task died, or that the worker `hung` and was killed. `hung_at` is the input, if known.
 
-        Not `blamed` where its machine left: the task goes on elsewhere.
+        If the machine left, the task is not `blamed` and goes on elsewhere.
         """
         self._listener.noted(f"a worker {how} on shard {task.shard}", shard=task.shard, **details)
         self._listener.abandoned(task.shard)
@@ -154,7 +154,7 @@ class ShardQueue:
         else:
             task.deaths += 1
             if hung_at and hung_at not in task.cleared:
-                self._listener.noted(f"{hung_at} is tried alone, because a worker hung at it", shard=task.shard, sample_id=hung_at)
+                self._listener.noted(f"{hung_at} is tried alone, because a worker hung at this input", shard=task.shard, sample_id=hung_at)
                 task.search = _Search(named=hung_at)
             else:
                 self._search_all(task)
@@ -168,15 +168,15 @@ class ShardQueue:
             task.search = _Search()
 
     def _clear(self, task: ShardTask, search: _Search) -> None:
-        """The named input did nothing when it was tried alone, or is not in this shard."""
+        """Clear the named input: the input alone did not kill its worker, or is not in this shard."""
         task.cleared.add(search.named)
         self._search_all(task)
 
     def answered(self, task: ShardTask, message: dict[str, Any]) -> None:
-        """A worker answered a command of a search: `counted`, `found`, `survived` or `named`."""
+        """Handle a worker's answer to a command of a search: `counted`, `found`, `survived` or `named`."""
         search = task.search
         if search is None:
-            raise RuntimeError(f"shard {task.shard} is not searched, but a worker reported {message['event']}")
+            raise RuntimeError(f"shard {task.shard} has no search, but a worker reported {message['event']}")
         if message["event"] == "counted":
             search.stop = int(message["inputs"])
             if search.stop == 0:
@@ -187,7 +187,7 @@ class ShardQueue:
             search.start, search.stop = int(message["index"]), int(message["index"]) + 1
         elif message["event"] == "survived":
             self._narrow(task, search, survived=True)
-        elif message["sample_id"] is None:  # the inputs are not those that were counted
+        elif message["sample_id"] is None:  # the inputs have changed since they were counted
             self._not_reproduced(task)
         else:
             guilty = str(message["sample_id"])
@@ -197,11 +197,11 @@ class ShardQueue:
         self._go_on(task)
 
     def _narrow(self, task: ShardTask, search: _Search, *, survived: bool, hung: bool = False) -> None:
-        if search.stop < 0 or search.guilty is not None:  # died while only listing: nothing learnt
+        if search.stop < 0 or search.guilty is not None:  # the worker died while listing ids: we learnt nothing
             self._not_reproduced(task)
         elif search.accused is not None and survived:
             search.guilty = search.accused
-        elif search.accused is not None:  # without any input it ends the same way: the tokenizer or the machine is at fault
+        elif search.accused is not None:  # a blank batch fails too: the tokenizer or the machine is at fault
             self._not_reproduced(task)
         elif not survived and search.probed_stop - search.start == 1:
             search.stop = search.probed_stop

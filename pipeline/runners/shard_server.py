@@ -1,7 +1,7 @@
-"""What a worker of any runner does with a command: plain JSON in, plain JSON out, nothing pickled.
+"""Serve the commands of a worker, in every runner. Commands and replies are plain JSON. Nothing is pickled.
 
-A reply fits in a kilobyte whatever the shard holds: counts and the name of one input travel, never lists. A name travels whole, because
-the input is found by it; those of S3 are themselves at most a kilobyte.
+A reply fits in a kilobyte for every shard: it holds counts or the name of one input, never lists. A name is sent whole, because we find the
+input by its name. Names in S3 are themselves at most a kilobyte.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tokenshards.pipeline.job.shard_job import JobContext, ShardProgress, encode
 __all__ = ["ShardServer"]
 
 MAX_MESSAGE_BYTES = 900
-"""Of the JSON text, where a letter that is not ASCII takes six or twelve."""
+"""Limit on the escaped JSON text. A non-ASCII character takes 6 or 12 bytes."""
 
 MAX_NAME = 200
-"""Letters of the name of an object that is given as an example."""
+"""Limit on the characters of the name of an example object."""
 
 Batches = Callable[[int, frozenset[str]], Generator[DecodedBatch]]
 
 
 class ShardServer:
-    """Opens a job once and serves commands; may be called from several threads, which then take turns at the tokenizer."""
+    """Opens a job once and serves commands. Several threads may call `serve`; they take turns at the tokenizer."""
 
     def __init__(self, job: JobSpec, *, decode_threads: int = 0) -> None:
         pa.set_cpu_count(max(1, decode_threads))
@@ -43,7 +43,7 @@ class ShardServer:
     def serve(
         self, command: dict[str, Any], on_progress: Callable[[ShardProgress], None], batches: Batches | None = None
     ) -> dict[str, Any]:
-        """Do what `ShardTask.command` asks for and return the event; `batches` decodes elsewhere. Every failure is an event."""
+        """Do a command of `ShardTask.command` and return the event. `batches` decodes elsewhere. Every failure is an event."""
         try:
             with doing(SHARD, str(command["shard"])):
                 return self._serve(command, on_progress, batches)
@@ -69,7 +69,7 @@ class ShardServer:
                     self.context, shard, attempt=command["attempt"], killers=killers, on_progress=on_progress, batches=decoded
                 )
                 event: dict[str, Any] = {"event": "done", "summary": asdict(ShardSummary.of(commit))}
-                if commit.made_by.get("run") != self.context.run_uuid:  # found, not made: another driver was faster
+                if commit.made_by.get("run") != self.context.run_uuid:  # another driver made this commit
                     return {**event, "by_another": True}
                 notes = commit.made_by.get("notes")
                 return {**event, "notes": notes} if notes else event

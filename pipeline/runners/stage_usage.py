@@ -1,4 +1,4 @@
-"""How busy each stage of a run was, and which one to buy more of."""
+"""Measure how busy each stage of a run was, and which stage needs more resources."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ STAGES = ("fetch", "decode", "encode", "write")
 
 @dataclass(slots=True, kw_only=True)
 class RunUsage:
-    """Seconds of work per stage of a run, and the seconds that its workers had for it."""
+    """Seconds of work per stage of a run, and the seconds that the workers were available."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    """Work of committed shards, all workers together; `fetch` is time spent waiting for bytes."""
+    """Work for committed shards, summed over all workers. `fetch` is the time of waiting for bytes."""
     worker_seconds: float = 0.0
-    """Time that workers were there, all together: what the tokenizers had."""
+    """Available time of all workers: the capacity for encoding."""
     lane_seconds: float = 0.0
-    """The same, times the shards that a worker works on side by side: what reading and publishing had."""
+    """`worker_seconds` times the concurrent shards of a worker: the capacity for fetch and write."""
     decode_seconds: float = 0.0
-    """Time that decoding threads were there beside the tokenizers; 0 where pictures are decoded and encoded in turn."""
+    """Available time of the decoding threads beside the tokenizers; 0 if decoding and encoding alternate."""
     notes: list[str] = field(default_factory=list)
-    """What else a person should know of the run, such as where pictures were decoded and why."""
+    """Other notes about the run for a person, such as where images were decoded and why."""
 
     def count_worker(self, seconds: float, *, lanes: int = 1, decode_threads: int = 0) -> None:
-        """Count the time that a worker was there with so many lanes for shards, and so many decoding threads for all of them."""
+        """Count the available time of a worker with `lanes` concurrent shards and `decode_threads` threads for all lanes."""
         self.worker_seconds += seconds
         self.lane_seconds += seconds * lanes
         self.decode_seconds += seconds * decode_threads
@@ -36,14 +36,14 @@ class RunUsage:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def busy_shares(self) -> dict[str, float]:
-        """Return for each stage the share of its capacity that was used, 0 to 1."""
+        """Return the used share of the capacity of each stage, from 0 to 1."""
         capacity = dict.fromkeys(self.seconds, self.lane_seconds)
         capacity["decode"] = self.decode_seconds or self.worker_seconds
         capacity["encode"] = self.worker_seconds
         return {stage: min(1.0, spent / capacity[stage]) if capacity[stage] else 0.0 for stage, spent in self.seconds.items()}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what the report at the end says, as (name, value) text."""
+        """Return the rows of the final report, as (name, value) text."""
         if not self.worker_seconds:
             return []
         shares = self.busy_shares()
@@ -51,7 +51,7 @@ class RunUsage:
         return [("busy", f"{busy} of its workers' time"), ("bottleneck", self.bottleneck()), *(("note", note) for note in self.notes)]
 
     def bottleneck(self) -> str:
-        """Return the stage to speed up first, and by how much it holds the encoder up."""
+        """Return the stage to speed up first, and how much this stage delays the encoder."""
         shares = self.busy_shares()
         stage = max(shares, key=lambda name: shares[name])
         if not self.decode_seconds or stage == "encode":

@@ -1,6 +1,6 @@
-"""What every runner decides in the same way: who works on what, who hangs, what a death means, what people are told.
+"""The decisions that all runners share: which worker gets which shard, which worker hangs, what a death means, what to report.
 
-A runner does the mechanics alone: it starts workers, hands them commands, passes their messages on, and kills whom the supervisor names.
+A runner only starts workers, sends commands to workers, passes their messages on, and kills the workers that the supervisor names.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["TICK_SECONDS", "Supervisor", "Worker", "beat_seconds"]
 TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
 NOTE_SECONDS = 60.0
-"""How often people are told that a run waits for its store, or that a worker is slow."""
+"""How often we report that a run waits for its store, or that a worker is slow."""
 STARTUP_FAILURES = 4
-"""Workers that may fail to start in a row, while none is at work, before the run gives up."""
+"""The run gives up after so many failed starts in a row while no worker is ready."""
 
 
 def beat_seconds(stall_seconds: float, most: float) -> float:
-    """Return how often a worker's heartbeat comes: several times within the stall timeout."""
+    """Return the interval of a worker's heartbeats. Several heartbeats come within the stall timeout."""
     return min(most, stall_seconds / 4)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
-    """The driver's side of a worker; a runner adds its process or its actor."""
+    """The driver's side of a worker. A runner adds the process or the actor."""
 
     name: str
     host: str = ""
@@ -46,18 +46,18 @@ class Worker:
     tasks: dict[int, ShardTask] = field(default_factory=dict)
     """Shards at work."""
     counts: dict[int, list[int]] = field(default_factory=dict)
-    """Counts of each shard at work that the listener was told of."""
+    """Counts of each shard at work, as last reported to the listener."""
     doing: list[Doing] = field(default_factory=list)
-    """What its last heartbeat said."""
+    """Activities in the worker's last heartbeat."""
     heard_at: float | None = None
-    """Time of its last message; None for a worker whose process may not have begun."""
+    """Time of the last message; None if the worker's process may not have started."""
 
 
 W = TypeVar("W", bound=Worker)
 
 
 class Supervisor(Generic[W]):
-    """Workers, the queue of their shards, and how busy they were. `lanes` shards go to one worker side by side."""
+    """The workers, the queue of shards, and the usage of the workers. One worker gets up to `lanes` shards at once."""
 
     def __init__(
         self, shards: Sequence[int], config: RunConfig, listener: RunListener, *, beat_seconds: float, lanes: int = 1, noun: str = "worker"
@@ -78,27 +78,27 @@ class Supervisor(Generic[W]):
         self.progress_at = time.monotonic()
 
     def in_flight(self) -> int:
-        """Return the shards that workers have."""
+        """Return the number of shards that workers are working on."""
         return sum(len(worker.tasks) for worker in self.workers)
 
     def unfinished(self) -> bool:
-        """Return whether any shard is neither committed nor given up."""
+        """Return whether any shard is still neither committed nor given up."""
         return bool(self.queue) or self.in_flight() > 0
 
     def wanted(self, most: int) -> int:
-        """Return how many workers the shards that are left need, `most` at most."""
+        """Return how many workers the remaining shards need, at most `most`."""
         return min(most, len(self.queue) + self.in_flight())
 
     def may_hire(self) -> bool:
-        """Return False for a while after a worker could not start."""
+        """Return whether a worker may start now: False for a while after a failed start."""
         return time.monotonic() >= self._hire_after
 
     def pause_hiring(self, seconds: float) -> None:
-        """Start no worker for so long."""
+        """Start no worker for `seconds`."""
         self._hire_after = time.monotonic() + seconds
 
     def assign(self) -> Iterator[tuple[W, ShardTask]]:
-        """Yield the tasks to hand out now. Everyone gets a first shard before anyone gets a second; a suspect has a worker to itself."""
+        """Yield the tasks to hand out now. All workers get a first shard before any gets a second. A suspect gets a worker of its own."""
         now = time.monotonic()
         ready = [worker for worker in self.workers if worker.ready]
         for depth in range(self._lanes):
@@ -106,16 +106,16 @@ class Supervisor(Generic[W]):
             for worker in ready:
                 if len(worker.tasks) != depth or any(task.suspect for task in worker.tasks.values()):
                     continue
-                if emptied:  # it works off what it has: a suspect waits for it
+                if emptied:  # this worker gets no second shard, because a suspect waits for a free worker
                     emptied -= 1
                     continue
-                if depth and len(self.queue) < len(ready):  # near the end a second shard would only wait behind the first
+                if depth and len(self.queue) < len(ready):  # near the end, a second shard would only wait for the first shard
                     return
                 task = self.queue.next_due(now, suspects=depth == 0)
                 if task is None:
                     return
                 if not worker.tasks:
-                    worker.heard_at, worker.doing = now, []  # nobody asked it for a sign of life before
+                    worker.heard_at, worker.doing = now, []  # an idle worker was not asked for heartbeats
                 worker.tasks[task.shard] = task
                 if task.search is None:
                     worker.counts[task.shard] = [0, 0, 0]
@@ -123,14 +123,14 @@ class Supervisor(Generic[W]):
                 yield worker, task
 
     def became_ready(self, worker: W) -> None:
-        """A worker has opened the job."""
+        """Record that a worker has opened the job."""
         now = time.monotonic()
         worker.ready, worker.ready_since, worker.heard_at, worker.doing = True, now, now, []
         self.progress_at = now
         self._startup_failures = 0
 
     def heard(self, worker: W, message: dict[str, Any]) -> None:
-        """Take in a heartbeat."""
+        """Record a heartbeat."""
         worker.heard_at = time.monotonic()
         worker.doing = [Doing.from_json(value) for value in message["doing"]]
         self._deadlines.measure(message["slowest"])
@@ -143,7 +143,7 @@ class Supervisor(Generic[W]):
                 worker.counts[shard] = counts
 
     def served(self, worker: W, shard: int, event: dict[str, Any]) -> ShardSummary | None:
-        """Take in how a command ended; return the summary of a shard that this run has committed."""
+        """Record the result of a command. Return the summary of the shard if this run has committed the shard."""
         task = worker.tasks.pop(shard)
         worker.counts.pop(shard, None)
         worker.heard_at = now = time.monotonic()
@@ -165,19 +165,19 @@ class Supervisor(Generic[W]):
         return summary
 
     def failed(self, worker: W, shard: int, message: str) -> None:
-        """A command ended without an answer, and the worker lives."""
+        """Record that a command ended without an answer, although the worker lives."""
         task = worker.tasks.pop(shard)
         worker.counts.pop(shard, None)
         self.queue.failed_once(task, "transient", message, time.monotonic())
 
     def removed(self, worker: W, *, lanes: int = 1, decode_threads: int = 0) -> None:
-        """A worker is gone or was let go; its tasks, if any, are the business of `lost`."""
+        """Record that a worker has ended or was released. `lost` handles the tasks of the worker."""
         self.workers.remove(worker)
         if worker.ready:
             self.usage.count_worker(time.monotonic() - worker.ready_since, lanes=lanes, decode_threads=decode_threads)
 
     def lost(self, worker: W, how: str, *, verdict: Verdict | None = None, blamed: bool = True, **details: Any) -> None:
-        """A worker that was ready died, or was killed because of `verdict`; not `blamed` where its machine left."""
+        """Record that a ready worker died, or was killed by `verdict`. If the machine left, the shards are not `blamed`."""
         for task in worker.tasks.values():
             if blamed and verdict is not None and not verdict.blames_input:
                 self.queue.failed_once(task, "transient", f"a worker {how}", time.monotonic(), worker=worker.name, **details)
@@ -188,14 +188,14 @@ class Supervisor(Generic[W]):
         worker.tasks.clear()
 
     def broken(self, event: dict[str, Any]) -> None:
-        """A worker could not open the job. Raises the error that it met, unless that may pass."""
+        """Record that a worker could not open the job. Raises the worker's error, unless the error may be temporary."""
         error = error_of(event)
         if event["kind"] == "fatal":
             raise error
         self.failed_to_start(error)
 
     def failed_to_start(self, error: TokenshardsError) -> None:
-        """A worker could not start: pause, or raise the error when that happens again and again and no other is at work."""
+        """Record a failed start and pause. Raises the error after repeated failures while no worker is ready."""
         self._startup_failures += 1
         if self._startup_failures >= STARTUP_FAILURES and not any(worker.ready for worker in self.workers):
             raise error
@@ -204,7 +204,7 @@ class Supervisor(Generic[W]):
         self._listener.noted(f"{self._worker} could not start and is tried again in {delay:.0f} s: {error}")
 
     def hanging(self) -> list[tuple[W, Verdict]]:
-        """Return the workers to kill now; tell the listener how all are."""
+        """Return the workers to kill now. Tell the listener the states of all workers."""
         now = time.monotonic()
         if now < self._watch_at:
             return []
@@ -241,7 +241,7 @@ class Supervisor(Generic[W]):
             self._listener.noted(f"waiting for the store: {doing.input} for {doing.seconds:.0f} s{tries}")
         elif verdict.state is State.SLOW:
             self._listener.noted(
-                f"{self._worker} is slow, or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
-                f"it is left alone up to {verdict.limit_seconds:.0f} s"
+                f"{self._worker} is slow or hangs: {doing.seconds:.0f} s in the stage {doing.stage} ({doing.input or 'no input'}); "
+                f"the limit is {verdict.limit_seconds:.0f} s"
             )
         self._noted_at[verdict.state, doing.stage] = now

@@ -1,4 +1,4 @@
-"""A submitted job seen from the machine that submitted it: its status, its log, its end. Survives a dashboard that is away for a while."""
+"""Watch a submitted job: its status, its log, its end. The watch survives a dashboard that does not answer for a while."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["JobEnd", "watch_job"]
 
 POLL_SECONDS = 1.0
 PROGRESS_SECONDS = 10.0
-"""How often the run's record is read; it changes every 15 seconds."""
+"""How often we read the run record. The record changes every 15 seconds."""
 LOST_SECONDS = 90.0
 STOPPED_EXIT_CODE = 143
-"""That of a run that was ended by SIGTERM, as Ray ends one."""
+"""Exit code of a process that SIGTERM ended. Ray stops jobs by SIGTERM."""
 SHOWN_LINES = 20
-_CONTINUES = "What is committed stays; submit the same command again: it continues"
+_CONTINUES = "Committed shards stay. Submit the same command again: it continues"
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -40,9 +40,9 @@ class JobEnd:
     exit_code: int
     seconds: float
     log_end: str
-    """The last lines of its log where it failed, else empty."""
+    """The last lines of the log if the job failed, else empty."""
     report: str = ""
-    """The report with which its log ends where it succeeded."""
+    """The report at the end of the log if the job succeeded, else empty."""
 
 
 def watch_job(
@@ -53,9 +53,10 @@ def watch_job(
     open_out: Callable[[], Store] | None = None,
     lost_seconds: float = LOST_SECONDS,
 ) -> JobEnd:
-    """Wait for the end of a job. `write_log` gets its log as it grows; `open_out` opens its dataset, whose run record tells the progress.
+    """Wait for the end of a job. `write_log` receives the log as the log grows. `open_out` opens the dataset with the run record.
 
-    Raises ClusterError where the cluster has been away for `lost_seconds`, or ended the job itself; KeyboardInterrupt leaves the job alone.
+    Raises ClusterError if the cluster has not answered for `lost_seconds`, or if the cluster itself ended the job. KeyboardInterrupt does
+    not stop the job.
     """
     return asyncio.run(_Watch(job, reporter, write_log, open_out, lost_seconds).run())
 
@@ -93,24 +94,24 @@ class _Watch:
                     return await self._end(found, time.monotonic() - started)
                 await asyncio.sleep(POLL_SECONDS)
                 if tail is not None and tail.done():
-                    tail.result()  # the log could not be written, say into a closed pipe
+                    tail.result()  # raise if the log could not be written, for example into a closed pipe
         finally:
             if tail is not None:
                 tail.cancel()
                 await asyncio.gather(tail, return_exceptions=True)
 
     def _read_progress(self, open_out: Callable[[], Store]) -> None:
-        """Read the record of the run in its dataset, as `status` does, until the process ends; runs in a thread that nobody waits for."""
+        """Read the run record in the dataset until this process ends, as `status` does. Runs in a daemon thread."""
         try:
             out = open_out()
             while True:
                 if (found := _latest_progress(out)) is not None:
                     self._told.put(found)
-                time.sleep(PROGRESS_SECONDS if found is not None else POLL_SECONDS)  # until it begins, a person waits for a sign
+                time.sleep(PROGRESS_SECONDS if found is not None else POLL_SECONDS)  # until the run begins, a person waits for a sign
         except TokenshardsError as error:
             self._told.put(
-                f"no progress can be shown, because OUT cannot be read from here: {error}\nThe job goes on; "
-                "`tokenshards status OUT` shows its progress where OUT can be read, and --tail shows the job's log"
+                f"no progress can be shown, because this machine cannot read OUT: {error}\nThe job goes on. "
+                "`tokenshards status OUT` shows the progress on a machine that can read OUT, and --tail shows the job's log"
             )
 
     def _show_progress(self) -> None:
@@ -123,7 +124,7 @@ class _Watch:
                     self._reporter.say(told)
 
     async def _ask(self) -> dict[str, Any]:
-        """Return what the cluster says of the job; ask again while it is away."""
+        """Return what the cluster says about the job. Ask again while the cluster does not answer."""
         job, lost_since = self._job, None
         while True:
             try:
@@ -141,12 +142,12 @@ class _Watch:
                 continue
             if found is None:
                 raise ClusterError(
-                    f"the cluster at {job.dashboard.address} knows no job {job.submission_id} any more: its head is new. {_CONTINUES}"
+                    f"the cluster at {job.dashboard.address} no longer knows job {job.submission_id}, because its head is new. {_CONTINUES}"
                 )
             return found
 
     async def _tail(self) -> None:
-        """Hand on the log; after a lost connection it comes from the start again, and what was written is skipped."""
+        """Pass the log on. After a lost connection the log comes from the start again, and we skip the part that we have written."""
         while True:
             skip = self._written
             texts = self._job.client.tail_job_logs(self._job.submission_id)
@@ -163,7 +164,7 @@ class _Watch:
     async def _end(self, found: dict[str, Any], seconds: float) -> JobEnd:
         job, status, code = self._job, str(found["status"]), found.get("driver_exit_code")
         log = ""
-        with contextlib.suppress(ClusterError, ConfigError):  # the log dies with its node; the end of the job is known all the same
+        with contextlib.suppress(ClusterError, ConfigError):  # the log is lost with its node, but we still know how the job ended
             log = await asyncio.to_thread(job.dashboard.log, job.submission_id)
         self._write(log[self._written :])
         if status == "FAILED" and code is None:
@@ -181,7 +182,7 @@ class _Watch:
 
 
 def _report(log: str) -> str:
-    """Return the table that a run prints last, from its title on: `OUT: complete`."""
+    """Return the last table of the log, from its title `OUT: complete` on."""
     lines = log.splitlines()
     titles = [number for number, line in enumerate(lines) if line.endswith((": complete", ": already complete"))]
     return "\n".join(lines[titles[-1] :]) if titles else ""
@@ -193,16 +194,16 @@ def _latest_progress(out: Store) -> RunProgress | None:
 
 
 def _reason(message: str) -> str:
-    """Return what Ray says of a job that never ran or lost its node, without the tracebacks of Ray, and what to do."""
+    """Return why a job never ran or lost its node, without Ray's tracebacks, and what to do."""
     said = said_by_ray(message)
     if "runtime_env" in message:
-        return f"{said}. Nothing ran; with --install-dependencies each node needs `pip`, and an index that it reaches"
+        return f"{said}. Nothing ran; with --install-dependencies each node needs `pip` and access to a package index"
     return f"{said}. {_CONTINUES}"
 
 
 async def _next_text(texts: Any) -> str | None:
-    """Return the next part of a log, None at its end or where the connection is lost: the status tells whether that matters."""
+    """Return the next part of a log, or None at the end or after a lost connection. The job's status tells which of the two."""
     try:
         return str(await anext(texts))
-    except Exception:  # RuntimeError of Ray's client, aiohttp's own, and StopAsyncIteration
+    except Exception:  # RuntimeError of Ray's client, errors of aiohttp, and StopAsyncIteration
         return None

@@ -1,4 +1,4 @@
-"""The command line of the training side on real files: train, evaluate on shards and pictures, predict, and what it says when it cannot."""
+"""The command line of the training side on real files: train, evaluate on shards and images, predict, and what it says when it cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = ["--set", "model.width=16", "--set", "model.depth=1", "--set", "model.he
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder with pictures and datasets, and a run trained on them."""
+    """The folder with images and datasets, and a run trained on them."""
     folder = tmp_path_factory.mktemp("classifier")
     train, val = tokenize_pair(folder)
     options = ["--val", str(val), "--out", str(folder / "run"), "--epochs", "2", "--cache-dir", str(folder / "cache"), "--ema", "0.9"]
@@ -62,7 +62,7 @@ def test_evaluate_gives_the_same_from_shards_and_from_pictures(places: tuple[Pat
 def test_broken_and_unknown_pictures_are_left_out_and_counted(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
     shutil.copytree(folder / "val_images", tmp_path / "pictures")
-    (tmp_path / "pictures" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "pictures" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     write_images(tmp_path / "more", 2, classes=1, seed=9)
     (tmp_path / "more" / "class_0").rename(tmp_path / "pictures" / "zebra")
     out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "pictures"), "--confusion", str(tmp_path / "matrix.png"))
@@ -86,7 +86,7 @@ def test_predict_names_the_class_that_evaluate_counts(places: tuple[Path, Path],
 
 def test_predict_goes_on_after_a_picture_that_cannot_be_read(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     good = folder / "val_images" / "class_0" / "img_0000.jpg"
     out, errors = call_cli("predict", str(run), str(tmp_path / "broken.jpg"), str(tmp_path / "gone.png"), str(good), expect=1)
     assert out.count("\n") == 1 and "img_0000.jpg" in out

@@ -13,7 +13,7 @@ from tests.datasets import call_cli, image_size, run_cli
 
 
 def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="its digits and photographs are the demo's pictures")
+    pytest.importorskip("sklearn", reason="its digits and photographs are the demo's images")
     out, _ = run_cli("demo", str(tmp_path / "demo"))
     found = re.search(r"top-1 on (\d+) held-out digits: ([\d.]+)%", out)
     assert found is not None and int(found[1]) > 200 and float(found[2]) > 80, out

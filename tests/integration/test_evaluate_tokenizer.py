@@ -25,7 +25,7 @@ IMAGES, BAD = 70, 2
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """70 pictures, more than one batch, and two broken ones, in the codes of their own tokenizer of two levels."""
+    """70 images, more than one batch, and two broken ones, in the codes of their own tokenizer of two levels."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_images(folder / "src", IMAGES, bad=BAD)
     convert(folder / "src", folder / "out", runner=InlineRunner(), fit=FitConfig(size=16, codes=32, iterations=4))
@@ -104,10 +104,10 @@ def test_without_a_way_back_and_with_rows_of_different_length(dataset: tuple[Pat
         assert "toy-sequence: there is no decoder" in call_cli("evaluate-tokenizer", str(tmp_path / "fixed"), str(src))[0]
         for value in (0, 1):  # flat and of two greys: one site, and seven
             for index in range(3):
-                picture = np.full((16, 16, 3), 60, np.uint8)
-                picture[8:] += 100 * value
+                image = np.full((16, 16, 3), 60, np.uint8)
+                image[8:] += 100 * value
                 (tmp_path / "pictures").mkdir(exist_ok=True)
-                Image.fromarray(picture).save(tmp_path / "pictures" / f"{value}{index}.png")
+                Image.fromarray(image).save(tmp_path / "pictures" / f"{value}{index}.png")
         found, _ = evaluate(tmp_path / "variable", tmp_path / "pictures")
         assert found["tokens_per_image"] == 4  # (3 x 1 + 3 x 7) / 6, padding left out
         usage = found["code_usage"][0]

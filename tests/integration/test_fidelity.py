@@ -15,7 +15,7 @@ from tokenshards.pipeline.tokenizers.config import FitConfig
 
 @pytest.mark.parametrize(("levels", "mean_db", "worst_db"), [(1, 22.0, 18.0), (2, 25.0, 22.0)], ids=["one level", "the default"])
 def test_reconstructions_of_photographs(tmp_path: Path, levels: int, mean_db: float, worst_db: float) -> None:
-    pytest.importorskip("sklearn", reason="its two photographs are the pictures of this test")
+    pytest.importorskip("sklearn", reason="its two photographs are the images of this test")
     count = write_photo_tiles(tmp_path / "src")
     convert(tmp_path / "src", tmp_path / "out", fit=FitConfig(levels=levels), runner=InlineRunner())
     shown = preview_dataset(

@@ -1,4 +1,4 @@
-"""Every layout from picture files to a trained classifier: tokenize, shards, reader, stem adaptor, one epoch; each part the real one.
+"""Every layout from image files to a trained classifier: tokenize, shards, reader, stem adaptor, one epoch; each part the real one.
 
 Shapes: B samples, L sites, Q ids per site, T frames, H x W grid.
 """
@@ -35,7 +35,7 @@ from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import default_configs
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
-SIDE, PICTURES, BATCH_ROWS = 32, 40, 8
+SIDE, IMAGES, BATCH_ROWS = 32, 40, 8
 MODEL = ModelConfig(name="vit_nano", width=16, depth=1, heads=2, learned_codebook=True)
 TOYS = {
     "sequence of varying length": toys.VariableSequenceToy,
@@ -71,7 +71,7 @@ class Made:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colourful files of three classes, flat ones, and ones whose lower half is black, so that rows differ in size in every layout."""
     folder = tmp_path_factory.mktemp("pictures")
-    write_images(folder, PICTURES - 12, side=SIDE)
+    write_images(folder, IMAGES - 12, side=SIDE)
     for index, level in enumerate(np.linspace(30, 250, 12)):
         pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
         pixels[SIDE // 2 :] *= index % 2
@@ -141,7 +141,7 @@ def test_shards_hold_what_encode_gives(layout: str, make: Any, pictures: Path) -
         assert token_rows(batch.tokens) == token_rows(encoded)
         seen += len(files)
         sizes.update((len(ids), str(shape)) for ids, shape in token_rows(encoded))
-    assert seen == PICTURES and (len(sizes) > 1) == (layout in RAGGED)
+    assert seen == IMAGES and (len(sizes) > 1) == (layout in RAGGED)
     assert len(np.unique(np.concatenate([batch.ids_BLQ.ravel() for batch in made.dataset.batches(BATCH_ROWS)]))) > 8, "ids follow pixels"
 
 
@@ -151,7 +151,7 @@ def test_an_epoch_trains_and_the_run_evaluates(layout: str, make: Any, tmp_path:
     trainer = made.trainer(tmp_path / "run")
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     record = trainer.fit().record
-    assert np.isfinite(record["train_loss"]) and record["step"] == PICTURES // 16
+    assert np.isfinite(record["train_loss"]) and record["step"] == IMAGES // 16
     for name, parameter in trainer.model.named_parameters():
         assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name
     assert "top-1" in call_cli("evaluate", str(tmp_path / "run"), str(made.place))[0]
@@ -171,7 +171,7 @@ def test_the_command_trains(layout: str, make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", RAGGED)
 def test_what_stands_in_the_padding_moves_neither_loss_nor_gradient(layout: str, make: Any, tmp_path: Path) -> None:
     made = make(layout)
-    trainer = made.trainer(tmp_path / "run", loader={"batch_size": PICTURES})
+    trainer = made.trainer(tmp_path / "run", loader={"batch_size": IMAGES})
     batch, vocabulary = whole_batch(trainer), made.dataset.spec.vocabulary[0]
     assert batch.mask_BL is not None
     padded_BL1 = ~batch.mask_BL[..., None]
@@ -189,7 +189,7 @@ def test_what_stands_in_the_padding_moves_neither_loss_nor_gradient(layout: str,
 
 @pytest.mark.parametrize("layout", RAGGED)
 def test_a_sample_is_classified_the_same_beside_longer_ones(layout: str, make: Any, tmp_path: Path) -> None:
-    trainer = make(layout).trainer(tmp_path / "run", loader={"batch_size": PICTURES})
+    trainer = make(layout).trainer(tmp_path / "run", loader={"batch_size": IMAGES})
     batch = whole_batch(trainer)
     together_BC = classify(trainer.model, batch)
     assert batch.lengths_B is not None
@@ -201,12 +201,12 @@ def test_a_sample_is_classified_the_same_beside_longer_ones(layout: str, make: A
 
 
 def test_a_prefix_is_a_sample(make: Any, tmp_path: Path) -> None:
-    trainer = make("sequence of varying length").trainer(tmp_path / "run", loader={"batch_size": PICTURES})
+    trainer = make("sequence of varying length").trainer(tmp_path / "run", loader={"batch_size": IMAGES})
     batch = whole_batch(trainer)
     shorter = replace(batch, ids_BLQ=batch.ids_BLQ[:, :3], lengths_B=batch.lengths_B.clamp(max=3))  # type: ignore[union-attr]
     logits_BC, cut_BC = classify(trainer.model, batch), classify(trainer.model, shorter)
     whole_B = batch.lengths_B <= 3  # type: ignore[operator]
-    assert 0 < int(whole_B.sum()) < PICTURES
+    assert 0 < int(whole_B.sum()) < IMAGES
     torch.testing.assert_close(cut_BC[whole_B], logits_BC[whole_B])
     assert (cut_BC - logits_BC)[~whole_B].abs().amax(1).min() > 1e-6
 
@@ -217,13 +217,13 @@ def test_a_prefix_is_a_sample(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("layout", "level"), [(layout, level) for layout, count in LEVELS.items() for level in range(count)])
 def test_every_level_decides(layout: str, level: int, make: Any, tmp_path: Path) -> None:
     made = make(layout)
-    trainer = made.trainer(tmp_path / "run", loader={"batch_size": PICTURES})
+    trainer = made.trainer(tmp_path / "run", loader={"batch_size": IMAGES})
     batch = whole_batch(trainer)
     shuffled_BLQ = batch.ids_BLQ.long().clone()
     shuffled_BLQ[..., level] = shuffled_BLQ[..., level].roll(1, dims=0)
     moved_B = (shuffled_BLQ != batch.ids_BLQ.long()).flatten(1).any(1)
     difference_B = (classify(trainer.model, replace(batch, ids_BLQ=shuffled_BLQ)) - classify(trainer.model, batch)).abs().amax(1)
-    assert int(moved_B.sum()) > PICTURES // 2 and difference_B[moved_B].min() > 1e-6
+    assert int(moved_B.sum()) > IMAGES // 2 and difference_B[moved_B].min() > 1e-6
     loss_and_gradients(trainer, batch)
     gradient = dict(trainer.model.named_parameters())[f"embedding.level_{level}"].grad
     assert gradient is not None and bool(gradient.any())
@@ -231,7 +231,7 @@ def test_every_level_decides(layout: str, level: int, make: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("layout", ["video", "video of varying length"])
 def test_the_order_of_frames_counts(layout: str, make: Any, tmp_path: Path) -> None:
-    trainer = make(layout).trainer(tmp_path / "run", loader={"batch_size": PICTURES})
+    trainer = make(layout).trainer(tmp_path / "run", loader={"batch_size": IMAGES})
     batch = whole_batch(trainer)
     assert trainer.model.backbone.grid == (4, 2, 4)
     frames_BTS = batch.ids_BLQ.long().unflatten(1, (4, 8))[..., 0]
@@ -242,15 +242,15 @@ def test_the_order_of_frames_counts(layout: str, make: Any, tmp_path: Path) -> N
     differs_B = (frames_BTS[:, 0] != frames_BTS[:, 1]).any(1)
     if batch.shapes_BD is not None:
         differs_B &= batch.shapes_BD[:, 0] >= 2
-    assert int(differs_B.sum()) > PICTURES // 2
+    assert int(differs_B.sum()) > IMAGES // 2
     assert difference_B[differs_B].min() > 1e-6 and not difference_B[~differs_B & (frames_BTS[:, 0] == frames_BTS[:, 1]).all(1)].any()
 
 
 def test_a_film_is_mirrored_from_left_to_right_in_all_frames_and_never_in_time(make: Any) -> None:
     dataset = make("video").dataset
-    ids_BLQ = torch.from_numpy(next(dataset.batches(PICTURES)).ids_BLQ.astype(np.int64))
+    ids_BLQ = torch.from_numpy(next(dataset.batches(IMAGES)).ids_BLQ.astype(np.int64))
     augment = replace(AugmentConfig.off(), flip_prob=1.0, crop_share=1.0)
-    flipped_BLQ = Augmentation(dataset.spec, dataset.codebook(), augment).ids(ids_BLQ, SampleKeys(0, 0, torch.arange(PICTURES)))
+    flipped_BLQ = Augmentation(dataset.spec, dataset.codebook(), augment).ids(ids_BLQ, SampleKeys(0, 0, torch.arange(IMAGES)))
     assert torch.equal(flipped_BLQ.long(), ids_BLQ.unflatten(1, (4, 2, 4)).flip(3).flatten(1, 3))
     assert not torch.equal(flipped_BLQ.long(), ids_BLQ)
 

@@ -185,8 +185,8 @@ def test_an_input_that_kills_its_actor_is_isolated(undisturbed: tuple[Path, Path
     ("more", "env", "expected"),
     [
         ((), {"RAY_AUTH_MODE": "disabled"}, "wants a token and got none"),
-        ((), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, "wants a token and got another one"),
-        (("--address", "127.0.0.1:1"), {}, "no Ray head answers there"),
+        ((), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, "wants a token and got another token"),
+        (("--address", "127.0.0.1:1"), {}, "no Ray head answers at this address"),
         (("--address", "http://127.0.0.1:8265"), {}, "Use `tokenshards submit`"),
         (("--gpus-per-actor", "1", "--give-up-after", "3"), {}, "; no node has a GPU. Nothing was lost"),
         (("--decode", "nowhere"), {}, "expected one of auto, local, remote"),

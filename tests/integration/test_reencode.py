@@ -48,7 +48,7 @@ def verified(*arguments: object, expect: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> tuple[Path, Path]:
-    """40 pictures in shards of 8 inputs."""
+    """40 images in shards of 8 inputs."""
     write_images(tmp_path / "src", ROWS, bad=1)
     convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), shard_rows=8)
     return tmp_path / "src", tmp_path / "out"
@@ -177,9 +177,9 @@ def test_a_flipped_id_is_counted_and_allowed(tmp_path: Path) -> None:
 def test_rows_of_different_length(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     for index in range(20):
-        picture = np.full((16, 16, 3), 40, np.uint8)
-        picture[8:] += np.uint8(9 * index)
-        Image.fromarray(picture).save(tmp_path / "src" / f"{index:02d}.png")
+        image = np.full((16, 16, 3), 40, np.uint8)
+        image[8:] += np.uint8(9 * index)
+        Image.fromarray(image).save(tmp_path / "src" / f"{index:02d}.png")
 
     def cut(images_BHWC: np.ndarray, tokens: TokenBatch) -> TokenBatch:
         assert tokens.lengths_B is not None
@@ -228,7 +228,7 @@ def test_tables(id_column: str | None, tmp_path: Path) -> None:
     write_images(tmp_path / "src", ROWS, classes=0)
     files = sorted((tmp_path / "src").iterdir())
     columns = {"image": [file.read_bytes() for file in files], "name": [file.stem for file in files]}
-    columns["image"][7] = b"no picture"
+    columns["image"][7] = b"no image"
     pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=9)
     config = SourceConfig(image_column="image", id_column=id_column)
     convert(tmp_path / "t.parquet", tmp_path / "out", runner=InlineRunner(), source=config)
@@ -242,7 +242,7 @@ def test_tables(id_column: str | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["flip", "ten-crop", "4"])
 def test_each_view_is_compared_with_itself(policy: str, tmp_path: Path) -> None:
     write_images(tmp_path / "src", 12, side=48)
-    (tmp_path / "src" / "class_1" / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "src" / "class_1" / "bad.jpg").write_bytes(b"no image")
     convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), shard_rows=40, views=policy)
     every = verified(tmp_path / "out", "--re-encode", 1000, "--seed", 0)["re_encoded"]
     assert every["rows_encoded"] == every["rows_drawn"] == 12 * {"flip": 2, "ten-crop": 10, "4": 4}[policy]

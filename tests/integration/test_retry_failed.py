@@ -30,10 +30,10 @@ from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store
 
-BAD = b"\xff\xd8\xff\xe0 this is no picture"
+BAD = b"\xff\xd8\xff\xe0 this is no image"
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG")
@@ -56,7 +56,7 @@ def table(path: Path, images: list[bytes], row_group_size: int = 8, **columns: A
 
 
 def images(good: int, **others: bytes) -> dict[str, bytes]:
-    return {**{f"k{n:02d}": picture(n) for n in range(good)}, **others}
+    return {**{f"k{n:02d}": image(n) for n in range(good)}, **others}
 
 
 def tokenize(src: Path | str, out: Path, **changes: Any) -> None:
@@ -103,7 +103,7 @@ def test_files_fixed_still_bad_changed_and_missing(tmp_path: Path) -> None:
     before = content(out)
     bad = sorted(src.rglob("bad_*"))
     assert len(quarantine_of(out)) == 4 and len(before) == 30
-    bad[0].write_bytes(picture(100))
+    bad[0].write_bytes(image(100))
     bad[1].write_bytes(BAD + b" still")
     bad[2].unlink()
     assert retry(out)
@@ -113,11 +113,11 @@ def test_files_fixed_still_bad_changed_and_missing(tmp_path: Path) -> None:
     assert after.keys() - before.keys() == {names[0]}
     assert {key: after[key] for key in before} == before
     assert after[names[0]][0] == names[0].partition("/")[0]
-    bad[1].write_bytes(picture(101))
-    bad[2].write_bytes(picture(102))
+    bad[1].write_bytes(image(101))
+    bad[2].write_bytes(image(102))
     assert retry(out)  # generation 3
     assert quarantine_of(out) == {names[3]: "truncated"}
-    bad[3].write_bytes(picture(103))
+    bad[3].write_bytes(image(103))
     assert retry(out)
     assert quarantine_of(out) == {} and len(content(out)) == 34
     assert not retry(out)
@@ -128,7 +128,7 @@ def test_a_file_that_changed_since_the_plan(tmp_path: Path) -> None:
     write_images(src, 12)
     changed = sorted(src.rglob("*.png"))[0]
     reporter = SilentReporter()
-    reporter.begin = lambda planned, done: changed.write_bytes(picture(7))  # type: ignore[method-assign]  # planned, not yet read
+    reporter.begin = lambda planned, done: changed.write_bytes(image(7))  # type: ignore[method-assign]  # planned, not yet read
     tokenize(src, out, reporter=reporter)
     name = changed.relative_to(src).as_posix()
     assert quarantine_of(out) == {name: "changed_since_plan"}
@@ -142,11 +142,11 @@ def test_a_bad_member_fixed_in_place(tmp_path: Path) -> None:
     tokenize(tmp_path / "*.tar", out)
     before = content(out)
     assert quarantine_of(out) == {"a#1.tar#x": "truncated", "a#1.tar#y": "truncated"}
-    tar(path, images(10, x=picture(50), y=BAD))
+    tar(path, images(10, x=image(50), y=BAD))
     assert retry(out)
     assert quarantine_of(out) == {"a#1.tar#y": "truncated"}
     assert ids(out) - before.keys() == {"a#1.tar#x"}
-    tar(path, images(10, x=picture(50), y=picture(51)))
+    tar(path, images(10, x=image(50), y=image(51)))
     assert retry(out)
     assert quarantine_of(out) == {} and len(ids(out)) == 12
 
@@ -154,7 +154,7 @@ def test_a_bad_member_fixed_in_place(tmp_path: Path) -> None:
 def test_damaged_tars_replaced_by_whole_ones(tmp_path: Path) -> None:
     """One that ended early, one that could not be read at all, one that was missing, and a whole one, two to a shard."""
     out = tmp_path / "out"
-    sets = {name: {f"{name}{n}": picture(n) for n in range(9)} for name in "abcd"}
+    sets = {name: {f"{name}{n}": image(n) for n in range(9)} for name in "abcd"}
     sets["a"]["a1"] = BAD
     paths = {name: tar(tmp_path / f"{name}.tar", found) for name, found in sets.items()}
     whole = {name: path.read_bytes() for name, path in paths.items()}
@@ -184,7 +184,7 @@ def test_tables_of_bytes(tmp_path: Path, id_column: str | None) -> None:
     keys = {"": [f"top-{n}" for n in range(20)], "x": [f"deep-{n}" for n in range(20)]}
 
     def write(folder: str, *bad: int, row_group_size: int = 8) -> None:
-        cells = [BAD if n in bad else picture(n) for n in range(20)]
+        cells = [BAD if n in bad else image(n) for n in range(20)]
         table(root / folder / "t.parquet", cells, row_group_size=row_group_size, key=keys[folder])
 
     def name(folder: str, row: int) -> str:
@@ -200,7 +200,7 @@ def test_tables_of_bytes(tmp_path: Path, id_column: str | None) -> None:
     write("x", 3, row_group_size=3)  # written anew with other row groups
     assert retry(out)
     assert quarantine_of(out) == {name("", 17): "truncated", name("x", 3): "truncated"}
-    table(root / "t.parquet", [picture(0)] * 2, key=["a", "b"])  # the row is gone
+    table(root / "t.parquet", [image(0)] * 2, key=["a", "b"])  # the row is gone
     write("x")
     assert retry(out)
     (left,) = quarantine_of(out).items()
@@ -212,7 +212,7 @@ def test_tables_of_bytes(tmp_path: Path, id_column: str | None) -> None:
 
 
 def test_a_table_of_bytes_that_changed_as_a_whole(tmp_path: Path) -> None:
-    path, out = table(tmp_path / "t.parquet", [picture(n) for n in range(20)], key=[f"id-{n}" for n in range(20)]), tmp_path / "out"
+    path, out = table(tmp_path / "t.parquet", [image(n) for n in range(20)], key=[f"id-{n}" for n in range(20)]), tmp_path / "out"
     reporter = SilentReporter()
     reporter.begin = lambda planned, done: os.utime(path, (1, 1))  # type: ignore[method-assign]
     tokenize(path, out, reporter=reporter, source=SourceConfig(id_column="key"))
@@ -225,13 +225,13 @@ def test_a_table_of_bytes_that_changed_as_a_whole(tmp_path: Path) -> None:
 def test_tables_of_uris(tmp_path: Path, id_column: str | None) -> None:
     out = tmp_path / "out"
     for n in range(8):
-        (tmp_path / f"{n}.png").write_bytes(picture(n) if n != 3 else BAD)
+        (tmp_path / f"{n}.png").write_bytes(image(n) if n != 3 else BAD)
     lines = [f"k{n},{n}.png,{n % 2}" for n in range(10)]  # two files are missing
     (tmp_path / "t.csv").write_text("\n".join(["key,url,label", *lines, "k0,1.png,0", "k8,2.png,1"]) + "\n")  # and two ids occur twice
     tokenize(tmp_path / "t.csv", out, source=SourceConfig(id_column=id_column))
     first = quarantine_of(out)
     for n in (3, 8, 9):
-        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"{n}.png").write_bytes(image(n))
     before = content(out)
     assert retry(out)
     if id_column is None:
@@ -250,7 +250,7 @@ def test_an_interrupted_retry_continues(tmp_path: Path) -> None:
     tokenize(src, out)
     before = content(out)
     for path in src.rglob("bad_*"):
-        path.write_bytes(picture(5))
+        path.write_bytes(image(5))
     store = Store(str(out))
     config = SourceConfig()
     planned = plan_retry(store, source_root(str(src), config), config)
@@ -276,7 +276,7 @@ def test_a_moved_source_and_the_command_line(tmp_path: Path) -> None:
     tokenize(src, out)
     src.rename(tmp_path / "moved")
     for path in (tmp_path / "moved").rglob("bad_*"):
-        path.write_bytes(picture(5))
+        path.write_bytes(image(5))
     report = call_json("retry-failed", str(out), "--source", str(tmp_path / "moved"), "-q", "--workers", "1")
     assert (report["images_planned"], report["images_committed"], report["images_quarantined"]) == (14, 14, 0)
     assert call_json("retry-failed", str(out)) == {"retried": 0}

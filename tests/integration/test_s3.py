@@ -28,7 +28,7 @@ FIT = ("--size", "16", "--codes", "16", "--max-bad", "1", "--shard-rows", "20")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Local pictures and the dataset made from them: what the same job in buckets must equal."""
+    """Local images and the dataset made from them: what the same job in buckets must equal."""
     folder = tmp_path_factory.mktemp("s3")
     write_images(folder / "images", IMAGES, bad=BAD)
     convert(folder / "images", folder / "local", shard_rows=20)

@@ -47,7 +47,7 @@ def reference(images: Path) -> Path:
 
 
 def files_of(images: Path) -> list[tuple[str, bytes, str]]:
-    """Return (name, bytes, class) of every picture."""
+    """Return (name, bytes, class) of every image."""
     return [(path.name, path.read_bytes(), path.parent.name) for path in sorted(images.glob("*/*"), key=lambda path: path.name)]
 
 
@@ -284,7 +284,7 @@ def test_the_last_batch_and_a_bad_neighbour_do_not_change_ids(images: Path, refe
 
     shutil.copytree(images, tmp_path / "src")
     for number in range(7):  # seven more rows, all bad, shift every other row to another slot of its batch
-        (tmp_path / "src" / "class_0" / f"bad_{number}.png").write_bytes(b"no picture")
+        (tmp_path / "src" / "class_0" / f"bad_{number}.png").write_bytes(b"no image")
     convert(tmp_path / "src", tmp_path / "out", tokenizer=f"{reference}/tokenizer", runner=InlineRunner())
     assert content(tmp_path / "out") == content(reference)
 

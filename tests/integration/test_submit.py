@@ -35,7 +35,7 @@ from tokenshards.pipeline.submit.submission import Submission, Submitted, submit
 pytestmark = pytest.mark.timeout(300)
 
 TOKEN = "a-token-of-the-cluster-0123456789abcdef"
-PICTURES = 60
+IMAGES = 60
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def cluster(place: Path) -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="module")
-def pictures(place: Path) -> Path:
-    write_images(place / "src", PICTURES)
+def images(place: Path) -> Path:
+    write_images(place / "src", IMAGES)
     return place / "src"
 
 
@@ -74,10 +74,10 @@ def many(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["moto", "rclone"])
 def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
-    cluster: RayCluster, servers: dict[str, S3Server], name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, servers: dict[str, S3Server], name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3 = servers[name]
-    s3.upload(pictures, "s3://bucket/src")
+    s3.upload(images, "s3://bucket/src")
     monkeypatch.chdir(foreign_folder(tmp_path / "foreign_client"))
     env = {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": "us-east-1", "RAY_ADDRESS": "127.0.0.1:1"}
     out, errors = submit_cli(cluster, "s3://bucket/src", "s3://bucket/out", *SMALL, "--tail", "--license", "it's ours; $HOME", env=env)
@@ -90,15 +90,15 @@ def test_from_s3_to_s3_from_a_folder_with_another_pipeline(
     assert {Path(uri).suffix for uri in job["runtime_env"]["py_modules"]} == {".zip"} and "working_dir" not in job["runtime_env"]
     for variable, value in s3.env.items():
         monkeypatch.setenv(variable, value)
-    convert(pictures, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer", batch_rows=64)
+    convert(images, tmp_path / "local", tokenizer="s3://bucket/out/tokenizer", batch_rows=64)
     assert content("s3://bucket/out") == content(tmp_path / "local")
     assert load_manifest(Store("s3://bucket/out")).card["licence"] == "it's ours; $HOME"
 
 
-def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayCluster, pictures: Path, place: Path) -> None:
+def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayCluster, images: Path, place: Path) -> None:
     (place / "token").write_text(TOKEN + "\n")
     env = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(place / "token")}
-    arguments = (str(pictures), str(place / "out"), "--local-paths", *SMALL)
+    arguments = (str(images), str(place / "out"), "--local-paths", *SMALL)
     out, errors = submit_cli(cluster, *arguments, "--no-wait", "--submission-id", "first.try", env=env)
     assert out == "first.try\n" and "ray job stop" in errors
     assert await_job(cluster, "first.try", "SUCCEEDED")["driver_exit_code"] == 0
@@ -109,7 +109,7 @@ def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayClu
     report = json.loads(out)
     assert report["status"] == "succeeded" and report["exit_code"] == 0 and report["seconds"] > 0
     assert "already complete" in rest(cluster, f"/api/jobs/{report['submission_id']}/logs")["logs"]
-    assert len(content(place / "out")) == PICTURES
+    assert len(content(place / "out")) == IMAGES
     _, errors = submit_cli(cluster, *arguments, "--submission-id", "first.try", expect=2)
     assert "never accepts an id twice" in errors
 

@@ -1,4 +1,4 @@
-"""`tokenize --views`: rows of every view, the same whoever makes them; every other command counts pictures, or refuses."""
+"""`tokenize --views`: rows of every view, the same whoever makes them; every other command counts images, or refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COUNTS = {"flip": 2, "ten-crop": 10, "5": 5}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures `src`, their tokens `one`, and with the same tokenizer those of each policy."""
+    """A folder with images `src`, their tokens `one`, and with the same tokenizer those of each policy."""
     folder = tmp_path_factory.mktemp("several")
     write_images(folder / "src", IMAGES, bad=BAD, side=48)
     convert(folder / "src", folder / "one", shard_rows=12, runner=InlineRunner())
@@ -82,7 +82,7 @@ def test_rows_of_every_view(made: Path, views: str) -> None:
         assert same > 0.97, "another batching may flip an id"
     if views != "ten-crop":
         same = [row["ids"] == first["ids"] for row, first in zip(rows[::count], usual, strict=True)]
-        assert np.mean(same) > 0.9, "view 0 is the picture as it is without views"
+        assert np.mean(same) > 0.9, "view 0 is the image as it is without views"
     assert len({row["ids"] for row in rows}) > 0.7 * len(rows)
 
 

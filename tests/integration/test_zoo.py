@@ -61,7 +61,7 @@ def test_the_colours_survive_tokenization(zoo: tuple[list[ZooCase], Path]) -> No
     checked = 0
     for case in cases:
         if case.expected == IGNORED or isinstance(case.expected, Reason) or not isinstance(case.expected[0], int):
-            continue  # pictures of two colours are compared pixel by pixel in test_decode
+            continue  # images of two colours are compared pixel by pixel in test_decode
         pixels = tokenizer.decode(dataset.sample(case.sample_id).tokens)[0].reshape(-1, 3).astype(int)
         worst = np.abs(pixels.mean(axis=0) - np.array(case.expected)).max()
         assert worst <= 6 + case.tolerance, f"{case.name}: {pixels.mean(axis=0)} for {case.expected}"

@@ -1,4 +1,4 @@
-"""A handful of pictures become the very tokens that a dataset holds; each one that cannot be read is named and costs only itself."""
+"""A handful of images become the very tokens that a dataset holds; each one that cannot be read is named and costs only itself."""
 
 from __future__ import annotations
 

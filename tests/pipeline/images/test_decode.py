@@ -98,17 +98,17 @@ def test_orientation_agrees_with_pillow_and_can_be_left_alone(orientation: int) 
 @pytest.mark.parametrize("name", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
 def test_full_decode_is_the_published_recipe(name: str) -> None:
     """Short side to size, then centre crop, for each filter: equal to Pillow's own resize of the centre square."""
-    picture = noise((200, 120))
+    image = noise((200, 120))
     policy = Preprocess(size=60, filter=name, decode_mode="full")  # type: ignore[arg-type]
-    expected = picture.crop((40, 0, 160, 120)).resize((60, 60), Image.Resampling[name.upper()])
-    difference = np.abs(decode_image(encoded(picture, "PNG"), policy).pixels_HWC.astype(int) - np.asarray(expected))
+    expected = image.crop((40, 0, 160, 120)).resize((60, 60), Image.Resampling[name.upper()])
+    difference = np.abs(decode_image(encoded(image, "PNG"), policy).pixels_HWC.astype(int) - np.asarray(expected))
     assert difference[4:-4, 4:-4].max() <= 1  # at its edge the crop has no neighbours, the box has
 
 
 def test_squash_uses_the_whole_picture_and_crop_the_centre() -> None:
-    picture = flat(size=(90, 30))
-    picture.paste(TEAL, (30, 0, 60, 30))
-    data = encoded(picture, "PNG")
+    image = flat(size=(90, 30))
+    image.paste(TEAL, (30, 0, 60, 30))
+    data = encoded(image, "PNG")
     crop = decode_image(data, Preprocess(size=30, resize="crop")).pixels_HWC
     assert np.abs(crop[:, 2:-2].astype(int) - TEAL).max() <= 1
     squash = decode_image(data, Preprocess(size=30, resize="squash", filter="box")).pixels_HWC
@@ -119,20 +119,20 @@ def test_squash_uses_the_whole_picture_and_crop_the_centre() -> None:
 @pytest.mark.parametrize(("short_side", "size"), [(64, 64), (64, 56), (256, 224)])
 def test_short_side_is_resize_and_then_a_cut_of_whole_pixels(width: int, height: int, short_side: int, size: int) -> None:
     """torchvision's Resize and CenterCrop, step by step, with its roundings."""
-    picture = noise((width // 4, height // 4)).resize((width, height))
+    image = noise((width // 4, height // 4)).resize((width, height))
     resized = (short_side, int(short_side * height / width)) if width <= height else (int(short_side * width / height), short_side)
     left, top = (int(round((side - size) / 2.0)) for side in resized)
-    steps = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    found = decode_image(encoded(picture, "PNG"), Preprocess(size=size, short_side=short_side)).pixels_HWC
+    steps = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    found = decode_image(encoded(image, "PNG"), Preprocess(size=size, short_side=short_side)).pixels_HWC
     assert np.array_equal(found, np.asarray(steps))
 
 
 def test_short_side_of_a_very_long_picture_makes_no_more_pixels_than_it_keeps() -> None:
-    picture = noise((400, 4)).resize((8000, 4))
+    image = noise((400, 4)).resize((8000, 4))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = decode_image(encoded(picture, "PNG"), Preprocess(size=256, short_side=256)).pixels_HWC.astype(int)
+    found = decode_image(encoded(image, "PNG"), Preprocess(size=256, short_side=256)).pixels_HWC.astype(int)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; all of it would take 500,000
-    middle = picture.crop((3900, 0, 4100, 4)).resize((12_800, 256), Image.Resampling.BICUBIC).crop((6272, 0, 6528, 256))
+    middle = image.crop((3900, 0, 4100, 4)).resize((12_800, 256), Image.Resampling.BICUBIC).crop((6272, 0, 6528, 256))
     assert np.abs(found - np.asarray(middle).astype(int)).max() <= 2
 
 
@@ -159,9 +159,9 @@ def test_background_shows_through_transparency() -> None:
 
 
 def test_transparent_colour_does_not_bleed_into_its_neighbours() -> None:
-    picture = flat((0, 0, 0, 0), "RGBA", (64, 64))
-    picture.paste((250, 250, 250, 255), (0, 0, 37, 64))
-    pixels = decode_image(encoded(picture, "PNG"), Preprocess(size=16, background=(250, 250, 250))).pixels_HWC
+    image = flat((0, 0, 0, 0), "RGBA", (64, 64))
+    image.paste((250, 250, 250, 255), (0, 0, 37, 64))
+    pixels = decode_image(encoded(image, "PNG"), Preprocess(size=16, background=(250, 250, 250))).pixels_HWC
     assert pixels.min() >= 248
 
 
@@ -236,7 +236,7 @@ def test_warnings_stay_inside_even_in_threads() -> None:
 
 @pytest.mark.parametrize("bomb", ["header", "text", "webp"])
 def test_bombs_take_no_memory(bomb: str, tmp_path: Path) -> None:
-    """In a fresh process, refusing a bomb must leave the peak near what a small picture takes."""
+    """In a fresh process, refusing a bomb must leave the peak near what a small image takes."""
     webp = bytearray(encoded(flat(size=(16, 16)), "WEBP", lossless=True, save_all=True, append_images=[flat(TEAL, size=(16, 16))]))
     at = webp.index(b"VP8X") + 12
     webp[at : at + 6] = (16_382).to_bytes(3, "little") * 2

@@ -1,4 +1,4 @@
-"""View policies and the pixels of views: known names, boxes inside the picture, and every view what Pillow makes of its box."""
+"""View policies and the pixels of views: known names, boxes inside the image, and every view what Pillow makes of its box."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PREPROCESSES = {
 
 
 def encoded(width: int, height: int, *, orientation: int = 1, kind: str = "PNG", seed: int = 0, grain: int = 8) -> bytes:
-    """Return a picture of blobs of about `grain` pixels, no part of which looks like another."""
+    """Return a image of blobs of about `grain` pixels, no part of which looks like another."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // grain + 2, width // grain + 2, 3), np.uint8)
-    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = orientation
     sink = io.BytesIO()
-    picture.save(sink, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    image.save(sink, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
     return sink.getvalue()
 
 
@@ -88,7 +88,7 @@ def test_random_boxes_are_inside_and_of_stated_area_and_aspect(width: int, heigh
     assert all(type(value) is int for value in box)
     assert 0 <= left and 0 <= top and 1 <= box_width and 1 <= box_height
     assert left + box_width <= width and top + box_height <= height
-    # Sides are rounded to whole pixels; a long picture has no such box, and gives its middle.
+    # Sides are rounded to whole pixels; a long image has no such box, and gives its middle.
     if max(width, height) <= 2 * min(width, height) and min(width, height) >= 100:
         assert 0.24 <= box_width * box_height / (width * height) <= 1
         assert 0.72 <= box_width / box_height <= 1.38
@@ -187,7 +187,7 @@ def test_views_of_the_zoo_fail_and_succeed_as_one_view_does() -> None:
 
 def records() -> Iterator[ImageRecord | FailedRecord]:
     for index in range(11):
-        data = b"no picture" if index == 4 else encoded(40, 30, seed=index)
+        data = b"no image" if index == 4 else encoded(40, 30, seed=index)
         yield ImageRecord(sample_id=f"{index}.png", data=data, label=index % 3, meta={"n": index})
     yield FailedRecord(sample_id="gone.png", error=BadInput(Reason.MISSING, "gone"))
 

@@ -29,9 +29,9 @@ SECONDS = 30.0
 
 
 def jpeg(seed: int) -> bytes:
-    picture = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 9, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 9, 3), np.uint8))
     written = io.BytesIO()
-    picture.save(written, "JPEG")
+    image.save(written, "JPEG")
     return written.getvalue()
 
 
@@ -46,7 +46,7 @@ def record_of(index: int, kind: str) -> Record:
     if kind == "good":
         return good(index)
     if kind == "bad":
-        return ImageRecord(sample_id=f"bad-{index}", data=b"no picture", label="x", uri=f"file/{index}")
+        return ImageRecord(sample_id=f"bad-{index}", data=b"no image", label="x", uri=f"file/{index}")
     error = BadInput(Reason.MISSING, "gone", Stage.FETCH)
     return FailedRecord(sample_id=f"failed-{index}", error=error, data=None if index % 2 else b"what there was")
 
@@ -87,7 +87,7 @@ def test_every_input_has_its_slot_and_what_fails_leaves_a_blank_one(threads: int
     assert first.slots == [0, 2] and [row.sample_id for row in first.rows] == ["good-0", "good-2"]
     assert [row["sample_id"] for row in first.failed] == ["bad-1", "failed-3"]
     assert [row["reason"] for row in first.failed] == ["not_an_image", "missing"]
-    assert first.bytes_in == len(JPEGS[0]) + len(b"no picture") + len(JPEGS[2])
+    assert first.bytes_in == len(JPEGS[0]) + len(b"no image") + len(JPEGS[2])
     assert not first.images_BHWC[[1, 3]].any() and first.images_BHWC[[0, 2]].any(axis=(1, 2, 3)).all()
     assert last.images_BHWC.shape == (4, 8, 8, 3) and last.slots == [0] and last.inputs == 1 and not last.images_BHWC[1:].any()
     row = last.rows[0]
@@ -98,7 +98,7 @@ def test_every_input_has_its_slot_and_what_fails_leaves_a_blank_one(threads: int
 def test_bytes_that_are_too_many_to_keep_are_not_quarantined() -> None:
     large = ImageRecord(sample_id="large", data=bytes(MAX_QUARANTINED_BYTES + 1))
     (batch,) = decode_batches(iter([large, record_of(1, "bad")]), PREPROCESS, 4)
-    assert [row["data"] for row in batch.failed] == [None, b"no picture"]
+    assert [row["data"] for row in batch.failed] == [None, b"no image"]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

@@ -21,7 +21,7 @@ def smooth(count: int = 3, side: int = 32) -> np.ndarray:
 
 
 def published(left: np.ndarray, right: np.ndarray) -> float:
-    """Equations 13 to 17 of the paper, on luma, for every 11 x 11 window inside the picture."""
+    """Equations 13 to 17 of the paper, on luma, for every 11 x 11 window inside the image."""
     window = np.array([[math.exp(-((y - 5) ** 2 + (x - 5) ** 2) / (2 * 1.5**2)) for x in range(11)] for y in range(11)])
     window /= window.sum()
     x, y = ((0.299 * p[..., 0] + 0.587 * p[..., 1] + 0.114 * p[..., 2]) for p in (left.astype(float), right.astype(float)))

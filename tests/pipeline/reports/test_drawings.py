@@ -19,17 +19,17 @@ def flat(colour: tuple[int, int, int], height: int = 100, width: int = 100) -> n
 
 
 def test_images_stand_in_reading_order() -> None:
-    picture = np.asarray(image_grid([flat(RED), flat(GREEN), flat(BLUE)], columns=2))
+    image = np.asarray(image_grid([flat(RED), flat(GREEN), flat(BLUE)], columns=2))
     step = 100 + GAP
-    assert picture.shape == (GAP + 2 * step, GAP + 2 * step, 3)
-    assert [tuple(picture[GAP + y * step + 50, GAP + x * step + 50]) for y, x in ((0, 0), (0, 1), (1, 0))] == [RED, GREEN, BLUE]
-    assert tuple(picture[GAP + step + 50, GAP + step + 50]) == (255, 255, 255)
+    assert image.shape == (GAP + 2 * step, GAP + 2 * step, 3)
+    assert [tuple(image[GAP + y * step + 50, GAP + x * step + 50]) for y, x in ((0, 0), (0, 1), (1, 0))] == [RED, GREEN, BLUE]
+    assert tuple(image[GAP + step + 50, GAP + step + 50]) == (255, 255, 255)
 
 
 def test_small_images_are_enlarged_without_blur() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
-    picture = np.asarray(image_grid([pixels]))
-    shown = picture[GAP : GAP + 96, GAP : GAP + 120]
+    image = np.asarray(image_grid([pixels]))
+    shown = image[GAP : GAP + 96, GAP : GAP + 120]
     assert np.array_equal(shown[1::3, 1::3], pixels)
 
 
@@ -44,9 +44,9 @@ def test_captions_are_drawn_below_and_kept_inside() -> None:
 
 
 def test_pairs_stand_beside_each_other() -> None:
-    picture = np.asarray(side_by_side([flat(RED), flat(GREEN)], [flat(BLUE), flat(BLUE)], ["one", "two"], columns=1))
+    image = np.asarray(side_by_side([flat(RED), flat(GREEN)], [flat(BLUE), flat(BLUE)], ["one", "two"], columns=1))
     step_y = 100 + GAP + LINE_HEIGHT
-    centres = [tuple(picture[GAP + 50 + y * step_y, GAP + 50 + x * (100 + GAP)]) for y in (0, 1) for x in (0, 1)]
+    centres = [tuple(image[GAP + 50 + y * step_y, GAP + 50 + x * (100 + GAP)]) for y in (0, 1) for x in (0, 1)]
     assert centres == [RED, BLUE, GREEN, BLUE]
 
 
@@ -74,8 +74,8 @@ def test_text_histogram_joins_codes_and_keeps_its_size() -> None:
 
 def test_plot_is_an_image(tmp_path: Path) -> None:
     plot_usage([np.arange(256), np.zeros(16, int)], tmp_path / "usage.png")
-    with Image.open(tmp_path / "usage.png") as picture:
-        assert picture.width >= 800 and len(picture.convert("RGB").getcolors(1 << 24)) > 10
+    with Image.open(tmp_path / "usage.png") as image:
+        assert image.width >= 800 and len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_plot_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

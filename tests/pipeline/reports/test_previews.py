@@ -31,14 +31,14 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_table_has_headers_above_and_captions_below() -> None:
     red, blue = (np.full((100, 100, 3), colour, np.uint8) for colour in (RED, BLUE))
-    picture = np.asarray(image_table([[red, blue], [blue, red]], ["one\nline two", "a very long header " * 9], ["first", "second"]))
+    image = np.asarray(image_table([[red, blue], [blue, red]], ["one\nline two", "a very long header " * 9], ["first", "second"]))
     head, step_y, step_x = GAP + 2 * LINE_HEIGHT + GAP, 100 + GAP + LINE_HEIGHT, 100 + GAP
-    assert picture.shape == (head + 2 * step_y, GAP + 2 * step_x, 3)
-    centres = [[tuple(picture[head + y * step_y + 50, GAP + x * step_x + 50]) for x in (0, 1)] for y in (0, 1)]
+    assert image.shape == (head + 2 * step_y, GAP + 2 * step_x, 3)
+    centres = [[tuple(image[head + y * step_y + 50, GAP + x * step_x + 50]) for x in (0, 1)] for y in (0, 1)]
     assert centres == [[RED, BLUE], [BLUE, RED]]
 
     def dark(rows: slice, columns: slice) -> bool:
-        return bool((picture[rows, columns] < 160).all(2).any())
+        return bool((image[rows, columns] < 160).all(2).any())
 
     for line in (0, 1):
         assert dark(slice(GAP + line * LINE_HEIGHT, GAP + (line + 1) * LINE_HEIGHT), slice(0, step_x))
@@ -63,23 +63,23 @@ def test_views_are_columns_of_the_chosen_images(tokenized: Path, tmp_path: Path)
         str(tokenized), str(tmp_path / "look.png"), views, count=3, sample_ids=("class_0/img_0000.jpg",), label=None, options={}
     )
     assert shown.sample_ids == ["class_0/img_0000.jpg"] and seen == [(12, (1, 16, 2))]
-    picture = np.asarray(Image.open(tmp_path / "look.png"))
-    cell = picture[GAP + LINE_HEIGHT + GAP :, GAP + 96 + GAP :][:96, :96]
+    image = np.asarray(Image.open(tmp_path / "look.png"))
+    cell = image[GAP + LINE_HEIGHT + GAP :, GAP + 96 + GAP :][:96, :96]
     assert (cell[:24, :24] == cell[24:48, 24:48]).all(), "one patch all over"
     assert (cell != WHITE).any()
 
 
 def test_the_command_draws_every_operation(tokenized: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "look.png"
-    shown = call_json("preview", str(tokenized), "--to", str(picture), "--augment", "--seed", "5")
+    image = tmp_path / "look.png"
+    shown = call_json("preview", str(tokenized), "--to", str(image), "--augment", "--seed", "5")
     assert len(shown["sample_ids"]) == 6 and shown["psnr_db"] == []
-    assert image_size(picture)[0] == GAP + OPERATIONS * (96 + GAP)
+    assert image_size(image)[0] == GAP + OPERATIONS * (96 + GAP)
     for seed in (5, 6):
         again = tmp_path / f"{seed}.png"
         views = functools.partial(augmented_views, seed=seed)
         preview_views(str(tokenized), str(again), views, count=6, sample_ids=(), label=None, options={})
-        assert (again.read_bytes() == picture.read_bytes()) == (seed == 5)
-    _, errors = call_cli("preview", str(tokenized), "--to", str(picture), "--augment", "--source", str(tmp_path), expect=2)
+        assert (again.read_bytes() == image.read_bytes()) == (seed == 5)
+    _, errors = call_cli("preview", str(tokenized), "--to", str(image), "--augment", "--source", str(tmp_path), expect=2)
     assert "--augment and --source" in errors
 
 

@@ -1,4 +1,4 @@
-"""A listener that keeps what it is told, and checks what every runner owes its listener."""
+"""A listener that records all events, and checks the rules that every runner must follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenshards.pipeline.runners.stage_usage import RunUsage
 
 
 class KeptListener:
-    """Counts of the shards in flight and of those committed, and every note."""
+    """Counts of the shards in flight, counts of the committed shards, and every note."""
 
     def __init__(self) -> None:
         self.in_flight: dict[int, list[int]] = {}
@@ -62,5 +62,5 @@ class KeptListener:
         pass
 
     def says(self, *words: str) -> bool:
-        """Return whether one note holds all these words."""
+        """Return whether a note holds all these words."""
         return any(all(word in note for word in words) for note in self.notes)

@@ -1,4 +1,4 @@
-"""Tokenizers that are slow, or hang, for tests of the supervisor; they run in worker processes, as a user's own do."""
+"""Tokenizers that are slow or hang, for tests of the supervisor. They run in worker processes, like a user's own tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAGENTA = (255, 0, 255)
 
 
 class Slow:
-    """Takes `seconds` for each batch. With `lock` it keeps Python's lock meanwhile, so that no other thread of the process runs."""
+    """Takes `seconds` for each batch. With `lock` the tokenizer holds Python's lock, so that no other thread of the process runs."""
 
     size, vocabulary, batch = 16, 256, 4
 
@@ -33,7 +33,7 @@ class Slow:
 
 
 class HangsOnMagenta(Slow):
-    """Hangs on every batch with an image all in magenta."""
+    """Hangs on every batch that holds an all-magenta image."""
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         if (images == MAGENTA).all(axis=(1, 2, 3)).any():
@@ -42,13 +42,13 @@ class HangsOnMagenta(Slow):
 
 
 class TellsItsDevice(Slow):
-    """Writes down which GPU it was given, and encodes when $WORKERS_AWAITED have done so."""
+    """Writes down the GPU of its worker, and encodes after $WORKERS_AWAITED workers have written theirs."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         self._file = Path(settings["folder"]) / "devices"
         given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if given and "," not in given:  # else this is no worker, but the driver, which may use them all
+        if given and "," not in given:  # else this process is the driver, which may use all GPUs
             with self._file.open("a") as file:
                 file.write(f"{given}\n")
 

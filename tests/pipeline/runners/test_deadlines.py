@@ -1,4 +1,4 @@
-"""What a heartbeat means: a slow worker, one that hangs, one that waits for its store."""
+"""The meaning of a heartbeat: a slow worker, a hanging worker, a worker that waits for its store."""
 
 from __future__ import annotations
 

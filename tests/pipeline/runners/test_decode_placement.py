@@ -1,4 +1,4 @@
-"""Where pictures are decoded: a table of clusters, each with the decision and its reason."""
+"""Where images are decoded: a table of clusters, each with the decision and the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tokenshards.pipeline.runners.decode_placement import DecodeRates, choose_placement
 
 HUNGRY = {"decode": 400.0, "decode_per_cpu": 100.0, "encode": 2000.0, "network": 5000.0, "idle_cpus": 32, "actors": 2}
-"""Two GPUs whose own four CPUs decode a fifth of what they could encode, beside 32 CPUs that do nothing."""
+"""Two actors whose own four CPUs decode a fifth of the images that the GPUs could encode, beside 32 idle CPUs."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The head of a cluster: noticed when it is gone."""
+"""The driver joins a cluster's head, refuses clearly, and notices a lost head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tokenshards.pipeline.runners.ray_connection import HEAD_SECONDS, HeadWatch,
 def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now)
-    with socket.socket() as closed:  # bound and not listening: nobody answers, and nobody else takes the port
+    with socket.socket() as closed:  # bound but not listening: nobody answers, and no other process takes the port
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setattr(ray_cluster.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
@@ -39,11 +39,11 @@ def test_a_head_that_stays_silent_ends_the_run_in_one_sentence(monkeypatch: pyte
             watch.check()
     long_silence = 10 * HEAD_SECONDS
     now += long_silence
-    watch.check()  # nobody had asked meanwhile: it begins to count only now
+    watch.check()  # the driver did not ask meanwhile, so the silence counts only from now on
 
 
 class Head(grpc.GenericRpcHandler):
-    """Answers the health check as every gRPC server may, and keeps what it was asked and told."""
+    """Answers the health check as any gRPC server may, and records the requests and their metadata."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -67,7 +67,7 @@ def listening(head: Head, credentials: grpc.ServerCredentials | None = None) -> 
 
 @pytest.fixture
 def no_init(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The health check alone: what follows it would start or join a real cluster."""
+    """Only the health check: the next steps would start or join a real cluster."""
     monkeypatch.setattr(ray_cluster.ray, "init", lambda **_: None)
     monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -89,13 +89,16 @@ def test_only_the_public_health_check_is_asked_and_no_token_goes_with_it(monkeyp
 def test_a_port_of_something_else_is_one_sentence_at_once() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ClusterError, match="no Ray head answers there"), joined_cluster(f"127.0.0.1:{server.server_address[1]}"):
+        with (
+            pytest.raises(ClusterError, match="no Ray head answers at this address"),
+            joined_cluster(f"127.0.0.1:{server.server_address[1]}"),
+        ):
             pass
         server.shutdown()
 
 
 @pytest.mark.usefixtures("no_init")
-@pytest.mark.parametrize(("mode", "got"), [("token", "another one"), ("", "none")])
+@pytest.mark.parametrize(("mode", "got"), [("token", "another token"), ("", "none")])
 def test_a_refused_token_is_one_sentence_without_the_page_of_ray(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode: str, got: str
 ) -> None:
@@ -167,5 +170,8 @@ def test_a_cluster_with_tls_is_reached_as_ray_reaches_it(monkeypatch: pytest.Mon
         with pytest.raises(ConfigError, match=r"key\.pem', which cannot be read \(No such file"), joined_cluster(address):
             pass
         monkeypatch.setenv("RAY_USE_TLS", "0")
-        with pytest.raises(ClusterError, match="no Ray head answers there.* RAY_USE_TLS must be as there"), joined_cluster(address):
+        with (
+            pytest.raises(ClusterError, match="no Ray head answers at this address.* RAY_USE_TLS must have the same value"),
+            joined_cluster(address),
+        ):
             pass

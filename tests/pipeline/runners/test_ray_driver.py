@@ -1,4 +1,4 @@
-"""The driver of a Ray run against real actors whose work is a script: what it does about each way that a shard can end."""
+"""Tests of the Ray driver with real actors whose work is a script. The scripts cover each way in which a shard can end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tokenshards.pipeline.runners.ray_driver import ActorLimit, RayRunner
 from tokenshards.pipeline.runners.ray_errors import in_one_line
 from tokenshards.pipeline.storage.store import Store
 
-# For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
+# Long enough for a busy machine: a cluster has a dozen processes with slow imports. On an idle machine 120 s are enough for each test.
 pytestmark = pytest.mark.timeout(300)
 
 GUILTY = "img_0002.jpg"
@@ -48,7 +48,7 @@ SUMMARY = {
 
 
 class ScriptedServer:
-    """Stands in for ShardServer: what it does with a shard stands in `plan_id`, as JSON; files below OUT tell first times from later."""
+    """Replaces ShardServer. `plan_id` holds the script for each shard as JSON. Files below OUT tell first attempts from later ones."""
 
     def __init__(self, job: JobSpec) -> None:
         self.context = SimpleNamespace(out=Store(job.out_url))
@@ -56,7 +56,7 @@ class ScriptedServer:
         self._script: dict[str, str] = json.loads(job.plan_id)
         if self._script.get("start") == "hangs-once" and self._first("start"):
             time.sleep(600)
-        if "open" in self._script and not self._first("open"):  # all actors but the first
+        if "open" in self._script and not self._first("open"):  # every actor except the first
             time.sleep(0.3)
             raise TransientStorageError("the store is away")
 
@@ -100,7 +100,7 @@ class ScriptedActor(ShardActor):
 
 
 class ImpatientActor(ShardActor):
-    """Waits less long for a decoding task than a run of hours would."""
+    """Waits for a decoding task for a shorter time than real actors do."""
 
     def open(self) -> str:
         from tokenshards.pipeline.runners import ray_decode
@@ -110,7 +110,7 @@ class ImpatientActor(ShardActor):
 
 
 class PatientActor(ShardActor):
-    """Does one shard, and the others when the network is measured, however long this machine takes for it."""
+    """Does one shard, then waits for the measurement of the network before the other shards."""
 
     def __init__(self, name: str, job: str, decode_threads: int) -> None:
         super().__init__(name, job, decode_threads)
@@ -131,7 +131,7 @@ class PatientActor(ShardActor):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """Room for two actors, joined by this process; one picture kills whatever decodes it there."""
+    """A cluster with room for two actors, joined by this process. One image kills every process that decodes the image."""
     fault = f"point=decode,times=1000,key={GUILTY},log={tmp_path_factory.mktemp('fault') / 'log'}"
     with RayCluster(cpus=2, env={"TOKENSHARDS_FAULT": fault}) as cluster, pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.client_env.items():
@@ -146,7 +146,7 @@ def address(cluster: RayCluster) -> str:
 
 
 class Run:
-    """A run of some shards by a script."""
+    """A run of some shards that follows a script."""
 
     def __init__(self, out: Path, address: str, shards: int, script: dict[str, str], **cluster: Any) -> None:
         self.out = out
@@ -171,11 +171,11 @@ class Run:
         return set(self.listener.committed_shards)
 
     def log(self) -> list[dict[str, Any]]:
-        """Return what the actors wrote in the bucket."""
+        """Return the log lines that the actors wrote to the bucket."""
         return [json.loads(line) for path in self.out.glob("runs/run/worker-*.jsonl") for line in path.read_text().splitlines()]
 
     def spans(self) -> list[tuple[int, int, float, float]]:
-        """Return (shard, pid, begin, end) of each shard that came to its end."""
+        """Return (shard, pid, begin, end) of each finished shard."""
         return [tuple(json.loads(line)) for line in (self.out / "spans.jsonl").read_text().splitlines()]
 
 
@@ -219,7 +219,7 @@ def test_a_slow_actor_is_left_alone_and_one_that_hangs_at_work_or_at_its_start_i
     assert run.listener.says("an actor could not start", "in the stage starting", "was killed")
     assert run.listener.says("a worker made no progress", "in the stage decode (x.jpg) and was killed on shard 3")
     assert run.listener.started_shards.count(1) == 1, run.listener.notes
-    assert run.listener.says("an actor is slow, or hangs", "stage encode")
+    assert run.listener.says("an actor is slow or hangs", "stage encode")
     assert any(standing["workers"].get("slow") for standing in run.listener.standings)
 
 
@@ -267,7 +267,7 @@ def test_actors_that_cannot_start_stop_no_run_that_has_others(address: str, tmp_
     assert run.listener.says("an actor could not start and is tried again", "the store is away")
 
 
-def test_a_picture_that_kills_the_task_which_decodes_it_is_isolated(address: str, tmp_path: Path) -> None:
+def test_an_image_that_kills_its_decoding_task_is_isolated(address: str, tmp_path: Path) -> None:
     write_images(tmp_path / "src", 4, classes=0)
     config = RunConfig(workers=1, worker_deaths=1, retry=RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2))
     runner = RayRunner(config, RayConfig(address=address, decode="remote", max_actors=1))
@@ -275,7 +275,7 @@ def test_a_picture_that_kills_the_task_which_decodes_it_is_isolated(address: str
     convert(tmp_path / "src", tmp_path / "out", runner=runner, reporter=reporter)
     assert quarantine_of(tmp_path / "out") == {GUILTY: "killed_worker"}
     assert set(content(tmp_path / "out")) == {path.name for path in (tmp_path / "src").iterdir()} - {GUILTY}
-    assert any("failed and is tried again" in line for line in reporter.lines), "the first to die was the task, which looks like an outage"
+    assert any("failed and is tried again" in line for line in reporter.lines), "the decoding task died first, like an outage"
 
 
 def hold_a_cpu() -> None:
@@ -283,7 +283,7 @@ def hold_a_cpu() -> None:
 
 
 def test_a_decoding_task_that_finds_no_free_cpus_is_done_by_the_actor(address: str, tmp_path: Path) -> None:
-    """The driver counts CPUs that actors do not hold; here another program holds them."""
+    """The driver counts CPUs that no actor holds. In this test another program holds these CPUs."""
     write_images(tmp_path / "src", 2, classes=0)
     other = ray.remote(num_cpus=1)(hold_a_cpu).remote()
     try:
@@ -293,7 +293,7 @@ def test_a_decoding_task_that_finds_no_free_cpus_is_done_by_the_actor(address: s
         ray.cancel(other, force=True)
     assert len(content(tmp_path / "out")) == 2 and quarantine_of(tmp_path / "out") == {}
     log = "".join(path.read_text() for path in tmp_path.glob("out/runs/*/worker-*.jsonl"))
-    assert "decoded here, since no node had CPUs free" in log
+    assert "decoded here, because no node had free CPUs" in log
 
 
 def test_a_node_with_other_code_decodes_nothing() -> None:
@@ -304,7 +304,7 @@ def test_a_node_with_other_code_decodes_nothing() -> None:
 def test_where_to_decode_is_decided_once_from_what_was_measured(
     cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_placement, "ENOUGH", 1e9)  # however fast this machine decodes, the network counts
+    monkeypatch.setattr(decode_placement, "ENOUGH", 1e9)  # the network matters even if this machine decodes fast
     cluster.add_node(cpus=2)
     (tmp_path / "src").mkdir()
     for index in range(120):

@@ -1,4 +1,4 @@
-"""What a cluster has room for, by its nodes."""
+"""How many actors and decoding tasks fit on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenshards.pipeline.runners.ray_nodes import ASK_SECONDS, ClusterSize, Clu
 
 
 class Nodes:
-    """The nodes that Ray would show, how often it was asked, and a head that answers or not."""
+    """A head that answers or not, the nodes that Ray would show, and the number of questions to Ray."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cpus: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The queue against a simulated machine: whatever fails, every shard ends committed or given up, and only guilty inputs are named."""
+"""The queue with simulated workers. Under all failures every shard is committed or given up, and only guilty inputs are named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(**changes: Any) -> RunConfig:
 
 @dataclass
 class Machine:
-    """Workers that take one task at a time and fail by chance; `guilty` inputs kill whoever handles them."""
+    """Workers that take one task at a time and fail by chance. A `guilty` input kills every worker that handles the input."""
 
     queue: ShardQueue
     listener: KeptListener
@@ -41,18 +41,18 @@ class Machine:
     rates: dict[str, float] = field(default_factory=dict)
     now: float = 0.0
     alone: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(shard, index) -> times that a probe of this input alone lost its worker, by chance or not."""
+    """(shard, index) -> number of probes of this input alone that lost their worker, by chance or not."""
     hangs: bool = False
-    """Guilty inputs make their worker hang; else they kill it."""
+    """If True, guilty inputs make their worker hang. If False, guilty inputs kill their worker."""
     tells: bool = False
-    """A worker that hangs has told at which input, right or wrong."""
+    """A hanging worker names an input, rightly or wrongly."""
     controls: int = 0
-    """Times that a blank batch passed."""
+    """Number of blank batches that passed."""
     named: list[str] = field(default_factory=list)
     steps: int = 0
 
     def run(self) -> None:
-        """Work until nothing waits."""
+        """Work until no task waits."""
         flying: list[ShardTask] = []
         while self.queue or flying:
             self.steps += 1
@@ -321,5 +321,5 @@ def test_an_answer_to_no_question_is_an_error() -> None:
     queue = ShardQueue([0], config(), KeptListener())
     task = queue.next_due(0.0)
     assert task is not None
-    with pytest.raises(RuntimeError, match="shard 0 is not searched, but a worker reported survived"):
+    with pytest.raises(RuntimeError, match="shard 0 has no search, but a worker reported survived"):
         queue.answered(task, {"event": "survived"})

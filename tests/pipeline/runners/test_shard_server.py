@@ -1,4 +1,4 @@
-"""What a worker answers: each command on a real plan, replies of at most a kilobyte, and each error with its kind."""
+"""The answers of a worker: each command on a real plan, replies of at most a kilobyte, and each error with its kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MANY = 10_000
 
 
 class Planner:
-    """A runner that only keeps the job, so that its plan is there and nothing is done."""
+    """A runner that only keeps the job. The plan then exists, and no shard is done."""
 
     job: JobSpec
 
@@ -94,7 +94,7 @@ def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, 
 
     def counted(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            at_work[0] += 1  # under the lock that is tested: where it does not hold, counts go wrong or above one
+            at_work[0] += 1  # the tested lock protects this count: without the lock, counts are wrong or above one
             most[0] = max(most[0], at_work[0])
             time.sleep(0.002)
             try:
@@ -117,7 +117,7 @@ def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, 
 def test_another_decoder_than_planned_is_refused(job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = ShardServer(job).context.plan.spec.preprocess.decoder
     monkeypatch.setattr(tokenshards.pipeline.job.context, "DECODER", "pillow-3")
-    with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} there"):
+    with pytest.raises(FingerprintMismatchError, match=f"decoded by {planned}; .* has pillow-3.*Install {planned.replace('-', ' ')} on"):
         ShardServer(job)
 
 
@@ -145,7 +145,7 @@ def test_replies_of_a_shard_of_ten_thousand_failures_fit_in_a_kilobyte(job: JobS
     folder = tmp_path / "src" / f"a-folder-with-a-long-name-{'x' * 150}"
     folder.mkdir(parents=True)
     for index in range(MANY):
-        (folder / f"{'y' * 60}-{index:05d}.jpg").write_bytes(b"no picture")
+        (folder / f"{'y' * 60}-{index:05d}.jpg").write_bytes(b"no image")
     server = ShardServer(plan(tmp_path / "src", tmp_path / "out", tokenizer=f"{job.out_url}/tokenizer", shard_rows=MANY))
     counted = server.serve(command("count"), nothing)
     assert counted == {"event": "counted", "inputs": MANY}

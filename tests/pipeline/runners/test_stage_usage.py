@@ -1,4 +1,4 @@
-"""How busy a run was: shares of what was there, and the stage to buy more of."""
+"""How busy a run was: the used shares of its capacity, and the stage that needs more resources."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_work_for_which_no_time_was_counted_divides_by_nothing() -> None:
 
 def test_shares_end_at_one_and_notes_follow() -> None:
     found = usage(0, 500, 1, workers=100, decoders=100)
-    found.notes.append("pictures are decoded beside the tokenizer")
+    found.notes.append("images are decoded beside the tokenizer")
     assert found.busy_shares()["decode"] == 1.0
-    assert found.rows()[-1] == ("note", "pictures are decoded beside the tokenizer")
+    assert found.rows()[-1] == ("note", "images are decoded beside the tokenizer")
 
 
 def test_shards_side_by_side_share_the_tokenizer_and_the_decoders() -> None:

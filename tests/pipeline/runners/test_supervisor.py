@@ -1,4 +1,4 @@
-"""Slow, hanging and waiting workers as real processes: who is killed, and what is quarantined for it."""
+"""Slow, hanging and waiting workers as real processes: which workers are killed, and which inputs are quarantined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STAGES = (STARTING, FETCH, DECODE, ENCODE, PACK, WRITE, SHARD, SILENT)
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the first use of a library takes seconds, in any stage. Each test shortens the stage that it is about."""
+    """On a busy machine the first use of a library takes seconds in any stage. Each test shortens only the stage under test."""
     for stage in STAGES:
         monkeypatch.setitem(deadlines.PATIENCE, stage, 150.0)
     monkeypatch.setenv("TOKENSHARDS_ALLOW_PYTHON", HERE)
@@ -51,7 +51,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: object) -> 
 
 
 def run(src: Path, out: Path, **changes: Any) -> list[str]:
-    """Convert, and return what was said."""
+    """Convert, and return the lines that were reported."""
     reporter = SilentReporter()
     settings: dict[str, Any] = {"stall_timeout_seconds": STALL_SECONDS, "worker_deaths": 1, "retry": QUICK, "batch_rows": 4, **changes}
     try:
@@ -67,7 +67,7 @@ def says(lines: Sequence[str], *words: str) -> bool:
 
 @pytest.mark.parametrize("lock", [False, True])
 def test_a_tokenizer_slower_than_the_stall_limit_is_never_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: bool) -> None:
-    """Neither before its first batch was measured, nor after, nor where no heartbeat can come meanwhile."""
+    """A slow tokenizer is not killed: not before its first measurement, not after, and not while heartbeats are blocked."""
     monkeypatch.setitem(deadlines.PATIENCE, ENCODE, 12.0)
     monkeypatch.setitem(deadlines.PATIENCE, SILENT, 1.0)
     write_images(tmp_path / "src", 8)
@@ -76,7 +76,7 @@ def test_a_tokenizer_slower_than_the_stall_limit_is_never_killed(tmp_path: Path,
     lines = run(tmp_path / "src", tmp_path / "out", tokenizer=slow)
     assert len(content(tmp_path / "out")) == 8 and quarantine_of(tmp_path / "out") == {}
     assert not says(lines, "killed") and not says(lines, "tried again")
-    assert lock or says(lines, "a worker is slow, or hangs", "stage encode")
+    assert lock or says(lines, "a worker is slow or hangs", "stage encode")
 
 
 def test_a_worker_that_hangs_before_it_is_ready_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_tokenizer_that_hangs_on_everything_quarantines_nothing(tmp_path: Path
 
 
 class _After:
-    """The local runner, after something has happened."""
+    """The local runner, which begins after an event."""
 
     def __init__(self, config: RunConfig, happens: Callable[[], None]) -> None:
         self._runner, self._happens = LocalRunner(config), happens
@@ -144,7 +144,7 @@ class _After:
 
 
 def test_a_silent_store_is_waited_for_and_ends_as_an_outage_without_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request is silent for longer than its client waits; all attempts at one object take several stall timeouts."""
+    """Each request stays silent for longer than the client waits. All attempts at one object take several stall timeouts."""
     fitted = tmp_path / "fitted"
     write_images(tmp_path / "src", 6)
     convert(tmp_path / "src", fitted)
@@ -153,7 +153,7 @@ def test_a_silent_store_is_waited_for_and_ends_as_an_outage_without_a_death(tmp_
         options = {"key": ACCESS_KEY, "secret": SECRET_KEY, "endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 0.8}}
         config = RunConfig(workers=1, stall_timeout_seconds=0.6, worker_deaths=1, shard_attempts=2, retry=QUICK)
         reporter = SilentReporter()
-        with pytest.raises(IncompleteError, match=r"in 3 attempts.*\n.*nothing was quarantined for this"):
+        with pytest.raises(IncompleteError, match=r"in 3 attempts.*\n.*nothing was quarantined because of this"):
             convert(
                 "s3://silent/src",
                 tmp_path / "out",

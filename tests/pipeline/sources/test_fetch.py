@@ -96,7 +96,7 @@ def test_a_name_that_is_not_utf8(local: Store, tmp_path: Path) -> None:
 
 def test_changed_since_the_plan(local: Store, tmp_path: Path) -> None:
     row = planned(local, "a.jpg")
-    (tmp_path / "a.jpg").write_bytes(b"longer picture")
+    (tmp_path / "a.jpg").write_bytes(b"longer image")
     assert reason(local, row) == Reason.CHANGED_SINCE_PLAN
     (tmp_path / "a.jpg").write_bytes(b"PICTURE")
     os.utime(tmp_path / "a.jpg", ns=(1, 1))

@@ -209,7 +209,7 @@ def files() -> dict[str, tuple[bytes, ZooCase]]:
     add(os.fsdecode(b"not-utf8-\xff\xfe.png"), encoded(flat(), "PNG"), ORANGE, 0, usual)
     # Broken
     add("empty.jpg", b"", Reason.EMPTY)
-    add("text.jpg", b"This is not a picture, whatever its name says.\n" * 20, Reason.NOT_AN_IMAGE)
+    add("text.jpg", b"This is not a image, whatever its name says.\n" * 20, Reason.NOT_AN_IMAGE)
     add("page.png", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
     add("zeros.png", bytes(4096), Reason.NOT_AN_IMAGE)
     cut = encoded(noise(), "JPEG", quality=90)

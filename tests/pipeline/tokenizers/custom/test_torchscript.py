@@ -93,7 +93,7 @@ def test_a_program_sees_contiguous_images_and_the_import_says_so(count: int) -> 
     last = torch.zeros(count, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     assert tokenizer._encoder._module(last).ravel().tolist() == [1] * count
     assert tokenizer.encode(sample_images(count, SIZE)).ids_BLQ.ravel().tolist() == [1] * count
-    assert ("networks", "bfloat16, pictures contiguous as [B, 3, H, W]") in tokenizer_rows(tokenizer)
+    assert ("networks", "bfloat16, images contiguous as [B, 3, H, W]") in tokenizer_rows(tokenizer)
     assert ("networks", "float32") in tokenizer_rows(make_plain())
 
 
