@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.datasets import ROOT, call_cli, call_json, content, image_size, run_cli, start_cli, write_images
-from tokenshards import cli
+from tokenshards.pipeline.commands import look
 from tokenshards.pipeline.errors import install_hint
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, run_records
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -378,6 +378,6 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error(monkeypatch: pytest.Monkey
     def broken(*arguments: object) -> None:
         raise BrokenPipeError("the pipe to a worker")
 
-    monkeypatch.setattr(cli, "_options", broken)
+    monkeypatch.setattr(look, "side_options", broken)
     _, errors = call_cli("status", "out", expect=70)
     assert "unexpected BrokenPipeError: the pipe to a worker" in errors
