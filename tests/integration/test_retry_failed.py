@@ -153,14 +153,15 @@ def test_a_bad_member_fixed_in_place(tmp_path: Path) -> None:
 
 def test_damaged_tars_replaced_by_whole_ones(tmp_path: Path) -> None:
     """One that ended early, one that could not be read at all, one that was missing, and a whole one, two to a shard."""
-    out = tmp_path / "out"
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
     sets = {name: {f"{name}{n}": image(n) for n in range(9)} for name in "abcd"}
     sets["a"]["a1"] = BAD
-    paths = {name: tar(tmp_path / f"{name}.tar", found) for name, found in sets.items()}
+    paths = {name: tar(src / f"{name}.tar", found) for name, found in sets.items()}
     whole = {name: path.read_bytes() for name, path in paths.items()}
     paths["a"].write_bytes(whole["a"][: len(whole["a"]) // 2])
     paths["b"].write_bytes(b"nothing of a tar" * 100)
-    tokenize(tmp_path, out, source=SourceConfig(tars_per_shard=2))
+    tokenize(src, out, source=SourceConfig(tars_per_shard=2))
     quarantined = quarantine_of(out)
     assert set(quarantined.values()) == {"truncated", "bad_container"} and len(quarantined) == 3
     assert any(sample_id.startswith("a.tar#@") for sample_id in quarantined) and "b.tar" in quarantined
