@@ -128,7 +128,7 @@ def test_a_wrong_normalisation_is_one_warning(saved: tuple[float, float], datase
         assert load_tokenizer(Store(str(tmp_path / "tok"))).spec.preprocess.colour_range == saved
     wrong = saved == (0.0, 1.0)
     assert errors.count("warning: ") == len(found["warnings"]) == wrong
-    assert ("maps pixels to 0 to 1 (preprocess.colour_range) and -1 to 1 gives" in errors) == wrong
+    assert ("maps pixels to 0 to 1 (preprocess.colour_range), but -1 to 1 gives" in errors) == wrong
     assert len(found["normalisation"]["others"]) == 2
 
 
@@ -138,7 +138,7 @@ def test_usage_far_below_what_was_measured_at_the_fit_is_a_warning(dataset: tupl
     for grey in range(0, 256, 8):
         Image.new("RGB", (32, 32), (grey, grey, grey)).save(tmp_path / "flat" / f"{grey}.png")
     found, errors = evaluate(out, tmp_path / "flat")
-    assert "warning: level 0 carries" in errors and "when the tokenizer was made" in found["warnings"][0]
+    assert "warning: level 0 has" in errors and "when the tokenizer was made" in found["warnings"][0]
 
 
 @pytest.mark.parametrize(

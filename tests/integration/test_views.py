@@ -99,7 +99,7 @@ def test_every_picture_is_accounted_for_once(made: Path, views: str) -> None:
     manifest, one = load_manifest(Store(str(out))), load_manifest(Store(str(made / "one")))
     assert manifest.view_policy == views and manifest.class_counts == tuple(count * rows for rows in one.class_counts)
     assert manifest.totals["id_count"] == count * one.totals["id_count"]
-    assert f"{count} of each image" in call_cli("inspect", str(out))[0]
+    assert f"rows of each ({count} per image)" in call_cli("inspect", str(out))[0]
 
 
 def test_without_views_nothing_is_said_of_them(made: Path) -> None:

@@ -50,11 +50,12 @@ def test_ctrl_c_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert release.wait(30)
         return item
 
+    before = set(threading.enumerate())  # other tests may have left idle threads
     results = map_in_order(hangs, [0, 1], threads=2, ahead=2)
     with pytest.raises(KeyboardInterrupt):
         next(results)
     assert not release.is_set()
-    waiting = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    waiting = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("ThreadPoolExecutor")]
     assert waiting, "it waited for the read in flight"
     release.set()
     for thread in waiting:
