@@ -81,14 +81,14 @@ class TaesdCodes(_Grid):
     family = "taesd-codes"
     stride = taesd.STRIDE
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
+    def _stripped(self, prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in self._state.items() if key.startswith(prefix)}
 
     def build_encoder(self) -> nn.Module:
-        return _Sites(taesd.build_encoder(self._part("encoder."), self.family)[0])
+        return _Sites(taesd.build_encoder(self._stripped("encoder."), self.family)[0])
 
     def build_decoder(self) -> nn.Module:
-        return _Pixels(taesd.build_decoder(self._part("decoder."), self.family)[0], self.side)
+        return _Pixels(taesd.build_decoder(self._stripped("decoder."), self.family)[0], self.side)
 
 
 def patch_means_state() -> dict[str, Tensor]:
