@@ -79,7 +79,20 @@ def install_hint(extra: str = "") -> str:
     return f"pip install 'tokenshards{extras}'"
 
 
-class TokenshardsError(Exception):
+def _rebuilt(kind: type[BaseException], args: tuple[object, ...], attributes: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class _Whole(Exception):
+    """An error that another process gets whole. By default Python calls the class with the message alone, which most of ours refuse."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+class TokenshardsError(_Whole):
     """Base of every error that a user can see."""
 
     exit_code = 1
@@ -187,9 +200,6 @@ class UnreadableObjectError(TransientStorageError):
         self.reason = Reason.UNREADABLE if reason is None else reason
         self.objects = objects
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unreadable, (str(self), self.reason, self.objects)
-
 
 def describe_unreadable(count: int, examples: Sequence[str]) -> str:
     """Return a message about objects that cannot be read, with what to do."""
@@ -199,10 +209,6 @@ def describe_unreadable(count: int, examples: Sequence[str]) -> str:
         f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore archived objects or grant the right to read "
         "them, then run the same command again; or leave them out and quarantine them with --unreadable quarantine"
     )
-
-
-def _unreadable(message: str, reason: Reason, objects: tuple[str, ...]) -> UnreadableObjectError:
-    return UnreadableObjectError(message, reason=reason, objects=objects)
 
 
 class ClusterError(TokenshardsError):
@@ -270,7 +276,7 @@ class Reason(StrEnum):
     PRIVATE_HOST = "private_host"
 
 
-class BadInput(Exception):
+class BadInput(_Whole):
     """One input failed permanently; the shard's job turns this error into a quarantine row."""
 
     def __init__(self, reason: Reason, detail: str, stage: Stage = Stage.DECODE) -> None:
