@@ -11,6 +11,7 @@ import posixpath
 import threading
 from collections import OrderedDict
 from typing import Any
+from urllib.parse import urljoin
 
 import fsspec
 from fsspec.core import split_protocol
@@ -26,7 +27,7 @@ from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
 
-__all__ = ["is_outside", "locate", "names_local_file"]
+__all__ = ["is_outside", "locate", "names_local_file", "resolve_uri"]
 
 MAX_STORES = 1024
 """Most stores of other hosts and buckets to keep open; a table may name a million hosts."""
@@ -129,5 +130,7 @@ def resolve_uri(store: Store, table_path: str, uri: str) -> str:
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(table_path), uri))
     if not joined.startswith("../"):
         return joined
+    if store.is_web:
+        return urljoin(store.join(table_path), uri)
     absolute = posixpath.normpath(store.join(joined))
     return absolute if store.is_local else str(store.fs.unstrip_protocol(absolute))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,8 @@ from tokenshards.pipeline.records import ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import check_unchanged, file_record
 from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, display_uri, expected_bytes, fetch_ahead, fetch_file
 from tokenshards.pipeline.sources.location import open_source
+from tokenshards.pipeline.sources.table_uris import locate
+from tokenshards.pipeline.storage import store as store_module
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
@@ -124,9 +127,18 @@ def test_a_table_in_a_store_may_not_name_local_files(tmp_path: Path, form: str) 
         fetch_file(Store("memory://elsewhere", retry=QUICK), row_of(form.format(tmp_path / "credentials")))
 
 
-@pytest.mark.parametrize("url", ["zip://etc/passwd", "git://etc/x", "reference://x/y", "sftp://host/x", "ftp://host/x"])
+@pytest.mark.parametrize(
+    "url", ["zip://etc/passwd", "git://etc/x", "reference://x/y", "sftp://host/x", "ftp://host/x", "memory://x::file:///etc/hostname"]
+)
 def test_a_table_may_not_name_what_leads_anywhere(local: Store, url: str) -> None:
     assert reason(local, row_of(url)) == Reason.BAD_URI
+
+
+def test_options_of_a_source_reach_only_stores_of_its_kind(local: Store) -> None:
+    keys = {"key": "a", "secret": "b"}
+    for source in (Store("s3://bucket/t", storage_options=keys), Store(local.url, storage_options=keys)):
+        for url, options in (("s3://other/x", keys), ("https://host/x", {}), ("memory://host/x", {})):
+            assert locate(source, url, SourceConfig())[0].storage_options == options, url
 
 
 def test_bytes_of_files_outside_the_folder_of_a_table_are_not_kept(local: Store, tmp_path: Path) -> None:
@@ -266,7 +278,8 @@ def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypa
 
 
 @pytest.mark.parametrize("name", ["gone", "outage"])
-def test_signatures_stay_out_of_messages(local: Store, web: str, name: str) -> None:
+def test_signatures_stay_out_of_messages(local: Store, web: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(sleep=lambda seconds: None))  # no pauses between attempts
     for store, path in ((local, f"{web}/{name}.jpg?X-Amz-Signature=secret"), (Store(web, retry=QUICK), f"{name}.jpg?sig=secret")):
         with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
             fetch_file(store, row_of(path), TRUSTED)

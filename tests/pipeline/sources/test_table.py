@@ -19,6 +19,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources import open_source, read_slice, source_root
+from tokenshards.pipeline.sources.table_uris import resolve_uri
 from tokenshards.pipeline.storage.store import Store
 
 PNG = encoded(flat(size=(8, 8)), "PNG")
@@ -395,6 +396,31 @@ def test_uris_relative_to_a_remote_table() -> None:
     Store("memory://uris").write("images/a.png", PNG)
     store.write("b.png", numbered(1))
     assert [record.data for record in read_all("memory://uris/lists/t.csv")] == [PNG, numbered(1), PNG]
+
+
+@pytest.mark.parametrize(
+    ("uri", "resolved"),
+    [
+        ("a.jpg", "lists/a.jpg"),
+        ("../a.jpg?size=1", "a.jpg?size=1"),
+        ("../../photos/a%20b.jpg", "http://host:1/photos/a%20b.jpg"),
+        ("../../../../a.jpg", "http://host:1/a.jpg"),
+    ],
+)
+def test_uris_relative_to_a_table_on_a_web_server(uri: str, resolved: str) -> None:
+    assert resolve_uri(Store("http://host:1/data"), "lists/t.csv", uri) == resolved
+
+
+def test_rows_that_name_local_files_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    inside, outside = str(tmp_path / "lists" / "a.jpg"), str(tmp_path / "b.jpg")
+    write_csv(tmp_path / "lists" / "t.csv", [["path"], [inside], [f"file://{outside}"], ["../c.jpg"], ["d.jpg"], ["https://host/e.jpg"]])
+    source, _ = plan(tmp_path / "lists")
+    assert f"2 rows name files outside {tmp_path}/lists: if one fails, the quarantine does not keep its bytes" in source.summary.lines()
+    store = Store("memory://local-names")
+    store.write("t.csv", (tmp_path / "lists" / "t.csv").read_bytes())
+    source, _ = plan("memory://local-names/t.csv")
+    assert "2 rows name local files, which a table in a store may not do: they will be quarantined as bad_uri" in source.summary.lines()
 
 
 def test_one_format_is_taken_from_a_folder(tmp_path: Path) -> None:
