@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources import source_root
+from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
 from tokenshards.pipeline.storage.store import Store, absolute_url
 
 __all__ = ["refuse_nested_stores", "refuse_nesting", "rows_outside"]
@@ -64,10 +66,18 @@ def _place(store: Store) -> tuple[tuple[str, ...], str]:
     """Return (identity of the store, path in the store): two places can nest only if they are in one store."""
     if store.is_local:
         return ("file",), os.path.realpath(store.root)
-    options = store.storage_options
-    endpoint = options.get("endpoint_url") or (options.get("client_kwargs") or {}).get("endpoint_url") or ""
-    protocol = store.fs.protocol
-    return (protocol if isinstance(protocol, str) else protocol[0], str(endpoint), str(options.get("profile", ""))), store.root.rstrip("/")
+    protocol = store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]
+    return (protocol, _endpoint(store) if protocol in S3_PROTOCOLS else ""), store.root.rstrip("/")
+
+
+def _endpoint(store: Store) -> str:
+    """Return the host of an S3 store. Two profiles may lead to one host, and one region's host of AWS reads the buckets of another."""
+    try:
+        store.fs.connect()
+        host = str(urlsplit(store.fs.s3.meta.endpoint_url).netloc)
+    except Exception:  # of any client; the first request reports it
+        return ""
+    return "AWS" if "amazonaws.com" in host else host
 
 
 def _paths_in_one_store(one: Store, other: Store) -> tuple[str, str]:

@@ -61,6 +61,19 @@ def test_remote_places() -> None:
     fine("memory://b/photos", "/b/photos/tokens")
 
 
+def test_two_profiles_may_lead_to_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = {"reader": "http://one:9000", "writer": "http://one:9000", "elsewhere": "http://two:9000"}
+    (tmp_path / "config").write_text("".join(f"[profile {name}]\nendpoint_url = {host}\n" for name, host in hosts.items()))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    photos = SourceConfig(storage_options={"profile": "reader"})
+    for out in ({"profile": "writer"}, {"endpoint_url": "http://one:9000"}):
+        with pytest.raises(ConfigError, match="is inside SRC"):
+            refuse_nesting("s3://bucket/photos", photos, Store("s3://bucket/photos/tokens", storage_options=out))
+    for out in ({"profile": "elsewhere"}, {"endpoint_url": "https://s3.eu-west-1.amazonaws.com"}):
+        refuse_nesting("s3://bucket/photos", photos, Store("s3://bucket/photos/tokens", storage_options=out))
+
+
 def test_commands_refuse_before_they_write(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 4)
     before = sorted(tmp_path.rglob("*"))
