@@ -31,7 +31,7 @@ TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
 TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
 
 PROBED_IMAGES = 1000
-"""Number of images after which the probe of a folder ends with "image folder", unless tars or tables still prevail."""
+"""After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
 _MAGIC = re.compile(r"[*?\[{]")
 _LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .csv, .jsonl)"
 
@@ -162,7 +162,9 @@ class _Found:
         elif kind in image_extensions():
             self.images += 1
             self.image_bytes += max(0, info.size)
-        return bool(self.images) and (config.rules == 1 or (self.images >= PROBED_IMAGES and not self.containers_win()))
+        if config.rules == 1:
+            return bool(self.images)
+        return kind in image_extensions() and self.images % PROBED_IMAGES == 0 and not self.containers_win()
 
     def containers_win(self) -> bool:
         """Return whether tars or Parquet files prevail: there are more of them than images, or as many but larger.

@@ -72,35 +72,41 @@ def list_local(root: str, prefix: str, temporary: bool, levels: int | None = Non
     """Yield every file below `root`/`prefix`, one folder in memory at a time; `temporary` includes unfinished files.
 
     `levels` limits the depth: a folder at that depth below `prefix` or deeper is not opened. Raises TransientStorageError for a folder
-    that cannot be opened.
+    that cannot be listed.
     """
     pending = [prefix]
     seen: set[tuple[int, int]] = set()
     while pending:
         folder = pending.pop()
         where = f"{root.rstrip('/')}/{folder}" if folder else root
-        try:
-            entries = os.scandir(where)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise TransientStorageError(f"{where}: cannot be listed ({error}); check its permissions and try again") from None
-        with entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if _is_folder(entry):
-                    if levels is not None and path.removeprefix(prefix).strip("/").count("/") + 1 >= levels:
+        for entry in _entries(where):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_folder(entry):
+                if levels is not None and path.removeprefix(prefix).strip("/").count("/") + 1 >= levels:
+                    continue
+                if entry.is_symlink():  # only links can form cycles
+                    if _leads_back(entry.path):
                         continue
-                    if entry.is_symlink():  # only links can form cycles
-                        if _leads_back(entry.path):
-                            continue
-                        status = entry.stat()
-                        if (status.st_dev, status.st_ino) in seen:
-                            continue
-                        seen.add((status.st_dev, status.st_ino))
-                    pending.append(path)
-                elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
-                    yield local_info(path, entry.path, missing_ok=True)
+                    status = entry.stat()
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
+                pending.append(path)
+            elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
+                yield local_info(path, entry.path, missing_ok=True)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder, none if it does not exist. A network disk may fail in the middle of the listing too."""
+    try:
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with entries:
+            yield from entries
+    except OSError as error:
+        raise TransientStorageError(f"{folder}: cannot be listed ({error}); check its permissions and try again") from None
 
 
 def local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:

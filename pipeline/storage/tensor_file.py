@@ -48,14 +48,15 @@ def parse_tensors(data: bytes, path: str) -> tuple[dict[str, Tensor], dict[str, 
     try:
         tensors = load(data)
         header = json.loads(safetensors_metadata(data)[_HEADER])
+        if header["version"] != VERSION:
+            raise FormatVersionError(f"{path}: checkpoint version {header['version']!r}; this version reads {VERSION}. Upgrade tokenshards")
+        state, expected = header["state"], str(header["sha256"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CorruptObjectError(path, f"not a checkpoint of tokenshards ({type(error).__name__}: {error}); {len(data)} bytes") from None
-    if header.get("version") != VERSION:
-        raise FormatVersionError(f"{path}: checkpoint version {header.get('version')!r}; this version reads {VERSION}. Upgrade tokenshards")
-    found = _digest(tensors, header["state"])
-    if found != header["sha256"]:
-        raise CorruptObjectError(path, f"the sha256 of its content is {found[:12]}…; its header says {header['sha256'][:12]}…")
-    return tensors, header["state"]
+    found = _digest(tensors, state)
+    if found != expected:
+        raise CorruptObjectError(path, f"the sha256 of its content is {found[:12]}…; its header says {expected[:12]}…")
+    return tensors, state
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,29 @@ def test_listing_of_odd_folders(tmp_path: Path) -> None:
     assert not found["broken.jpg"].regular and not found["pipe.jpg"].regular
     assert not any(TEMPORARY_PREFIX in path for path in found)
     assert any(TEMPORARY_PREFIX in info.path for info in Store(str(tmp_path)).list(temporary=True))
+
+
+def test_a_listing_that_fails_in_its_middle_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingFolder:
+        def __init__(self, path: str) -> None:
+            self._inner = scandir(path)
+
+        def __enter__(self) -> FailingFolder:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._inner.close()
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            yield next(self._inner)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    scandir = os.scandir
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "scandir", FailingFolder)
+    with pytest.raises(TransientStorageError, match=f"{tmp_path}: cannot be listed"):
+        list(Store(str(tmp_path)).list())
 
 
 @pytest.mark.parametrize(
