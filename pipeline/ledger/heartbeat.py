@@ -18,7 +18,7 @@ from tokenshards.pipeline.canonical import known_fields, seal
 from tokenshards.pipeline.errors import FormatError, LiveRunError, MissingObjectError, TransientStorageError
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.shards.manifest import read_sealed
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION
+from tokenshards.pipeline.shards.version import FORMAT_VERSION
 from tokenshards.pipeline.storage.jsonl_log import RunLog
 from tokenshards.pipeline.storage.store import Store
 

@@ -14,7 +14,7 @@ from tokenshards.pipeline.canonical import known_fields, seal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.commit import ObjectRef, commit_path
 from tokenshards.pipeline.shards.manifest import Manifest, read_sealed
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION
+from tokenshards.pipeline.shards.version import FORMAT_VERSION
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["OBJECT_NAME", "dropped_path", "drop_commit", "is_dropped", "read_dropped", "remove_replaced"]

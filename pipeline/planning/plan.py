@@ -22,8 +22,8 @@ from tokenshards.pipeline.errors import CorruptObjectError, FormatError, Missing
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version, version_numbers
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version, version_numbers
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 

@@ -20,7 +20,7 @@ from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.planning.partition import GROUP_ROWS, PLAN_SCHEMA, RowSpool
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN, PART_SHARDS, Plan, PlanPart, plan_pointer, rows_digest_input
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION
+from tokenshards.pipeline.shards.version import FORMAT_VERSION
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["Listing", "PlanRequest", "relist_parts", "write_plan"]

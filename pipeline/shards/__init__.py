@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tokenshards.pipeline.shards.codecs import codec_names, get_codec
     from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
     from tokenshards.pipeline.shards.reader import ShardData, ShardReader
-    from tokenshards.pipeline.shards.schema import FORMAT_VERSION
     from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
+    from tokenshards.pipeline.shards.version import FORMAT_VERSION
     from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
 
 __all__ = [
@@ -35,20 +35,15 @@ __all__ = [
     "open_dataset",
 ]
 
-_HOMES = {
-    "codecs": ("codec_names", "get_codec"),
-    "dataset": ("Batch", "Sample", "TokenDataset", "open_dataset"),
-    "reader": ("ShardData", "ShardReader"),
-    "schema": ("FORMAT_VERSION",),
-    "spec": ("CodebookInfo", "Layout", "Preprocess", "TokenizerSpec"),
-    "writer": ("EncodedShard", "ShardRows", "encode_shard"),
-}
+_MODULES = ("spec", "version", "codecs", "reader", "dataset", "writer")
+"""Where the names are: first the modules that do not load Arrow."""
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
+    for module in _MODULES if name in __all__ else ():
+        home = import_module(f"{__name__}.{module}")
+        if hasattr(home, name):
+            return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

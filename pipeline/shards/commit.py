@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
 

@@ -13,9 +13,9 @@ from typing import Any
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.commit import ObjectRef
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 

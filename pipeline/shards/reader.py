@@ -28,8 +28,9 @@ from tokenshards.pipeline.errors import (
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import unpack_codebook
 from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
-from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, check_version, row_schema
+from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.version import check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.thread_map import map_in_order
 

@@ -1,4 +1,4 @@
-"""Versions, column names and Arrow schemas of the shard format. SPEC.md says what each column means."""
+"""Column names and Arrow schemas of the shard format. SPEC.md says what each column means."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from typing import Literal, TypeAlias
 
 import pyarrow as pa
 
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, PUBLISHED_VERSION, check_version, version_numbers
-
 __all__ = [
-    "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
-    "PUBLISHED_VERSION",
     "VIEW_NAMES",
     "LabelType",
     "MetaTypes",
-    "check_version",
     "label_arrow_type",
     "quarantine_schema",
     "row_schema",
-    "version_numbers",
 ]
 
 KEY_PREFIX = "tokenshards."

@@ -17,16 +17,15 @@ from tokenshards.pipeline.records import Label, TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, pack_codebook
 from tokenshards.pipeline.shards.codecs import Codec, PageOptions, check_tokens
 from tokenshards.pipeline.shards.schema import (
-    FORMAT_VERSION,
     KEY_PREFIX,
     META_PREFIX,
     LabelType,
     MetaTypes,
-    check_version,
     quarantine_schema,
     row_schema,
 )
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 
 __all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "read_quarantine"]
 

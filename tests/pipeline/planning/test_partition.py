@@ -92,7 +92,7 @@ def test_spooling_in_several_chunks_changes_nothing(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("piece_rows", [1, 7, 64])
 def test_sorting_in_small_pieces_changes_nothing(piece_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row(f"{index % 900}", label=str(index)) for index in range(2000)]  # every id occurs twice or three times
+    rows = [row(f"{index % 130}", label=str(index)) for index in range(300)]  # every id occurs twice or three times
     whole = cut(rows, 70)
     for name, value in (("_PIECE_ROWS", piece_rows), ("CHUNK_ROWS", 64), ("_BUCKET_BITS", 2), ("_MORE_BITS", 3)):
         monkeypatch.setattr(partition, name, value)

@@ -19,7 +19,7 @@ from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatE
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import carries_codebook, codebook_sha256, pack_codebook
 from tokenshards.pipeline.shards.reader import ShardReader
-from tokenshards.pipeline.shards.schema import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.writer import encode_quarantine, read_quarantine
 from tokenshards.pipeline.storage.store import Store
 
