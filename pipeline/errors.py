@@ -69,9 +69,9 @@ def shorten(value: object, limit: int = 120) -> str:
 
 
 def install_hint(extra: str = "") -> str:
-    """Return the command that adds the packages of an extra: with the folder of a checkout; else by name, which an installed wheel answers.
+    """Return the command that installs the packages of an extra, with the folder of the checkout if there is one.
 
-    No package index has tokenshards. Of a package that is installed already, pip installs what an extra adds, and looks for nothing else.
+    No package index has tokenshards. The command by name works only because pip does not look for a package that is already installed.
     """
     root, extras = Path(__file__).resolve().parents[1], f"[{extra}]" if extra else ""
     if (root / "pyproject.toml").exists():

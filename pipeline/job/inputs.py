@@ -10,7 +10,7 @@ from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import file_record
-from tokenshards.pipeline.sources.fetch import display_uri, expected_bytes, fetch_ahead, fetch_file, urls_to_probe
+from tokenshards.pipeline.sources.fetch import expected_bytes, fetch_ahead, fetch_file, urls_to_probe
 from tokenshards.pipeline.storage.store import Store, is_absolute
 
 __all__ = ["read_inputs"]
@@ -65,9 +65,9 @@ def _read_rows(
                 unreadable.append(refused)
         elif row.skip:
             error = BadInput(Reason.DUPLICATE_ID, "an earlier generation committed another input with the same sample id", Stage.FETCH)
-            yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=display_uri(store, row.path))
+            yield FailedRecord(sample_id=row.sample_id, error=error, label=row.label, uri=store.place(row.path))
         elif row.sample_id in killers:
-            yield _killer(row.sample_id, display_uri(store, row.path))
+            yield _killer(row.sample_id, store.place(row.path))
         else:
             _, data = next(fetched)
             if isinstance(data, UnreadableObjectError):

@@ -34,7 +34,6 @@ from tokenshards.pipeline.shards.commit import (
 from tokenshards.pipeline.shards.manifest import load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_quarantine, encode_shard
-from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 
@@ -137,7 +136,7 @@ def made_by(source: Store, device: str, **more: Any) -> dict[str, Any]:
         "device": device,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "source": display_uri(source, ""),
+        "source": f"{source.place('').rstrip('/')}/",
         **more,
     }
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
-from tokenshards.pipeline.sources.fetch import display_uri, fetch_file, refuse_unmounted
+from tokenshards.pipeline.sources.fetch import fetch_file, refuse_unmounted
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
@@ -157,7 +157,7 @@ def read_file_row(store: Store, row: PlanRow, config: SourceConfig) -> ImageReco
 
 def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageRecord | FailedRecord:
     """Return the record of a `file` row from the bytes or the error of its fetch."""
-    uri = display_uri(store, row.path)
+    uri = store.place(row.path)
     if isinstance(fetched, BadInput):
         return FailedRecord(sample_id=row.sample_id, error=fetched, label=row.label, uri=uri)
     keep = not is_outside(store, row.path)
@@ -170,9 +170,9 @@ def check_unchanged(store: Store, row: PlanRow) -> None:
     if now is None:
         if store.is_local:
             refuse_unmounted(store, row.path)
-        raise BadInput(Reason.MISSING, f"{display_uri(store, row.path)}: the object does not exist", Stage.FETCH)
+        raise BadInput(Reason.MISSING, f"{store.place(row.path)}: the object does not exist", Stage.FETCH)
     if not now.regular:
-        raise BadInput(Reason.NOT_A_FILE, f"{display_uri(store, row.path)} is not a file", Stage.FETCH)
+        raise BadInput(Reason.NOT_A_FILE, f"{store.place(row.path)} is not a file", Stage.FETCH)
     if row.size not in (-1, now.size) or row.version not in ("", now.version):
         planned, seen = f"{row.size} bytes, version {row.version}", f"{now.size} bytes, version {now.version}"
         raise BadInput(Reason.CHANGED_SINCE_PLAN, f"planned with {planned}; now {seen}", Stage.FETCH)

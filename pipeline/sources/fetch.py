@@ -32,7 +32,6 @@ from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = [
     "MAX_BYTES",
-    "display_uri",
     "expected_bytes",
     "fetch_ahead",
     "fetch_file",
@@ -162,11 +161,6 @@ def expected_bytes(row: PlanRow) -> int:
     return row.size if row.size >= 0 else UNKNOWN_BYTES
 
 
-def display_uri(store: Store, path: str) -> str:
-    """Return the name of `path` for the `uri` of quarantine rows; the root's name ends in a slash."""
-    return store.place(path) if path else f"{store.place('').rstrip('/')}/"
-
-
 def refuse_unmounted(store: Store, path: str) -> None:
     """Raise TransientStorageError if the whole disk seems gone, not just this file: the source folder is missing, or a folder is empty."""
     if not os.path.isdir(store.root):
@@ -182,7 +176,7 @@ def refuse_unmounted(store: Store, path: str) -> None:
         return
     if empty:
         raise TransientStorageError(
-            f"{folder}: this folder is empty, but the plan has inputs in it, such as {display_uri(store, path)}",
+            f"{folder}: this folder is empty, but the plan has inputs in it, such as {store.place(path)}",
             advice="If a disk belongs there, mount it; if the inputs were deleted, remove the empty folder. Then run the command again",
         )
 
@@ -196,7 +190,7 @@ def _read_local(store: Store, path: str, row: PlanRow, max_bytes: int) -> bytes:
     except OSError as error:
         if error.errno in _MISSING_ERRNO:
             refuse_unmounted(store, path)
-            raise MissingObjectError(display_uri(store, path), os.strerror(error.errno)) from None
+            raise MissingObjectError(store.place(path), os.strerror(error.errno)) from None
         if error.errno == errno.ENXIO:
             raise _not_a_file(store, path) from None
         return _checked_length(store.read(path), row, max_bytes)  # retries, and recognises an outage
@@ -249,4 +243,4 @@ def _too_large(size: int, max_bytes: int) -> BadInput:
 
 
 def _not_a_file(store: Store, path: str) -> BadInput:
-    return BadInput(Reason.NOT_A_FILE, f"{display_uri(store, path)} is a directory, pipe, socket or device; expected a file", Stage.FETCH)
+    return BadInput(Reason.NOT_A_FILE, f"{store.place(path)} is a directory, pipe, socket or device; expected a file", Stage.FETCH)

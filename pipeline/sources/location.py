@@ -17,7 +17,6 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, extension, is_hidden, read_file_row, readable_text
-from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
@@ -194,7 +193,7 @@ def _matches(store: Store, pattern: str, config: SourceConfig) -> Iterator[str]:
 
 
 def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConfig) -> ImageSource:
-    where = display_uri(store, pattern)
+    where = store.place(pattern)
     with ThreadPoolExecutor(16) as pool:
         infos = list(pool.map(store.info, paths))
     files = [info for info in infos if info is not None]

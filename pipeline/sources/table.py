@@ -25,7 +25,7 @@ from tokenshards.pipeline.errors import (
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, read_file_row, readable_text
 from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
 from tokenshards.pipeline.sources.table_files import (
     PARSE_ERRORS,
@@ -80,7 +80,7 @@ class TableSource:
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None
         for info in self.files:
-            where = display_uri(self.store, info.path)
+            where = self.store.place(info.path)
             summary.take(readable_text(info.path), info.size)
             with parsing(where):
                 if is_parquet(info.path):
@@ -200,7 +200,7 @@ class TableSource:
             return
         counts: Counter[str] = Counter()
         for info in self.files:
-            where = display_uri(self.store, info.path)
+            where = self.store.place(info.path)
             with parsing(where):
                 table = open_parquet(self.store, info.path, info.size)
                 counts.update(value for value in _ids(table, str(self.config.id_column), where) if _hash64(value) in suspects)
@@ -221,7 +221,7 @@ def read_rows(
     `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. If the
     file is missing, changed or damaged, every row not yet read fails under the id `path#row`. Raises only TransientStorageError.
     """
-    uri = display_uri(store, row.path)
+    uri = store.place(row.path)
     name = row.sample_id.rpartition("#")[0]
     number = row.row_start
     try:

@@ -46,7 +46,7 @@ READ_ROWS = 32
 def _zstd_errors() -> tuple[type[Exception], ...]:
     try:
         from zstandard import ZstdError
-    except ImportError:  # then `open_stream` has refused such a file
+    except ImportError:  # without zstandard `open_stream` refuses .zst files
         return ()
     return (ZstdError,)
 
@@ -78,7 +78,7 @@ def slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[st
     if not groups:
         return
     position = stops[groups[0]] - table.metadata.row_group(groups[0]).num_rows
-    # Of a struct only its bytes are read: a path beside them may be as long as they like.
+    # Read only the bytes of a struct. Other fields beside them may be as large as the images.
     is_struct = pa.types.is_struct(table.schema_arrow.field(columns.image).type)
     names = [f"{name}.bytes" if is_struct and name == columns.image else name for name in columns.names]
     for batch in table.iter_batches(READ_ROWS, row_groups=groups, columns=names):
@@ -101,7 +101,7 @@ def text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
                 yield {name: cell or None for name, cell in cells.items()}
             return
         for number, line in enumerate(text):
-            if not line.strip():  # as a file may end with one; it is no row, and has no number
+            if not line.strip():  # a blank line, as at the end of some files, is not a row
                 continue
             value = json.loads(line)
             if not isinstance(value, dict):

@@ -18,7 +18,7 @@ from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, St
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, readable_text, refuse_options
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type
 from tokenshards.pipeline.sources.tar_values import PeekedSamples, TarSample, json_of, raw_label, raw_meta
 from tokenshards.pipeline.storage.object_file import open_stream
@@ -116,7 +116,7 @@ def read_tar(
     samples before the damage, then one failure `path#@offset`, which stands for every sample from that byte on. Raises only
     TransientStorageError.
     """
-    uri = display_uri(store, row.path)
+    uri = store.place(row.path)
     seen: set[str] = set()
     try:
         check_unchanged(store, row)

@@ -18,7 +18,7 @@ PROFILE_VARIABLES = {
     "tokenizer": "TOKENSHARDS_TOKENIZER_PROFILE",
 }
 """Side -> environment variable with the AWS profile of its store."""
-_WHO_ASKS = {"anon", "key", "secret", "token", "username", "password", "profile", "session"}
+_IDENTITY = {"anon", "key", "secret", "token", "username", "password", "profile", "session"}
 
 
 def options_of(
@@ -29,11 +29,11 @@ def options_of(
     The side's own options override the common ones. Identity options (keys, a profile, `anon`) form one set: if the side has any of its
     own, all common ones are ignored. The profile from the environment is used only for S3, and only if there is no identity option.
     """
-    if _WHO_ASKS & own.keys():
-        common = {name: value for name, value in common.items() if name not in _WHO_ASKS}
+    if _IDENTITY & own.keys():
+        common = {name: value for name, value in common.items() if name not in _IDENTITY}
     options = {**common, **own}
     profile = environ.get(PROFILE_VARIABLES[side])
     # Local paths get the profile too, because a local table may name objects in S3.
-    if profile and not _WHO_ASKS & options.keys() and split_protocol(url)[0] in (None, "file", "local", *S3_PROTOCOLS):
+    if profile and not _IDENTITY & options.keys() and split_protocol(url)[0] in (None, "file", "local", *S3_PROTOCOLS):
         options["profile"] = profile
     return options

@@ -227,7 +227,7 @@ class Store:
         return path.replace("://", ":/", 1) if _SCHEME.match(path) else path
 
     def _tried(self, path: str, verb: str, operation: Callable[[], T], *, size: int = 0) -> T:
-        if not self.is_local:  # its client bounds every request, so that whoever waits in one waits for the store
+        if not self.is_local:  # the client limits the time of each request, so a thread in a request waits for the store and does not hang
             bound = REQUESTS_OF_AN_OPERATION * max(REQUEST_SECONDS, size / SLOWEST)
             with doing(WAITING_FOR_STORE, self.place(path), retries_left=self.retry.attempts - 1, bound_seconds=bound) as waiting:
                 return self._tried_often(path, verb, operation, waiting)

@@ -32,7 +32,6 @@ from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.codecs import get_codec
-from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
@@ -159,7 +158,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
             config=request.plan,
             source={
                 "url": display_url(where),
-                "root": display_uri(split.store, "").rstrip("/"),
+                "root": split.store.place("").rstrip("/"),
                 "kind": SOURCE_KIND,
                 "options": SourceConfig().planned(),
                 "split": split.name,

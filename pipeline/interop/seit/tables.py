@@ -16,7 +16,6 @@ from fsspec.core import split_protocol
 
 from tokenshards.pipeline.errors import ConfigError, SourceError, TokenshardsError, shorten
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES
-from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store, open_parent
 
 __all__ = ["import_torch", "nearest_codes", "read_class_names", "read_codebook", "read_named", "read_synonyms"]
@@ -49,7 +48,7 @@ def read_codebook(store: Store, path: str | None) -> npt.NDArray[np.float32]:
         here.sort(key=lambda name: CODEBOOK_NAMES.index(posixpath.basename(name)))
         if not here:
             raise SourceError(f"{store.url}: found none of {', '.join(CODEBOOK_NAMES)}; give the codebook of these tokens with --codebook")
-        where, data = display_uri(store, here[0]), store.read(here[0])
+        where, data = store.place(here[0]), store.read(here[0])
     else:
         where, data = path, read_named(path, store.storage_options)
     table = _matrix(data, where)
@@ -105,7 +104,7 @@ def read_synonyms(store: Store, path: str | None, codes: int) -> bytes | None:
         here = next((info.path for info in store.list() if posixpath.basename(info.path) == "synonyms.json"), None)
         if here is None:
             return None
-        where, data = display_uri(store, here), store.read(here)
+        where, data = store.place(here), store.read(here)
     else:
         where, data = path, read_named(path, store.storage_options)
     try:

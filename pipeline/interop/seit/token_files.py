@@ -25,7 +25,6 @@ import numpy.typing as npt
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import BadInput, ConfigError, SourceError, shorten
 from tokenshards.pipeline.interop.seit.tables import read_named
-from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.object_file import open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
@@ -71,7 +70,7 @@ class SeitSplit:
     @property
     def uri(self) -> str:
         """Full name of the token file for messages."""
-        return display_uri(self.store, self.data.path)
+        return self.store.place(self.data.path)
 
     def images(self) -> ImageStream:
         """Open the token stream at its first image."""
@@ -170,7 +169,7 @@ def open_split(store: Store, split: str, labels_path: str | None = None) -> Seit
     labels_where = labels_path or _labels_beside(store, found, data.path)
     index = store.read(index_path)
     labels = read_named(labels_path, store.storage_options) if labels_path else store.read(labels_where)
-    offsets_N1 = parse_offsets(index, display_uri(store, index_path))
+    offsets_N1 = parse_offsets(index, store.place(index_path))
     labels_N = parse_labels(labels, labels_where)
     if len(labels_N) != len(offsets_N1) - 1:
         raise SourceError(f"{labels_where}: {len(labels_N):,} labels; expected {len(offsets_N1) - 1:,}, one for each image of {index_path}")

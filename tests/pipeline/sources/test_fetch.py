@@ -19,7 +19,7 @@ from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, TransientStorageError
 from tokenshards.pipeline.records import ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import check_unchanged, file_record
-from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, display_uri, expected_bytes, fetch_ahead, fetch_file
+from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, expected_bytes, fetch_ahead, fetch_file
 from tokenshards.pipeline.sources.location import open_source
 from tokenshards.pipeline.sources.table_uris import locate
 from tokenshards.pipeline.storage import store as store_module
@@ -94,7 +94,7 @@ def test_a_name_that_is_not_utf8(local: Store, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.jpg")
     (tmp_path / name).write_bytes(b"picture")
     assert fetch_file(local, planned(local, name)) == b"picture"
-    assert display_uri(local, name).endswith("/\\udcff.jpg")
+    assert local.place(name).endswith("/\\udcff.jpg")
 
 
 def test_changed_since_the_plan(local: Store, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_secrets_stay_out_of_messages(local: Store) -> None:
     with pytest.raises(BadInput) as caught:
         fetch_file(local, row_of("nosuchscheme://user:secret@host/a.jpg?token=secret"))
     assert "secret" not in str(caught.value)
-    assert display_uri(local, "https://user:secret@host/a.jpg?token=secret") == "https://host/a.jpg"
+    assert local.place("https://user:secret@host/a.jpg?token=secret") == "https://host/a.jpg"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -284,7 +284,7 @@ def test_signatures_stay_out_of_messages(local: Store, web: str, name: str, monk
         with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
             fetch_file(store, row_of(path), TRUSTED)
         assert "secret" not in str(caught.value)
-        assert display_uri(store, path) == f"{web}/{name}.jpg"
+        assert store.place(path) == f"{web}/{name}.jpg"
     with pytest.raises((SourceError, TransientStorageError), match=name) as refused:
         open_source(f"{web}/{name}.tar?X-Amz-Signature=secret", SourceConfig())
     assert "secret" not in str(refused.value)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,6 +261,15 @@ def test_stores_of_hosts_are_bounded_and_shared_by_threads(tmp_path: Path, monke
     for index in range(7):
         table_uris.locate(source, f"http://other{index}/x.jpg", TRUSTED)
     assert table_uris.locate(source, "http://host49/z.jpg", TRUSTED)[0] is first, "what was used last stays"
+
+    all_at_once = threading.Barrier(16)
+
+    class LateStore(HostStore):
+        def __init__(self, url: str, **options: Any) -> None:
+            all_at_once.wait(timeout=60)
+            super().__init__(url, **options)
+
+    monkeypatch.setattr(table_uris, "HostStore", LateStore)
     found: list[Store] = []
     threads = [threading.Thread(target=lambda: found.append(table_uris.locate(source, "http://new/x", TRUSTED)[0])) for _ in range(16)]
     for thread in threads:
