@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -20,11 +21,16 @@ from tokenshards.pipeline.ledger.repair import repair_dataset
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_chain
 from tokenshards.pipeline.reports.inspection import inspect_dataset
-from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards import TokenizerSpec, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_spec, load_tokenizer
 
 MORE = {"of_1_1": {"x": [1]}}
+
+
+def spec_json(spec: TokenizerSpec) -> dict[str, Any]:
+    """The fields that this version knows."""
+    return dataclasses.replace(spec).to_json()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -140,6 +146,14 @@ def test_it_is_read_and_verified_as_any_other(made: tuple[Path, dict[str, Any]])
     assert repair_dataset(store, apply=False).steps == []
     assert inspect_dataset(store).report is not None
     assert open_dataset(str(out)).spec == load_spec(store, "tokenizer")
+
+
+def test_columns_and_spec_fields_of_a_newer_minor_are_left_aside_and_kept(made: tuple[Path, dict[str, Any]]) -> None:
+    dataset = open_dataset(str(made[0]))
+    reader = dataset.open_shard(dataset.shards[0])
+    assert "of_1_1" in reader.schema.names and "of_1_1" not in reader.row_columns
+    value = {**spec_json(dataset.spec), **MORE}  # new fields only at the top, not in layout, preprocess or codebook
+    assert TokenizerSpec.from_json(value).to_json() == value
 
 
 def test_its_plan_and_its_runs_are_seen(made: tuple[Path, dict[str, Any]]) -> None:

@@ -156,6 +156,8 @@ class Handler(BaseHTTPRequestHandler):
         status = self.server.status
         if self.path.startswith("/forbidden"):
             status = 403
+        if self.path.startswith("/flaky") and self.server.failures:
+            status = self.server.failures.pop()
         if self.path.startswith("/silent"):
             self.server.released.wait(20)
         self.send_response(status)
@@ -178,6 +180,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("0.0.0.0", 0), Handler)
         self.status = 200
+        self.failures: list[int] = []
+        """Statuses of the next answers for /flaky.jpg."""
         self.released = threading.Event()
         self.on_request: Callable[[], None] = lambda: None
 
@@ -228,6 +232,30 @@ def test_a_foreign_host_that_fails_while_others_answer(web: Server, tmp_path: Pa
     with pytest.raises(UnreadableObjectError) as stopped:
         fetch_file(store, row_of(url), STOP, others=[url, other])
     assert stopped.value.objects == (url,)
+
+
+def test_a_silent_host_is_no_witness_of_itself(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenshards.pipeline.storage.web_hosts.READ_SECONDS", 0.3)
+    monkeypatch.setattr("fsspec.implementations.http.HTTPFileSystem.cachable", False)
+    monkeypatch.setattr("tokenshards.pipeline.sources.table_uris._stores", table_uris._Stores())
+    host = f"http://127.0.0.1:{web.server_address[1]}"
+    with pytest.raises(TransientStorageError) as caught:
+        fetch_file(Store(str(tmp_path), retry=QUICK), row_of(f"{host}/silent.jpg"), TRUSTED, others=[f"{host}/ok.jpg"])
+    assert not isinstance(caught.value, UnreadableObjectError)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+@pytest.mark.parametrize("foreign", [True, False])
+def test_what_can_be_read_after_the_probes_is_not_unreadable(web: Server, tmp_path: Path, status: int, foreign: bool) -> None:
+    host = f"http://127.0.0.1:{web.server_address[1]}"
+    store = Store(str(tmp_path), retry=QUICK) if foreign else SourceStore(host, retry=QUICK)
+    place = f"{host}/" if foreign else ""
+    assert fetch_file(store, row_of(f"{place}ok.jpg"), TRUSTED) == b"picture"
+    busy_again = int(status == 503)  # a busy server gets all its retries again, any other one more attempt
+    web.failures = [status] * (QUICK.attempts + busy_again)
+    with pytest.raises(TransientStorageError) as caught:
+        fetch_file(store, row_of(f"{place}flaky.jpg"), TRUSTED)
+    assert not isinstance(caught.value, UnreadableObjectError) and web.failures == []
 
 
 def test_a_network_that_is_away_quarantines_nothing(web: Server, tmp_path: Path) -> None:

@@ -458,6 +458,14 @@ def test_hidden_tars_are_left_out(many: Path) -> None:
     assert "2 hidden" in said(many)
 
 
+@pytest.mark.parametrize(("tar_bytes_more", "kind"), [(0, "folder"), (1, "tar")])
+def test_as_many_images_as_tars_are_decided_by_their_bytes(tar_bytes_more: int, kind: str, tmp_path: Path) -> None:
+    tar = tar_bytes(labelled(1))
+    (tmp_path / "a.tar").write_bytes(tar)
+    (tmp_path / "a.png").write_bytes(PNG.ljust(len(tar) - tar_bytes_more, b"x"))
+    assert open_source(str(tmp_path), CONFIG).kind == kind
+
+
 @pytest.mark.parametrize("ending", [".tar", ".parquet"])
 def test_an_image_among_containers_does_not_make_an_image_folder(ending: str, tmp_path: Path) -> None:
     for n in range(2):

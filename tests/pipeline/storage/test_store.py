@@ -208,6 +208,22 @@ def test_no_right_and_no_room_are_told_at_once(
     assert len(attempts) == 1 and os.listdir(tmp_path) == [] and "the network" not in str(caught.value)
 
 
+def test_a_remote_store_without_room_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullError(Exception):
+        status = 507
+
+    def fail(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise FullError
+
+    attempts: list[int] = []
+    store = Store("memory://full", retry=RetryConfig(attempts=8))
+    monkeypatch.setattr(store.fs, "pipe_file", fail)
+    with pytest.raises(DiskFullError, match="no room"):
+        store.write("x", b"1")
+    assert len(attempts) == 1
+
+
 def test_a_server_that_cannot_be_reached_when_its_store_is_opened() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
