@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import (
+    BadInput,
     ConfigError,
     CorruptObjectError,
     FormatError,
@@ -31,6 +31,7 @@ from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
 from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.version import check_version
+from tokenshards.pipeline.storage.object_file import RangeReader
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.thread_map import map_in_order
 
@@ -93,17 +94,8 @@ class ShardReader:
             if found != sha256:
                 raise CorruptObjectError(path, f"the sha256 of its {len(data)} bytes is {found[:12]}…; expected {sha256[:12]}…")
             source = data
-        if isinstance(source, Store) and source.info(path) is None:
-            raise MissingObjectError(source.join(path))
-        buffer = None if isinstance(source, Store) else pa.py_buffer(source)
-
-        def open_file() -> Any:
-            if not isinstance(source, Store):
-                return pa.BufferReader(buffer)
-            return pa.OSFile(source.join(path)) if source.is_local else pa.PythonFile(_ObjectFile(source, path), mode="r")
-
         with _decoding(path):
-            return cls(open_file, path)
+            return cls(_opener(source, path), path)
 
     @property
     def fingerprint(self) -> str:
@@ -214,37 +206,17 @@ class ShardReader:
             return self.codec.decode(table, self.spec)
 
 
-class _ObjectFile(io.RawIOBase):
-    """A seekable view of one object: a footer and a row group cost a few range reads, and the store retries each."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        super().__init__()
-        info = store.info(path)
-        if info is None:
-            raise MissingObjectError(store.join(path))
-        self._store, self._path, self._size, self._at = store, path, info.size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def size(self) -> int:
-        return self._size
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._at + size)
-        data = self._store.read(self._path, self._at, end) if end > self._at else b""
-        self._at += len(data)
-        return data
+def _opener(source: bytes | Store, path: str) -> Callable[[], Any]:
+    """Return a function that opens the shard as one more Arrow file; raises MissingObjectError if it does not exist."""
+    if not isinstance(source, Store):
+        buffer = pa.py_buffer(source)
+        return lambda: pa.BufferReader(buffer)
+    info = source.info(path)
+    if info is None:
+        raise MissingObjectError(path, place=source.place(path))
+    if source.is_local:
+        return lambda: pa.OSFile(source.join(path))
+    return lambda: pa.PythonFile(RangeReader(source, path, info.size), mode="r")
 
 
 @contextmanager
@@ -253,6 +225,8 @@ def _decoding(path: str) -> Iterator[None]:
         yield
     except TokenshardsError:
         raise
+    except BadInput as error:
+        raise CorruptObjectError(path, error.detail) from None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CorruptObjectError(path, f"cannot be decoded ({type(error).__name__}: {shorten(str(error))})") from None
 

@@ -200,6 +200,9 @@ def test_a_remote_store_is_read_in_ranges(monkeypatch: pytest.MonkeyPatch) -> No
     read.clear()
     ShardReader.open(store, "shards/a.parquet", sha256=sha256_hex(data))
     assert read == [len(data)]
+    store.write("shards/a.parquet", data[: len(data) // 2])
+    with pytest.raises(CorruptObjectError, match="the object became shorter during the read"):
+        reader.read()
     store.delete("shards/a.parquet")
     with pytest.raises(MissingObjectError):
         reader.read_tokens(2)

@@ -95,6 +95,21 @@ def test_a_store_that_recovers_within_the_budget(monkeypatch: pytest.MonkeyPatch
     assert store.read("x") == b"1" and not failures
 
 
+def test_a_store_that_asks_to_slow_down_gets_fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowDownError(Exception):
+        status = 503
+
+    def fail_once(*arguments: object, **options: object) -> bytes:
+        monkeypatch.undo()
+        raise SlowDownError
+
+    store = Store("memory://slow-down", retry=QUICK)
+    store.write("x", b"1")
+    before = store._limit.value
+    monkeypatch.setattr(store.fs, "cat_file", fail_once)
+    assert store.read("x") == b"1" and store._limit.value == before // 2
+
+
 def test_a_short_put_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store("memory://short", retry=QUICK)
     original = store.fs.pipe_file
