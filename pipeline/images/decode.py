@@ -31,6 +31,7 @@ __all__ = [
     "DecodedImage",
     "decode_image",
     "decoding",
+    "first_bytes",
     "image_extensions",
     "open_image",
 ]
@@ -174,9 +175,14 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def first_bytes(data: bytes) -> str:
+    """Return the first bytes of a file as messages show them."""
+    return shorten(data[:16])
+
+
 def _failure(error: Exception, data: bytes) -> BadInput:
     text = _ADDRESS.sub("", str(error))  # equal inputs must give equal quarantine files
-    detail = f"{type(error).__name__}: {text[:300]}; {len(data)} bytes that begin with {shorten(data[:16])}"
+    detail = f"{type(error).__name__}: {text[:300]}; {len(data)} bytes that begin with {first_bytes(data)}"
     if isinstance(error, Image.DecompressionBombError):
         return BadInput(Reason.TOO_MANY_PIXELS, detail)
     if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.activity import DECODE, doing
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.pipeline.images.decode import decode_image
+from tokenshards.pipeline.images.decode import decode_image, first_bytes
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label
 from tokenshards.pipeline.shards.spec import Preprocess
@@ -177,16 +177,17 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
 
 
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
-    kept = record.data is not None and len(record.data) <= MAX_QUARANTINED_BYTES
-    if isinstance(record, ImageRecord) and not record.keep_bytes:
-        kept = False
-    data = record.data if kept else None
+    data, detail = record.data, error.detail
+    if isinstance(record, ImageRecord) and not record.keep_bytes:  # a message must not show them either
+        data, detail = None, detail.replace(first_bytes(record.data), "bytes that are not kept")
+    elif data is not None and len(data) > MAX_QUARANTINED_BYTES:
+        data = None
     return {
         "sample_id": record.sample_id,
         "uri": record.uri,
         "stage": str(error.stage),
         "reason": str(error.reason),
-        "detail": error.detail,
+        "detail": detail,
         "label": None if record.label is None else str(record.label),
         "data": data,
     }

@@ -30,7 +30,8 @@ def read_inputs(
     for record in _read_rows(store, config, plan, rows, killers):
         if record.sample_id in seen and isinstance(record, ImageRecord):
             error = BadInput(Reason.DUPLICATE_ID, "another input of this shard has the same sample id", Stage.FETCH)
-            yield FailedRecord(sample_id=record.sample_id, error=error, data=record.data, label=record.label, uri=record.uri)
+            data = record.data if record.keep_bytes else None
+            yield FailedRecord(sample_id=record.sample_id, error=error, data=data, label=record.label, uri=record.uri)
             continue
         seen.add(record.sample_id)
         yield record

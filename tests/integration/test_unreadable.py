@@ -17,6 +17,7 @@ import pytest
 from tests.datasets import SilentReporter, call_cli, content, convert, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tests.s3_servers import S3Server, moto_server
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
@@ -84,7 +85,21 @@ def test_a_table_takes_no_secrets_of_the_machine_into_the_quarantine(tmp_path: P
     assert found["credentials"]["reason"] == ("bad_uri" if place == "store" else "not_an_image")
     said = "2 rows name local files" if place == "store" else "3 rows name files outside"
     assert any(said in line for line in reporter.lines), reporter.lines
+    assert not any("aws" in str(row) or "hidden" in str(row) for row in found.values())
     assert not any(b"hidden" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+def test_a_repeated_id_of_a_table_keeps_no_bytes_of_files_outside(tmp_path: Path) -> None:
+    secret = tmp_path / "credentials"
+    secret.write_bytes(b"hidden")
+    write_images(tmp_path / "table", 2, classes=0)
+    inside = sorted(path.name for path in (tmp_path / "table").iterdir())
+    rows = ["id,path", f"a,{inside[0]}", f"b,{inside[1]}", f"b,{inside[1]}", f"c,{secret}", f"c,{secret}"]
+    (tmp_path / "table" / "t.csv").write_text("\n".join(rows))
+    convert(tmp_path / "table" / "t.csv", tmp_path / "out", runner=InlineRunner(), source=SourceConfig(id_column="id"))
+    found = {(row["sample_id"], row["reason"]): row["data"] for row in quarantine_rows(tmp_path / "out")}
+    assert found.keys() == {("b", "duplicate_id"), ("c", "duplicate_id"), ("c", "not_an_image")}
+    assert found["b", "duplicate_id"] and found["c", "duplicate_id"] is None and found["c", "not_an_image"] is None
 
 
 def quarantine_rows(out: Path) -> list[dict[str, Any]]:

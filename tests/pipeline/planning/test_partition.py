@@ -116,11 +116,12 @@ def test_tars_of_several_chunks_keep_their_order(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_spool_is_deleted_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_PIECE_ROWS", 16)
+    monkeypatch.setattr(partition, "_PIECE_ROWS", 64)
     spool = RowSpool(tmp_path, order_seed=0, keep_order=False)
-    spool.extend(row(f"{index}") for index in range(20_000))
+    rows = partition.CHUNK_ROWS + 100
+    spool.extend(row(f"{index}") for index in range(rows))
     assert list(tmp_path.iterdir())
-    assert sum(table.num_rows for table in spool.shards(100)) == 20_000
+    assert sum(table.num_rows for table in spool.shards(100)) == rows
     assert not list(tmp_path.iterdir())
 
 
