@@ -160,7 +160,7 @@ def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageR
     uri = store.place(row.path)
     if isinstance(fetched, BadInput):
         return FailedRecord(sample_id=row.sample_id, error=fetched, label=row.label, uri=uri)
-    keep = not is_outside(store, row.path)
+    keep = row.version != "" or not is_outside(store, row.path)  # only the rows of tables have no version
     return ImageRecord(sample_id=row.sample_id, data=fetched, label=row.label, meta=row.meta, uri=uri, keep_bytes=keep)
 
 

@@ -77,12 +77,12 @@ def names_local_file(path: str) -> bool:
 
 
 def is_outside(store: Store, path: str, *, links: bool = True) -> bool:
-    """Return whether a planned path is a local file outside its source's folder; `links=False` does not resolve links on disk."""
-    if not store.is_local or not names_local_file(path):
+    """Return whether a table's path is a local file outside the table's folder; `links=False` does not resolve links on disk."""
+    if not store.is_local or (is_absolute(path) and not names_local_file(path)):
         return False
     resolved = os.path.realpath if links else os.path.normpath
     try:
-        root, place = resolved(store.root), resolved(split_protocol(path)[1])
+        root, place = resolved(store.root), resolved(split_protocol(path)[1] if is_absolute(path) else store.join(path))
         return os.path.commonpath((root, place)) != root
     except ValueError:  # a NUL: not a valid file name
         return True

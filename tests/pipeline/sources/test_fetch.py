@@ -148,9 +148,12 @@ def test_bytes_of_files_outside_the_folder_of_a_table_are_not_kept(local: Store,
     (tmp_path / "link").symlink_to(outside)
     inside = [str(tmp_path / "a.jpg"), "a.jpg", f"file://{tmp_path}/a.jpg"]
     elsewhere = [str(outside / "credentials"), f"file://{outside}/credentials", f"{tmp_path}/../{outside.name}/credentials"]
-    for path in (*inside, *elsewhere, str(tmp_path / "link" / "credentials")):
+    for path in (*inside, *elsewhere, str(tmp_path / "link" / "credentials"), "link/credentials"):
         record = file_record(local, row_of(path), fetch_file(local, row_of(path)))
         assert isinstance(record, ImageRecord) and record.keep_bytes == (path in inside), path
+    listed = planned(local, "link/credentials")  # a folder of links is its owner's choice
+    record = file_record(local, listed, fetch_file(local, listed))
+    assert isinstance(record, ImageRecord) and record.keep_bytes
 
 
 class CountingStore(Store):
