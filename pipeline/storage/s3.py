@@ -88,11 +88,11 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
             expected = f"a JSON object, such as {_EXAMPLES.get(name, f'{name}={{}}')}"
-            raise ConfigError(f"--storage-option {name} is of type {type(value).__name__}; expected {expected}")
+            raise ConfigError(f"the storage option {name} is of type {type(value).__name__}; expected {expected}")
         # The CLI parses an all-digit value as int.
         if name in _CREDENTIALS and not isinstance(value, str | None) and type(value) is not int:
             seen = type(value).__name__
-            raise ConfigError(f"--storage-option {name} is of type {seen}; expected text in quotes: '{name}=\"…\"'")
+            raise ConfigError(f"the storage option {name} is of type {seen}; expected text in quotes: '{name}=\"…\"'")
     _refuse_unknown("client_kwargs.", options.get("client_kwargs") or {}, _OF_CLIENT)
     _refuse_unknown("config_kwargs.", options.get("config_kwargs") or {}, set(Config.OPTION_DEFAULTS))
     return {name: str(value) if name in _CREDENTIALS and type(value) is int else value for name, value in options.items()}
@@ -108,7 +108,7 @@ def _refuse_unknown(prefix: str, options: Mapping[str, Any], known: set[str]) ->
         if name not in known:
             meant = _MEANT.get(f"{prefix}{name}")
             expected = f"expected {meant}" if meant else f"expected one of {', '.join(sorted(known))}"
-            raise ConfigError(f"--storage-option {prefix}{name} is not an option of S3; {expected}")
+            raise ConfigError(f"the storage option {prefix}{name} is not an option of S3; {expected}")
 
 
 def open_s3(options: dict[str, Any]) -> Any:

@@ -260,7 +260,7 @@ def test_changed_content_of_the_same_size_is_found_by_its_etag(store: Store) -> 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"endpoint": "http://host:9000"}, "--storage-option endpoint is not an option of S3; expected endpoint_url"),
+        ({"endpoint": "http://host:9000"}, "storage option endpoint is not an option of S3; expected endpoint_url"),
         ({"region": "eu-west-1"}, 'region is not an option of S3; expected client_kwargs={"region_name": "eu-west-1"}'),
         ({"aws_secret_access_key": "topsecret"}, "aws_secret_access_key is not an option of S3; expected secret"),
         ({"nonsense": 1}, "nonsense is not an option of S3; expected one of anon, "),
