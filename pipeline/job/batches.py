@@ -29,6 +29,7 @@ from tokenshards.pipeline.images.decode import decode_image, first_bytes
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label
 from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.storage.redaction import MASK
 from tokenshards.pipeline.view_policy import ONE_VIEW, Box, ViewPolicy
 
 __all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
@@ -179,7 +180,7 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
     data, detail = record.data, error.detail
     if isinstance(record, ImageRecord) and not record.keep_bytes:  # a message must not show them either
-        data, detail = None, detail.replace(first_bytes(record.data), "bytes that are not kept")
+        data, detail = None, detail.replace(first_bytes(record.data), MASK)
     elif data is not None and len(data) > MAX_QUARANTINED_BYTES:
         data = None
     return {

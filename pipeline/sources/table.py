@@ -189,9 +189,10 @@ class TableSource:
             yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
 
     def _outside_note(self) -> str:
+        rows = "1 row names" if self._outside == 1 else f"{self._outside:,} rows name"
         if self.store.is_local:
-            return f"{self._outside:,} rows name files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
-        return f"{self._outside:,} rows name local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"
+            return f"{rows} files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
+        return f"{rows} local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"
 
     def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
         hashes.sort()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fsspec.core import split_protocol
 
-__all__ = ["S3_PROTOCOLS", "display_url", "has_credentials", "looks_secret", "masked"]
+__all__ = ["MASK", "S3_PROTOCOLS", "display_url", "has_credentials", "looks_secret", "masked"]
 
 S3_PROTOCOLS = ("s3", "s3a")
 MASK = "***"
