@@ -312,7 +312,7 @@ class ListingClient(AsyncFileSystem):  # type: ignore[misc]
         self.objects[path] = data
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        await asyncio.sleep(len(self.objects[path]) / 2_000_000)
+        await asyncio.sleep(1.0 if path.endswith("slow") else len(self.objects[path]) / 2_000_000)
         return self.objects[path][start:end]
 
     async def _info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -348,8 +348,9 @@ def test_large_objects_and_listings_get_the_time_that_they_need(
     assert [info.size for info in store.list()] == [400_000]
     assert len(store.read("large", 0, 400_000)) == 400_000
     listing_client.objects["bucket/slow"] = b""
-    with pytest.raises(TransientStorageError, match="FSTimeoutError: it did not end in time"):
-        store.info("slow")
+    for request in (lambda: store.info("slow"), lambda: store.read("slow"), lambda: store.read("slow", 0, 1)):
+        with pytest.raises(TransientStorageError, match="FSTimeoutError: it did not end in time"):
+            request()
 
 
 @pytest.mark.parametrize("secret", ["topsecret", "top/secret", "/topsecret/", "topsecret/+"])
