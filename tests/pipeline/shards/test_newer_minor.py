@@ -15,11 +15,14 @@ import pytest
 from tests.datasets import content, convert, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import FormatVersionError, PlanError, TokenizerError
 from tokenshards.pipeline.ledger.heartbeat import live_runs, run_records
 from tokenshards.pipeline.ledger.repair import repair_dataset
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_chain
+from tokenshards.pipeline.planning.relisting import Relisting
+from tokenshards.pipeline.planning.retry_plan import plan_retry
 from tokenshards.pipeline.reports.inspection import inspect_dataset
 from tokenshards.pipeline.shards import TokenizerSpec, open_dataset
 from tokenshards.pipeline.storage.store import Store
@@ -168,6 +171,13 @@ def test_who_would_make_other_tokens_refuses(made: tuple[Path, dict[str, Any]]) 
     store = Store(str(made[0]))
     with pytest.raises(PlanError, match=r"made in format 1\.1; .*Use the version of tokenshards that made the plan"):
         convert(made[0].parent / "src", made[0], runner=InlineRunner(), join=True)
+    with pytest.raises(PlanError, match=r"made in format 1\.1"):
+        plan_retry(store, Store(str(made[0].parent / "src")), SourceConfig())
+    chain = load_chain(store)
+    relisting = Relisting(store, chain, None, {})
+    with pytest.raises(PlanError, match=r"made in format 1\.1"):
+        relisting.parts(chain[0], list(chain[0].parts))
+    assert "made in format 1.1" in str(relisting.lost_if_redone(chain[0], 0))
     with pytest.raises(TokenizerError, match="has fields that this version does not know"):
         load_tokenizer(store, "tokenizer")
 
