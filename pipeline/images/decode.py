@@ -106,7 +106,10 @@ def decoding(data: bytes) -> Iterator[None]:
 
 
 class _QuietPillow:
-    """Context that ignores Pillow's warnings. `warnings.catch_warnings` alone loses filters when threads overlap."""
+    """Context that ignores Pillow's warnings. `warnings.catch_warnings` alone loses filters when threads overlap.
+
+    One filter at the start of a worker would not do: images are decoded in processes of users too, and their filters are theirs.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
