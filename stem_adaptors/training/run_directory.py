@@ -3,10 +3,11 @@
 RUN/
     run.json                sealed: configuration, spec, classes, channel statistics, dataset trained on
     tokenizer/              copy of the dataset's tokenizer, with the codebook
-  checkpoint.safetensors  the last state, exact
-  best.safetensors        the best weights on the validation set
-  metrics.jsonl .csv      one record per epoch
+    checkpoint.safetensors  the last state, exact
+    best.safetensors        the best weights on the validation set
+    metrics.jsonl .csv      one record per epoch
     curves.png              loss and accuracy over the epochs, drawn
+    tensorboard/            the same records as events; only where TensorBoard is installed and RUN is on a local disk
 """
 
 from __future__ import annotations
