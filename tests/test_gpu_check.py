@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def test_it_prints_one_json_and_writes_each_part(tmp_path: Path) -> None:
     part = report["parts"]["environment"]
     assert json.loads((tmp_path / "environment.json").read_text()).items() <= part.items()
     assert part["torch"] == torch.__version__ and part["measured"]["fp32_tflops"] > 0 and part["bf16_peak_tflops"] is None
+
+
+def test_a_python_without_what_is_needed_is_named(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    done = subprocess.run(
+        [str(SCRIPT), "--cpu", "--only", "train", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(tmp_path / "bare" / "bin" / "python")},
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and not report["ok"]
+    assert re.match(
+        r"packages: RuntimeError: \S+ lacks torch, numpy, .*pillow, .*; choose another with PYTHON",
+        report["parts"]["environment"]["problems"][0],
+    )
+    assert report["parts"]["train"]["problems"] == ["not begun: see the problems of the environment"]
 
 
 def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:

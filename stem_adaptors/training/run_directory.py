@@ -30,7 +30,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
-from tokenshards.stem_adaptors.models.embedding import embedding_statistics
+from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
 
 __all__ = [
@@ -66,8 +66,6 @@ FREE_FIELDS = {
     "loader": {"cache_dir", "cache_gb", "prefetch_batches"},
     "train": {"device", "compile", "checkpoint_seconds", "checkpoint_steps"},
 }
-
-Statistics = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
