@@ -31,7 +31,7 @@ PREPROCESSES = {
 
 
 def encoded(width: int, height: int, *, orientation: int = 1, kind: str = "PNG", seed: int = 0, grain: int = 8) -> bytes:
-    """Return a image of blobs of about `grain` pixels, no part of which looks like another."""
+    """Return an image of blobs of about `grain` pixels, no part of which looks like another."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // grain + 2, width // grain + 2, 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     exif = Image.Exif()

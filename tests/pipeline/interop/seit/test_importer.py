@@ -419,7 +419,7 @@ def test_a_lost_shard_is_made_again(tmp_path: Path) -> None:
     assert not verify_dataset(store).ok
     repair = repair_dataset(store, apply=True)
     assert repair.tokenize_needed and not repair.refused
-    with pytest.raises(PlanError, match="`tokenshards import seit`"):  # `tokenize` must not take the token file for a image
+    with pytest.raises(PlanError, match="`tokenshards import seit`"):  # `tokenize` must not take the token file for an image
         convert(src, tmp_path / "out", fit=FitConfig())
     assert imported(src, tmp_path / "out").images == 6
     assert content(tmp_path / "out") == before
