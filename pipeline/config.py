@@ -89,7 +89,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         require(self.shard_rows is None or 1 <= self.shard_rows <= 1_000_000, "--shard-rows", self.shard_rows, "1 to 1000000")
-        require(1 <= self.batch_rows <= 4096, "--batch-rows", self.batch_rows, "1 to 4096")
+        require(1 <= self.batch_rows <= 4096, "batch_rows", self.batch_rows, "1 to 4096")
         object.__setattr__(self, "views", ViewPolicy.parse(self.views).name)  # one name per policy, because the name is part of plan ids
 
     def rows_per_shard(self, inputs: int) -> int:

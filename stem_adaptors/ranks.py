@@ -43,7 +43,7 @@ class Ranks:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=device)).item())
 
-    def main_first(self) -> None:
+    def wait_for_all(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()

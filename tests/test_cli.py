@@ -170,7 +170,7 @@ def test_fit_tokenizer_then_tokenize_with_it(dataset: tuple[Path, Path], tmp_pat
     assert call_json("inspect", str(tmp_path / "x.tok"))["fingerprint"] == fitted["fingerprint"]
 
 
-def test_a_fit_says_what_gave_it_no_picture_of_its_own(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_fit_says_what_gave_it_no_image_of_its_own(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(dataset[0], tmp_path / "src")
     image = min(path for path in (tmp_path / "src").rglob("*") if path.is_file() and path.stat().st_size > 200)
     for number in range(3):

@@ -5,6 +5,7 @@ What needs a cluster is parsed against the command line and, where it is a `toke
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import io
@@ -46,6 +47,15 @@ PIPELINE, TRAINING, INFRA = (ROOT / room / "README.md" for room in ("pipeline", 
 BENCH, LOCAL_S3, SPEC = ROOT / "infra/bench/README.md", ROOT / "infra/local_s3/README.md", ROOT / "pipeline/shards/SPEC.md"
 pytestmark = pytest.mark.timeout(300)  # README trains a classifier, within the first test's time
 PAGES = (README, PIPELINE, TRAINING, INFRA, BENCH, LOCAL_S3, SPEC, ROOT / "CHANGELOG.md")
+
+RUN_BY_OTHERS = {
+    PIPELINE: {"py", "sh"},  # tests/integration/test_python_tokenizer.py
+    INFRA: {"bash"},  # tests/test_infra.py
+    LOCAL_S3: {"bash"},
+}
+"""Languages of blocks that another test runs or parses."""
+PROMPTED = ("$", "tokenshards ", "python ", "pip ", "make ", "export ", "torchrun ", "ray ", "import ", "from ")
+"""How a command or a Python program would begin in a block that nobody runs."""
 
 PHOTOS = 72
 ELSEWHERE = {"ray", "moto_server", "rclone", "mkdir", "rm"}
@@ -182,6 +192,19 @@ def test_readme_runs_as_written(readme: Page, away: Path) -> None:
     assert "complete" in readme.said["tokenshards status s3://bucket/tokens"]
 
 
+@pytest.mark.parametrize("page", [README, PIPELINE, TRAINING, INFRA, LOCAL_S3], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_command_hides_where_nobody_runs_it(page: Path) -> None:
+    """Output and trees of files hold no command, and every fence is one that `ordered_blocks` finds."""
+    blocks = ordered_blocks(page)
+    assert {language for language, _ in blocks} <= {"", "console", "python"} | RUN_BY_OTHERS.get(page, set())
+    shown = [line for language, text in blocks if not language for line in text.splitlines()]
+    for text in (text for language, text in blocks if language == "console"):
+        assert console_lines(text), f"a console block without a command: {text}"
+        shown += [line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("$ ")]
+    assert [line for line in shown if line.startswith(PROMPTED)] == []
+    assert len(re.findall(r"^\s*```", page.read_text(), re.MULTILINE)) == 2 * len(blocks)
+
+
 def test_readme_is_short_and_says_what_to_install() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 220
@@ -254,6 +277,11 @@ def test_benchmarks_have_the_options_of_their_page() -> None:
     assert len(calls) > 10
     for call in calls:
         check_script(call.split())
+    parts = ROOT / "infra/bench/gpu_check"
+    known = (parts.with_suffix(".sh")).read_text() + (parts / "main.py").read_text()
+    checks = re.findall(r"^(?:\w+=\S+ )?infra/bench/gpu_check.sh (.*?)(?: +#.*)?$", BENCH.read_text(), re.MULTILINE)
+    options = {word for check in checks for word in check.split() if word.startswith("--")}
+    assert len(options) > 4 and [option for option in options if option not in known] == []
     listed = set(re.findall(r"`(\w+\.py)`", BENCH.read_text()))
     assert {Path(call.split()[0]).name for call in calls} <= listed
 
@@ -318,6 +346,27 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     assert len(named) > 8 and named <= known, named - known
 
 
+OF_OTHERS = {"--head", "--port", "--dashboard-host", "--follow", "--force-reinstall", "--query-gpu", "--format", "--src", "--help"}
+"""Options of ray, pip, nvidia-smi, SeiT and click that our texts name."""
+
+
+def test_every_option_that_a_message_names_exists() -> None:
+    known = options_of(typer.main.get_command(cli.app)) | OF_OTHERS
+    unknown = []
+    for path in (path for package in ("pipeline", "stem_adaptors") for path in (ROOT / package).rglob("*.py")):
+        constants = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        named = {name for text in constants if isinstance(text, str) for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)}
+        unknown += [(str(path.relative_to(ROOT)), name) for name in sorted(named - known)]
+    assert unknown == []
+
+
+def test_sources_cite_papers_and_not_sections_of_our_notes() -> None:
+    texts = {path: path.read_text() for package in ("pipeline", "stem_adaptors") for path in (ROOT / package).rglob("*.py")}
+    assert [str(path) for path, text in texts.items() if re.search(r"SeiT(?:\+\+)?, (?:section )?\d|references/", text)] == []
+    cited = set(re.findall(r"SeiT(?:\+\+)?, [A-Z]\w+ et al\. \d+", "".join(texts.values())))
+    assert cited == {"SeiT, Park et al. 2023", "SeiT++, Lee et al. 2024"}
+
+
 def test_the_table_of_augmentations_names_every_setting() -> None:
     table = TRAINING.read_text().split("| operation |")[1].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)(?:=[\d.]+)?`", table))
@@ -351,7 +400,8 @@ def test_links_lead_somewhere_and_words_are_plain(page: Path) -> None:
             assert anchor in anchors, target
     for name in re.findall(r"\b(?:infra|pipeline|stem_adaptors|tests)/[\w./-]*\w\.(?:py|md|json|yaml|sh)\b", text):
         assert (ROOT / name).exists(), name
-    assert not re.findall(r"(?<!--)\bpictures?\b", text, re.IGNORECASE) and "@@" not in text
+    assert not re.findall(r"\bpictures?\b", text, re.IGNORECASE) and "@@" not in text
+    assert not re.findall(r"\b(?:for good|at hand|on the fly|goodbye|sign of life|all the same)\b", text)  # say it plainly
     assert not re.findall(r"(?<!\.)tokenshards\[\w", text)  # no package index has it: install from the checkout
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,23 @@ def test_it_prints_one_json_and_writes_each_part(tmp_path: Path) -> None:
     assert part["torch"] == torch.__version__ and part["measured"]["fp32_tflops"] > 0 and part["bf16_peak_tflops"] is None
 
 
+def test_a_python_without_what_is_needed_is_named(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    done = subprocess.run(
+        [str(SCRIPT), "--cpu", "--only", "train", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(tmp_path / "bare" / "bin" / "python")},
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and not report["ok"]
+    assert re.match(
+        r"packages: RuntimeError: \S+ lacks torch, numpy, .*pillow, .*; choose another with PYTHON",
+        report["parts"]["environment"]["problems"][0],
+    )
+    assert report["parts"]["train"]["problems"] == ["not begun: see the problems of the environment"]
+
+
 def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
     done = check("--wheels", str(tmp_path), "--cpu")
     assert done.returncode == 2 and done.stderr.startswith(f"gpu_check: {tmp_path} holds no .whl file; expected")
@@ -58,6 +78,8 @@ with report.step("first"):
     report.add(value=7, child=subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
 with report.step("second"):
     raise ValueError("no good")
+with report.step("half"):
+    report.add(value=float("nan"))
 with report.step("third"):
     raise Skipped("not here")
 with report.step("fourth"):
@@ -76,7 +98,12 @@ def test_a_part_that_fails_and_hangs_keeps_what_it_measured_and_leaves_no_proces
     options = argparse.Namespace(out=tmp_path, cpu=True, images=None)
     found = main.run_part("slow", options, 5.0)
     assert not found["ok"] and found["value"] == 7 and found["skipped"] == {"third": "not here"}
-    assert found["problems"] == ["it took longer than 5 s and was stopped; what it had measured is here", "second: ValueError: no good"]
+    assert found["problems"] == [
+        "it took longer than 5 s and was stopped; what it had measured is here",
+        "second: ValueError: no good",
+        found["problems"][2],
+    ]
+    assert found["problems"][2].startswith("half: ValueError: Out of range float")
     for _ in range(100):
         if not running(found["child"]):
             break
@@ -89,6 +116,32 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+BARE = """
+import importlib.machinery as machinery
+import sys
+
+find, hidden = machinery.PathFinder.find_spec, set(sys.argv[1].split())
+machinery.PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in hidden else find(name, *where)
+import part_encode, part_environment, part_tests, part_train, tests.conftest
+import tests.gpu.conftest, tests.gpu.test_augmentation, tests.gpu.test_tokenizers, tests.gpu.test_training
+assert not hidden & set(sys.modules), hidden & set(sys.modules)
+"""
+
+
+def test_every_part_runs_without_the_packages_that_the_page_does_not_ask_for(parts: None) -> None:
+    import part_environment
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    names = {re.split(r"[\[>=<]", name)[0].replace("-", "_") for name in wanted} | {"sklearn", "botocore", "aiobotocore"}
+    hidden = names - {*part_environment.NEEDED, "pillow", "torch", "timm", "tokenshards", "setuptools"}
+    assert hidden >= {"ray", "zstandard", "s3fs", "braceexpand", "aiohttp", "pytest_timeout"}
+    path = os.pathsep.join(map(str, (PARTS, PARTS.parent, ROOT)))
+    command = [sys.executable, "-c", BARE, " ".join(hidden)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_flops_of_a_step_are_those_that_torch_counts(parts: None) -> None:

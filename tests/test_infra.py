@@ -32,7 +32,7 @@ REGION, ACCOUNT = "eu-central-1", "123456789012"
 FILLED_BY = {
     "REGION": REGION,
     "ACCOUNT": ACCOUNT,
-    "BUCKET": "pictures",
+    "BUCKET": "images",
     "AMI": "ami-1234567890abcdef0",
     "SECURITY_GROUP": "sg-1234567890abcdef0",
     "REGISTRY": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com",
@@ -254,7 +254,7 @@ def test_the_policies_are_valid_and_give_least_rights(filled: Path, aws: None) -
                 assert all(action.partition(":")[2].startswith(("Describe", "GetAuthorizationToken")) for action in actions), statement
     data = statements(filled / "data-policy.json")
     writable = [place for entry in data if "s3:PutObject" in entry["Action"] for place in entry["Resource"]]
-    assert writable == ["arn:aws:s3:::pictures/tokens/*", "arn:aws:s3:::pictures/runs/*"]
+    assert writable == ["arn:aws:s3:::images/tokens/*", "arn:aws:s3:::images/runs/*"]
     name = yaml_file(filled / "cluster.yaml")["cluster_name"]
     for entry in statements(filled / "head-policy.json"):
         if "ec2:TerminateInstances" in entry["Action"]:

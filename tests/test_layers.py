@@ -22,7 +22,7 @@ PIPELINE = (
     "activity",
     "thread_map",
     "devices",
-    "schedule",
+    "half_cosine",
     "storage",
     "shards",
     "images",
@@ -66,7 +66,7 @@ CONTRACT = (
     "malloc",
     "thread_map",
     "devices",
-    "schedule",
+    "half_cosine",
     "storage",
     "shards",
 )

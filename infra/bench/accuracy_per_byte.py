@@ -33,7 +33,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from byte_budgets import SIZES, TOKENS, generate_pictures, prepare_baseline, prepare_pictures, prepare_tokens, split_files
+from byte_budgets import SIZES, TOKENS, generate_images, prepare_baseline, prepare_images, prepare_tokens, split_files
 from network_sides import NETWORKS, prepare_network
 from paired_runs import Job, Recipe, correctness, in_processes, interval, resampled, run_jobs
 
@@ -87,7 +87,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
     work.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = work / "generated"
-        generate_pictures(data)
+        generate_images(data)
     split = split_files(data, HELD_OUT)
     if options.quick:
         split = replace(split, train=split.train[::15], held_out=split.held_out[::15])
@@ -99,9 +99,9 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
     print(f"{about['train']} training and {about['held_out']} held-out images of {about['classes']} classes from {data}; work in {work}")
     card = work / "sides.json"
     made: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {}
-    if made.get("pictures") != digest:
-        made = {"pictures": digest, "split": about, "sides": {}}
-        prepare_pictures(work, split)
+    if made.get("images") != digest:
+        made = {"images": digest, "split": about, "sides": {}}
+        prepare_images(work, split)
     for size, choice in TOKENS.items():
         found = made["sides"].get(f"tokens_{size}", {})
         if found and asdict(choice) != {name: found.get(name) for name in asdict(choice)}:
@@ -118,7 +118,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
 
 def digest_of(made: dict[str, Any], side: str) -> str:
     """Return a digest that differs for other images, and for other bytes of the same images."""
-    return hashlib.sha256(json.dumps([made["pictures"], made["sides"].get(side)], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([made["images"], made["sides"].get(side)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _weight(side: str) -> tuple[int, int]:

@@ -99,7 +99,7 @@ def split_files(data: Path, held_out: int) -> Split:
     return Split(sorted(train), sorted(held))
 
 
-def generate_pictures(root: Path, *, classes: int = 10, train: int = 400, val: int = 50) -> None:
+def generate_images(root: Path, *, classes: int = 10, train: int = 400, val: int = 50) -> None:
     """Write images of 64 px: a coarse coloured pattern for each class, shifted, with varying brightness, under noise."""
     rng = np.random.default_rng(0)
     for number in range(classes):
@@ -236,7 +236,7 @@ def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) 
     return {**setting, "bytes": round(float(np.mean([size for size, _ in found])), 2), "psnr_db": round(float(np.mean(quality)), 3)}
 
 
-def link_pictures(files: list[Path], folder: Path) -> None:
+def link_images(files: list[Path], folder: Path) -> None:
     """Put one part of the split into class folders of hard links (copies on another file system), where `tokenize` reads it."""
     for path in files:
         target = folder / Split.label(path) / path.name
@@ -281,7 +281,7 @@ def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: i
     files = split_names(work)
     for part in ("train", "held_out"):
         request = TokenizeRequest(
-            source_url=str(work / "pictures" / part),
+            source_url=str(work / "images" / part),
             out_url=str(root / part),
             tokenizer_url=str(root / "tokenizer"),
             plan=PlanConfig(),
@@ -302,10 +302,10 @@ def split_names(work: Path) -> dict[str, list[str]]:
     return {part: (work / f"{part}.txt").read_text().splitlines() for part in ("train", "held_out")}
 
 
-def prepare_pictures(work: Path, split: Split) -> None:
+def prepare_images(work: Path, split: Split) -> None:
     """Write the input of every other side: `pixels.npz`, the names, and class folders of both parts."""
     work.mkdir(parents=True, exist_ok=True)
     for part, files in (("train", split.train), ("held_out", split.held_out)):
-        link_pictures(files, work / "pictures" / part)
+        link_images(files, work / "images" / part)
         (work / f"{part}.txt").write_text("".join(f"{Split.label(path)}/{path.name}\n" for path in files))
     np.savez(work / "pixels.npz", train=load_pixels(split.train), held_out=load_pixels(split.held_out))

@@ -1,6 +1,6 @@
 """How small and how good are the tokens of a real neural encoder? Codes of several sizes, fitted to the latents of a published encoder.
 
-    python infra/bench/latent_tokens.py --picture look.png
+    python infra/bench/latent_tokens.py --image look.png
 
 Data and weights are those beside the repository, or those of --data and --weights. Tokenizers are fitted as in
 `fit-tokenizer --kind latent-kmeans --mirrored`, to the images that are then encoded; all fits share the latents, which are computed once.
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, nargs="+", default=sorted(BARS))
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--shown", type=int, default=32, help="images that are decoded for PSNR")
-    parser.add_argument("--picture", type=Path, help="file for originals and reconstructions, one row a tokenizer")
+    parser.add_argument("--image", type=Path, help="file for originals and reconstructions, one row a tokenizer")
     options = parser.parse_args()
     load = os.getloadavg()
     preprocess = Preprocess(size=options.size, filter="bicubic", exif_orientation=True, decoder=DECODER)
@@ -133,8 +133,8 @@ def main() -> None:
             }
         )
         print(found[-1], flush=True)
-    if options.picture is not None:
-        Image.fromarray(np.concatenate([np.concatenate(list(strip), axis=1) for strip in strips])).save(options.picture)
+    if options.image is not None:
+        Image.fromarray(np.concatenate([np.concatenate(list(strip), axis=1) for strip in strips])).save(options.image)
     barred = [entry["token_share"] / entry["bar"] for entry in found if entry["bar"]]
     report = {
         "name": "latent_tokens",

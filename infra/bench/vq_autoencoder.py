@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import numpy as np  # noqa: E402
-from byte_budgets import generate_pictures  # noqa: E402
+from byte_budgets import generate_images  # noqa: E402
 
 from tokenshards.pipeline.images.decode import decode_image  # noqa: E402
 from tokenshards.pipeline.quality.fidelity import Fidelity  # noqa: E402
@@ -77,8 +77,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or (DATA if DATA.is_dir() else None)
         if data is None:
-            data = Path(folder) / "pictures"
-            generate_pictures(data)
+            data = Path(folder) / "images"
+            generate_images(data)
         files = sorted(path for path in (data / "val").glob("*/*") if path.is_file())
         sides: dict[str, dict[str, Any]] = {}
         for kind, words in KINDS.items():
@@ -96,7 +96,7 @@ def main() -> None:
         "psnr_gain_db": round(gain, 3),
         "allowed_minutes": MINUTES,
         "sides": sides,
-        "pictures": len(files),
+        "images": len(files),
         "load": [round(value, 2) for value in os.getloadavg()],
         "cores": os.cpu_count(),
     }

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from braceexpand import braceexpand
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.config import SourceConfig
@@ -71,6 +70,8 @@ def expand_braces(pattern: str) -> list[str]:
 
     Raises SourceError if a brace is not closed or not opened.
     """
+    from braceexpand import braceexpand  # here, because the machine of a GPU check may lack it and needs no braces
+
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:  # braceexpand's UnbalancedBracesError is a ValueError

@@ -110,9 +110,8 @@ def _through_embeddings(
     x_BLD = x.flatten(2).transpose(1, 2) if spec.layout.grid else x
     if statistics is not None:
         mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
-        x_BLD = (
-            x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D
-        )  # as in `TokenEmbedding`, for channels without variance
+        # A channel without variance is not divided by its standard deviation, as in `TokenEmbedding`.
+        x_BLD = x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D
     return nearest_ids(spec, tables, x_BLD)
 
 

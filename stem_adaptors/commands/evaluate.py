@@ -54,13 +54,15 @@ def evaluate_command(
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.shards import open_dataset
     from tokenshards.pipeline.storage.store import Store
-    from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
+    from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run, require_confusion
 
     options = parse_options(storage_option)
     if (data is None) == (images is None):
         raise ConfigError("evaluate takes either a DATA argument or --images DIR; expected exactly one of them")
     store = Store(run, storage_options=options)
     place = choose_device(device)
+    if confusion is not None:
+        require_confusion(store)
     how: dict[str, Any] = {"weights": weights, "device": place, "batch_size": batch_size, "confusion": confusion is not None}
     if data is not None:
         report = evaluate_run(store, open_dataset(data, storage_options=options), **how)

@@ -18,12 +18,12 @@ from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.reporting.curves import confusion_png
+from tokenshards.stem_adaptors.reporting.curves import confusion_png, load_pyplot
 from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate
-from tokenshards.stem_adaptors.training.metrics import Accuracy
-from tokenshards.stem_adaptors.training.run_directory import open_classifier
+from tokenshards.stem_adaptors.training.metrics import Accuracy, require_few_classes
+from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
 
-__all__ = ["EvaluationReport", "evaluate_run"]
+__all__ = ["EvaluationReport", "evaluate_run", "require_confusion"]
 
 SHOWN_CLASSES = 20
 
@@ -62,6 +62,12 @@ class EvaluationReport:
         if self.accuracy.confusion_CC is None:
             raise ConfigError("no confusion matrix was counted; expected evaluate_run(…, confusion=True)")
         return confusion_png(self.accuracy.confusion_CC, self.classes)
+
+
+def require_confusion(store: Store) -> None:
+    """Raise ConfigError where no confusion matrix of a run can be drawn, before anything is tokenized or measured for it."""
+    load_pyplot()
+    require_few_classes(len(load_run(store).classes))
 
 
 def evaluate_run(

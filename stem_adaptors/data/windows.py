@@ -153,7 +153,7 @@ def _require_budget(dataset: TokenDataset, largest: npt.NDArray[np.int64], cache
     if of(window_shards) <= budget:
         return
     fitting = max((shards for shards in range(1, window_shards) if of(shards) <= budget), default=0)
-    advice = f"use --window-shards {fitting}" if fitting else f"even windows of one shard need {of(1) / GIGABYTE:.3g} GB"
+    advice = f"use --set loader.window_shards={fitting}" if fitting else f"even windows of one shard need {of(1) / GIGABYTE:.3g} GB"
     raise ConfigError(
         f"cache_gb is {cache_gb:g}; {windows} windows of {window_shards} shards need {of(window_shards) / GIGABYTE:.3g} GB decoded. "
         f"Raise --cache-gb, or {advice}"

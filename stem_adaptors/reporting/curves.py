@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import ConfigError, install_hint
 
-__all__ = ["confusion_png", "curves_png"]
+__all__ = ["confusion_png", "curves_png", "load_pyplot"]
 
 NAMED_CLASSES = 40
 """Class names are written beside a confusion matrix of up to this many classes."""
@@ -22,7 +22,7 @@ NAMED_CLASSES = 40
 
 def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
     """Return loss and accuracy over epochs, side by side; `records` are those of metrics.jsonl."""
-    plt = _pyplot()
+    plt = load_pyplot()
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [record["epoch"] + 1 for record in records]
     for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, "top1", "top-1 accuracy")):
@@ -38,7 +38,7 @@ def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
 
 def confusion_png(confusion_CC: npt.NDArray[np.int64], classes: Sequence[int | str]) -> bytes:
     """Return the confusion matrix, each row as shares of its true class."""
-    plt = _pyplot()
+    plt = load_pyplot()
     counts_C = confusion_CC.sum(axis=1, keepdims=True)
     shares_CC = confusion_CC / np.maximum(1, counts_C)
     size = min(14.0, 4.0 + 0.25 * len(classes))
@@ -58,7 +58,8 @@ def confusion_png(confusion_CC: npt.NDArray[np.int64], classes: Sequence[int | s
     return _png(plt, figure)
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Return matplotlib's pyplot; raises ConfigError where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

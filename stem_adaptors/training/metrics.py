@@ -21,11 +21,20 @@ from tokenshards.pipeline.devices import wide_float
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.ranks import Ranks
 
-__all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "MetricsLog"]
+__all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "MetricsLog", "require_few_classes"]
 
 TOP = 5
 CONFUSION_CLASSES = 2_000
 """Most classes of a confusion matrix: 32 MB of counts. A drawing could not show more."""
+
+
+def require_few_classes(classes: int) -> None:
+    """Raise ConfigError where a confusion matrix would be too large."""
+    if classes > CONFUSION_CLASSES:
+        raise ConfigError(
+            f"the confusion matrix of {classes:,} classes would have {classes**2:,} fields; expected at most {CONFUSION_CLASSES:,} "
+            "classes. Leave --confusion out: the accuracy of each class is in the report (--json)"
+        )
 
 
 class Counts:
@@ -36,11 +45,8 @@ class Counts:
 
     def __init__(self, classes: int, device: torch.device, *, confusion: bool = False) -> None:
         """Begin at 0. Raises ConfigError for a matrix of more than CONFUSION_CLASSES classes."""
-        if confusion and classes > CONFUSION_CLASSES:
-            raise ConfigError(
-                f"the confusion matrix of {classes:,} classes would have {classes**2:,} fields; expected at most {CONFUSION_CLASSES:,} "
-                "classes. Leave --confusion out: the accuracy of each class is in the report (--json)"
-            )
+        if confusion:
+            require_few_classes(classes)
         self.classes = classes
         self.class_counts_2C = torch.zeros(2, classes, dtype=torch.int64, device=device)
         """Samples of each class, and the samples among them whose best class is right."""

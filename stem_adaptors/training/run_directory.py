@@ -3,10 +3,11 @@
 RUN/
     run.json                sealed: configuration, spec, classes, channel statistics, dataset trained on
     tokenizer/              copy of the dataset's tokenizer, with the codebook
-  checkpoint.safetensors  the last state, exact
-  best.safetensors        the best weights on the validation set
-  metrics.jsonl .csv      one record per epoch
+    checkpoint.safetensors  the last state, exact
+    best.safetensors        the best weights on the validation set
+    metrics.jsonl .csv      one record per epoch
     curves.png              loss and accuracy over the epochs, drawn
+    tensorboard/            the same records as events; only where TensorBoard is installed and RUN is on a local disk
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
-from tokenshards.stem_adaptors.models.embedding import embedding_statistics
+from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
 
 __all__ = [
@@ -65,8 +66,6 @@ FREE_FIELDS = {
     "loader": {"cache_dir", "cache_gb", "prefetch_batches"},
     "train": {"device", "compile", "checkpoint_seconds", "checkpoint_steps"},
 }
-
-Statistics = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenshards.pipeline.schedule import half_cosine
+from tokenshards.pipeline.half_cosine import half_cosine
 
 __all__ = ["learning_rate"]
 

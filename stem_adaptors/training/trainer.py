@@ -120,7 +120,7 @@ class Trainer:
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
         elif self.ranks.is_main:
             self.run.save(out, self.request.dataset)
-        self.ranks.main_first()
+        self.ranks.wait_for_all()
 
     def _train_epoch(self) -> None:
         epoch, steps = self.epoch, len(self.loader)

@@ -45,11 +45,11 @@ def test_a_run_holds_all_that_is_needed(places: tuple[Path, Path], tmp_path: Pat
     assert call_json("evaluate", str(moved), str(folder / "val")) == here
 
 
-def test_evaluate_gives_the_same_from_shards_and_from_pictures(places: tuple[Path, Path], tmp_path: Path) -> None:
+def test_evaluate_gives_the_same_from_shards_and_from_images(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
     from_shards = call_json("evaluate", str(run), str(folder / "val"))
-    from_pictures = call_json("evaluate", str(run), "--images", str(folder / "val_images"))
-    assert from_shards == from_pictures
+    from_images = call_json("evaluate", str(run), "--images", str(folder / "val_images"))
+    assert from_shards == from_images
     assert from_shards.keys() >= {"top1", "top5", "images", "per_class"}
     assert from_shards["images"] == 20 and [row["class"] for row in from_shards["per_class"]] == ["class_0", "class_1", "class_2"]
     assert sum(row["images"] * row["accuracy"] for row in from_shards["per_class"]) == pytest.approx(20 * from_shards["top1"])
@@ -59,13 +59,13 @@ def test_evaluate_gives_the_same_from_shards_and_from_pictures(places: tuple[Pat
     assert last["top1"] == records[-1]["val_top1"] and last["loss"] == pytest.approx(records[-1]["val_loss"], rel=1e-5)
 
 
-def test_broken_and_unknown_pictures_are_left_out_and_counted(places: tuple[Path, Path], tmp_path: Path) -> None:
+def test_broken_and_unknown_images_are_left_out_and_counted(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
-    shutil.copytree(folder / "val_images", tmp_path / "pictures")
-    (tmp_path / "pictures" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    shutil.copytree(folder / "val_images", tmp_path / "images")
+    (tmp_path / "images" / "class_0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     write_images(tmp_path / "more", 2, classes=1, seed=9)
-    (tmp_path / "more" / "class_0").rename(tmp_path / "pictures" / "zebra")
-    out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "pictures"), "--confusion", str(tmp_path / "matrix.png"))
+    (tmp_path / "more" / "class_0").rename(tmp_path / "images" / "zebra")
+    out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "images"), "--confusion", str(tmp_path / "matrix.png"))
     assert "1 images cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
     assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
@@ -84,7 +84,7 @@ def test_predict_names_the_class_that_evaluate_counts(places: tuple[Path, Path],
     assert re.fullmatch(r"\S+img_0001\.png  class_\d \d+\.\d%\n", one)
 
 
-def test_predict_goes_on_after_a_picture_that_cannot_be_read(places: tuple[Path, Path], tmp_path: Path) -> None:
+def test_predict_goes_on_after_an_image_that_cannot_be_read(places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, run = places
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     good = folder / "val_images" / "class_0" / "img_0000.jpg"
@@ -114,12 +114,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["train", "{train}", "--out", "new", "--mix", "{val}"], 2, "URL=WEIGHT"),
     (["train", "{train}", "--out", "new", "--pretrained", "none.safetensors"], 1, "none.safetensors"),
     (["train", "{train}", "--out", "new", "--val", "{train}/none"], 1, "no dataset here"),
-    (["train", "{pictures}", "--out", "new"], 1, "no dataset here"),
+    (["train", "{images}", "--out", "new"], 1, "no dataset here"),
     (["evaluate", "{run}"], 2, "exactly one"),
     (["evaluate", "{train}", "{val}"], 1, "no run here"),
     (["evaluate", "{run}", "{val}", "--weights", "worst"], 2, "best, last"),
-    (["predict", "{run}", "{pictures}", "--top", "0"], 2, "at least 1"),
-    (["predict", "{train}", "{pictures}"], 1, "no run here"),
+    (["predict", "{run}", "{images}", "--top", "0"], 2, "at least 1"),
+    (["predict", "{train}", "{images}"], 1, "no run here"),
     (["predict", "{run}", "{run}/tokenizer"], 1, "nothing to tokenize"),
 ]
 
@@ -131,7 +131,7 @@ def test_mistakes_are_one_message(
     folder, run = places
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKENSHARDS_CACHE", str(tmp_path / "cache"))
-    names: dict[str, Any] = {"train": folder / "train", "val": folder / "val", "pictures": folder / "val_images", "run": run}
+    names: dict[str, Any] = {"train": folder / "train", "val": folder / "val", "images": folder / "val_images", "run": run}
     extra = ["-q", "--device", "cpu"] if arguments[0] == "train" else []
     out, errors = call_cli(*(word.format(**names) for word in arguments), *extra, expect=code)
     assert errors.startswith("error: ") and says in errors and out == ""

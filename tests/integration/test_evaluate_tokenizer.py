@@ -106,9 +106,9 @@ def test_without_a_way_back_and_with_rows_of_different_length(dataset: tuple[Pat
             for index in range(3):
                 image = np.full((16, 16, 3), 60, np.uint8)
                 image[8:] += 100 * value
-                (tmp_path / "pictures").mkdir(exist_ok=True)
-                Image.fromarray(image).save(tmp_path / "pictures" / f"{value}{index}.png")
-        found, _ = evaluate(tmp_path / "variable", tmp_path / "pictures")
+                (tmp_path / "images").mkdir(exist_ok=True)
+                Image.fromarray(image).save(tmp_path / "images" / f"{value}{index}.png")
+        found, _ = evaluate(tmp_path / "variable", tmp_path / "images")
         assert found["tokens_per_image"] == 4  # (3 x 1 + 3 x 7) / 6, padding left out
         usage = found["code_usage"][0]
         assert usage["used_codes"] == 3 and found["bits_per_token"] == round(usage["entropy_bits"], 4)

@@ -68,9 +68,9 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colourful files of three classes, flat ones, and ones whose lower half is black, so that rows differ in size in every layout."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_images(folder, IMAGES - 12, side=SIDE)
     for index, level in enumerate(np.linspace(30, 250, 12)):
         pixels = np.full((SIDE, SIDE, 3), level, np.uint8)
@@ -80,7 +80,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def make(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Return the dataset of a layout, made once."""
     folder, made = tmp_path_factory.mktemp("layouts"), {}
     sizes = {"batch_rows": BATCH_ROWS, "shard_rows": 2 * BATCH_ROWS}
@@ -92,16 +92,16 @@ def make(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
             toy = TOYS[layout]
             with temporary_family(toy.family, f"{toy.__module__}:{toy.__qualname__}"):  # in this process: a worker would not know it
                 save_tokenizer(toy(), Store(str(place / "tokenizer")))
-                convert(pictures, out, tokenizer=str(place / "tokenizer"), runner=InlineRunner(), **sizes)
+                convert(images, out, tokenizer=str(place / "tokenizer"), runner=InlineRunner(), **sizes)
             return Made(out, open_dataset(str(out), verify=True), toy(), place / "cache")
         if layout == "residual":
-            convert(pictures, out, fit=FitConfig(size=SIDE, codes=16, levels=3, iterations=4), **sizes)
+            convert(images, out, fit=FitConfig(size=SIDE, codes=16, levels=3, iterations=4), **sizes)
         else:
             place.mkdir(parents=True)
             torch.save({"state_dict": open_magvit2_reference.random_state(signs=18)}, place / "x.ckpt")
             words = ("--kind", "open-magvit2", "--size", str(SIDE), "--no-decoder")
             call_cli("import", "tokenizer", str(place / "x.ckpt"), str(place / "tokenizer"), *words)
-            convert(pictures, out, tokenizer=str(place / "tokenizer"), **sizes)
+            convert(images, out, tokenizer=str(place / "tokenizer"), **sizes)
         dataset = open_dataset(str(out), verify=True)
         return Made(out, dataset, load_tokenizer(dataset.store, "tokenizer"), place / "cache")
 
@@ -130,13 +130,13 @@ def loss_and_gradients(trainer: Trainer, batch: Batch) -> tuple[Tensor, dict[str
 
 
 @pytest.mark.parametrize("layout", ALL)
-def test_shards_hold_what_encode_gives(layout: str, make: Any, pictures: Path) -> None:
+def test_shards_hold_what_encode_gives(layout: str, make: Any, images: Path) -> None:
     made = make(layout)
     spec, seen, sizes = made.dataset.spec, 0, set()
     assert spec.layout.kind == KINDS[layout.split()[0]] and spec.layout.variable == (layout in RAGGED)
     assert spec.layout.ids_per_site == LEVELS.get(layout, 1)
     for batch in made.dataset.batches(BATCH_ROWS):
-        files = [(pictures / sample_id).read_bytes() for sample_id in batch.sample_ids]
+        files = [(images / sample_id).read_bytes() for sample_id in batch.sample_ids]
         encoded = made.tokenizer.encode(np.stack([decode_image(data, spec.preprocess).pixels_HWC for data in files]))
         assert token_rows(batch.tokens) == token_rows(encoded)
         seen += len(files)

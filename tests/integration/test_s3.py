@@ -168,7 +168,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_pictures_and_tars_from_the_web(place: Path, tmp_path: Path) -> None:
+def test_images_and_tars_from_the_web(place: Path, tmp_path: Path) -> None:
     import tarfile
 
     files = sorted((place / "images").rglob("img_*"))

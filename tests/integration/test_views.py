@@ -87,7 +87,7 @@ def test_rows_of_every_view(made: Path, views: str) -> None:
 
 
 @pytest.mark.parametrize("views", COUNTS)
-def test_every_picture_is_accounted_for_once(made: Path, views: str) -> None:
+def test_every_image_is_accounted_for_once(made: Path, views: str) -> None:
     out, count = made / views, COUNTS[views]
     found = verify_dataset(Store(str(out)))
     assert found.ok and found.rows_checked == IMAGES * count, found.problems
@@ -137,7 +137,7 @@ def test_another_policy_or_a_bad_one_is_refused(made: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_retried_pictures_get_the_views_of_the_plan(made: Path, tmp_path: Path) -> None:
+def test_retried_images_get_the_views_of_the_plan(made: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "src", 9, bad=2)
     out = tmp_path / "out"
     convert(tmp_path / "src", out, views="3", shard_rows=6, runner=InlineRunner())
@@ -188,7 +188,7 @@ def test_verify_finds_views_that_are_lost_or_out_of_order(made: Path, tmp_path: 
         assert "views" in {problem.kind for problem in verify_dataset(store).problems}
 
 
-def test_commands_that_look_at_pictures_show_view_0(made: Path, tmp_path: Path) -> None:
+def test_commands_that_look_at_images_show_view_0(made: Path, tmp_path: Path) -> None:
     for views in ("flip", "ten-crop"):
         arguments = ("preview", str(made / views), "--to", str(tmp_path / "a.png"), "-n", "6", "--json")
         shown = json.loads(call_cli(*arguments, "--source", str(made / "src"))[0])
@@ -202,7 +202,7 @@ def test_seit_has_no_room_for_views(made: Path, tmp_path: Path) -> None:
     assert "2 views per image; SeiT's format holds one row per image" in err
 
 
-def test_an_estimate_counts_pictures_and_weighs_their_views(made: Path, tmp_path: Path) -> None:
+def test_an_estimate_counts_images_and_weighs_their_views(made: Path, tmp_path: Path) -> None:
     found = {}
     for views in ("one", "ten-crop"):
         arguments = ("plan", str(made / "src"), str(tmp_path / "out"), "--tokenizer", str(made / "one" / "tokenizer"))

@@ -150,7 +150,7 @@ def test_mixing_that_depends_on_the_processes_is_said(places: tuple[Path, Path],
         def any(self, flag: bool, device: torch.device) -> bool:
             return flag
 
-        def main_first(self) -> None:
+        def wait_for_all(self) -> None:
             pass
 
     request, reporter = request_for(open_dataset(str(places[0])), tmp_path / "run", tmp_path), KeptReporter()

@@ -29,7 +29,8 @@ class Report:
         self._write()
 
     def add(self, **values: Any) -> None:
-        """Add values and write the file."""
+        """Add values and write the file. Values that JSON cannot hold, such as NaN, fail the step and are left out."""
+        json.dumps(values, allow_nan=False, default=str)
         self.values.update(values)
         self._write()
 

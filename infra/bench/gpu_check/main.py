@@ -14,8 +14,8 @@ from typing import Any
 
 from common import ROOT, note
 
-PARTS = {"environment": 20, "tests": 95, "encode": 75, "train": 50}
-"""Seconds that a part may take; time left over by earlier parts is added."""
+PARTS = {"environment": 45, "tests": 90, "encode": 65, "train": 40}
+"""Seconds that a part may take; time left over by earlier parts is added. The first part also waits for a cold disk to give torch."""
 CPU_TIMES = 15
 """Factor on the limits with --cpu, for a machine that others use too."""
 
@@ -65,6 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.images = options.images and options.images.absolute()
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.images and not options.images.is_dir():
         parser.error(f"--images is {options.images}; expected a folder of images")
     began, whole = time.monotonic(), options.seconds or 240.0 * (CPU_TIMES if options.cpu else 1)

@@ -9,12 +9,13 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from common import Report, Skipped, bf16_peak_tflops, seconds_of
 
-NEEDED = ("numpy", "pyarrow", "typer", "rich", "fsspec", "safetensors", "filelock", "PIL", "pytest", "hypothesis")
+NEEDED = ("torch", "numpy", "pyarrow", "typer", "rich", "fsspec", "safetensors", "filelock", "PIL", "pytest", "hypothesis")
 WANTED = (
     "timm", "torchvision", "triton", "diffusers", "vector_quantize_pytorch", "ray", "zstandard", "s3fs", "pytest_timeout", "sklearn",
     "matplotlib",
@@ -86,7 +87,11 @@ def main() -> None:
     with report.step("packages"):
         lacking = [NAMES.get(module, module) for module in NEEDED if packages[module] is None]
         if lacking:
-            raise RuntimeError(f"this Python lacks {', '.join(lacking)}; bring their wheels with --wheels DIR")
+            raise RuntimeError(
+                f"{sys.executable} lacks {', '.join(lacking)}; choose another with PYTHON=…, or bring wheels with --wheels DIR"
+            )
+    if packages["torch"] is None:
+        return
     with report.step("torch"):
         report.add(**torch_facts())
         if not options.cpu and report.values["cuda"] is None:

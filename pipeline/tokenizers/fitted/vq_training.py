@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, sha256_hex
 from tokenshards.pipeline.errors import TokenizerError, shorten
+from tokenshards.pipeline.half_cosine import half_cosine
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.schedule import half_cosine
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded

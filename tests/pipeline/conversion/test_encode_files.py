@@ -18,7 +18,7 @@ from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_images(folder / "src", 13, bad=1)
     convert(folder / "src", folder / "out")
     return folder / "src", folder / "out"

@@ -105,7 +105,7 @@ def test_full_decode_is_the_published_recipe(name: str) -> None:
     assert difference[4:-4, 4:-4].max() <= 1  # at its edge the crop has no neighbours, the box has
 
 
-def test_squash_uses_the_whole_picture_and_crop_the_centre() -> None:
+def test_squash_uses_the_whole_image_and_crop_the_centre() -> None:
     image = flat(size=(90, 30))
     image.paste(TEAL, (30, 0, 60, 30))
     data = encoded(image, "PNG")
@@ -127,7 +127,7 @@ def test_short_side_is_resize_and_then_a_cut_of_whole_pixels(width: int, height:
     assert np.array_equal(found, np.asarray(steps))
 
 
-def test_short_side_of_a_very_long_picture_makes_no_more_pixels_than_it_keeps() -> None:
+def test_short_side_of_a_very_long_image_makes_no_more_pixels_than_it_keeps() -> None:
     image = noise((400, 4)).resize((8000, 4))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = decode_image(encoded(image, "PNG"), Preprocess(size=256, short_side=256)).pixels_HWC.astype(int)
@@ -202,7 +202,7 @@ def test_any_bytes(data: bytes) -> None:
         assert bad.reason in set(Reason)
 
 
-def test_running_out_of_memory_is_not_the_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 

@@ -31,7 +31,7 @@ PREPROCESSES = {
 
 
 def encoded(width: int, height: int, *, orientation: int = 1, kind: str = "PNG", seed: int = 0, grain: int = 8) -> bytes:
-    """Return a image of blobs of about `grain` pixels, no part of which looks like another."""
+    """Return an image of blobs of about `grain` pixels, no part of which looks like another."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // grain + 2, width // grain + 2, 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -129,7 +129,7 @@ def test_a_view_is_what_pillow_makes_of_its_box(policy: str, how: str, orientati
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("how", PREPROCESSES)
-def test_ten_crop_is_centre_and_corners_of_the_picture_resized(how: str, orientation: int) -> None:
+def test_ten_crop_is_centre_and_corners_of_the_image_resized(how: str, orientation: int) -> None:
     preprocess, data = PREPROCESSES[how], encoded(91, 61, orientation=orientation)
     found = views_of(data, preprocess, "ten-crop:1.25")
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -198,7 +198,7 @@ def batches(threads: int, views: str, batch_rows: int) -> list[DecodedBatch]:
 
 
 @pytest.mark.parametrize(("views", "batch_rows", "inputs"), [("flip", 8, 4), ("5", 13, 2), ("ten-crop", 4, 1)])
-def test_batches_hold_whole_pictures_however_many_threads_decode(views: str, batch_rows: int, inputs: int) -> None:
+def test_batches_hold_whole_images_however_many_threads_decode(views: str, batch_rows: int, inputs: int) -> None:
     inline, threaded = batches(0, views, batch_rows), batches(3, views, batch_rows)
     count = ViewPolicy.parse(views).count
     assert len(inline) == len(threaded) == math.ceil(12 / inputs)

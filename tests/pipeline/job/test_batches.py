@@ -145,7 +145,7 @@ class Blocked:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_more_pictures_are_read_than_there_is_room_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_images_are_read_than_there_is_room_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = Blocked(monkeypatch)
     made = decode_batches(blocked.records(40), PREPROCESS, 8, threads=threads)
     inputs: list[int] = []

@@ -21,7 +21,7 @@ NAMES = list(RANGES)
 DATA = ROOT.parent / "shared" / "data"
 
 
-def pictures(count: int, side: int = 32, seed: int = 1) -> np.ndarray:
+def images(count: int, side: int = 32, seed: int = 1) -> np.ndarray:
     """Smooth colours: [count, side, side, 3]."""
     coarse = torch.from_numpy(np.random.default_rng(seed).random((count, 3, 4, 4)))
     smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").permute(0, 2, 3, 1)
@@ -37,8 +37,8 @@ def without_decoder(tokenizer: PatchMeans) -> PatchMeans:
 @pytest.mark.parametrize("true", NAMES)
 @pytest.mark.parametrize("saved", NAMES)
 def test_the_wrong_range_warns_and_names_the_right_one(true: str, saved: str, decodes: bool) -> None:
-    tokenizer = saved_with(trained(PatchMeans, patch_means_state(), pictures(24), RANGES[true]), RANGES[saved])
-    probe = probe_normalisation(tokenizer if decodes else without_decoder(tokenizer), pictures(24, seed=2))
+    tokenizer = saved_with(trained(PatchMeans, patch_means_state(), images(24), RANGES[true]), RANGES[saved])
+    probe = probe_normalisation(tokenizer if decodes else without_decoder(tokenizer), images(24, seed=2))
     assert (probe.own.psnr_db is not None) == decodes and len(probe.others) == 2
     if saved == true:
         assert probe.warnings() == []
@@ -77,14 +77,14 @@ def test_a_family_that_has_a_range_of_its_own_is_left_alone(tokenizer: Tokenizer
     assert probe.others == () and probe.warnings() == [] and probe.own.entropy_bits is not None
 
 
-def test_pictures_that_were_scaled_before_they_were_saved() -> None:
-    dark = (pictures(24) // 255).astype(np.uint8)
+def test_images_that_were_scaled_before_they_were_saved() -> None:
+    dark = (images(24) // 255).astype(np.uint8)
     (warning,) = probe_normalisation(VariableSequenceToy(), dark[:, :16, :16]).warnings()
     assert "between 0 and" in warning
 
 
 def test_the_tokenizer_itself_is_not_changed() -> None:
-    tokenizer = trained(PatchMeans, patch_means_state(), pictures(24), (-1.0, 1.0))
-    before, ids = tokenizer.spec.fingerprint, tokenizer.encode(pictures(8)).ids_BLQ
-    probe_normalisation(tokenizer, pictures(8))
-    assert tokenizer.spec.fingerprint == before and np.array_equal(tokenizer.encode(pictures(8)).ids_BLQ, ids)
+    tokenizer = trained(PatchMeans, patch_means_state(), images(24), (-1.0, 1.0))
+    before, ids = tokenizer.spec.fingerprint, tokenizer.encode(images(8)).ids_BLQ
+    probe_normalisation(tokenizer, images(8))
+    assert tokenizer.spec.fingerprint == before and np.array_equal(tokenizer.encode(images(8)).ids_BLQ, ids)

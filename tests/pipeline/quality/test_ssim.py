@@ -46,14 +46,14 @@ def test_it_is_the_published_formula() -> None:
         assert ssim(left, other) == pytest.approx([published(a, b) for a, b in zip(left, other, strict=True)], abs=1e-9)
 
 
-def test_equal_pictures_give_one_and_the_order_does_not_matter() -> None:
+def test_equal_images_give_one_and_the_order_does_not_matter() -> None:
     left, right = images(4), images(4, seed=1)
     assert ssim(left, left) == pytest.approx(np.ones(4), abs=1e-12)
     assert ssim(left, right) == pytest.approx(ssim(right, left), abs=1e-12)
     assert (ssim(left, right) < 0.2).all()
 
 
-def test_more_noise_gives_less_and_an_inverted_picture_less_than_zero() -> None:
+def test_more_noise_gives_less_and_an_inverted_image_less_than_zero() -> None:
     clean, rng = smooth(), np.random.default_rng(0)
     last = np.ones(3)
     for strength in (4, 16, 64):
@@ -63,7 +63,7 @@ def test_more_noise_gives_less_and_an_inverted_picture_less_than_zero() -> None:
     assert (ssim(clean, 255 - clean) < 0).all()
 
 
-def test_two_flat_pictures_differ_by_their_luminance_alone() -> None:
+def test_two_flat_images_differ_by_their_luminance_alone() -> None:
     flat = np.full((1, 11, 11, 3), 100, np.uint8)
     c1 = (0.01 * 255) ** 2
     assert ssim(flat, flat + 50)[0] == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ from tests.datasets import call_cli
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards import cli
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.training import metrics
 from tokenshards.stem_adaptors.training.run_directory import Run, load_run
 
 SMALL = ["--epochs", "1", "--set", "model.width=8", "--set", "model.depth=1", "--set", "model.heads=2", "--device", "cpu", "-q"]
@@ -57,3 +59,15 @@ def test_an_evaluation_counts_the_confusion_matrix_only_if_asked(pair: tuple[Pat
     with_matrix = call_cli("evaluate", str(tmp_path / "run"), str(pair[1]), "--device", "cpu", "--json", "--confusion", str(drawn))[0]
     assert json.loads(with_matrix) == report and report["images"] == 20
     assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_matrix_that_cannot_be_drawn_is_refused_before_images_are_tokenized(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(pair[0], tmp_path / "run")
+    command = ["evaluate", str(tmp_path / "run"), "--images", "no-such-folder", "--confusion", str(tmp_path / "matrix.png")]
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "CONFUSION_CLASSES", 2)
+        assert "3 classes would have 9 fields; expected at most 2" in call_cli(*command, expect=2)[1]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "needs matplotlib, which is not installed" in call_cli(*command, expect=2)[1]

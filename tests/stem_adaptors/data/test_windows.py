@@ -259,7 +259,7 @@ def test_too_small_a_budget_names_the_gigabytes_and_a_window_that_fits(lanes: in
     def needed(shards: int) -> float:
         return decoded_bytes(dataset, 2 * lanes * shards * 10) / 1e9
 
-    with pytest.raises(ConfigError, match=rf"{2 * lanes} windows of 4 shards need {needed(4):.3g} GB decoded.*--window-shards 3"):
+    with pytest.raises(ConfigError, match=rf"{2 * lanes} windows of 4 shards need {needed(4):.3g} GB decoded.*loader.window_shards=3"):
         opened(dataset, tmp_path, cache_gb=needed(3), window_shards=4, lanes=lanes)
     with pytest.raises(ConfigError, match=rf"even windows of one shard need {needed(1):.3g} GB"):
         opened(dataset, tmp_path, cache_gb=needed(1) - 1e-9, window_shards=4, lanes=lanes)

@@ -26,7 +26,7 @@ from tokenshards.stem_adaptors.data.selection import select
 from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
-from tokenshards.stem_adaptors.training.optimisation import spared_names
+from tokenshards.stem_adaptors.training.optimisation import Optimisation, spared_names
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
@@ -314,3 +314,6 @@ def test_weight_decay_spares_what_timms_model_says(pair: tuple[TokenDataset, Tok
     assert spared_names(trainer.model) == {"backbone.head.weight", "backbone.cls_token"}
     decayed, spared = parameter_groups(trainer.model, 0.1, spared_names(trainer.model))
     assert any(parameter is weight for parameter in spared["params"]) and not any(parameter is weight for parameter in decayed["params"])
+    for draws in (1, 2):  # runs of the first version go by names alone, to their end
+        optimisation = Optimisation(trainer.model, request.train, Ranks(), torch.device("cpu"), epoch_steps=1, draws=draws)
+        assert any(parameter is weight for parameter in optimisation.optimizer.param_groups[draws - 1]["params"])

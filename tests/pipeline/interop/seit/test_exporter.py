@@ -134,8 +134,8 @@ def test_splits_share_a_folder_only_where_their_tables_agree(tmp_path: Path) -> 
 
 
 def test_a_dataset_of_our_own_and_a_store_that_is_no_disk(tmp_path: Path) -> None:
-    write_images(tmp_path / "pictures", 30)
-    convert(tmp_path / "pictures", tmp_path / "data", fit=FitConfig(size=16, codes=16, levels=1))
+    write_images(tmp_path / "images", 30)
+    convert(tmp_path / "images", tmp_path / "data", fit=FitConfig(size=16, codes=16, levels=1))
     export_seit(str(tmp_path / "data"), "memory://seit-export/out", split="train")
     (tmp_path / "out").mkdir()
     for info in Store("memory://seit-export/out").list():
@@ -152,8 +152,8 @@ def test_a_dataset_of_our_own_and_a_store_that_is_no_disk(tmp_path: Path) -> Non
 
 
 def test_what_the_format_cannot_hold_is_refused_with_every_reason(tmp_path: Path) -> None:
-    write_images(tmp_path / "pictures", 20)
-    convert(tmp_path / "pictures", tmp_path / "residual")
+    write_images(tmp_path / "images", 20)
+    convert(tmp_path / "images", tmp_path / "residual")
     with pytest.raises(ConfigError, match="levels 2; SeiT's format holds one id per site"):
         export_seit(str(tmp_path / "residual"), str(tmp_path / "out"), split="train")
     write_images(tmp_path / "flat", 20, classes=0)
@@ -162,7 +162,7 @@ def test_what_the_format_cannot_hold_is_refused_with_every_reason(tmp_path: Path
         export_seit(str(tmp_path / "unlabelled"), str(tmp_path / "out"), split="train")
     with temporary_family("toy-sequence", "tests.pipeline.tokenizers.toys:FixedSequenceToy"):
         save_tokenizer(FixedSequenceToy(), Store(str(tmp_path / "toy")))
-        convert(tmp_path / "pictures", tmp_path / "sequence", tokenizer=str(tmp_path / "toy"), runner=InlineRunner())
+        convert(tmp_path / "images", tmp_path / "sequence", tokenizer=str(tmp_path / "toy"), runner=InlineRunner())
     with pytest.raises(ConfigError, match=r"layout sequence; .* vocabulary 262,144; SeiT's format holds at most 510 codes\. no codebook"):
         export_seit(str(tmp_path / "sequence"), str(tmp_path / "out"), split="train")
     with pytest.raises(ConfigError, match="--split is '../x'"):

@@ -419,7 +419,7 @@ def test_a_lost_shard_is_made_again(tmp_path: Path) -> None:
     assert not verify_dataset(store).ok
     repair = repair_dataset(store, apply=True)
     assert repair.tokenize_needed and not repair.refused
-    with pytest.raises(PlanError, match="`tokenshards import seit`"):  # `tokenize` must not take the token file for a image
+    with pytest.raises(PlanError, match="`tokenshards import seit`"):  # `tokenize` must not take the token file for an image
         convert(src, tmp_path / "out", fit=FitConfig())
     assert imported(src, tmp_path / "out").images == 6
     assert content(tmp_path / "out") == before
@@ -443,19 +443,19 @@ def test_another_import_into_the_same_place_is_refused(tmp_path: Path) -> None:
     (src / LABELS).write_text("1\n" * 30)
     with pytest.raises(PlanError, match="tokens, index, labels, classes or synonyms of version"):
         imported(src, tmp_path / "out")
-    write_images(tmp_path / "pictures", 8)
-    convert(tmp_path / "pictures", tmp_path / "tokens")
+    write_images(tmp_path / "images", 8)
+    convert(tmp_path / "images", tmp_path / "tokens")
     with pytest.raises(PlanError, match="was made by `tokenize`"):
         imported(src, tmp_path / "tokens")
 
 
-def test_pictures_and_imports_are_not_continued_by_each_other(tmp_path: Path) -> None:
+def test_images_and_imports_are_not_continued_by_each_other(tmp_path: Path) -> None:
     images = some_images(30)
     images[3] = b"\xff\xff"
     imported(write_release(tmp_path / "src", images), tmp_path / "out", shard_rows=6, max_bad=0.5)
-    write_images(tmp_path / "pictures", 8)
+    write_images(tmp_path / "images", 8)
     with pytest.raises(PlanError, match=r"holds tokens imported from .*src; .*Continue it with `tokenshards import seit`"):
-        convert(tmp_path / "pictures", tmp_path / "out")
+        convert(tmp_path / "images", tmp_path / "out")
     with pytest.raises(PlanError, match="holds tokens imported from .*src: the same bytes would fail again"):
         plan_retry(Store(str(tmp_path / "out")), Store(str(tmp_path / "src")), SourceConfig())
 

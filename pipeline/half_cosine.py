@@ -1,4 +1,4 @@
-"""The learning rate schedule that the training of tokenizers and of classifiers shares."""
+"""The falling part of a learning rate schedule: half a cosine, for the training of tokenizers and of classifiers."""
 
 from __future__ import annotations
 
