@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.quality.fidelity import psnr
 
 __all__ = ["image_grid", "image_table", "plot_usage", "side_by_side", "usage_text_histogram"]
@@ -114,10 +115,8 @@ def plot_usage(histograms: Sequence[Counts], path: Path) -> None:
 
     Raises ConfigError if matplotlib is missing or does not know the extension.
     """
-    try:
+    with optional_import(f"{path}: plots need matplotlib", extra="plot"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(f"{path}: plots need matplotlib, which is not installed; run: {install_hint('plot')}") from None
     figure = Figure(figsize=(10, 2.8 * len(histograms)), layout="constrained")
     for level, (counts_K, (by_id, by_rank)) in enumerate(zip(histograms, figure.subplots(len(histograms), 2, squeeze=False), strict=True)):
         share_K = counts_K / max(1, counts_K.sum())

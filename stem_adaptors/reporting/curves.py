@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.optional_packages import optional_import
 
 __all__ = ["confusion_png", "curves_png"]
 
@@ -59,10 +59,8 @@ def confusion_png(confusion_CC: npt.NDArray[np.int64], classes: Sequence[int | s
 
 
 def _pyplot() -> Any:
-    try:
+    with optional_import("this drawing needs matplotlib", extra="plot"):
         import matplotlib
-    except ImportError:
-        raise ConfigError(f"this drawing needs matplotlib, which is not installed; run: {install_hint('plot')}") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

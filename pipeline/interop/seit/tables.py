@@ -16,6 +16,7 @@ from fsspec.core import split_protocol
 
 from tokenshards.pipeline.errors import ConfigError, SourceError, TokenshardsError, shorten
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.storage.store import Store, open_parent
 
@@ -140,8 +141,6 @@ def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]
 
 def import_torch(what: str) -> Any:
     """Return the torch module; raises ConfigError, which says how to install it, for `what`."""
-    try:
+    with optional_import(f"{what} needs torch", extra="train"):
         import torch
-    except ImportError:
-        raise ConfigError(f"{what} needs torch, which is not installed; run: pip install torch") from None
     return torch

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.reports.drawings import GAP, LINE_HEIGHT, image_grid, plot_usage, side_by_side, usage_text_histogram
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

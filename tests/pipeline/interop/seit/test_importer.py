@@ -201,7 +201,7 @@ def test_without_torch_a_checkpoint_says_what_to_do(tmp_path: Path, monkeypatch:
     src = write_release(tmp_path / "src", some_images(5))
     (src / "codebook.npy").rename(src / "codebook.ckpt")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match="needs torch, which is not installed; run: pip install torch"):
+    with pytest.raises(ConfigError, match="needs torch, which cannot be imported"):
         imported(src, tmp_path / "out")
 
 
