@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenshards.pipeline import activity
-from tokenshards.pipeline.activity import ENCODE, doing, slowest
 from tokenshards.pipeline.tokenizers import nearest_code
 from tokenshards.pipeline.tokenizers.nearest_code import CPU_SCORES, GPU_SCORES, NearestCode, block_rows, nearest_rows
 
@@ -40,23 +38,6 @@ def test_blocks_are_large_on_a_gpu_and_fit_a_cache_on_a_cpu(monkeypatch: pytest.
     rng = np.random.default_rng(0)
     rows, table = rng.random((300, 5), np.float32), rng.random((40, 5), np.float32)
     assert np.array_equal(NearestCode(table)(torch.from_numpy(rows)).numpy(), nearest_rows(rows, table)), "blocks join without a seam"
-
-
-def test_a_long_search_shows_that_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A watcher would take one long silence for a hang, and quarantine good images."""
-    now, real = [0.0], NearestCode._nearest
-
-    def slow(self: NearestCode, *arguments: Tensor) -> Tensor:
-        now[0] += 10
-        return real(self, *arguments)
-
-    monkeypatch.setattr(NearestCode, "_nearest", slow)
-    monkeypatch.setattr(activity.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(activity, "_slowest", {})
-    monkeypatch.setattr(nearest_code, "CPU_SCORES", 40 * 50)
-    with doing(ENCODE):
-        NearestCode(np.ones((40, 5), np.float32))(torch.ones(300, 5))
-    assert now == [60.0] and slowest() == {ENCODE: 10.0}
 
 
 class OnAGpu(torch.Tensor):
