@@ -96,7 +96,8 @@ def main() -> None:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # for example after `| head`; print nothing more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        from tokenshards.pipeline.errors import TokenshardsError, install_hint, shorten
+        from tokenshards.pipeline.errors import TokenshardsError, shorten
+        from tokenshards.pipeline.optional_packages import install_hint, package_error
 
         if os.environ.get("TOKENSHARDS_TRACEBACK"):
             raise
@@ -108,10 +109,8 @@ def main() -> None:
                 file=sys.stderr,
             )
             sys.exit(3)
-        if isinstance(error, ModuleNotFoundError) and error.name in ("ray", "torch", "filelock"):
-            extra = "ray" if error.name == "ray" else "train"
-            print(f"error: this command needs {error.name}, which is not installed; run: {install_hint(extra)}", file=sys.stderr)
-            sys.exit(2)
+        if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in ("ray", "torch", "filelock"):
+            error = package_error(f"this command needs {package}", error, install_hint("ray" if package == "ray" else "train"))
         if isinstance(error, TokenshardsError):
             print(f"error: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)
             sys.exit(error.exit_code)

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -56,7 +55,6 @@ __all__ = [
     "TransientStorageError",
     "UnreadableObjectError",
     "describe_unreadable",
-    "install_hint",
     "require",
     "shorten",
 ]
@@ -66,17 +64,6 @@ def shorten(value: object, limit: int = 120) -> str:
     """Return repr(value), cut to `limit` characters, so that messages stay one screen long."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def install_hint(extra: str = "") -> str:
-    """Return the command that installs the packages of an extra, with the folder of the checkout if there is one.
-
-    No package index has tokenshards. The command by name works only because pip does not look for a package that is already installed.
-    """
-    root, extras = Path(__file__).resolve().parents[1], f"[{extra}]" if extra else ""
-    if (root / "pyproject.toml").exists():
-        return f"pip install -e '{root}{extras}'"
-    return f"pip install 'tokenshards{extras}'"
 
 
 def _rebuilt(kind: type[BaseException], args: tuple[object, ...], attributes: dict[str, Any]) -> BaseException:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # In import order: a room may import the rooms before it and itself. A name is a module or a folder.
 PIPELINE = (
     "errors",
+    "optional_packages",
     "canonical",
     "view_policy",
     "config",
@@ -58,6 +59,7 @@ STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "objectives", "
 # Below its commands, training knows of the pipeline only what the shards are made of.
 CONTRACT = (
     "errors",
+    "optional_packages",
     "config",
     "records",
     "canonical",

@@ -14,8 +14,8 @@ from tokenshards.pipeline.commands.demo_folder import clear_demo_folder
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
-from tokenshards.pipeline.errors import ConfigError, install_hint
 from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.reports.previews import preview_dataset
 from tokenshards.pipeline.reports.storage_table import dataset_report
 from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
@@ -69,10 +69,8 @@ def run_demo(folder: str) -> None:
 
 def write_digits(folder: Path) -> int:
     """Write scikit-learn's 1,797 digits as 32 × 32 PNGs under train/<class>/ and val/<class>/; return their number."""
-    try:
+    with optional_import("the images of the demo need scikit-learn", extra="demo"):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise ConfigError(f"the demo needs scikit-learn for its images, which is not installed; run: {install_hint('demo')}") from None
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         image = Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)

@@ -45,7 +45,7 @@ def import_tokenizer_command(
     decoder: Annotated[bool, typer.Option(help="Keep the decoder to pixels, about half of the weights.")] = True,
     dtype: Annotated[str, typer.Option(help="Type of the networks: `float32`, or `bfloat16` for a GPU. Part of the identity.")] = "float32",
     resize: Annotated[str | None, typer.Option(help="`squash` or `crop`.", show_default="as in its own project")] = None,
-    resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="likewise")] = None,
+    resample: Annotated[str | None, typer.Option("--filter", help="`bicubic`, `bilinear`, …", show_default="bicubic")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the image, for networks that take any side.", show_default="256")] = None,
     preset: Annotated[
         str | None,

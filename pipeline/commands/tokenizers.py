@@ -82,10 +82,9 @@ def fit_tokenizer_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a tokenizer to a sample of your images: k-means of patches, k-means of an encoder's latents, or a small network."""
-    given = {name: value for name, value in locals().items() if value is not None}
     prepare_for_torch()
     from tokenshards.pipeline.config import SourceConfig
-    from tokenshards.pipeline.conversion.fit_kinds import ALL_OPTIONS, open_fit
+    from tokenshards.pipeline.conversion.fit_kinds import FitOptions, open_fit
     from tokenshards.pipeline.planning.planner import Listing
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
@@ -94,11 +93,33 @@ def fit_tokenizer_command(
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
     from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 
+    options = FitOptions(
+        kind=kind,
+        sample=sample,
+        seed=seed,
+        size=size,
+        levels=levels,
+        codes=codes,
+        patch=patch,
+        beam=beam,
+        encoder=encoder,
+        decoder=decoder,
+        mirrored=mirrored,
+        quantizer=quantizer,
+        code_width=code_width,
+        width=width,
+        depth=depth,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        perceptual=perceptual,
+        perceptual_weights=perceptual_weights,
+        perceptual_weight=perceptual_weight,
+    )
     reporter = TerminalReporter()
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     weights = side_options("tokenizer", encoder or perceptual_weights, storage_option, tokenizer_option)
-    given = {name: value for name, value in given.items() if name in ALL_OPTIONS}
-    fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=weights, say=reporter.say)
+    fit = open_fit(options, out=store, storage_options=weights, say=reporter.say)
     reading = SourceConfig(
         all_files=all_files,
         image_column=image_column,

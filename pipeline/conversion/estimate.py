@@ -109,9 +109,8 @@ def estimate_job(
     price_per_hour: float | None,
 ) -> Estimate:
     """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
-    source = open_source(
-        source_url, replace(source_config, unreadable="quarantine")
-    )  # unreadable objects count as bad inputs of the sample
+    # Unreadable objects count as bad inputs of the sample.
+    source = open_source(source_url, replace(source_config, unreadable="quarantine"))
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer

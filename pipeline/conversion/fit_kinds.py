@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from tokenshards.pipeline.conversion.fit import FittedTokenizer, fit_latent_tokenizer, fit_tokenizer, fit_vq_tokenizer
 from tokenshards.pipeline.errors import ConfigError, shorten
@@ -14,7 +14,62 @@ from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
 
-__all__ = ["ALL_OPTIONS", "OPTIONS", "Fit", "open_fit"]
+__all__ = ["Fit", "FitOptions", "open_fit"]
+
+Config = TypeVar("Config", FitConfig, LatentFitConfig, VqFitConfig)
+
+PATCHES, LATENTS, NETWORK = "patch-kmeans", "latent-kmeans", "vq-autoencoder"
+CONFIGS = {PATCHES: FitConfig, LATENTS: LatentFitConfig, NETWORK: VqFitConfig}
+FILES = {PATCHES: (), LATENTS: ("encoder", "decoder"), NETWORK: ("perceptual_weights",)}
+"""Options of a kind that its config does not hold, because weights and not their places are part of a tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitOptions:
+    """The options of `fit-tokenizer` for all kinds. None stands for the default of the kind, and is all that other kinds accept."""
+
+    kind: str
+    sample: int
+    seed: int
+    size: int | None = None
+    levels: int | None = None
+    codes: int | None = None
+    patch: int | None = None
+    beam: int | None = None
+    encoder: str | None = None
+    decoder: str | None = None
+    mirrored: bool | None = None
+    quantizer: str | None = None
+    code_width: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    perceptual: str | None = None
+    perceptual_weights: str | None = None
+    perceptual_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONFIGS:
+            raise ConfigError(f"--kind is {shorten(self.kind)}; expected one of {', '.join(CONFIGS)}")
+        for option in fields(self)[1:]:
+            value = getattr(self, option.name)
+            if value is not None and not _takes(self.kind, option.name):
+                of = ", ".join(kind for kind in CONFIGS if _takes(kind, option.name))
+                raise ConfigError(
+                    f"--{option.name.replace('_', '-')} is {shorten(value)}, which belongs to --kind {of}; --kind is {self.kind}. "
+                    "Leave one out"
+                )
+
+    def config(self, of: type[Config]) -> Config:
+        """Return the config of a kind with the given options."""
+        named = {field.name: getattr(self, field.name, None) for field in fields(of)}
+        return of(**{name: value for name, value in named.items() if value is not None})
+
+
+def _takes(kind: str, option: str) -> bool:
+    return option in FILES[kind] or option in {field.name for field in fields(CONFIGS[kind])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,74 +80,43 @@ class Fit:
     done: Callable[[], None] = lambda: None
 
 
-PATCHES, LATENTS, NETWORK = "patch-kmeans", "latent-kmeans", "vq-autoencoder"
-_SHARED = ("size", "levels", "codes")
-_TRAINING = ("epochs", "batch", "learning_rate", "perceptual", "perceptual_weights", "perceptual_weight")
-OPTIONS = {
-    PATCHES: (*_SHARED, "patch", "beam"),
-    LATENTS: (*_SHARED, "encoder", "decoder", "mirrored"),
-    NETWORK: (*_SHARED, "patch", "quantizer", "code_width", "width", "depth", *_TRAINING),
-}
-"""Kind -> its options, besides sample and seed."""
-ALL_OPTIONS = frozenset(option for options in OPTIONS.values() for option in options)
+def open_fit(options: FitOptions, *, out: Store, storage_options: Mapping[str, Any], say: Callable[[str], None]) -> Fit:
+    """Return the steps that fit a tokenizer. Weights are read and packages imported now, before a listing that may take long.
 
-
-def open_fit(
-    kind: str,
-    given: Mapping[str, Any],
-    *,
-    sample: int,
-    seed: int,
-    out: Store,
-    storage_options: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> Fit:
-    """Return the steps that fit a tokenizer of a kind. Weights are read now, before a listing that may take long.
-
-    `given` holds the options that the user gave. `out` is the place of the tokenizer, where a stopped training continues. Raises
-    ConfigError for an unknown kind, an option of another kind or a value out of range, TokenizerError for weights that do not fit.
+    `out` is the place of the tokenizer, where a stopped training continues. Raises ConfigError for a value out of range or a missing
+    package, TokenizerError for weights that do not fit.
     """
-    if kind not in OPTIONS:
-        raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(OPTIONS)}")
-    for option, value in given.items():
-        if option not in OPTIONS[kind]:
-            of = ", ".join(name for name, options in OPTIONS.items() if option in options)
-            raise ConfigError(
-                f"--{option.replace('_', '-')} is {shorten(value)}, which belongs to --kind {of}; --kind is {kind}. Leave one out"
-            )
-    named = dict(given)
-    if kind == PATCHES:
-        return Fit(functools.partial(fit_tokenizer, config=FitConfig(sample=sample, seed=seed, **named)))
-    if kind == LATENTS:
-        from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder  # loads torch
+    if options.kind == PATCHES:
+        return Fit(functools.partial(fit_tokenizer, config=options.config(FitConfig)))
+    if options.kind == NETWORK:
+        return _network_fit(options, out, storage_options, say)
+    from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder  # loads torch
 
-        encoder, decoder = named.pop("encoder", None), named.pop("decoder", None)
-        if encoder is None:
-            raise ConfigError("--encoder is missing; expected the weights of a TAESD-family encoder for --kind latent-kmeans")
-        config = LatentFitConfig(sample=sample, seed=seed, **named)
-        return Fit(functools.partial(fit_latent_tokenizer, config=config, encoder=open_encoder(encoder, decoder, storage_options)))
-    return _network_fit(named, sample, seed, out, storage_options, say)
+    if options.encoder is None:
+        raise ConfigError("--encoder is missing; expected the weights of a TAESD-family encoder for --kind latent-kmeans")
+    config = options.config(LatentFitConfig)
+    encoder = open_encoder(options.encoder, options.decoder, storage_options)
+    return Fit(functools.partial(fit_latent_tokenizer, config=config, encoder=encoder))
 
 
-def _network_fit(
-    named: dict[str, Any], sample: int, seed: int, out: Store, storage_options: Mapping[str, Any], say: Callable[[str], None]
-) -> Fit:
-    from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState  # loads torch
+def _network_fit(options: FitOptions, out: Store, storage_options: Mapping[str, Any], say: Callable[[str], None]) -> Fit:
+    from tokenshards.pipeline.tokenizers.fitted.quantizers import quantizer_library  # loads torch
+    from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
 
-    weights = named.pop("perceptual_weights", None)
-    if named.get("quantizer", "vq") != "vq":
-        named.setdefault("levels", 1)
-    config = VqFitConfig(sample=sample, seed=seed, **named)
-    if (config.perceptual is None) != (weights is None):
+    if options.levels is None and options.quantizer not in (None, "vq"):
+        options = replace(options, levels=1)
+    config = options.config(VqFitConfig)
+    model, weights, features = config.perceptual, options.perceptual_weights, None
+    if (model is None) != (weights is None):
         raise ConfigError(
-            f"--perceptual is {shorten(config.perceptual)} and --perceptual-weights {shorten(weights)}; expected both or none: "
+            f"--perceptual is {shorten(model)} and --perceptual-weights {shorten(weights)}; expected both or none: "
             "a timm model and the file of its weights"
         )
-    features = None
-    if config.perceptual is not None and weights is not None:
+    quantizer_library()
+    if model is not None and weights is not None:
         from tokenshards.pipeline.tokenizers.fitted.perceptual import open_perceptual
 
-        features = open_perceptual(config.perceptual, weights, storage_options)
+        features = open_perceptual(model, weights, storage_options)
     state = TrainingState(out)
 
     def fit(source: ImageSource, rows: list[PlanRow]) -> FittedTokenizer:

@@ -95,7 +95,7 @@ def spool_parts(spool: RowSpool, folder: Path, config: PlanConfig, first_shard: 
 
 
 def plan_id_of(request: PlanRequest, shard_rows: int, digests: list[str]) -> str:
-    """Return the identity of a plan (PROTOCOL: Identity); the source root, host and library versions are not part of it."""
+    """Return the identity of a plan (SPEC section 2); the source root, host and library versions are not part of it."""
     return sha256_hex(
         canonical_json(
             {

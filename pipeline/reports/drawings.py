@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.quality.fidelity import psnr
+from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["image_grid", "image_table", "plot_usage", "side_by_side", "usage_text_histogram"]
+__all__ = ["image_grid", "image_table", "plot_usage", "publish_drawing", "side_by_side", "usage_text_histogram"]
 
 Pixels = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
@@ -112,12 +115,10 @@ def usage_text_histogram(counts_K: Counts, width: int = 64, height: int = 8) -> 
 def plot_usage(histograms: Sequence[Counts], path: Path) -> None:
     """Write a plot of code usage to `path`, for each level by id and sorted; the extension decides the format.
 
-    Raises ConfigError if matplotlib is missing or does not know the extension.
+    Raises ConfigError if matplotlib is missing or does not know the extension, TransientStorageError if the file cannot be written.
     """
-    try:
+    with optional_import(f"{path}: plots need matplotlib", extra="plot"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(f"{path}: plots need matplotlib, which is not installed; run: {install_hint('plot')}") from None
     figure = Figure(figsize=(10, 2.8 * len(histograms)), layout="constrained")
     for level, (counts_K, (by_id, by_rank)) in enumerate(zip(histograms, figure.subplots(len(histograms), 2, squeeze=False), strict=True)):
         share_K = counts_K / max(1, counts_K.sum())
@@ -127,10 +128,18 @@ def plot_usage(histograms: Sequence[Counts], path: Path) -> None:
         by_rank.axhline(1 / len(share_K), color="grey", linestyle=":", label="even use")
         by_rank.set(title=f"level {level}, most used first", xlabel="rank", yscale="log")
         by_rank.legend()
+    buffer = io.BytesIO()
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=120)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be written as a plot ({error}); use an extension such as .png") from None
+    publish_drawing(path, buffer.getvalue())
+
+
+def publish_drawing(path: Path, data: bytes) -> None:
+    """Write a file whole, in a folder that is made if it does not exist."""
+    target = path.resolve()
+    Store(str(target.parent)).write(target.name, data)
 
 
 def _enlarged(image: Pixels) -> Image.Image:

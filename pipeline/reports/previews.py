@@ -19,10 +19,10 @@ from tokenshards.pipeline.job.originals import read_originals
 from tokenshards.pipeline.planning.plan import load_chain
 from tokenshards.pipeline.quality.fidelity import psnr
 from tokenshards.pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
-from tokenshards.pipeline.reports.drawings import image_grid, image_table, side_by_side
+from tokenshards.pipeline.reports.drawings import image_grid, image_table, publish_drawing, side_by_side
 from tokenshards.pipeline.shards.dataset import Sample, TokenDataset, open_dataset
 from tokenshards.pipeline.sources import source_root
-from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 
 __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
@@ -117,8 +117,7 @@ def _opened(
 def _save(drawing: Any, to: str) -> None:
     buffer = io.BytesIO()
     drawing.save(buffer, format={".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(to).suffix.lower(), "PNG"))
-    target = Path(to).resolve()
-    Store(str(target.parent)).write(target.name, buffer.getvalue())
+    publish_drawing(Path(to), buffer.getvalue())
 
 
 def _caption(sample: Sample) -> str:

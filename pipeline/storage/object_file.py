@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import fsspec.compression
 
 from tokenshards.pipeline.errors import BadInput, ConfigError, Reason, Stage
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["RangeReader", "open_stream"]
@@ -59,7 +60,7 @@ def open_stream(store: Store, path: str, size: int) -> BinaryIO:
     for ending, codec in ((".gz", "gzip"), (".tgz", "gzip"), (".zst", "zstd")):
         if path.lower().endswith(ending):
             if codec not in fsspec.compression.compr:
-                raise ConfigError(f"{store.place(path)}: {ending} needs zstandard, which is not installed: pip install zstandard")
+                raise ConfigError(f"{store.place(path)}: {ending} needs zstandard, which cannot be imported; run: {install_hint()}")
             raw = fsspec.compression.compr[codec](raw, mode="rb")
     stream: BinaryIO = raw
     return stream

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tokenshards.pipeline.errors import ClusterError, ConfigError
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard, said_by_ray, within
 
 __all__ = ["ray_client", "start_job"]
@@ -22,10 +23,8 @@ _STATUS = re.compile(r"status code (\d{3}): ?(.*)", re.DOTALL)
 
 def ray_client(dashboard: Dashboard) -> Any:
     """Return Ray's job client for a dashboard that has already answered. Raises ConfigError if this Ray has no job client."""
-    try:
+    with optional_import("`submit` needs Ray's job client", extra="ray"):
         from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise ConfigError(f"Ray's job client cannot be imported here ({error}); expected `pip install 'ray[default]'`") from None
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
         def _check_connection_and_version(self, *arguments: Any, **named: Any) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.activity import step
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -80,8 +82,11 @@ class NearestCode:
         gpu = rows_ND.device.type == "cuda"
         while True:
             try:
-                blocks = torch.split(rows_ND, block_rows(len(table_KD), self._gpu_scores if gpu else CPU_SCORES))
-                return torch.cat([self._nearest(block_ND, table_KD, offsets_K) for block_ND in blocks])
+                found = []
+                for block_ND in torch.split(rows_ND, block_rows(len(table_KD), self._gpu_scores if gpu else CPU_SCORES)):
+                    found.append(self._nearest(block_ND, table_KD, offsets_K))
+                    step()  # a search in a large table takes longer than the networks before it, and shows that it works
+                return torch.cat(found)
             except torch.OutOfMemoryError:
                 if not gpu or self._gpu_scores <= CPU_SCORES:
                     raise

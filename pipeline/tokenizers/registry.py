@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from tokenshards.pipeline.errors import TokenizerError, install_hint
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.optional_packages import install_hint, package_error
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 
 __all__ = ["families", "load_family", "published_families", "register_family", "temporary_family"]
@@ -65,7 +66,7 @@ def published_families() -> list[str]:
 
 
 def load_family(name: str) -> type[Tokenizer]:
-    """Import and return the class of a family. Unknown names and missing packages raise TokenizerError.
+    """Import and return the class of a family. Raises TokenizerError for an unknown name, ConfigError where its packages are missing.
 
     An installed package that offers the name of one of our families does not replace our family.
     """
@@ -79,13 +80,7 @@ def load_family(name: str) -> type[Tokenizer]:
     try:
         family: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, RuntimeError) as error:  # torchvision built for another torch raises RuntimeError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
-        if "torchvision::" in reason:
-            raise TokenizerError(
-                f"tokenizer family {name!r}: torchvision was built for another torch than the torch {_version('torch')} of this machine "
-                f"({reason}); expected torchvision of the same release and from the same index as torch. Install that one, or uninstall it"
-            ) from error
-        raise TokenizerError(f"tokenizer family {name!r}: {entry.target} cannot be loaded ({reason}); try: {entry.install}") from error
+        raise package_error(f"tokenizer family {name!r} needs {entry.target}", error, entry.install) from error
     return family
 
 
@@ -102,13 +97,6 @@ def _offered() -> dict[str, _Entry]:
             )
         found[point.name] = _Entry(point.value, f"pip install --force-reinstall {package}", published=True)
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(none)"
 
 
 _TORCH = install_hint("train")

@@ -122,13 +122,11 @@ def train_command(
     )
     try:
         if ray_workers is not None:
-            from tokenshards.pipeline.errors import ConfigError, install_hint
+            from tokenshards.pipeline.optional_packages import optional_import
             from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig, parse_workers
 
-            try:
+            with optional_import("--ray-workers needs Ray, here and on the nodes", extra="train,ray"):
                 from tokenshards.stem_adaptors.cluster.ray_train import train_on_cluster
-            except ImportError as error:
-                raise ConfigError(f"--ray-workers needs Ray ({error}); run here and on the nodes: {install_hint('train,ray')}") from None
             cluster = ClusterConfig(
                 workers=parse_workers(ray_workers),
                 gpus_per_worker=gpus_per_worker,

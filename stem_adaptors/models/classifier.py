@@ -32,7 +32,7 @@ SIZES = {
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),
 }
-"""Width, depth and heads of each size (DeiT, table 1). The two smallest are our own, for some thousand images and a CPU."""
+"""Width, depth and heads of each size (DeiT, 2021, table 1). The two smallest are our own, for some thousand images and a CPU."""
 
 _LAYER_NORM_EPS = 1e-6
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.stem_adaptors.models.drop_path import DropPath
 
 __all__ = ["build_timm_backbone"]
@@ -61,12 +62,8 @@ def build_timm_backbone(
 
 
 def _load_timm() -> Any:
-    try:
+    with optional_import("models named timm:NAME need timm", extra="timm"):
         import timm
-    except ImportError as error:
-        raise ConfigError(f"models named timm:NAME need timm, which does not load ({error}); run: {install_hint('timm')}") from None
-    except RuntimeError as error:
-        raise ConfigError(f"timm does not load ({error}); torch and torchvision must be builds of one release: install both anew") from None
     return timm
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.optional_packages import optional_import
 
 __all__ = ["confusion_png", "curves_png", "load_pyplot"]
 
@@ -60,10 +60,8 @@ def confusion_png(confusion_CC: npt.NDArray[np.int64], classes: Sequence[int | s
 
 def load_pyplot() -> Any:
     """Return matplotlib's pyplot; raises ConfigError where matplotlib is not installed."""
-    try:
+    with optional_import("this drawing needs matplotlib", extra="plot"):
         import matplotlib
-    except ImportError:
-        raise ConfigError(f"this drawing needs matplotlib, which is not installed; run: {install_hint('plot')}") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

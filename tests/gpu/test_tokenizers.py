@@ -212,7 +212,11 @@ def test_an_autoencoder_trains_stops_and_continues_on_the_device(quantizer: str,
 
     changed = dict(zip(("vq", "fsq", "lfq"), fitted.QUANTIZERS, strict=True))[quantizer]
     config = fitted.settings(epochs=2, **changed)
+    torch.manual_seed(7)
+    expected = torch.rand(4, device=device)
+    torch.manual_seed(7)
     tokenizer, statistics = fitted.fit(tmp_path / "whole", config=config)
+    assert torch.equal(torch.rand(4, device=device), expected), "the fit drew from the generator of its process"
     assert statistics["epochs"][1]["pixel_loss"] > 0
 
     class Stop(Exception):

@@ -22,7 +22,8 @@ from tests.ports import free_ports
 from tests.ray_clusters import RayCluster
 from tests.stem_adaptors.training.small_runs import KeptReporter, tokenize_pair
 from tests.submitting import foreign_folder
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig, parse_workers
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
@@ -273,7 +274,8 @@ def test_ray_that_is_not_installed_is_named(pair: tuple[Path, Path], tmp_path: P
     (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')")
     arguments = command(str(pair[0]), str(pair[1]), str(tmp_path / "run"), tmp_path / "cache")
     _, err = run_cli(*arguments, "--ray-workers", "2", env={"PYTHONPATH": str(tmp_path)}, expect=2)
-    assert f"--ray-workers needs Ray (No module named 'ray'); run here and on the nodes: {install_hint('train,ray')}" in err, err
+    assert "--ray-workers needs Ray, here and on the nodes, which cannot be imported (No module named 'ray')" in err, err
+    assert err.endswith(f"; run: {install_hint('train,ray')}\n"), err
 
 
 @pytest.mark.parametrize(

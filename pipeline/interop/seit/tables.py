@@ -16,6 +16,7 @@ from fsspec.core import split_protocol
 
 from tokenshards.pipeline.errors import ConfigError, SourceError, TokenshardsError, shorten
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.storage.store import Store, open_parent
 
 __all__ = ["import_torch", "nearest_codes", "read_class_names", "read_codebook", "read_named", "read_synonyms"]
@@ -139,8 +140,6 @@ def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]
 
 def import_torch(what: str) -> Any:
     """Return the torch module; raises ConfigError, which says how to install it, for `what`."""
-    try:
+    with optional_import(f"{what} needs torch", extra="train"):
         import torch
-    except ImportError:
-        raise ConfigError(f"{what} needs torch, which is not installed; run: pip install torch") from None
     return torch

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenshards.pipeline.errors import TokenizerError, install_hint, shorten
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.network import choose_device
 
@@ -46,19 +47,17 @@ class PerceptualLoss:
 def open_perceptual(model: str, weights: str, storage_options: Mapping[str, Any] | None = None) -> PerceptualLoss:
     """Return the loss of a timm model with the weights at a path or URL.
 
-    Raises TokenizerError where timm is not installed, where timm has no such model, or where the weights do not fit its feature stages.
+    Raises ConfigError where timm is not installed or has no such model, TokenizerError where the weights do not fit its feature stages.
     """
-    try:
+    with optional_import("--perceptual needs timm", extra="timm"):
         import timm
-    except ImportError as error:
-        raise TokenizerError(f"--perceptual needs timm, which is not here ({error}); run: {install_hint('timm')}") from error
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model[:5]}*")[:4]) or "none like it"
-        raise TokenizerError(f"--perceptual is {shorten(model)}, which timm {timm.__version__} does not have; it has {close}")
+        raise ConfigError(f"--perceptual is {shorten(model)}, which timm {timm.__version__} does not have; it has {close}")
     try:
         stages: Any = timm.create_model(model, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise TokenizerError(
+        raise ConfigError(
             f"--perceptual {model}: it gives no stages of features ({error}); take a convolutional one, such as vgg11"
         ) from None
     found, wanted = read_state_dict(weights, storage_options), stages.state_dict()

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import TokenizerError, install_hint
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.tokenizers.config import FSQ_LEVELS, VqFitConfig
 
-__all__ = ["METRICS", "FsqBound", "TrainedQuantizer"]
+__all__ = ["METRICS", "FsqBound", "TrainedQuantizer", "quantizer_library"]
 
 METRICS: dict[str, Literal["l2", "sign", "fsq"]] = {"vq": "l2", "lfq": "sign", "fsq": "fsq"}
 
@@ -54,17 +54,19 @@ class FsqBound(nn.Module):
         return (torch.tanh(vectors_BLD + parts["shift"]) * parts["half_width"] - parts["offset"]) / parts["steps"]
 
 
+def quantizer_library() -> Any:
+    """Return vector-quantize-pytorch. Raises ConfigError where it is not installed."""
+    with optional_import("--kind vq-autoencoder needs vector-quantize-pytorch", extra="fit"):
+        import vector_quantize_pytorch as library
+    return library
+
+
 class TrainedQuantizer(nn.Module):
-    """A quantizer of vectors [B, L, D]. Raises TokenizerError where the library is not installed."""
+    """A quantizer of vectors [B, L, D]."""
 
     def __init__(self, config: VqFitConfig, *, vectors_per_batch: int) -> None:
         super().__init__()
-        try:
-            import vector_quantize_pytorch as library
-        except ImportError as error:
-            raise TokenizerError(
-                f"--kind vq-autoencoder needs vector-quantize-pytorch, which is not here ({error}); run: {install_hint('fit')}"
-            ) from error
+        library = quantizer_library()
         self.code_width = config.vq_width
         if config.quantizer == "vq":
             dead = min(MAX_REVIVED_USES, 0.1 * vectors_per_batch / config.codes)  # with many codes, few vectors of a batch use each

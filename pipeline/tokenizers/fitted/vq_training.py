@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -46,6 +47,14 @@ WARM_UP_STEPS = 50
 MAX_GRADIENT = 1.0
 
 
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """Let torch draw what it likes in the block: afterwards the generators of the process are as before."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if choose_device().type == "cuda" else []):
+        yield
+
+
+@_own_generators()
 def fit_vq_autoencoder(
     images: Iterable[tuple[str, Images]],
     config: VqFitConfig,
@@ -96,19 +105,12 @@ class _Training:
         side = preprocess.size // config.patch
         self._batch = min(config.batch, len(pixels_MHWC))
         self._steps = len(pixels_MHWC) // self._batch
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(keyed_hash64(str(config.seed), "start"))
-            quantizer = TrainedQuantizer(config, vectors_per_batch=self._batch * side * side)
-            sizes: dict[str, Any] = {
-                "patch": config.patch,
-                "width": config.width,
-                "depth": config.depth,
-                "code_width": quantizer.code_width,
-            }
-            encoder, decoder = Encoder(**sizes), Decoder(**sizes, side=side)
-        start_linear(
-            encoder.linear, decoder.linear, pixels_MHWC, alike=config.quantizer != "vq"
-        )  # FSQ and LFQ take equal steps in every dimension
+        torch.manual_seed(keyed_hash64(str(config.seed), "start"))
+        quantizer = TrainedQuantizer(config, vectors_per_batch=self._batch * side * side)
+        sizes: dict[str, Any] = {"patch": config.patch, "width": config.width, "depth": config.depth, "code_width": quantizer.code_width}
+        encoder, decoder = Encoder(**sizes), Decoder(**sizes, side=side)
+        # FSQ and LFQ take equal steps in every dimension.
+        start_linear(encoder.linear, decoder.linear, pixels_MHWC, alike=config.quantizer != "vq")
         self._networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self._networks.to(self._device)
         self._quantizer = quantizer.to(self._device)
@@ -120,17 +122,16 @@ class _Training:
         self._networks.train(), self._quantizer.train()
         began, sums = time.perf_counter(), torch.zeros(2, device=self._device)
         order_M = np.random.default_rng(keyed_hash64(str(self._config.seed), f"epoch {epoch}")).permutation(len(self._pixels_MHWC))
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self._device.type == "cuda" else []):
-            torch.manual_seed(keyed_hash64(str(self._config.seed), f"codes {epoch}"))
-            for step in range(self._steps):
-                chosen_B = order_M[step * self._batch : (step + 1) * self._batch]
-                try:
-                    sums += self._step(epoch * self._steps + step, _mirrored(self._pixels_MHWC[chosen_B], epoch))
-                except torch.OutOfMemoryError as error:
-                    raise TokenizerError(
-                        f"fit: the memory of {device_name()} is too small for steps of {self._batch} images of {self._preprocess.size} "
-                        f"pixels ({shorten(str(error), 120)}); expected room for them. Give a smaller --batch, or --width"
-                    ) from error
+        torch.manual_seed(keyed_hash64(str(self._config.seed), f"codes {epoch}"))
+        for step in range(self._steps):
+            chosen_B = order_M[step * self._batch : (step + 1) * self._batch]
+            try:
+                sums += self._step(epoch * self._steps + step, _mirrored(self._pixels_MHWC[chosen_B], epoch))
+            except torch.OutOfMemoryError as error:
+                raise TokenizerError(
+                    f"fit: the memory of {device_name()} is too small for steps of {self._batch} images of {self._preprocess.size} "
+                    f"pixels ({shorten(str(error), 120)}); expected room for them. Give a smaller --batch, or --width"
+                ) from error
         pixel_loss, code_loss = (sums / self._steps).tolist()
         if not math.isfinite(pixel_loss + code_loss):
             raise TokenizerError(

@@ -36,7 +36,7 @@ BLOCK_NAMES = {
 }
 """Names in a block and their names in a TiTok."""
 PUBLISHED_LATENTS = {"titok": (32, 64, 128), "one-d-piece": (256,)}
-"""Key prefix of the first family, whose checkpoints hold MaskGIT's pixel decoder."""
+"""Numbers of latents in the published checkpoints with a pixel decoder."""
 LEGACY, SITES = "reads_latents_unturned", "sites"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.reports.drawings import GAP, LINE_HEIGHT, image_grid, plot_usage, side_by_side, usage_text_histogram
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -73,8 +74,9 @@ def test_text_histogram_joins_codes_and_keeps_its_size() -> None:
 
 
 def test_plot_is_an_image(tmp_path: Path) -> None:
-    plot_usage([np.arange(256), np.zeros(16, int)], tmp_path / "usage.png")
-    with Image.open(tmp_path / "usage.png") as image:
+    to = tmp_path / "new" / "usage.png"
+    plot_usage([np.arange(256), np.zeros(16, int)], to)
+    with Image.open(to) as image:
         assert image.width >= 800 and len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.datasets import call_cli, call_json, convert, image_size, run_cli, write_images
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.reports.drawings import GAP, LINE_HEIGHT, image_table
 from tokenshards.pipeline.reports.previews import preview_views

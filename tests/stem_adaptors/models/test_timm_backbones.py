@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.stem_adaptors.models.test_embedding import grid, make_ids, make_spec, make_tables
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tokenshards.pipeline.errors import ConfigError, install_hint
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import build_classifier
 from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of

@@ -88,6 +88,15 @@ def test_a_stopped_training_continues_to_the_same_bytes(changed: dict, tmp_path:
     assert same == statistics
 
 
+def test_a_fit_leaves_the_generators_of_its_process_alone(tmp_path: Path) -> None:
+    """A training in the same process, or a user's own script, draws the same numbers whether a tokenizer was fitted before or not."""
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    torch.manual_seed(7)
+    fit(tmp_path / "a", config=settings(epochs=1))
+    assert torch.equal(torch.rand(4), expected)
+
+
 def test_the_order_of_images_and_equal_ones_change_nothing(tmp_path: Path) -> None:
     images = drawn_images()
     first, _ = fit(tmp_path / "a", images)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.datasets import ROOT
 from tests.pipeline.tokenizers.published import test_vit_vqgan
 
-ROOT = Path(__file__).resolve().parents[3]
 TIMES = 400
 """The hidden layers are so many times as wide as in the other tests: a file of 110 MB."""
 IMPORT = """

@@ -18,13 +18,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.datasets import ROOT
 from tokenshards.pipeline.errors import MissingObjectError, TokenizerError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.networks import checkpoint_file
 from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
 from tokenshards.pipeline.tokenizers.networks.weights import as_arrays, as_tensors, load_into, with_ema
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def state() -> dict[str, torch.Tensor]:
