@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -52,7 +54,10 @@ __all__ = [
     "parse_options",
     "recorded_source",
     "side_options",
+    "takes",
 ]
+
+T = TypeVar("T")
 
 Source = Annotated[str, typer.Argument(help="Images: a folder, tars (globs and {000..123} braces) or tables, local or any fsspec URL.")]
 Out = Annotated[str, typer.Argument(help="Dataset root, local or any fsspec URL.")]
@@ -158,17 +163,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on
 def parse_options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
     """Return `key=value` texts as a dict; a value that is valid JSON is parsed. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
+    from tokenshards.pipeline.storage.side_options import parse_pairs
 
-    options: dict[str, Any] = {}
     for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
+        if not pair.partition("=")[0] or "=" not in pair:
             raise ConfigError(f"{option} was given without key=value; expected for example {such}")
-        try:
-            options[key] = json.loads(value)  # numbers, true and nested options such as client_kwargs={"region_name": "x"}
-        except ValueError:
-            options[key] = value
-    return options
+    return parse_pairs(pairs or ())
 
 
 def side_options(side: str, url: str | None, common: list[str] | None, own: list[str] | None) -> dict[str, Any]:
@@ -198,3 +198,20 @@ def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
         return () if text is None else tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} is {text!r}; expected a number, or several with commas between them") from None
+
+
+def takes(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Give a command the fields of the dataclass `options` as its parameters, in their order. The command gets one `options`."""
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            command(options(**values))
+
+        hints = get_type_hints(options, include_extras=True)
+        defaults = {field.name: Parameter.empty if field.default is MISSING else field.default for field in fields(options)}  # type: ignore[arg-type]
+        parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]) for name, value in defaults.items()]
+        run.__doc__, run.__annotations__ = command.__doc__, hints
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
