@@ -9,10 +9,11 @@ __all__ = ["one_blas_thread", "open_runner", "prepare_for_torch", "worker_count"
 
 
 def worker_count(asked: int | None) -> int:
-    """Return the requested number of workers, or else the number of cores of this process."""
-    if asked is not None:
-        return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the requested number of workers, or else the number of cores of this process. Raises ConfigError."""
+    from tokenshards.pipeline.config import RunConfig
+    from tokenshards.pipeline.runners.local_devices import available_cores
+
+    return RunConfig(workers=asked).workers or available_cores()
 
 
 def prepare_for_torch() -> None:

@@ -214,12 +214,15 @@ def plan_command(
     from tokenshards.pipeline.config import PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
+    from tokenshards.pipeline.errors import require
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.config import FitConfig
 
+    count = worker_count(workers)
+    require(price_per_hour is None or price_per_hour > 0, "--price-per-hour", price_per_hour, "a price above 0")
     reporter = TerminalReporter()
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     existing = load_plan(store)
@@ -244,7 +247,7 @@ def plan_command(
         PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
         tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-        workers=worker_count(workers),
+        workers=count,
         price_per_hour=price_per_hour,
     )
     if as_json:
