@@ -49,7 +49,6 @@ __all__ = [
     "Unreadable",
     "Views",
     "Workers",
-    "_STORES",
     "parse_numbers",
     "parse_options",
     "recorded_source",
@@ -63,37 +62,26 @@ Source = Annotated[str, typer.Argument(help="Images: a folder, tars (globs and {
 Out = Annotated[str, typer.Argument(help="Dataset root, local or any fsspec URL.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 _STORES = "Stores"
+
+
+def _pairs(option: str, text: str) -> Any:
+    return typer.Option(option, help=text, rich_help_panel=_STORES)
+
+
 StorageOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--storage-option",
-        help="key=value for every store of this command (endpoint_url, profile, …); may be repeated.",
-        rich_help_panel=_STORES,
-    ),
+    list[str] | None, _pairs("--storage-option", "key=value for every store of this command (endpoint_url, profile, …); may be repeated.")
 ]
 SrcOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--src-option",
-        help="key=value for the store of the images only, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--src-option", "key=value for the store of the images only, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE."),
 ]
 OutOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--out-option",
-        help="key=value for the store of the output or dataset only. AWS profile: $TOKENSHARDS_OUT_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--out-option", "key=value for the store of the output or dataset only. AWS profile: $TOKENSHARDS_OUT_PROFILE."),
 ]
 TokenizerOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--tokenizer-option",
-        help="key=value for the store of the tokenizer or weights only. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--tokenizer-option", "key=value for the store of the tokenizer or weights only. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE."),
 ]
 AllowPrivateHosts = Annotated[
     bool,
@@ -154,7 +142,7 @@ GpusPerActor = Annotated[float, typer.Option(help="GPUs per actor: a share such 
 DecodePlace = Annotated[
     str, typer.Option(help="Where to decode images: `local` beside the tokenizer, `remote` on any CPU, `auto` decides by measurement.")
 ]
-GiveUpAfter = Annotated[float, typer.Option(help="Stop after so many seconds without progress, for example because no node joins.")]
+GiveUpAfter = Annotated[float, typer.Option(help="Stop after so many seconds in which no actor works, for example because no node joins.")]
 QUARANTINE_SHOWN = 100
 UNREFERENCED_SHOWN = 20
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")]

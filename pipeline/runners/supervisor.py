@@ -16,7 +16,7 @@ from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.base import RunListener, error_of
-from tokenshards.pipeline.runners.deadlines import Deadlines, State, Verdict
+from tokenshards.pipeline.runners.deadlines import SILENT_BEATS, Deadlines, State, Verdict
 from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
@@ -69,6 +69,7 @@ class Supervisor(Generic[W]):
         self._listener = listener
         self._lanes = lanes
         self._worker = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        self._beat_seconds = beat_seconds
         self._deadlines = Deadlines(config.stall_timeout_seconds, beat_seconds)
         self._startup_failures = 0
         self._hire_after = 0.0
@@ -88,6 +89,11 @@ class Supervisor(Generic[W]):
     def unfinished(self) -> bool:
         """Return whether any shard is still neither committed nor given up."""
         return bool(self.queue) or self.in_flight() > 0
+
+    def at_work(self) -> bool:
+        """Return whether a worker with a shard has given a sign of life lately. A worker that hangs is killed, so this worker works."""
+        recently = time.monotonic() - SILENT_BEATS * self._beat_seconds
+        return any(worker.tasks and worker.heard_at is not None and worker.heard_at > recently for worker in self.workers)
 
     def wanted(self, most: int) -> int:
         """Return how many workers the remaining shards need, at most `most`."""
