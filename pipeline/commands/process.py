@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenshards.pipeline.config import RayConfig, RunConfig
+    from tokenshards.pipeline.runners.base import Runner
 
 __all__ = ["one_blas_thread", "open_runner", "prepare_for_torch", "worker_count"]
 
@@ -32,7 +36,7 @@ def one_blas_thread() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
-def open_runner(name: str, run: Any, cluster: Any) -> Any:
+def open_runner(name: str, run: RunConfig, cluster: RayConfig) -> Runner:
     """Return the runner with that name; Ray is imported only if it is needed."""
     from tokenshards.pipeline.errors import ConfigError
 
