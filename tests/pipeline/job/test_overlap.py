@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import content, convert, quarantine_of, write_images
+from tests.inline import InlineRunner
 from tokenshards.pipeline import activity
 from tokenshards.pipeline.job.context import open_context
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
@@ -131,9 +132,9 @@ class Watched(Device):
 
 def test_a_batch_that_is_only_queued_does_not_count_as_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue takes a batch in no time. If this were measured, a slow device would soon count as hanging."""
-    monkeypatch.setattr(activity, "_slowest", {})
     write_images(tmp_path / "src", 12)
-    convert(tmp_path / "src", tmp_path / "plain")
+    convert(tmp_path / "src", tmp_path / "plain", runner=InlineRunner())
+    monkeypatch.setattr(activity, "_slowest", {})
     runner = DeviceRunner(1, 0, Watched)
     convert(tmp_path / "src", tmp_path / "out", batch_rows=4, tokenizer=str(tmp_path / "plain" / "tokenizer"), runner=runner)
     assert isinstance(runner.device, Watched) and runner.device.seen is not None

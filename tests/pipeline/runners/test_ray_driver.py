@@ -88,6 +88,8 @@ class ScriptedServer:
         if what == "slow":
             with doing(ENCODE, "x.jpg"):
                 time.sleep(4 * STALL_SECONDS)
+        if what == "pauses":
+            time.sleep(2.5)
         time.sleep(0.1)
         with (self._folder / "spans.jsonl").open("a") as file:
             file.write(json.dumps([shard, os.getpid(), begun, time.time()]) + "\n")
@@ -236,7 +238,7 @@ def test_a_slow_actor_is_not_given_up_while_it_gives_signs_of_life(address: str,
 
     listener = Impatient()
     listener.cluster = RayConfig(address=address, max_actors=1)
-    run = Run(tmp_path, address, 1, {"0": "slow"}, listener=listener, config=listener.cluster)
+    run = Run(tmp_path, address, 1, {"0": "pauses"}, listener=listener, config=listener.cluster)
     assert run.failed == {} and run.committed == {0}
 
 
