@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,3 +58,17 @@ def test_after_an_unreadable_object_the_others_are_read_to_name_all(monkeypatch:
     with pytest.raises(UnreadableObjectError) as caught:
         read(rows(6))
     assert caught.value.objects == ("1.jpg", "4.jpg")
+
+
+def test_all_unreadable_tars_of_a_shard_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_slice(store: Store, row: PlanRow, *_: object) -> Iterator[ImageRecord]:
+        if row.path == "b.tar":
+            yield ImageRecord(sample_id="b.tar#1", data=b"abc", label=None, meta={}, uri="")
+        else:
+            raise UnreadableObjectError("it is archived", objects=(row.path,))
+
+    monkeypatch.setattr(inputs, "read_slice", read_slice)
+    tars = [PlanRow(kind="tar", sample_id=name, path=name, size=9, version="", inputs=-1) for name in ("a.tar", "b.tar", "c.tar")]
+    with pytest.raises(UnreadableObjectError, match="a.tar") as caught:
+        read(tars)
+    assert caught.value.objects == ("a.tar", "c.tar")
