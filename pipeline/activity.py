@@ -47,7 +47,7 @@ WAITING_FOR_STORE = "waiting_for_store"
 SHARD = "shard"
 """Work on a shard outside the other stages, such as the wait for another thread."""
 RELAYED_SECONDS = 60.0
-"""Relayed activities count for so long. A process that reports nothing for longer may hang, so its last report is no excuse."""
+"""A relayed wait for a store counts for so long. A process that reports nothing for longer may hang, so its last report is no excuse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +113,9 @@ class doing:  # noqa: N801  # a context manager made by contextlib takes three t
     def seen(self, now: float) -> list[Doing]:
         """Return the activity of the thread, or the relayed activities of another process that works for the thread."""
         older_by = now - self._relayed_at
-        if self._relayed is not None and older_by <= RELAYED_SECONDS:
-            return [Doing.from_json(found.to_json(), older_by=older_by) for found in self._relayed]
+        relayed = [found for found in self._relayed or () if found.stage != WAITING_FOR_STORE or older_by <= RELAYED_SECONDS]
+        if relayed:
+            return [Doing.from_json(found.to_json(), older_by=older_by) for found in relayed]
         shown = self._outer if now - self._attempt_since > self._bound_seconds else self
         if shown is None:
             return []
