@@ -27,7 +27,7 @@ WATCH_SECONDS = 1.0
 NOTE_SECONDS = 60.0
 """How often we report that a run waits for its store, or that a worker is slow."""
 LATE_SECONDS = 10.0
-"""If the driver looks at its workers so much later than planned, it was stopped (Ctrl-Z), or its terminal was."""
+"""A driver that looks at its workers so much later than planned was stopped (Ctrl-Z), or had to wait for its terminal."""
 STARTUP_FAILURES = 4
 """The run gives up after so many failed starts in a row while no worker is ready."""
 
