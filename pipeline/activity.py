@@ -18,6 +18,7 @@ __all__ = [
     "ENCODE",
     "FETCH",
     "PACK",
+    "QUEUE",
     "SHARD",
     "STARTING",
     "WAITING_FOR_STORE",
@@ -25,6 +26,7 @@ __all__ = [
     "Doing",
     "activities",
     "doing",
+    "measure",
     "relay",
     "slowest",
     "step",
@@ -34,6 +36,8 @@ STARTING = "starting"
 """The worker opens the job: plan, tokenizer, network weights."""
 FETCH = "fetch"
 DECODE = "decode"
+QUEUE = "queue"
+"""A batch is given to a device that works in the background. The ids of the batch are not there yet."""
 ENCODE = "encode"
 PACK = "pack"
 """The rows of a shard become the bytes of a Parquet file."""
@@ -42,6 +46,8 @@ WAITING_FOR_STORE = "waiting_for_store"
 """The thread makes a request to a store, or pauses before the next attempt. The client of a store limits the time of each request."""
 SHARD = "shard"
 """Work on a shard outside the other stages, such as the wait for another thread."""
+RELAYED_SECONDS = 60.0
+"""A relayed wait for a store counts for so long. A process that reports nothing for longer may hang, so its last report is no excuse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +98,7 @@ class doing:  # noqa: N801  # a context manager made by contextlib takes three t
 
     def __exit__(self, *error: object) -> None:
         now = time.monotonic()
-        _measure(self.stage, now - self.since)
+        measure(self.stage, now - self.since)
         if self._outer is None:
             _now.pop(self._thread, None)
         else:
@@ -106,9 +112,10 @@ class doing:  # noqa: N801  # a context manager made by contextlib takes three t
 
     def seen(self, now: float) -> list[Doing]:
         """Return the activity of the thread, or the relayed activities of another process that works for the thread."""
-        if self._relayed is not None:
-            older_by = now - self._relayed_at
-            return [Doing.from_json(found.to_json(), older_by=older_by) for found in self._relayed]
+        older_by = now - self._relayed_at
+        relayed = [found for found in self._relayed or () if found.stage != WAITING_FOR_STORE or older_by <= RELAYED_SECONDS]
+        if relayed:
+            return [Doing.from_json(found.to_json(), older_by=older_by) for found in relayed]
         shown = self._outer if now - self._attempt_since > self._bound_seconds else self
         if shown is None:
             return []
@@ -125,7 +132,7 @@ def step() -> None:
     entry = _now.get(get_ident())
     if entry is not None:
         now = time.monotonic()
-        _measure(entry.stage, now - entry.since)
+        measure(entry.stage, now - entry.since)
         entry.relay([])
 
 
@@ -152,6 +159,7 @@ def slowest() -> dict[str, float]:
     return {stage: round(seconds, 3) for stage, seconds in list(_slowest.items())}
 
 
-def _measure(stage: str, seconds: float) -> None:
+def measure(stage: str, seconds: float) -> None:
+    """Record that a part of a stage took so long."""
     if seconds > _slowest.get(stage, 0.0):
         _slowest[stage] = seconds

@@ -144,7 +144,7 @@ class RayConfig:
     decode_cpus: int = 4
     """CPUs of one remote decoding task; fewer if no node has so many."""
     idle_timeout_seconds: float = 3600.0
-    """Give up after so long without progress on any shard, for example because no node joins or the store stays down."""
+    """Give up after so long without progress on any shard while no actor works, for example because no node joins."""
 
     def __post_init__(self) -> None:
         require(self.max_actors is None or self.max_actors >= 1, "--max-actors", self.max_actors, "at least 1")

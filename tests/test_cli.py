@@ -229,6 +229,8 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["tokenize", ".", "out", "--beam", "0"], 2, "1 to 64"),
         (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),
         (["tokenize", ".", "out", "--workers", "0"], 2, "1 to 1024"),
+        (["plan", ".", "out", "--workers", "0"], 2, "1 to 1024"),
+        (["plan", ".", "out", "--price-per-hour", "-1"], 2, "--price-per-hour is -1.0; expected a price above 0"),
         (["tokenize", ".", "out", "--max-bad", "7"], 2, "0 to 1"),
         (["tokenize", ".", "out", "--storage-option", "key"], 2, "key=value"),
         (["tokenize", ".", "nosuch://bucket/out"], 2, "nosuch"),

@@ -46,10 +46,17 @@ def yaml_file(path: Path) -> dict[str, Any]:
     return value
 
 
+def without_image(cluster: Path) -> str:
+    """The output of the script of the page."""
+    (call,) = [words for page in PAGES for line in lines_of(page) for words in calls_in(line) if "infra/aws/without_image.py" in words]
+    return subprocess.run([sys.executable, ROOT / call[1], cluster], capture_output=True, text=True, check=True).stdout
+
+
 def command_lines() -> list[str]:
     lines = [line for page in PAGES for line in lines_of(page)]
-    for name in CLUSTERS:
-        lines += [line for key, value in yaml_file(INFRA / "aws" / name).items() if key.endswith("_commands") for line in value]
+    template = INFRA / "aws" / "cluster.yaml"
+    for config in (yaml_file(template), yaml.safe_load(without_image(template))):
+        lines += [line for key, value in config.items() if key.endswith("_commands") for line in value]
     return [*lines, yaml_file(INFRA / "kuberay" / "rayjob.yaml")["spec"]["entrypoint"]]
 
 
@@ -103,7 +110,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "infra").symlink_to(INFRA)
     (script,) = [block for block in blocks_of(INFRA / "README.md") if "sed -e" in block]
     subprocess.run(["bash", "-euc", script], cwd=folder, env={"PATH": os.environ["PATH"], **FILLED_BY}, check=True)
-    return folder / "my-cluster"
+    made = folder / "my-cluster"
+    (made / "cluster-pip.yaml").write_text(without_image(made / "cluster.yaml"))
+    return made
 
 
 def test_filling_in_leaves_nothing_open(filled: Path) -> None:
@@ -135,9 +144,18 @@ def test_the_cluster_file_fits_the_schema_of_ray(filled: Path, name: str) -> Non
         validate_config({**config, "idle_timeout": 5})
 
 
+def test_a_cluster_without_an_image_is_otherwise_the_same(filled: Path) -> None:
+    with_image, without = (yaml_file(filled / name) for name in CLUSTERS)
+    assert "docker" in with_image and "docker" not in json.dumps(without)
+    assert f"AWS_REGION={REGION} " in without["initialization_commands"][0]
+    changed = {key for key in with_image if with_image[key] != without.get(key)}
+    installs = {"initialization_commands", "setup_commands", "head_setup_commands", "file_mounts"}
+    assert changed == {"docker", "available_node_types", *installs} and without.keys() == with_image.keys() - {"docker"}
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_token_reaches_every_node_of_the_cluster(name: str) -> None:
-    config = yaml_file(INFRA / "aws" / name)
+def test_the_token_reaches_every_node_of_the_cluster(filled: Path, name: str) -> None:
+    config = yaml_file(filled / name)
     (target,) = [remote for remote, local in config["file_mounts"].items() if local == "~/.ray/auth_token"]
     home = "/home/ray" if "docker" in config else f"/home/{config['auth']['ssh_user']}"
     assert target == f"{home}/.ray/auth_token"
@@ -271,7 +289,7 @@ def test_one_version_of_ray_and_of_ours_everywhere() -> None:
     ours = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert ours is not None
     ray = pinned("ray")
-    files = [*PAGES, *(INFRA / "aws").glob("*.yaml"), *(INFRA / "kuberay").glob("*.yaml"), INFRA / "docker" / "Dockerfile"]
+    files = [*PAGES, *(INFRA / "aws").glob("*.*"), *(INFRA / "kuberay").glob("*.yaml"), INFRA / "docker" / "Dockerfile"]
     text = "\n".join(file.read_text() for file in files)
     assert set(re.findall(r"tokenshards:(\S+)", text)) == {f"{ours[1]}-ray{ray}-cpu", f"{ours[1]}-ray{ray}-gpu"}
     assert set(re.findall(r"RAY_VERSION=(\S+)|Ray (\d+\.\d+\.\d+)|ray\[[\w,]+\]==(\d\S*)\"", text)) == {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -47,48 +49,39 @@ __all__ = [
     "Unreadable",
     "Views",
     "Workers",
-    "_STORES",
     "parse_numbers",
     "parse_options",
     "recorded_source",
     "side_options",
+    "takes",
 ]
+
+T = TypeVar("T")
 
 Source = Annotated[str, typer.Argument(help="Images: a folder, tars (globs and {000..123} braces) or tables, local or any fsspec URL.")]
 Out = Annotated[str, typer.Argument(help="Dataset root, local or any fsspec URL.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the report as one JSON object on stdout.")]
 _STORES = "Stores"
+
+
+def _pairs(option: str, text: str) -> Any:
+    return typer.Option(option, help=text, rich_help_panel=_STORES)
+
+
 StorageOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--storage-option",
-        help="key=value for every store of this command (endpoint_url, profile, …); may be repeated.",
-        rich_help_panel=_STORES,
-    ),
+    list[str] | None, _pairs("--storage-option", "key=value for every store of this command (endpoint_url, profile, …); may be repeated.")
 ]
 SrcOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--src-option",
-        help="key=value for the store of the images only, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--src-option", "key=value for the store of the images only, such as anon=true. AWS profile: $TOKENSHARDS_SRC_PROFILE."),
 ]
 OutOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--out-option",
-        help="key=value for the store of the output or dataset only. AWS profile: $TOKENSHARDS_OUT_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--out-option", "key=value for the store of the output or dataset only. AWS profile: $TOKENSHARDS_OUT_PROFILE."),
 ]
 TokenizerOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--tokenizer-option",
-        help="key=value for the store of the tokenizer or weights only. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE.",
-        rich_help_panel=_STORES,
-    ),
+    _pairs("--tokenizer-option", "key=value for the store of the tokenizer or weights only. AWS profile: $TOKENSHARDS_TOKENIZER_PROFILE."),
 ]
 AllowPrivateHosts = Annotated[
     bool,
@@ -149,7 +142,7 @@ GpusPerActor = Annotated[float, typer.Option(help="GPUs per actor: a share such 
 DecodePlace = Annotated[
     str, typer.Option(help="Where to decode images: `local` beside the tokenizer, `remote` on any CPU, `auto` decides by measurement.")
 ]
-GiveUpAfter = Annotated[float, typer.Option(help="Stop after so many seconds without progress, for example because no node joins.")]
+GiveUpAfter = Annotated[float, typer.Option(help="Stop after so many seconds in which no actor works, for example because no node joins.")]
 QUARANTINE_SHOWN = 100
 UNREFERENCED_SHOWN = 20
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")]
@@ -158,17 +151,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on
 def parse_options(pairs: list[str] | None, option: str = "--storage-option", such: str = "endpoint_url=http://host:9000") -> dict[str, Any]:
     """Return `key=value` texts as a dict; a value that is valid JSON is parsed. Raises ConfigError."""
     from tokenshards.pipeline.errors import ConfigError
+    from tokenshards.pipeline.storage.side_options import parse_pairs
 
-    options: dict[str, Any] = {}
     for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
+        if not pair.partition("=")[0] or "=" not in pair:
             raise ConfigError(f"{option} was given without key=value; expected for example {such}")
-        try:
-            options[key] = json.loads(value)  # numbers, true and nested options such as client_kwargs={"region_name": "x"}
-        except ValueError:
-            options[key] = value
-    return options
+    return parse_pairs(pairs or ())
 
 
 def side_options(side: str, url: str | None, common: list[str] | None, own: list[str] | None) -> dict[str, Any]:
@@ -198,3 +186,20 @@ def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
         return () if text is None else tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} is {text!r}; expected a number, or several with commas between them") from None
+
+
+def takes(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Give a command the fields of the dataclass `options` as its parameters, in their order. The command gets one `options`."""
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            command(options(**values))
+
+        hints = get_type_hints(options, include_extras=True)
+        defaults = {field.name: Parameter.empty if field.default is MISSING else field.default for field in fields(options)}  # type: ignore[arg-type]
+        parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]) for name, value in defaults.items()]
+        run.__doc__, run.__annotations__ = command.__doc__, hints
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate

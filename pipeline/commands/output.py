@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenshards.pipeline.conversion.request import Outcome
+    from tokenshards.pipeline.reports.storage_table import StorageReport
+    from tokenshards.pipeline.reports.terminal import TerminalReporter
 
 __all__ = ["counted_shards", "finish_run", "print_json", "print_way_out"]
 
@@ -15,14 +20,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def print_way_out(url: str, report: Any) -> None:
+def print_way_out(url: str, report: StorageReport) -> None:
     """Print what to do about quarantined inputs, if there are any."""
     if report.images_quarantined:
         retry = f"; retry them with: tokenshards retry-failed {url}" if report.complete else ""
         print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}{retry}")
 
 
-def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, quiet: bool) -> None:
+def finish_run(out: str, options: dict[str, Any], outcome: Outcome, as_json: bool, quiet: bool) -> None:
     """Print the storage table of a finished run, or its JSON."""
     from tokenshards.pipeline.reports.storage_table import dataset_report
     from tokenshards.pipeline.reports.terminal import print_table
@@ -43,7 +48,7 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
 
 
 @contextlib.contextmanager
-def counted_shards(reporter: Any) -> Iterator[Callable[[int, int], None]]:
+def counted_shards(reporter: TerminalReporter) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (shards done, shards in all) that updates a progress bar; the bar ends with the block."""
     begun = False
 

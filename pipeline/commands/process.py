@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenshards.pipeline.config import RayConfig, RunConfig
+    from tokenshards.pipeline.runners.base import Runner
 
 __all__ = ["one_blas_thread", "open_runner", "prepare_for_torch", "worker_count"]
 
 
 def worker_count(asked: int | None) -> int:
-    """Return the requested number of workers, or else the number of cores of this process."""
-    if asked is not None:
-        return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the requested number of workers, or else the number of cores of this process. Raises ConfigError."""
+    from tokenshards.pipeline.config import RunConfig
+    from tokenshards.pipeline.runners.local_devices import available_cores
+
+    return RunConfig(workers=asked).workers or available_cores()
 
 
 def prepare_for_torch() -> None:
@@ -31,7 +36,7 @@ def one_blas_thread() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
-def open_runner(name: str, run: Any, cluster: Any) -> Any:
+def open_runner(name: str, run: RunConfig, cluster: RayConfig) -> Runner:
     """Return the runner with that name; Ray is imported only if it is needed."""
     from tokenshards.pipeline.errors import ConfigError
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tokenshards.pipeline.commands.options import JsonFlag, Quiet, parse_options
+from tokenshards.pipeline.commands.options import JsonFlag, Quiet
 from tokenshards.pipeline.commands.output import print_json
+from tokenshards.pipeline.commands.tokenize import TokenizeOptions
 
 __all__ = ["app"]
 
@@ -39,7 +40,7 @@ class _SubmitCommand(TyperCommand):
                 arguments.append(name if value else param.secondary_opts[0])
             else:
                 arguments += [f"{name}={one}" for one in (value if param.multiple else [value])]
-        ctx.obj = (values, arguments)
+        ctx.obj = (TokenizeOptions(**values), arguments)
         return super().invoke(ctx)
 
 
@@ -77,17 +78,17 @@ def submit_command(
     from tokenshards.pipeline.storage.store import Store, display_url
     from tokenshards.pipeline.submit.job_watch import watch_job
     from tokenshards.pipeline.submit.ray_dashboard import Dashboard
-    from tokenshards.pipeline.submit.submission import Submission, check_values, submit
+    from tokenshards.pipeline.submit.submission import Submission, submit
 
-    values, arguments = ctx.obj
-    check_values(values)
+    options: TokenizeOptions
+    options, arguments = ctx.obj
+    request = options.request()
+    options.cluster()
     submission = Submission(
-        source_url=values["src"],
-        out_url=values["out"],
+        source_url=options.src,
+        out_url=options.out,
         arguments=(*arguments, *(["--quiet"] if quiet else [])),
-        storage_options=parse_options(values["storage_option"]),
-        side_options={side: parse_options(values[f"{side}_option"], f"--{side}-option") for side in ("src", "out", "tokenizer")},
-        tokenizer_url=values["tokenizer"],
+        tokenizer_url=options.tokenizer,
         submission_id=submission_id,
         local_paths=local_paths,
         forward_credentials=forward_credentials,
@@ -100,7 +101,7 @@ def submit_command(
     report: dict[str, Any] = {"submission_id": job.submission_id, "address": dashboard.address}
     if not wait:
         reporter.say(
-            f"submitted; watch it with `tokenshards status {display_url(values['out'])}` once its plan is made, or with "
+            f"submitted; watch it with `tokenshards status {display_url(options.out)}` once its plan is made, or with "
             f"`ray job logs --follow {about}`; stop it with `ray job stop {about}`"
         )
         print(json.dumps(report) if as_json else job.submission_id)
@@ -111,7 +112,7 @@ def submit_command(
         print(text, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
 
     def open_out() -> Store:
-        return Store(submission.out_url, storage_options=dict(submission.storage_options), retry=RetryConfig(attempts=2))
+        return Store(request.out_url, storage_options=request.out_options, retry=RetryConfig(attempts=2))
 
     try:
         end = watch_job(job, reporter, write_log=write_log if tail else None, open_out=None if tail else open_out)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,106 +47,137 @@ from tokenshards.pipeline.commands.options import (
     Views,
     Workers,
     side_options,
+    takes,
 )
 from tokenshards.pipeline.commands.output import finish_run, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from tokenshards.pipeline.config import RayConfig
+    from tokenshards.pipeline.conversion.request import TokenizeRequest
+
+__all__ = ["TokenizeOptions", "app"]
 
 app = typer.Typer()
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizeOptions:
+    """The arguments and options of `tokenize`. `submit` takes them too."""
+
+    src: Source
+    out: Out
+    tokenizer: TokenizerOption = None
+    shard_rows: ShardRows = None
+    codec: Codec = "default"
+    views: Views = "one"
+    workers: Workers = None
+    max_bad: MaxBad = 0.01
+    runner: RunnerName = "local"
+    address: Address = None
+    max_actors: MaxActors = None
+    cpus_per_actor: CpusPerActor = 1
+    gpus_per_actor: GpusPerActor = 0.0
+    decode: DecodePlace = "auto"
+    give_up_after: GiveUpAfter = 3600.0
+    size: Size = None
+    patch: Patch = 4
+    levels: Levels = 2
+    codes: Codes = 256
+    beam: Beam = 1
+    sample: Sample = 20_000
+    seed: Seed = 0
+    all_files: AllFiles = False
+    image_column: ImageColumn = None
+    id_column: IdColumn = None
+    label: LabelName = None
+    no_labels: NoLabels = False
+    meta: Meta = None
+    tars_per_shard: TarsPerShard = 1
+    join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False
+    stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0
+    retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8
+    license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = ""
+    storage_option: StorageOptions = None
+    src_option: SrcOptions = None
+    out_option: OutOptions = None
+    tokenizer_option: TokenizerOptions = None
+    allow_private_hosts: AllowPrivateHosts = False
+    unreadable: Unreadable = None
+    quiet: Quiet = False
+    as_json: JsonFlag = False
+
+    def request(self) -> TokenizeRequest:
+        """Return the work that the options ask for. Raises ConfigError if an option has an invalid value."""
+        from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig, SourceConfig
+        from tokenshards.pipeline.conversion.request import TokenizeRequest
+        from tokenshards.pipeline.shards.codecs import get_codec
+        from tokenshards.pipeline.tokenizers.config import FitConfig
+
+        get_codec(self.codec)
+        return TokenizeRequest(
+            source_url=self.src,
+            out_url=self.out,
+            tokenizer_url=self.tokenizer,
+            fit=FitConfig(
+                size=self.size,
+                patch=self.patch,
+                levels=self.levels,
+                codes=self.codes,
+                beam=self.beam,
+                sample=self.sample,
+                seed=self.seed,
+            ),
+            source=SourceConfig(
+                all_files=self.all_files,
+                image_column=self.image_column,
+                id_column=self.id_column,
+                label=self.label,
+                no_labels=self.no_labels,
+                meta=tuple(self.meta or ()),
+                tars_per_shard=self.tars_per_shard,
+                storage_options=side_options("src", self.src, self.storage_option, self.src_option),
+                allow_private_hosts=self.allow_private_hosts,
+                unreadable=self.unreadable,
+            ),
+            plan=PlanConfig(shard_rows=self.shard_rows, codec=self.codec, views=self.views),
+            run=RunConfig(
+                workers=self.workers,
+                max_bad=self.max_bad,
+                join=self.join,
+                stall_timeout_seconds=self.stall_timeout,
+                retry=RetryConfig(attempts=self.retry_attempts),
+            ),
+            out_options=side_options("out", self.out, self.storage_option, self.out_option),
+            tokenizer_options=side_options("tokenizer", self.tokenizer, self.storage_option, self.tokenizer_option),
+            card={"licence": self.license_text} if self.license_text else {},
+        )
+
+    def cluster(self) -> RayConfig:
+        """Return how the work uses a Ray cluster. Raises ConfigError if an option has an invalid value."""
+        from tokenshards.pipeline.config import RayConfig
+
+        return RayConfig(
+            address=self.address,
+            max_actors=self.max_actors,
+            cpus_per_actor=self.cpus_per_actor,
+            gpus_per_actor=self.gpus_per_actor,
+            decode=self.decode,
+            idle_timeout_seconds=self.give_up_after,
+        )
+
+
 @app.command("tokenize", epilog="Example: tokenshards tokenize photos/ photos.tokens --workers 8")
-def tokenize_command(
-    src: Source,
-    out: Out,
-    tokenizer: TokenizerOption = None,
-    shard_rows: ShardRows = None,
-    codec: Codec = "default",
-    views: Views = "one",
-    workers: Workers = None,
-    max_bad: MaxBad = 0.01,
-    runner: RunnerName = "local",
-    address: Address = None,
-    max_actors: MaxActors = None,
-    cpus_per_actor: CpusPerActor = 1,
-    gpus_per_actor: GpusPerActor = 0.0,
-    decode: DecodePlace = "auto",
-    give_up_after: GiveUpAfter = 3600.0,
-    size: Size = None,
-    patch: Patch = 4,
-    levels: Levels = 2,
-    codes: Codes = 256,
-    beam: Beam = 1,
-    sample: Sample = 20_000,
-    seed: Seed = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    label: LabelName = None,
-    no_labels: NoLabels = False,
-    meta: Meta = None,
-    tars_per_shard: TarsPerShard = 1,
-    join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
-    stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
-    retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8,
-    license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
-    storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
-    out_option: OutOptions = None,
-    tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
-    unreadable: Unreadable = None,
-    quiet: Quiet = False,
-    as_json: JsonFlag = False,
-) -> None:
+@takes(TokenizeOptions)
+def tokenize_command(options: TokenizeOptions) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
-    from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
-    from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
-    from tokenshards.pipeline.tokenizers.config import FitConfig
 
-    cluster = RayConfig(
-        address=address,
-        max_actors=max_actors,
-        cpus_per_actor=cpus_per_actor,
-        gpus_per_actor=gpus_per_actor,
-        decode=decode,
-        idle_timeout_seconds=give_up_after,
-    )
-    options = side_options("out", out, storage_option, out_option)
-    request = TokenizeRequest(
-        source_url=src,
-        out_url=out,
-        tokenizer_url=tokenizer,
-        fit=FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed),
-        source=SourceConfig(
-            all_files=all_files,
-            image_column=image_column,
-            id_column=id_column,
-            label=label,
-            no_labels=no_labels,
-            meta=tuple(meta or ()),
-            tars_per_shard=tars_per_shard,
-            storage_options=side_options("src", src, storage_option, src_option),
-            allow_private_hosts=allow_private_hosts,
-            unreadable=unreadable,
-        ),
-        plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-        run=RunConfig(
-            workers=workers,
-            max_bad=max_bad,
-            join=join,
-            stall_timeout_seconds=stall_timeout,
-            retry=RetryConfig(attempts=retry_attempts),
-        ),
-        out_options=options,
-        tokenizer_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option),
-        card={"licence": license_text} if license_text else {},
-    )
-    outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
-    finish_run(out, options, outcome, as_json, quiet)
+    request = options.request()
+    runner = open_runner(options.runner, request.run, options.cluster())
+    outcome = Conversion(request, TerminalReporter(quiet=options.quiet), runner).run()
+    finish_run(options.out, request.out_options, outcome, options.as_json, options.quiet)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")
@@ -182,12 +214,15 @@ def plan_command(
     from tokenshards.pipeline.config import PlanConfig, SourceConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
+    from tokenshards.pipeline.errors import require
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.config import FitConfig
 
+    count = worker_count(workers)
+    require(price_per_hour is None or price_per_hour > 0, "--price-per-hour", price_per_hour, "a price above 0")
     reporter = TerminalReporter()
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     existing = load_plan(store)
@@ -212,7 +247,7 @@ def plan_command(
         PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
         tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-        workers=worker_count(workers),
+        workers=count,
         price_per_hour=price_per_hour,
     )
     if as_json:

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tokenshards.pipeline.activity import ENCODE, FETCH, doing
+from tokenshards.pipeline.activity import ENCODE, FETCH, QUEUE, doing, measure
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import DECODER
@@ -157,9 +158,7 @@ def encode_blank(context: JobContext) -> None:
     """Encode a blank batch, the control of a search. A tokenizer that hangs on a blank batch hangs on every batch."""
     size = context.plan.spec.preprocess.size
     rows = max(1, context.plan.batch_rows // context.plan.views.count) * context.plan.views.count
-    encoding = _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")
-    with doing(ENCODE, "a blank batch"):
-        encoding()
+    _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")()
 
 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
@@ -206,8 +205,9 @@ def _begin(context: JobContext, images_BHWC: Images, first: str) -> _Encoding:
     tokenizer = context.tokenizer
     with context.encode_lock:
         if isinstance(tokenizer, OverlappedTokenizer):
-            with doing(ENCODE, first):
-                return tokenizer.begin(images_BHWC)
+            with doing(QUEUE, first):
+                finish = tokenizer.begin(images_BHWC)
+            return partial(_wait, finish, first)
         with contextlib.nullcontext() if context.decode_threads else context.cpus, doing(ENCODE, first):
             crash_point("encode", first)
             started = time.perf_counter()
@@ -216,10 +216,16 @@ def _begin(context: JobContext, images_BHWC: Images, first: str) -> _Encoding:
     return lambda: (tokens, seconds)
 
 
+def _wait(finish: _Encoding, first: str) -> tuple[TokenBatch, float]:
+    with doing(ENCODE, first):
+        tokens, seconds = finish()
+    measure(ENCODE, seconds)  # the wait may have begun long after the device
+    return tokens, seconds
+
+
 def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResult, on_progress: Callable[[ShardProgress], None]) -> None:
     if encoding is not None:
-        with doing(ENCODE, batch.rows[0].sample_id):
-            tokens, seconds = encoding()
+        tokens, seconds = encoding()
         result.seconds["encode"] += seconds
         result.tokens.append(tokens if len(batch.slots) == len(batch.images_BHWC) else tokens.take(np.array(batch.slots)))
     result.seconds["fetch"] += batch.fetch_seconds

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from itertools import islice
 
+from tokenshards.pipeline.code_identity import own_module
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, TransientStorageError
 from tokenshards.pipeline.job.context import open_inputs
 from tokenshards.pipeline.job.job_spec import JobSpec
@@ -36,9 +37,9 @@ def failure_examples(store: Store, job: JobSpec | None, shards: list[int]) -> li
                 found.setdefault(row["reason"], _line(row))
     if shards and job is not None:
         request = json.dumps({"job": job.to_json(), "shards": shards[:MOST_SHARDS]}).encode()
-        command = [sys.executable, "-m", __name__]
+        command, environment = own_module("tokenshards.pipeline.ledger.failure_examples")
         try:
-            printed = subprocess.run(command, input=request, capture_output=True, timeout=LOOK_SECONDS, check=False).stdout
+            printed = subprocess.run(command, env=environment, input=request, capture_output=True, timeout=LOOK_SECONDS, check=False).stdout
         except subprocess.TimeoutExpired as error:
             printed = error.stdout or b""
         for line in printed.splitlines(keepends=True):

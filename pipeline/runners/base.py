@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tokenshards.pipeline import errors
 from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.runners.stage_usage import RunUsage
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["RunListener", "Runner", "broken_event", "error_of"]
 

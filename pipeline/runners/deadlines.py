@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tokenshards.pipeline.activity import DECODE, ENCODE, PACK, SHARD, STARTING, WAITING_FOR_STORE, Doing
+from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, QUEUE, SHARD, STARTING, WAITING_FOR_STORE, Doing
 
 __all__ = ["SILENT", "Deadlines", "State", "Verdict"]
 
@@ -18,13 +18,15 @@ SILENT = "silent"
 """Stage of a worker that sends no heartbeat: the process is frozen, or code that holds Python's lock blocks the heartbeat thread."""
 SLACK = 10.0
 """A part of a stage may take this many times as long as the longest part before."""
-PATIENCE = {STARTING: 4.0, ENCODE: 12.0, PACK: 12.0, SHARD: 2.0, SILENT: 2.0}
-"""Least deadline of a stage, in stall timeouts; 1 for other stages. Encoding has this value until its first measurement."""
+PATIENCE = {STARTING: 4.0, QUEUE: 12.0, ENCODE: 12.0, PACK: 12.0, SHARD: 2.0, SILENT: 2.0}
+"""Least deadline of a stage, in stall timeouts; 1 for other stages. Encoding has this value until its worker has encoded a part."""
 SILENT_BEATS = 3.0
 NOTED_SHARE = 0.1
 """We report a wait for the store that is longer than this share of the stall timeout."""
-BLAMED = (DECODE, ENCODE, SILENT)
+BLAMED = (DECODE, QUEUE, ENCODE, SILENT)
 """Stages in which an input can make a worker hang."""
+EXCUSED = (STARTING, FETCH, SHARD)
+"""Stages in which a thread may wait for another thread that waits for the store."""
 
 
 class State(StrEnum):
@@ -80,29 +82,32 @@ class Deadlines:
             if seconds > self._slowest.get(stage, 0.0):
                 self._slowest[stage] = seconds
 
-    def limit_seconds(self, stage: str) -> float:
-        """Return how long one part of a stage may take."""
+    def limit_seconds(self, stage: str, *, first: bool = False) -> float:
+        """Return how long one part of a stage may take. `first` as in `judge`."""
         if stage == SILENT:
-            return max(self.limit_seconds(ENCODE), PATIENCE[SILENT] * self._stall_seconds, SILENT_BEATS * self._beat_seconds)
+            return max(self.limit_seconds(ENCODE, first=first), PATIENCE[SILENT] * self._stall_seconds, SILENT_BEATS * self._beat_seconds)
         measured = self._slowest.get(stage)
-        patience = 1.0 if stage == ENCODE and measured is not None else PATIENCE.get(stage, 1.0)
+        patience = 1.0 if stage == ENCODE and measured is not None and not first else PATIENCE.get(stage, 1.0)
         return max(patience * self._stall_seconds, SLACK * (measured or 0.0))
 
-    def judge(self, found: Sequence[Doing], silent_seconds: float, *, ready: bool) -> Verdict:
-        """Return the state of a worker from its last heartbeat, which came `silent_seconds` ago."""
+    def judge(self, found: Sequence[Doing], silent_seconds: float, *, ready: bool, first: bool = False) -> Verdict:
+        """Return the state of a worker from its last heartbeat, which came `silent_seconds` ago.
+
+        `first`: this worker has not encoded yet. Its machine may be far slower than the machines of the workers that have.
+        """
         if silent_seconds > SILENT_BEATS * self._beat_seconds:
             # The activities of the last heartbeat may be over. In every stage, silence means that the heartbeat thread does not run.
-            limit = self.limit_seconds(SILENT if ready else STARTING)
+            limit = self.limit_seconds(SILENT if ready else STARTING, first=first)
             silent = Doing(stage=SILENT, input="", seconds=silent_seconds)
             return self._verdict(silent, limit) or Verdict(state=State.ALIVE if ready else State.STARTING)
         waiting = [doing for doing in found if doing.stage == WAITING_FOR_STORE]
         late: Verdict | None = None
         for doing in found:
-            if doing.stage == WAITING_FOR_STORE or (waiting and doing.stage not in (DECODE, ENCODE, PACK)):
-                continue  # these threads wait for the thread that waits for the store
+            if doing.stage == WAITING_FOR_STORE or (waiting and doing.stage in EXCUSED):
+                continue
             if doing.stage == SHARD and len(found) > 1:
                 continue  # the thread of this stage waits for other threads
-            verdict = self._verdict(doing, self.limit_seconds(doing.stage))
+            verdict = self._verdict(doing, self.limit_seconds(doing.stage, first=first))
             if verdict is not None and (late is None or verdict.state == State.HANGING):
                 late = verdict
         if late is not None:

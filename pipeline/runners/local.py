@@ -10,13 +10,12 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from tokenshards.pipeline.code_identity import import_root
+from tokenshards.pipeline.code_identity import own_module
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.job.job_spec import JobSpec
@@ -43,19 +42,14 @@ class _Process(Worker):
 
     def __init__(self, job_line: bytes, place: Place, beat: float) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()
-        package_root = str(import_root())
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        command, environment = own_module("tokenshards.pipeline.runners.local_worker")
         pinned = {} if place.gpu is None else {VISIBLE_DEVICES: place.gpu}
         self._process = subprocess.Popen(
-            # -P keeps a `tokenshards` folder of the user off the import path
-            [
-                *(sys.executable, "-P", "-m", "tokenshards.pipeline.runners.local_worker"),
-                *(str(place.torch_threads), str(place.decode_threads), str(beat)),
-            ],
+            [*command, str(place.torch_threads), str(place.decode_threads), str(beat)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**_SLEEP_IDLE, **os.environ, **_ONE_THREAD, "PYTHONPATH": path, **pinned},
+            env={**_SLEEP_IDLE, **environment, **_ONE_THREAD, **pinned},
         )
         super().__init__(name=str(self._process.pid), heard_at=time.monotonic())
         self.place = place

@@ -234,7 +234,7 @@ class _RayRun:
         idle = now - self._supervisor.progress_at
         if idle > HEAD_SECONDS:
             self._head.check()
-        if idle > self._cluster.idle_timeout_seconds:
+        if idle > self._cluster.idle_timeout_seconds and not self._supervisor.at_work():
             raise ClusterError(
                 f"no shard made progress for {idle:,.0f} s (--give-up-after {self._cluster.idle_timeout_seconds:,.0f}): "
                 f"{self._standing()}. Nothing was lost. Run the same command again: it continues"

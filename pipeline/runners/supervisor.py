@@ -8,15 +8,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from tokenshards.pipeline.activity import Doing
+from tokenshards.pipeline.activity import ENCODE, Doing
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import TokenshardsError
 from tokenshards.pipeline.job.job_spec import ShardSummary
 from tokenshards.pipeline.runners.base import RunListener, error_of
-from tokenshards.pipeline.runners.deadlines import Deadlines, State, Verdict
+from tokenshards.pipeline.runners.deadlines import SILENT_BEATS, Deadlines, State, Verdict
 from tokenshards.pipeline.runners.shard_queue import ShardQueue, ShardTask
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 
@@ -26,6 +26,8 @@ TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
 NOTE_SECONDS = 60.0
 """How often we report that a run waits for its store, or that a worker is slow."""
+LATE_SECONDS = 10.0
+"""A driver that looks at its workers so much later than planned was stopped (Ctrl-Z), or had to wait for its terminal."""
 STARTUP_FAILURES = 4
 """The run gives up after so many failed starts in a row while no worker is ready."""
 
@@ -51,6 +53,7 @@ class Worker:
     """Activities in the worker's last heartbeat."""
     heard_at: float | None = None
     """Time of the last message; None if the worker's process may not have started."""
+    has_encoded: bool = False
 
 
 W = TypeVar("W", bound=Worker)
@@ -66,10 +69,12 @@ class Supervisor(Generic[W]):
         self._listener = listener
         self._lanes = lanes
         self._worker = f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+        self._beat_seconds = beat_seconds
         self._deadlines = Deadlines(config.stall_timeout_seconds, beat_seconds)
         self._startup_failures = 0
         self._hire_after = 0.0
-        self._watch_at = 0.0
+        self._watch_at = time.monotonic()
+        self._stopped_until, self._stopped_seconds = float("-inf"), 0.0
         self._watch_seconds = min(WATCH_SECONDS, beat_seconds)
         self._noted_at: dict[tuple[State, str], float] = {}
         self.queue = ShardQueue(shards, config, listener)
@@ -84,6 +89,11 @@ class Supervisor(Generic[W]):
     def unfinished(self) -> bool:
         """Return whether any shard is still neither committed nor given up."""
         return bool(self.queue) or self.in_flight() > 0
+
+    def at_work(self) -> bool:
+        """Return whether a worker with a shard has given a sign of life lately. A worker that hangs is killed, so this worker works."""
+        recently = time.monotonic() - SILENT_BEATS * self._beat_seconds
+        return any(worker.tasks and worker.heard_at is not None and worker.heard_at > recently for worker in self.workers)
 
     def wanted(self, most: int) -> int:
         """Return how many workers the remaining shards need, at most `most`."""
@@ -132,7 +142,8 @@ class Supervisor(Generic[W]):
     def heard(self, worker: W, message: dict[str, Any]) -> None:
         """Record a heartbeat."""
         worker.heard_at = time.monotonic()
-        worker.doing = [Doing.from_json(value) for value in message["doing"]]
+        worker.doing = [self._without_stop(Doing.from_json(value), worker.heard_at) for value in message["doing"]]
+        worker.has_encoded = ENCODE in message["slowest"]
         self._deadlines.measure(message["slowest"])
         for shard, *counts in message["shards"]:
             before = worker.counts.get(shard)
@@ -208,6 +219,11 @@ class Supervisor(Generic[W]):
         now = time.monotonic()
         if now < self._watch_at:
             return []
+        if now - self._watch_at > LATE_SECONDS:  # heartbeats of this time may still wait for us
+            self._stopped_until, self._stopped_seconds = now, now - self._watch_at
+            for worker in self.workers:
+                worker.heard_at = None if worker.heard_at is None else now
+                worker.doing = [self._without_stop(doing, now) for doing in worker.doing]
         self._watch_at = now + self._watch_seconds
         found, states, longest = [], Counter[str](), Verdict(state=State.ALIVE)
         for worker in self.workers:
@@ -230,7 +246,13 @@ class Supervisor(Generic[W]):
     def _judge(self, worker: W, now: float) -> Verdict | None:
         if worker.heard_at is None or (worker.ready and not worker.tasks):
             return None
-        return self._deadlines.judge(worker.doing, now - worker.heard_at, ready=worker.ready)
+        first = not worker.has_encoded and not any(task.suspect for task in worker.tasks.values())
+        return self._deadlines.judge(worker.doing, now - worker.heard_at, ready=worker.ready, first=first)
+
+    def _without_stop(self, doing: Doing, now: float) -> Doing:
+        """Leave out the time in which the driver was stopped. Ctrl-Z stops the workers too."""
+        since = now - self._stopped_until
+        return replace(doing, seconds=max(since, doing.seconds - self._stopped_seconds)) if doing.seconds > since else doing
 
     def _tell(self, verdict: Verdict, now: float) -> None:
         doing = verdict.doing

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
 
-__all__ = ["PROFILE_VARIABLES", "options_of"]
+__all__ = ["PROFILE_VARIABLES", "options_of", "parse_pairs"]
 
 PROFILE_VARIABLES = {
     "src": "TOKENSHARDS_SRC_PROFILE",
@@ -19,6 +20,18 @@ PROFILE_VARIABLES = {
 }
 """Side -> environment variable with the AWS profile of its store."""
 _IDENTITY = {"anon", "key", "secret", "token", "username", "password", "profile", "session"}
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """Return `key=value` texts as a dict. A value that is valid JSON is parsed: numbers, true, {"region_name": "x"}."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
 
 
 def options_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -10,36 +9,31 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
-from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
-from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES, options_of
+from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES, options_of, parse_pairs
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from tokenshards.pipeline.submit.job_client import ray_client, start_job
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
 from tokenshards.pipeline.submit.ray_dashboard import Dashboard, Versions
 from tokenshards.pipeline.submit.shipped_code import Project, read_project, stage_code
-from tokenshards.pipeline.tokenizers.config import FitConfig
 
-__all__ = ["Submission", "Submitted", "check_values", "submit"]
+__all__ = ["Submission", "Submitted", "submit"]
 
 MIN_PYTHON = (3, 11)
 RUNNER_ARGUMENTS = ("--runner", "ray", "--join")
 """With --join a second submission does not wait until the first one's driver counts as dead."""
 _PROFILE_ARGUMENT = re.compile(r"--(storage|src|out|tokenizer)-option=profile=")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-
-Config = TypeVar("Config", FitConfig, PlanConfig, RayConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +44,6 @@ class Submission:
     out_url: str
     arguments: tuple[str, ...] = ()
     """Options of `tokenize` as words of a command line."""
-    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The common storage options among `arguments`, parsed."""
-    side_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    """Side (`src`, `out`, `tokenizer`) -> its storage options among `arguments`, parsed."""
     tokenizer_url: str | None = None
     submission_id: str | None = None
     local_paths: bool = False
@@ -70,15 +60,15 @@ class Submission:
             if url is not None:
                 _check_reachable(name, url, self.local_paths)
                 refuse_secret_urls(name, [url])
-        refuse_secret_options(self.storage_options)
-        for side, options in self.side_options.items():
-            refuse_secret_options(options, option=f"--{side}-option")
         for text in self.arguments:
             option, _, value = text.partition("=")
-            if option.endswith("-option"):  # a storage option, common or of one side
-                name, _, held = value.partition("=")
-                refuse_secret_options({name: _parsed(held)}, option)
+            if option.endswith("-option"):  # one by one: a later value of the same option hides no earlier one from Ray
+                refuse_secret_options(parse_pairs([value]), option)
             refuse_secret_urls(option, [text])
+
+    def given(self, kind: str) -> dict[str, Any]:
+        """Return the storage options among the arguments that were given for one side, or as `storage` for all sides."""
+        return parse_pairs(text.partition("=")[2] for text in self.arguments if text.startswith(f"--{kind}-option="))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +79,6 @@ class Submitted:
     dashboard: Dashboard
     client: Any
     """Ray's JobSubmissionClient."""
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _check_reachable(name: str, url: str, local_paths: bool) -> None:
@@ -110,27 +93,6 @@ def _check_reachable(name: str, url: str, local_paths: bool) -> None:
         )
     if not path.startswith("/"):
         raise ConfigError(f"{name} is the relative path {shorten(url)}; expected an absolute path, the same on every node")
-
-
-def check_values(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError if an option of `tokenize` has an invalid value; `values` are the parameters of the command."""
-    _checked(FitConfig, values)
-    get_codec(_checked(PlanConfig, values).codec)
-    cluster = {name: value for name, value in values.items() if name != "address"}
-    _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
-    SourceConfig(
-        tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"], unreadable=values["unreadable"]
-    )
-    RunConfig(
-        workers=values["workers"],
-        max_bad=values["max_bad"],
-        stall_timeout_seconds=values["stall_timeout"],
-        retry=RetryConfig(attempts=values["retry_attempts"]),
-    )
-
-
-def _checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    return kind(**{part.name: values[part.name] for part in fields(kind) if part.name in values})
 
 
 def submit(submission: Submission, dashboard: Dashboard, reporter: Reporter) -> Submitted:
@@ -196,7 +158,7 @@ def _one_profile(submission: Submission) -> str | None:
     found: dict[str, Any] = {}
     for side, url in urls.items():
         if url is not None and split_protocol(url)[0] in S3_PROTOCOLS:
-            options = options_of(side, url, submission.storage_options, submission.side_options.get(side, {}))
+            options = options_of(side, url, submission.given("storage"), submission.given(side))
             if not options.get("anon"):
                 found[side] = options.get("profile")
     if len(set(found.values())) > 1:
@@ -205,7 +167,7 @@ def _one_profile(submission: Submission) -> str | None:
             f"--forward-credentials sends one set of AWS credentials, but the sides have different profiles ({seen}). "
             "Use one profile with access to all sides, or give the nodes their own credentials"
         )
-    profile = next(iter(found.values()), submission.storage_options.get("profile"))
+    profile = next(iter(found.values()), submission.given("storage").get("profile"))
     return None if profile is None else str(profile)
 
 

@@ -20,7 +20,8 @@ from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion import tokenize as conversion
 from tokenshards.pipeline.conversion.tokenize import TokenizeRequest, finish_chain, retry_failed
 from tokenshards.pipeline.errors import IncompleteError, LiveRunError, MissingObjectError
-from tokenshards.pipeline.ledger.heartbeat import Heartbeat
+from tokenshards.pipeline.ledger import heartbeat
+from tokenshards.pipeline.ledger.heartbeat import Heartbeat, refuse_beside_live_run
 from tokenshards.pipeline.ledger.repair import repair_dataset
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_chain, load_plan
@@ -301,8 +302,17 @@ def test_refusals(tmp_path: Path) -> None:
         retry_failed(str(out), None, RunConfig(workers=1), {}, SilentReporter())
 
 
-def test_two_retries_at_once_make_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("same_moment", [False, True])
+def test_two_retries_at_once_make_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_moment: bool) -> None:
     """Both would write `plan/current.json`, and the loser's pointer named the sha256 of another plan."""
+    monkeypatch.setattr(heartbeat, "_GIVE_WAY_SECONDS", 0.0)
+    if same_moment:  # each looked for another run before the other had a record
+
+        def look(store: Store, verb: str, *, besides: str = "") -> None:
+            if besides:
+                refuse_beside_live_run(store, verb, besides=besides)
+
+        monkeypatch.setattr(conversion, "refuse_beside_live_run", look)
     src, out = tmp_path / "src", tmp_path / "out"
     write_images(src, 6, bad=2)
     tokenize(src, out)

@@ -79,6 +79,11 @@ def test_what_another_process_does_is_shown_in_place_of_the_wait_for_it(clock: l
         assert seen() == {DECODE: ("far.jpg", 3.0)}
         step()
         assert seen() == {SHARD: ("3", 0.0)}
+        relay([Doing(stage=WAITING_FOR_STORE, input="s3://b/far.jpg", seconds=2.0)])
+        clock[0] += 59
+        assert seen() == {WAITING_FOR_STORE: ("s3://b/far.jpg", 61.0)}
+        clock[0] += 2
+        assert seen() == {SHARD: ("3", 61.0)}, "a process that reports nothing may hang, so it is not excused by its last report"
 
 
 def test_every_attempt_at_a_remote_store_is_a_wait_with_the_retries_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.datasets import SilentReporter, convert, write_images
 from tests.inline import InlineRunner
+from tests.submitting import foreign_folder
 from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -119,8 +120,10 @@ def test_a_run_that_another_driver_finished_took_its_time_too(src: Path, tmp_pat
     assert outcome.seconds > 0.01
 
 
-def test_a_run_that_stops_by_max_bad_shows_an_example_of_each_reason(src: Path, tmp_path: Path) -> None:
-    """Nothing was committed, so OUT/quarantine does not exist yet: the inputs of the shard in work are looked at again."""
+def test_a_run_that_stops_by_max_bad_shows_an_example_of_each_reason(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was committed, so OUT/quarantine does not exist yet: the inputs of the shard in work are looked at again, by our own code."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(foreign_folder(tmp_path / "foreign"))
     write_images(tmp_path / "src", 4, bad=3)
     (tmp_path / "src" / "empty.jpg").write_bytes(b"")
 

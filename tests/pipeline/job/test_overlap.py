@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tests.datasets import content, convert, quarantine_of, write_images
+from tests.inline import InlineRunner
+from tokenshards.pipeline import activity
 from tokenshards.pipeline.job.context import open_context
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import tokenize_shard
@@ -71,14 +73,14 @@ class Device:
 class DeviceRunner:
     """Runs shards in this process on a Device, `threads` side by side."""
 
-    def __init__(self, threads: int, decode_threads: int) -> None:
-        self._threads, self._decode_threads = threads, decode_threads
+    def __init__(self, threads: int, decode_threads: int, device: type[Device] = Device) -> None:
+        self._threads, self._decode_threads, self._make = threads, decode_threads, device
         self.encode_seconds: dict[int, float] = {}
         self.batches: dict[int, int] = {}
 
     def run(self, job: JobSpec, shards: Sequence[int], listener: RunListener) -> dict[int, str]:
         context = open_context(job, decode_threads=self._decode_threads)
-        self.device = Device(context.tokenizer)
+        self.device = self._make(context.tokenizer)
         context = dataclasses.replace(context, tokenizer=self.device)
         waiting, lock = list(shards), threading.Lock()
         failures: list[BaseException] = []
@@ -111,6 +113,34 @@ class DeviceRunner:
             raise failures[0]
         listener.measured(RunUsage())
         return {}
+
+
+class Watched(Device):
+    """Looks at what the supervisor would see while the device works on the first batch."""
+
+    seen: tuple[list[str], dict[str, float]] | None = None
+
+    def begin(self, images_BHWC: Images) -> Callable[[], tuple[TokenBatch, float]]:
+        finish = super().begin(images_BHWC)
+
+        def watch() -> tuple[TokenBatch, float]:
+            self.seen = self.seen or ([found.stage for found in activity.activities()], activity.slowest())
+            return finish()
+
+        return watch
+
+
+def test_a_batch_that_is_only_queued_does_not_count_as_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue takes a batch in no time. If this were measured, a slow device would soon count as hanging."""
+    write_images(tmp_path / "src", 12)
+    convert(tmp_path / "src", tmp_path / "plain", runner=InlineRunner())
+    monkeypatch.setattr(activity, "_slowest", {})
+    runner = DeviceRunner(1, 0, Watched)
+    convert(tmp_path / "src", tmp_path / "out", batch_rows=4, tokenizer=str(tmp_path / "plain" / "tokenizer"), runner=runner)
+    assert isinstance(runner.device, Watched) and runner.device.seen is not None
+    stages, slowest = runner.device.seen
+    assert stages == [activity.ENCODE] and activity.QUEUE in slowest and activity.ENCODE not in slowest
+    assert activity.slowest()[activity.ENCODE] >= DEVICE_SECONDS, "the seconds of the device count, not the rest of them that we waited"
 
 
 @pytest.mark.parametrize(("threads", "decode_threads"), [(1, 0), (1, 2), (3, 2)])

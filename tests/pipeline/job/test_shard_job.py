@@ -57,6 +57,12 @@ def test_killers_are_quarantined_unread(context: JobContext) -> None:
     killers = frozenset(name for name in names if "img_" in name) - {next(name for name in names if "img_" in name)}
     commit = tokenize_shard(context, 0, killers=killers)
     assert (commit.rows, commit.quarantined) == (1, 21) and commit.reasons["killed_worker"] == 19
+    assert commit.quarantine is not None
+    rows = {row["sample_id"]: row for row in read_quarantine(context.out.read(commit.quarantine.path))}
+    for name in killers:
+        row = rows[name]
+        assert (row["reason"], row["data"]) == ("killed_worker", None) and row["uri"] == context.source.place(name)
+        assert row["detail"] == "the worker process died or hung each time that a worker handled this input"
 
 
 def test_a_probe_publishes_nothing(context: JobContext) -> None:

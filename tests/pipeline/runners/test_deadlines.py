@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, SHARD, STARTING, WAITING_FOR_STORE, WRITE, Doing
+from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, QUEUE, SHARD, STARTING, WAITING_FOR_STORE, WRITE, Doing
 from tokenshards.pipeline.runners.deadlines import SILENT, Deadlines, State
 
 STALL, BEAT = 300.0, 5.0
@@ -32,6 +32,7 @@ def state(*found: Doing, silent: float = 0.0, ready: bool = True, slowest: dict[
         (ENCODE, 301, {ENCODE: 0.2}, State.HANGING),
         (ENCODE, 5990, {ENCODE: 600.0}, State.SLOW),
         (WRITE, 301, {}, State.HANGING),
+        (QUEUE, 3500, {QUEUE: 0.1}, State.SLOW),
         (FETCH, 301, {}, State.HANGING),
         (PACK, 3500, {PACK: 1.0}, State.SLOW),
         (SHARD, 601, {}, State.HANGING),
@@ -50,12 +51,22 @@ def test_what_one_worker_measured_counts_for_all() -> None:
     assert deadlines.limit_seconds(ENCODE) == 500.0
 
 
+def test_a_worker_that_has_not_encoded_yet_may_be_slower_than_the_others() -> None:
+    deadlines = Deadlines(STALL, BEAT)
+    deadlines.measure({ENCODE: 1.0})
+    for found, silent in (([doing(ENCODE, 3500)], 0.0), ([], 3500.0)):
+        assert deadlines.judge(found, silent, ready=True, first=True).state is not State.HANGING
+        assert deadlines.judge(found, silent, ready=True).state is State.HANGING
+    assert deadlines.judge([doing(ENCODE, 3601)], 0.0, ready=True, first=True).state is State.HANGING
+
+
 def test_a_wait_for_the_store_is_never_a_death_and_excuses_who_waits_for_it() -> None:
     waiting = doing(WAITING_FOR_STORE, 1e5, 3)
     assert state(waiting) is State.WAITING_FOR_STORE
-    for stage in (FETCH, WRITE, SHARD, STARTING):
+    for stage in (FETCH, SHARD, STARTING):
         assert state(waiting, doing(stage, 1e5)) is State.WAITING_FOR_STORE, stage
-    assert state(waiting, doing(DECODE, 1e5)) is State.HANGING, "a decode waits for no store"
+    for stage in (DECODE, QUEUE, ENCODE, PACK, WRITE):
+        assert state(waiting, doing(stage, 1e5)) is State.HANGING, f"a thread in {stage} waits for no other thread"
     assert state(doing(WAITING_FOR_STORE, 0.1, 7)) is State.ALIVE, "each read of a healthy store is such a wait"
     assert state(waiting, ready=False) is State.WAITING_FOR_STORE
 

@@ -88,6 +88,8 @@ class ScriptedServer:
         if what == "slow":
             with doing(ENCODE, "x.jpg"):
                 time.sleep(4 * STALL_SECONDS)
+        if what == "pauses":
+            time.sleep(2.5)
         time.sleep(0.1)
         with (self._folder / "spans.jsonl").open("a") as file:
             file.write(json.dumps([shard, os.getpid(), begun, time.time()]) + "\n")
@@ -163,7 +165,8 @@ class Run:
         retry = RetryConfig(first_delay_seconds=0.05, max_delay_seconds=0.2)
         config = RunConfig(workers=1, stall_timeout_seconds=stall_seconds, retry=retry)
         self.listener = cluster.pop("listener", None) or KeptListener()
-        runner = RayRunner(config, RayConfig(address=address, **cluster), actor_class=ScriptedActor)
+        ray_config = cluster.pop("config", None) or RayConfig(address=address, **cluster)
+        runner = RayRunner(config, ray_config, actor_class=ScriptedActor)
         self.failed = runner.run(job, range(shards), self.listener)
 
     @property
@@ -221,6 +224,22 @@ def test_a_slow_actor_is_left_alone_and_one_that_hangs_at_work_or_at_its_start_i
     assert run.listener.started_shards.count(1) == 1, run.listener.notes
     assert run.listener.says("an actor is slow or hangs", "stage encode")
     assert any(standing["workers"].get("slow") for standing in run.listener.standings)
+
+
+def test_a_slow_actor_is_not_given_up_while_it_gives_signs_of_life(address: str, tmp_path: Path) -> None:
+    class Impatient(KeptListener):
+        """Gives up after a second without progress, once the actor has begun."""
+
+        cluster: RayConfig
+
+        def started(self, shard: int) -> None:
+            super().started(shard)
+            object.__setattr__(self.cluster, "idle_timeout_seconds", 1.0)
+
+    listener = Impatient()
+    listener.cluster = RayConfig(address=address, max_actors=1)
+    run = Run(tmp_path, address, 1, {"0": "pauses"}, listener=listener, config=listener.cluster)
+    assert run.failed == {} and run.committed == {0}
 
 
 def test_what_another_run_committed_is_not_counted_as_ours(address: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets import SilentReporter, content, convert, quarantine_of, write_images
+from tests.pipeline.runners.listening import KeptListener
 from tests.pipeline.runners.odd_tokenizers import MAGENTA
 from tests.s3_servers import ACCESS_KEY, SECRET_KEY, faulty_proxy, moto_server
 from tokenshards.pipeline.activity import DECODE, ENCODE, FETCH, PACK, SHARD, STARTING, WRITE
@@ -17,10 +18,11 @@ from tokenshards.pipeline.config import RetryConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.import_checkpoint import open_published
 from tokenshards.pipeline.errors import IncompleteError, TokenshardsError
 from tokenshards.pipeline.job.job_spec import JobSpec
-from tokenshards.pipeline.runners import deadlines, local, local_devices
+from tokenshards.pipeline.runners import deadlines, local, local_devices, supervisor
 from tokenshards.pipeline.runners.base import RunListener, broken_event, error_of
 from tokenshards.pipeline.runners.deadlines import SILENT
 from tokenshards.pipeline.runners.local import LocalRunner
+from tokenshards.pipeline.runners.supervisor import Supervisor, Worker
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
@@ -130,6 +132,39 @@ def test_a_tokenizer_that_hangs_on_everything_quarantines_nothing(tmp_path: Path
     with pytest.raises(IncompleteError, match="no single input is guilty"):
         run(tmp_path / "src", tmp_path / "out", shard_attempts=1)
     assert not list(tmp_path.glob("out/quarantine/*")) and not list(tmp_path.glob("out/commits/*/*"))
+
+
+def test_a_run_that_was_stopped_by_ctrl_z_goes_on_with_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver and its workers were stopped for an hour, and a worker still shows the hour as time at its image."""
+    now = [1000.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    boss: Supervisor[Worker] = Supervisor(range(2), RunConfig(workers=1), KeptListener(), beat_seconds=1.0)
+    for stage, patience in ((DECODE, 1.0), (SILENT, 2.0), (ENCODE, 12.0)):
+        monkeypatch.setitem(deadlines.PATIENCE, stage, patience)
+    beating, silent = Worker(name="a", heard_at=now[0]), Worker(name="b", heard_at=now[0])
+    boss.workers += [beating, silent]
+
+    def beat(seconds: float) -> None:
+        boss.heard(beating, {"doing": [[DECODE, "x.jpg", seconds, None]], "slowest": {ENCODE: 0.1}, "shards": []})
+
+    for worker in boss.workers:
+        boss.became_ready(worker)
+    assert len(list(boss.assign())) == 2
+    now[0] += 1.5
+    beat(0.5)
+    assert boss.hanging() == []
+    resumed = now[0] = now[0] + 3600.0
+    beat(3600.5)
+    found = boss.hanging()
+    while not found:
+        now[0] += 1.0
+        beat(3600.5 + now[0] - resumed)
+        found = boss.hanging()
+    assert [worker for worker, _ in found] == [beating] and 298 < now[0] - resumed < 302
+    while len(found) < 2:
+        now[0] += 1.0
+        found = boss.hanging()
+    assert 3599 < now[0] - resumed < 3602, "the silent worker has not encoded yet"
 
 
 class _After:

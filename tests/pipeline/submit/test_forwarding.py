@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.datasets import run_cli
+from tokenshards import cli
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.submit import job_watch
+from tokenshards.pipeline.submit import submission as submit_module
 from tokenshards.pipeline.submit.forwarding import FORWARDED_OPTIONS, credentials, forwarded_variables
-from tokenshards.pipeline.submit.submission import Submission
+from tokenshards.pipeline.submit.job_watch import JobEnd
+from tokenshards.pipeline.submit.ray_dashboard import Dashboard
+from tokenshards.pipeline.submit.submission import Submission, Submitted, _one_profile
 
 SECRET = "s3cr3t-value"
 
 
 def submission(**changes: Any) -> Submission:
+    if (options := changes.pop("storage_options", None)) is not None:
+        changes["arguments"] = tuple(f"--storage-option={name}={json.dumps(value)}" for name, value in options.items())
     return Submission(**{"source_url": "s3://bucket/src", "out_url": "s3://bucket/out", **changes})
 
 
@@ -100,6 +110,8 @@ def test_the_options_of_every_side_are_checked(option: str) -> None:
     assert SECRET not in str(caught.value)
     with pytest.raises(ConfigError, match=f"{option} client_kwargs.aws_session_token is not an option"):
         submission(arguments=(f'{option}=client_kwargs={{"aws_session_token": "{SECRET}"}}',))
+    with pytest.raises(ConfigError, match=f"{option} token is not an option"):
+        submission(arguments=(f"{option}=token={SECRET}", f"{option}=token=anon"))
     submission(arguments=(f"{option}=anon=true", f'{option}=client_kwargs={{"region_name": "eu-west-1"}}'))
 
 
@@ -172,6 +184,19 @@ def test_credentials_come_from_the_environment_or_the_profile(tmp_path: Path, mo
     assert credentials() == {"AWS_ACCESS_KEY_ID": "here", "AWS_SECRET_ACCESS_KEY": "value"}
 
 
+def test_credentials_of_one_profile_are_forwarded_and_not_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOKENSHARDS_SRC_PROFILE", "TOKENSHARDS_OUT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert _one_profile(submission()) is None
+    assert _one_profile(submission(storage_options={"profile": "work"})) == "work"
+    assert _one_profile(submission(arguments=("--src-option=anon=true", "--out-option=profile=work"))) == "work"
+    with pytest.raises(ConfigError, match="different profiles .src without a profile, out work."):
+        _one_profile(submission(arguments=("--out-option=profile=work",)))
+    monkeypatch.setenv("TOKENSHARDS_SRC_PROFILE", "reader")
+    monkeypatch.setenv("TOKENSHARDS_OUT_PROFILE", "reader")
+    assert _one_profile(submission()) == "reader"
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a b", "x" * 129])
 def test_a_submission_id_is_a_plain_name(name: str) -> None:
     with pytest.raises(ConfigError, match="--submission-id"):
@@ -206,6 +231,23 @@ def test_a_submission_id_is_a_plain_name(name: str) -> None:
 def test_a_mistake_ends_here_before_any_cluster_is_asked(arguments: list[str], says: str) -> None:
     out, errors = run_cli("submit", "s3://a/b", "s3://a/c", "--address", "http://127.0.0.1:9", *arguments, expect=2)
     assert says in errors and SECRET not in errors and out == ""
+
+
+def test_progress_is_read_with_the_options_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def watch(job: Submitted, reporter: object, *, open_out: Callable[[], Store], **_: object) -> JobEnd:
+        opened.append(open_out())
+        return JobEnd(status="succeeded", exit_code=0, seconds=1.0, log_end="")
+
+    job = Submitted(submission_id="j", dashboard=Dashboard("http://head:8265"), client=None)
+    monkeypatch.setattr(submit_module, "submit", lambda submission, dashboard, reporter: job)
+    monkeypatch.setattr(job_watch, "watch_job", watch)
+    options = ["--storage-option", "endpoint_url=http://a:1", "--out-option", "endpoint_url=http://b:2", "--src-option", "anon=true"]
+    ended = CliRunner().invoke(cli.app, ["submit", "s3://a/b", "s3://a/c", "--quiet", *options])
+    assert ended.exit_code == 0, ended.output
+    (out,) = opened
+    assert out.storage_options["endpoint_url"] == "http://b:2" and "anon" not in out.storage_options
 
 
 def test_help_lists_the_options_of_tokenize() -> None:

@@ -181,9 +181,8 @@ def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
     (tmp_path / "config").write_text("[profile prod]\nregion = eu-west-1\n")
     (tmp_path / "credentials").write_text("[prod]\naws_access_key_id = prod-id\naws_secret_access_key = prod-value\n")
     given = ("--storage-option=profile=prod", "--storage-option=anon=false")
-    options = {"profile": "prod", "anon": False}
-    fake.submit(arguments=given, storage_options=options)
-    fake.submit(arguments=given, storage_options=options, forward_credentials=True)
+    fake.submit(arguments=given)
+    fake.submit(arguments=given, forward_credentials=True)
     fake.submit(forward_credentials=True)
     kept, forwarded, default = fake.jobs
     sent = [{name: value for name, value in job["runtime_env"]["env_vars"].items() if name.startswith("AWS_A")} for job in fake.jobs]
@@ -195,12 +194,12 @@ def test_the_credentials_of_the_named_profile_go_and_its_name_stays(
     words = shlex.split(forwarded["entrypoint"])
     assert words[-1] == given[1] and given[0] not in words
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    fake.submit(arguments=given, storage_options=options, forward_credentials=True)
+    fake.submit(arguments=given, forward_credentials=True)
     assert fake.jobs[-1]["runtime_env"]["env_vars"]["AWS_DEFAULT_REGION"] == "eu-north-1"
     for side in ("SRC", "OUT"):
         monkeypatch.setenv(f"TOKENSHARDS_{side}_PROFILE", "prod")
     fake.submit()
-    fake.submit(forward_credentials=True, arguments=("--out-option=profile=prod",), side_options={"out": {"profile": "prod"}})
+    fake.submit(forward_credentials=True, arguments=("--out-option=profile=prod",))
     kept, forwarded = (job["runtime_env"]["env_vars"] for job in fake.jobs[-2:])
     assert kept["TOKENSHARDS_SRC_PROFILE"] == kept["TOKENSHARDS_OUT_PROFILE"] == "prod" and "AWS_ACCESS_KEY_ID" not in kept
     assert forwarded["AWS_ACCESS_KEY_ID"] == "prod-id" and not any(name.startswith("TOKENSHARDS_SRC") for name in forwarded)
