@@ -20,6 +20,7 @@ from tokenshards.pipeline.records import ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import check_unchanged, file_record
 from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, display_uri, expected_bytes, fetch_ahead, fetch_file
 from tokenshards.pipeline.sources.location import open_source
+from tokenshards.pipeline.storage import store as store_module
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
@@ -266,7 +267,8 @@ def test_what_a_web_server_does_not_tell_is_no_missing_object(web: str, monkeypa
 
 
 @pytest.mark.parametrize("name", ["gone", "outage"])
-def test_signatures_stay_out_of_messages(local: Store, web: str, name: str) -> None:
+def test_signatures_stay_out_of_messages(local: Store, web: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)  # the eight attempts of `open_source`, without their pauses
     for store, path in ((local, f"{web}/{name}.jpg?X-Amz-Signature=secret"), (Store(web, retry=QUICK), f"{name}.jpg?sig=secret")):
         with pytest.raises((BadInput, TransientStorageError), match=f"{web}/{name}.jpg") as caught:
             fetch_file(store, row_of(path), TRUSTED)
