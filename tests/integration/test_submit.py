@@ -54,7 +54,7 @@ def cluster(place: Path) -> Iterator[RayCluster]:
     """Two nodes that stand in, and have on their path, a folder with another `pipeline` and `cli.py`."""
     foreign = foreign_folder(place / "foreign_node")
     env = node_env(PYTHONPATH=str(foreign), AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
-    with RayCluster(cpus=1, token=TOKEN, env=env, cwd=str(foreign)) as started:
+    with RayCluster(cpus=1, jobs=True, token=TOKEN, env=env, cwd=str(foreign)) as started:
         started.add_node()
         yield started
 
