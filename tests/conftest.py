@@ -9,6 +9,9 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
+# Hundreds of tests start a process: where no bytecode is kept, each compiles all our modules, a third of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts the suite with `&` makes all that it starts deaf to Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -137,6 +137,7 @@ def run_cli(
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # else its pipes are a leak that the next test is blamed for
         raise
     assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
     assert "Traceback" not in err, err

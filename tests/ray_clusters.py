@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from tests.ports import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
 # A node that leaves is noticed in about 10 seconds, not 30: the tests would only wait for it.
 _QUICK = {
     "RAY_health_check_period_ms": "1000",
@@ -63,6 +65,11 @@ class Node:
         return found
 
 
+def _end_with_parent() -> None:
+    """SIGTERM, on which `ray start --block` ends its node: a run that is killed would leave its clusters to the next."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _descendants(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -74,11 +81,13 @@ def _descendants(pid: int) -> list[psutil.Process]:
 class RayCluster:
     """A head, and nodes that join it; use as a context manager.
 
-    `token` turns Ray's token authentication on. `env` is the environment of every node: this is where credentials belong. `cwd` is the
+    `jobs` starts the dashboard, which takes submitted jobs: ten processes more, each of which imports Ray. `token` turns Ray's token
+    authentication on. `env` is the environment of every node: this is where credentials belong. `cwd` is the
     folder that every node is started in.
     """
 
     cpus: int = 1
+    jobs: bool = False
     token: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     cwd: str = "/"
@@ -128,6 +137,7 @@ class RayCluster:
         self._start(
             "--head",
             "--port", str(self._port),
+            "--include-dashboard", str(self.jobs).lower(),
             "--dashboard-host", "127.0.0.1",
             "--dashboard-port", str(self._dashboard_port),
             "--dashboard-agent-listen-port", str(agent),
@@ -136,7 +146,8 @@ class RayCluster:
             "--ray-client-server-port", str(client),
             "--temp-dir", str(self._folder),
         )  # fmt: skip
-        self._await_dashboard()
+        if self.jobs:
+            self._await_dashboard()
 
     def add_node(self, *, cpus: int | None = None) -> Node:
         """Start another node and wait until the cluster counts it; again where Ray gives up after 30 s on a busy machine."""
@@ -169,7 +180,9 @@ class RayCluster:
         log = Path(tempfile.mkstemp(suffix=".log", dir=self._folder)[1])
         with log.open("wb") as output:
             environment = {**os.environ, **self.client_env, **_QUICK, "OMP_NUM_THREADS": "1", **self.env}
-            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.cwd, env=environment, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=self.cwd, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+            )
         node = Node(process, log)
         self.nodes.append(node)
         deadline = time.monotonic() + START_SECONDS

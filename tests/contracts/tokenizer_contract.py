@@ -42,6 +42,9 @@ def token_rows(tokens: TokenBatch) -> list[tuple[list[list[int]], list[int] | No
     return rows
 
 
+_SHARED: dict[type, Tokenizer] = {}
+
+
 class TokenizerContract:
     min_reencode_agreement = 0.9
     """Share of ids that encoding a reconstruction must give back."""
@@ -50,30 +53,36 @@ class TokenizerContract:
     def make_tokenizer(self) -> Tokenizer:
         raise NotImplementedError
 
+    def shared_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of all tests of the class that need no new one: making a network takes longer than most tests."""
+        if type(self) not in _SHARED:
+            _SHARED[type(self)] = self.make_tokenizer()
+        return _SHARED[type(self)]
+
     def make_images(self, count: int) -> np.ndarray:
-        return sample_images(count, self.make_tokenizer().spec.preprocess.size)
+        return sample_images(count, self.shared_tokenizer().spec.preprocess.size)
 
     @pytest.fixture(autouse=True)
     def _registered(self) -> Iterator[None]:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         family, kind = tokenizer.spec.family, type(tokenizer)
         known = family in families()
         with nullcontext() if known else temporary_family(family, f"{kind.__module__}:{kind.__qualname__}"):
             yield
 
     def test_family_loads_by_name(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         assert load_family(tokenizer.spec.family) is type(tokenizer)
 
     def test_spec_survives_json_and_keeps_its_fingerprint(self) -> None:
-        spec = self.make_tokenizer().spec
+        spec = self.shared_tokenizer().spec
         again = TokenizerSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec
         assert again.fingerprint == spec.fingerprint == self.make_tokenizer().spec.fingerprint
         assert len(spec.fingerprint) == 64
 
     def test_ids_fit_layout_and_vocabulary(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         spec, layout = tokenizer.spec, tokenizer.spec.layout
         tokens = tokenizer.encode(self.make_images(5))
         ids = tokens.ids_BLQ
@@ -94,7 +103,7 @@ class TokenizerContract:
             assert not ids[index, len(row) :].any(), "padding must be zero"
 
     def test_encoding_is_deterministic_and_tells_images_apart(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         images = self.make_images(4)
         first, second = tokenizer.encode(images), tokenizer.encode(images.copy())
         assert token_rows(first) == token_rows(second) == token_rows(self.make_tokenizer().encode(images))
@@ -103,16 +112,16 @@ class TokenizerContract:
     def test_images_are_left_as_they_were(self) -> None:
         images = self.make_images(2)
         images.flags.writeable = False
-        self.make_tokenizer().encode(images)
+        self.shared_tokenizer().encode(images)
 
     def test_no_images_give_no_rows(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         spec, tokens = tokenizer.spec, tokenizer.encode(self.make_images(2)[:0])
         assert token_rows(tokens) == [] and tokens.ids_BLQ.dtype == spec.id_dtype
         assert tokens.ids_BLQ.shape[0] == 0 and tokens.ids_BLQ.shape[2] == spec.layout.ids_per_site
 
     def test_images_and_ids_of_another_form_are_refused(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         images = self.make_images(2)
         tokens = tokenizer.encode(images)
         for wrong in (images.astype(np.float32), images[..., :-1, :, :], images[..., :1]):
@@ -124,7 +133,7 @@ class TokenizerContract:
             tokenizer.decode(TokenBatch(wide, tokens.lengths_B, tokens.shapes_BD))
 
     def test_a_blank_slot_changes_no_other_row(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         images = self.make_images(4)
         before = token_rows(tokenizer.encode(images))
         images[2] = 0
@@ -132,7 +141,7 @@ class TokenizerContract:
         assert [after[i] for i in (0, 1, 3)] == [before[i] for i in (0, 1, 3)]
 
     def test_decoding_gives_images_that_encode_alike(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         images = self.make_images(3)
         tokens = tokenizer.encode(images)
         try:
@@ -148,7 +157,7 @@ class TokenizerContract:
         assert np.mean(same) >= self.min_reencode_agreement
 
     def test_a_prefix_decodes_where_the_layout_says_so(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         if not tokenizer.spec.layout.prefix_decodable:
             return
         images = self.make_images(3)
@@ -158,7 +167,7 @@ class TokenizerContract:
         assert tokenizer.decode(prefix).shape == images.shape
 
     def test_codebook_is_the_one_the_spec_names(self) -> None:
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         tables, info = tokenizer.codebook(), tokenizer.spec.codebook
         if info is None:
             assert tables == {}
@@ -171,7 +180,7 @@ class TokenizerContract:
     @pytest.mark.parametrize("where", ["disk", "memory"])
     def test_saved_and_loaded_it_is_the_same(self, where: str, tmp_path: object) -> None:
         store = Store(str(tmp_path) if where == "disk" else f"memory://tokenizer-{uuid.uuid4().hex}")
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         digests = save_tokenizer(tokenizer, store, "tokenizer", {"images": 3})
         assert save_tokenizer(self.make_tokenizer(), store, "again", {"images": 3}) == {
             path.replace("tokenizer/", "again/", 1): digest for path, digest in digests.items()
@@ -184,7 +193,7 @@ class TokenizerContract:
     def test_damage_is_refused(self, tmp_path: object) -> None:
         store = Store(str(tmp_path))
         rng = np.random.default_rng(0)
-        for path in save_tokenizer(self.make_tokenizer(), store, "", {"images": 3}):
+        for path in save_tokenizer(self.shared_tokenizer(), store, "", {"images": 3}):
             intact = store.read(path)
             for bit in rng.choice(len(intact) * 8, self.flips_per_file, replace=False):
                 damaged = bytearray(intact)
@@ -206,7 +215,7 @@ class TokenizerContract:
         from tokenshards.pipeline.shards.reader import ShardReader
         from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 
-        tokenizer = self.make_tokenizer()
+        tokenizer = self.shared_tokenizer()
         tokens = tokenizer.encode(self.make_images(5))
         rows = ShardRows(
             sample_id=[f"{index}.png" for index in range(5)],

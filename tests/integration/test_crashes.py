@@ -16,7 +16,7 @@ from tokenshards.pipeline.config import PlanConfig
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.storage.store import Store
 
-KILLS = 2
+KILLS = 3
 BATCH_ROWS = PlanConfig().batch_rows
 """What the command takes: in other batches an id at a tie may be another."""
 PLAN_POINTS = ("after-listing", "after-plan-part", "after-plan-json")
@@ -52,7 +52,7 @@ def check_same(out: Path, reference: Path) -> None:
         *((point, "self") for point in END_POINTS),
     ],
 )
-def test_kills_at_a_crash_point(undisturbed: tuple[Path, Path], tmp_path: Path, point: str, victim: str) -> None:
+def test_three_kills_at_a_crash_point(undisturbed: tuple[Path, Path], tmp_path: Path, point: str, victim: str) -> None:
     src, reference = undisturbed
     log = tmp_path / "fault.log"
     env = {"TOKENSHARDS_FAULT": f"point={point},times={KILLS},victim={victim},log={log}"}
@@ -73,7 +73,7 @@ def test_kills_at_a_crash_point(undisturbed: tuple[Path, Path], tmp_path: Path, 
 
 
 def test_random_kills(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
-    random_kills(tmp_path, kills=3, seed=int(time.time()))
+    random_kills(tmp_path, kills=4, seed=int(time.time()))
 
 
 @pytest.mark.soak

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets import call_cli, image_size, run_cli
+from tests.datasets import call_cli, image_size
+from tokenshards.stem_adaptors.commands import demo_training
+
+EPOCHS = 7
+"""Of the twelve of the demo, each of which takes three seconds: enough for the digits to be told apart."""
 
 
-def test_the_demo_and_what_it_proposes(tmp_path: Path) -> None:
+def test_the_demo_and_what_it_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn", reason="its digits and photographs are the demo's images")
-    out, _ = run_cli("demo", str(tmp_path / "demo"))
+    monkeypatch.setattr(demo_training, "EPOCHS", EPOCHS)
+    out, _ = call_cli("demo", str(tmp_path / "demo"))
     found = re.search(r"top-1 on (\d+) held-out digits: ([\d.]+)%", out)
     assert found is not None and int(found[1]) > 200 and float(found[2]) > 80, out
     for name in ("photos.png", "run/curves.png"):

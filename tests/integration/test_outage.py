@@ -55,7 +55,7 @@ def server(tmp_path: Path) -> Iterator[ImageServer]:
     write_images(tmp_path / "web", 60, classes=0)
     (tmp_path / "web" / "img_0004.jpg").unlink()
     with ImageServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "web"))) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         base = f"http://127.0.0.1:{served.server_address[1]}"
         names = [f"img_{index:04d}.{'png' if index % 2 else 'jpg'}" for index in range(60)]
         rows = "".join(f"{base}/{name},{index % 3}\n" for index, name in enumerate(names))

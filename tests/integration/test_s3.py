@@ -179,7 +179,7 @@ def test_images_and_tars_from_the_web(place: Path, tmp_path: Path) -> None:
     for path in files:
         (tmp_path / "web" / path.name).write_bytes(path.read_bytes())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "web"))) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
+        threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         base = f"http://127.0.0.1:{web.server_address[1]}"
         (tmp_path / "web" / "table.csv").write_text("url\n" + "".join(f"{base}/{path.name}?signature=abc\n" for path in files))
         tokenizer = str(place / "local" / "tokenizer")

@@ -47,7 +47,7 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="module")
 def cluster(s3: S3Server) -> Iterator[RayCluster]:
-    with RayCluster(cpus=1, token=TOKEN, env=node_env(**CREDENTIALS, TOKENSHARDS_TRACEBACK="1")) as started:
+    with RayCluster(cpus=1, jobs=True, token=TOKEN, env=node_env(**CREDENTIALS, TOKENSHARDS_TRACEBACK="1")) as started:
         started.add_node()
         yield started
 

@@ -54,7 +54,7 @@ def cluster(place: Path) -> Iterator[RayCluster]:
     """Two nodes that stand in, and have on their path, a folder with another `pipeline` and `cli.py`."""
     foreign = foreign_folder(place / "foreign_node")
     env = node_env(PYTHONPATH=str(foreign), AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
-    with RayCluster(cpus=1, token=TOKEN, env=env, cwd=str(foreign)) as started:
+    with RayCluster(cpus=1, jobs=True, token=TOKEN, env=env, cwd=str(foreign)) as started:
         started.add_node()
         yield started
 
@@ -252,7 +252,7 @@ class _Answers(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def served(handler: Any) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

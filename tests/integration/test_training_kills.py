@@ -70,8 +70,8 @@ def killed_at_a_step(arguments: list[str], log: Path, step: int) -> None:
     assert log.read_text().splitlines()[-1].split()[2] == "killed"
 
 
-@pytest.mark.timeout(300)
-def test_kills_at_random_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.timeout(300)  # for a busy machine
+def test_ten_kills_at_random_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
     seed = int(time.time())
     rng = random.Random(seed)
     call_cli(*command(pair, tmp_path / "undisturbed", EPOCHS))

@@ -126,7 +126,7 @@ def test_dead_hosts_of_a_table_cost_themselves(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg"
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "web"))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_address[1]}"
         urls = [f"{base}/img_{n:04d}.{'png' if n % 2 else 'jpg'}" for n in range(20)]
         rows = [closed, "http://no-such-host.invalid/x.jpg", *urls, "http://169.254.169.254/latest/meta-data"]

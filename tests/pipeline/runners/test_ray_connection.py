@@ -88,7 +88,7 @@ def test_only_the_public_health_check_is_asked_and_no_token_goes_with_it(monkeyp
 @pytest.mark.usefixtures("no_init")
 def test_a_port_of_something_else_is_one_sentence_at_once() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         with (
             pytest.raises(ClusterError, match="no Ray head answers at this address"),
             joined_cluster(f"127.0.0.1:{server.server_address[1]}"),

@@ -193,7 +193,7 @@ class Server(ThreadingHTTPServer):
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(HostStore, "_witnesses", source_store.Witnesses())
     with Server() as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
         running.released.set()

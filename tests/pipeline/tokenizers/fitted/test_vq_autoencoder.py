@@ -61,6 +61,8 @@ class TestEveryQuantizer(TokenizerContract):
     def make_tokenizer(self) -> Tokenizer:
         return self.fitted
 
+    shared_tokenizer = make_tokenizer
+
 
 _FITTED: dict[str, VqAutoencoder] = {}
 
