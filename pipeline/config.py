@@ -8,7 +8,17 @@ from typing import Any
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["DECODE_PLACES", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SOURCE_RULES", "SourceConfig"]
+__all__ = [
+    "DECODE_PLACES",
+    "ImageRules",
+    "PlanConfig",
+    "RayConfig",
+    "RetryConfig",
+    "RunConfig",
+    "SOURCE_RULES",
+    "SourceConfig",
+    "UrlLimits",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +34,55 @@ class RetryConfig:
 
 
 UNREADABLE = ("stop", "quarantine")
-_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable"}
-SOURCE_RULES = 2
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes"}
+SOURCE_RULES = 3
 """Version of the rules by which inputs and labels are found.
 
 1: A `.txt` member of a tar is the label if the tar holds no other label. Hidden files are inputs. One image makes a folder an image folder.
 2: A `.txt` member is a label or a meta column only if an option names it. Hidden files are left out. A folder that also holds tars or
 Parquet files is an image folder only if it holds more images than those.
+3: A tar may hold several images a sample, keys with dots, links and tars, and every member is counted. Floats that are whole numbers, bools
+and class names of a schema are labels. Missing images of a table are absent inputs, not failures.
 """
+SIXTEEN_BIT = ("auto", "scale", "high-byte")
+TAR_KEYS = ("auto", "first-dot", "last-dot")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRules:
+    """How encoded images become pixels where a data set needs other rules than the usual ones; a plan records them."""
+
+    max_pixels: int = 1 << 27
+    """Images with more pixels are quarantined unread."""
+    accept_truncated: bool = False
+    """Take an image that ends too early, with the pixels that are missing grey as the decoder leaves them."""
+    sixteen_bit: str = "auto"
+    """`scale` maps the range that a 16-bit image uses to 8 bits, `high-byte` keeps the high byte of each sample; planning turns `auto` into
+    one of the two."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.max_pixels <= 1 << 40, "--max-pixels", self.max_pixels, "1 to 2**40")
+        require(self.sixteen_bit in SIXTEEN_BIT, "--sixteen-bit", self.sixteen_bit, " or ".join(SIXTEEN_BIT))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UrlLimits:
+    """Limits of one URL of a table on a foreign host; these settings belong to a run, not to the plan."""
+
+    attempts: int = 3
+    """Attempts per URL before it is quarantined."""
+    timeout_seconds: float = 30.0
+    """Longest silence of a host."""
+    total_seconds: float = 120.0
+    """Longest time for one URL in all."""
+    per_host: int = 8
+    """Most requests to one host at a time, in one process."""
+
+    def __post_init__(self) -> None:
+        require(self.attempts >= 1, "--url-attempts", self.attempts, "at least 1")
+        require(self.timeout_seconds > 0, "--url-timeout", self.timeout_seconds, "seconds above 0")
+        require(self.total_seconds > 0, "--url-time", self.total_seconds, "seconds above 0")
+        require(self.per_host >= 1, "--url-concurrency", self.per_host, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +101,28 @@ class SourceConfig:
     """Take no labels, even if the source holds some."""
     meta: tuple[str, ...] = ()
     """Table columns, .json keys or suffixes of text members kept as `meta.*` columns."""
+    label_from: str | None = None
+    """Where the label of a path comes from: `first`, `parent`, `depth:N`, `tar`, `none`, `regex:PATTERN` or `file:TABLE`; None means the
+    first folder of files, and the usual members of tars."""
+    key_column: str | None = None
+    """Column of the `file:TABLE` that names the image."""
+    label_first: bool = False
+    """Take the first of several labels of one image."""
+    split: str | None = None
+    """Take only the inputs of this split, such as `train`."""
+    tar_key: str = "auto"
+    """How the key of a tar member ends: at the `first-dot` (webdataset's rule) or at the `last-dot` of its file name; planning turns `auto`
+    into one of the two."""
+    image_member: str | None = None
+    """Suffix of the image member of samples with several images; `all` makes a row of each image."""
+    image_root: str | None = None
+    """Folder or URL that relative paths in a table start from; the folder of the table when None."""
+    path_template: str | None = None
+    """Path of an image as a pattern of columns, such as `train/{id}.jpg`."""
+    image_rules: ImageRules = field(default_factory=ImageRules)
+    urls: UrlLimits = field(default_factory=UrlLimits)
+    yes: bool = False
+    """Settle every doubt about the input as it was understood."""
     tars_per_shard: int = 1
     rules: int = SOURCE_RULES
     """A plan records the rules it was made with, because other rules would give other rows for the same inputs."""
@@ -62,6 +135,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
+        require(not (self.no_labels and self.label_from), "--label-from", self.label_from, "nothing beside --no-labels")
+        require(self.tar_key in TAR_KEYS, "--key", self.tar_key, " or ".join(TAR_KEYS))
         require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
@@ -72,7 +147,14 @@ class SourceConfig:
 
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
         """Return this config with the fields that a plan recorded in place of its own."""
-        return replace(self, **{**planned, "meta": tuple(planned["meta"])})
+        rules = ImageRules(**planned["image_rules"]) if "image_rules" in planned else ImageRules()
+        return replace(self, **{**planned, "meta": tuple(planned["meta"]), "image_rules": rules})
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SourceConfig:
+        """Return the config that `asdict` turned into JSON types."""
+        parts = {"image_rules": ImageRules(**value["image_rules"]), "urls": UrlLimits(**value["urls"])}
+        return cls(**{**value, "meta": tuple(value["meta"]), **parts})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,17 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput
 
-__all__ = ["FailedRecord", "ImageRecord", "Label", "PlanRow", "TokenBatch", "concatenate_tokens"]
+__all__ = [
+    "AbsentRecord",
+    "FailedRecord",
+    "ImageRecord",
+    "Label",
+    "LeftOutRecord",
+    "PlanRow",
+    "SourceRecord",
+    "TokenBatch",
+    "concatenate_tokens",
+]
 
 Label: TypeAlias = int | str | None
 
@@ -68,6 +78,28 @@ class FailedRecord:
     data: bytes | None = None
     label: Label = None
     uri: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsentRecord:
+    """One input that the source itself says is not there: a null image, or a row that the maker of a table marked as failed."""
+
+    sample_id: str
+    uri: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutRecord:
+    """Files of a container that a stated rule of the plan leaves out."""
+
+    kind: str
+    """The rule as a person reads it, such as `hidden` or `second image of a sample`; equal kinds are counted together."""
+    count: int
+    example: str
+
+
+SourceRecord: TypeAlias = ImageRecord | FailedRecord | AbsentRecord | LeftOutRecord
+"""What the slice of a plan row yields: `inputs_seen` of a shard is the number of its records, a LeftOutRecord counting `count`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
-from tokenshards.pipeline.sources.base import SourceSummary, readable_text
+from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.labels import LabelType, integer_in
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
@@ -113,7 +114,7 @@ class Conversion:
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
                 config=request.plan,
-                source=source_record(source, request.source_url, request.source),
+                source=source_record(source, request.source_url),
                 tokenizer_objects=objects,
                 card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": readable_text(source.root), **request.card},
                 tokenizer_json=self._store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
@@ -166,13 +167,13 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
     return "int64"
 
 
-def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
-    """Return the record of a source for the plan; it contains no secret."""
+def source_record(source: ImageSource, asked_url: str) -> dict[str, Any]:
+    """Return the record of a listed source for the plan, with the rules that the listing settled; it contains no secret."""
     return {
         "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
         "root": readable_text(source.root),
         "kind": source.kind,
-        "options": config.planned(),
+        "options": source.config.planned(),
     }
 
 

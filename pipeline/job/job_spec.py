@@ -35,8 +35,7 @@ class JobSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> JobSpec:
         """Return the job that `to_json` described."""
-        source = value["source_config"]
-        config = SourceConfig(**{**source, "meta": tuple(source["meta"])})
+        config = SourceConfig.from_json(value["source_config"])
         return cls(**{**value, "source_config": config, "retry": RetryConfig(**value["retry"])})
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import HIDDEN, SourceSummary, extension, is_hidden, read_file_row, readable_text, refuse_options
+from tokenshards.pipeline.sources.base import HIDDEN, is_hidden, read_file_row, readable_text, refuse_options
+from tokenshards.pipeline.sources.summary import SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
@@ -46,11 +47,11 @@ class FolderSource:
         for info in self.store.list():
             name = readable_text(info.path)
             if not hidden_too and is_hidden(name):
-                summary.ignored[HIDDEN] += 1
+                summary.leave_out(HIDDEN, name)
                 continue
             kind = extension(name)
             if not (all_files or kind in images):
-                summary.ignored[kind] += 1
+                summary.leave_out(kind, name)
                 continue
             folder, slash, _ = name.partition("/")
             label = folder if slash and not self.config.no_labels else None
@@ -63,7 +64,7 @@ class FolderSource:
             summary.notes.append("no labels, as --no-labels asks")
         elif not summary.labels:
             summary.notes.append("no labels (flat folder: put each class in its own sub-folder to get labels)")
-        tables = sum(count for kind, count in summary.ignored.items() if kind.startswith((".tar", ".parquet")))
+        tables = sum(found.count for kind, found in summary.left_out.items() if kind.startswith((".tar", ".parquet")))
         if tables:
             summary.notes.append(
                 f"{tables} tar or Parquet files beside the images are ignored; to take them, give a pattern such as FOLDER/*.tar"

@@ -16,11 +16,12 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, extension, is_hidden, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, is_hidden, read_file_row, readable_text
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
+from tokenshards.pipeline.sources.summary import extension
 from tokenshards.pipeline.sources.table import TableSource, read_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
@@ -129,7 +130,8 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     files = tars or _of_one_format(tables)
     source: ImageSource = (TarSource if tars else TableSource)(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
-    source.summary.ignored.update(kinds - taken)
+    for kind, count in (kinds - taken).items():
+        source.summary.leave_out(kind, found.examples[kind], count)
     if found.images:
         noun = source.summary.noun
         images = f"{found.images} image{'' if found.images == 1 else 's'}"
@@ -142,6 +144,7 @@ class _Found:
     """Counts of a folder's files, until the kind of source is clear."""
 
     kinds: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     images: int = 0
     image_bytes: int = 0
     tars: list[ObjectInfo] = field(default_factory=list)
@@ -151,10 +154,10 @@ class _Found:
         """Count a file; return True once it is clear that the folder is an image folder."""
         name = readable_text(info.path)
         if config.rules > 1 and is_hidden(name):
-            self.kinds[HIDDEN] += 1
+            self._count(HIDDEN, name)
             return False
         kind = extension(name)
-        self.kinds[kind] += 1
+        self._count(kind, name)
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
         elif kind in TABLE_EXTENSIONS:
@@ -163,6 +166,10 @@ class _Found:
             self.images += 1
             self.image_bytes += max(0, info.size)
         return bool(self.images) and (config.rules == 1 or (self.images >= PROBED_IMAGES and not self.containers_win()))
+
+    def _count(self, kind: str, name: str) -> None:
+        self.kinds[kind] += 1
+        self.examples.setdefault(kind, name)
 
     def containers_win(self) -> bool:
         """Return whether tars or Parquet files prevail: there are more of them than images, or as many but larger.

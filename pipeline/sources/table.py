@@ -23,10 +23,11 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import check_unchanged, read_file_row, readable_text
 from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_files import (
     PARSE_ERRORS,
     PEEKED_ROWS,
@@ -75,7 +76,7 @@ class TableSource:
 
         Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
         """
-        self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored, beside=self.summary.beside)
+        self.summary = summary = SourceSummary(noun="table", rows=0, left_out=self.summary.left_out, beside=self.summary.beside)
         self._outside = 0
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None

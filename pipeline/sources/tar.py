@@ -17,9 +17,10 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, UnreadableObjectError, shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, readable_text, refuse_options
+from tokenshards.pipeline.sources.base import check_unchanged, readable_text, refuse_options
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, display_uri, unreadable_input
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tar_values import PeekedSamples, TarSample, json_of, raw_label, raw_meta
 from tokenshards.pipeline.storage.object_file import open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -76,7 +77,7 @@ class TarSource:
 
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield a row per tar in the given order; reads the first samples to infer the types of label and meta."""
-        self.summary = summary = SourceSummary(noun="tar", ignored=self.summary.ignored, beside=self.summary.beside)
+        self.summary = summary = SourceSummary(noun="tar", left_out=self.summary.left_out, beside=self.summary.beside)
         peeked = self._peek()
         summary.label_type = infer_label_type(peeked.labels)
         summary.meta_types = peeked.meta_types()

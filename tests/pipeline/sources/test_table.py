@@ -402,4 +402,4 @@ def test_one_format_is_taken_from_a_folder(tmp_path: Path) -> None:
     write_csv(tmp_path / "notes.csv", [["a"], ["1"]])
     source, rows = plan(tmp_path)
     assert [row.path for row in rows] == ["data/t.parquet"]
-    assert source.summary.ignored == {".csv": 1}
+    assert {kind: found.count for kind, found in source.summary.left_out.items()} == {".csv": 1}

@@ -1,0 +1,137 @@
+"""What the listing of a source understood: the inputs, how they get id, label and meta, what is left out, and what is in doubt."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.labels import LabelType, MetaType
+
+__all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
+
+MAX_LABELS_COUNTED = 100_000
+CLASSES_SHOWN = 10
+_COMPRESSIONS = (".gz", ".zst")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """Something about the input that may be meant otherwise."""
+
+    sentence: str
+    """What was seen, and how it is understood."""
+    option: str
+    """What to give to have it otherwise, or to settle it."""
+    grave: bool = False
+    """Whether the run stops until the option, or --yes, settles it."""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Files that one rule leaves out."""
+
+    count: int = 0
+    example: str = ""
+
+
+@dataclass(slots=True)
+class SourceSummary:
+    """Counts and rules that the listing of the source fills."""
+
+    noun: str = "image"
+    """Word for one matched file."""
+    files: int = 0
+    bytes: int = 0
+    rows: int = -1
+    """Number of table rows; -1 if the inputs are files or are counted later."""
+    images: int = -1
+    """Number of images; -1 if it is the number of files, or of rows, or is counted later."""
+    matched: Counter[str] = field(default_factory=Counter)
+    """Matched files by extension."""
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    """Files that are no inputs, by the rule that leaves them out: their extension, or a name such as `hidden`."""
+    beside: str = ""
+    """A sentence about inputs of another kind that were left out."""
+    examples: list[str] = field(default_factory=list)
+    classes: Counter[int | str] = field(default_factory=Counter)
+    """Inputs by label, up to 100,000 labels."""
+    unlabelled: int = 0
+    """Inputs without a label, as far as the listing saw their labels."""
+    splits: Counter[str] = field(default_factory=Counter)
+    """Inputs by split, as folders or file names say."""
+    label_type: LabelType | None = None
+    meta_types: dict[str, MetaType] = field(default_factory=dict)
+    id_rule: str = ""
+    label_rule: str = ""
+    meta_rule: str = ""
+    """How ids, labels and meta columns are made, each as the end of a sentence."""
+    notes: list[str] = field(default_factory=list)
+    """Further sentences for the user."""
+    doubts: list[Doubt] = field(default_factory=list)
+
+    @property
+    def labels(self) -> set[int | str]:
+        """The distinct labels, up to 100,000."""
+        return set(self.classes)
+
+    def take(self, name: str, size: int, kind: str | None = None) -> None:
+        """Count a matched file of `size` bytes; `kind` is its extension if the caller knows it."""
+        self.files += 1
+        if size > 0:
+            self.bytes += size
+        self.matched[kind or extension(name)] += 1
+        if len(self.examples) < 3:
+            self.examples.append(name)
+
+    def take_label(self, label: Label) -> None:
+        """Count one input with its label."""
+        if label is None:
+            self.unlabelled += 1
+        elif label in self.classes or len(self.classes) < MAX_LABELS_COUNTED:
+            self.classes[label] += 1
+
+    def leave_out(self, kind: str, example: str, count: int = 1) -> None:
+        """Count files that a rule leaves out, with the first as the example."""
+        found = self.left_out.get(kind)
+        if found is None:
+            found = self.left_out[kind] = LeftOut(example=example)
+        found.count += count
+
+    def lines(self) -> list[str]:
+        """Return the summary as lines of text: matched files, notes, ignored files, examples."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
+        rows = f", {self.rows} rows" if self.rows >= 0 else ""
+        more = "+" if len(self.classes) == MAX_LABELS_COUNTED else ""
+        labels = f", {len(self.classes)}{more} labels" if self.classes else ""
+        lines = [
+            f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{labels}",
+            *self.notes,
+            *([self.beside] if self.beside else []),
+        ]
+        if self.left_out:
+            most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
+            lines.append("ignored: " + ", ".join(f"{found.count} {kind}" for kind, found in most[:8]))
+        if self.examples:
+            lines.append("for example " + ", ".join(self.examples))
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types; of the classes the first ten by number of inputs."""
+        value = asdict(self)
+        shown = [[label, count] for label, count in self.classes.most_common(CLASSES_SHOWN)]
+        return {**value, "class_count": len(self.classes), "classes": shown}
+
+
+def extension(name: str) -> str:
+    """Return the lower-case extension of a path with its dot; for a compressed file also the extension before it: `.csv.gz`."""
+    name = name.lower()
+    dot = name.rfind(".")
+    if dot > 0 and name[dot - 1] not in "./" and "/" not in name[dot:] and name[dot:] not in _COMPRESSIONS:
+        return name[dot:]  # for nearly every file the result of `splitext`, in half its time
+    stem, last = posixpath.splitext(name)
+    if last in _COMPRESSIONS:
+        return posixpath.splitext(stem)[1] + last
+    return last or "without extension"
