@@ -108,13 +108,16 @@ class SourceConfig:
     """Column of the `file:TABLE` that names the image."""
     label_first: bool = False
     """Take the first of several labels of one image."""
+    as_text: bool = False
+    """Store labels and meta columns as text, even if those that planning read are numbers."""
     split: str | None = None
     """Take only the inputs of this split, such as `train`."""
     tar_key: str = "auto"
     """How the key of a tar member ends: at the `first-dot` (webdataset's rule) or at the `last-dot` of its file name; planning turns `auto`
     into one of the two."""
     image_member: str | None = None
-    """Suffix of the image member of samples with several images; `all` makes a row of each image."""
+    """Suffix of the image member of samples with several images, or several by commas, the first that is there; `all` makes a row of each
+    image, `first` takes the image that rules 2 take. None means that each sample holds one image."""
     image_root: str | None = None
     """Folder or URL that relative paths in a table start from; the folder of the table when None."""
     path_template: str | None = None

@@ -78,6 +78,8 @@ class FailedRecord:
     data: bytes | None = None
     label: Label = None
     uri: str = ""
+    stands_for: int = 1
+    """Inputs that are lost with it, estimated by bytes, where a container cannot be read on; `--max-bad` counts them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

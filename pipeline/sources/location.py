@@ -28,7 +28,7 @@ from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
 __all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
 
-TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
+TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip"}
 TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
 
 PROBED_IMAGES = 1000

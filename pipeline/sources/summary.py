@@ -14,7 +14,7 @@ __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
 
 MAX_LABELS_COUNTED = 100_000
 CLASSES_SHOWN = 10
-_COMPRESSIONS = (".gz", ".zst")
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
