@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tokenshards.pipeline.errors import require
@@ -15,6 +15,7 @@ __all__ = [
     "RayConfig",
     "RetryConfig",
     "RunConfig",
+    "SHAPING_FIELDS",
     "SOURCE_RULES",
     "SourceConfig",
     "UrlLimits",
@@ -35,6 +36,10 @@ class RetryConfig:
 
 UNREADABLE = ("stop", "quarantine")
 _OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes"}
+_OF_FORMAT_1_0 = {"all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard", "rules"}
+"""Planned fields of SourceConfig that format 1.0 knows. A planned field that joins later makes its plan one of a newer format."""
+_AS_IN_FORMAT_1_0: dict[str, Any] = {"tar_key": "first-dot", "sixteen_bit": "high-byte"}
+"""Settled values of newer fields, beside their defaults, by which the inputs are read as format 1.0 reads them."""
 SOURCE_RULES = 3
 """Version of the rules by which inputs and labels are found.
 
@@ -144,20 +149,39 @@ class SourceConfig:
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
     def planned(self) -> dict[str, Any]:
-        """Return the fields that decide the shards, in JSON types; a plan records them. Each run brings its own access options."""
-        shaping = {name: value for name, value in asdict(self).items() if name not in _OF_A_RUN}
-        return {**shaping, "meta": list(self.meta)}
+        """Return the fields that decide the shards, in JSON types; a plan records them. Each run brings its own access options.
+
+        Fields that format 1.0 does not know are left out where they have their defaults: a plan that needs none of them stays the same.
+        """
+        usual = asdict(SourceConfig())
+        shaping = {name: value for name, value in asdict(self).items() if name in SHAPING_FIELDS}
+        needed = {name: value for name, value in shaping.items() if name in _OF_FORMAT_1_0 or value != usual[name]}
+        return {**needed, "meta": list(self.meta)}
 
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
-        """Return this config with the fields that a plan recorded in place of its own."""
-        rules = ImageRules(**planned["image_rules"]) if "image_rules" in planned else ImageRules()
-        return replace(self, **{**planned, "meta": tuple(planned["meta"]), "image_rules": rules})
+        """Return this config with the fields that a plan recorded in place of its own; a field that the plan leaves out has its default."""
+        known = {part.name for part in fields(ImageRules)}
+        rules = ImageRules(**{name: value for name, value in planned.get("image_rules", {}).items() if name in known})
+        mine = {name: getattr(self, name) for name in _OF_A_RUN}
+        return SourceConfig(**{**mine, **planned, "meta": tuple(planned.get("meta", ())), "image_rules": rules})
+
+    @property
+    def beyond_format_1_0(self) -> bool:
+        """Whether the inputs are chosen or read by an option that format 1.0 does not know."""
+        planned, usual = self.planned(), asdict(ImageRules())
+        rules = {name: value for name, value in planned.pop("image_rules", {}).items() if value != usual[name]}
+        newer = {**{name: value for name, value in planned.items() if name not in _OF_FORMAT_1_0}, **rules}
+        return any(value != _AS_IN_FORMAT_1_0.get(name) for name, value in newer.items())
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SourceConfig:
         """Return the config that `asdict` turned into JSON types."""
         parts = {"image_rules": ImageRules(**value["image_rules"]), "urls": UrlLimits(**value["urls"])}
         return cls(**{**value, "meta": tuple(value["meta"]), **parts})
+
+
+SHAPING_FIELDS = frozenset(part.name for part in fields(SourceConfig)) - _OF_A_RUN
+"""Fields of SourceConfig that decide the shards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from tokenshards.pipeline.errors import BadInput, TokenizerError
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.planning.planner import Listing
-from tokenshards.pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.records import AbsentRecord, ImageRecord, LeftOutRecord, PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
@@ -87,11 +86,12 @@ class Estimate:
 
 @dataclass(slots=True, kw_only=True)
 class TimedSample:
-    """Seconds per stage that a few inputs took on one worker, and their counts."""
+    """Seconds per stage that a few inputs took on one worker, and their counts. Absent inputs are counted apart."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
     inputs: int = 0
     decoded: int = 0
+    absent: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     slice_bytes: int = 0
@@ -152,9 +152,13 @@ def estimate_job(
 
 
 def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
-    """Return the number of images of a source, and whether it is exact; for tars it is extrapolated from the bytes of the sample."""
+    """Return the number of images of a source, and whether it is exact.
+
+    For tars it is extrapolated from the bytes of the sample; of inputs that may be absent, from their share in the sample.
+    """
     if spool.tars == 0:
-        return spool.inputs, True
+        there = timed.inputs / (timed.inputs + timed.absent)
+        return round(spool.inputs * there), timed.absent == 0
     return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
 
 
@@ -178,8 +182,13 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
     sizes: list[tuple[int, int, int]] = []
     for row in rows:
         members = 0
-        for record in islice(source.read(row), limit - timed.inputs):
+        for record in source.read(row):
             lap("fetch")
+            if isinstance(record, LeftOutRecord):
+                continue
+            if isinstance(record, AbsentRecord):
+                timed.absent += 1
+                continue
             data = record.data or b""
             timed.inputs += 1
             timed.bytes_in += len(data)
@@ -190,6 +199,8 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
                     images.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
             lap("decode")
+            if timed.inputs >= limit:
+                break
         stopped = timed.inputs >= limit  # the last row was read only in part, so only its read bytes count
         timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
         if stopped:

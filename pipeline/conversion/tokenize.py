@@ -13,7 +13,7 @@ from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteErro
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
 from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
-from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
+from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan, plan_version
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
 from tokenshards.pipeline.runners.base import Runner
@@ -122,6 +122,7 @@ class Conversion:
                 label_type=common_label_type(classes, source.summary),
                 meta_types=dict(source.summary.meta_types),
                 matched=tuple(matched),
+                format_version=plan_version(source.config, newer_inputs=source.summary.newer_inputs),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard

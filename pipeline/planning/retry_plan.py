@@ -73,6 +73,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             label_type=last.label_type,
             meta_types=last.meta_types,
             matched=(f"{quarantined} quarantined inputs of generation {last.generation}",),
+            format_version=last.format_version,
         )
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
 

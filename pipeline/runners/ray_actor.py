@@ -106,7 +106,7 @@ class ShardActor:
         self._tell(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
         if summary is None or event.get("by_another"):  # only the run that committed a shard counts the shard
             return
-        self._count("images_total", summary["inputs_seen"])
+        self._count("images_total", summary["inputs_seen"] - summary["left_out_count"])
         self._count("bytes_total", summary["bytes_in"])
         self._count("shards_total", 1)
         self._count("quarantined_total", summary["quarantined"])

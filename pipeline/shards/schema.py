@@ -7,12 +7,13 @@ from typing import Literal, TypeAlias
 
 import pyarrow as pa
 
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, PUBLISHED_VERSION, check_version, version_numbers
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, PUBLISHED_VERSION, check_version, version_numbers
 
 __all__ = [
     "FORMAT_VERSION",
     "KEY_PREFIX",
     "META_PREFIX",
+    "NEWEST_VERSION",
     "PUBLISHED_VERSION",
     "VIEW_NAMES",
     "LabelType",

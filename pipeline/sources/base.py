@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.fetch import display_uri, fetch_file, refuse_unmounted
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_uris import is_outside
@@ -50,8 +50,8 @@ class ImageSource(Protocol):
         Raises SourceError if the source is not what its name says, TransientStorageError if the store fails.
         """
 
-    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield a record for each input of one slice; raises only TransientStorageError."""
+    def read(self, row: PlanRow) -> Iterator[SourceRecord]:
+        """Yield a record for each input of one slice, and for what it leaves out; raises only TransientStorageError."""
 
 
 def is_hidden(path: str) -> bool:

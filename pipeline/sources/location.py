@@ -15,7 +15,7 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, is_hidden, read_file_row, readable_text
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
@@ -56,8 +56,8 @@ def source_root(url: str, config: SourceConfig) -> Store:
 
 def read_slice(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield a record for each input of a planned row of any kind. Workers call it; it does not list the source again.
+) -> Iterator[SourceRecord]:
+    """Yield a record for each input of a planned row of any kind, and for what it leaves out. Workers call it; nothing is listed again.
 
     `store` is the source's root; the types come from the source's summary. Raises only TransientStorageError.
     """
@@ -65,6 +65,8 @@ def read_slice(
         return read_tar(store, row, config, label_type, meta_types)
     if row.kind == "rows":
         return read_rows(store, row, config, label_type, meta_types)
+    if row.kind == "absent":
+        return iter((AbsentRecord(sample_id=row.sample_id, uri=row.path),))
     return iter((read_file_row(store, row, config),))
 
 

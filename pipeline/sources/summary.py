@@ -68,6 +68,8 @@ class SourceSummary:
     label_rule: str = ""
     meta_rule: str = ""
     """How ids, labels and meta columns are made, each as the end of a sentence."""
+    newer_inputs: bool = False
+    """Whether a worker may find inputs absent, leave out files of a container, or read inputs in another way than format 1.0."""
     notes: list[str] = field(default_factory=list)
     """Further sentences for the user."""
     doubts: list[Doubt] = field(default_factory=list)
