@@ -33,9 +33,11 @@ _UNPACK_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
 class Damaged(Exception):
     """A tar cannot be read from `offset` on."""
 
-    def __init__(self, offset: int, detail: str, reason: Reason = Reason.BAD_CONTAINER) -> None:
+    def __init__(self, offset: int, detail: str, reason: Reason = Reason.BAD_CONTAINER, name: str = "") -> None:
         super().__init__(detail)
         self.offset, self.detail, self.reason = offset, detail, reason
+        self.name = name
+        """Name of the member that is not whole; empty if its header cannot be read either."""
 
 
 class BadMember(BadInput):
@@ -63,13 +65,14 @@ class Member:
         wanted = min(self.size, most)
         data = read_or_damage(self.source, self.data, wanted, self.offset)
         if len(data) < wanted:
-            raise Damaged(self.offset, ends_inside(self.data + len(data), self))
+            raise cut_inside(self, self.data + len(data))
         return data
 
 
-def ends_inside(end: int, member: Member) -> str:
-    """Return what is wrong with an archive that ends inside a member."""
-    return f"it ends at byte {end} inside {member.name}, which goes on to byte {member.data + member.size}: the tar was cut"
+def cut_inside(member: Member, end: int) -> Damaged:
+    """Return the error of an archive that ends inside a member."""
+    detail = f"it ends at byte {end} inside {member.name}, which goes on to byte {_padded(member)}: the tar was cut"
+    return Damaged(member.offset, detail, name=member.inner + member.name if member.inner not in member.name else member.name)
 
 
 def read_or_damage(source: ArchiveBytes, position: int, size: int, offset: int) -> bytes:
@@ -108,7 +111,7 @@ def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") 
             if position == start or block.strip(b"\0"):
                 raise Damaged(position, f"it ends at byte {position + len(block)}, within the header of a member: the tar was cut")
             if last is not None and 0 <= source.end < _padded(last):
-                raise Damaged(last.offset, ends_inside(source.end, last))
+                raise cut_inside(last, source.end)
             return
         if block == _ZEROS:
             marked, position = True, position + BLOCK
@@ -127,7 +130,7 @@ def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") 
         member.inner, marked = inner, False
         position = member.data if flag in _NO_DATA and flag else _padded(member)
         if 0 <= stop < position:
-            raise Damaged(member.offset, ends_inside(stop, member))
+            raise cut_inside(member, stop)
         last = member if position > member.data else last
         if member.kind is FILE and member.name.lower().endswith(_NESTED):
             yield from _nested(member)
@@ -241,7 +244,7 @@ def _extended(member: Member, stop: int) -> bytes:
     if member.size > MAX_EXTENDED:
         raise Damaged(member.offset, f"it cannot be read from byte {member.offset} on: a name of {member.size} bytes")
     if 0 <= stop < member.data + member.size:
-        raise Damaged(member.offset, ends_inside(stop, member))
+        raise cut_inside(member, stop)
     return member.read(MAX_EXTENDED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from functools import lru_cache
 from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
@@ -40,7 +41,7 @@ class ListOfLabels(Exception):
     """A label is a list."""
 
     def __init__(self, place: str, value: object) -> None:
-        super().__init__(f"{place} is a list such as {shorten(value)}")
+        super().__init__(f"({place}) is a list such as {shorten(value)}")
 
 
 def needed_suffixes(config: SourceConfig) -> frozenset[str]:
@@ -124,6 +125,7 @@ def planned_meta(sample: TarSample, value: dict[str, Any], types: dict[str, Meta
     return found
 
 
+@lru_cache(256)
 def tar_stem(name: str) -> str:
     """Return the name of a tar without folders and extensions."""
     stem = posixpath.basename(name.rstrip("/"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,24 +77,33 @@ def group(members: Iterator[Member], key_rule: str, load: Callable[[TarSample, P
                     yield Stray(kind, name)
                 continue
             if member.kind is DAMAGE:
-                if sample is not None:
+                if sample is not None and sample.inner != member.inner:  # its own last sample may not be whole
                     yield sample
                 sample = None
                 yield member
                 continue
-            cut = name.rfind("/") + 1
-            dot = name.find(".", cut) if key_rule != "last-dot" else name.rfind(".", cut)
-            key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot > cut else (name, "")
+            key, suffix = _split(name, key_rule)
             if sample is None or sample.key != key or suffix in sample.parts or len(sample.parts) == MOST_PARTS:
                 if sample is not None:
                     yield sample
                 sample = TarSample(key, member.offset, member.inner)
             load(sample, Part(member, suffix))
     except Damaged as damage:
-        offset = damage.offset if sample is None or sample.inner else sample.offset
-        raise Damaged(offset, damage.detail, damage.reason) from None
+        if sample is None or sample.inner:
+            raise
+        if damage.name and _split(_plain(damage.name), key_rule)[0] != sample.key:
+            yield sample  # it is whole, because the next one begins
+            raise
+        raise Damaged(sample.offset, damage.detail, damage.reason) from None
     if sample is not None:
         yield sample
+
+
+def _split(name: str, key_rule: str) -> tuple[str, str]:
+    """Return key and lower-case suffix of a member."""
+    cut = name.rfind("/") + 1
+    dot = name.find(".", cut) if key_rule != "last-dot" else name.rfind(".", cut)
+    return (name[:dot], name[dot + 1 :].lower()) if dot > cut else (name, "")
 
 
 def _plain(name: str) -> str:
@@ -118,6 +128,7 @@ def _stray_kind(name: str, kind: str) -> str:
     return ""
 
 
+@lru_cache(4096)  # tars have few suffixes and many members
 def is_image(suffix: str, told: tuple[str, ...] = ()) -> bool:
     """Return whether a suffix names an image: by its last extension, or because the user `told` so."""
     return posixpath.splitext(f"x.{suffix}")[1] in image_extensions() or suffix in told

@@ -23,6 +23,8 @@ from tokenshards.pipeline.storage.store import ObjectInfo, Store
 __all__ = ["describe", "settle", "survey_tars"]
 
 NAMES_SHOWN = 12
+FEW_PARENTS = 8
+"""So many folders may be classes even if each holds one image."""
 _SHARD_NAME = re.compile(r"\d+|.*[-_.]\d+|(shard|part|chunk|data|images?|train|val|test|valid|validation|dev)s?\d*", re.IGNORECASE)
 _SPLIT_OR_KIND = re.compile(r"\d+|train(ing)?|val(id(ation)?)?|dev|test|images?|imgs?|jpe?gs?|pngs?|masks?|labels?|data", re.IGNORECASE)
 
@@ -91,7 +93,8 @@ def _other_label(survey: TarSurvey, config: SourceConfig) -> SourceConfig:
     plain = not any(_SHARD_NAME.fullmatch(str(name)) for name in stems.distinct)
     if len(stems.distinct) > 1 and plain and survey.stem_begins == survey.images:
         return replace(config, label_from="tar")
-    if len(parents.distinct) > 1 and not parents.missing and not any(_SPLIT_OR_KIND.fullmatch(str(name)) for name in parents.distinct):
+    few = 1 < len(parents.distinct) <= max(parents.count // 2, FEW_PARENTS)
+    if few and not parents.missing and not any(_SPLIT_OR_KIND.fullmatch(str(name)) for name in parents.distinct):
         return replace(config, label_from="parent")
     return config
 
@@ -228,7 +231,7 @@ def _notes(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> l
 
 
 def _is_text(suffix: str, survey: TarSurvey) -> bool:
-    return bool(suffix) and not is_image(suffix, told_members(survey.config.image_member))
+    return bool(suffix) and suffix not in survey.image_suffixes and not is_image(suffix, told_members(survey.config.image_member))
 
 
 def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:

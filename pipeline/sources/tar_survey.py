@@ -73,6 +73,7 @@ class TarSurvey:
     list_of_labels: str = ""
     json_keys: set[str] = field(default_factory=set)
     suffixes: Counter[str] = field(default_factory=Counter)
+    image_suffixes: set[str] = field(default_factory=set)
     candidates: dict[str, Values] = field(default_factory=dict)
     """Values of text members that may be labels: `.txt`, `.target` and so on."""
     parents: Values = field(default_factory=Values)
@@ -91,6 +92,7 @@ class TarSurvey:
     without_images: list[str] = field(default_factory=list)
     """Paths of tars that hold members, but no image."""
     with_images: list[str] = field(default_factory=list)
+    _configs: dict[str, SourceConfig] = field(default_factory=dict)
 
     def look(self, files: Sequence[ObjectInfo]) -> None:
         """Look at the tars."""
@@ -140,6 +142,12 @@ class TarSurvey:
         except (Damaged, BadInput, MissingObjectError, UnreadableObjectError) as error:
             yield error
 
+    def _only(self, suffix: str) -> SourceConfig:
+        """Return the config that takes labels from one member."""
+        if suffix not in self._configs:
+            self._configs[suffix] = replace(self.config, label=suffix, label_from=None, no_labels=False)
+        return self._configs[suffix]
+
     def _texts(self) -> frozenset[str]:
         config = self.config
         if config.no_labels or config.label or config.label_from:
@@ -185,6 +193,7 @@ class TarSurvey:
                 for kind, name in stray_parts(sample):
                     self._leave_out(kind, f"{path}#{readable_text(name)}")
             return
+        self.image_suffixes.update(sample.images)
         chosen = choose_images(sample.images, config.image_member)
         self.samples += 1
         self.images += len(chosen)
@@ -227,7 +236,7 @@ class TarSurvey:
         for suffix in ("txt", *LABEL_SUFFIXES):
             if suffix in sample.parts and suffix != config.label:
                 try:
-                    text = raw_label(sample, {}, replace(config, label=suffix, label_from=None, no_labels=False), path)
+                    text = raw_label(sample, {}, self._only(suffix), path)
                 except BadInput:
                     continue
                 self.candidates.setdefault(suffix, Values()).add(text)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import expand_braces, open_source, read_slice, source_root
 from tokenshards.pipeline.storage.store import Store
 
@@ -41,16 +41,16 @@ def labelled(count: int, image: bytes = PNG) -> list[tuple[str, bytes]]:
     return [member for n in range(count) for member in ((f"{n:04d}.png", image), (f"{n:04d}.cls", str(n % 3).encode()))]
 
 
-def records(path: Path, config: SourceConfig = CONFIG) -> list[ImageRecord | FailedRecord]:
+def records(path: Path, config: SourceConfig = CONFIG) -> list[SourceRecord]:
     source = open_source(str(path), config)
     return [record for row in source.list_rows() for record in source.read(row)]
 
 
-def reasons(found: list[ImageRecord | FailedRecord]) -> dict[str, Reason]:
+def reasons(found: list[SourceRecord]) -> dict[str, Reason]:
     return {record.sample_id: record.error.reason for record in found if isinstance(record, FailedRecord)}
 
 
-def images(found: list[ImageRecord | FailedRecord]) -> list[ImageRecord]:
+def images(found: list[SourceRecord]) -> list[ImageRecord]:
     return [record for record in found if isinstance(record, ImageRecord)]
 
 
@@ -98,12 +98,14 @@ def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> Non
     ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     assert [record.label for record in records(tmp_path)] == [None] * 5
-    assert "no labels (no .cls and no label in .json in the first 5 samples); the .txt of 5 of 5 samples is not used; --meta txt" in said(
+    assert "no labels (no .cls and no label in .json in all 5 samples)\nthe .txt members are kept as meta.caption; --label txt" in said(
         tmp_path
     )
+    assert [record.meta for record in images(records(tmp_path))] == [{"caption": f"a cat, {n}"} for n in range(5)]
+    assert "the .txt of 5 of 5 samples is not used; --meta txt" in said(tmp_path, SourceConfig(rules=2))
     kept = images(records(tmp_path, SourceConfig(meta=("txt", "w"))))
     assert [(record.label, record.meta) for record in kept] == [(None, {"txt": f"a cat, {n}", "w": 1}) for n in range(5)]
-    assert "not used" not in said(tmp_path, SourceConfig(meta=("txt",)))
+    assert "caption" not in said(tmp_path, SourceConfig(meta=("txt",)))
     assert [record.label for record in records(tmp_path, SourceConfig(label="txt"))] == [f"a cat, {n}" for n in range(5)]
     assert "labels: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
     assert "no labels, as --no-labels asks" in said(tmp_path, SourceConfig(no_labels=True))
@@ -145,7 +147,7 @@ def test_a_caption_that_is_a_number_is_text(tmp_path: Path) -> None:
 def test_an_image_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
     for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
-        with pytest.raises(SourceError, match=r"with --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
+        with pytest.raises(SourceError, match=r"--(label|meta) png names images; expected a key of the .json members, or a text member"):
             said(tmp_path, config)
 
 
@@ -200,23 +202,25 @@ def test_bad_members_cost_their_own_sample(tmp_path: Path) -> None:
     failed = {sample_id.partition("#")[2].partition("@")[0]: reason for sample_id, reason in reasons(found).items()}
     assert failed == {
         "x/no-image": Reason.NO_IMAGE,
-        "x/bad-label": Reason.BAD_LABEL,
-        "x/huge-label": Reason.BAD_LABEL,
-        "x/float-label": Reason.BAD_LABEL,
         "x/bad-json": Reason.BAD_LABEL,
         "x/bad-text": Reason.BAD_LABEL,
         "x/0001": Reason.DUPLICATE_ID,
     }
     assert len({record.sample_id for record in found}) == len(found)
-    assert len(images(found)) == 73
-    bad = next(record for record in found if isinstance(record, FailedRecord) and record.sample_id == "a.tar#x/bad-label")
+    labels = {record.sample_id: record.label for record in images(found)}
+    assert len(labels) == 76 and labels["a.tar#0001"] == "1", "one label that is no number makes all of them text"
+    assert [labels[f"a.tar#x/{name}-label"] for name in ("bad", "huge", "float")] == ["owl", str(1 << 63), "1.5"]
+    bad = next(record for record in found if isinstance(record, FailedRecord) and record.sample_id == "a.tar#x/bad-text")
     assert bad.data == PNG
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*labelled(70), ("x.png", PNG), ("x.cls", b"owl")]))
+    assert reasons(records(tmp_path, SourceConfig(rules=2))) == {"a.tar#x": Reason.BAD_LABEL}
 
 
 def test_unlabelled_tars_do_not_lose_labels_silently(tmp_path: Path) -> None:
     members = [*[(f"{n:04d}.png", PNG) for n in range(70)], ("z.png", PNG), ("z.cls", b"1")]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    assert reasons(records(tmp_path)) == {"a.tar#z": Reason.BAD_LABEL}
+    assert [record.label for record in images(records(tmp_path))] == [*[None] * 70, 1]
+    assert reasons(records(tmp_path, SourceConfig(rules=2))) == {"a.tar#z": Reason.BAD_LABEL}
 
 
 def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
@@ -225,8 +229,17 @@ def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
         ("a.b/1.seg.png", b"mask"), ("a.b/1.png", PNG), ("a.b/1.seg.json", b"{}"),
     ]  # fmt: skip
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    (record,) = records(tmp_path)
+    record, *left_out = records(tmp_path, SourceConfig(image_member="png"))
     assert isinstance(record, ImageRecord) and (record.sample_id, record.data) == ("a.tar#a.b/1", PNG)
+    assert {(found.kind, found.count, found.example) for found in left_out if isinstance(found, LeftOutRecord)} == {
+        ("webdataset's own (__NAME__)", 1, "a.tar#__meta__/info.png"),
+        ("hidden (a name begins with a dot)", 2, "a.tar#.hidden.png"),
+        ("without extension", 1, "a.tar#noextension"),
+        ("further images of a sample", 1, "a.tar#a.b/1.seg.png"),
+    }
+    assert len(left_out) == 4
+    (record,) = records(tmp_path, SourceConfig(rules=2))
+    assert record.sample_id == "a.tar#a.b/1"
 
 
 names = st.from_regex(r"([a-c]{1,2}/)?[a-c]{1,2}\.(png|cls|json|seg\.png)", fullmatch=True)
@@ -249,9 +262,16 @@ def test_grouping_is_that_of_webdataset(found: list[str]) -> None:
         return
     store = Store("memory://grouping")
     store.write("a.tar", archive)
-    (row,) = open_source("memory://grouping/a.tar", CONFIG).list_rows()
-    ours = [record.sample_id.partition("#")[2].partition("@")[0] for record in read_slice(store, row, CONFIG, "int64", {})]
-    assert ours == [key for key, _ in expected]
+    row = PlanRow(kind="tar", sample_id="a.tar", path="a.tar", size=len(archive), version="", inputs=-1)
+    keys = [key for key, _ in expected]
+    for config in (SourceConfig(tar_key="first-dot", image_member="first"), SourceConfig(rules=2)):
+        try:
+            found = list(read_slice(store, row, config, "int64", {}))
+        except SourceError as error:
+            assert "lie apart" in str(error) and len(set(keys)) < len(keys)
+            continue
+        ours = [record.sample_id.partition("#")[2].partition("@")[0] for record in found if not isinstance(record, LeftOutRecord)]
+        assert ours == keys
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -275,7 +295,7 @@ def test_compressed_tars(ending: str, tmp_path: Path) -> None:
 def test_truncation_costs_only_what_lies_behind_it(tmp_path: Path) -> None:
     whole = tar_bytes(labelled(6))
     offsets = [whole.index(b"%04d.png" % n) for n in range(6)]
-    for cut in (offsets[3] + 700, offsets[3] + 100, offsets[3]):  # in the data, in the header, between two samples
+    for cut in (offsets[3] + 540, offsets[3] + 700, offsets[3] + 100):  # in the data, in its padding, in the header
         (tmp_path / "a.tar").write_bytes(whole[:cut])
         found = records(tmp_path)
         complete = images(found)
@@ -349,9 +369,10 @@ def test_a_key_that_occurs_again_fails_under_an_id_of_its_own(tmp_path: Path) ->
     assert again.sample_id.startswith("a.tar#0000@")
 
 
-def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(4, image=PNG + bytes(5 << 20))))
-    source = open_source(str(tmp_path), CONFIG)
+def test_an_outage_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://outage")
+    store.write("a.tar", tar_bytes(labelled(4, image=PNG + bytes(5 << 20))))
+    source = open_source("memory://outage/a.tar", CONFIG)
     (row,) = source.list_rows()
     reads = iter(range(100))
 
