@@ -92,7 +92,7 @@ def _zstandard_error() -> type[Exception]:
         from zstandard import ZstdError
     except ImportError:
         return EOFError
-    return ZstdError  # type: ignore[no-any-return]
+    return ZstdError
 
 
 def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") -> Iterator[Member]:
