@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.datasets import write_images
 from tests.pipeline.planned import planned_job
 from tokenshards.pipeline.errors import BadInput, Reason
 from tokenshards.pipeline.job import inputs
+from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.job.context import open_context
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.job.job_spec import ShardSummary
@@ -116,6 +118,11 @@ def test_a_row_that_has_become_absent_is_no_original(context: JobContext) -> Non
     found = list(read_originals(context.out, context.plan, 0, context.source, context.source_config, wanted))
     assert [record.sample_id for record in found] == ["t.parquet#1", "t.parquet#2"]
     assert isinstance(found[0], ImageRecord) and isinstance(found[1], FailedRecord) and found[1].error.reason == Reason.MISSING
+
+
+def test_a_decoding_task_sends_every_part_of_a_batch() -> None:
+    ray_decode = pytest.importorskip("tokenshards.pipeline.runners.ray_decode")
+    assert {part.name for part in fields(DecodedBatch)} == {"images_BHWC", "rows", *ray_decode._FIELDS}
 
 
 def test_a_shard_without_any_image(context: JobContext, monkeypatch: pytest.MonkeyPatch) -> None:
