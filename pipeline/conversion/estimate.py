@@ -157,8 +157,8 @@ def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) ->
     For tars it is extrapolated from the bytes of the sample; of inputs that may be absent, from their share in the sample.
     """
     if spool.tars == 0:
-        there = timed.inputs / (timed.inputs + timed.absent)
-        return round(spool.inputs * there), timed.absent == 0
+        absent = round(spool.inputs * timed.absent / max(1, timed.inputs + timed.absent))
+        return spool.inputs - absent, timed.absent == 0
     return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
 
 

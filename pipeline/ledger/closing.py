@@ -29,9 +29,10 @@ def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tup
 def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:
     """Write the manifest of a finished plan; raises IncompleteError with the numbers if they do not add up."""
     if not survey.balanced:
+        gone = f", {survey.untaken.absent:,} absent" if survey.untaken.absent else ""
         raise IncompleteError(
-            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed, {survey.quarantined:,} quarantined and "
-            f"{survey.untaken.absent:,} absent; {plan.shards - len(survey.done)} shards of {plan.shards} are not done. "
+            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
+            f"; {plan.shards - len(survey.done)} shards of {plan.shards} are not done. "
             "Run the same command again: it continues"
         )
     crash_point("after-last-commit")
