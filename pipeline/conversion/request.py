@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
@@ -21,6 +22,15 @@ from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_to
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
 
 PROBED_ROWS = 16
+SHAPING_OPTIONS = {
+    name: f"--{name.rpartition('.')[2].replace('_', '-')}"
+    for name in (
+        *("all_files", "split", "image_column", "id_column", "image_root", "path_template", "image_member", "tars_per_shard"),
+        *("label", "label_from", "key_column", "label_first", "no_labels", "meta"),
+        *("image_rules.max_pixels", "image_rules.accept_truncated", "image_rules.sixteen_bit"),
+    )
+} | {"tar_key": "--key"}
+"""Fields of SourceConfig that decide the rows of a plan, and their options."""
 
 
 class Reporter(Protocol):
@@ -93,10 +103,10 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         if wanted not in (default, have)
     ]
     planned, untouched = plan.source_config(SourceConfig()), SourceConfig()
-    for name in ("all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard"):
-        wanted, have = getattr(request.source, name), getattr(planned, name)
-        if wanted not in (getattr(untouched, name), have):
-            different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")
+    for name, option in SHAPING_OPTIONS.items():
+        wanted, have, default = (attrgetter(name)(config) for config in (request.source, planned, untouched))
+        if wanted not in (default, have):
+            different.append(f"{option} {wanted} (the plan has {have})")
     if request.tokenizer_url is not None:
         store, prefix = resolve_tokenizer(request.tokenizer_url, request.tokenizer_options)
         fingerprint = load_tokenizer(store, prefix).spec.fingerprint
