@@ -34,7 +34,7 @@ class RetryConfig:
 
 
 UNREADABLE = ("stop", "quarantine")
-_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes"}
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes", "frozen"}
 SOURCE_RULES = 3
 """Version of the rules by which inputs and labels are found.
 
@@ -109,7 +109,7 @@ class SourceConfig:
     label_first: bool = False
     """Take the first of several labels of one image."""
     split: str | None = None
-    """Take only the inputs of this split, such as `train`."""
+    """Take only the inputs of this split, such as `train`; `all` takes all splits and knows that their names are no classes."""
     tar_key: str = "auto"
     """How the key of a tar member ends: at the `first-dot` (webdataset's rule) or at the `last-dot` of its file name; planning turns `auto`
     into one of the two."""
@@ -123,6 +123,8 @@ class SourceConfig:
     urls: UrlLimits = field(default_factory=UrlLimits)
     yes: bool = False
     """Settle every doubt about the input as it was understood."""
+    frozen: bool = False
+    """The rules are those of a plan: a listing settles nothing anew."""
     tars_per_shard: int = 1
     rules: int = SOURCE_RULES
     """A plan records the rules it was made with, because other rules would give other rows for the same inputs."""
@@ -148,7 +150,7 @@ class SourceConfig:
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
         """Return this config with the fields that a plan recorded in place of its own."""
         rules = ImageRules(**planned["image_rules"]) if "image_rules" in planned else ImageRules()
-        return replace(self, **{**planned, "meta": tuple(planned["meta"]), "image_rules": rules})
+        return replace(self, **{**planned, "meta": tuple(planned["meta"]), "image_rules": rules, "frozen": True})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SourceConfig:

@@ -7,12 +7,25 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["counted_shards", "finish_run", "print_json", "print_way_out"]
+__all__ = ["counted_shards", "doubts_as_json", "finish_run", "print_json", "print_way_out"]
 
 
 def print_json(value: object) -> None:
     """Print one JSON object on stdout; NaN raises ValueError."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@contextlib.contextmanager
+def doubts_as_json(as_json: bool) -> Iterator[None]:
+    """Where a grave doubt stops the command, also print on stdout what was understood, if the user wants JSON."""
+    from tokenshards.pipeline.errors import DoubtError
+
+    try:
+        yield
+    except DoubtError as error:
+        if as_json:
+            print_json({"understood": error.understood})
+        raise
 
 
 def print_way_out(url: str, report: Any) -> None:
@@ -36,7 +49,8 @@ def finish_run(out: str, options: dict[str, Any], outcome: Any, as_json: bool, q
     usage = outcome.usage.rows() if outcome.usage is not None else []
     if as_json:
         busy = {} if outcome.usage is None else {stage: round(share, 4) for stage, share in outcome.usage.busy_shares().items()}
-        print_json({**report.to_json(), "busy": busy})
+        understood = {} if outcome.understood is None else {"understood": outcome.understood}
+        print_json({**report.to_json(), "busy": busy, **understood})
     else:
         print_table([*report.rows(), *usage], title=f"{store.url}: {'already complete' if outcome.already_complete else 'complete'}")
         print_way_out(store.url, report)

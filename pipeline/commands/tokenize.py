@@ -37,7 +37,7 @@ from tokenshards.pipeline.commands.options import (
     Workers,
     side_options,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
 from tokenshards.pipeline.commands.source_options import takes_source
 
@@ -116,7 +116,8 @@ def tokenize_command(
         tokenizer_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option),
         card={"licence": license_text} if license_text else {},
     )
-    outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
+    with doubts_as_json(as_json):
+        outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
     finish_run(out, options, outcome, as_json, quiet)
 
 
@@ -165,18 +166,18 @@ def plan_command(
             f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimate is for a new plan"
         )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
-    estimate = estimate_job(
-        src,
-        source,
-        PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-        FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-        tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-        workers=worker_count(workers),
-        price_per_hour=price_per_hour,
-    )
+    with doubts_as_json(as_json):
+        estimate = estimate_job(
+            src,
+            source,
+            PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+            FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+            tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+            workers=worker_count(workers),
+            price_per_hour=price_per_hour,
+            say=reporter.say,
+        )
     if as_json:
         print_json(estimate.to_json())
         return
-    for line in estimate.matched:
-        reporter.say(line)
     print_table(estimate.rows(), title=f"{store.url}: nothing was written")

@@ -75,6 +75,8 @@ class Outcome:
     seconds: float
     usage: RunUsage | None
     """How busy the workers of the last generation were; None if there was nothing to do."""
+    understood: dict[str, Any] | None = None
+    """What was understood of the input, if this run made the plan."""
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:

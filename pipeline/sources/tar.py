@@ -77,7 +77,7 @@ class TarSource:
 
     def list_rows(self) -> Iterator[PlanRow]:
         """Yield a row per tar in the given order; reads the first samples to infer the types of label and meta."""
-        self.summary = summary = SourceSummary(noun="tar", left_out=self.summary.left_out, beside=self.summary.beside)
+        self.summary = summary = self.summary.restarted()
         peeked = self._peek()
         summary.label_type = infer_label_type(peeked.labels)
         summary.meta_types = peeked.meta_types()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenshards.pipeline.errors import MissingObjectError, TokenshardsError, TransientStorageError
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_info", "write_local"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_folders", "local_info", "write_local"]
 
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
@@ -33,6 +33,8 @@ class ObjectInfo:
     """Unix time of the last change, 0 if unknown."""
     regular: bool = True
     """False for sockets, pipes, devices and broken links on a local disk."""
+    archived: bool = False
+    """True for an object of S3 that must be restored before it can be read, as a listing tells."""
 
 
 def write_local(full: str, data: bytes) -> None:
@@ -101,6 +103,15 @@ def list_local(root: str, prefix: str, temporary: bool, levels: int | None = Non
                     pending.append(path)
                 elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
                     yield local_info(path, entry.path, missing_ok=True)
+
+
+def local_folders(root: str) -> list[str]:
+    """Return the names of the folders in a folder, [] if it cannot be listed."""
+    try:
+        with os.scandir(root) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:
