@@ -171,7 +171,7 @@ def _archived(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     if not found.count or asked.unreadable is not None:
         return None
     return Doubt(
-        sentence=f"{found.count:,} objects are archived (storage class GLACIER or DEEP_ARCHIVE), such as {found.example}, and cannot be "
-        "read until they are restored",
+        sentence=f"{found.count:,} {'object is' if found.count == 1 else 'objects are'} archived (storage class GLACIER or DEEP_ARCHIVE), "
+        f"such as {found.example}, and cannot be read until restored",
         option="restore them, or --unreadable quarantine goes on without them",
     )

@@ -174,6 +174,14 @@ def _open_containers(store: Store, config: SourceConfig, files: list[ObjectInfo]
     source.summary.splits = counts
     if others:
         source.summary.leave_out("of another split", readable_text(others[0].path), len(others))
+    partition = next((part for info in chosen for part in info.path.split("/")[:-1] if "=" in part), None)
+    if kind is TableSource and partition is not None:
+        source.summary.doubts.append(
+            Doubt(
+                sentence=f"folders such as {partition} are hive partitions; their values are not columns",
+                option="--label-from regex:PATTERN",
+            )
+        )
     for info in chosen:
         if info.archived:
             source.summary.archived.count += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenshards.pipeline.errors import MissingObjectError, TokenshardsError, TransientStorageError
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_folders", "local_info", "write_local"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_info", "write_local"]
 
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
@@ -103,15 +103,6 @@ def list_local(root: str, prefix: str, temporary: bool, levels: int | None = Non
                     pending.append(path)
                 elif temporary or not entry.name.startswith(TEMPORARY_PREFIX):
                     yield local_info(path, entry.path, missing_ok=True)
-
-
-def local_folders(root: str) -> list[str]:
-    """Return the names of the folders in a folder, [] if it cannot be listed."""
-    try:
-        with os.scandir(root) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
 
 
 def local_info(path: str, full: str, *, missing_ok: bool = False) -> ObjectInfo:

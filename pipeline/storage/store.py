@@ -26,16 +26,7 @@ from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
 from tokenshards.pipeline.storage.fsspec_requests import REQUEST_SECONDS, SLOWEST, Remote, WebRemote, remote_info
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
-from tokenshards.pipeline.storage.local import (
-    TEMPORARY_PREFIX,
-    ObjectInfo,
-    errno_of,
-    final_error,
-    list_local,
-    local_folders,
-    local_info,
-    write_local,
-)
+from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 
@@ -214,7 +205,7 @@ class Store:
     def folders(self) -> tuple[str, ...]:
         """Return the names of the folders in the root, in any order; of a very large root only some, or none."""
         if self.is_local or self.is_web:
-            return tuple(local_folders(self.root)) if self.is_local else ()
+            return tuple(folder.name for folder in Path(self.root).glob("*/")) if self.is_local else ()
         try:
             page = self._tried("", "list", lambda: self._remote.page(Folder(self.root)))
         except MissingObjectError:
