@@ -11,7 +11,7 @@ import typer
 
 from tokenshards.pipeline.commands.options import AllowPrivateHosts, SrcOptions, Unreadable, side_options
 
-__all__ = ["ACCESS", "LABELLING", "reading_of", "takes_source"]
+__all__ = ["ACCESS", "LABELLING", "Splits", "reading_of", "takes_source"]
 
 _INPUT, _LABELS, _IMAGES, _URLS = "Input", "Labels and metadata", "Images", "URLs in tables"
 
@@ -20,7 +20,15 @@ AllFiles = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option(help="Take only the inputs of one split, such as `train`, as folders or file names say.", rich_help_panel=_INPUT),
+    typer.Option(help="Take one split, such as `train`, as folders or file names say; `all` mixes all splits.", rich_help_panel=_INPUT),
+]
+Splits = Annotated[
+    bool,
+    typer.Option(
+        "--splits",
+        help="Make one dataset per split, OUT/train, OUT/val, …, with one tokenizer, fitted on train, and one class table.",
+        rich_help_panel=_INPUT,
+    ),
 ]
 ImageColumn = Annotated[
     str | None, typer.Option(help="Table column with image bytes or URIs. Default: chosen by name.", rich_help_panel=_INPUT)

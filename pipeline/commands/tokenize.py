@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -37,9 +38,9 @@ from tokenshards.pipeline.commands.options import (
     Workers,
     side_options,
 )
-from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, print_json
+from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, finish_splits, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
-from tokenshards.pipeline.commands.source_options import takes_source
+from tokenshards.pipeline.commands.source_options import Splits, takes_source
 
 __all__ = ["app"]
 
@@ -71,6 +72,7 @@ def tokenize_command(
     beam: Beam = 1,
     sample: Sample = 20_000,
     seed: Seed = 0,
+    splits: Splits = False,
     reading: Any = None,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
@@ -85,6 +87,7 @@ def tokenize_command(
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
     from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
+    from tokenshards.pipeline.conversion.split_runs import tokenize_splits
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.tokenizers.config import FitConfig
@@ -116,8 +119,13 @@ def tokenize_command(
         tokenizer_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option),
         card={"licence": license_text} if license_text else {},
     )
+    reporter = TerminalReporter(quiet=quiet)
     with doubts_as_json(as_json):
-        outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
+        if splits:
+            outcomes = tokenize_splits(request, reporter, lambda: open_runner(runner, request.run, cluster))
+            finish_splits(out, options, outcomes, as_json, quiet)
+            return
+        outcome = Conversion(request, reporter, open_runner(runner, request.run, cluster)).run()
     finish_run(out, options, outcome, as_json, quiet)
 
 
@@ -138,6 +146,7 @@ def plan_command(
     codes: Codes = 256,
     beam: Beam = 1,
     seed: Seed = 0,
+    splits: Splits = False,
     reading: Any = None,
     storage_option: StorageOptions = None,
     out_option: OutOptions = None,
@@ -149,6 +158,7 @@ def plan_command(
         os.environ[name] = "1"  # before numpy is imported: we time one worker, which has one thread
     from tokenshards.pipeline.config import PlanConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
+    from tokenshards.pipeline.conversion.split_runs import splits_of_source
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
@@ -167,17 +177,23 @@ def plan_command(
         )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
     with doubts_as_json(as_json):
-        estimate = estimate_job(
-            src,
-            source,
-            PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-            FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-            tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-            workers=worker_count(workers),
-            price_per_hour=price_per_hour,
-            say=reporter.say,
-        )
+        names = splits_of_source(src, source) if splits else (None,)
+        estimates = {
+            split: estimate_job(
+                src,
+                source if split is None else replace(source, split=split),
+                PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+                FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+                tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+                workers=worker_count(workers),
+                price_per_hour=price_per_hour,
+                say=reporter.say,
+            )
+            for split in names
+        }
     if as_json:
-        print_json(estimate.to_json())
+        whole = {split: estimate.to_json() for split, estimate in estimates.items()}
+        print_json({"splits": whole} if splits else whole[None])
         return
-    print_table(estimate.rows(), title=f"{store.url}: nothing was written")
+    for split, estimate in estimates.items():
+        print_table(estimate.rows(), title=f"{store.url}{'' if split is None else f'/{split}'}: nothing was written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import posixpath
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -140,7 +141,7 @@ class SourceSummary:
             rows.append(("for example", ", ".join(self.examples)))
         rows += [(name, rule) for name, rule in (("id", self.id_rule), ("label", self.label_rule), ("metadata", self.meta_rule)) if rule]
         if self.classes:
-            shown = ", ".join(f"{label} ({count:,})" for label, count in self.classes.most_common(CLASSES_SHOWN))
+            shown = ", ".join(f"{label} ({count:,})" for label, count in self._largest())
             more = ", …" if len(self.classes) > CLASSES_SHOWN else ""
             rows.append(("classes", f"{self._class_count()}: {shown}{more}; {self.unlabelled:,} without label"))
         if self.splits:
@@ -160,10 +161,14 @@ class SourceSummary:
             "left_out": {kind: {"count": found.count, "example": found.example} for kind, found in self.left_out.items()},
             "archived": self.archived.count,
             "class_count": len(self.classes),
-            "classes": [[label, count] for label, count in self.classes.most_common(CLASSES_SHOWN)],
+            "classes": [[label, count] for label, count in self._largest()],
             "splits": dict(self.splits),
             "doubts": [asdict(doubt) for doubt in self.doubts],
         }
+
+    def _largest(self) -> list[tuple[int | str, int]]:
+        """Return the largest classes with their counts, those of one size by name."""
+        return heapq.nsmallest(CLASSES_SHOWN, self.classes.items(), key=lambda item: (-item[1], str(item[0])))
 
     def _inputs(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
