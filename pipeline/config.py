@@ -35,7 +35,7 @@ class RetryConfig:
 
 
 UNREADABLE = ("stop", "quarantine")
-_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes"}
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes", "frozen"}
 _OF_FORMAT_1_0 = {"all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard", "rules"}
 """Planned fields of SourceConfig that format 1.0 knows. A planned field that joins later makes its plan one of a newer format."""
 _AS_IN_FORMAT_1_0: dict[str, Any] = {"tar_key": "first-dot", "sixteen_bit": "high-byte"}
@@ -116,7 +116,7 @@ class SourceConfig:
     as_text: bool = False
     """Store labels and meta columns as text, even if those that planning read are numbers."""
     split: str | None = None
-    """Take only the inputs of this split, such as `train`."""
+    """Take only the inputs of this split, such as `train`; `all` takes all splits and knows that their names are no classes."""
     tar_key: str = "auto"
     """How the key of a tar member ends: at the `first-dot` (webdataset's rule) or at the `last-dot` of its file name; planning turns `auto`
     into one of the two."""
@@ -131,6 +131,8 @@ class SourceConfig:
     urls: UrlLimits = field(default_factory=UrlLimits)
     yes: bool = False
     """Settle every doubt about the input as it was understood."""
+    frozen: bool = False
+    """The rules are those of a plan: a listing settles nothing anew."""
     tars_per_shard: int = 1
     rules: int = SOURCE_RULES
     """A plan records the rules it was made with, because other rules would give other rows for the same inputs."""
@@ -162,7 +164,7 @@ class SourceConfig:
         """Return this config with the fields that a plan recorded in place of its own; a field that the plan leaves out has its default."""
         known = {part.name for part in fields(ImageRules)}
         rules = ImageRules(**{name: value for name, value in planned.get("image_rules", {}).items() if name in known})
-        mine = {name: getattr(self, name) for name in _OF_A_RUN}
+        mine = {name: getattr(self, name) for name in _OF_A_RUN} | {"frozen": True}
         return SourceConfig(**{**mine, **planned, "meta": tuple(planned.get("meta", ())), "image_rules": rules})
 
     @property

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from tokenshards.pipeline.commands.options import JsonFlag, Quiet, parse_options
 from tokenshards.pipeline.commands.output import print_json
+from tokenshards.pipeline.commands.source_options import reading_of
 
 __all__ = ["app"]
 
@@ -81,6 +82,7 @@ def submit_command(
 
     values, arguments = ctx.obj
     check_values(values)
+    reading_of(values)(values["src"])  # raises ConfigError for a value that the job would refuse
     submission = Submission(
         source_url=values["src"],
         out_url=values["out"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
     Address,
-    AllFiles,
-    AllowPrivateHosts,
     Beam,
     Codec,
     Codes,
@@ -18,15 +17,10 @@ from tokenshards.pipeline.commands.options import (
     DecodePlace,
     GiveUpAfter,
     GpusPerActor,
-    IdColumn,
-    ImageColumn,
     JsonFlag,
-    LabelName,
     Levels,
     MaxActors,
     MaxBad,
-    Meta,
-    NoLabels,
     Out,
     OutOptions,
     Patch,
@@ -37,18 +31,16 @@ from tokenshards.pipeline.commands.options import (
     ShardRows,
     Size,
     Source,
-    SrcOptions,
     StorageOptions,
-    TarsPerShard,
     TokenizerOption,
     TokenizerOptions,
-    Unreadable,
     Views,
     Workers,
     side_options,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, finish_splits, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
+from tokenshards.pipeline.commands.source_options import Splits, takes_source
 
 __all__ = ["app"]
 
@@ -56,6 +48,7 @@ app = typer.Typer()
 
 
 @app.command("tokenize", epilog="Example: tokenshards tokenize photos/ photos.tokens --workers 8")
+@takes_source()
 def tokenize_command(
     src: Source,
     out: Out,
@@ -79,29 +72,22 @@ def tokenize_command(
     beam: Beam = 1,
     sample: Sample = 20_000,
     seed: Seed = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    label: LabelName = None,
-    no_labels: NoLabels = False,
-    meta: Meta = None,
-    tars_per_shard: TarsPerShard = 1,
+    splits: Splits = False,
+    reading: Any = None,
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0,
     retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = "",
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
-    unreadable: Unreadable = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
-    from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
+    from tokenshards.pipeline.conversion.split_runs import tokenize_splits
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.tokenizers.config import FitConfig
@@ -120,18 +106,7 @@ def tokenize_command(
         out_url=out,
         tokenizer_url=tokenizer,
         fit=FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, sample=sample, seed=seed),
-        source=SourceConfig(
-            all_files=all_files,
-            image_column=image_column,
-            id_column=id_column,
-            label=label,
-            no_labels=no_labels,
-            meta=tuple(meta or ()),
-            tars_per_shard=tars_per_shard,
-            storage_options=side_options("src", src, storage_option, src_option),
-            allow_private_hosts=allow_private_hosts,
-            unreadable=unreadable,
-        ),
+        source=reading(src),
         plan=PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
         run=RunConfig(
             workers=workers,
@@ -144,11 +119,18 @@ def tokenize_command(
         tokenizer_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option),
         card={"licence": license_text} if license_text else {},
     )
-    outcome = Conversion(request, TerminalReporter(quiet=quiet), open_runner(runner, request.run, cluster)).run()
+    reporter = TerminalReporter(quiet=quiet)
+    with doubts_as_json(as_json):
+        if splits:
+            outcomes = tokenize_splits(request, reporter, lambda: open_runner(runner, request.run, cluster))
+            finish_splits(out, options, outcomes, as_json, quiet)
+            return
+        outcome = Conversion(request, reporter, open_runner(runner, request.run, cluster)).run()
     finish_run(out, options, outcome, as_json, quiet)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")
+@takes_source(without=["unreadable"])
 def plan_command(
     src: Source,
     out: Out,
@@ -164,23 +146,19 @@ def plan_command(
     codes: Codes = 256,
     beam: Beam = 1,
     seed: Seed = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
-    label: LabelName = None,
-    no_labels: NoLabels = False,
-    tars_per_shard: TarsPerShard = 1,
+    splits: Splits = False,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Dry run: list the inputs, time a small sample, and estimate time, size and cost of the job. Writes nothing."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy is imported: we time one worker, which has one thread
-    from tokenshards.pipeline.config import PlanConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
+    from tokenshards.pipeline.conversion.split_runs import splits_of_source
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.planning.nesting import refuse_nesting
     from tokenshards.pipeline.planning.plan import load_plan
@@ -188,36 +166,34 @@ def plan_command(
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.config import FitConfig
 
-    reporter = TerminalReporter()
+    reporter, source = TerminalReporter(), reading(src)
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     existing = load_plan(store)
     if existing is None:
-        refuse_nesting(src, SourceConfig(storage_options=side_options("src", src, storage_option, src_option)), store)
+        refuse_nesting(src, source, store)
     else:
         reporter.say(
             f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimate is for a new plan"
         )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
-    estimate = estimate_job(
-        src,
-        SourceConfig(
-            all_files=all_files,
-            image_column=image_column,
-            label=label,
-            no_labels=no_labels,
-            tars_per_shard=tars_per_shard,
-            storage_options=side_options("src", src, storage_option, src_option),
-            allow_private_hosts=allow_private_hosts,
-        ),
-        PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-        FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-        tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-        workers=worker_count(workers),
-        price_per_hour=price_per_hour,
-    )
+    with doubts_as_json(as_json):
+        names = splits_of_source(src, source) if splits else (None,)
+        estimates = {
+            split: estimate_job(
+                src,
+                source if split is None else replace(source, split=split),
+                PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+                FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+                tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+                workers=worker_count(workers),
+                price_per_hour=price_per_hour,
+                say=reporter.say,
+            )
+            for split in names
+        }
     if as_json:
-        print_json(estimate.to_json())
+        whole = {split: estimate.to_json() for split, estimate in estimates.items()}
+        print_json({"splits": whole} if splits else whole[None])
         return
-    for line in estimate.matched:
-        reporter.say(line)
-    print_table(estimate.rows(), title=f"{store.url}: nothing was written")
+    for split, estimate in estimates.items():
+        print_table(estimate.rows(), title=f"{store.url}{'' if split is None else f'/{split}'}: nothing was written")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
+from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import BadInput, TokenizerError
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.planning.partition import RowSpool
@@ -54,6 +57,8 @@ class Estimate:
     bad_share: float
     tokenizer: str
     matched: tuple[str, ...]
+    understood: dict[str, Any]
+    """The summary of the listing in JSON types, with its doubts."""
     labels: tuple[int | str, ...]
     """Up to ten labels that the listing found; labels of tars are known only when the tars are read."""
     label_count: int
@@ -107,13 +112,18 @@ def estimate_job(
     tokenizer: Tokenizer | None,
     workers: int,
     price_per_hour: float | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Estimate:
-    """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
+    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate.
+
+    Raises what listing and fitting raise, and DoubtError where the input is in grave doubt.
+    """
     source = open_source(
         source_url, replace(source_config, unreadable="quarantine")
     )  # unreadable objects count as bad inputs of the sample
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
+        matched = understand(source, source_config, say)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
         timed = time_sample(source, listing.sample, used, plan_config)
         images, exact = count_images(timed, listing.spool, source.summary)
@@ -145,7 +155,8 @@ def estimate_job(
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
         bad_share=1 - timed.decoded / timed.inputs,
         tokenizer=about,
-        matched=tuple(source.summary.lines()),
+        matched=tuple(matched),
+        understood=source.summary.to_json(),
         labels=tuple(sorted(source.summary.labels, key=lambda label: (isinstance(label, str), label))[:LABELS_SHOWN]),
         label_count=len(source.summary.labels),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source
 from tokenshards.pipeline.conversion.resume import PlanRun
+from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
@@ -42,12 +44,14 @@ class Conversion:
         self._request = request
         self._reporter = reporter
         self._runner = runner or LocalRunner(request.run)
+        self._understood: dict[str, Any] | None = None
         self._store = Store(request.out_url, storage_options=request.out_options, retry=request.run.retry)
 
     def run(self) -> Outcome:
         """Start or continue the conversion; return when the manifest is written.
 
-        Raises IncompleteError, TooManyBadInputsError, LiveRunError, and the errors of planning and storage.
+        Raises DoubtError where the input is in grave doubt, before any plan is made, IncompleteError, TooManyBadInputsError, LiveRunError,
+        and the errors of planning and storage.
         """
         request, store = self._request, self._store
         self._refuse_second_driver()
@@ -57,7 +61,7 @@ class Conversion:
             chain = self._plan_once()
         check_request(chain[0], request)
         check_source(store, chain, request)
-        return finish_chain(store, chain, request, self._runner, self._reporter)
+        return replace(finish_chain(store, chain, request, self._runner, self._reporter), understood=self._understood)
 
     def _refuse_second_driver(self) -> None:
         if self._request.run.join:
@@ -92,9 +96,8 @@ class Conversion:
             sample=sample,
             sample_seed=request.fit.seed,
         ) as listing:
-            matched = source.summary.lines()
-            for line in matched:
-                say(line)
+            matched = understand(source, request.source, say)
+            self._understood = source.summary.to_json()
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)

@@ -19,6 +19,7 @@ from tokenshards.pipeline.planning.plan import CURRENT_PLAN
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import UNTAKEN_TOTALS, Manifest, load_manifest, load_pointer, publish_manifest
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.thread_map import map_in_order
 
@@ -51,6 +52,7 @@ def publish_dataset(store: Store, to: Store, on_shard: Callable[[int, int], None
     """
     pointer = load_pointer(store)
     if pointer is None:
+        refuse_split_root(store)
         raise IncompleteError(f"{store.url} has no manifest, so it is not complete. Finish it with `tokenshards tokenize`, then publish it")
     manifest = load_manifest(store, pointer)
     refuse_nested_stores(store, to)

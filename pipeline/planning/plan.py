@@ -24,6 +24,7 @@ from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
 from tokenshards.pipeline.shards.schema import FORMAT_VERSION, NEWEST_VERSION, check_version, version_numbers
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 
@@ -221,7 +222,11 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
 
 
 def _refuse_lost_plan(store: Store) -> None:
-    """Raise PlanError if there is work but no plan: a new plan would replace the tokenizer that made the existing work."""
+    """Raise PlanError if there is work but no plan: a new plan would replace the tokenizer that made the existing work.
+
+    Raises ConfigError if the folder holds one dataset per split.
+    """
+    refuse_split_root(store)
     published = False
     with contextlib.suppress(FormatError, MissingObjectError):
         published = bool(read_sealed(store, str(read_sealed(store, MANIFEST_POINTER)["manifest"])).get("published"))

@@ -14,19 +14,13 @@ from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
-    "HIDDEN",
     "ImageSource",
     "check_unchanged",
     "file_record",
-    "is_hidden",
     "read_file_row",
     "readable_text",
     "refuse_options",
 ]
-
-
-HIDDEN = "hidden (a name begins with a dot)"
-"""Name of hidden files in the count of ignored files."""
 
 
 class ImageSource(Protocol):
@@ -52,11 +46,6 @@ class ImageSource(Protocol):
 
     def read(self, row: PlanRow) -> Iterator[SourceRecord]:
         """Yield a record for each input of one slice, and for what it leaves out; raises only TransientStorageError."""
-
-
-def is_hidden(path: str) -> bool:
-    """Return whether a path below a source names a hidden file or folder. macOS and file browsers create such files (`._1.jpg`)."""
-    return path.startswith(".") or "/." in path
 
 
 def refuse_options(config: SourceConfig, where: str, kind: str, **expected: str) -> None:

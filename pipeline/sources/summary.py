@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import posixpath
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tokenshards.pipeline.records import Label
@@ -13,7 +14,7 @@ from tokenshards.pipeline.sources.labels import LabelType, MetaType
 __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
 
 MAX_LABELS_COUNTED = 100_000
-CLASSES_SHOWN = 10
+CLASSES_SHOWN, KINDS_SHOWN = 10, 8
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -27,6 +28,10 @@ class Doubt:
     """What to give to have it otherwise, or to settle it."""
     grave: bool = False
     """Whether the run stops until the option, or --yes, settles it."""
+
+    def text(self) -> str:
+        """Return sentence and option as one line."""
+        return f"{self.sentence} [{self.option}]"
 
 
 @dataclass(slots=True)
@@ -55,6 +60,10 @@ class SourceSummary:
     """Files that are no inputs, by the rule that leaves them out: their extension, or a name such as `hidden`."""
     beside: str = ""
     """A sentence about inputs of another kind that were left out."""
+    tables_beside: list[str] = field(default_factory=list)
+    """Tables beside images that may describe them: the first few."""
+    archived: LeftOut = field(default_factory=lambda: LeftOut())
+    """Inputs whose storage class says that they must be restored before they can be read."""
     examples: list[str] = field(default_factory=list)
     classes: Counter[int | str] = field(default_factory=Counter)
     """Inputs by label, up to 100,000 labels."""
@@ -73,6 +82,8 @@ class SourceSummary:
     notes: list[str] = field(default_factory=list)
     """Further sentences for the user."""
     doubts: list[Doubt] = field(default_factory=list)
+    opening: SourceSummary | None = field(default=None, repr=False)
+    """What the opening of the source found, before any listing."""
 
     @property
     def labels(self) -> set[int | str]:
@@ -88,12 +99,25 @@ class SourceSummary:
         if len(self.examples) < 3:
             self.examples.append(name)
 
-    def take_label(self, label: Label) -> None:
-        """Count one input with its label."""
+    def restarted(self) -> SourceSummary:
+        """Return a summary for a new listing, which holds what the opening of the source found, however often it is listed."""
+        opening = self.opening or self
+        return SourceSummary(
+            noun=opening.noun,
+            left_out={kind: replace(found) for kind, found in opening.left_out.items()},
+            beside=opening.beside,
+            splits=Counter(opening.splits),
+            doubts=list(opening.doubts),
+            archived=replace(opening.archived),
+            opening=opening,
+        )
+
+    def take_label(self, label: Label, count: int = 1) -> None:
+        """Count inputs with their label."""
         if label is None:
-            self.unlabelled += 1
+            self.unlabelled += count
         elif label in self.classes or len(self.classes) < MAX_LABELS_COUNTED:
-            self.classes[label] += 1
+            self.classes[label] += count
 
     def leave_out(self, kind: str, example: str, count: int = 1) -> None:
         """Count files that a rule leaves out, with the first as the example."""
@@ -103,28 +127,64 @@ class SourceSummary:
         found.count += count
 
     def lines(self) -> list[str]:
-        """Return the summary as lines of text: matched files, notes, ignored files, examples."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
-        rows = f", {self.rows} rows" if self.rows >= 0 else ""
-        more = "+" if len(self.classes) == MAX_LABELS_COUNTED else ""
-        labels = f", {len(self.classes)}{more} labels" if self.classes else ""
-        lines = [
-            f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{labels}",
-            *self.notes,
-            *([self.beside] if self.beside else []),
-        ]
+        """Return the summary as lines of text: matched files, notes, ignored files, examples, doubts."""
+        labels = f", {self._class_count()} labels" if self.classes else ""
+        lines = [f"{self._inputs()}{labels}", *self.notes, *([self.beside] if self.beside else [])]
         if self.left_out:
-            most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
-            lines.append("ignored: " + ", ".join(f"{found.count} {kind}" for kind, found in most[:8]))
+            lines.append(f"ignored: {self._ignored()}")
         if self.examples:
             lines.append("for example " + ", ".join(self.examples))
-        return lines
+        return [*lines, *(f"doubt {number}: {doubt.text()}" for number, doubt in enumerate(self.doubts, 1))]
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return what was understood as (name, text): inputs, rules, classes, splits, what is left out, notes, numbered doubts."""
+        rows = [("inputs", self._inputs())]
+        if self.examples:
+            rows.append(("for example", ", ".join(self.examples)))
+        rows += [(name, rule) for name, rule in (("id", self.id_rule), ("label", self.label_rule), ("metadata", self.meta_rule)) if rule]
+        if self.classes:
+            shown = ", ".join(f"{label} ({count:,})" for label, count in self._largest())
+            more = ", …" if len(self.classes) > CLASSES_SHOWN else ""
+            rows.append(("classes", f"{self._class_count()}: {shown}{more}; {self.unlabelled:,} without label"))
+        if self.splits:
+            rows.append(("splits", ", ".join(f"{split} ({count:,})" for split, count in self.splits.most_common())))
+        if self.left_out:
+            rows.append(("ignored", self._ignored()))
+        rows += [("note", note) for note in (*self.notes, *([self.beside] if self.beside else []))]
+        return rows + [(f"doubt {number}", doubt.text()) for number, doubt in enumerate(self.doubts, 1)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; of the classes the first ten by number of inputs."""
-        value = asdict(self)
-        shown = [[label, count] for label, count in self.classes.most_common(CLASSES_SHOWN)]
-        return {**value, "class_count": len(self.classes), "classes": shown}
+        plain = ("noun", "files", "bytes", "rows", "images", "beside", "examples", "tables_beside", "unlabelled", "notes")
+        rules = ("id_rule", "label_rule", "meta_rule", "label_type", "meta_types")
+        return {
+            **{name: getattr(self, name) for name in (*plain, *rules)},
+            "matched": dict(self.matched),
+            "left_out": {kind: {"count": found.count, "example": found.example} for kind, found in self.left_out.items()},
+            "archived": self.archived.count,
+            "class_count": len(self.classes),
+            "classes": [[label, count] for label, count in self._largest()],
+            "splits": dict(self.splits),
+            "doubts": [asdict(doubt) for doubt in self.doubts],
+        }
+
+    def _largest(self) -> list[tuple[int | str, int]]:
+        """Return the largest classes with their counts, those of one size by name."""
+        return heapq.nsmallest(CLASSES_SHOWN, self.classes.items(), key=lambda item: (-item[1], str(item[0])))
+
+    def _inputs(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
+        rows = f", {self.rows} rows" if self.rows >= 0 else ""
+        images = f", {self.images:,} images" if self.images >= 0 else ""
+        return f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
+
+    def _class_count(self) -> str:
+        return f"{len(self.classes)}{'+' if len(self.classes) == MAX_LABELS_COUNTED else ''}"
+
+    def _ignored(self) -> str:
+        most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
+        more = f"; and {len(most) - KINDS_SHOWN} more kinds" if len(most) > KINDS_SHOWN else ""
+        return ", ".join(f"{found.count} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
 
 
 def extension(name: str) -> str:

@@ -80,7 +80,8 @@ class TableSource:
 
         Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
         """
-        self.summary = summary = SourceSummary(noun="table", rows=0, left_out=self.summary.left_out, beside=self.summary.beside)
+        self.summary = summary = self.summary.restarted()
+        summary.rows = 0
         self._outside = self._absent = 0
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None

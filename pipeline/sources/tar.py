@@ -64,8 +64,7 @@ class TarSource:
 
         Raises SourceError if the tars cannot be read as samples, or lack what options name.
         """
-        before = self.summary
-        self.summary = summary = SourceSummary(noun="tar", left_out=before.left_out, beside=before.beside)
+        self.summary = summary = self.summary.restarted()
         empty: set[str] = set()
         if self.config.rules < 3:
             describe_before(self.store, self.files, self.config, summary)

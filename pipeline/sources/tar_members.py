@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import image_extensions
-from tokenshards.pipeline.sources.base import HIDDEN
+from tokenshards.pipeline.sources.junk import junk_kind
 from tokenshards.pipeline.sources.tar_headers import DAMAGE, FOLDER, NESTED, SPECIAL, Damaged, Member
 
 __all__ = ["SNIFFED_BYTES", "Part", "SeenKeys", "Stray", "TarSample", "group", "is_image", "looks_like_image", "may_be_image"]
@@ -20,9 +20,7 @@ __all__ = ["SNIFFED_BYTES", "Part", "SeenKeys", "Stray", "TarSample", "group", "
 SNIFFED_BYTES = 16
 MOST_PARTS = 4096
 """A longer run of members with one key is cut into several samples, which are judged as one key that comes again."""
-SYSTEM = "of the system (__MACOSX, Thumbs.db)"
 TEXT_SUFFIXES = frozenset("cls csv html json jsonl label md npy npz pickle pkl pt pth pyd target tsv txt xml yaml yml".split())
-_SYSTEM_NAMES = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini", "lost+found"}
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\0\0\0\x0cJXL ", b"\xff\x0a")
 _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
@@ -115,16 +113,13 @@ def _plain(name: str) -> str:
 def _stray_kind(name: str, kind: str) -> str:
     if kind is FOLDER or name in (".", ""):
         return FOLDER
-    if name.startswith(".") or "/." in name:
-        return HIDDEN
+    junk = junk_kind(name)
+    if junk is not None:
+        return junk
     if kind is SPECIAL or kind is NESTED:
         return "an archive inside an archive inside the tar" if kind is NESTED else "a device, a pipe or a sparse file"
     if name.startswith("__") and name.partition("/")[0].endswith("__"):
         return "webdataset's own (__NAME__)"
-    if ("_" in name or "@" in name or "$" in name or " " in name or "+" in name or "humbs" in name or "desktop" in name) and not (
-        _SYSTEM_NAMES.isdisjoint(name.split("/"))
-    ):
-        return SYSTEM
     return ""
 
 

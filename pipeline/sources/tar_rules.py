@@ -10,13 +10,14 @@ from dataclasses import replace
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import readable_text
+from tokenshards.pipeline.sources.doubts import several_images
 from tokenshards.pipeline.sources.labels import as_label
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tar_counts import Values
 from tokenshards.pipeline.sources.tar_labels import CAPTION, LABEL_SUFFIXES
 from tokenshards.pipeline.sources.tar_members import is_image
 from tokenshards.pipeline.sources.tar_partner import FILE_RULE, partner_labels, partner_path
-from tokenshards.pipeline.sources.tar_read import FURTHER, HOW_TO_SORT, LIST_OPTIONS, told_members
+from tokenshards.pipeline.sources.tar_read import HOW_TO_SORT, LIST_OPTIONS, told_members
 from tokenshards.pipeline.sources.tar_survey import TarSurvey
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
@@ -35,6 +36,8 @@ def survey_tars(store: Store, files: Sequence[ObjectInfo], config: SourceConfig)
     Raises SourceError if members of samples lie apart, if no tar holds an image, or if options name what no sample has.
     """
     ends = config.tar_key
+    if config.frozen:
+        return _looked(store, files, config), config
     config = replace(config, tar_key="first-dot" if ends == "auto" else ends)
     survey = _looked(store, files, config)
     if ends == "auto" and survey.keys.rule() == "last-dot":
@@ -162,6 +165,7 @@ def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) ->
     member = "#member" if config.image_member == "all" else ""
     summary.id_rule = f"the path of the tar, #, and the key, which ends at the {end} dot of the member's name{member}"
     summary.label_rule = _label_words(survey, config, summary)
+    summary.newer_inputs = not survey.complete or bool(survey.left_out or survey.several)
     summary.meta_rule = ", ".join(
         ".txt as caption" if name == CAPTION and CAPTION not in survey.json_keys else name for name in config.meta
     )
@@ -182,19 +186,19 @@ def _labels_of(survey: TarSurvey, config: SourceConfig) -> Values:
 def _label_words(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> str:
     kind = "whole numbers" if summary.label_type == "int64" else "text"
     if config.no_labels or config.label_from == "none":
-        return "no labels, as --no-labels asks" if config.no_labels else "no labels, as --label-from none asks"
+        return "none, as --no-labels asks" if config.no_labels else "none, as --label-from none asks"
     if config.label_from == "tar":
-        return f"labels: the name of the tar ({_first(summary)})"
+        return f"the name of the tar ({_first(summary)})"
     if config.label_from and config.label_from.startswith(FILE_RULE):
-        return f"labels: the tars of the same names in {config.label_from.removeprefix(FILE_RULE)}, {kind}"
+        return f"the tars of the same names in {config.label_from.removeprefix(FILE_RULE)}, {kind}"
     if config.label_from:
-        place = {"parent": "folder of the image", "first": "first folder"}.get(config.label_from, config.label_from)
-        return f"labels: {place} inside the tar ({_first(summary)})"
+        place = {"parent": "the folder of the image", "first": "the first folder"}.get(config.label_from, config.label_from)
+        return f"{place} inside the tar ({_first(summary)})"
     if summary.label_type is None:
         seen = f"all {survey.samples}" if survey.complete else f"the first {survey.samples}"
-        return f"no labels (no .cls and no label in .json in {seen} samples)"
+        return f"none (no .cls and no label in .json in {seen} samples)"
     places = [place for place, _ in survey.places.most_common()] or [f".{config.label}"]
-    return f"labels: {' or '.join(places)}, {kind}"
+    return f"{' or '.join(places)}, {kind}"
 
 
 def _first(summary: SourceSummary) -> str:
@@ -204,7 +208,8 @@ def _first(summary: SourceSummary) -> str:
 
 def _notes(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> list[str]:
     notes = [] if survey.complete else ["samples in tars are counted when they are read"]
-    notes.append(summary.label_rule)
+    if summary.label_rule.startswith("none"):
+        notes.append(f"no labels{summary.label_rule.removeprefix('none')}")
     if summary.label_type is None and not config.no_labels and config.label_from is None:
         places = [("parent", survey.parents), ("tar", survey.stems)]
         offers = [f"--label-from {rule} ({values.shown()})" for rule, values in places if len(values.distinct) > 1]
@@ -237,15 +242,9 @@ def _is_text(suffix: str, survey: TarSurvey) -> bool:
 def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
     doubts = []
     if survey.several:
-        key = " or --key last-dot" if config.tar_key == "first-dot" and survey.keys.dotted else ""
-        doubts.append(
-            Doubt(
-                sentence=f"{survey.several:,} samples hold several images, such as {survey.several_example}: one of them is taken, the "
-                f"others are left out ({FURTHER})",
-                option=f"--image-member NAME takes that one, --image-member all makes a row of each{key}",
-                grave=True,
-            )
-        )
+        doubt = several_images(survey.several, survey.several_example, survey.several_members, lost=survey.several_lost)
+        key = ", --key last-dot ends keys at the last dot" if config.tar_key == "first-dot" and survey.keys.dotted else ""
+        doubts.append(replace(doubt, option=f"{doubt.option}{key}"))
     if survey.others:
         doubts.append(
             Doubt(

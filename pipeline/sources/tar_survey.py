@@ -64,7 +64,9 @@ class TarSurvey:
     """Images that the rules take."""
     keys: KeyCounts = field(default_factory=KeyCounts)
     several: int = 0
+    several_lost: int = 0
     several_example: str = ""
+    several_members: list[str] = field(default_factory=list)
     others: int = 0
     """Samples whose images are others than --image-member names."""
     others_example: str = ""
@@ -200,7 +202,10 @@ class TarSurvey:
         example = f"{path}#{readable_text(sample.key)} with {', '.join(f'.{suffix}' for suffix in sample.images[:4])}"
         if config.image_member is None and len(sample.images) > 1:
             self.several += 1
-            self.several_example = self.several_example or example
+            self.several_lost += len(sample.images) - 1
+            if not self.several_members:
+                self.several_members = list(sample.images)
+                self.several_example = f"{path}#{readable_text(sample.key)}"
         if not chosen:
             self.others += 1
             self.others_example = self.others_example or example

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fsspec.core import split_protocol
 
-from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RayConfig, RetryConfig, RunConfig
 from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.codecs import get_codec
@@ -113,14 +113,11 @@ def _check_reachable(name: str, url: str, local_paths: bool) -> None:
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError if an option of `tokenize` has an invalid value; `values` are the parameters of the command."""
+    """Raise ConfigError if an option of `tokenize` beside those of its source has an invalid value; `values` are the command's."""
     _checked(FitConfig, values)
     get_codec(_checked(PlanConfig, values).codec)
     cluster = {name: value for name, value in values.items() if name != "address"}
     _checked(RayConfig, {**cluster, "idle_timeout_seconds": values["give_up_after"]})
-    SourceConfig(
-        tars_per_shard=values["tars_per_shard"], label=values["label"], no_labels=values["no_labels"], unreadable=values["unreadable"]
-    )
     RunConfig(
         workers=values["workers"],
         max_bad=values["max_bad"],

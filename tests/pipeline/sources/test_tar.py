@@ -89,7 +89,7 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
 def said(path: Path, config: SourceConfig = CONFIG) -> str:
     source = open_source(str(path), config)
     list(source.list_rows())
-    return "\n".join(source.summary.lines())
+    return "\n".join([*source.summary.lines(), *(f"{name}: {text}" for name, text in source.summary.table())])
 
 
 def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> None:
@@ -98,16 +98,15 @@ def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> Non
     ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     assert [record.label for record in records(tmp_path)] == [None] * 5
-    assert "no labels (no .cls and no label in .json in all 5 samples)\nthe .txt members are kept as meta.caption; --label txt" in said(
-        tmp_path
-    )
+    text = said(tmp_path)
+    assert "no labels (no .cls and no label in .json in all 5 samples)\nthe .txt members are kept as meta.caption; --label txt" in text
     assert [record.meta for record in images(records(tmp_path))] == [{"caption": f"a cat, {n}"} for n in range(5)]
     assert "the .txt of 5 of 5 samples is not used; --meta txt" in said(tmp_path, SourceConfig(rules=2))
     kept = images(records(tmp_path, SourceConfig(meta=("txt", "w"))))
     assert [(record.label, record.meta) for record in kept] == [(None, {"txt": f"a cat, {n}", "w": 1}) for n in range(5)]
     assert "caption" not in said(tmp_path, SourceConfig(meta=("txt",)))
     assert [record.label for record in records(tmp_path, SourceConfig(label="txt"))] == [f"a cat, {n}" for n in range(5)]
-    assert "labels: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
+    assert "label: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
     assert "no labels, as --no-labels asks" in said(tmp_path, SourceConfig(no_labels=True))
 
 
@@ -156,7 +155,7 @@ def test_a_malformed_json_first_costs_its_own_sample_and_no_label(tmp_path: Path
     found = records(tmp_path)
     assert reasons(found) == {"a.tar#a": Reason.BAD_LABEL}
     assert [record.label for record in images(found)] == [n % 3 for n in range(5)]
-    assert "labels: .cls, whole numbers" in said(tmp_path)
+    assert "label: .cls, whole numbers" in said(tmp_path)
 
 
 @pytest.mark.parametrize("config", [SourceConfig(id_column="key"), SourceConfig(image_column="jpg")])
@@ -233,11 +232,12 @@ def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
     assert isinstance(record, ImageRecord) and (record.sample_id, record.data) == ("a.tar#a.b/1", PNG)
     assert {(found.kind, found.count, found.example) for found in left_out if isinstance(found, LeftOutRecord)} == {
         ("webdataset's own (__NAME__)", 1, "a.tar#__meta__/info.png"),
-        ("hidden (a name begins with a dot)", 2, "a.tar#.hidden.png"),
+        ("hidden (a name begins with a dot)", 1, "a.tar#.hidden.png"),
+        ("AppleDouble (._ files that macOS writes)", 1, "a.tar#a/._1.png"),
         ("without extension", 1, "a.tar#noextension"),
         ("further images of a sample", 1, "a.tar#a.b/1.seg.png"),
     }
-    assert len(left_out) == 4
+    assert len(left_out) == 5
     (record,) = records(tmp_path, SourceConfig(rules=2))
     assert record.sample_id == "a.tar#a.b/1"
 
@@ -476,7 +476,7 @@ def test_hidden_tars_are_left_out(many: Path) -> None:
         len(list(rows_of(str(many)))) == 13 and len(list(rows_of(f"{many}/**/*.tar"))) == 13 and len(list(rows_of(f"{many}/*.tar"))) == 13
     )
     assert list(rows_of(f"{many}/.cache/*.tar")) == ["old.tar"]
-    assert "2 hidden" in said(many)
+    assert "1 hidden" in said(many) and "1 AppleDouble" in said(many)
 
 
 @pytest.mark.parametrize("ending", [".tar", ".parquet"])
@@ -493,7 +493,7 @@ def test_an_image_among_containers_does_not_make_an_image_folder(ending: str, tm
     text = "\n".join(source.summary.lines())
     assert f"the {'tar' if ending == '.tar' else 'table'}s are taken, not the 1 image beside them" in text and "ignored: 1 .png" in text
     for n in range(2):
-        (tmp_path / f"{n}.png").write_bytes(PNG)
+        (tmp_path / f"{n}.png").write_bytes(PNG + bytes(20_000))  # now the images hold more bytes than the containers
     source = open_source(str(tmp_path), CONFIG)
     assert [row.path for row in source.list_rows()] != [] and source.kind == "folder"
     assert "2 tar or Parquet files beside the images are ignored" in "\n".join(source.summary.lines())
