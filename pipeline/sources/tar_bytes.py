@@ -170,7 +170,7 @@ class UnpackedBytes:
                 return piece
 
     def _next_input(self) -> bytes:
-        step = 4 * KIB if self._packing == "zst" else 256 * KIB  # the output of zstandard has no limit of its own
+        step = KIB if self._packing == "zst" else 64 * KIB  # the output of zstandard has no limit of its own
         data = self._raw.read(self._at, min(step, self._stop - self._at))
         self._at += len(data)
         return data

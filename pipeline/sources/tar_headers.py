@@ -33,11 +33,11 @@ _UNPACK_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
 class Damaged(Exception):
     """A tar cannot be read from `offset` on."""
 
-    def __init__(self, offset: int, detail: str, reason: Reason = Reason.BAD_CONTAINER, name: str = "") -> None:
+    def __init__(self, offset: int, detail: str, reason: Reason = Reason.BAD_CONTAINER, name: str | None = None) -> None:
         super().__init__(detail)
         self.offset, self.detail, self.reason = offset, detail, reason
         self.name = name
-        """Name of the member that is not whole; empty if its header cannot be read either."""
+        """Name of the member that is not whole, empty behind an end mark; None if no header says what comes there."""
 
 
 class BadMember(BadInput):
@@ -199,7 +199,7 @@ def _parse(block: bytes, offset: int, source: ArchiveBytes, marked: bool) -> Mem
     found = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 8 * 32
     if planned < 0 or ((found - planned) % 65521 and not _checksum_fits(block, planned)):
         what = "the bytes after its end mark are no tar" if marked else "there is no header of a tar (its checksum is wrong)"
-        raise Damaged(offset, f"it cannot be read from byte {offset} on: {what}")
+        raise Damaged(offset, f"it cannot be read from byte {offset} on: {what}", name="" if marked else None)
     name = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345]:
         name = f"{_text(block[345:500])}/{name}"

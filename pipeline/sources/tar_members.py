@@ -89,8 +89,8 @@ def group(members: Iterator[Member], key_rule: str, load: Callable[[TarSample, P
     except Damaged as damage:
         if sample is None or sample.inner:
             raise
-        if damage.name and _split(_plain(damage.name), key_rule)[0] != sample.key:
-            yield sample  # it is whole, because the next one begins
+        if damage.name is not None and _split(_plain(damage.name), key_rule)[0] != sample.key:
+            yield sample  # it is whole, because the next one begins, or the tar has ended
             raise
         raise Damaged(sample.offset, damage.detail, damage.reason) from None
     if sample is not None:

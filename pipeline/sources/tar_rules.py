@@ -63,6 +63,8 @@ def settle(survey: TarSurvey, where: str) -> SourceConfig:
             f"{where}: the members of a sample lie apart ({survey.apart}); expected them as neighbours, sorted by name. Sort the tar "
             f"({HOW_TO_SORT}), then run this again"
         )
+    if survey.complete and survey.damages and not survey.members:
+        raise SourceError(f"{where}: nothing can be read; {survey.damages[0]}. Expected a tar, or a zip of images")
     if survey.members and not survey.with_images and not survey.damages:
         suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
         raise SourceError(
@@ -137,9 +139,9 @@ def _refuse_absent(survey: TarSurvey, where: str) -> None:
     pictures = [f"{option} {name}" for option, name in named if name in survey.suffixes and not _is_text(str(name), survey)]
     if pictures and not survey.json_keys & {config.label, *config.meta}:
         raise SourceError(f"{where}: {' and '.join(pictures)} names images; expected a key of the .json members, or a text member")
-    told = [name for name in told_members(config.image_member) if name not in survey.suffixes]
-    if told and survey.samples + survey.others:
-        raise SourceError(f"{where}: no sample has the member that --image-member {told[0]} names; they have {suffixes}")
+    told = told_members(config.image_member)
+    if told and not set(told) & survey.suffixes.keys() and survey.samples + survey.others:
+        raise SourceError(f"{where}: no sample has the member that --image-member {config.image_member} names; they have {suffixes}")
 
 
 def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> None:

@@ -157,7 +157,7 @@ class TarSurvey:
         return needed_suffixes(config) | {"txt", *LABEL_SUFFIXES}
 
     def _take(self, info: ObjectInfo, seen: Iterable[_Seen]) -> None:
-        path, order, images, members = readable_text(info.path), KeyOrder(), self.images, self.members
+        path, order, images, members = readable_text(info.path), KeyOrder(), self.images + self.others, self.members
         needed = needed_suffixes(self.config)
         self.tars += 1
         for found in seen:
@@ -171,7 +171,7 @@ class TarSurvey:
                 self.damages.append(f"{path}, {readable_text(found.name)} in it: {found.target}")
             else:
                 self.damages.append(f"{path}: {getattr(found, 'detail', found)}")
-        if self.images > images:
+        if self.images + self.others > images:
             self.with_images.append(info.path)
         elif self.members > members:
             self.without_images.append(info.path)

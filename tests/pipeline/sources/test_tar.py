@@ -283,10 +283,11 @@ def test_long_and_unusual_names(tar_format: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst"])
 def test_compressed_tars(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(tar_bytes(labelled(1)))
     plain = tar_bytes(labelled(4))
     packed = zstandard.compress(plain) if ending.endswith("zst") else gzip.compress(plain)
     (tmp_path / f"a{ending}").write_bytes(packed)
-    assert len(images(records(tmp_path))) == 4
+    assert len(images(records(tmp_path))) == 5
     (tmp_path / f"a{ending}").write_bytes(packed[:-20])
     found = records(tmp_path)
     assert Reason.BAD_CONTAINER in reasons(found).values()
