@@ -1,0 +1,137 @@
+"""Doubts: what is seen in real folders, which option takes a doubt away, and what stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.sources.test_folder import PNG, put
+from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.conversion.understand import understand
+from tokenshards.pipeline.errors import DoubtError
+from tokenshards.pipeline.sources import SourceSummary, open_source
+from tokenshards.pipeline.sources.doubts import null_column, several_images
+from tokenshards.pipeline.sources.summary import Doubt
+
+
+def doubts(root: Path, config: SourceConfig | None = None) -> list[Doubt]:
+    """Return the doubts of a folder, also where they would stop."""
+    asked = config or SourceConfig()
+    source = open_source(str(root), asked)
+    list(source.list_rows())
+    try:
+        understand(source, asked, lambda line: None)
+    except DoubtError:
+        assert not asked.yes
+    return source.summary.doubts
+
+
+def sentences(root: Path, config: SourceConfig | None = None) -> str:
+    return "\n".join(doubt.text() for doubt in doubts(root, config))
+
+
+def test_two_classes_of_several_images_are_in_no_doubt(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{n}.png" for name in ("cat", "dog") for n in range(3)))
+    assert doubts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "settled"),
+    [
+        (("Birds/owl/1.png", "Birds/crow/2.png"), "one class, 'Birds', holds all 2 labelled inputs [--label-from parent", "parent"),
+        (("00000/1.png", "00001/2.png"), "all labels look like numbers of shards, such as '00000' [--label-from none", "none"),
+        (("2024-05-01/1.png", "2024-05-02/2.png"), "all labels look like dates", "none"),
+        (("20240501/1.png", "20240502/2.png"), "all labels look like dates", "none"),
+        (("0/1.png", "1/2.png"), "all labels look like numbers, such as", "first"),
+        (("train/1.png", "other/2.png"), "labels are names of splits, such as 'train' [--split NAME", "first"),
+    ],
+)
+def test_labels_that_are_no_classes(names: tuple[str, ...], said: str, settled: str, tmp_path: Path) -> None:
+    put(tmp_path, *names)
+    (doubt,) = doubts(tmp_path)
+    assert said in doubt.text() and not doubt.grave
+    assert doubts(tmp_path, SourceConfig(label_from=settled)) == []
+    assert doubts(tmp_path, SourceConfig(no_labels=True)) == []
+
+
+def test_classes_that_differ_in_case_spaces_or_unicode_form_only(tmp_path: Path) -> None:
+    put(tmp_path, "Cat/1.png", "cat/2.png", "dog/3.png")
+    assert "'Cat'" in sentences(tmp_path) and "differ in case, spaces or Unicode form only" in sentences(tmp_path)
+    put(tmp_path / "u", "caf\u00e9/1.png", "cafe\u0301/2.png", "a b/3.png", "a  b/4.png")
+    assert "and 1 more such pairs" in sentences(tmp_path / "u")
+
+
+def test_many_classes_are_a_note_and_from_100_images_on_they_stop(tmp_path: Path) -> None:
+    put(tmp_path, *(f"c{n:02}x/1.png" for n in range(20)))
+    (few,) = doubts(tmp_path)
+    assert "20 classes for 20 labelled inputs: nearly as many classes as images" in few.sentence and not few.grave
+    put(tmp_path, *(f"d{n:02}x/1.png" for n in range(80)))
+    (grave,) = doubts(tmp_path)
+    assert grave.grave
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    told: list[str] = []
+    with pytest.raises(DoubtError, match=r"(?s)--yes to go on.*doubt 1: 100 classes.*--no-labels") as caught:
+        understand(source, SourceConfig(), told.append)
+    assert caught.value.exit_code == 2 and caught.value.understood["doubts"][0]["grave"] is True
+    assert any(line.startswith("doubt 1") for line in told), "the table is said before the stop"
+    for settled in (SourceConfig(yes=True), SourceConfig(label_from="first")):
+        source = open_source(str(tmp_path), settled)
+        list(source.list_rows())
+        understand(source, settled, told.append)
+    put(tmp_path, *(f"e/{n}.png" for n in range(120)))
+    assert doubts(tmp_path) == []
+
+
+def test_mixed_splits_stop_unless_an_option_settles_them(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png")
+    (doubt,) = doubts(tmp_path)
+    assert doubt.grave and "2 splits, train (2), val (2)" in doubt.sentence and "--split train takes one, --splits" in doubt.option
+    for settled in (SourceConfig(split="train"), SourceConfig(split="all"), SourceConfig(label_from="first")):
+        assert not any(doubt.grave for doubt in doubts(tmp_path, settled))
+    put(tmp_path / "deep", "Data/train/cat/1.png", "Data/val/cat/3.png")
+    assert any(doubt.grave for doubt in doubts(tmp_path / "deep"))
+
+
+def test_two_of_many_classes_with_names_of_splits_do_not_stop(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{n}.png" for name in ("test", "dev", "cat", "dog", "cow", "owl", "bee") for n in range(2)))
+    found = doubts(tmp_path)
+    assert not any(doubt.grave for doubt in found)
+
+
+def test_tables_beside_images_are_named_with_the_option(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/1.png", *(f"cat/{n}.txt" for n in range(9)))
+    for name in ("train.csv", "README.txt"):
+        (tmp_path / name).write_text("x")
+    (doubt,) = doubts(tmp_path)
+    assert doubt.sentence.startswith("train.csv lies beside the images") and doubt.option == "--label-from file:train.csv"
+
+
+def test_tars_beside_images_stop_if_they_hold_more(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "b.tar").write_bytes(b"")
+    (doubt,) = doubts(tmp_path)
+    assert "1 tar or Parquet files beside the images are ignored" in doubt.sentence and not doubt.grave
+    (tmp_path / "b.tar").write_bytes(bytes(9 * len(PNG)))
+    (grave,) = doubts(tmp_path, SourceConfig(all_files=False, rules=2))
+    assert grave.grave and "more bytes than the images" in grave.sentence
+
+
+def test_hooks_for_tars_and_tables() -> None:
+    assert several_images(3, "a.tar#1", ["left.jpg", "right.jpg"], lost=3).grave
+    kept = several_images(3, "a.tar#1", ["left.jpg", "right.jpg"], lost=0)
+    assert not kept.grave and "--image-member left.jpg" in kept.option
+    assert null_column("label", 1, 3, "x") is None and null_column("label", 0, 0, "x") is None
+    found = null_column("label", 2, 3, "--label NAME")
+    assert found is not None and "null in 2 of 3 rows" in found.sentence
+
+
+def test_a_summary_restarts_from_what_the_opening_found() -> None:
+    summary = SourceSummary(noun="tar")
+    summary.leave_out(".txt", "a.txt")
+    first = summary.restarted()
+    first.leave_out(".txt", "b.txt")
+    first.doubts.append(Doubt(sentence="s", option="o"))
+    again = first.restarted()
+    assert again.left_out[".txt"].count == 1 and again.doubts == [] and again.noun == "tar"
