@@ -79,11 +79,13 @@ class FolderSource:
         self.summary = SourceSummary(noun="file" if config.all_files else "image")
         no_columns = "it has no columns, only images"
         labels = "the label of an image is a folder of its path; --label-from says which"
+        self._rule = LabelRule.parse("none" if config.no_labels else config.label_from)
+        by_table = self._rule.kind == "file"
         refuse_options(
             config,
             store.url,
             "a folder of images",
-            label=labels,
+            **({} if by_table else {"label": labels, "key_column": "there is no --label-from file:TABLE"}),
             meta=no_columns,
             id_column=no_columns,
             image_column=no_columns,
@@ -94,11 +96,8 @@ class FolderSource:
         )
         if config.tar_key != "auto":
             raise SourceError(f"{store.url} is a folder of images, and --key was given as {config.tar_key!r}: it has no tars. Leave it out")
-        self._rule = LabelRule.parse("none" if config.no_labels else config.label_from)
         if self._rule.kind == "tar":
             raise SourceError(f"{store.url} is a folder of images, and --label-from was given as 'tar': there is no tar. Leave it out")
-        if config.key_column and self._rule.kind != "file":
-            raise SourceError(f"{store.url} is a folder of images, and --key-column was given without --label-from file:TABLE")
 
     @property
     def root(self) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from tokenshards.pipeline.errors import DoubtError
 from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.doubts import null_column, several_images
 from tokenshards.pipeline.sources.summary import Doubt
+from tokenshards.pipeline.storage.fsspec_requests import remote_info
+from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 
 def doubts(root: Path, config: SourceConfig | None = None) -> list[Doubt]:
@@ -135,3 +140,41 @@ def test_a_summary_restarts_from_what_the_opening_found() -> None:
     first.doubts.append(Doubt(sentence="s", option="o"))
     again = first.restarted()
     assert again.left_out[".txt"].count == 1 and again.doubts == [] and again.noun == "tar"
+
+
+def test_archived_objects_are_known_from_the_listing_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [remote_info("a", {"size": 1, "StorageClass": name}).archived for name in ("GLACIER", "DEEP_ARCHIVE", "STANDARD")] == [
+        True,
+        True,
+        False,
+    ]
+    put(tmp_path, "cat/1.png", "dog/2.png")
+    original = Store.list
+
+    def archived(self: Store, prefix: str = "", **options: Any) -> Iterator[ObjectInfo]:
+        for info in original(self, prefix, **options):
+            info.archived = "cat" in info.path
+            yield info
+
+    monkeypatch.setattr(Store, "list", archived)
+    (doubt,) = doubts(tmp_path)
+    assert "1 object is archived (storage class GLACIER" in doubt.sentence and "cat/1.png" in doubt.sentence and not doubt.grave
+    assert "--unreadable quarantine" in doubt.option
+    assert doubts(tmp_path, SourceConfig(unreadable="quarantine")) == []
+
+
+def test_the_table_says_rules_classes_and_what_is_left_out_with_examples(tmp_path: Path) -> None:
+    put(tmp_path, *(f"c{n:02}/{k}.png" for n in range(12) for k in range(2)), "c00/extra.png", "loose.png", "._x.png")
+    (tmp_path / "notes.md").write_text("x")
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    told: list[str] = []
+    assert understand(source, SourceConfig(), told.append) == told
+    said = {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in told}
+    assert said["source"] == f"folder {tmp_path}" and said["inputs"].startswith("26 images (26 .png)")
+    assert (said["id"], said["label"], said["metadata"]) == ("the path below the folder", "the first folder of the path", "none")
+    assert said["classes"] == f"12: c00 (3), {', '.join(f'c{n:02} (2)' for n in range(1, 10))}, …; 1 without label"
+    assert "1 .md such as notes.md" in said["ignored"] and "1 AppleDouble (._ files that macOS writes) such as ._x.png" in said["ignored"]
+    value = source.summary.to_json()
+    assert json.loads(json.dumps(value)) == value and value["class_count"] == 12 and len(value["classes"]) == 10
+    assert value["left_out"][".md"] == {"count": 1, "example": "notes.md"} and value["unlabelled"] == 1
