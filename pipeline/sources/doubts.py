@@ -20,6 +20,7 @@ FEW_IMAGES, GRAVE_IMAGES = 10, 100
 _NUMBER = re.compile(r"-?[0-9]+")
 _DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12][0-9]|3[01]))?([T_ -].*)?")
 _SHARD = re.compile(r"[0-9]{4,}|(part|shard|chunk|batch)[-_ ]?[0-9]+", re.IGNORECASE)
+_ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
 _NO_LABELS = "--label-from none if these are no classes"
 
 
@@ -32,7 +33,7 @@ def add_doubts(summary: SourceSummary, asked: SourceConfig, *, from_paths: bool)
     if not asked.no_labels and asked.label_from is None and asked.label is None:
         found += [_split_names(summary), _one_class(summary, from_paths)]
         if from_paths:
-            found.append(_numbers(summary))
+            found += [_numbers(summary), _any_images(summary)]
     found += [_many_classes(summary, asked), _nearly_equal(summary), _table_beside(summary, asked), _archived(summary, asked)]
     summary.doubts += [doubt for doubt in found if doubt is not None and doubt not in summary.doubts]
 
@@ -124,6 +125,16 @@ def _numbers(summary: SourceSummary) -> Doubt | None:
     else:
         return None
     return Doubt(sentence=f"all labels look like {kind}, such as {shorten(min(names))}", option=_NO_LABELS)
+
+
+def _any_images(summary: SourceSummary) -> Doubt | None:
+    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in _ANY_IMAGES), None)
+    if name is None or len(summary.classes) == 1:  # then it is said that one class holds all
+        return None
+    return Doubt(
+        sentence=f"one of the classes is {shorten(name)} ({summary.classes[name]:,}), the name of a folder of any images",
+        option="--label-from parent, depth:N or file:TABLE if the class is elsewhere",
+    )
 
 
 def _many_classes(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:

@@ -37,6 +37,8 @@ def test_a_dataset_per_split(split_source: Path, tmp_path: Path) -> None:
     for command in (["status"], ["verify"], ["repair"], ["quarantine"], ["inspect"], ["retry-failed"], ["tokenize", str(split_source)]):
         told = call_cli(*command, str(out), expect=2)[1]
         assert f"{out}/train, {out}/val" in told, command
+    for command in (["publish", str(out), str(tmp_path / "copy")], ["train", str(out), "--out", str(tmp_path / "run")]):
+        assert f"{out}/train, {out}/val" in call_cli(*command, expect=2)[1], command
     with pytest.raises(ConfigError, match="holds one dataset per split and is none itself; expected one of .*/train, .*/val"):
         open_dataset(str(out))
     (out / "val" / "manifest.json").unlink()
@@ -49,6 +51,7 @@ def test_one_split_of_a_source_is_a_dataset_and_continues_without_the_option(spl
     out = tmp_path / "out"
     run_cli("tokenize", str(split_source), str(out), *SMALL, "--split", "val")
     assert "already complete" in call_cli("tokenize", str(split_source), str(out))[0]
+    assert "2 splits" in call_cli("plan", str(split_source), str(out))[1], "an output that has a plan is never stopped by a doubt"
     told = call_cli("tokenize", str(split_source), str(out), "--split", "train", expect=1)[1]
     assert "--split train (the plan has val)" in told
     told = call_cli("tokenize", str(split_source), str(out), "--splits", expect=2)[1]

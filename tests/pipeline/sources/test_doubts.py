@@ -113,6 +113,15 @@ def test_tables_beside_images_are_named_with_the_option(tmp_path: Path) -> None:
     assert doubt.sentence.startswith("train.csv lies beside the images") and doubt.option == "--label-from file:train.csv"
 
 
+def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_first(tmp_path: Path) -> None:
+    put(tmp_path, "train/n01/images/1.png", "train/n02/images/2.png", "val/images/3.png", *(f"train/n0{n}/boxes.txt" for n in range(9)))
+    put(tmp_path, "val/val_annotations.txt", "wnids.txt", "words.txt")
+    assert "val/val_annotations.txt, wnids.txt, words.txt lie beside" in sentences(tmp_path)
+    assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
+    put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv", "labels.csv")
+    assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
+
+
 def test_tars_beside_images_stop_if_they_hold_more(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "b.tar").write_bytes(b"")
