@@ -105,11 +105,11 @@ def _one_class(summary: SourceSummary, from_paths: bool) -> Doubt | None:
     ((label, count),) = summary.classes.items()
     if count < 2:
         return None
-    such = "--label-from parent takes the folder that holds the image, " if from_paths else "--label NAME names another column, "
-    return Doubt(
-        sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs",
-        option=f"{such}--label-from none takes no labels" if from_paths else f"{such}--no-labels takes none",
-    )
+    option = "--label NAME names another column, --no-labels takes none"
+    if from_paths:
+        folder = "file:TABLE takes a table" if str(label).lower() in _ANY_IMAGES else "parent takes the folder that holds the image"
+        option = f"--label-from {folder}, --label-from none takes no labels"
+    return Doubt(sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs", option=option)
 
 
 def _numbers(summary: SourceSummary) -> Doubt | None:
