@@ -146,6 +146,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
         require(not (self.no_labels and self.label_from), "--label-from", self.label_from, "nothing beside --no-labels")
+        by_table = (self.label_from or "").startswith("file:")
+        require(not (self.label and self.label_from) or by_table, "--label", self.label, "nothing beside --label-from, but for file:TABLE")
         require(self.tar_key in TAR_KEYS, "--key", self.tar_key, " or ".join(TAR_KEYS))
         require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))

@@ -157,7 +157,9 @@ def _source_config(
 ) -> Any:
     """Return the SourceConfig of the options of a command that reads the source at `where`. Its parameters are the table of options."""
     from tokenshards.pipeline.config import ImageRules, SourceConfig, UrlLimits
+    from tokenshards.pipeline.sources.label_rule import LabelRule
 
+    LabelRule.parse(label_from)  # an invalid value is refused before any listing, and before a job is sent
     return SourceConfig(
         all_files=all_files,
         split=split,

@@ -172,6 +172,7 @@ def plan_command(
     if existing is None:
         refuse_nesting(src, source, store)
     else:
+        source = replace(source, yes=True)  # its doubts are settled
         reporter.say(
             f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimate is for a new plan"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +81,7 @@ def fit_tokenizer_command(
     given = {name: value for name, value in locals().items() if value is not None}
     prepare_for_torch()
     from tokenshards.pipeline.conversion.fit_kinds import ALL_OPTIONS, open_fit
+    from tokenshards.pipeline.conversion.understand import understand
     from tokenshards.pipeline.planning.planner import Listing
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
@@ -95,8 +97,7 @@ def fit_tokenizer_command(
     fit = open_fit(kind, given, sample=sample, seed=seed, out=store, storage_options=weights, say=reporter.say)
     source = open_source(src, reading(src))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
-        for line in source.summary.lines():
-            reporter.say(line)
+        understand(source, replace(source.config, yes=True), reporter.say)
         fitted = fit.run(source, listing.sample)
     for note in fitted.notes:
         reporter.say(f"note: {note}")

@@ -13,12 +13,10 @@ from tokenshards.pipeline.planning.plan import CURRENT_PLAN
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.shards.split_index import read_split_index, write_split_index
 from tokenshards.pipeline.sources import open_source
-from tokenshards.pipeline.sources.splits import ALL_SPLITS
+from tokenshards.pipeline.sources.splits import ALL_SPLITS, in_order
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["splits_of_source", "tokenize_splits"]
-
-_ORDER = ("train", "val", "test")
 
 
 def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
@@ -45,7 +43,7 @@ def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
             "them, or --split NAME for one split at a time",
             understood=source.summary.to_json(),
         )
-    return tuple(sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)))
+    return tuple(in_order(found))
 
 
 def tokenize_splits(request: TokenizeRequest, reporter: Reporter, open_runner: Callable[[], Runner]) -> dict[str, Outcome]:

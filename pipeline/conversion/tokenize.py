@@ -104,6 +104,8 @@ class Conversion:
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
+                    if source.summary.classes and {str(label) for label in source.summary.labels}.isdisjoint(map(str, classes)):
+                        say(f"note: none of the classes seen, such as {next(iter(source.summary.classes))!r}, is in that class table")
             else:
                 images = sum(row.inputs for row in listing.sample)
                 about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import DoubtError, shorten
-from tokenshards.pipeline.sources.splits import known_split
+from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
 __all__ = ["add_doubts", "images_not_taken", "null_column", "refuse_grave", "several_images"]
 
+FEW_CLASSES = 5
+"""Up to so many classes, one whose name is that of a split is a doubt; among more it may well be a class."""
 FEW_IMAGES, GRAVE_IMAGES = 10, 100
 """From how many labelled images on, many classes are a doubt, and a grave one."""
 _NUMBER = re.compile(r"-?[0-9]+")
 _DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12][0-9]|3[01]))?([T_ -].*)?")
 _SHARD = re.compile(r"[0-9]{4,}|(part|shard|chunk|batch)[-_ ]?[0-9]+", re.IGNORECASE)
+_ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
 _NO_LABELS = "--label-from none if these are no classes"
 
 
@@ -30,7 +33,7 @@ def add_doubts(summary: SourceSummary, asked: SourceConfig, *, from_paths: bool)
     if not asked.no_labels and asked.label_from is None and asked.label is None:
         found += [_split_names(summary), _one_class(summary, from_paths)]
         if from_paths:
-            found.append(_numbers(summary))
+            found += [_numbers(summary), _any_images(summary)]
     found += [_many_classes(summary, asked), _nearly_equal(summary), _table_beside(summary, asked), _archived(summary, asked)]
     summary.doubts += [doubt for doubt in found if doubt is not None and doubt not in summary.doubts]
 
@@ -76,8 +79,8 @@ def _splits_mixed(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     inputs = max(summary.files, summary.splits.total())
     if "train" not in splits and 2 * splits.total() <= inputs:
         return None  # for example two of a hundred classes are called `test` and `dev`
-    counts = ", ".join(f"{split} ({count:,})" for split, count in splits.most_common())
-    first = "train" if "train" in splits else next(iter(splits))
+    counts = ", ".join(f"{split} ({splits[split]:,})" for split in in_order(splits))
+    first = in_order(splits)[0]
     return Doubt(
         sentence=f"the {summary.noun}s are of {len(splits)} splits, {counts}, and would be mixed in one dataset",
         option=f"--split {first} takes one, --splits makes a dataset of each, --split all mixes them",
@@ -86,11 +89,12 @@ def _splits_mixed(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
 
 
 def _split_names(summary: SourceSummary) -> Doubt | None:
-    names = [label for label in summary.classes if isinstance(label, str)]
-    if not names or len(names) < len(summary.classes) or any(known_split(name) is None for name in names[:100]):
+    names = [label for label in list(summary.classes)[:100] if isinstance(label, str)]
+    splits = [name for name in names if known_split(name) is not None]
+    if not splits or (len(splits) < len(summary.classes) and len(summary.classes) > FEW_CLASSES):
         return None
     return Doubt(
-        sentence=f"the labels are names of splits, such as {shorten(names[0])}",
+        sentence=f"labels are names of splits, such as {shorten(splits[0])}",
         option="--split NAME takes one split, --label-from parent takes the folder of the image, --label-from first keeps them",
     )
 
@@ -101,11 +105,11 @@ def _one_class(summary: SourceSummary, from_paths: bool) -> Doubt | None:
     ((label, count),) = summary.classes.items()
     if count < 2:
         return None
-    such = "--label-from parent takes the folder that holds the image, " if from_paths else "--label NAME names another column, "
-    return Doubt(
-        sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs",
-        option=f"{such}--label-from none takes no labels" if from_paths else f"{such}--no-labels takes none",
-    )
+    option = "--label NAME names another column, --no-labels takes none"
+    if from_paths:
+        folder = "file:TABLE takes a table" if str(label).lower() in _ANY_IMAGES else "parent takes the folder that holds the image"
+        option = f"--label-from {folder}, --label-from none takes no labels"
+    return Doubt(sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs", option=option)
 
 
 def _numbers(summary: SourceSummary) -> Doubt | None:
@@ -120,7 +124,17 @@ def _numbers(summary: SourceSummary) -> Doubt | None:
         kind = "numbers"
     else:
         return None
-    return Doubt(sentence=f"all labels look like {kind}, such as {shorten(names[0])}", option=_NO_LABELS)
+    return Doubt(sentence=f"all labels look like {kind}, such as {shorten(min(names))}", option=_NO_LABELS)
+
+
+def _any_images(summary: SourceSummary) -> Doubt | None:
+    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in _ANY_IMAGES), None)
+    if name is None or len(summary.classes) == 1:  # then it is said that one class holds all
+        return None
+    return Doubt(
+        sentence=f"one of the classes is {shorten(name)} ({summary.classes[name]:,}), the name of a folder of any images",
+        option="--label-from parent, depth:N or file:TABLE if the class is elsewhere",
+    )
 
 
 def _many_classes(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
@@ -130,7 +144,7 @@ def _many_classes(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     answered = asked.label is not None or asked.label_from is not None
     return Doubt(
         sentence=f"{classes:,} classes for {labelled:,} labelled inputs: nearly as many classes as images, such as "
-        f"{shorten(next(iter(summary.classes)))}",
+        f"{shorten(min(summary.classes, key=str))}",
         option="--no-labels if these are captions or names, or --label, --label-from to say where the class is",
         grave=labelled >= GRAVE_IMAGES and not answered,
     )

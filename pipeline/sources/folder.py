@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,8 @@ __all__ = ["FolderSource"]
 
 _CONTAINERS = (".tar", ".tgz", ".parquet", ".arrow")
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet")
-_NO_TABLES = ("readme", "license", "licence", "requirements", "dataset_info", "state")
+_LIKELY = re.compile("label|annot|class|meta|truth|train", re.IGNORECASE)
+_UNLIKELY = re.compile("readme|licen[cs]e|requirements|dataset_info|state[.]json|stats[.]json|submission", re.IGNORECASE)
 FEW_TABLES = 3
 """More files of one extension are notes to each image, not a table of all."""
 
@@ -42,23 +44,29 @@ class _Place:
 class _Beside:
     """Files beside the images that may hold labels or images."""
 
-    tables: dict[str, list[str]] = field(default_factory=dict)
+    tables: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    """Names by extension and depth: many at one depth are notes to each image."""
+    tars: int = 0
     containers: int = 0
     container_bytes: int = 0
 
     def add(self, kind: str, name: str, size: int) -> None:
         if kind.startswith(_CONTAINERS):
             self.containers += 1
+            self.tars += kind.startswith((".tar", ".tgz"))
             self.container_bytes += max(0, size)
-        if kind.startswith(_TABLES) and not name.rpartition("/")[2].lower().startswith(_NO_TABLES):
-            names = self.tables.setdefault(kind, [])
+        if kind.startswith(_TABLES):
+            names = self.tables.setdefault((kind, name.count("/")), [])
             if len(names) <= FEW_TABLES:
                 names.append(name)
 
     def few(self) -> list[str]:
-        """Return the tables that may describe the images, those nearest to the root first."""
+        """Return the tables that may describe the images, the likeliest first."""
         found = [name for names in self.tables.values() if len(names) <= FEW_TABLES for name in names]
-        return sorted(found, key=lambda name: (name.count("/"), name))[:FEW_TABLES]
+        likely = [
+            (-len(_LIKELY.findall(name)), name.endswith(".txt"), name.count("/"), name) for name in found if not _UNLIKELY.search(name)
+        ]
+        return [name for *_, name in sorted(likely)[:FEW_TABLES]]
 
 
 class FolderSource:
@@ -79,11 +87,13 @@ class FolderSource:
         self.summary = SourceSummary(noun="file" if config.all_files else "image")
         no_columns = "it has no columns, only images"
         labels = "the label of an image is a folder of its path; --label-from says which"
+        self._rule = LabelRule.parse("none" if config.no_labels else config.label_from)
+        by_table = self._rule.kind == "file"
         refuse_options(
             config,
             store.url,
             "a folder of images",
-            label=labels,
+            **({} if by_table else {"label": labels, "key_column": "there is no --label-from file:TABLE"}),
             meta=no_columns,
             id_column=no_columns,
             image_column=no_columns,
@@ -94,11 +104,8 @@ class FolderSource:
         )
         if config.tar_key != "auto":
             raise SourceError(f"{store.url} is a folder of images, and --key was given as {config.tar_key!r}: it has no tars. Leave it out")
-        self._rule = LabelRule.parse("none" if config.no_labels else config.label_from)
         if self._rule.kind == "tar":
             raise SourceError(f"{store.url} is a folder of images, and --label-from was given as 'tar': there is no tar. Leave it out")
-        if config.key_column and self._rule.kind != "file":
-            raise SourceError(f"{store.url} is a folder of images, and --key-column was given without --label-from file:TABLE")
 
     @property
     def root(self) -> str:
@@ -211,10 +218,11 @@ class FolderSource:
         elif not summary.classes and self._rule.of_folders:
             summary.notes.append("no labels (flat folder: put each class in its own sub-folder to get labels)")
         summary.tables_beside = beside.few()
-        if beside.containers:
+        larger = beside.container_bytes > summary.bytes
+        if beside.tars or (beside.containers and larger):  # a small Parquet file is rather a table about the images
             sentence = f"{beside.containers} tar or Parquet files beside the images are ignored"
             option = "to take them, give a pattern such as FOLDER/*.tar"
-            if beside.container_bytes > summary.bytes:
+            if larger:
                 summary.doubts.append(images_not_taken(f"{sentence}, although they hold more bytes than the images", option))
             else:
                 summary.doubts.append(Doubt(sentence=sentence, option=option))

@@ -17,13 +17,13 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import ImageSource, read_file_row, readable_text
+from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
-from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
 from tokenshards.pipeline.sources.summary import Doubt, extension
 from tokenshards.pipeline.sources.table import TableSource, read_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar
@@ -156,39 +156,8 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
 
 
 def _open_containers(store: Store, config: SourceConfig, files: list[ObjectInfo]) -> ImageSource:
-    """Return the source of tars or tables, all of one kind, with those of the asked split; the summary counts the splits."""
-    kind = TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else TableSource
-    if config.rules < 3:
-        return kind(store, config, files)
-    asked = asked_split(config.split)
-    splits = [split_of_file(readable_text(info.path), asked) for info in files]
-    taken = [asked in (None, ALL_SPLITS, split) for split in splits]
-    chosen = [info for info, wanted in zip(files, taken, strict=True) if wanted]
-    others = [info for info, wanted in zip(files, taken, strict=True) if not wanted]
-    counts = Counter(split for split in splits if split is not None)
-    if not chosen:
-        seen = ", ".join(sorted(counts)) or "none"
-        raise SourceError(
-            f"{store.url}: none of {len(files)} files is of the split {config.split!r}; expected the name of a folder or file (seen: "
-            f"{seen}). Leave --split out to take every file"
-        )
-    source: ImageSource = kind(store, config, chosen)
-    source.summary.splits = counts
-    if others:
-        source.summary.leave_out("of another split", readable_text(others[0].path), len(others))
-    partition = next((part for info in chosen for part in info.path.split("/")[:-1] if "=" in part), None)
-    if kind is TableSource and partition is not None:
-        source.summary.doubts.append(
-            Doubt(
-                sentence=f"folders such as {partition} are hive partitions; their values are not columns",
-                option="--label-from regex:PATTERN",
-            )
-        )
-    for info in chosen:
-        if info.archived:
-            source.summary.archived.count += 1
-            source.summary.archived.example = source.summary.archived.example or readable_text(info.path)
-    return source
+    """Return the source of tars or tables, all of one kind."""
+    return open_containers(TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else TableSource, store, config, files)
 
 
 @dataclass(slots=True)

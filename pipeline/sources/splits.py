@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from tokenshards.pipeline.errors import SourceError, shorten
 
-__all__ = ["ALL_SPLITS", "asked_split", "known_split", "split_at", "split_of_file"]
+__all__ = ["ALL_SPLITS", "asked_split", "in_order", "known_split", "split_at", "split_of_file"]
 
 ALL_SPLITS = "all"
 """As the value of `--split`: take every split, and know that the names are splits and no classes."""
@@ -64,6 +65,12 @@ def asked_split(split: str | None) -> str | None:
     if not name or "/" in name:
         raise SourceError(f"--split is {shorten(split)}; expected the name of a split, such as train, val or test, or `all`")
     return _WORDS.get(name, name)
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return splits in the usual order: train, val, test, then others by name."""
+    usual = ("train", "val", "test")
+    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))
 
 
 def _words(name: str) -> list[str]:

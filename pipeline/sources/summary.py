@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
+from tokenshards.pipeline.sources.splits import in_order
 
 __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
 
@@ -147,7 +148,7 @@ class SourceSummary:
             more = ", …" if len(self.classes) > CLASSES_SHOWN else ""
             rows.append(("classes", f"{self._class_count()}: {shown}{more}; {self.unlabelled:,} without label"))
         if self.splits:
-            rows.append(("splits", ", ".join(f"{split} ({count:,})" for split, count in self.splits.most_common())))
+            rows.append(("splits", ", ".join(f"{split} ({self.splits[split]:,})" for split in in_order(self.splits))))
         if self.left_out:
             rows.append(("ignored", self._ignored()))
         rows += [("note", note) for note in (*self.notes, *([self.beside] if self.beside else []))]

@@ -497,5 +497,6 @@ def test_an_image_among_containers_does_not_make_an_image_folder(ending: str, tm
         (tmp_path / f"{n}.png").write_bytes(PNG + bytes(20_000))  # now the images hold more bytes than the containers
     source = open_source(str(tmp_path), CONFIG)
     assert [row.path for row in source.list_rows()] != [] and source.kind == "folder"
-    assert "2 tar or Parquet files beside the images are ignored" in "\n".join(source.summary.lines())
+    beside = "\n".join([*source.summary.lines(), *source.summary.tables_beside])
+    assert ("2 tar or Parquet files beside the images are ignored" if ending == ".tar" else "0.parquet\n1.parquet") in beside
     assert open_source(str(tmp_path), SourceConfig(rules=1)).kind == "folder"
