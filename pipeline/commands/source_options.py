@@ -56,7 +56,8 @@ TarKey = Annotated[
 ImageMember = Annotated[
     str | None,
     typer.Option(
-        help="Suffix of the image to take where a tar's samples hold several, such as `left.jpg`; `all` makes a row of each.",
+        help="Suffix of the image to take where a tar's samples hold several, such as `left.jpg`, or several, the first that is there: "
+        "`jpg,png`; `all` makes a row of each. Also the suffix of images without a usual extension.",
         rich_help_panel=_INPUT,
     ),
 ]
@@ -89,6 +90,12 @@ KeyColumn = Annotated[
     ),
 ]
 LabelFirst = Annotated[bool, typer.Option("--label-first", help="Take the first of several labels of an image.", rich_help_panel=_LABELS)]
+AsText = Annotated[
+    bool,
+    typer.Option(
+        "--as-text", help="Store labels and metadata as text, even if those seen at planning are numbers.", rich_help_panel=_LABELS
+    ),
+]
 NoLabels = Annotated[bool, typer.Option("--no-labels", help="Take no labels, even if the source holds some.", rich_help_panel=_LABELS)]
 Meta = Annotated[
     list[str] | None,
@@ -118,7 +125,19 @@ UrlTime = Annotated[float, typer.Option(help="Longest time for one URL in second
 UrlConcurrency = Annotated[int, typer.Option(help="Most requests to one host at a time, per process.", rich_help_panel=_URLS)]
 
 
-LABELLING = ("id_column", "label", "label_from", "key_column", "label_first", "no_labels", "meta", "tars_per_shard", "yes", "unreadable")
+LABELLING = (
+    "id_column",
+    "label",
+    "label_from",
+    "key_column",
+    "label_first",
+    "as_text",
+    "no_labels",
+    "meta",
+    "tars_per_shard",
+    "yes",
+    "unreadable",
+)
 """Options that a tokenizer's fit or evaluation has no use for: it looks at images alone."""
 ACCESS = ("url_attempts", "url_timeout", "url_time", "url_concurrency", "src_option", "allow_private_hosts", "unreadable")
 """Options of reading inputs that a plan has chosen."""
@@ -139,6 +158,7 @@ def _source_config(
     label_from: LabelFrom = None,
     key_column: KeyColumn = None,
     label_first: LabelFirst = False,
+    as_text: AsText = False,
     no_labels: NoLabels = False,
     meta: Meta = None,
     max_pixels: MaxPixels = 1 << 27,
@@ -175,6 +195,7 @@ def _source_config(
         label_from=label_from,
         key_column=key_column,
         label_first=label_first,
+        as_text=as_text,
         no_labels=no_labels,
         meta=tuple(meta or ()),
         image_rules=ImageRules(max_pixels=max_pixels, accept_truncated=accept_truncated, sixteen_bit=sixteen_bit),

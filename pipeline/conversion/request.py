@@ -21,15 +21,6 @@ from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_to
 __all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
 
 PROBED_ROWS = 16
-SHAPING_OPTIONS = {
-    name: f"--{name.rpartition('.')[2].replace('_', '-')}"
-    for name in (
-        *("all_files", "split", "image_column", "id_column", "image_root", "path_template", "image_member", "tars_per_shard"),
-        *("label", "label_from", "key_column", "label_first", "no_labels", "meta"),
-        *("image_rules.max_pixels", "image_rules.accept_truncated", "image_rules.sixteen_bit"),
-    )
-} | {"tar_key": "--key"}
-"""Fields of SourceConfig that decide the rows of a plan, and their options."""
 
 
 class Reporter(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.records import PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import readable_text, refuse_options
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
@@ -48,11 +47,6 @@ class TarSource:
             image_root="its images are members of tars",
             path_template="its images are members of tars",
         )
-        if config.label is not None and config.label_from is not None:
-            raise SourceError(
-                f"{store.url}: --label is {config.label} and --label-from is {config.label_from}; expected one of them: --label names a "
-                "member of each sample, --label-from makes the label from the path"
-            )
 
     @property
     def root(self) -> str:

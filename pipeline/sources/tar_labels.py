@@ -10,6 +10,7 @@ from typing import Any
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
 from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.label_rule import LabelRule
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta
 from tokenshards.pipeline.sources.tar_members import TarSample
 
@@ -135,12 +136,10 @@ def tar_stem(name: str) -> str:
 
 
 def _label_of_path(sample: TarSample, rule: str, path: str) -> str | None:
-    if rule == "none":
+    if rule == "none" or rule.startswith("file:"):
         return None
     if rule == "tar":
         return tar_stem(sample.inner or path)
-    from tokenshards.pipeline.sources.label_rule import LabelRule
-
     shown = next((sample.parts[suffix].member.name for suffix in sample.images), sample.key)
     return LabelRule.parse(rule).label_of(f"{path}/{shown}" if rule.startswith("regex:") else shown)
 

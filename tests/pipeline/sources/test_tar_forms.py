@@ -202,8 +202,6 @@ def test_class_folders_inside_a_tar(tmp_path: Path) -> None:
     assert [record.label for record in images(found)] == ["cat"] * 3 + ["dog"] * 3
     for rule, label in (("first", "train"), ("depth:2", "cat"), ("regex:/(c|d)", "c"), ("none", None), ("tar", "a")):
         assert images(planned(tmp_path, SourceConfig(label_from=rule))[1])[0].label == label
-    with pytest.raises(SourceError, match="--label is cls and --label-from is first; expected one of them"):
-        planned(tmp_path, SourceConfig(label="cls", label_from="first"))
 
 
 @pytest.mark.parametrize("folders", [("images", "masks"), ("train", "val"), ("0001", "0002")])
@@ -254,6 +252,10 @@ def test_parallel_tars(tmp_path: Path) -> None:
     source, found = planned(tmp_path)
     assert source.config.label_from == "file:cls" and [record.label for record in images(found)] == [0, 1, 2, 10, 11, 12]
     assert source.summary.left_out["tars without images"].count == 2 and not reasons(found)
+    again, _ = planned(tmp_path, SourceConfig(label_from="file:cls"))
+    assert again.summary.classes == source.summary.classes and again.summary.label_type == "int64"
+    with pytest.raises(SourceError, match="labels/0.tar: no such tar; --label-from file:labels takes the labels of .*rgb/0.tar from it"):
+        planned(tmp_path, SourceConfig(label_from="file:labels"))
     with pytest.raises(SourceError, match="no image in 2 tars, whose members are .cls"):
         planned(tmp_path / "cls")
 
