@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["DECODE_PLACES", "PlanConfig", "RayConfig", "RetryConfig", "RunConfig", "SOURCE_RULES", "SourceConfig"]
+__all__ = [
+    "DECODE_PLACES",
+    "ImageRules",
+    "PlanConfig",
+    "RayConfig",
+    "RetryConfig",
+    "RunConfig",
+    "SHAPING_FIELDS",
+    "SOURCE_RULES",
+    "SourceConfig",
+    "UrlLimits",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +35,59 @@ class RetryConfig:
 
 
 UNREADABLE = ("stop", "quarantine")
-_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable"}
-SOURCE_RULES = 2
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes", "frozen"}
+_OF_FORMAT_1_0 = {"all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard", "rules"}
+"""Planned fields of SourceConfig that format 1.0 knows. A planned field that joins later makes its plan one of a newer format."""
+_AS_IN_FORMAT_1_0: dict[str, Any] = {"tar_key": "first-dot", "sixteen_bit": "high-byte"}
+"""Settled values of newer fields, beside their defaults, by which the inputs are read as format 1.0 reads them."""
+SOURCE_RULES = 3
 """Version of the rules by which inputs and labels are found.
 
 1: A `.txt` member of a tar is the label if the tar holds no other label. Hidden files are inputs. One image makes a folder an image folder.
 2: A `.txt` member is a label or a meta column only if an option names it. Hidden files are left out. A folder that also holds tars or
 Parquet files is an image folder only if it holds more images than those.
+3: A tar may hold several images a sample, keys with dots, links and tars, and every member is counted. Floats that are whole numbers, bools
+and class names of a schema are labels. Missing images of a table are absent inputs, not failures.
 """
+SIXTEEN_BIT = ("auto", "scale", "high-byte")
+TAR_KEYS = ("auto", "first-dot", "last-dot")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRules:
+    """How encoded images become pixels where a data set needs other rules than the usual ones; a plan records them."""
+
+    max_pixels: int = 1 << 27
+    """Images with more pixels are quarantined unread."""
+    accept_truncated: bool = False
+    """Take an image that ends too early, with the pixels that are missing grey as the decoder leaves them."""
+    sixteen_bit: str = "auto"
+    """`scale` maps the range that a 16-bit image uses to 8 bits, `high-byte` keeps the high byte of each sample; planning turns `auto` into
+    one of the two."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.max_pixels <= 1 << 40, "--max-pixels", self.max_pixels, "1 to 2**40")
+        require(self.sixteen_bit in SIXTEEN_BIT, "--sixteen-bit", self.sixteen_bit, " or ".join(SIXTEEN_BIT))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UrlLimits:
+    """Limits of one URL of a table on a foreign host; these settings belong to a run, not to the plan."""
+
+    attempts: int = 3
+    """Attempts per URL before it is quarantined."""
+    timeout_seconds: float = 30.0
+    """Longest silence of a host."""
+    total_seconds: float = 120.0
+    """Longest time for one URL in all."""
+    per_host: int = 8
+    """Most requests to one host at a time, in one process."""
+
+    def __post_init__(self) -> None:
+        require(self.attempts >= 1, "--url-attempts", self.attempts, "at least 1")
+        require(self.timeout_seconds > 0, "--url-timeout", self.timeout_seconds, "seconds above 0")
+        require(self.total_seconds > 0, "--url-time", self.total_seconds, "seconds above 0")
+        require(self.per_host >= 1, "--url-concurrency", self.per_host, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +106,33 @@ class SourceConfig:
     """Take no labels, even if the source holds some."""
     meta: tuple[str, ...] = ()
     """Table columns, .json keys or suffixes of text members kept as `meta.*` columns."""
+    label_from: str | None = None
+    """Where the label of a path comes from: `first`, `parent`, `depth:N`, `tar`, `none`, `regex:PATTERN` or `file:TABLE`; None means the
+    first folder of files, and the usual members of tars."""
+    key_column: str | None = None
+    """Column of the `file:TABLE` that names the image."""
+    label_first: bool = False
+    """Take the first of several labels of one image."""
+    as_text: bool = False
+    """Store labels and meta columns as text, even if those that planning read are numbers."""
+    split: str | None = None
+    """Take only the inputs of this split, such as `train`; `all` takes all splits and knows that their names are no classes."""
+    tar_key: str = "auto"
+    """How the key of a tar member ends: at the `first-dot` (webdataset's rule) or at the `last-dot` of its file name; planning turns `auto`
+    into one of the two."""
+    image_member: str | None = None
+    """Suffix of the image member of samples with several images, or several by commas, the first that is there; `all` makes a row of each
+    image, `first` takes the image that rules 2 take. None means that each sample holds one image."""
+    image_root: str | None = None
+    """Folder or URL that relative paths in a table start from; the folder of the table when None."""
+    path_template: str | None = None
+    """Path of an image as a pattern of columns, such as `train/{id}.jpg`."""
+    image_rules: ImageRules = field(default_factory=ImageRules)
+    urls: UrlLimits = field(default_factory=UrlLimits)
+    yes: bool = False
+    """Settle every doubt about the input as it was understood."""
+    frozen: bool = False
+    """The rules are those of a plan: a listing settles nothing anew."""
     tars_per_shard: int = 1
     rules: int = SOURCE_RULES
     """A plan records the rules it was made with, because other rules would give other rows for the same inputs."""
@@ -62,17 +145,47 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(not (self.no_labels and self.label), "--label", self.label, "nothing beside --no-labels")
+        require(not (self.no_labels and self.label_from), "--label-from", self.label_from, "nothing beside --no-labels")
+        by_table = (self.label_from or "").startswith("file:")
+        require(not (self.label and self.label_from) or by_table, "--label", self.label, "nothing beside --label-from, but for file:TABLE")
+        require(self.tar_key in TAR_KEYS, "--key", self.tar_key, " or ".join(TAR_KEYS))
         require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
     def planned(self) -> dict[str, Any]:
-        """Return the fields that decide the shards, in JSON types; a plan records them. Each run brings its own access options."""
-        shaping = {name: value for name, value in asdict(self).items() if name not in _OF_A_RUN}
-        return {**shaping, "meta": list(self.meta)}
+        """Return the fields that decide the shards, in JSON types; a plan records them. Each run brings its own access options.
+
+        Fields that format 1.0 does not know are left out where they have their defaults: a plan that needs none of them stays the same.
+        """
+        usual = asdict(SourceConfig())
+        shaping = {name: value for name, value in asdict(self).items() if name in SHAPING_FIELDS}
+        needed = {name: value for name, value in shaping.items() if name in _OF_FORMAT_1_0 or value != usual[name]}
+        return {**needed, "meta": list(self.meta)}
 
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
-        """Return this config with the fields that a plan recorded in place of its own."""
-        return replace(self, **{**planned, "meta": tuple(planned["meta"])})
+        """Return this config with the fields that a plan recorded in place of its own; a field that the plan leaves out has its default."""
+        known = {part.name for part in fields(ImageRules)}
+        rules = ImageRules(**{name: value for name, value in planned.get("image_rules", {}).items() if name in known})
+        mine = {name: getattr(self, name) for name in _OF_A_RUN} | {"frozen": True}
+        return SourceConfig(**{**mine, **planned, "meta": tuple(planned.get("meta", ())), "image_rules": rules})
+
+    @property
+    def beyond_format_1_0(self) -> bool:
+        """Whether the inputs are chosen or read by an option that format 1.0 does not know."""
+        planned, usual = self.planned(), asdict(ImageRules())
+        rules = {name: value for name, value in planned.pop("image_rules", {}).items() if value != usual[name]}
+        newer = {**{name: value for name, value in planned.items() if name not in _OF_FORMAT_1_0}, **rules}
+        return any(value != _AS_IN_FORMAT_1_0.get(name) for name, value in newer.items())
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SourceConfig:
+        """Return the config that `asdict` turned into JSON types."""
+        parts = {"image_rules": ImageRules(**value["image_rules"]), "urls": UrlLimits(**value["urls"])}
+        return cls(**{**value, "meta": tuple(value["meta"]), **parts})
+
+
+SHAPING_FIELDS = frozenset(part.name for part in fields(SourceConfig)) - _OF_A_RUN
+"""Fields of SourceConfig that decide the shards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

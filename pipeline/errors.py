@@ -3,6 +3,7 @@
     TokenshardsError                the CLI prints it as one message, without a traceback
     ├── ConfigError                 an option or a field of a config has an invalid value
     ├── SourceError                 the input location cannot be listed, or holds no input
+    │   └── DoubtError              the input may be meant otherwise than it is understood
     ├── TokenizerError              a tokenizer directory, spec or codebook cannot be used
     ├── PlanError                   the plan is missing, damaged, or differs from what was asked
     ├── FormatError                 an object of a dataset cannot be read
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "CorruptObjectError",
     "DiskFullError",
+    "DoubtError",
     "FingerprintMismatchError",
     "FormatError",
     "FormatVersionError",
@@ -95,6 +97,16 @@ class ConfigError(TokenshardsError, ValueError):
 
 class SourceError(TokenshardsError):
     """The input location cannot be listed, or holds no input."""
+
+
+class DoubtError(SourceError):
+    """The input may be meant otherwise than it is understood. Attribute: `understood`, the summary of the listing in JSON types."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, understood: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.understood = understood or {}
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -14,7 +14,19 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput
 
-__all__ = ["FailedRecord", "ImageRecord", "Label", "PlanRow", "TokenBatch", "concatenate_tokens"]
+__all__ = [
+    "AbsentRecord",
+    "FailedRecord",
+    "ImageRecord",
+    "InputRecord",
+    "Label",
+    "LeftOutRecord",
+    "PlanRow",
+    "SourceRecord",
+    "TokenBatch",
+    "Untaken",
+    "concatenate_tokens",
+]
 
 Label: TypeAlias = int | str | None
 
@@ -24,7 +36,7 @@ class PlanRow:
     """One planned slice of the source: a file, a whole tar, or rows of one Parquet row group. Never changed after creation."""
 
     kind: str
-    """`file`, `tar` or `rows`."""
+    """`file`, `tar`, `rows`, or `absent`: an input of which the listing saw that it is not there."""
     sample_id: str
     """For a file its unique sample id; for a slice a name such as `a.tar` or `t.parquet#3:0-1000`."""
     path: str
@@ -68,6 +80,81 @@ class FailedRecord:
     data: bytes | None = None
     label: Label = None
     uri: str = ""
+    stands_for: int = 1
+    """Inputs that are lost with it, estimated by bytes, where a container cannot be read on; `--max-bad` counts them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsentRecord:
+    """One input that the source itself says is not there: a null image, or a row that the maker of a table marked as failed."""
+
+    sample_id: str
+    uri: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutRecord:
+    """Files of a container that a stated rule of the plan leaves out. They are no inputs: `PlanRow.inputs` does not count them."""
+
+    kind: str
+    """The rule as a person reads it, such as `hidden` or `second image of a sample`; equal kinds are counted together."""
+    count: int
+    example: str
+
+
+InputRecord: TypeAlias = ImageRecord | FailedRecord | AbsentRecord
+"""One input; each takes one slot of a batch."""
+SourceRecord: TypeAlias = InputRecord | LeftOutRecord
+"""What the slice of a plan row yields: `inputs_seen` of a shard is the number of its records, a LeftOutRecord counting `count`."""
+
+MAX_LEFT_OUT_KINDS = 64
+OTHER_KINDS = "other rules"
+MAX_NAMED = 200
+"""Most characters of a kind or an example."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Untaken:
+    """What becomes neither a row nor a quarantine row, in bounded size: counts, and one example of each kind."""
+
+    absent: int = 0
+    absent_example: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
+    left_out_examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def left_out_count(self) -> int:
+        """Files of containers that any rule left out."""
+        return sum(self.left_out.values())
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """One example of each rule, and of `absent`, for people."""
+        return {**self.left_out_examples, **({"absent": self.absent_example} if self.absent else {})}
+
+    def take(self, record: AbsentRecord | LeftOutRecord) -> None:
+        """Count one record."""
+        if isinstance(record, AbsentRecord):
+            self._add_absent(1, record.sample_id)
+        elif record.count:
+            self._leave_out(record.kind, record.count, record.example)
+
+    def add(self, absent: int, absent_example: str, left_out: dict[str, int], left_out_examples: dict[str, str]) -> None:
+        """Add the counts of a batch, a commit or another generation."""
+        self._add_absent(absent, absent_example)
+        for kind in sorted(left_out):
+            self._leave_out(kind, left_out[kind], left_out_examples.get(kind, ""))
+
+    def _add_absent(self, count: int, example: str) -> None:
+        self.absent += count
+        self.absent_example = self.absent_example or example[:MAX_NAMED]
+
+    def _leave_out(self, kind: str, count: int, example: str) -> None:
+        kind = kind[:MAX_NAMED]
+        if kind not in self.left_out and len(self.left_out) >= MAX_LEFT_OUT_KINDS:
+            kind = OTHER_KINDS
+        self.left_out[kind] = self.left_out.get(kind, 0) + count
+        self.left_out_examples.setdefault(kind, example[:MAX_NAMED])
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def train_arguments(tokens: Path, run: Path, cache: Path) -> list[str]:
     return ["train", str(tokens), *options, "--seed", "5", "--fraction", "0.7", "--device", "cpu", "--cache-dir", str(cache), "-q", *sets]
 
 
-def _run(*arguments: str, fault: str = "", expect: int = 0) -> str:
+def run_cli(*arguments: str, fault: str = "", expect: int = 0) -> str:
     cli = Path(__file__).resolve().parents[1] / "cli.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"TOKENSHARDS_FAULT": fault} if fault else {})}
     done = subprocess.run([sys.executable, str(cli), *arguments], env=environment, capture_output=True, text=True)
@@ -89,15 +89,15 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     images, tokens, half = WORK / "images", WORK / "tokens", WORK / "half_done"
     write_golden_images(images)
-    _run(*tokenize_arguments(images, tokens))
+    run_cli(*tokenize_arguments(images, tokens))
     fault = f"point=after-commit-put,victim=driver,skip=1,log={WORK / 'commits.log'}"
-    _run(*tokenize_arguments(images, half), fault=fault, expect=-signal.SIGKILL)
+    run_cli(*tokenize_arguments(images, half), fault=fault, expect=-signal.SIGKILL)
     finished, interrupted = WORK / "finished", WORK / "interrupted"
-    _run(*train_arguments(tokens, finished, WORK / "cache"))
+    run_cli(*train_arguments(tokens, finished, WORK / "cache"))
     fault = f"point=after-training-step,skip={STEP_OF_DEATH},log={WORK / 'steps.log'}"
-    _run(*train_arguments(tokens, interrupted, WORK / "cache"), fault=fault, expect=-signal.SIGKILL)
+    run_cli(*train_arguments(tokens, interrupted, WORK / "cache"), fault=fault, expect=-signal.SIGKILL)
     measured = {
-        weights: json.loads(_run("evaluate", str(finished), str(tokens), "--weights", weights, "--device", "cpu", "--json"))
+        weights: json.loads(run_cli("evaluate", str(finished), str(tokens), "--weights", weights, "--device", "cpu", "--json"))
         for weights in ("best", "last")
     }
     for folder in (tokens, half, finished, interrupted):

@@ -28,7 +28,18 @@ from tokenshards.pipeline.storage.store import Store
 
 COMMANDS = {
     "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--beam", "--sample", "--seed"],
-    "tokenize": ["--tokenizer", "--shard-rows", "--codec", "--workers", "--max-bad", "--runner", "--json"],
+    "tokenize": [
+        "--tokenizer",
+        "--shard-rows",
+        "--workers",
+        "--runner",
+        "--label-from",
+        "--split",
+        "--key",
+        "--max-pixels",
+        "--url-attempts",
+        "--json",
+    ],
     "submit": [
         "--address",
         "--tail",

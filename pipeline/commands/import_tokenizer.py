@@ -7,12 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from tokenshards.pipeline.commands.options import (
-    AllFiles,
-    AllowPrivateHosts,
-    ImageColumn,
     JsonFlag,
     OutOptions,
-    SrcOptions,
     StorageOptions,
     TokenizerOptions,
     parse_numbers,
@@ -21,6 +17,7 @@ from tokenshards.pipeline.commands.options import (
 )
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch
+from tokenshards.pipeline.commands.source_options import LABELLING, takes_source
 
 __all__ = ["app"]
 
@@ -30,6 +27,7 @@ app = typer.Typer()
 @app.command(
     "tokenizer", epilog="Example: tokenshards import tokenizer imagenet_vitvq_base.ckpt vit.tok --kind vit-vqgan --keep-codes photos/"
 )
+@takes_source(without=LABELLING)
 def import_tokenizer_command(
     weights: Annotated[str, typer.Argument(help="Published checkpoint, local or any fsspec URL (hf:// too): safetensors or torch.")],
     kind: Annotated[
@@ -61,18 +59,14 @@ def import_tokenizer_command(
     config_option: Annotated[
         list[str] | None, typer.Option("--config", metavar="KEY=VALUE", help="Setting for the callable of `python:`; may be repeated.")
     ] = None,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Convert a published checkpoint to a tokenizer directory for `tokenize --tokenizer`; every key is checked."""
     prepare_for_torch()
-    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.conversion.import_checkpoint import CodeSample, import_notes, keep_used_codes, open_published, tokenizer_rows
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import print_table
@@ -101,13 +95,7 @@ def import_tokenizer_command(
     tokenizer, statistics = open_published(kind, weights, config, read), dict[str, Any]()
     notes = import_notes(tokenizer)
     if keep_codes is not None:
-        reading = SourceConfig(
-            all_files=all_files,
-            image_column=image_column,
-            storage_options=side_options("src", keep_codes, storage_option, src_option),
-            allow_private_hosts=allow_private_hosts,
-        )
-        counted = CodeSample(source_url=keep_codes, source=reading, images=sample, seed=seed, min_uses=min_uses)
+        counted = CodeSample(source_url=keep_codes, source=reading(keep_codes), images=sample, seed=seed, min_uses=min_uses)
         tokenizer, statistics = keep_used_codes(tokenizer, counted)
     statistics |= {"notes": notes} if notes else {}
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))

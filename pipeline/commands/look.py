@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +22,8 @@ from tokenshards.pipeline.commands.output import print_json, print_way_out
 __all__ = ["app"]
 
 app = typer.Typer()
+EXAMPLES_SHOWN = 3
+"""Inputs shown of each reason; all reasons in one table must fit on a screen."""
 
 
 @app.command("status", epilog="Example: tokenshards status s3://bucket/tokens --json")
@@ -90,29 +95,48 @@ def inspect_command(
 def quarantine_command(
     out: Out,
     reason: Annotated[str | None, typer.Option(help="Only inputs that failed for this reason, such as `truncated`.")] = None,
+    export: Annotated[str | None, typer.Option(metavar="DIR", help="Write the kept bytes of these inputs to a local folder.")] = None,
     storage_option: StorageOptions = None,
     out_option: OutOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the inputs that failed permanently, each with its reason; inputs that a retry has committed are not listed."""
-    from collections import Counter
-
-    from tokenshards.pipeline.reports.quarantine import quarantined_inputs
+    """List the inputs that failed permanently by reason, with examples; inputs that a retry has committed are not listed."""
+    from tokenshards.pipeline.reports.quarantine import QuarantineCounts, quarantined_inputs
+    from tokenshards.pipeline.reports.quarantine_export import export_inputs
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
-    found = list(quarantined_inputs(store, reason))
-    reasons = dict(sorted(Counter(row["reason"] for row in found).items()))
+    counts, listed = QuarantineCounts(), []
+    most = QUARANTINE_SHOWN if reason is not None else EXAMPLES_SHOWN
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for row in quarantined_inputs(store, reason, with_bytes=export is not None):
+            about = {name: value for name, value in row.items() if name != "data"}
+            counts.add(about, most)
+            if as_json:
+                listed.append(about)
+            yield row
+
+    exported = None
+    if export is not None:
+        exported = export_inputs(counted(), export)
+    else:
+        deque(counted(), maxlen=0)
     if as_json:
-        print_json({"quarantined": len(found), "reasons": reasons, "inputs": found})
+        more = {} if exported is None else {"exported": asdict(exported)}
+        print_json({"quarantined": counts.total, "reasons": dict(sorted(counts.reasons.items())), "inputs": listed, **more})
         return
-    counts = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
-    print(f"{store.url}: {len(found):,} inputs in quarantine{f' ({counts})' if counts else ''}")
-    shown = found[:QUARANTINE_SHOWN]
-    if shown:
-        print_table([(row["sample_id"], row["reason"], row["detail"]) for row in shown], header=("input", "reason", "detail"))
-    if len(found) > len(shown):
-        print(f"and {len(found) - len(shown):,} more; --json prints all of them")
-    if found:
+    reasons = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.reasons.items()))
+    print(f"{store.url}: {counts.total:,} inputs in quarantine{f' ({reasons})' if reasons else ''}")
+    if counts.total:
+        print_table(counts.rows(), header=("reason", "inputs", "such as", "detail"))
+    if counts.total > sum(map(len, counts.examples.values())):
+        print("--reason NAME lists more of one reason, --json all of them")
+    if exported is not None:
+        missing = f"; {exported.without_bytes:,} inputs have no file, because their bytes are not kept" if exported.without_bytes else ""
+        print(f"{exported.files:,} files are in {exported.folder}; index.csv says which input each of them is{missing}")
+    elif counts.total:
+        print(f"To look at their bytes: tokenshards quarantine {store.url} --export DIR")
+    if counts.total:
         print(f"After you repair their files, retry them with: tokenshards retry-failed {store.url}")

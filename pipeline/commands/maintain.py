@@ -21,13 +21,13 @@ from tokenshards.pipeline.commands.options import (
     RunnerName,
     SrcOptions,
     StorageOptions,
-    Unreadable,
     Workers,
     recorded_source,
     side_options,
 )
 from tokenshards.pipeline.commands.output import counted_shards, finish_run, print_json
 from tokenshards.pipeline.commands.process import one_blas_thread, open_runner, prepare_for_torch
+from tokenshards.pipeline.commands.source_options import ACCESS, takes_source
 
 __all__ = ["app"]
 
@@ -149,6 +149,7 @@ def repair_command(
 
 
 @app.command("retry-failed", epilog="Example: tokenshards retry-failed photos.tokens")
+@takes_source(only=ACCESS)
 def retry_failed_command(
     out: Out,
     source: Annotated[str | None, typer.Option(help="Where the source is now, if it moved.")] = None,
@@ -158,30 +159,24 @@ def retry_failed_command(
     max_actors: MaxActors = None,
     cpus_per_actor: CpusPerActor = 1,
     gpus_per_actor: GpusPerActor = 0.0,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
-    unreadable: Unreadable = None,
     quiet: Quiet = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Retry the quarantined inputs as a new generation; older shards are not changed."""
-    from tokenshards.pipeline.config import RayConfig, RunConfig, SourceConfig
+    from tokenshards.pipeline.config import RayConfig, RunConfig
     from tokenshards.pipeline.conversion.tokenize import retry_failed
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
 
     options = side_options("out", out, storage_option, out_option)
-    reading = SourceConfig(
-        storage_options=side_options("src", source or recorded_source(Store(out, storage_options=options)), storage_option, src_option),
-        allow_private_hosts=allow_private_hosts,
-        unreadable=unreadable,
-    )
+    access = reading(source or recorded_source(Store(out, storage_options=options)))
     run = RunConfig(workers=workers, max_bad=1.0)
     cluster = RayConfig(address=address, max_actors=max_actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
     reporter = TerminalReporter(quiet=quiet)
-    outcome = retry_failed(out, source, run, options, reporter, open_runner(runner, run, cluster), reading)
+    outcome = retry_failed(out, source, run, options, reporter, open_runner(runner, run, cluster), access)
     if outcome is None:
         print(json.dumps({"retried": 0}) if as_json else f"{Store(out, storage_options=options).url}: nothing is in quarantine")
         return

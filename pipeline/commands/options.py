@@ -11,7 +11,6 @@ import typer
 
 __all__ = [
     "Address",
-    "AllFiles",
     "AllowPrivateHosts",
     "Beam",
     "Codec",
@@ -20,15 +19,10 @@ __all__ = [
     "DecodePlace",
     "GiveUpAfter",
     "GpusPerActor",
-    "IdColumn",
-    "ImageColumn",
     "JsonFlag",
-    "LabelName",
     "Levels",
     "MaxActors",
     "MaxBad",
-    "Meta",
-    "NoLabels",
     "Out",
     "OutOptions",
     "Patch",
@@ -42,7 +36,6 @@ __all__ = [
     "Source",
     "SrcOptions",
     "StorageOptions",
-    "TarsPerShard",
     "TokenizerOption",
     "TokenizerOptions",
     "UNREFERENCED_SHOWN",
@@ -97,18 +90,6 @@ Unreadable = Annotated[
         rich_help_panel=_STORES,
     ),
 ]
-AllFiles = Annotated[bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Table column with image bytes or URIs. Default: chosen by name.")]
-IdColumn = Annotated[str | None, typer.Option(help="Table column whose values become sample ids. Default: path#row.")]
-LabelName = Annotated[
-    str | None, typer.Option("--label", help="Table column with the label; for tars a key of .json or a text member such as `txt`.")
-]
-NoLabels = Annotated[bool, typer.Option("--no-labels", help="Take no labels, even if the source holds some.")]
-Meta = Annotated[
-    list[str] | None,
-    typer.Option("--meta", help="Table column, key of .json, or text member such as `txt`, to keep as meta.NAME; may be repeated."),
-]
-TarsPerShard = Annotated[int, typer.Option(help="Tars per shard.")]
 Size = Annotated[int | None, typer.Option(help="Side of the square image in pixels. Default: largest of 32, 64, 128 that fits.")]
 Patch = Annotated[int, typer.Option(help="Side of a patch in pixels.")]
 Levels = Annotated[int, typer.Option(help="Residual levels, one id each per patch.")]

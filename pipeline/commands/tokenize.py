@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
     Address,
-    AllFiles,
-    AllowPrivateHosts,
     Beam,
     Codec,
     Codes,
@@ -19,15 +17,10 @@ from tokenshards.pipeline.commands.options import (
     DecodePlace,
     GiveUpAfter,
     GpusPerActor,
-    IdColumn,
-    ImageColumn,
     JsonFlag,
-    LabelName,
     Levels,
     MaxActors,
     MaxBad,
-    Meta,
-    NoLabels,
     Out,
     OutOptions,
     Patch,
@@ -38,19 +31,17 @@ from tokenshards.pipeline.commands.options import (
     ShardRows,
     Size,
     Source,
-    SrcOptions,
     StorageOptions,
-    TarsPerShard,
     TokenizerOption,
     TokenizerOptions,
-    Unreadable,
     Views,
     Workers,
     side_options,
     takes,
 )
-from tokenshards.pipeline.commands.output import finish_run, print_json
+from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, finish_splits, print_json
 from tokenshards.pipeline.commands.process import open_runner, worker_count
+from tokenshards.pipeline.commands.source_options import SourceOptions, Splits, takes_source
 
 if TYPE_CHECKING:
     from tokenshards.pipeline.config import RayConfig
@@ -62,7 +53,7 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeOptions:
+class TokenizeOptions(SourceOptions):
     """The arguments and options of `tokenize`. `submit` takes them too."""
 
     src: Source
@@ -87,29 +78,20 @@ class TokenizeOptions:
     beam: Beam = 1
     sample: Sample = 20_000
     seed: Seed = 0
-    all_files: AllFiles = False
-    image_column: ImageColumn = None
-    id_column: IdColumn = None
-    label: LabelName = None
-    no_labels: NoLabels = False
-    meta: Meta = None
-    tars_per_shard: TarsPerShard = 1
+    splits: Splits = False
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False
     stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0
     retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8
     license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = ""
     storage_option: StorageOptions = None
-    src_option: SrcOptions = None
     out_option: OutOptions = None
     tokenizer_option: TokenizerOptions = None
-    allow_private_hosts: AllowPrivateHosts = False
-    unreadable: Unreadable = None
     quiet: Quiet = False
     as_json: JsonFlag = False
 
     def request(self) -> TokenizeRequest:
         """Return the work that the options ask for. Raises ConfigError if an option has an invalid value."""
-        from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig, SourceConfig
+        from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig
         from tokenshards.pipeline.conversion.request import TokenizeRequest
         from tokenshards.pipeline.shards.codecs import get_codec
         from tokenshards.pipeline.tokenizers.config import FitConfig
@@ -128,18 +110,7 @@ class TokenizeOptions:
                 sample=self.sample,
                 seed=self.seed,
             ),
-            source=SourceConfig(
-                all_files=self.all_files,
-                image_column=self.image_column,
-                id_column=self.id_column,
-                label=self.label,
-                no_labels=self.no_labels,
-                meta=tuple(self.meta or ()),
-                tars_per_shard=self.tars_per_shard,
-                storage_options=side_options("src", self.src, self.storage_option, self.src_option),
-                allow_private_hosts=self.allow_private_hosts,
-                unreadable=self.unreadable,
-            ),
+            source=self.config(self.src, self.storage_option),
             plan=PlanConfig(shard_rows=self.shard_rows, codec=self.codec, views=self.views),
             run=RunConfig(
                 workers=self.workers,
@@ -171,16 +142,23 @@ class TokenizeOptions:
 @takes(TokenizeOptions)
 def tokenize_command(options: TokenizeOptions) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
+    from tokenshards.pipeline.conversion.split_runs import tokenize_splits
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-    request = options.request()
-    runner = open_runner(options.runner, request.run, options.cluster())
-    outcome = Conversion(request, TerminalReporter(quiet=options.quiet), runner).run()
+    request, cluster = options.request(), options.cluster()
+    reporter = TerminalReporter(quiet=options.quiet)
+    with doubts_as_json(options.as_json):
+        if options.splits:
+            outcomes = tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster))
+            finish_splits(options.out, request.out_options, outcomes, options.as_json, options.quiet)
+            return
+        outcome = Conversion(request, reporter, open_runner(options.runner, request.run, cluster)).run()
     finish_run(options.out, request.out_options, outcome, options.as_json, options.quiet)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")
+@takes_source(without=["unreadable"])
 def plan_command(
     src: Source,
     out: Out,
@@ -196,23 +174,19 @@ def plan_command(
     codes: Codes = 256,
     beam: Beam = 1,
     seed: Seed = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
-    label: LabelName = None,
-    no_labels: NoLabels = False,
-    tars_per_shard: TarsPerShard = 1,
+    splits: Splits = False,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Dry run: list the inputs, time a small sample, and estimate time, size and cost of the job. Writes nothing."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy is imported: we time one worker, which has one thread
-    from tokenshards.pipeline.config import PlanConfig, SourceConfig
+    from tokenshards.pipeline.config import PlanConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
+    from tokenshards.pipeline.conversion.split_runs import splits_of_source
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.errors import require
     from tokenshards.pipeline.planning.nesting import refuse_nesting
@@ -223,36 +197,35 @@ def plan_command(
 
     count = worker_count(workers)
     require(price_per_hour is None or price_per_hour > 0, "--price-per-hour", price_per_hour, "a price above 0")
-    reporter = TerminalReporter()
+    reporter, source = TerminalReporter(), reading(src)
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     existing = load_plan(store)
     if existing is None:
-        refuse_nesting(src, SourceConfig(storage_options=side_options("src", src, storage_option, src_option)), store)
+        refuse_nesting(src, source, store)
     else:
+        source = replace(source, yes=True)  # its doubts are settled
         reporter.say(
             f"{store.url} already holds plan {existing.plan_id[:12]}; `tokenize` would continue it. This estimate is for a new plan"
         )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
-    estimate = estimate_job(
-        src,
-        SourceConfig(
-            all_files=all_files,
-            image_column=image_column,
-            label=label,
-            no_labels=no_labels,
-            tars_per_shard=tars_per_shard,
-            storage_options=side_options("src", src, storage_option, src_option),
-            allow_private_hosts=allow_private_hosts,
-        ),
-        PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-        FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-        tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
-        workers=count,
-        price_per_hour=price_per_hour,
-    )
+    with doubts_as_json(as_json):
+        names = splits_of_source(src, source) if splits else (None,)
+        estimates = {
+            split: estimate_job(
+                src,
+                source if split is None else replace(source, split=split),
+                PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
+                FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+                tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+                workers=count,
+                price_per_hour=price_per_hour,
+                say=reporter.say,
+            )
+            for split in names
+        }
     if as_json:
-        print_json(estimate.to_json())
+        whole = {split: estimate.to_json() for split, estimate in estimates.items()}
+        print_json({"splits": whole} if splits else whole[None])
         return
-    for line in estimate.matched:
-        reporter.say(line)
-    print_table(estimate.rows(), title=f"{store.url}: nothing was written")
+    for split, estimate in estimates.items():
+        print_table(estimate.rows(), title=f"{store.url}{'' if split is None else f'/{split}'}: nothing was written")

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
-    AllFiles,
-    AllowPrivateHosts,
-    ImageColumn,
     JsonFlag,
     OutOptions,
     Sample,
     Seed,
     Size,
     Source,
-    SrcOptions,
     StorageOptions,
     TokenizerOptions,
     side_options,
 )
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import one_blas_thread, prepare_for_torch
+from tokenshards.pipeline.commands.source_options import LABELLING, takes_source
 
 __all__ = ["app"]
 
@@ -33,6 +31,7 @@ _VQ = "Training of --kind vq-autoencoder"
 
 
 @app.command("fit-tokenizer", epilog="Example: tokenshards fit-tokenizer photos/ photos.tok --size 128 --levels 2")
+@takes_source(without=LABELLING)
 def fit_tokenizer_command(
     src: Source,
     out: Annotated[str, typer.Argument(metavar="OUT.tok", help="Directory for tokenizer.json, codebook and weights.")],
@@ -72,19 +71,16 @@ def fit_tokenizer_command(
     ] = None,
     sample: Sample = 20_000,
     seed: Seed = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     out_option: OutOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a tokenizer to a sample of your images: k-means of patches, k-means of an encoder's latents, or a small network."""
     prepare_for_torch()
-    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.conversion.fit_kinds import FitOptions, open_fit
+    from tokenshards.pipeline.conversion.understand import understand
     from tokenshards.pipeline.planning.planner import Listing
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
@@ -120,16 +116,9 @@ def fit_tokenizer_command(
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     weights = side_options("tokenizer", encoder or perceptual_weights, storage_option, tokenizer_option)
     fit = open_fit(options, out=store, storage_options=weights, say=reporter.say)
-    reading = SourceConfig(
-        all_files=all_files,
-        image_column=image_column,
-        storage_options=side_options("src", src, storage_option, src_option),
-        allow_private_hosts=allow_private_hosts,
-    )
-    source = open_source(src, reading)
+    source = open_source(src, reading(src))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
-        for line in source.summary.lines():
-            reporter.say(line)
+        understand(source, replace(source.config, yes=True), reporter.say)
         fitted = fit.run(source, listing.sample)
     for note in fitted.notes:
         reporter.say(f"note: {note}")
@@ -142,23 +131,20 @@ def fit_tokenizer_command(
 
 
 @app.command("evaluate-tokenizer", epilog="Example: tokenshards evaluate-tokenizer photos.tok photos/ --sample 1000")
+@takes_source(without=LABELLING)
 def evaluate_tokenizer_command(
     tokenizer: Annotated[str, typer.Argument(metavar="TOK", help="Tokenizer directory, or a dataset.")],
     images: Annotated[str, typer.Argument(help="Images: a folder, tars or tables, local or any fsspec URL.")],
     sample: Annotated[int, typer.Option(help="Most images to measure on.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
-    all_files: AllFiles = False,
-    image_column: ImageColumn = None,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     tokenizer_option: TokenizerOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure PSNR, SSIM, code usage, bits and images per second of a tokenizer; warn of a wrong normalisation."""
     one_blas_thread()
     prepare_for_torch()
-    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.quality.evaluation import evaluate_tokenizer
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
@@ -166,13 +152,7 @@ def evaluate_tokenizer_command(
 
     store, prefix = resolve_tokenizer(tokenizer, side_options("tokenizer", tokenizer, storage_option, tokenizer_option))
     measured = load_tokenizer(store, prefix)
-    config = SourceConfig(
-        all_files=all_files,
-        image_column=image_column,
-        storage_options=side_options("src", images, storage_option, src_option),
-        allow_private_hosts=allow_private_hosts,
-    )
-    found = evaluate_tokenizer(measured, load_statistics(store, prefix), images, config, sample=sample, seed=seed)
+    found = evaluate_tokenizer(measured, load_statistics(store, prefix), images, reading(images), sample=sample, seed=seed)
     if as_json:
         print_json(found.to_json())
     else:

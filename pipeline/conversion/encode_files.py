@@ -14,7 +14,7 @@ from tokenshards.pipeline.errors import BadInput, MissingObjectError, SourceErro
 from tokenshards.pipeline.images.decode import decode_image, image_extensions
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.sources import open_source
-from tokenshards.pipeline.sources.base import extension
+from tokenshards.pipeline.sources.summary import extension
 from tokenshards.pipeline.storage.store import Store, display_url, open_parent
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 

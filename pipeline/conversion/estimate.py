@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
+from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import BadInput, TokenizerError
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.planning.planner import Listing
-from tokenshards.pipeline.records import ImageRecord, PlanRow, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.records import AbsentRecord, ImageRecord, LeftOutRecord, PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
@@ -55,6 +57,8 @@ class Estimate:
     bad_share: float
     tokenizer: str
     matched: tuple[str, ...]
+    understood: dict[str, Any]
+    """The summary of the listing in JSON types, with its doubts."""
     labels: tuple[int | str, ...]
     """Up to ten labels that the listing found; labels of tars are known only when the tars are read."""
     label_count: int
@@ -87,11 +91,12 @@ class Estimate:
 
 @dataclass(slots=True, kw_only=True)
 class TimedSample:
-    """Seconds per stage that a few inputs took on one worker, and their counts."""
+    """Seconds per stage that a few inputs took on one worker, and their counts. Absent inputs are counted apart."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
     inputs: int = 0
     decoded: int = 0
+    absent: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     slice_bytes: int = 0
@@ -107,12 +112,17 @@ def estimate_job(
     tokenizer: Tokenizer | None,
     workers: int,
     price_per_hour: float | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Estimate:
-    """List the source, time a sample of up to 256 images, and extrapolate; raises what listing and fitting raise."""
+    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate.
+
+    Raises what listing and fitting raise, and DoubtError where the input is in grave doubt.
+    """
     # Unreadable objects count as bad inputs of the sample.
     source = open_source(source_url, replace(source_config, unreadable="quarantine"))
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
+        matched = understand(source, source_config, say)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
         timed = time_sample(source, listing.sample, used, plan_config)
         images, exact = count_images(timed, listing.spool, source.summary)
@@ -144,16 +154,21 @@ def estimate_job(
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
         bad_share=1 - timed.decoded / timed.inputs,
         tokenizer=about,
-        matched=tuple(source.summary.lines()),
+        matched=tuple(matched),
+        understood=source.summary.to_json(),
         labels=tuple(sorted(source.summary.labels, key=lambda label: (isinstance(label, str), label))[:LABELS_SHOWN]),
         label_count=len(source.summary.labels),
     )
 
 
 def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
-    """Return the number of images of a source, and whether it is exact; for tars it is extrapolated from the bytes of the sample."""
+    """Return the number of images of a source, and whether it is exact.
+
+    For tars it is extrapolated from the bytes of the sample; of inputs that may be absent, from their share in the sample.
+    """
     if spool.tars == 0:
-        return spool.inputs, True
+        absent = round(spool.inputs * timed.absent / max(1, timed.inputs + timed.absent))
+        return spool.inputs - absent, timed.absent == 0
     return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
 
 
@@ -177,8 +192,13 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
     sizes: list[tuple[int, int, int]] = []
     for row in rows:
         members = 0
-        for record in islice(source.read(row), limit - timed.inputs):
+        for record in source.read(row):
             lap("fetch")
+            if isinstance(record, LeftOutRecord):
+                continue
+            if isinstance(record, AbsentRecord):
+                timed.absent += 1
+                continue
             data = record.data or b""
             timed.inputs += 1
             timed.bytes_in += len(data)
@@ -189,6 +209,8 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
                     images.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
             lap("decode")
+            if timed.inputs >= limit:
+                break
         stopped = timed.inputs >= limit  # the last row was read only in part, so only its read bytes count
         timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
         if stopped:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.config import SHAPING_FIELDS, PlanConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.errors import PlanError, SourceError, UnreadableObjectError
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
@@ -65,6 +65,8 @@ class Outcome:
     seconds: float
     usage: RunUsage | None
     """How busy the workers of the last generation were; None if there was nothing to do."""
+    understood: dict[str, Any] | None = None
+    """What was understood of the input, if this run made the plan."""
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:
@@ -92,11 +94,10 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         )
         if wanted not in (default, have)
     ]
-    planned, untouched = plan.source_config(SourceConfig()), SourceConfig()
-    for name in ("all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard"):
-        wanted, have = getattr(request.source, name), getattr(planned, name)
-        if wanted not in (getattr(untouched, name), have):
-            different.append(f"--{name.replace('_', '-')} {wanted} (the plan has {have})")
+    planned, untouched = _options_of(plan.source_config(SourceConfig())), _options_of(SourceConfig())
+    for option, wanted in _options_of(request.source).items():
+        if wanted not in (untouched[option], planned[option]):
+            different.append(f"{option} {wanted} (the plan has {planned[option]})")
     if request.tokenizer_url is not None:
         store, prefix = resolve_tokenizer(request.tokenizer_url, request.tokenizer_options)
         fingerprint = load_tokenizer(store, prefix).spec.fingerprint
@@ -109,6 +110,14 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         )
 
 
+def _options_of(config: SourceConfig) -> dict[str, Any]:
+    """Return the planned source options by the names that people give them."""
+    values = {name: value for name, value in asdict(config).items() if name in SHAPING_FIELDS}
+    values |= values.pop("image_rules")
+    del values["rules"]
+    return {"--key" if name == "tar_key" else f"--{name.replace('_', '-')}": value for name, value in values.items()}
+
+
 def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> None:
     """Raise SourceError if no planned input is at the source: the path is wrong, the source moved, or its disk is not mounted.
 
@@ -119,8 +128,8 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
     source = source_root(request.source_url, request.source)
     if load_pointer(store) is not None and readable_text(source.root if source.is_local else source.url) == first.source["root"]:
         return
-    rows = read_shard_rows(store, first, first.first_shard)[:PROBED_ROWS]
-    if not any(is_absolute(row.path) or _is_there(source, row.path) for row in rows):
+    rows = [row for row in read_shard_rows(store, first, first.first_shard) if row.kind != "absent"][:PROBED_ROWS]
+    if rows and not any(is_absolute(row.path) or _is_there(source, row.path) for row in rows):
         raise SourceError(
             f"{source.url}: none of {len(rows)} planned inputs exists there, such as {readable_text(rows[0].path)}. {store.url} was "
             f"made from {first.source['url']}. Give the present place of these inputs, or choose another output"

@@ -47,8 +47,11 @@ class _Tally:
     inputs: int = 0
     bytes_in: int = 0
     quarantined: int = 0
+    absent: int = 0
+    """Of the inputs of committed shards."""
     shards: int = 0
     inputs_before: int = 0
+    absent_before: int = 0
     """Of shards that this run did not make."""
     in_flight: dict[int, list[int]] = field(default_factory=dict)
 
@@ -91,12 +94,14 @@ class PlanRun:
         replaced, dropped = survey.replaced, survey.dropped
         with self._heartbeat:
             if not survey.finished:
-                todo, self.tally.inputs_before, self._quarantined_before = survey.to_do, survey.inputs_seen, survey.quarantined
+                todo, self.tally.inputs_before = survey.to_do, survey.inputs_seen - survey.untaken.left_out_count
+                self._quarantined_before, self.tally.absent_before = survey.quarantined, survey.untaken.absent
                 self._shards_before = len(survey.done)
                 del survey  # a run may take days, and `_work` makes a new survey at its end
                 survey = self._work(todo, spec)
-            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * survey.planned:  # --max-bad does not limit a retry
-                self._refuse(survey.quarantined, survey.planned)
+            there = survey.planned - survey.untaken.absent
+            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * there:  # --max-bad does not limit a retry
+                self._refuse(survey.quarantined, there)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # another driver that joined wrote it first
                 manifest = load_manifest(store, pointer)
@@ -168,7 +173,8 @@ class PlanRun:
         """Move the counts of a shard from in flight to committed."""
         tally = self.tally
         tally.in_flight.pop(shard, None)
-        tally.inputs += summary.inputs_seen
+        tally.inputs += summary.inputs
+        tally.absent += summary.absent
         tally.bytes_in += summary.bytes_in
         tally.quarantined += summary.quarantined
         tally.shards += 1
@@ -176,7 +182,8 @@ class PlanRun:
     def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
         """Count a shard of another run as done, and not as our work."""
         self.tally.in_flight.pop(shard, None)
-        self.tally.inputs_before += summary.inputs_seen
+        self.tally.inputs_before += summary.inputs
+        self.tally.absent_before += summary.absent
         self._shards_before += 1
         self._quarantined_before += summary.quarantined
 
@@ -208,18 +215,22 @@ class PlanRun:
         progress = self.progress()
         self._reporter.advance(progress)
         bad = self._quarantined_before + progress.images_quarantined
-        planned = self._expected_inputs(progress.images_seen) if self._plan.generation == 1 else None
-        if planned is not None and bad > self._request.run.max_bad * planned:
-            self._refuse(bad, planned, about="about " if self._plan.tars_planned else "")
+        there = self._expected_inputs(progress.images_seen) if self._plan.generation == 1 else None
+        if there is not None and bad > self._request.run.max_bad * there:
+            self._refuse(bad, there, about="about " if self._plan.tars_planned else "")
 
     def _expected_inputs(self, inputs: int) -> int | None:
-        """Return the number of planned inputs. For tars it is estimated from the committed shards; None before the first one."""
+        """Return the number of planned inputs, without those known to be absent.
+
+        For tars it is estimated from the committed shards; None before the first one.
+        """
         plan, tally = self._plan, self.tally
+        absent = tally.absent_before + tally.absent
         if not plan.tars_planned:
-            return plan.images_planned
+            return plan.images_planned - absent
         done = self._shards_before + tally.shards
-        counted = (self.tally.inputs_before + tally.inputs) * plan.shards // done if done else 0
-        return max(counted, self.tally.inputs_before + inputs) if done else None
+        counted = (tally.inputs_before + tally.inputs - absent) * plan.shards // done if done else 0
+        return max(counted, tally.inputs_before + inputs - absent) if done else None
 
     def _refuse(self, bad: int, planned: int, about: str = "") -> NoReturn:
         """Raise TooManyBadInputsError with an example of each reason."""
@@ -241,6 +252,7 @@ class PlanRun:
             images_seen=inputs,
             bytes_in=bytes_in,
             images_quarantined=quarantined,
+            images_absent=self.tally.absent,
             shards_committed=self.tally.shards,
             work_seconds=0.0 if self._begun is None else round(time.monotonic() - self._begun, 3),
             workers=self._standing.get("workers", {}),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source
 from tokenshards.pipeline.conversion.resume import PlanRun
+from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
 from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
-from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
+from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan, plan_version
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
 from tokenshards.pipeline.runners.base import Runner
@@ -21,8 +23,9 @@ from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
-from tokenshards.pipeline.sources.base import SourceSummary, readable_text
+from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.labels import LabelType, integer_in
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
@@ -41,12 +44,14 @@ class Conversion:
         self._request = request
         self._reporter = reporter
         self._runner = runner or LocalRunner(request.run)
+        self._understood: dict[str, Any] | None = None
         self._store = Store(request.out_url, storage_options=request.out_options, retry=request.run.retry)
 
     def run(self) -> Outcome:
         """Start or continue the conversion; return when the manifest is written.
 
-        Raises IncompleteError, TooManyBadInputsError, LiveRunError, and the errors of planning and storage.
+        Raises DoubtError where the input is in grave doubt, before any plan is made, IncompleteError, TooManyBadInputsError, LiveRunError,
+        and the errors of planning and storage.
         """
         request, store = self._request, self._store
         self._refuse_second_driver()
@@ -56,7 +61,7 @@ class Conversion:
             chain = self._plan_once()
         check_request(chain[0], request)
         check_source(store, chain, request)
-        return finish_chain(store, chain, request, self._runner, self._reporter)
+        return replace(finish_chain(store, chain, request, self._runner, self._reporter), understood=self._understood)
 
     def _refuse_second_driver(self) -> None:
         if self._request.run.join:
@@ -91,15 +96,16 @@ class Conversion:
             sample=sample,
             sample_seed=request.fit.seed,
         ) as listing:
-            matched = source.summary.lines()
-            for line in matched:
-                say(line)
+            matched = understand(source, request.source, say)
+            self._understood = source.summary.to_json()
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
+                    if source.summary.classes and {str(label) for label in source.summary.labels}.isdisjoint(map(str, classes)):
+                        say(f"note: none of the classes seen, such as {next(iter(source.summary.classes))!r}, is in that class table")
             else:
                 images = sum(row.inputs for row in listing.sample)
                 about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read
@@ -113,7 +119,7 @@ class Conversion:
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
                 config=request.plan,
-                source=source_record(source, request.source_url, request.source),
+                source=source_record(source, request.source_url),
                 tokenizer_objects=objects,
                 card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": readable_text(source.root), **request.card},
                 tokenizer_json=self._store.read(f"{TOKENIZER_FOLDER}/tokenizer.json").decode(),
@@ -121,6 +127,7 @@ class Conversion:
                 label_type=common_label_type(classes, source.summary),
                 meta_types=dict(source.summary.meta_types),
                 matched=tuple(matched),
+                format_version=plan_version(source.config, newer_inputs=source.summary.newer_inputs),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard
@@ -166,13 +173,13 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
     return "int64"
 
 
-def source_record(source: ImageSource, asked_url: str, config: SourceConfig) -> dict[str, Any]:
-    """Return the record of a source for the plan; it contains no secret."""
+def source_record(source: ImageSource, asked_url: str) -> dict[str, Any]:
+    """Return the record of a listed source for the plan, with the rules that the listing settled; it contains no secret."""
     return {
         "url": readable_text(display_url(absolute_url(asked_url))),  # `repair` may run from another folder
         "root": readable_text(source.root),
         "kind": source.kind,
-        "options": config.planned(),
+        "options": source.config.planned(),
     }
 
 

@@ -1,8 +1,8 @@
 """Turn records into the deterministic batches of a shard. Images are decoded inline or in threads ahead of the encoder.
 
-Batch k holds the inputs [kI, (k+1)I) of its shard, where I = B // V. Each input fills V slots, one for each view. A failed input leaves
-blank slots, and the last batch is padded, because different batch sizes change some ids even on a CPU. Threads change when a batch is
-ready. They never change the content of a batch.
+Batch k holds the inputs [kI, (k+1)I) of its shard, where I = B // V. Each input fills V slots, one for each view. A failed or absent
+input leaves blank slots, and the last batch is padded, because different batch sizes change some ids even on a CPU. Threads change when a
+batch is ready. They never change the content of a batch.
 
 Shapes: B = I * V rows of a batch, V views of an image, H height, W width, C = 3 channels.
 """
@@ -10,7 +10,6 @@ Shapes: B = I * V rows of a batch, V views of an image, H height, W width, C = 3
 from __future__ import annotations
 
 import contextlib
-import itertools
 import queue
 import threading
 import time
@@ -27,7 +26,7 @@ from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import decode_image, first_bytes
 from tokenshards.pipeline.images.views import decode_views
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, InputRecord, Label, LeftOutRecord, SourceRecord, Untaken
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.storage.redaction import MASK
 from tokenshards.pipeline.view_policy import ONE_VIEW, Box, ViewPolicy
@@ -67,7 +66,9 @@ class DecodedBatch:
     rows: list[DecodedRow] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Quarantine rows."""
+    untaken: Untaken = field(default_factory=Untaken)
     inputs: int = 0
+    """Inputs of this batch, whether rows, failed or absent."""
     bytes_in: int = 0
     """Encoded bytes of all inputs, including failed inputs."""
     fetch_seconds: float = 0.0
@@ -76,7 +77,7 @@ class DecodedBatch:
 
 
 def decode_batches(
-    records: Iterator[ImageRecord | FailedRecord],
+    records: Iterator[SourceRecord],
     preprocess: Preprocess,
     batch_rows: int,
     *,
@@ -94,7 +95,7 @@ def decode_batches(
     """
     decoding = _Decoding(preprocess, views, seed, max(1, batch_rows // views.count))
     if threads == 0:
-        while (batch := _decode_inline(records, decoding, cpus)).inputs:
+        while (batch := _decode_inline(records, decoding, cpus)).inputs or batch.untaken.left_out:
             yield batch
         return
     with _Decoders(records, decoding, threads, cpus) as decoders:
@@ -124,22 +125,36 @@ class _Outcome:
     seconds: float
     rows: tuple[DecodedRow, ...] = ()
     failed: dict[str, Any] | None = None
+    absent: AbsentRecord | None = None
 
 
-def _decode_inline(records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, cpus: CpuSlots) -> DecodedBatch:
+def _next_input(records: Iterator[SourceRecord], batch: DecodedBatch) -> InputRecord | None:
+    """Return the next record that takes a slot, None at the end; counts in `batch` what is left out before it."""
+    for record in records:
+        if not isinstance(record, LeftOutRecord):
+            return record
+        batch.untaken.take(record)
+    return None
+
+
+def _decode_inline(records: Iterator[SourceRecord], decoding: _Decoding, cpus: CpuSlots) -> DecodedBatch:
     batch = decoding.blank()
     last = time.perf_counter()
-    for number, record in enumerate(itertools.islice(records, decoding.inputs)):
+    for number in range(decoding.inputs):
+        record = _next_input(records, batch)
         batch.fetch_seconds += time.perf_counter() - last
+        if record is None:
+            return batch
         with cpus:
             outcome = _decode_into(batch.images_BHWC, number, record, decoding)
         _take(batch, number, outcome)
         last = time.perf_counter()
-    batch.fetch_seconds += time.perf_counter() - last
     return batch
 
 
-def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord, decoding: _Decoding) -> _Outcome:
+def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: InputRecord, decoding: _Decoding) -> _Outcome:
+    if isinstance(record, AbsentRecord):
+        return _Outcome(0, 0.0, absent=record)
     started = time.perf_counter()
     size = len(record.data or b"")
     if isinstance(record, FailedRecord):
@@ -175,6 +190,8 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
     batch.rows.extend(outcome.rows)
     if outcome.failed is not None:
         batch.failed.append(outcome.failed)
+    if outcome.absent is not None:
+        batch.untaken.take(outcome.absent)
 
 
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
@@ -200,7 +217,7 @@ _Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
 class _Decoders:
     """One thread reads records and hands the records to decoding threads, one batch ahead of the consumer."""
 
-    def __init__(self, records: Iterator[ImageRecord | FailedRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
+    def __init__(self, records: Iterator[SourceRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
         self._records = records
         self._decoding = decoding
         self._cpus = cpus
@@ -236,8 +253,12 @@ class _Decoders:
     def _feed(self) -> None:
         last: BaseException | None = None
         try:
-            while not self._stopped.is_set() and (pending := self._submit_batch())[1]:
-                self._ready.put(pending)
+            while not self._stopped.is_set():
+                batch, outcomes = self._submit_batch()
+                if not outcomes and not batch.untaken.left_out:
+                    break
+                self._ready.put((batch, outcomes))
+                del batch, outcomes
         except BaseException as error:  # the consumer of the batches raises the error
             last = error
         self._ready.put(last)
@@ -248,7 +269,7 @@ class _Decoders:
         for number in range(self._decoding.inputs):
             self._room.acquire()  # wait before the read: an image that waits for room must not use memory yet
             begun = time.perf_counter()
-            record = None if self._stopped.is_set() else next(self._records, None)
+            record = None if self._stopped.is_set() else _next_input(self._records, batch)
             batch.fetch_seconds += time.perf_counter() - begun
             if record is None:
                 self._room.release()
@@ -257,7 +278,7 @@ class _Decoders:
             del record
         return batch, outcomes
 
-    def _decode(self, images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord | FailedRecord) -> _Outcome:
+    def _decode(self, images_BHWC: npt.NDArray[np.uint8], number: int, record: InputRecord) -> _Outcome:
         try:
             with self._cpus:
                 return _decode_into(images_BHWC, number, record, self._decoding)

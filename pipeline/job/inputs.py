@@ -1,4 +1,7 @@
-"""Read the inputs of one shard from planned rows of any kind. Each input comes exactly once, as a record or as a failure."""
+"""Read the inputs of one shard from planned rows of any kind. Each input comes exactly once: as an image, as a failure, or as absent.
+
+What a rule leaves out of a container comes too, so that a commit can account for it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, Stage, UnreadableObjectError, describe_unreadable
 from tokenshards.pipeline.planning.plan import Plan
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import file_record
 from tokenshards.pipeline.sources.fetch import expected_bytes, fetch_ahead, fetch_file, urls_to_probe
@@ -19,15 +22,18 @@ REMOTE_FETCH_THREADS = 32
 """Threads of one shard. The store's request limit (storage/request_limit.py) decides how many requests run at once in the process."""
 
 
-def read_inputs(
-    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
-) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield every input of the planned rows exactly once, in plan order. Later rows with an id that came before fail as duplicates.
+def read_inputs(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[SourceRecord]:
+    """Yield every input of the planned rows exactly once, in plan order, and what is left out of their containers.
+
+    Later inputs with an id that came before fail as duplicates; an absent input leaves its id to others.
 
     `killers` are not read and fail as KILLED_WORKER. Raises only TransientStorageError.
     """
     seen: set[str] = set()
     for record in _read_rows(store, config, plan, rows, killers):
+        if isinstance(record, AbsentRecord | LeftOutRecord):
+            yield record
+            continue
         if record.sample_id in seen and isinstance(record, ImageRecord):
             error = BadInput(Reason.DUPLICATE_ID, "another input of this shard has the same sample id", Stage.FETCH)
             data = record.data if record.keep_bytes else None
@@ -37,9 +43,7 @@ def read_inputs(
         yield record
 
 
-def _read_rows(
-    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]
-) -> Iterator[ImageRecord | FailedRecord]:
+def _read_rows(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[SourceRecord]:
     files = [row for row in rows if row.kind == "file"]
     threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
@@ -60,7 +64,10 @@ def _read_rows(
                 for record in read_slice(store, row, config, plan.label_type, plan.meta_types):  # type: ignore[arg-type]
                     if unreadable:
                         break  # the shard cannot be committed any more, and this slice is readable
-                    if record.sample_id not in committed:
+                    if isinstance(record, AbsentRecord | LeftOutRecord):
+                        if not committed:  # else the generation that committed samples of this tar has counted them
+                            yield record
+                    elif record.sample_id not in committed:
                         yield _killer(record.sample_id, record.uri) if record.sample_id in killers else record
             except UnreadableObjectError as refused:
                 unreadable.append(refused)

@@ -35,8 +35,7 @@ class JobSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> JobSpec:
         """Return the job that `to_json` described."""
-        source = value["source_config"]
-        config = SourceConfig(**{**source, "meta": tuple(source["meta"])})
+        config = SourceConfig.from_json(value["source_config"])
         return cls(**{**value, "source_config": config, "retry": RetryConfig(**value["retry"])})
 
 
@@ -49,6 +48,18 @@ class ShardSummary:
     inputs_seen: int
     bytes_in: int
     seconds: dict[str, float]
+    absent: int = 0
+    left_out_count: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the shard; files that were left out of a container are none."""
+        return self.inputs_seen - self.left_out_count
+
+    @property
+    def images_tried(self) -> int:
+        """Inputs that are there, whether they became rows or failed."""
+        return self.inputs - self.absent
 
     @classmethod
     def of(cls, commit: Commit) -> ShardSummary:

@@ -8,7 +8,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, Stage
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["read_originals"]
@@ -29,6 +29,8 @@ def read_originals(
     missing = set(wanted)
     lost = BadInput(Reason.MISSING, "the input is no longer in the place that the plan names", Stage.FETCH)
     for record in read_inputs(source, config, plan, rows, frozenset()):
+        if isinstance(record, AbsentRecord | LeftOutRecord):
+            continue
         if record.sample_id in missing:
             missing.remove(record.sample_id)
             yield record

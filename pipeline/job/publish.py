@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tokenshards.pipeline.activity import PACK, WRITE, doing, step
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.planning.plan import Plan
-from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.records import TokenBatch, Untaken
 from tokenshards.pipeline.shards.codebook import carries_codebook
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.commit import (
@@ -49,6 +49,7 @@ class ShardContent:
     """None if every input failed."""
     failed: list[dict[str, Any]]
     """Quarantine rows."""
+    untaken: Untaken = field(default_factory=Untaken)
     inputs_seen: int
     bytes_in: int
     seconds: dict[str, float]
@@ -106,6 +107,7 @@ def publish_shard(
         attempt=attempt,
         seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
         made_by=made_by,
+        **asdict(content.untaken),
     )
     # Another driver may have finished while we encoded the shard and wrote two objects.
     if (done := _done_elsewhere(out, plan, shard, join)) is not None:

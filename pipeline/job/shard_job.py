@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow,
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.job.publish import ShardContent, committed_by_another, made_by, publish_shard
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.records import InputRecord, LeftOutRecord, SourceRecord, TokenBatch, Untaken, concatenate_tokens
 from tokenshards.pipeline.shards.commit import Commit
 from tokenshards.pipeline.shards.writer import ShardRows
 from tokenshards.pipeline.storage.store import Store
@@ -77,7 +77,10 @@ class JobContext(InputContext):
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """Work since the last report: inputs seen, encoded bytes of these inputs, and inputs that failed permanently."""
+    """Work since the last report: inputs seen, encoded bytes of these inputs, and inputs that failed permanently.
+
+    What is left out of a container is no input and does not count here.
+    """
 
     inputs: int
     bytes_in: int
@@ -89,6 +92,7 @@ class _ShardResult:
     rows: list[DecodedRow] = field(default_factory=list)
     tokens: list[TokenBatch] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
+    untaken: Untaken = field(default_factory=Untaken)
     bytes_in: int = 0
     inputs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0})
@@ -123,7 +127,8 @@ def tokenize_shard(
             rows=_shard_rows(result.rows, plan),
             tokens=concatenate_tokens(result.tokens) if result.tokens else None,
             failed=result.failed,
-            inputs_seen=result.inputs,
+            untaken=result.untaken,
+            inputs_seen=result.inputs + result.untaken.left_out_count,
             bytes_in=result.bytes_in,
             seconds=result.seconds,
         ),
@@ -141,7 +146,7 @@ def shard_batches(context: InputContext, shard: int, killers: frozenset[str] = f
 
 def list_sample_ids(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[str]:
     """Yield the sample id of every input of a shard in work order, without decoding."""
-    return (record.sample_id for record in _inputs(context, shard, killers))
+    return (record.sample_id for record in _only_inputs(context, shard, killers))
 
 
 def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers: frozenset[str]) -> None:
@@ -149,7 +154,7 @@ def probe_shard(context: JobContext, shard: int, start: int, stop: int, killers:
 
     A runner bisects with this probe to find the input that kills the worker. A single input is encoded in an otherwise blank batch.
     """
-    records = itertools.islice(_inputs(context, shard, killers), start, stop)
+    records = itertools.islice(_only_inputs(context, shard, killers), start, stop)
     with contextlib.closing(_decoded(context, records)) as decoded:
         _tokenize(context, decoded, _ShardResult(), lambda progress: None)
 
@@ -161,7 +166,12 @@ def encode_blank(context: JobContext) -> None:
     _begin(context, np.zeros((rows, size, size, 3), np.uint8), "a blank batch")()
 
 
-def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[ImageRecord | FailedRecord]:
+def _only_inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[InputRecord]:
+    """Yield the records that take a slot of a batch, absent inputs among them."""
+    return (record for record in _inputs(context, shard, killers) if not isinstance(record, LeftOutRecord))
+
+
+def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[SourceRecord]:
     with doing(FETCH, str(shard)):
         rows = read_shard_rows(context.out, context.plan, shard)
         records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
@@ -174,7 +184,7 @@ def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Itera
         yield record
 
 
-def _decoded(context: InputContext, records: Iterator[ImageRecord | FailedRecord]) -> Generator[DecodedBatch]:
+def _decoded(context: InputContext, records: Iterator[SourceRecord]) -> Generator[DecodedBatch]:
     plan = context.plan
     return decode_batches(
         records,
@@ -232,6 +242,7 @@ def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResul
     result.seconds["decode"] += batch.decode_seconds
     result.rows.extend(batch.rows)
     result.failed.extend(batch.failed)
+    result.untaken.add(**asdict(batch.untaken))
     result.bytes_in += sum(row.bytes_in for row in batch.rows if row.view == 0)
     result.inputs += batch.inputs
     on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))

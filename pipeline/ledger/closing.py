@@ -1,7 +1,8 @@
-"""The end of a job: if planned = committed + quarantined, write the manifest, last of all."""
+"""The end of a job: if every planned input is committed, quarantined or absent, write the manifest, last of all."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tokenshards.pipeline.errors import IncompleteError
@@ -10,7 +11,7 @@ from tokenshards.pipeline.ledger.dataset_card import write_card
 from tokenshards.pipeline.ledger.survey import Survey, manifest_histograms
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.shards.commit import pack_counts
-from tokenshards.pipeline.shards.manifest import Manifest, publish_manifest
+from tokenshards.pipeline.shards.manifest import UNTAKEN_TOTALS, Manifest, publish_manifest
 from tokenshards.pipeline.shards.shard_table import ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
@@ -28,9 +29,11 @@ def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tup
 def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:
     """Write the manifest of a finished plan; raises IncompleteError with the numbers if they do not add up."""
     if not survey.balanced:
+        gone = f", {survey.untaken.absent:,} absent" if survey.untaken.absent else ""
         raise IncompleteError(
-            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined; "
-            f"{plan.shards - len(survey.done)} shards of {plan.shards} are not done. Run the same command again: it continues"
+            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
+            f"; {plan.shards - len(survey.done)} shards of {plan.shards} are not done. "
+            "Run the same command again: it continues"
         )
     crash_point("after-last-commit")
     counts = dict(survey.labels)
@@ -78,10 +81,13 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
         "id_count": survey.id_count,
         "seconds": {stage: round(seconds, 3) for stage, seconds in survey.seconds.items()},
     }
+    untaken = survey.untaken
     if parent is not None:  # the plan contains every input that earlier generations quarantined
-        totals["images_planned"] += parent.totals["images_committed"]
+        untaken = parent.untaken
+        totals["images_planned"] += parent.totals["images_committed"] + untaken.absent
+        untaken.add(**asdict(survey.untaken))
         for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
             totals[name] += parent.totals[name]
         for stage, seconds in parent.totals["seconds"].items():
             totals["seconds"][stage] = round(totals["seconds"].get(stage, 0.0) + seconds, 3)
-    return totals
+    return {**totals, **{name: value for name, part in UNTAKEN_TOTALS.items() if (value := getattr(untaken, part))}}

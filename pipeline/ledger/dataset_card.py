@@ -105,6 +105,12 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
         yield f"| classes | {len(manifest.classes):,} |"
     if failed := int(totals.get("images_quarantined", 0)):
         yield f"| left out | {failed:,} inputs that could not be read |"
+    untaken = manifest.untaken
+    if untaken.absent:
+        yield f"| absent | {untaken.absent:,} inputs that the source lists without an image |"
+    if untaken.left_out:
+        kinds = ", ".join(f"{count:,} {_cell(kind)}" for kind, count in sorted(untaken.left_out.items(), key=lambda item: -item[1])[:8])
+        yield f"| not taken from containers | {kinds} |"
     shards = sum(entry.path is not None for entry in manifest.shards)
     yield f"| shards | {shards:,} Parquet files, {totals.get('bytes_shards', 0):,} bytes |"
     yield f"| tokenizer | {_tokenizer(spec)} |"

@@ -20,6 +20,8 @@ class RunProgress:
     images_seen: int = 0
     bytes_in: int = 0
     images_quarantined: int = 0
+    images_absent: int = 0
+    """Absent inputs of the shards that this run committed."""
     shards_committed: int = 0
     work_seconds: float = 0.0
     """Time since the work on the first shard began."""
@@ -54,9 +56,10 @@ class RunProgress:
         return None if self.images_planned is None or rate <= 0 else max(0, self.images_planned - self.images_done) / rate
 
     def rate_text(self) -> str:
-        """Return images and megabytes per second, and the number of quarantined images."""
+        """Return images and megabytes per second, and the number of quarantined and absent images."""
         megabytes = self.bytes_in / max(1e-9, self.work_seconds) / 1e6
-        return f"{self.images_per_second:,.0f} images/s  {megabytes:,.1f} MB/s  {self.images_quarantined} quarantined"
+        absent = f"  {self.images_absent} absent" if self.images_absent else ""
+        return f"{self.images_per_second:,.0f} images/s  {megabytes:,.1f} MB/s  {self.images_quarantined} quarantined{absent}"
 
     def line(self) -> str:
         """Return the progress as one line."""

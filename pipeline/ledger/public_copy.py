@@ -17,8 +17,9 @@ from tokenshards.pipeline.ledger.dataset_card import write_card
 from tokenshards.pipeline.planning.nesting import refuse_nested_stores
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN
 from tokenshards.pipeline.shards.commit import ObjectRef
-from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer, publish_manifest
+from tokenshards.pipeline.shards.manifest import UNTAKEN_TOTALS, Manifest, load_manifest, load_pointer, publish_manifest
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.thread_map import map_in_order
 
@@ -51,6 +52,7 @@ def publish_dataset(store: Store, to: Store, on_shard: Callable[[int, int], None
     """
     pointer = load_pointer(store)
     if pointer is None:
+        refuse_split_root(store)
         raise IncompleteError(f"{store.url} has no manifest, so it is not complete. Finish it with `tokenshards tokenize`, then publish it")
     manifest = load_manifest(store, pointer)
     refuse_nested_stores(store, to)
@@ -81,7 +83,8 @@ def _public_manifest(manifest: Manifest) -> Manifest:
     shards = ShardTable(_public_entries(manifest))
     card = {name: _last_name(str(value)) if name == "source" else value for name, value in manifest.card.items()}
     changes = {"images_planned": images, "images_quarantined": 0, "quarantine_reasons": {}, "shards": len(shards), "seconds": {}}
-    totals = {**manifest.totals, **changes}
+    kept = {name: value for name, value in manifest.totals.items() if name not in UNTAKEN_TOTALS}
+    totals = {**kept, **changes}
     return replace(manifest, generation=1, parent=None, card=card, totals=totals, shards=shards, published=True)
 
 
@@ -100,6 +103,8 @@ def _public_entries(manifest: Manifest) -> Iterator[ShardEntry]:
                 quarantined=0,
                 inputs_seen=entry.rows // manifest.views,
                 commit_sha256="",
+                absent=0,
+                left_out=0,
             )
 
 

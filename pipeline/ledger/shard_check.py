@@ -69,7 +69,7 @@ class ShardChecker:
             if reference is not None and content is not None:
                 recorded += read(reference.path, content, commit, check)
         if not check.problems and commit is not None and plan is not None and plan.part_of(shard).path in self.intact_parts:
-            self._check_accounts(plan, recorded, check)
+            self._check_accounts(plan, commit, recorded, check)
         return check
 
     def _commit(self, entry: ShardEntry | None, check: ShardCheck) -> Commit | None:
@@ -126,25 +126,29 @@ class ShardChecker:
             check.add(path, "views", f"its rows are not {views} views, in order, of one image after the other")
         return inputs
 
-    def _check_accounts(self, plan: Plan, recorded: list[str], check: ShardCheck) -> None:
+    def _check_accounts(self, plan: Plan, commit: Commit, recorded: list[str], check: ShardCheck) -> None:
         """Check that every planned file is exactly once a row or a quarantine row, and that the counts of counted slices agree."""
         planned = read_shard_rows(self.store, plan, check.shard)
         path = commit_path(plan.plan_id, check.shard)
-        if all(row.kind == "file" for row in planned):
-            wanted = sorted(row.sample_id for row in planned)
+        seen = len(recorded) + commit.absent + commit.left_out_count
+        if commit.inputs_seen != seen:
+            parts = f"{len(recorded)} recorded, {commit.absent} absent and {commit.left_out_count} left out"
+            check.add(path, "accounts", f"{parts} make {seen} inputs; its commit has seen {commit.inputs_seen}")
+        if all(row.kind in ("file", "absent") for row in planned):
+            wanted = sorted(row.sample_id for row in planned if row.kind == "file")
             if sorted(recorded) != wanted:
                 odd = sorted(set(wanted) ^ set(recorded))[:3]
                 check.add(path, "accounts", f"{len(recorded)} inputs recorded, {len(wanted)} planned; they differ in {odd}")
         elif all(row.inputs >= 0 for row in planned):
             inputs = sum(row.inputs for row in planned)
-            if inputs != len(recorded):
-                check.add(path, "accounts", f"{len(recorded)} inputs recorded, {inputs} planned")
+            if inputs != len(recorded) + commit.absent:
+                check.add(path, "accounts", f"{len(recorded)} inputs recorded and {commit.absent} absent, {inputs} planned")
 
 
 def _same_work(commit: Commit, entry: ShardEntry) -> bool:
     """Return whether commit and entry have the same content: a joined driver may redo a shard and put its commit after the manifest."""
-    counts = (commit.rows, commit.quarantined, commit.inputs_seen)
-    return commit.data == entry.data and counts == (entry.rows, entry.quarantined, entry.inputs_seen)
+    counts = (commit.rows, commit.quarantined, commit.inputs_seen, commit.absent, commit.left_out_count)
+    return commit.data == entry.data and counts == (entry.rows, entry.quarantined, entry.inputs_seen, entry.absent, entry.left_out)
 
 
 def _objects(commit: Commit | None, entry: ShardEntry | None) -> tuple[ObjectRef | None, ObjectRef | None]:

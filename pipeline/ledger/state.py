@@ -10,6 +10,7 @@ from tokenshards.pipeline.ledger.survey import Problem
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN, Plan, parse_plan, read_part
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, Manifest, load_manifest, load_parent, load_pointer, read_sealed
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["PLAN_NAMES", "DatasetState", "read_state"]
@@ -75,6 +76,8 @@ def _read_manifests(store: Store, state: DatasetState) -> None:
     try:
         state.pointer_exists = store.info(MANIFEST_POINTER) is not None
         pointer = load_pointer(store)
+        if pointer is None:
+            refuse_split_root(store)
         manifest = None if pointer is None else load_manifest(store, pointer)
         while manifest is not None:
             state.manifests.append(manifest)

@@ -1,4 +1,4 @@
-"""One survey of plan, commits and objects, used by the audit and by reports: does planned = committed + quarantined hold?"""
+"""One survey of plan, commits and objects, used by the audit and by reports: does the account of every planned input balance?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.ledger.replaced import is_dropped, read_dropped
 from tokenshards.pipeline.planning.plan import Plan
+from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
 from tokenshards.pipeline.shards.manifest import Manifest
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
@@ -54,6 +55,7 @@ class Survey:
     quarantined: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     inputs_seen: int = 0
+    untaken: Untaken = field(default_factory=Untaken)
     bytes_in: int = 0
     bytes_shards: int = 0
     token_bytes: int = 0
@@ -76,8 +78,8 @@ class Survey:
 
     @property
     def planned(self) -> int:
-        """Number of planned inputs: exact for files and tables; for tars the inputs counted so far."""
-        return self.inputs_seen if self.plan.tars_planned else self.plan.images_planned
+        """Number of planned inputs: exact for files and tables; for tars the inputs counted so far, without what was left out of them."""
+        return self.inputs_seen - self.untaken.left_out_count if self.plan.tars_planned else self.plan.images_planned
 
     @property
     def planned_is_exact(self) -> bool:
@@ -91,9 +93,10 @@ class Survey:
 
     @property
     def balanced(self) -> bool:
-        """True if every planned input has all its rows or a quarantine row."""
+        """True if every planned input has all its rows or a quarantine row, or is absent; all else that was seen is left out."""
         whole = self.images * self.plan.views.count == self.rows
-        return self.finished and whole and self.planned == self.images + self.quarantined == self.inputs_seen
+        accounted = self.images + self.quarantined + self.untaken.absent
+        return self.finished and whole and self.planned == accounted == self.inputs_seen - self.untaken.left_out_count
 
 
 def survey_plan(store: Store, plan: Plan, spec: TokenizerSpec) -> Survey:
@@ -179,6 +182,8 @@ def _entry(commit: Commit, digest: str) -> ShardEntry:
         inputs_seen=commit.inputs_seen,
         plan_id=commit.plan_id,
         commit_sha256=digest,
+        absent=commit.absent,
+        left_out=commit.left_out_count,
     )
 
 
@@ -188,6 +193,7 @@ def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
     for reason, count in commit.reasons.items():
         survey.reasons[reason] = survey.reasons.get(reason, 0) + count
     survey.inputs_seen += commit.inputs_seen
+    survey.untaken.add(commit.absent, commit.absent_example, commit.left_out, commit.left_out_examples)
     survey.bytes_in += commit.bytes_in
     survey.bytes_shards += commit.data.size if commit.data else 0
     survey.token_bytes += commit.token_bytes

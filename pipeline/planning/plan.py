@@ -23,7 +23,8 @@ from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version, version_numbers
+from tokenshards.pipeline.shards.split_index import refuse_split_root
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, check_version, version_numbers
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 
@@ -36,6 +37,7 @@ __all__ = [
     "load_plan",
     "parse_plan",
     "plan_pointer",
+    "plan_version",
     "read_part",
     "read_shard_rows",
     "rows_digest_input",
@@ -128,10 +130,10 @@ class Plan:
 
     def refuse_newer(self) -> None:
         """Raise PlanError if a newer version made the plan: its unknown fields may decide which inputs there are, and their ids."""
-        if version_numbers(self.format_version) > version_numbers(FORMAT_VERSION):
+        if version_numbers(self.format_version) > version_numbers(NEWEST_VERSION):
             raise PlanError(
                 f"{self.path}: made in format {self.format_version}; this version can read such a dataset, but works only on plans up to "
-                f"format {FORMAT_VERSION}. Use the version of tokenshards that made the plan"
+                f"format {NEWEST_VERSION}. Use the version of tokenshards that made the plan"
             )
 
     @property
@@ -185,10 +187,18 @@ def _text_of(strings: pa.StringArray) -> memoryview:
     return memoryview(data)[ends[0] : ends[1]]
 
 
+def plan_version(config: SourceConfig, *, newer_inputs: bool) -> str:
+    """Return the format version of a new plan: a version that has not all of its rules must not work on it.
+
+    `newer_inputs`: the listing found inputs that a worker may find absent or leave out, or that format 1.0 would read otherwise.
+    """
+    return NEWEST_VERSION if newer_inputs or config.beyond_format_1_0 else FORMAT_VERSION
+
+
 def plan_pointer(plan: Plan) -> bytes:
     """Return the sealed plan/current.json that names a plan."""
     pointer = {"plan_id": plan.plan_id, "sha256": sha256_hex(plan.to_bytes()), "generation": plan.generation}
-    return seal({"format_version": FORMAT_VERSION, **pointer})
+    return seal({"format_version": plan.format_version, **pointer})
 
 
 def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
@@ -212,7 +222,11 @@ def load_plan(store: Store, plan_id: str | None = None) -> Plan | None:
 
 
 def _refuse_lost_plan(store: Store) -> None:
-    """Raise PlanError if there is work but no plan: a new plan would replace the tokenizer that made the existing work."""
+    """Raise PlanError if there is work but no plan: a new plan would replace the tokenizer that made the existing work.
+
+    Raises ConfigError if the folder holds one dataset per split.
+    """
+    refuse_split_root(store)
     published = False
     with contextlib.suppress(FormatError, MissingObjectError):
         published = bool(read_sealed(store, str(read_sealed(store, MANIFEST_POINTER)["manifest"])).get("published"))

@@ -53,6 +53,8 @@ class PlanRequest:
     meta_types: dict[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
     """The summary of the listing as lines of text."""
+    format_version: str = FORMAT_VERSION
+    """See `plan_version`; a later generation has the version of the generation before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def plan_id_of(request: PlanRequest, shard_rows: int, digests: list[str]) -> str
     return sha256_hex(
         canonical_json(
             {
-                "format_version": FORMAT_VERSION,
+                "format_version": request.format_version,
                 "fingerprint": request.fingerprint,
                 "shard_rows": shard_rows,
                 "batch_rows": request.config.batch_rows,
@@ -192,6 +194,7 @@ def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_sh
         card=request.card,
         generation=request.generation,
         earlier_plans=request.earlier_plans,
+        format_version=request.format_version,
     )
     publish_plan_json(store, plan)
     return plan

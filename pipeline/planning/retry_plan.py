@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["failed_entries", "plan_retry", "rows_to_retry"]
+__all__ = ["failed_entries", "plan_retry", "rows_to_retry", "waiting_failures"]
 
 STAT_THREADS = 16
 
@@ -73,6 +73,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             label_type=last.label_type,
             meta_types=last.meta_types,
             matched=(f"{quarantined} quarantined inputs of generation {last.generation}",),
+            format_version=last.format_version,
         )
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
 
@@ -88,6 +89,27 @@ def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int]
             commit, _ = read_commit(store, plan.plan_id, shard)
             if commit.quarantine is not None:
                 yield from pool.map(lambda row: _as_it_is_now(source, row), _rows_of_shard(store, plan, commit))
+
+
+def waiting_failures(store: Store, retry: Plan, to_do: Iterable[int]) -> Callable[[ShardEntry], Callable[[dict[str, Any]], bool]]:
+    """Return which quarantine rows of an older shard still wait for their retry, because their shard of the plan `retry` is not done."""
+    files: set[str] = set()
+    places: set[str] = set()
+    for shard in to_do:
+        for row in read_shard_rows(store, retry, shard):
+            path = readable_text(row.path)
+            if row.kind == "file":
+                files.add(row.sample_id)
+            elif row.only is None:
+                places.add(path)
+            else:
+                places.update(f"{path}#{name.rpartition('#')[2]}" for name in row.only)
+
+    def of_shard(entry: ShardEntry) -> Callable[[dict[str, Any]], bool]:
+        source = str(read_commit(store, entry.plan_id, entry.shard)[0].made_by["source"])
+        return lambda failure: failure["sample_id"] in files or str(failure["uri"]).removeprefix(source) in places
+
+    return of_shard
 
 
 def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow]:

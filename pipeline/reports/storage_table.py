@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from tokenshards.pipeline.errors import MissingObjectError
 from tokenshards.pipeline.ledger.heartbeat import RunRecord, run_records
 from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histograms, survey_plan
 from tokenshards.pipeline.planning.plan import Plan, load_chain
+from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import entropy_per_id
 from tokenshards.pipeline.view_policy import ViewPolicy
+
+LEFT_OUT_SHOWN = 8
 
 __all__ = ["StorageReport", "dataset_report", "fit_rows", "status_report"]
 
@@ -48,12 +51,18 @@ class StorageReport:
     """Rows per image."""
     unlabelled: int = 0
     """Committed images without a label; 0 if the dataset has no labels at all."""
+    images_absent: int = 0
+    """Planned inputs that the source itself says are not there."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rule -> files of containers that the rule left out."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """One example of each rule, and of `absent`."""
     estimated: bool = False
     """True if the images are estimated from the number of shards, because `status` does not read commits."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON of `tokenize --json` and `status --json`; the last three fields only if they differ from their defaults."""
-        usual = {"views": 1, "unlabelled": 0, "estimated": False}
+        """Return the JSON of `tokenize --json` and `status --json`; fields with a default only if they differ from it."""
+        usual: dict[str, Any] = {"views": 1, "unlabelled": 0, "images_absent": 0, "left_out": {}, "examples": {}, "estimated": False}
         return {name: getattr(self, name) for name in self.__slots__ if name not in usual or getattr(self, name) != usual[name]}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -73,6 +82,8 @@ class StorageReport:
             *([("without a label", f"{self.unlabelled:,}")] if self.unlabelled else []),
             *([("views", f"{self.views} per image, one row each")] if self.views > 1 else []),
             ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
+            *([("absent", f"{about}{self.images_absent:,}{self._example('absent')}")] if self.images_absent else []),
+            *(("left out", f"{count:,} {kind}{self._example(kind)}") for kind, count in self._most_left_out()),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
             ("bytes in", f"{about}{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
             ("bytes in shards", f"{self.bytes_shards:,}  ({self.bytes_shards / images:,.0f} per image)"),
@@ -83,6 +94,14 @@ class StorageReport:
             *([("work by stage", stages)] if stages else []),
             ("complete", "yes" if self.complete else "no"),
         ]
+
+    def _example(self, kind: str) -> str:
+        return f"  (such as {self.examples[kind]})" if self.examples.get(kind) else ""
+
+    def _most_left_out(self) -> list[tuple[str, int]]:
+        most = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(count for _, count in most[LEFT_OUT_SHOWN:])
+        return [*most[:LEFT_OUT_SHOWN], *([("by other rules", rest)] if rest else [])]
 
 
 def fit_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -139,13 +158,14 @@ def status_report(store: Store) -> StorageReport:
     closed, _, _ = _sums(manifest, [])
     records = run_records(store)
     counters = [record.counters for record in records if record.plan_id == plan.plan_id]
-    seen, bytes_in, failed = (sum(int(one.get(name, 0)) for one in counters) for name in ("images_seen", "bytes_in", "images_quarantined"))
+    names = ("images_seen", "bytes_in", "images_quarantined", "images_absent")
+    seen, bytes_in, failed, absent = (sum(int(one.get(name, 0)) for one in counters) for name in names)
     if not plan.tars_planned:
         seen = round(plan.images_planned * commits / max(1, plan.shards))
     return StorageReport(
-        images_planned=closed["images_committed"] + (seen if plan.tars_planned else plan.images_planned),
+        images_planned=closed["images_committed"] + closed["images_absent"] + (seen if plan.tars_planned else plan.images_planned),
         images_planned_exact=not plan.tars_planned,
-        images_committed=closed["images_committed"] + max(0, seen - failed),
+        images_committed=closed["images_committed"] + max(0, seen - failed - absent),
         images_quarantined=failed,
         quarantine_reasons={},
         shards_planned=sum(plan.shards for plan in chain),
@@ -160,6 +180,9 @@ def status_report(store: Store) -> StorageReport:
         seconds=closed["seconds"],
         complete=False,
         views=plan.views.count,
+        images_absent=closed["images_absent"] + absent,
+        left_out=closed["left_out"],
+        examples=closed["examples"],
         estimated=True,
     )
 
@@ -187,9 +210,14 @@ def _unlabelled(images: int, newest: Plan | Manifest, manifest: Manifest | None,
 
 def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, Any], int, list[npt.NDArray[np.int64]] | None]:
     totals = manifest.totals if manifest is not None else {}
+    untaken = manifest.untaken if manifest is not None else Untaken()
+    for survey in surveys:
+        untaken.add(**asdict(survey.untaken))
     committed = totals.get("images_committed", 0) + sum(survey.images for survey in surveys)
     # A later generation plans the quarantined inputs of the previous one again, so they must not count twice.
-    planned = surveys[-1].planned + committed - surveys[-1].images if surveys else totals.get("images_planned", 0)
+    planned = totals.get("images_planned", 0)
+    if surveys:
+        planned = surveys[-1].planned + committed - surveys[-1].images + untaken.absent - surveys[-1].untaken.absent
     quarantined = totals.get("images_quarantined", 0) if not surveys else surveys[-1].quarantined
     token_bytes = totals.get("token_bytes", 0) + sum(survey.token_bytes for survey in surveys)
     id_count = totals.get("id_count", 0) + sum(survey.id_count for survey in surveys)
@@ -206,6 +234,9 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
         "images_committed": committed,
         "images_quarantined": quarantined,
         "quarantine_reasons": surveys[-1].reasons if surveys else totals.get("quarantine_reasons", {}),
+        "images_absent": untaken.absent,
+        "left_out": untaken.left_out,
+        "examples": untaken.examples,
         "shards_committed": totals.get("shards", 0) + sum(len(survey.done) for survey in surveys),
         "bytes_in": totals.get("bytes_in", 0) + sum(survey.bytes_in for survey in surveys),
         "bits_per_token": round(8 * token_bytes / id_count, 4) if id_count else 0.0,

@@ -24,7 +24,7 @@ from tokenshards.pipeline.code_identity import code_digest
 from tokenshards.pipeline.errors import TokenshardsError, TransientStorageError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.job.batches import DecodedBatch
-from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import shard_batches
 from tokenshards.pipeline.malloc import keep_freed_memory
 from tokenshards.pipeline.runners.base import broken_event
@@ -106,7 +106,7 @@ class ShardActor:
         self._tell(event["event"], shard=command["shard"], attempt=command["attempt"], wall_seconds=round(seconds, 3), **details)
         if summary is None or event.get("by_another"):  # only the run that committed a shard counts the shard
             return
-        self._count("images_total", summary["inputs_seen"])
+        self._count("images_total", ShardSummary(**summary).inputs)
         self._count("bytes_total", summary["bytes_in"])
         self._count("shards_total", 1)
         self._count("quarantined_total", summary["quarantined"])

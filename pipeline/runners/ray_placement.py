@@ -32,16 +32,16 @@ class RayPlacement:
 
     def measure(self, worker: Worker, summary: ShardSummary, actors: int) -> bool:
         """Measure a committed shard. Return True if the worker must measure its network."""
-        if not self._undecided or summary.inputs_seen < MIN_MEASURED_IMAGES:
+        if not self._undecided or summary.images_tried < MIN_MEASURED_IMAGES:
             return False
         self._undecided = False
         config, size = self._cluster, self._view.size
         actors = min(actors, size.room_for(config.cpus_per_actor, config.gpus_per_actor))
-        per_cpu = summary.inputs_seen / max(1e-9, summary.seconds["decode"])
+        per_cpu = summary.images_tried / max(1e-9, summary.seconds["decode"])
         rates = DecodeRates(
             decode=per_cpu * config.decode_threads,
             decode_per_cpu=per_cpu,
-            encode=summary.inputs_seen / max(1e-9, summary.seconds["encode"]),
+            encode=summary.images_tried / max(1e-9, summary.seconds["encode"]),
             network=None,
             idle_cpus=size.cpus - actors * config.cpus_per_actor,
             actors=actors,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
 
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 MAX_COMMIT_VOCABULARY = 1 << 20
+_ACCOUNTS_OF_1_1 = ("absent", "absent_example", "left_out", "left_out_examples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +69,26 @@ class Commit:
     attempt: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
+    absent: int = 0
+    """Inputs that the source itself says are not there."""
+    absent_example: str = ""
+    """Sample id of the first of them."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rule -> number of files of containers that the rule left out."""
+    left_out_examples: dict[str, str] = field(default_factory=dict)
+    """Rule -> the first of these files."""
+
+    @property
+    def left_out_count(self) -> int:
+        """Files of containers that any rule left out."""
+        return sum(self.left_out.values())
 
     def to_bytes(self) -> bytes:
-        """Return the sealed canonical JSON of this commit."""
-        return seal({"format_version": FORMAT_VERSION, **asdict(self)})
+        """Return the sealed canonical JSON of this commit; it is of format 1.0 unless inputs are absent or left out."""
+        value = asdict(self)
+        empty = [name for name in _ACCOUNTS_OF_1_1 if not value[name]]
+        version = FORMAT_VERSION if len(empty) == len(_ACCOUNTS_OF_1_1) else NEWEST_VERSION
+        return seal({"format_version": version, **{name: part for name, part in value.items() if name not in empty}})
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> Commit:

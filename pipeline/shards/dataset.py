@@ -28,6 +28,7 @@ from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
 from tokenshards.pipeline.shards.reader import ShardData, ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["Batch", "Sample", "TokenDataset", "open_dataset"]
@@ -74,6 +75,7 @@ def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, ver
     store = Store(url, storage_options=storage_options)
     if store.info(MANIFEST_POINTER) is None:
         if store.info("plan/current.json") is None:
+            refuse_split_root(store)
             raise MissingObjectError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
         raise IncompleteError(
             f"{store.url}: the dataset is not complete, {MANIFEST_POINTER} does not exist yet. "

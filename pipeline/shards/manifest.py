@@ -7,21 +7,40 @@ rewrites the shards of an older generation; its table starts with the older rows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
+from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, PUBLISHED_VERSION, check_version
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 
-__all__ = ["MANIFEST_POINTER", "Manifest", "ShardEntry", "load_manifest", "load_parent", "load_pointer", "publish_manifest", "read_sealed"]
+__all__ = [
+    "MANIFEST_POINTER",
+    "UNTAKEN_TOTALS",
+    "Manifest",
+    "ShardEntry",
+    "load_manifest",
+    "load_parent",
+    "load_pointer",
+    "publish_manifest",
+    "read_sealed",
+]
 
 MANIFEST_POINTER = "manifest.json"
+UNTAKEN_TOTALS = {
+    "images_absent": "absent",
+    "absent_example": "absent_example",
+    "left_out": "left_out",
+    "left_out_examples": "left_out_examples",
+}
+"""Name in `totals` -> field of Untaken; each only where there is something to count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,11 @@ class Manifest:
     def fingerprint(self) -> str:
         """Fingerprint of the tokenizer that made every id."""
         return self.spec.fingerprint
+
+    @property
+    def untaken(self) -> Untaken:
+        """What all generations found absent or left out."""
+        return Untaken(**{part: copy(self.totals[name]) for name, part in UNTAKEN_TOTALS.items() if name in self.totals})
 
     @property
     def views(self) -> int:
@@ -131,7 +155,8 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     table = ObjectRef(path=f"shards-{digest[:12]}.parquet", sha256=digest, size=len(table_data))
     store.write(table.path, table_data)
     del table_data  # frees memory before `load_manifest` reads the table back
-    version = PUBLISHED_VERSION if manifest.published else FORMAT_VERSION
+    untaken = manifest.untaken
+    version = PUBLISHED_VERSION if manifest.published else NEWEST_VERSION if untaken.absent or untaken.left_out else FORMAT_VERSION
     value = {
         "format_version": version,
         "generation": manifest.generation,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,8 +33,12 @@ SHARD_TABLE_SCHEMA = pa.schema(
         pa.field("inputs_seen", pa.int64(), nullable=False),
         pa.field("plan_id", pa.string(), nullable=False),
         pa.field("commit_sha256", pa.string(), nullable=False),
+        pa.field("absent", pa.int64(), nullable=False),
+        pa.field("left_out", pa.int64(), nullable=False),
     ]
 )
+_COLUMNS_OF_1_1 = ("absent", "left_out")
+"""Columns that exist only in files of data sets that need them; in memory they always exist."""
 
 ROW_GROUP_SHARDS = 1 << 14
 """Shards encoded at once; encoding needs three times the memory of these rows."""
@@ -57,6 +62,8 @@ class ShardEntry:
     inputs_seen: int
     plan_id: str
     commit_sha256: str
+    absent: int = 0
+    left_out: int = 0
 
     @property
     def data(self) -> ObjectRef | None:
@@ -135,9 +142,10 @@ class ShardTable(Sequence[ShardEntry]):
     def to_parquet(self) -> bytes:
         """Return the table as Parquet bytes; equal entries give equal bytes, however the table was built."""
         sink = io.BytesIO()
-        with pq.ParquetWriter(sink, SHARD_TABLE_SCHEMA, compression="zstd") as writer:
+        table = self._table if any(self.column(name).any() for name in _COLUMNS_OF_1_1) else self._table.drop_columns(_COLUMNS_OF_1_1)
+        with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
             for start in range(0, max(1, len(self)), ROW_GROUP_SHARDS):
-                writer.write_table(self._table.slice(start, ROW_GROUP_SHARDS).combine_chunks(), ROW_GROUP_SHARDS)
+                writer.write_table(table.slice(start, ROW_GROUP_SHARDS).combine_chunks(), ROW_GROUP_SHARDS)
                 pa.default_memory_pool().release_unused()  # otherwise the pool keeps several times the memory in use
         return sink.getvalue()
 
@@ -158,6 +166,9 @@ def read_shard_table(store: Store, reference: ObjectRef) -> ShardTable:
         for group in range(file.num_row_groups):
             # Arrow's reader threads can abort the interpreter at exit (apache/arrow issue 34314); small tables do not need them.
             table = file.read_row_group(group, columns=SHARD_TABLE_SCHEMA.names, use_threads=False)
+            for name in _COLUMNS_OF_1_1:
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.array(np.zeros(len(table), np.int64)))
             groups.append(table.select(SHARD_TABLE_SCHEMA.names).cast(SHARD_TABLE_SCHEMA))
             pa.default_memory_pool().release_unused()
         return ShardTable.from_arrow(pa.concat_tables(groups))

@@ -6,10 +6,15 @@ import re
 
 from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, shorten
 
-__all__ = ["FORMAT_VERSION", "PUBLISHED_VERSION", "check_version", "version_numbers"]
+__all__ = ["FORMAT_VERSION", "NEWEST_VERSION", "PUBLISHED_VERSION", "check_version", "version_numbers"]
 
 FORMAT_VERSION = "1.0"
-"""major.minor: readers refuse a newer major version and ignore unknown fields of a newer minor version."""
+"""major.minor of every object that needs nothing newer. Readers refuse a newer major and ignore unknown fields of a newer minor."""
+
+NEWEST_VERSION = "1.1"
+"""Version of plans whose inputs follow newer rules, and of commits and manifests with inputs that are absent or left out.
+
+It is the newest version that this package writes, and that of the newest plans that it works on."""
 
 PUBLISHED_VERSION = "1.1"
 """Version of the manifest of a published copy, which has the field `published`."""

@@ -1,8 +1,9 @@
 """Image sources: folders, tars and tables on any fsspec store. They yield plan rows for the plan, then records for the work."""
 
-from tokenshards.pipeline.sources.base import ImageSource, SourceSummary, read_file_row
+from tokenshards.pipeline.sources.base import ImageSource, read_file_row
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.location import expand_braces, open_source, read_slice, source_root
+from tokenshards.pipeline.sources.summary import SourceSummary
 
 __all__ = [
     "ImageSource",

@@ -2,94 +2,25 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.fetch import fetch_file, refuse_unmounted
-from tokenshards.pipeline.sources.labels import LabelType, MetaType
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
-    "HIDDEN",
     "ImageSource",
-    "SourceSummary",
     "check_unchanged",
-    "extension",
     "file_record",
-    "is_hidden",
     "read_file_row",
     "readable_text",
     "refuse_options",
 ]
-
-
-MAX_LABELS_COUNTED = 100_000
-HIDDEN = "hidden (a name begins with a dot)"
-"""Name of hidden files in the count of ignored files."""
-_COMPRESSIONS = (".gz", ".zst")
-
-
-@dataclass(slots=True)
-class SourceSummary:
-    """Counts of matched and ignored files; the listing of the source fills it."""
-
-    noun: str = "image"
-    """Word for one matched file."""
-    files: int = 0
-    bytes: int = 0
-    rows: int = -1
-    """Number of table rows; -1 if the inputs are files or are counted later."""
-    matched: Counter[str] = field(default_factory=Counter)
-    """Matched files by extension."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Other files by extension, and the hidden files."""
-    beside: str = ""
-    """A sentence about inputs of another kind that were left out."""
-    examples: list[str] = field(default_factory=list)
-    labels: set[int | str] = field(default_factory=set)
-    """Distinct labels found by the listing, up to 100,000."""
-    label_type: LabelType | None = None
-    meta_types: dict[str, MetaType] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    """Further sentences for the user: where the labels come from, or how to get labels."""
-
-    def take(self, name: str, size: int, kind: str | None = None) -> None:
-        """Count a matched file of `size` bytes; `kind` is its extension if the caller knows it."""
-        self.files += 1
-        if size > 0:
-            self.bytes += size
-        self.matched[kind or extension(name)] += 1
-        if len(self.examples) < 3:
-            self.examples.append(name)
-
-    def take_label(self, label: Label) -> None:
-        """Add a label to the distinct labels; None adds nothing."""
-        if label is not None and len(self.labels) < MAX_LABELS_COUNTED:
-            self.labels.add(label)
-
-    def lines(self) -> list[str]:
-        """Return the summary as lines of text: matched files, notes, ignored files, examples."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
-        rows = f", {self.rows} rows" if self.rows >= 0 else ""
-        more = "+" if len(self.labels) == MAX_LABELS_COUNTED else ""
-        labels = f", {len(self.labels)}{more} labels" if self.labels else ""
-        lines = [
-            f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{labels}",
-            *self.notes,
-            *([self.beside] if self.beside else []),
-        ]
-        if self.ignored:
-            lines.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in self.ignored.most_common(8)))
-        if self.examples:
-            lines.append("for example " + ", ".join(self.examples))
-        return lines
 
 
 class ImageSource(Protocol):
@@ -113,25 +44,8 @@ class ImageSource(Protocol):
         Raises SourceError if the source is not what its name says, TransientStorageError if the store fails.
         """
 
-    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
-        """Yield a record for each input of one slice; raises only TransientStorageError."""
-
-
-def extension(name: str) -> str:
-    """Return the lower-case extension of a path with its dot; for a compressed file also the extension before it: `.csv.gz`."""
-    name = name.lower()
-    dot = name.rfind(".")
-    if dot > 0 and name[dot - 1] not in "./" and "/" not in name[dot:] and name[dot:] not in _COMPRESSIONS:
-        return name[dot:]  # for nearly every file the result of `splitext`, in half its time
-    stem, last = posixpath.splitext(name)
-    if last in _COMPRESSIONS:
-        return posixpath.splitext(stem)[1] + last
-    return last or "without extension"
-
-
-def is_hidden(path: str) -> bool:
-    """Return whether a path below a source names a hidden file or folder. macOS and file browsers create such files (`._1.jpg`)."""
-    return path.startswith(".") or "/." in path
+    def read(self, row: PlanRow) -> Iterator[SourceRecord]:
+        """Yield a record for each input of one slice, and for what it leaves out; raises only TransientStorageError."""
 
 
 def refuse_options(config: SourceConfig, where: str, kind: str, **expected: str) -> None:

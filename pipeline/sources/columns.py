@@ -17,6 +17,10 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "byt
 URI_NAMES = ("image", "img", "uri", "url", "path", "file", "filename", "file_name", "filepath", "image_path", "image_url", "image_uri")
 LABEL_NAMES = ("label", "class", "cls", "target", "category", "label_name")
 
+STATUS_NAME = "status"
+FAILED_STATUS = "failed"
+"""How the words begin by which img2dataset marks rows without an image. A status such as `pending` is no such mark."""
+
 _LABEL_KINDS = ("int64", "string")
 _META_KINDS = ("int64", "string", "float64", "bool")
 
@@ -31,11 +35,20 @@ class Columns:
     id: str | None
     label: str | None
     meta: tuple[str, ...]
+    status: str | None = None
+    """Column in which who made the table says whether the image could be had, as img2dataset does."""
+
+    def says_absent(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a row itself says that it has no image: the cell is null, or the status is a failure."""
+        cell = values.get(self.image)
+        if cell is None or (isinstance(cell, dict) and cell.get("bytes") is None):
+            return True
+        return self.status is not None and str(values.get(self.status)).startswith(FAILED_STATUS)
 
     @property
     def names(self) -> list[str]:
         """All columns to read, each once."""
-        return list(dict.fromkeys(name for name in (self.image, self.id, self.label, *self.meta) if name is not None))
+        return list(dict.fromkeys(name for name in (self.image, self.id, self.label, *self.meta, self.status) if name is not None))
 
 
 def choose_columns(kinds: Mapping[str, str], config: SourceConfig, where: str) -> Columns:
@@ -71,6 +84,7 @@ def choose_columns(kinds: Mapping[str, str], config: SourceConfig, where: str) -
         id=None if config.id_column is None else required(config.id_column, "--id-column", _LABEL_KINDS),
         label=label,
         meta=tuple(required(name, "--meta", _META_KINDS) for name in config.meta),
+        status=found((STATUS_NAME,), "string") if config.rules >= 3 and STATUS_NAME not in (image, label, config.id_column) else None,
     )
 
 

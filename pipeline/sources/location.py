@@ -14,18 +14,22 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import HIDDEN, ImageSource, extension, is_hidden, read_file_row, readable_text
+from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
+from tokenshards.pipeline.sources.base import ImageSource, read_file_row, readable_text
+from tokenshards.pipeline.sources.containers import open_containers
+from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
+from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
+from tokenshards.pipeline.sources.summary import Doubt, extension
 from tokenshards.pipeline.sources.table import TableSource, read_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
 __all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
 
-TAR_EXTENSIONS = {".tar", ".tgz", ".tar.gz", ".tar.zst"}
+TAR_EXTENSIONS = set(".tar .tgz .tar.gz .tar.bz2 .tbz2 .tbz .tar.xz .txz .tar.zst .tzst .zip".split())
 TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
 
 PROBED_IMAGES = 1000
@@ -53,8 +57,8 @@ def source_root(url: str, config: SourceConfig) -> Store:
 
 def read_slice(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> Iterator[ImageRecord | FailedRecord]:
-    """Yield a record for each input of a planned row of any kind. Workers call it; it does not list the source again.
+) -> Iterator[SourceRecord]:
+    """Yield a record for each input of a planned row of any kind, and for what it leaves out. Workers call it; nothing is listed again.
 
     `store` is the source's root; the types come from the source's summary. Raises only TransientStorageError.
     """
@@ -62,6 +66,8 @@ def read_slice(
         return read_tar(store, row, config, label_type, meta_types)
     if row.kind == "rows":
         return read_rows(store, row, config, label_type, meta_types)
+    if row.kind == "absent":
+        return iter((AbsentRecord(sample_id=row.sample_id, uri=row.path),))
     return iter((read_file_row(store, row, config),))
 
 
@@ -114,10 +120,11 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     for info in store.list():
         if found.add(info, config):
             return FolderSource(store, config)
-    kinds, tars, tables = found.kinds, found.tars, found.tables
-    if found.images and not found.containers_win():
+    kinds = found.kinds
+    files = found.containers(config)
+    if found.images and not (found.holds_most(files) if config.rules > 2 else found.containers_win()):
         return FolderSource(store, config)
-    if not tars and not tables:
+    if not files:
         itself = store.info("")
         if kinds:
             seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; use --all-files to take every file"
@@ -126,15 +133,31 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         else:
             seen = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
         raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {seen}")
-    files = tars or _of_one_format(tables)
-    source: ImageSource = (TarSource if tars else TableSource)(store, config, sorted(files, key=lambda info: info.path))
+    source = _open_containers(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
-    source.summary.ignored.update(kinds - taken)
+    for kind, count in (kinds - taken).items():
+        source.summary.leave_out(kind, found.examples[kind], count)
+    noun = source.summary.noun
     if found.images:
-        noun = source.summary.noun
         images = f"{found.images} image{'' if found.images == 1 else 's'}"
+        if found.images >= GRAVE_IMAGES:
+            sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
+            source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
+    if others := found.other_containers(files):
+        kind = extension(readable_text(others[0].path))
+        source.summary.doubts.append(
+            Doubt(
+                sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",
+                option=f"to take those, give a pattern such as FOLDER/*{kind}",
+            )
+        )
     return source
+
+
+def _open_containers(store: Store, config: SourceConfig, files: list[ObjectInfo]) -> ImageSource:
+    """Return the source of tars or tables, all of one kind."""
+    return open_containers(TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else TableSource, store, config, files)
 
 
 @dataclass(slots=True)
@@ -142,29 +165,61 @@ class _Found:
     """Counts of a folder's files, until the kind of source is clear."""
 
     kinds: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     images: int = 0
     image_bytes: int = 0
+    tar_bytes: int = 0
+    parquet_bytes: int = 0
     tars: list[ObjectInfo] = field(default_factory=list)
     tables: list[ObjectInfo] = field(default_factory=list)
 
     def add(self, info: ObjectInfo, config: SourceConfig) -> bool:
         """Count a file; return True once it is clear that the folder is an image folder."""
         name = readable_text(info.path)
-        if config.rules > 1 and is_hidden(name):
-            self.kinds[HIDDEN] += 1
+        junk = junk_kind(name) if config.rules > 2 else HIDDEN if config.rules > 1 and is_hidden(name) else None
+        if junk is not None:
+            self._count(junk, name)
             return False
         kind = extension(name)
-        self.kinds[kind] += 1
+        self._count(kind, name)
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
+            self.tar_bytes += max(0, info.size)
         elif kind in TABLE_EXTENSIONS:
             self.tables.append(info)
+            if _holds_images([info]):
+                self.parquet_bytes += max(0, info.size)
         elif kind in image_extensions():
             self.images += 1
             self.image_bytes += max(0, info.size)
         if config.rules == 1:
             return bool(self.images)
-        return kind in image_extensions() and self.images % PROBED_IMAGES == 0 and not self.containers_win()
+        if kind not in image_extensions() or self.images % PROBED_IMAGES:
+            return False
+        return not self.containers_win() if config.rules < 3 else self.image_bytes >= max(self.tar_bytes, self.parquet_bytes)
+
+    def containers(self, config: SourceConfig) -> list[ObjectInfo]:
+        """Return the tars or the tables of one format, whichever hold more bytes; [] if there are none.
+
+        CSV and JSONL files beside tars usually describe their samples.
+        """
+        tables = _of_one_format(self.tables)
+        if not self.tars or not tables or config.rules < 3 or not _holds_images(tables):
+            return self.tars or tables
+        return max(self.tars, tables, key=_bytes_of)
+
+    def other_containers(self, chosen: list[ObjectInfo]) -> list[ObjectInfo]:
+        """Return the tars or Parquet files that were not chosen."""
+        others = [self.tars, [info for info in _of_one_format(self.tables) if _holds_images([info])]]
+        return next((files for files in others if files and files[0] not in chosen), [])
+
+    def holds_most(self, files: list[ObjectInfo]) -> bool:
+        """Return whether tars or tables hold more bytes than the images beside them. CSV and JSONL files usually describe the images."""
+        return _holds_images(files) and (_bytes_of(files), len(files)) > (self.image_bytes, self.images)
+
+    def _count(self, kind: str, name: str) -> None:
+        self.kinds[kind] += 1
+        self.examples.setdefault(kind, name)
 
     def containers_win(self) -> bool:
         """Return whether tars or Parquet files prevail: there are more of them than images, or as many but larger.
@@ -182,6 +237,14 @@ def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
         if chosen:
             return chosen
     return tables
+
+
+def _holds_images(files: list[ObjectInfo]) -> bool:
+    return bool(files) and extension(readable_text(files[0].path)).startswith((".tar", ".tgz", ".parquet", ".arrow"))
+
+
+def _bytes_of(files: list[ObjectInfo]) -> int:
+    return sum(max(0, info.size) for info in files)
 
 
 def _matches(store: Store, pattern: str, config: SourceConfig) -> Iterator[str]:
@@ -204,10 +267,8 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
         examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
         raise SourceError(f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or a path or pattern of tars or tables")
     kinds = Counter(extension(readable_text(info.path)) for info in files)
-    if kinds.keys() <= TAR_EXTENSIONS:
-        return TarSource(store, config, files)
-    if kinds.keys() <= TABLE_EXTENSIONS:
-        return TableSource(store, config, files)
+    if kinds.keys() <= TAR_EXTENSIONS or kinds.keys() <= TABLE_EXTENSIONS:
+        return _open_containers(store, config, files)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
     raise SourceError(
         f"{where}: found {found}; expected only tars ({', '.join(sorted(TAR_EXTENSIONS))}) or only tables "

@@ -10,7 +10,7 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import ImageSource
@@ -51,10 +51,12 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
 
 
 def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:
-    slices = [row for row in rows if row.kind != "file"][:MAX_SAMPLED_SLICES]
+    slices = [row for row in rows if row.kind not in ("file", "absent")][:MAX_SAMPLED_SLICES]
     for row in slices:
         left = -(-limit // len(slices))  # failures do not count against the share of a slice
         for record in read_slice(source.store, row, config, source.summary.label_type, source.summary.meta_types):
+            if isinstance(record, AbsentRecord | LeftOutRecord):
+                continue
             yield record
             left -= isinstance(record, ImageRecord)
             if left == 0:

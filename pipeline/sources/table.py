@@ -22,15 +22,19 @@ from tokenshards.pipeline.errors import (
     UnreadableObjectError,
     shorten,
 )
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
-from tokenshards.pipeline.sources.base import SourceSummary, check_unchanged, read_file_row, readable_text
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, PlanRow, SourceRecord
+from tokenshards.pipeline.sources.base import check_unchanged, read_file_row, readable_text
 from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
+from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_files import (
     PARSE_ERRORS,
     PEEKED_ROWS,
+    id_text,
+    ids_of,
     is_parquet,
+    may_be_absent,
     open_parquet,
     parquet_rows,
     parsing,
@@ -64,6 +68,7 @@ class TableSource:
         self.summary = SourceSummary(noun="table")
         self._outside = 0
         """Number of rows that name local files outside the table's folder."""
+        self._absent = 0
 
     @property
     def root(self) -> str:
@@ -75,8 +80,9 @@ class TableSource:
 
         Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
         """
-        self.summary = summary = SourceSummary(noun="table", rows=0, ignored=self.summary.ignored, beside=self.summary.beside)
-        self._outside = 0
+        self.summary = summary = self.summary.restarted()
+        summary.rows = 0
+        self._outside = self._absent = 0
         id_hashes: list[npt.NDArray[np.uint64]] = []
         first: Columns | None = None
         for info in self.files:
@@ -96,14 +102,17 @@ class TableSource:
                 self._check_types(first, columns, kinds, where)
                 first = first or columns
                 if columns.holds == "bytes":
+                    summary.newer_inputs |= self.config.rules >= 3 and may_be_absent(table, columns)
                     yield from self._slices(info, table.metadata)
                     if columns.id is not None:
-                        hashes = (_hash64(value) for value in _ids(table, columns.id, where))
+                        hashes = (_hash64(value) for value in ids_of(table, columns.id, where))
                         id_hashes.append(np.fromiter(hashes, np.uint64))
                 else:
                     yield from self._uri_rows(info.path, columns, rows, where)
         if id_hashes:
             self._refuse_repeated_ids(np.concatenate(id_hashes))
+        if self._absent:
+            summary.notes.append(f"{self._absent:,} rows have no image, as their table says: they are counted as absent")
         if self._outside:
             summary.notes.append(self._outside_note())
         if self.config.no_labels:
@@ -113,10 +122,12 @@ class TableSource:
         else:
             summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
 
-    def read(self, row: PlanRow) -> Iterator[ImageRecord | FailedRecord]:
+    def read(self, row: PlanRow) -> Iterator[SourceRecord]:
         """Yield a record for each image of one planned row."""
         if row.kind == "file":
             yield read_file_row(self.store, row, self.config)
+        elif row.kind == "absent":
+            yield AbsentRecord(sample_id=row.sample_id, uri=row.path)
         else:
             yield from read_rows(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
 
@@ -180,8 +191,13 @@ class TableSource:
                     raise BadInput(Reason.BAD_URI, f"{columns.image} is {shorten(uri)}; expected text", Stage.FETCH)
             except BadInput as error:
                 raise SourceError(f"{where}: row {number}: {error.detail}; correct the row, or convert the column to text") from None
-            sample_id = f"{name}#{number}" if columns.id is None else _id_text(row.get(columns.id), columns.id, number, where)
+            sample_id = f"{name}#{number}" if columns.id is None else id_text(row.get(columns.id), columns.id, number, where)
             summary.rows += 1
+            if self.config.rules >= 3 and columns.says_absent(row):
+                summary.newer_inputs = True
+                self._absent += 1
+                yield PlanRow(kind="absent", sample_id=sample_id, path="", size=-1, version="", inputs=1)
+                continue
             summary.take_label(label)
             resolved = resolve_uri(self.store, path, valid_utf8(uri or ""))
             if names_local_file(resolved):
@@ -204,7 +220,7 @@ class TableSource:
             where = self.store.place(info.path)
             with parsing(where):
                 table = open_parquet(self.store, info.path, info.size)
-                counts.update(value for value in _ids(table, str(self.config.id_column), where) if _hash64(value) in suspects)
+                counts.update(value for value in ids_of(table, str(self.config.id_column), where) if _hash64(value) in suspects)
         repeated = [f"{value!r} ({count} rows)" for value, count in counts.most_common() if count > 1]
         if repeated:
             examples = ", ".join(repeated[:3])
@@ -216,7 +232,7 @@ class TableSource:
 
 def read_rows(
     store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> Iterator[ImageRecord | FailedRecord]:
+) -> Iterator[SourceRecord]:
     """Yield a record for each row of a slice of a Parquet row group; reads only the needed columns.
 
     `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. If the
@@ -235,7 +251,11 @@ def read_rows(
             number += 1
             sample_id = row_id if columns.id is None else str(values[columns.id])
             if row.only is None or row_id in row.only:
-                yield _record(values, columns, sample_id, f"{uri}#{number - 1}", label_type, meta_types)
+                where = f"{uri}#{number - 1}"
+                if config.rules >= 3 and columns.says_absent(values):
+                    yield AbsentRecord(sample_id=sample_id, uri=where)
+                else:
+                    yield _record(values, columns, sample_id, where, label_type, meta_types)
         if number < row.row_stop:
             raise EOFError(f"the table ends before row {number}")
     except UnreadableObjectError as error:
@@ -272,20 +292,6 @@ def _record(
     except BadInput as error:
         return FailedRecord(sample_id=sample_id, error=error, data=data, uri=uri)
     return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri)
-
-
-def _ids(table: Any, column: str, where: str) -> Iterator[str]:
-    number = 0
-    for batch in table.iter_batches(PEEKED_ROWS, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            yield _id_text(value, column, number, where)
-            number += 1
-
-
-def _id_text(value: object, column: str, number: int, where: str) -> str:
-    if value is None or value == "":
-        raise SourceError(f"{where}: row {number}: --id-column {column} is empty; expected a unique id in every row")
-    return valid_utf8(str(value))
 
 
 def _hash64(value: str) -> int:

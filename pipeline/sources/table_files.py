@@ -23,6 +23,7 @@ from tokenshards.pipeline.errors import (
 )
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.columns import Columns
+from tokenshards.pipeline.sources.labels import valid_utf8
 from tokenshards.pipeline.storage.object_file import RangeReader, open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
@@ -30,7 +31,10 @@ __all__ = [
     "PAGE_BUFFER_BYTES",
     "PEEKED_ROWS",
     "READ_ROWS",
+    "id_text",
+    "ids_of",
     "is_parquet",
+    "may_be_absent",
     "open_parquet",
     "parquet_rows",
     "parsing",
@@ -70,6 +74,16 @@ def parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def may_be_absent(table: Any, columns: Columns) -> bool:
+    """Return whether rows of a Parquet file may say that they have no image, as far as its footer tells."""
+    if columns.status is not None:
+        return True
+    metadata, schema = table.metadata, table.schema
+    images = [place for place in range(len(schema)) if schema.column(place).path in (columns.image, f"{columns.image}.bytes")]
+    statistics = (metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups) for place in images)
+    return any(known is None or not known.has_null_count or known.null_count > 0 for known in statistics)
+
+
 def slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:
     """Yield the chosen columns of the rows of one planned slice."""
     # By row number, not by `row.row_group`: before a retry the table may have been rewritten with other row groups.
@@ -107,6 +121,22 @@ def text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
             if not isinstance(value, dict):
                 raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
             yield value
+
+
+def ids_of(table: Any, column: str, where: str) -> Iterator[str]:
+    """Yield the values of the id column of a Parquet file, as text."""
+    number = 0
+    for batch in table.iter_batches(PEEKED_ROWS, columns=[column]):
+        for value in batch.column(0).to_pylist():
+            yield id_text(value, column, number, where)
+            number += 1
+
+
+def id_text(value: object, column: str, number: int, where: str) -> str:
+    """Return the id of a row; raises SourceError if it is empty."""
+    if value is None or value == "":
+        raise SourceError(f"{where}: row {number}: --id-column {column} is empty; expected a unique id in every row")
+    return valid_utf8(str(value))
 
 
 @contextmanager

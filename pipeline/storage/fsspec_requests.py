@@ -19,6 +19,7 @@ SLOWEST = 100_000
 """Bytes per second below which the transfer of an object counts as dead."""
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_THERE = (404, 410)
+_ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 
 
 class Remote:
@@ -112,4 +113,5 @@ def remote_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
     modified = changed.timestamp() if changed is not None and hasattr(changed, "timestamp") else float(changed or 0)
     etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
     version = str(etag).strip('"') if etag else (f"{size}-{int(modified * 1e9)}" if modified else "")
-    return ObjectInfo(path, size, version, modified, regular=entry.get("type", "file") == "file")
+    archived = entry.get("StorageClass") in _ARCHIVES
+    return ObjectInfo(path, size, version, modified, entry.get("type", "file") == "file", archived)

@@ -33,6 +33,8 @@ class ObjectInfo:
     """Unix time of the last change, 0 if unknown."""
     regular: bool = True
     """False for sockets, pipes, devices and broken links on a local disk."""
+    archived: bool = False
+    """True for an object of S3 that must be restored before it can be read, as a listing tells."""
 
 
 def write_local(full: str, data: bytes) -> None:

@@ -202,6 +202,16 @@ class Store:
                 if path and path != prefix:
                     yield remote_info(path, entry)
 
+    def folders(self) -> tuple[str, ...]:
+        """Return the names of the folders in the root, in any order; of a very large root only some, or none."""
+        if self.is_local or self.is_web:
+            return tuple(folder.name for folder in Path(self.root).glob("*/")) if self.is_local else ()
+        try:
+            page = self._tried("", "list", lambda: self._remote.page(Folder(self.root)))
+        except MissingObjectError:
+            return ()
+        return tuple(folder.path.rstrip("/").rpartition("/")[2] for folder in page.further if folder.token is None)
+
     def glob(self, pattern: str) -> Iterator[str]:
         """Yield the sorted paths of objects that match a pattern with `*`, `?`, `[…]` or `**`.
 

@@ -14,6 +14,7 @@ from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError, TokenizerError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tables, Tokenizer, WeightedTokenizer, codebook_sha256
@@ -117,6 +118,7 @@ def resolve_tokenizer(url: str, storage_options: dict[str, Any] | None = None) -
     for prefix in ("", "tokenizer"):
         if store.info(_join(prefix, JSON_NAME)) is not None:
             return store, prefix
+    refuse_split_root(store)
     raise TokenizerError(
         f"{store.url}: no tokenizer here; looked for {JSON_NAME} (a tokenizer directory) and tokenizer/{JSON_NAME} (a dataset). "
         "Give the output of fit-tokenizer or of tokenize"

@@ -7,17 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from tokenshards.pipeline.commands.options import (
-    AllowPrivateHosts,
     JsonFlag,
-    LabelName,
-    SrcOptions,
     StorageOptions,
     Workers,
     parse_options,
-    side_options,
 )
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch, worker_count
+from tokenshards.pipeline.commands.source_options import takes_source
 from tokenshards.stem_adaptors.commands.options import Device, Weights
 
 __all__ = ["app"]
@@ -26,6 +23,7 @@ app = typer.Typer()
 
 
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")
+@takes_source(without=["tars_per_shard", "unreadable"])
 def evaluate_command(
     run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
     data: Annotated[str | None, typer.Argument(help="Dataset of tokens with labels.")] = None,
@@ -36,11 +34,9 @@ def evaluate_command(
     weights: Weights = "best",
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     device: Device = "auto",
-    label: LabelName = None,
     workers: Workers = None,
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
-    allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Top-1, top-5 and per-class accuracy of a run, measured on token shards or on images that are tokenized first."""
@@ -48,7 +44,6 @@ def evaluate_command(
     import tempfile
     from pathlib import Path
 
-    from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.devices import choose_device
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.terminal import print_table
@@ -68,12 +63,7 @@ def evaluate_command(
         report = evaluate_run(store, open_dataset(data, storage_options=options), **how)
     else:
         with tempfile.TemporaryDirectory(prefix="tokenshards-evaluate-") as folder:
-            reading = SourceConfig(
-                label=label,
-                storage_options=side_options("src", images, storage_option, src_option),
-                allow_private_hosts=allow_private_hosts,
-            )
-            _tokenize_for(run, str(images), folder, reading, worker_count(workers), options)
+            _tokenize_for(run, str(images), folder, reading(images), worker_count(workers), options)
             report = evaluate_run(store, open_dataset(folder), **how)
     if confusion is not None:
         target = Path(confusion).resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import PIL
 import pytest
 from safetensors.numpy import load_file
 
+from tests import make_golden_inputs
 from tests.datasets import call_cli, content
 from tests.make_golden_runs import RUNS, STEP_OF_DEATH, tokenize_arguments, train_arguments, write_golden_images
+from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.manifest import load_manifest, read_sealed
+from tokenshards.pipeline.storage.store import Store
 
 CLOCK = ("images_per_second", "data_wait_share")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -50,9 +55,13 @@ def test_a_run_of_the_first_version_resumes_between_two_checkpoints(tmp_path: Pa
     assert len(compared) > 60
 
 
+needs_pillow_13 = pytest.mark.skipif(
+    PIL.__version__.split(".")[0] != "13", reason=f"begun with Pillow 13, which decodes alike; {PIL.__version__} must not be mixed with it"
+)
+
+
+@needs_pillow_13
 def test_a_half_done_output_of_the_first_version_completes(tmp_path: Path) -> None:
-    if PIL.__version__.split(".")[0] != "13":
-        pytest.skip(f"it was begun with Pillow 13, which decodes alike; this is {PIL.__version__}, and mixing them is refused")
     images, out = tmp_path / "images", tmp_path / "out"
     write_golden_images(images)
     shutil.copytree(RUNS / "half_done", out)
@@ -64,3 +73,29 @@ def test_a_half_done_output_of_the_first_version_completes(tmp_path: Path) -> No
     assert content(out) == content(RUNS / "tokens")
     assert {name: (out / "shards" / name).read_bytes() for name in committed} == committed
     assert open_dataset(str(out)).spec.fingerprint == open_dataset(str(RUNS / "tokens")).spec.fingerprint
+    assert {read_sealed(Store(str(out)), name)["format_version"] for name in json_objects(out)} == {"1.0"}
+
+
+@needs_pillow_13
+def test_a_half_done_output_of_version_1_1_completes(tmp_path: Path) -> None:
+    """Its plan says which rules its rows are read by; of its table some rows have no image, in a committed shard and in an open one."""
+    folder, out = make_golden_inputs.FOLDER, tmp_path / "out"
+    source = make_golden_inputs.table_at(tmp_path / "table").parent
+    shutil.copytree(folder / "half_done", out)
+    committed = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+    arguments = [word for word in make_golden_inputs.tokenize_arguments(source, out) if word != "-q"]
+    _, said = call_cli(*arguments)
+    assert "3 of 4 shards are done" in said
+    assert content(out) == content(folder / "tokens") and len(content(out)) == 35
+    assert {name: (out / "shards" / name).read_bytes() for name in committed} == committed
+    store = Store(str(out))
+    found, expected = load_manifest(store), load_manifest(Store(str(folder / "tokens")))
+    clock = {"seconds": {}}
+    assert found.totals | clock == expected.totals | clock and found.untaken.absent == len(make_golden_inputs.ABSENT) == 5
+    assert found.plan_ids == expected.plan_ids and verify_dataset(store).ok
+    assert Counter(read_sealed(store, name)["format_version"] for name in json_objects(out) if "commits" in name) == {"1.0": 2, "1.1": 2}
+
+
+def json_objects(out: Path) -> list[str]:
+    """Return the sealed objects of a dataset, without the records of runs."""
+    return [path.relative_to(out).as_posix() for path in out.rglob("*.json") if "runs" not in path.parts]

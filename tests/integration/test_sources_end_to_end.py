@@ -102,8 +102,10 @@ def test_a_plan_made_before_captions_were_no_labels_keeps_its_rule(images: Path,
     assert outcome.manifest.totals["images_committed"] == 40 and outcome.manifest.totals["images_quarantined"] == 0
     assert by_image(out) == by_image(reference)
     assert verify_dataset(store).ok
-    new = convert(tmp_path / "tars", tmp_path / "new", tokenizer=f"{reference}/tokenizer", runner=InlineRunner())
-    assert new.manifest.classes == ()
+    for rules, classes in ((2, ()), (3, outcome.manifest.classes)):  # by rules 3 a .txt that recurs is a class again
+        source = SourceConfig(rules=rules)
+        new = convert(tmp_path / "tars", tmp_path / str(rules), tokenizer=f"{reference}/tokenizer", runner=InlineRunner(), source=source)
+        assert new.manifest.classes == classes
 
 
 class StoppedRunner(InlineRunner):

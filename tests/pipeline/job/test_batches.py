@@ -19,10 +19,10 @@ from tokenshards.pipeline.errors import BadInput, Reason, Stage, TransientStorag
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
 from tokenshards.pipeline.job import batches
 from tokenshards.pipeline.job.batches import MAX_QUARANTINED_BYTES, DecodedBatch, decode_batches
-from tokenshards.pipeline.records import FailedRecord, ImageRecord
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, SourceRecord
 from tokenshards.pipeline.shards.spec import Preprocess
 
-Record = ImageRecord | FailedRecord
+Record = SourceRecord
 PREPROCESS = Preprocess(size=8)
 SECONDS = 30.0
 """Bound of every wait."""
@@ -47,13 +47,17 @@ def record_of(index: int, kind: str) -> Record:
         return good(index)
     if kind == "bad":
         return ImageRecord(sample_id=f"bad-{index}", data=b"no image", label="x", uri=f"file/{index}")
+    if kind == "absent":
+        return AbsentRecord(sample_id=f"absent-{index}")
+    if kind == "left out":
+        return LeftOutRecord(kind="hidden", count=index + 1, example=f"hidden-{index}")
     error = BadInput(Reason.MISSING, "gone", Stage.FETCH)
     return FailedRecord(sample_id=f"failed-{index}", error=error, data=None if index % 2 else b"what there was")
 
 
 def described(batch: DecodedBatch) -> dict[str, Any]:
     """What must not depend on threads: all but the times."""
-    fields = {name: getattr(batch, name) for name in ("slots", "rows", "failed", "inputs", "bytes_in")}
+    fields = {name: getattr(batch, name) for name in ("slots", "rows", "failed", "untaken", "inputs", "bytes_in")}
     return {**fields, "rows": [asdict(row) for row in batch.rows], "pixels": batch.images_BHWC.tobytes(), "shape": batch.images_BHWC.shape}
 
 
@@ -70,14 +74,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kinds=st.lists(st.sampled_from(["good", "bad", "failed"]), max_size=24), batch_rows=st.integers(1, 9), threads=st.sampled_from([1, 4])
+    kinds=st.lists(st.sampled_from(["good", "bad", "failed", "absent", "left out"]), max_size=24),
+    batch_rows=st.integers(1, 9),
+    threads=st.sampled_from([1, 4]),
 )
 def test_threads_change_nothing_in_a_batch(kinds: list[str], batch_rows: int, threads: int) -> None:
     records = [record_of(index, kind) for index, kind in enumerate(kinds)]
     inline = [described(batch) for batch in decode_batches(iter(records), PREPROCESS, batch_rows)]
     threaded = [described(batch) for batch in decode_batches(iter(records), PREPROCESS, batch_rows, threads=threads)]
     assert threaded == inline
-    assert [batch["inputs"] for batch in inline] == [min(batch_rows, len(kinds) - start) for start in range(0, len(kinds), batch_rows)]
+    inputs = sum(kind != "left out" for kind in kinds)
+    sizes = [min(batch_rows, inputs - start) for start in range(0, inputs, batch_rows)]
+    assert [batch["inputs"] for batch in inline if batch["inputs"]] == sizes, "what is left out takes no slot"
+    assert len(inline) - len(sizes) in (0, 1), "only what is left out behind the last full batch makes a batch without inputs"
+    assert sum(batch["untaken"].absent for batch in inline) == kinds.count("absent")
+    left_out = sum(index + 1 for index, kind in enumerate(kinds) if kind == "left out")
+    assert sum(batch["untaken"].left_out_count for batch in inline) == left_out
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -93,6 +105,19 @@ def test_every_input_has_its_slot_and_what_fails_leaves_a_blank_one(threads: int
     row = last.rows[0]
     assert (row.label, row.meta, row.width, row.height, row.bytes_in) == (4, {"n": 4}, 9, 12, len(JPEGS[0]))
     assert np.array_equal(last.images_BHWC[0], decode_image(JPEGS[0], PREPROCESS).pixels_HWC)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_an_absent_input_takes_the_slot_of_a_failed_one(threads: int) -> None:
+    """So that the ids of the others are those of a plan by older rules, which quarantined it."""
+    kinds = ["good", "absent", "left out", "good", "good", "left out"]
+    failed = ["good", "failed", "good", "good"]
+    first, last = decode_batches((record_of(index, kind) for index, kind in enumerate(kinds)), PREPROCESS, 3, threads=threads)
+    assert (first.slots, first.inputs, last.slots, last.inputs) == ([0, 2], 3, [0], 1)
+    as_failed = [batch.slots for batch in decode_batches((record_of(index, kind) for index, kind in enumerate(failed)), PREPROCESS, 3)]
+    assert [first.slots, last.slots] == as_failed
+    assert (first.untaken.absent, first.untaken.absent_example, first.untaken.left_out) == (1, "absent-1", {"hidden": 3})
+    assert last.untaken.left_out == {"hidden": 6} and not first.failed and not first.images_BHWC[1].any()
 
 
 def test_bytes_that_are_too_many_to_keep_are_not_quarantined() -> None:

@@ -19,6 +19,7 @@ from tokenshards.pipeline.planning.partition import PLAN_SCHEMA
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN, Plan, load_plan, read_part, read_shard_rows, rows_digest_input
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, plan_id_of, write_plan
 from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.shards.manifest import read_sealed
 from tokenshards.pipeline.storage.store import Store
 
 TEXT = st.one_of(st.text(st.characters(codec="utf-8"), max_size=5), st.text('a"\\\n\x00\x1f\x7f é', max_size=4))
@@ -52,6 +53,15 @@ def test_round_trip_and_parts(tmp_path: Path) -> None:
         file = pq.ParquetFile(pa.BufferReader(read_part(store, part)))
         text = b"".join(bytes(rows_digest_input(file.read_row_group(group))) for group in range(file.num_row_groups))
         assert sha256_hex(text) == part.digest
+
+
+def test_a_plan_keeps_the_version_that_its_inputs_need(tmp_path: Path) -> None:
+    old, new = (write(Store(str(tmp_path / version)), asked=request(format_version=version)) for version in ("1.0", "1.1"))
+    assert (old.format_version, new.format_version) == ("1.0", "1.1") and old.plan_id != new.plan_id
+    assert read_sealed(Store(str(tmp_path / "1.1")), CURRENT_PLAN)["format_version"] == "1.1"
+    new.refuse_newer()
+    with pytest.raises(PlanError, match=r"made in format 1\.2; .*only on plans up to format 1\.1"):
+        replace(new, format_version="1.2").refuse_newer()
 
 
 def test_identity_is_inputs_and_settings_and_nothing_else(tmp_path: Path) -> None:

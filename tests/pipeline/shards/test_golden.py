@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import make_golden_inputs
 from tests.make_golden import CODECS, COMMIT, FOLDER, LABELS, META, QUARANTINE, ROWS, VOCABULARY, json_bytes, manifest, plan
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows
 from tokenshards.pipeline.canonical import unseal
 from tokenshards.pipeline.planning.plan import parse_plan, plan_pointer
+from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.codebook import codebook_sha256, unpack_codebook
 from tokenshards.pipeline.shards.commit import Commit, unpack_counts
 from tokenshards.pipeline.shards.manifest import load_manifest
@@ -87,6 +89,28 @@ def test_a_manifest_of_version_1_loads() -> None:
     assert replace(loaded, name="", table=None) == manifest()
 
 
+def test_state_objects_of_version_1_1_parse_and_keep_their_bytes() -> None:
+    folder = make_golden_inputs.FOLDER
+    data = (folder / "commit.json").read_bytes()
+    commit = Commit.from_bytes(data, "commit.json")
+    assert replace(commit, histogram=COMMIT.histogram) == make_golden_inputs.newer_commit() and commit.to_bytes() == data
+    assert (commit.absent, commit.left_out_count, unseal(data, "commit.json")["format_version"]) == (2, 4, "1.1")
+    parsed = parse_plan((folder / "plan.json").read_bytes(), "plan.json")
+    assert parsed == replace(plan(), format_version="1.1") and plan_pointer(parsed) == (folder / "current.json").read_bytes()
+    assert parsed.to_bytes() == (folder / "plan.json").read_bytes() != plan().to_bytes()
+
+
+def test_a_manifest_of_version_1_1_loads() -> None:
+    loaded = load_manifest(Store(str(make_golden_inputs.FOLDER / "dataset")))
+    assert replace(loaded, name="", table=None) == make_golden_inputs.newer_manifest()
+    assert loaded.untaken == Untaken(
+        absent=2, absent_example="t.parquet#7", left_out={".json": 3}, left_out_examples={".json": "a.tar#1.json"}
+    )
+    assert [(entry.absent, entry.left_out) for entry in loaded.shards] == [(2, 3), (0, 0)]
+
+
 def test_every_golden_file_is_read_by_a_test() -> None:
+    newer = {"commit.json", "plan.json", "current.json", "dataset", "images.parquet", "half_done", "tokens"}
+    assert {path.name for path in make_golden_inputs.FOLDER.iterdir()} == newer  # the last three by test_golden_runs
     shards = {f"{layout}-{codec}.parquet" for layout in LAYOUTS for codec in CODECS}
     assert {path.name for path in FOLDER.iterdir()} == shards | {"quarantine.parquet", "expected.json", "dataset", *json_bytes()}

@@ -1,4 +1,4 @@
-"""A dataset of format 1.1 that this version can do without: every object and footer has something that we do not know."""
+"""A dataset of format 1.9 that this version can do without: every object and footer has something that we do not know."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokenshards.pipeline.shards import TokenizerSpec, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_spec, load_tokenizer
 
-MORE = {"of_1_1": {"x": [1]}}
+MORE = {"of_1_9": {"x": [1]}}
 
 
 def spec_json(spec: TokenizerSpec) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newer(value: dict[str, Any]) -> bytes:
-    return seal({**value, "format_version": "1.1", **MORE})
+    return seal({**value, "format_version": "1.9", **MORE})
 
 
 def newer_spec(spec: dict[str, Any]) -> dict[str, Any]:
@@ -56,18 +56,18 @@ def newer_parquet(path: Path, footer: dict[str, str]) -> bytes:
     file = pq.ParquetFile(path)
     sink = pa.BufferOutputStream()
     old = {key: value for key, value in (file.metadata.metadata or {}).items() if key != b"ARROW:schema"}
-    schema = file.schema_arrow.append(pa.field("of_1_1", pa.int8())).with_metadata(None)
+    schema = file.schema_arrow.append(pa.field("of_1_9", pa.int8())).with_metadata(None)
     with pq.ParquetWriter(sink, schema) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group).replace_schema_metadata(None)
-            writer.write_table(table.append_column("of_1_1", pa.array([1] * len(table), pa.int8())))
-        named = {f"tokenshards.{key}": value for key, value in {**footer, "of_1_1": "x", "format_version": "1.1"}.items()}
+            writer.write_table(table.append_column("of_1_9", pa.array([1] * len(table), pa.int8())))
+        named = {f"tokenshards.{key}": value for key, value in {**footer, "of_1_9": "x", "format_version": "1.9"}.items()}
         writer.add_key_value_metadata({**{key.decode(): value.decode() for key, value in old.items()}, **named})
     return bytes(sink.getvalue())
 
 
 def replace_object(out: Path, reference: dict[str, Any], footer: dict[str, str]) -> dict[str, Any]:
-    """Put a content-named object of 1.1 in the place of an old one; return the reference to it."""
+    """Put a content-named object of 1.9 in the place of an old one; return the reference to it."""
     old = out / reference["path"]
     data = newer_parquet(old, footer)
     digest = sha256_hex(data)
@@ -78,7 +78,7 @@ def replace_object(out: Path, reference: dict[str, Any], footer: dict[str, str])
 
 
 def make_newer(out: Path) -> None:
-    """Rewrite every object as a writer of 1.1 might have written it."""
+    """Rewrite every object as a writer of 1.9 might have written it."""
     tokenizer = read(out / "tokenizer" / "tokenizer.json")
     spec = newer_spec(tokenizer["spec"])
     fingerprint = sha256_hex(canonical_json(spec))
@@ -112,7 +112,7 @@ def make_newer(out: Path) -> None:
     manifest = read(out / pointer["manifest"])
     table = pq.read_table(out / manifest["table"]["path"]).to_pylist()
     for row, (commit, digest) in zip(table, entries, strict=True):
-        row.update(commit_sha256=digest, of_1_1=1)
+        row.update(commit_sha256=digest, of_1_9=1)
         for name, prefix in (("data", ""), ("quarantine", "quarantine_")):
             for key in ("path", "sha256", "size") if commit[name] is not None else ():
                 row[prefix + key] = commit[name][key]
@@ -131,7 +131,7 @@ def make_newer(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A dataset of 1.1, and what it held as 1.0."""
+    """A dataset of 1.9, and what it held as 1.0."""
     folder = tmp_path_factory.mktemp("made")
     write_images(folder / "src", 12, bad=2)
     convert(folder / "src", folder / "out", shard_rows=5, runner=InlineRunner())
@@ -169,7 +169,7 @@ def test_its_plan_and_its_runs_are_seen(made: tuple[Path, dict[str, Any]]) -> No
 def test_who_would_make_other_tokens_refuses(made: tuple[Path, dict[str, Any]]) -> None:
     """Reading can do without what it does not know; making more of the same cannot."""
     store = Store(str(made[0]))
-    with pytest.raises(PlanError, match=r"made in format 1\.1; .*Use the version of tokenshards that made the plan"):
+    with pytest.raises(PlanError, match=r"made in format 1\.9; .*Use the version of tokenshards that made the plan"):
         convert(made[0].parent / "src", made[0], runner=InlineRunner(), join=True)
     with pytest.raises(PlanError, match=r"made in format 1\.1"):
         plan_retry(store, Store(str(made[0].parent / "src")), SourceConfig())

@@ -63,6 +63,7 @@ def test_it_is_a_sequence_of_entries(count: int) -> None:
 def test_its_bytes_are_those_of_one_plain_table(count: int) -> None:
     sink = pa.BufferOutputStream()
     plain = pa.Table.from_pylist([asdict(entry) for entry in entries(count)], schema=SHARD_TABLE_SCHEMA)
+    plain = plain.drop_columns(["absent", "left_out"])  # a data set that needs nothing newer has the columns of format 1.0
     pq.write_table(plain, sink, compression="zstd")
     assert encode_shard_table(entries(count)) == bytes(sink.getvalue())
     assert encode_shard_table(ShardTable(entries(count))) == bytes(sink.getvalue())

@@ -17,7 +17,7 @@ import zstandard
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources import open_source, read_slice, source_root
 from tokenshards.pipeline.sources.table_uris import resolve_uri
 from tokenshards.pipeline.storage.store import Store
@@ -73,9 +73,46 @@ def test_bytes_become_slices_of_row_groups(tmp_path: Path) -> None:
 def test_hugging_face_structs_and_dictionary_labels(tmp_path: Path) -> None:
     images = [{"bytes": PNG, "path": "a.png"}, {"bytes": None, "path": "b.png"}, None]
     labels = pa.array(["owl", None, "cat"]).dictionary_encode()
-    found = read_all(parquet(tmp_path / "t.parquet", {"image": images, "label": labels}))
+    path = parquet(tmp_path / "t.parquet", {"image": images, "label": labels})
+    found, before = read_all(path), read_all(path, SourceConfig(rules=2))
     assert isinstance(found[0], ImageRecord) and (found[0].data, found[0].label) == (PNG, "owl")
-    assert [record.error.reason for record in found[1:] if isinstance(record, FailedRecord)] == [Reason.NO_IMAGE] * 2
+    assert [(type(record), record.sample_id) for record in found[1:]] == [(AbsentRecord, "t.parquet#1"), (AbsentRecord, "t.parquet#2")]
+    assert before[0] == found[0], "a plan of older rules reads as it always did"
+    assert [record.error.reason for record in before[1:] if isinstance(record, FailedRecord)] == [Reason.NO_IMAGE] * 2
+
+
+def test_only_a_table_that_may_lack_images_needs_a_newer_format(tmp_path: Path) -> None:
+    whole = {"image": [PNG, PNG], "label": [1, 2]}
+    struct = [{"bytes": PNG, "path": "a"}, {"bytes": PNG, "path": "b"}]
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+        "whole": (whole, {}, False),
+        "whole struct": ({"image": struct}, {}, False),
+        "null": ({"image": [PNG, None]}, {}, True),
+        "null struct": ({"image": [struct[0], {"bytes": None, "path": "b"}]}, {}, True),
+        "null in a later row group": ({"image": [PNG, PNG, None]}, {"row_group_size": 1}, True),
+        "no statistics": (whole, {"write_statistics": False}, True),
+        "status": ({**whole, "status": ["success", "failed_to_download"]}, {}, True),
+    }
+    for name, (columns, options, expected) in cases.items():
+        source, _ = plan(parquet(tmp_path / f"{name}.parquet", columns, **options))
+        assert source.summary.newer_inputs == expected, name
+        source, _ = plan(tmp_path / f"{name}.parquet", SourceConfig(rules=2))
+        assert not source.summary.newer_inputs, name
+
+
+def test_rows_that_their_table_marks_as_failed_are_absent(tmp_path: Path) -> None:
+    status = ["success", "failed_to_download", "failed_to_resize", None, "pending"]
+    path = parquet(tmp_path / "b.parquet", {"jpg": [PNG, None, PNG, PNG, PNG], "status": status})
+    assert [type(record) for record in read_all(path)] == [ImageRecord, AbsentRecord, AbsentRecord, ImageRecord, ImageRecord]
+    asked = read_all(path, SourceConfig(label="status"))
+    assert [type(record) for record in asked] == [ImageRecord, AbsentRecord, *[ImageRecord] * 3], "a label says nothing about the image"
+    write_csv(tmp_path / "u.csv", [["url", "status"], *[[f"{n}.png", text or ""] for n, text in enumerate(status)], ["", "success"]])
+    source, rows = plan(tmp_path / "u.csv")
+    assert [row.kind for row in rows] == ["file", "absent", "absent", "file", "file", "absent"]
+    assert [row.inputs for row in rows] == [1] * 6 and source.summary.newer_inputs
+    assert any("3 rows have no image" in note for note in source.summary.notes)
+    _, rows = plan(tmp_path / "u.csv", SourceConfig(rules=2))
+    assert [row.kind for row in rows] == ["file"] * 6
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(PNG))])
@@ -272,7 +309,9 @@ def test_numbered_rows_and_paths_below_the_table(tmp_path: Path) -> None:
     _, rows = plan(tmp_path)
     assert [(row.sample_id, row.path) for row in rows] == [("t.csv#0", "a/b.png"), ("t.csv#1", "c.png")]
     write_csv(path, [["path", "label"], ["", "1"], ["nosuchscheme://x/y.png", "1"]])
-    found = read_all(path)
+    absent, failed = read_all(path)
+    assert isinstance(absent, AbsentRecord) and isinstance(failed, FailedRecord) and failed.error.reason == Reason.BAD_URI
+    found = read_all(path, SourceConfig(rules=2))
     assert [record.error.reason for record in found if isinstance(record, FailedRecord)] == [Reason.BAD_URI] * 2
 
 
@@ -428,4 +467,4 @@ def test_one_format_is_taken_from_a_folder(tmp_path: Path) -> None:
     write_csv(tmp_path / "notes.csv", [["a"], ["1"]])
     source, rows = plan(tmp_path)
     assert [row.path for row in rows] == ["data/t.parquet"]
-    assert source.summary.ignored == {".csv": 1}
+    assert {kind: found.count for kind, found in source.summary.left_out.items()} == {".csv": 1}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
-from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.records import FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import expand_braces, open_source, read_slice, source_root
 from tokenshards.pipeline.storage.store import Store
 
@@ -41,16 +41,16 @@ def labelled(count: int, image: bytes = PNG) -> list[tuple[str, bytes]]:
     return [member for n in range(count) for member in ((f"{n:04d}.png", image), (f"{n:04d}.cls", str(n % 3).encode()))]
 
 
-def records(path: Path, config: SourceConfig = CONFIG) -> list[ImageRecord | FailedRecord]:
+def records(path: Path, config: SourceConfig = CONFIG) -> list[SourceRecord]:
     source = open_source(str(path), config)
     return [record for row in source.list_rows() for record in source.read(row)]
 
 
-def reasons(found: list[ImageRecord | FailedRecord]) -> dict[str, Reason]:
+def reasons(found: list[SourceRecord]) -> dict[str, Reason]:
     return {record.sample_id: record.error.reason for record in found if isinstance(record, FailedRecord)}
 
 
-def images(found: list[ImageRecord | FailedRecord]) -> list[ImageRecord]:
+def images(found: list[SourceRecord]) -> list[ImageRecord]:
     return [record for record in found if isinstance(record, ImageRecord)]
 
 
@@ -89,7 +89,7 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
 def said(path: Path, config: SourceConfig = CONFIG) -> str:
     source = open_source(str(path), config)
     list(source.list_rows())
-    return "\n".join(source.summary.lines())
+    return "\n".join([*source.summary.lines(), *(f"{name}: {text}" for name, text in source.summary.table())])
 
 
 def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> None:
@@ -98,14 +98,15 @@ def test_captions_are_no_classes_unless_an_option_says_so(tmp_path: Path) -> Non
     ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     assert [record.label for record in records(tmp_path)] == [None] * 5
-    assert "no labels (no .cls and no label in .json in the first 5 samples); the .txt of 5 of 5 samples is not used; --meta txt" in said(
-        tmp_path
-    )
+    text = said(tmp_path)
+    assert "no labels (no .cls and no label in .json in all 5 samples)\nthe .txt members are kept as meta.caption; --label txt" in text
+    assert [record.meta for record in images(records(tmp_path))] == [{"caption": f"a cat, {n}"} for n in range(5)]
+    assert "the .txt of 5 of 5 samples is not used; --meta txt" in said(tmp_path, SourceConfig(rules=2))
     kept = images(records(tmp_path, SourceConfig(meta=("txt", "w"))))
     assert [(record.label, record.meta) for record in kept] == [(None, {"txt": f"a cat, {n}", "w": 1}) for n in range(5)]
-    assert "not used" not in said(tmp_path, SourceConfig(meta=("txt",)))
+    assert "caption" not in said(tmp_path, SourceConfig(meta=("txt",)))
     assert [record.label for record in records(tmp_path, SourceConfig(label="txt"))] == [f"a cat, {n}" for n in range(5)]
-    assert "labels: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
+    assert "label: .txt, text" in said(tmp_path, SourceConfig(label="txt"))
     assert "no labels, as --no-labels asks" in said(tmp_path, SourceConfig(no_labels=True))
 
 
@@ -145,7 +146,7 @@ def test_a_caption_that_is_a_number_is_text(tmp_path: Path) -> None:
 def test_an_image_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(3)))
     for config in (SourceConfig(label="png"), SourceConfig(meta=("png",))):
-        with pytest.raises(SourceError, match=r"with --label and --meta: 000\d\.png is .*; expected UTF-8 text"):
+        with pytest.raises(SourceError, match=r"--(label|meta) png names images; expected a key of the .json members, or a text member"):
             said(tmp_path, config)
 
 
@@ -154,7 +155,7 @@ def test_a_malformed_json_first_costs_its_own_sample_and_no_label(tmp_path: Path
     found = records(tmp_path)
     assert reasons(found) == {"a.tar#a": Reason.BAD_LABEL}
     assert [record.label for record in images(found)] == [n % 3 for n in range(5)]
-    assert "labels: .cls, whole numbers" in said(tmp_path)
+    assert "label: .cls, whole numbers" in said(tmp_path)
 
 
 @pytest.mark.parametrize("config", [SourceConfig(id_column="key"), SourceConfig(image_column="jpg")])
@@ -200,23 +201,25 @@ def test_bad_members_cost_their_own_sample(tmp_path: Path) -> None:
     failed = {sample_id.partition("#")[2].partition("@")[0]: reason for sample_id, reason in reasons(found).items()}
     assert failed == {
         "x/no-image": Reason.NO_IMAGE,
-        "x/bad-label": Reason.BAD_LABEL,
-        "x/huge-label": Reason.BAD_LABEL,
-        "x/float-label": Reason.BAD_LABEL,
         "x/bad-json": Reason.BAD_LABEL,
         "x/bad-text": Reason.BAD_LABEL,
         "x/0001": Reason.DUPLICATE_ID,
     }
     assert len({record.sample_id for record in found}) == len(found)
-    assert len(images(found)) == 73
-    bad = next(record for record in found if isinstance(record, FailedRecord) and record.sample_id == "a.tar#x/bad-label")
+    labels = {record.sample_id: record.label for record in images(found)}
+    assert len(labels) == 76 and labels["a.tar#0001"] == "1", "one label that is no number makes all of them text"
+    assert [labels[f"a.tar#x/{name}-label"] for name in ("bad", "huge", "float")] == ["owl", str(1 << 63), "1.5"]
+    bad = next(record for record in found if isinstance(record, FailedRecord) and record.sample_id == "a.tar#x/bad-text")
     assert bad.data == PNG
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*labelled(70), ("x.png", PNG), ("x.cls", b"owl")]))
+    assert reasons(records(tmp_path, SourceConfig(rules=2))) == {"a.tar#x": Reason.BAD_LABEL}
 
 
 def test_unlabelled_tars_do_not_lose_labels_silently(tmp_path: Path) -> None:
     members = [*[(f"{n:04d}.png", PNG) for n in range(70)], ("z.png", PNG), ("z.cls", b"1")]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    assert reasons(records(tmp_path)) == {"a.tar#z": Reason.BAD_LABEL}
+    assert [record.label for record in images(records(tmp_path))] == [*[None] * 70, 1]
+    assert reasons(records(tmp_path, SourceConfig(rules=2))) == {"a.tar#z": Reason.BAD_LABEL}
 
 
 def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
@@ -225,8 +228,18 @@ def test_members_that_are_no_part_of_a_sample(tmp_path: Path) -> None:
         ("a.b/1.seg.png", b"mask"), ("a.b/1.png", PNG), ("a.b/1.seg.json", b"{}"),
     ]  # fmt: skip
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    (record,) = records(tmp_path)
+    record, *left_out = records(tmp_path, SourceConfig(image_member="png"))
     assert isinstance(record, ImageRecord) and (record.sample_id, record.data) == ("a.tar#a.b/1", PNG)
+    assert {(found.kind, found.count, found.example) for found in left_out if isinstance(found, LeftOutRecord)} == {
+        ("webdataset's own (__NAME__)", 1, "a.tar#__meta__/info.png"),
+        ("hidden (a name begins with a dot)", 1, "a.tar#.hidden.png"),
+        ("AppleDouble (._ files that macOS writes)", 1, "a.tar#a/._1.png"),
+        ("without extension", 1, "a.tar#noextension"),
+        ("further images of a sample", 1, "a.tar#a.b/1.seg.png"),
+    }
+    assert len(left_out) == 5
+    (record,) = records(tmp_path, SourceConfig(rules=2))
+    assert record.sample_id == "a.tar#a.b/1"
 
 
 names = st.from_regex(r"([a-c]{1,2}/)?[a-c]{1,2}\.(png|cls|json|seg\.png)", fullmatch=True)
@@ -249,9 +262,16 @@ def test_grouping_is_that_of_webdataset(found: list[str]) -> None:
         return
     store = Store("memory://grouping")
     store.write("a.tar", archive)
-    (row,) = open_source("memory://grouping/a.tar", CONFIG).list_rows()
-    ours = [record.sample_id.partition("#")[2].partition("@")[0] for record in read_slice(store, row, CONFIG, "int64", {})]
-    assert ours == [key for key, _ in expected]
+    row = PlanRow(kind="tar", sample_id="a.tar", path="a.tar", size=len(archive), version="", inputs=-1)
+    keys = [key for key, _ in expected]
+    for config in (SourceConfig(tar_key="first-dot", image_member="first"), SourceConfig(rules=2)):
+        try:
+            found = list(read_slice(store, row, config, "int64", {}))
+        except SourceError as error:
+            assert "lie apart" in str(error) and len(set(keys)) < len(keys)
+            continue
+        ours = [record.sample_id.partition("#")[2].partition("@")[0] for record in found if not isinstance(record, LeftOutRecord)]
+        assert ours == keys
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -263,10 +283,11 @@ def test_long_and_unusual_names(tar_format: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst"])
 def test_compressed_tars(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(tar_bytes(labelled(1)))
     plain = tar_bytes(labelled(4))
     packed = zstandard.compress(plain) if ending.endswith("zst") else gzip.compress(plain)
     (tmp_path / f"a{ending}").write_bytes(packed)
-    assert len(images(records(tmp_path))) == 4
+    assert len(images(records(tmp_path))) == 5
     (tmp_path / f"a{ending}").write_bytes(packed[:-20])
     found = records(tmp_path)
     assert Reason.BAD_CONTAINER in reasons(found).values()
@@ -275,7 +296,7 @@ def test_compressed_tars(ending: str, tmp_path: Path) -> None:
 def test_truncation_costs_only_what_lies_behind_it(tmp_path: Path) -> None:
     whole = tar_bytes(labelled(6))
     offsets = [whole.index(b"%04d.png" % n) for n in range(6)]
-    for cut in (offsets[3] + 700, offsets[3] + 100, offsets[3]):  # in the data, in the header, between two samples
+    for cut in (offsets[3] + 540, offsets[3] + 700, offsets[3] + 100):  # in the data, in its padding, in the header
         (tmp_path / "a.tar").write_bytes(whole[:cut])
         found = records(tmp_path)
         complete = images(found)
@@ -349,9 +370,10 @@ def test_a_key_that_occurs_again_fails_under_an_id_of_its_own(tmp_path: Path) ->
     assert again.sample_id.startswith("a.tar#0000@")
 
 
-def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(labelled(4, image=PNG + bytes(5 << 20))))
-    source = open_source(str(tmp_path), CONFIG)
+def test_an_outage_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://outage")
+    store.write("a.tar", tar_bytes(labelled(4, image=PNG + bytes(5 << 20))))
+    source = open_source("memory://outage/a.tar", CONFIG)
     (row,) = source.list_rows()
     reads = iter(range(100))
 
@@ -455,7 +477,7 @@ def test_hidden_tars_are_left_out(many: Path) -> None:
         len(list(rows_of(str(many)))) == 13 and len(list(rows_of(f"{many}/**/*.tar"))) == 13 and len(list(rows_of(f"{many}/*.tar"))) == 13
     )
     assert list(rows_of(f"{many}/.cache/*.tar")) == ["old.tar"]
-    assert "2 hidden" in said(many)
+    assert "1 hidden" in said(many) and "1 AppleDouble" in said(many)
 
 
 @pytest.mark.parametrize(("tar_bytes_more", "kind"), [(0, "folder"), (1, "tar")])
@@ -480,8 +502,9 @@ def test_an_image_among_containers_does_not_make_an_image_folder(ending: str, tm
     text = "\n".join(source.summary.lines())
     assert f"the {'tar' if ending == '.tar' else 'table'}s are taken, not the 1 image beside them" in text and "ignored: 1 .png" in text
     for n in range(2):
-        (tmp_path / f"{n}.png").write_bytes(PNG)
+        (tmp_path / f"{n}.png").write_bytes(PNG + bytes(20_000))  # now the images hold more bytes than the containers
     source = open_source(str(tmp_path), CONFIG)
     assert [row.path for row in source.list_rows()] != [] and source.kind == "folder"
-    assert "2 tar or Parquet files beside the images are ignored" in "\n".join(source.summary.lines())
+    beside = "\n".join([*source.summary.lines(), *source.summary.tables_beside])
+    assert ("2 tar or Parquet files beside the images are ignored" if ending == ".tar" else "0.parquet\n1.parquet") in beside
     assert open_source(str(tmp_path), SourceConfig(rules=1)).kind == "folder"
