@@ -27,7 +27,10 @@ NAMES_SHOWN = 12
 FEW_PARENTS = 8
 """So many folders may be classes even if each holds one image."""
 _SHARD_NAME = re.compile(r"\d+|.*[-_.]\d+|(shard|part|chunk|data|images?|train|val|test|valid|validation|dev)s?\d*", re.IGNORECASE)
-_SPLIT_OR_KIND = re.compile(r"\d+|train(ing)?|val(id(ation)?)?|dev|test|images?|imgs?|jpe?gs?|pngs?|masks?|labels?|data", re.IGNORECASE)
+_SPLIT_OR_KIND = re.compile(
+    r"\d+|train(ing)?|val(id(ation)?)?|dev|test|images?|imgs?|jpe?gs?|pngs?|masks?|labels?|data|(part|shard|chunk|batch)[-_ ]?\d+",
+    re.IGNORECASE,
+)
 
 
 def survey_tars(store: Store, files: Sequence[ObjectInfo], config: SourceConfig) -> tuple[TarSurvey, SourceConfig]:

@@ -1,4 +1,4 @@
-"""Labels and meta values of tar samples, and what the first samples of a tar show about them."""
+"""Labels and meta values of tar samples by rules 1 and 2, and what the first samples of a tar show about them."""
 
 from __future__ import annotations
 
