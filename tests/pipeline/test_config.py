@@ -30,7 +30,7 @@ def test_a_plan_keeps_what_shapes_the_shards_and_each_run_brings_its_access() ->
         (SourceConfig, {"tars_per_shard": 0}, "--tars-per-shard is 0; expected at least 1"),
         (SourceConfig, {"unreadable": "skip"}, "--unreadable is 'skip'; expected stop or quarantine"),
         (PlanConfig, {"shard_rows": 0}, "--shard-rows is 0; expected 1 to 1000000"),
-        (PlanConfig, {"batch_rows": 5000}, "--batch-rows is 5000; expected 1 to 4096"),
+        (PlanConfig, {"batch_rows": 5000}, "batch_rows is 5000; expected 1 to 4096"),
         (PlanConfig, {"views": "many"}, "--views is 'many'; expected one, flip, ten-crop"),
         (RunConfig, {"workers": 0}, "--workers is 0; expected 1 to 1024"),
         (RunConfig, {"max_bad": 1.5}, "--max-bad is 1.5; expected a share from 0 to 1"),

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.submit.submission import Submission, _one_profile
 
 
-def submission(**changes: Any) -> Submission:
-    return Submission(**{"source_url": "s3://bucket/src", "out_url": "s3://bucket/out", **changes})
+def submission(*arguments: str) -> Submission:
+    return Submission(source_url="s3://bucket/src", out_url="s3://bucket/out", arguments=arguments)
 
 
 def test_credentials_of_one_profile_are_forwarded_and_not_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TOKENSHARDS_SRC_PROFILE", "TOKENSHARDS_OUT_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     assert _one_profile(submission()) is None
-    assert _one_profile(submission(storage_options={"profile": "work"})) == "work"
-    assert _one_profile(submission(side_options={"src": {"anon": True}, "out": {"profile": "work"}})) == "work"
+    assert _one_profile(submission("--storage-option=profile=work")) == "work"
+    assert _one_profile(submission("--src-option=anon=true", "--out-option=profile=work")) == "work"
     with pytest.raises(ConfigError, match="different profiles .src without a profile, out work."):
-        _one_profile(submission(side_options={"out": {"profile": "work"}}))
+        _one_profile(submission("--out-option=profile=work"))
     monkeypatch.setenv("TOKENSHARDS_SRC_PROFILE", "reader")
     monkeypatch.setenv("TOKENSHARDS_OUT_PROFILE", "reader")
     assert _one_profile(submission()) == "reader"
@@ -30,6 +28,5 @@ def test_credentials_of_one_profile_are_forwarded_and_not_of_two(monkeypatch: py
 @pytest.mark.parametrize("side", ["src", "out", "tokenizer"])
 def test_a_secret_of_one_side_is_not_submitted(side: str) -> None:
     with pytest.raises(ConfigError, match=f"--{side}-option secret is not an option that may go") as caught:
-        submission(side_options={side: {"secret": "hidden"}})
+        submission(f"--{side}-option=secret=hidden")
     assert "hidden" not in str(caught.value)
-    assert "hidden" not in repr(submission(side_options={side: {"profile": "hidden"}}))
