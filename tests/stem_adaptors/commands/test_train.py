@@ -70,4 +70,4 @@ def test_a_matrix_that_cannot_be_drawn_is_refused_before_images_are_tokenized(
         patched.setattr(metrics, "CONFUSION_CLASSES", 2)
         assert "3 classes would have 9 fields; expected at most 2" in call_cli(*command, expect=2)[1]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "needs matplotlib, which is not installed" in call_cli(*command, expect=2)[1]
+    assert "needs matplotlib, which cannot be imported" in call_cli(*command, expect=2)[1]
