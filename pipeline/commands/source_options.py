@@ -11,7 +11,7 @@ import typer
 
 from tokenshards.pipeline.commands.options import AllowPrivateHosts, SrcOptions, Unreadable, side_options
 
-__all__ = ["ACCESS", "LABELLING", "Splits", "reading_of", "takes_source"]
+__all__ = ["ACCESS", "IMAGES", "LABELLING", "Splits", "reading_of", "takes_source"]
 
 _INPUT, _LABELS, _IMAGES, _URLS = "Input", "Labels and metadata", "Images", "URLs in tables"
 
@@ -120,6 +120,8 @@ UrlConcurrency = Annotated[int, typer.Option(help="Most requests to one host at 
 
 LABELLING = ("id_column", "label", "label_from", "key_column", "label_first", "no_labels", "meta", "tars_per_shard", "yes", "unreadable")
 """Options that a tokenizer's fit or evaluation has no use for: it looks at images alone."""
+IMAGES = ("max_pixels", "accept_truncated", "sixteen_bit")
+"""Options of decoding images."""
 ACCESS = ("url_attempts", "url_timeout", "url_time", "url_concurrency", "src_option", "allow_private_hosts", "unreadable")
 """Options of reading inputs that a plan has chosen."""
 

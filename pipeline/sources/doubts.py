@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import DoubtError, shorten
+from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.sources.splits import known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
@@ -32,6 +33,7 @@ def add_doubts(summary: SourceSummary, asked: SourceConfig, *, from_paths: bool)
         if from_paths:
             found.append(_numbers(summary))
     found += [_many_classes(summary, asked), _nearly_equal(summary), _table_beside(summary, asked), _archived(summary, asked)]
+    found += _without_decoder(summary)
     summary.doubts += [doubt for doubt in found if doubt is not None and doubt not in summary.doubts]
 
 
@@ -175,3 +177,13 @@ def _archived(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
         f"such as {found.example}, and cannot be read until restored",
         option="restore them, or --unreadable quarantine goes on without them",
     )
+
+
+def _without_decoder(summary: SourceSummary) -> Iterator[Doubt]:
+    for extra, kinds in missing_extras(summary.left_out).items():
+        files = sum(summary.left_out[kind].count for kind in kinds)
+        yield Doubt(
+            sentence=f"{files:,} {'image is' if files == 1 else 'images are'} left out: {needs_extra(extra, kinds)}",
+            option="install it, or --yes goes on without them",
+            grave=files >= GRAVE_IMAGES,
+        )

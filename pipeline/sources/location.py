@@ -15,6 +15,7 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
+from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import ImageSource, read_file_row, readable_text
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
@@ -22,6 +23,7 @@ from tokenshards.pipeline.sources.fetch import display_uri
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
+from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
 from tokenshards.pipeline.sources.summary import Doubt, extension
@@ -127,7 +129,9 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if not files:
         itself = store.info("")
         if kinds:
-            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; use --all-files to take every file"
+            extras = [needs_extra(extra, missing) for extra, missing in missing_extras(kinds).items()]
+            what = "; ".join(extras) or "use --all-files to take every file"
+            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + f"; {what}"
         elif itself is not None and itself.regular:
             seen = "a single file; give its folder instead"
         else:
@@ -160,6 +164,7 @@ def _open_containers(store: Store, config: SourceConfig, files: list[ObjectInfo]
     kind = TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else TableSource
     if config.rules < 3:
         return kind(store, config, files)
+    refuse_lfs_pointers(store, files)
     asked = asked_split(config.split)
     splits = [split_of_file(readable_text(info.path), asked) for info in files]
     taken = [asked in (None, ALL_SPLITS, split) for split in splits]
