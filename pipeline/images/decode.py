@@ -48,6 +48,8 @@ MAX_SIDE = 1 << 20
 
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
+JPEG_BLOCK = 16
+"""Largest side of the blocks that JPEG decodes together."""
 _JPEG_END = b"\xff\xd9"
 
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
@@ -118,6 +120,8 @@ def _open_image(data: bytes, turned: bool, rules: ImageRules, wanted: int | None
     region = _drafted(image, wanted)
     deep = deep_image(image)
     image, cut = _loaded(image, data, rules, wanted)
+    if cut and _is_blank(image, math.ceil(JPEG_BLOCK * region[2] / width) if data.startswith(JPEG_SIGNATURE) else 0):
+        raise BadInput(Reason.TRUNCATED, f"it ends before its first pixels; {shown_bytes(data)}")
     if deep is None:
         pixels, dark = _resizable(image, data), False
     else:
@@ -180,9 +184,6 @@ def _loaded(image: Image.Image, data: bytes, rules: ImageRules, wanted: int | No
             part = _loaded_in_part(image, data, rules, wanted)
         except (OSError, SyntaxError, ValueError, LookupError):
             raise error from None
-        pixels = np.asarray(part)
-        if (pixels == pixels[:1, :1]).all():
-            raise BadInput(Reason.TRUNCATED, f"no pixel decodes: {error}; {shown_bytes(data)}") from error
         return part, True
 
 
@@ -195,6 +196,15 @@ def _loaded_in_part(image: Image.Image, data: bytes, rules: ImageRules, wanted: 
         image.tile = []  # type: ignore[attr-defined]  # the decoder has already stored all pixels that it got
     image.load()
     return image
+
+
+def _is_blank(image: Image.Image, unsure: int) -> bool:
+    """Return whether all pixels are the same. A JPEG may make its first block of no data, so `unsure` x `unsure` pixels do not count."""
+    pixels = np.asarray(image)
+    if max(image.size) <= unsure:
+        unsure = 0
+    last = pixels[-1:, -1:]
+    return bool((pixels[unsure:] == last).all() and (pixels[:unsure, unsure:] == last).all())
 
 
 def _eight_bits(deep: DeepImage, image: Image.Image, data: bytes, rules: ImageRules) -> tuple[Image.Image, bool]:

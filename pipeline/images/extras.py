@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["EXTRA_FORMATS", "extra_of_bytes", "extra_versions", "installed_extras", "is_jxl", "jxl_size", "missing_extras", "needs_extra"]
+__all__ = [
+    "EXTRA_FORMATS",
+    "extra_of_bytes",
+    "extra_versions",
+    "installed_extras",
+    "is_heif",
+    "is_jxl",
+    "jxl_size",
+    "missing_extras",
+    "needs_extra",
+]
 
 _HEIF, _JXL = "heif", "jxl"
 _PACKAGES = {_HEIF: "pillow-heif", _JXL: "pillow-jxl-plugin"}
@@ -53,7 +63,7 @@ def missing_extras(extensions: Iterable[str]) -> dict[str, list[str]]:
 
 def extra_of_bytes(data: bytes) -> str | None:
     """Return the extra that an image needs and that is not installed, else None."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+    if is_heif(data):
         extra = _HEIF
     elif is_jxl(data):
         extra = _JXL
@@ -66,6 +76,11 @@ def needs_extra(extra: str, kinds: Iterable[str] = ()) -> str:
     """Return a sentence about images that an extra would read; `kinds` are their extensions, all of the extra by default."""
     shown = ", ".join(kinds or EXTRA_FORMATS[extra])
     return f"{shown} files cannot be read without {_PACKAGES[extra]}: pip install 'tokenshards[{extra}]'"
+
+
+def is_heif(data: bytes) -> bool:
+    """Return whether bytes begin as HEIC does."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 def is_jxl(data: bytes) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from tokenshards.pipeline.errors import BadInput, Reason, shorten
-from tokenshards.pipeline.images.extras import extra_of_bytes, needs_extra
+from tokenshards.pipeline.images.extras import extra_of_bytes, is_heif, is_jxl, needs_extra
 from tokenshards.pipeline.images.formats import PNG_SIGNATURE, describe_tiff, is_lfs_pointer
 
 __all__ = ["JPEG_SIGNATURE", "TOO_MUCH_TEXT", "decoding", "failure_of", "shown_bytes"]
@@ -76,7 +76,7 @@ def failure_of(error: Exception, data: bytes) -> BadInput:
         return BadInput(Reason.DECOMPRESSION_BOMB, detail)
     if (extra := extra_of_bytes(data)) is not None:
         return BadInput(Reason.NO_DECODER, f"{needs_extra(extra)}; {shown_bytes(data)}")
-    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
+    if isinstance(error, UnidentifiedImageError) and not (data.startswith(_SIGNATURES) or is_heif(data) or is_jxl(data)):
         return BadInput(Reason.NOT_AN_IMAGE, detail)
     if isinstance(error, UnidentifiedImageError | KeyError) and (seen := describe_tiff(data)) is not None:
         return BadInput(Reason.UNSUPPORTED_MODE, f"TIFF of {seen}; expected 1 to 4 bands of 8 or 16 bits, unsigned; {shown_bytes(data)}")
