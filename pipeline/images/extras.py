@@ -73,9 +73,9 @@ def extra_of_bytes(data: bytes) -> str | None:
 
 
 def needs_extra(extra: str, kinds: Iterable[str] = ()) -> str:
-    """Return a sentence about images that an extra would read; `kinds` are their extensions, all of the extra by default."""
+    """Return what an extra would read, and its name; `kinds` are extensions, by default all. It names no place of this host."""
     shown = ", ".join(kinds or EXTRA_FORMATS[extra])
-    return f"{shown} files cannot be read without {_PACKAGES[extra]}: pip install 'tokenshards[{extra}]'"
+    return f"{shown} files cannot be read without {_PACKAGES[extra]}, the extra tokenshards[{extra}]"
 
 
 def is_heif(data: bytes) -> bool:

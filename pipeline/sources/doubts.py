@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import DoubtError, shorten
+from tokenshards.pipeline.errors import DoubtError, install_hint, shorten
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.sources.splits import known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
@@ -184,6 +184,6 @@ def _without_decoder(summary: SourceSummary) -> Iterator[Doubt]:
         files = sum(summary.left_out[kind].count for kind in kinds)
         yield Doubt(
             sentence=f"{files:,} {'image is' if files == 1 else 'images are'} left out: {needs_extra(extra, kinds)}",
-            option="install it, or --yes goes on without them",
+            option=f"{install_hint(extra)} installs it, --yes goes on without them",
             grave=files >= GRAVE_IMAGES,
         )

@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 from fsspec.core import split_protocol
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import SourceError
+from tokenshards.pipeline.errors import SourceError, install_hint
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
@@ -129,7 +129,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if not files:
         itself = store.info("")
         if kinds:
-            extras = [needs_extra(extra, missing) for extra, missing in missing_extras(kinds).items()]
+            extras = [f"{needs_extra(extra, missing)}: {install_hint(extra)}" for extra, missing in missing_extras(kinds).items()]
             what = "; ".join(extras) or "use --all-files to take every file"
             seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + f"; {what}"
         elif itself is not None and itself.regular:
