@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _HEIF, _JXL = "heif", "jxl"
+_NAMES = {_HEIF: "HEIC", _JXL: "JPEG XL"}
 _PACKAGES = {_HEIF: "pillow-heif", _JXL: "pillow-jxl-plugin"}
 EXTRA_FORMATS = {_HEIF: (".heic", ".heics", ".heif", ".heifs", ".hif"), _JXL: (".jxl",)}
 """Extra -> extensions of the files that it reads."""
@@ -73,9 +74,9 @@ def extra_of_bytes(data: bytes) -> str | None:
 
 
 def needs_extra(extra: str, kinds: Iterable[str] = ()) -> str:
-    """Return what an extra would read, and its name; `kinds` are extensions, by default all. It names no place of this host."""
-    shown = ", ".join(kinds or EXTRA_FORMATS[extra])
-    return f"{shown} files cannot be read without {_PACKAGES[extra]}, the extra tokenshards[{extra}]"
+    """Return what an extra would read, and its name; `kinds` are extensions of the files. It names no place of this host."""
+    what = f"{', '.join(kinds)} files" if kinds else f"{_NAMES[extra]} images"
+    return f"{what} cannot be read without {_PACKAGES[extra]}, the extra tokenshards[{extra}]"
 
 
 def is_heif(data: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tokenshards.pipeline.config import ImageRules, PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.estimate import estimate_job
 from tokenshards.pipeline.errors import Reason, SourceError
 from tokenshards.pipeline.images import extras
+from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
@@ -226,6 +228,27 @@ def test_pointers_of_git_lfs_in_place_of_images(tmp_path: Path) -> None:
     _, lines = made(src, tmp_path / "out", None)
     assert any("pointer.jpg is a Git LFS pointer" in line and "git lfs pull" in line for line in lines)
     assert quarantine_of(tmp_path / "out") == {"pointer.jpg": "not_an_image"}
+
+
+def test_previews_and_evaluations_follow_the_rules(tokenizer: Path, tmp_path: Path) -> None:
+    eight, twelve = write_pngs(tmp_path / "eight", 0), write_pngs(tmp_path / "twelve", 12)
+    lossless = [call_json("evaluate-tokenizer", str(tokenizer), str(src))["psnr_db"] for src in (eight, twelve)]
+    assert lossless[0] == lossless[1]
+    dark = call_json("evaluate-tokenizer", str(tokenizer), str(twelve), "--sixteen-bit", "high-byte")["psnr_db"]
+    assert dark != lossless[0]
+    made(twelve, tmp_path / "out", tokenizer)
+    drawn = [
+        call_json("preview", str(out), "--to", str(tmp_path / "p.png"), "--source", str(src))["psnr_db"]
+        for out, src in ((tokenizer, tokenizer.parent / "src"), (tmp_path / "out", twelve))
+    ]
+    assert sorted(drawn[0]) == sorted(drawn[1])
+
+
+def test_remote_decoding_brings_every_field_of_a_batch() -> None:
+    pytest.importorskip("ray")
+    from tokenshards.pipeline.runners.ray_decode import _FIELDS
+
+    assert {*_FIELDS, "images_BHWC", "rows"} == {part.name for part in fields(DecodedBatch)}
 
 
 def test_predict_takes_16_bits_as_training_did(tokenizer: Path, tmp_path: Path) -> None:
