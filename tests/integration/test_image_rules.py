@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
+from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import load_manifest
-from tokenshards.pipeline.sources import open_source
+from tokenshards.pipeline.sources import open_source, pixel_depth
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
@@ -113,9 +114,12 @@ def test_jpegs_cost_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         path.unlink()
     source = open_source(str(tmp_path), SourceConfig())
     rows = list(source.list_rows())
-    monkeypatch.setattr(type(source.store), "read", None)
+    chosen: list[PlanRow] = []
+    monkeypatch.setattr(pixel_depth, "look_at_sample", lambda source, rows, limit, look: chosen.extend(rows) or ())
     settle_sixteen_bit(source, rows)
-    assert source.config.image_rules.sixteen_bit == "high-byte" and not [note for note in source.summary.notes if "16-bit" in note]
+    assert source.config.image_rules.sixteen_bit == "high-byte" and rows and not chosen
+    settle_sixteen_bit(open_source(str(write_pngs(tmp_path / "pngs", 16)), SourceConfig()), [*rows, replace(rows[0], path="a.png")])
+    assert [row.path for row in chosen] == ["a.png"]
 
 
 @pytest.mark.parametrize("config", [SourceConfig(rules=2), SourceConfig(frozen=True)])
