@@ -63,7 +63,7 @@ class ImageRules:
     """Take an image that ends too early; what is missing is grey in a JPEG, black in other formats."""
     sixteen_bit: str = "auto"
     """`scale` takes the 8 highest of the bits that a 16-bit image uses, `high-byte` the high byte of each sample; planning turns `auto` to
-    one of the two; a plan without it means `high-byte`."""
+    one of the two where it sees 16-bit images; in a plan `auto` is `high-byte`."""
 
     def __post_init__(self) -> None:
         require(1 <= self.max_pixels <= 1 << 40, "--max-pixels", self.max_pixels, "1 to 2**40")

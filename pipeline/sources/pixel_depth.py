@@ -21,7 +21,7 @@ LOOKED_AT, SLICES = 64, 4
 
 
 def settle_sixteen_bit(source: ImageSource, rows: Sequence[PlanRow]) -> None:
-    """Set `sixteen_bit` of a listed source where it is `auto`, and note in the summary what some of the `rows` show.
+    """Set `sixteen_bit` of a listed source where it is `auto` and some of the `rows` are 16-bit images; note in the summary what they show.
 
     `scale` is taken if any 16-bit image leaves its highest bits unused, as those of a 12-bit camera do: their high byte is nearly black.
     `scale` changes no image that uses all bits. Only files that can hold 16 bits are read, and none on the web.
@@ -34,13 +34,15 @@ def settle_sixteen_bit(source: ImageSource, rows: Sequence[PlanRow]) -> None:
         seen += 1
         if 0 < bits <= DARK_BITS:
             dark[sample_id] = bits
+    if not seen:
+        return  # `auto` in a plan is `high-byte`, and a plan that needs no rule for 16 bits stays one of format 1.0
     if dark:
         example, most = next(iter(dark)), max(dark.values())
         source.summary.notes.append(
             f"{len(dark):,} of {seen:,} sampled 16-bit images use at most {most} of their bits, such as {example}: each 16-bit image is "
             "scaled by the bits it uses (--sixteen-bit scale; high-byte keeps the high bytes, which are dark then)"
         )
-    elif seen:
+    else:
         source.summary.notes.append(
             f"the {seen:,} sampled 16-bit images use all their bits: the high byte of each sample is kept (--sixteen-bit high-byte)"
         )

@@ -117,7 +117,7 @@ def test_jpegs_cost_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     chosen: list[PlanRow] = []
     monkeypatch.setattr(pixel_depth, "look_at_sample", lambda source, rows, limit, look: chosen.extend(rows) or ())
     settle_sixteen_bit(source, rows)
-    assert source.config.image_rules.sixteen_bit == "high-byte" and rows and not chosen
+    assert source.config.image_rules == ImageRules() and rows and not chosen
     settle_sixteen_bit(open_source(str(write_pngs(tmp_path / "pngs", 16)), SourceConfig()), [*rows, replace(rows[0], path="a.png")])
     assert [row.path for row in chosen] == ["a.png"]
 
