@@ -60,10 +60,10 @@ class ImageRules:
     max_pixels: int = 1 << 27
     """Images with more pixels are quarantined unread."""
     accept_truncated: bool = False
-    """Take an image that ends too early, with the pixels that are missing grey as the decoder leaves them."""
+    """Take an image that ends too early; what is missing is grey in a JPEG, black in other formats."""
     sixteen_bit: str = "auto"
-    """`scale` maps the range that a 16-bit image uses to 8 bits, `high-byte` keeps the high byte of each sample; planning turns `auto` into
-    one of the two."""
+    """`scale` takes the 8 highest of the bits that a 16-bit image uses, `high-byte` the high byte of each sample; planning turns `auto` to
+    one of the two where it sees 16-bit images; in a plan `auto` is `high-byte`."""
 
     def __post_init__(self) -> None:
         require(1 <= self.max_pixels <= 1 << 40, "--max-pixels", self.max_pixels, "1 to 2**40")

@@ -257,6 +257,7 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     DECOMPRESSION_BOMB = "decompression_bomb"
     UNSUPPORTED_MODE = "unsupported_mode"
+    NO_DECODER = "no_decoder"
     MISSING = "missing"
     NOT_A_FILE = "not_a_file"
     BAD_URI = "bad_uri"

@@ -16,7 +16,7 @@ from tokenshards.pipeline.commands.options import AllowPrivateHosts, SrcOptions,
 if TYPE_CHECKING:
     from tokenshards.pipeline.config import SourceConfig
 
-__all__ = ["ACCESS", "LABELLING", "SourceOptions", "Splits", "takes_source"]
+__all__ = ["ACCESS", "IMAGES", "LABELLING", "SourceOptions", "Splits", "takes_source"]
 
 _INPUT, _LABELS, _IMAGES, _URLS = "Input", "Labels and metadata", "Images", "URLs in tables"
 
@@ -144,6 +144,8 @@ LABELLING = (
     "unreadable",
 )
 """Options that a tokenizer's fit or evaluation has no use for: it looks at images alone."""
+IMAGES = ("max_pixels", "accept_truncated", "sixteen_bit")
+"""Options of decoding images."""
 ACCESS = ("url_attempts", "url_timeout", "url_time", "url_concurrency", "src_option", "allow_private_hosts", "unreadable")
 """Options of reading inputs that a plan has chosen."""
 

@@ -85,6 +85,7 @@ def fit_tokenizer_command(
     from tokenshards.pipeline.reports.storage_table import fit_rows
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.sources import open_source
+    from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.base import describe_tokenizer
     from tokenshards.pipeline.tokenizers.directory import save_tokenizer
@@ -118,6 +119,7 @@ def fit_tokenizer_command(
     fit = open_fit(options, out=store, storage_options=weights, say=reporter.say)
     source = open_source(src, reading(src))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
+        settle_sixteen_bit(source, listing.sample)
         understand(source, replace(source.config, yes=True), reporter.say)
         fitted = fit.run(source, listing.sample)
     for note in fitted.notes:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -33,31 +32,38 @@ class EncodedImages:
 
 
 def tokenize_images(
-    places: Sequence[str], tokenizer: Tokenizer, *, storage_options: dict[str, Any] | None = None, batch_size: int = 64
+    places: Sequence[str], tokenizer: Tokenizer, *, config: SourceConfig | None = None, batch_size: int = 64
 ) -> Iterator[EncodedImages]:
     """Yield the images at paths and URLs as token batches, in order; a folder stands for every image below it.
+
+    `config` has the rules of decoding and the access options. With `--sixteen-bit auto` each 16-bit image is scaled by the bits it uses,
+    because there is no sample to look at; an image that uses all of them gives the same tokens either way.
 
     An image that cannot be read or decoded is listed in `failed` and does not stop the others. Raises SourceError for a folder without
     images, TransientStorageError if a store keeps failing.
     """
-    for files in _batched(_files(places, storage_options or {}), batch_size):
+    config = config or SourceConfig()
+    rules = config.image_rules
+    if rules.sixteen_bit == "auto":
+        rules = replace(rules, sixteen_bit="scale")
+    for files in _batched(_files(places, config), batch_size):
         names, pixels, failed = [], [], []
         for store, path, name in files:
             try:
-                pixels.append(decode_image(store.read(path), tokenizer.spec.preprocess).pixels_HWC)
+                pixels.append(decode_image(store.read(path), tokenizer.spec.preprocess, rules).pixels_HWC)
                 names.append(name)
             except (BadInput, MissingObjectError) as error:
                 failed.append((name, str(error)))
         yield EncodedImages(names, tokenizer.encode(np.stack(pixels)) if pixels else None, failed)
 
 
-def _files(places: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[Store, str, str]]:
+def _files(places: Sequence[str], config: SourceConfig) -> Iterator[tuple[Store, str, str]]:
     for place in places:
         shown = display_url(place)
         if extension(place.rstrip("/")) in image_extensions():
-            yield (*open_parent(place.rstrip("/"), options), shown)
+            yield (*open_parent(place.rstrip("/"), config.storage_options), shown)
             continue
-        source = open_source(place, SourceConfig(storage_options=options))
+        source = open_source(place, config)
         if source.kind != "folder":
             raise SourceError(
                 f"{shown}: this is a {source.kind} source; expected images or folders of images. Tokenize it and use `evaluate`"

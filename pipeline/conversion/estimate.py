@@ -22,6 +22,8 @@ from tokenshards.pipeline.records import AbsentRecord, ImageRecord, LeftOutRecor
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
 from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
+from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
+from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.view_policy import ViewPolicy
@@ -122,6 +124,8 @@ def estimate_job(
     source = open_source(source_url, replace(source_config, unreadable="quarantine"))
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
+        settle_sixteen_bit(source, listing.sample)
+        doubt_lfs_pointers(source, listing.sample)
         matched = understand(source, source_config, say)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
         timed = time_sample(source, listing.sample, used, plan_config)
@@ -205,7 +209,9 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
             members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # each member has a header
             if isinstance(record, ImageRecord):
                 with contextlib.suppress(BadInput):  # counted as an input that was not decoded
-                    found = decode_views(data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id)
+                    found = decode_views(
+                        data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id, rules=source.config.image_rules
+                    )
                     images.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
             lap("decode")

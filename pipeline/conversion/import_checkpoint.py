@@ -17,6 +17,7 @@ from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.sources import open_source
+from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
 from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
@@ -77,6 +78,7 @@ def keep_used_codes(tokenizer: PublishedTokenizer, sample: CodeSample) -> tuple[
         raise ConfigError(f"--keep-codes was given; {tokenizer.spec.family} finds its ids without a table to drop codes from")
     source = open_source(sample.source_url, sample.source)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample.images, sample_seed=sample.seed) as listing:
+        settle_sixteen_bit(source, listing.sample)
         counts_K = count_codes(source, listing.sample, sample.images, tokenizer)
     kept = np.flatnonzero(counts_K >= sample.min_uses)
     if not len(kept):

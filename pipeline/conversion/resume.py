@@ -18,6 +18,7 @@ from tokenshards.pipeline.errors import (
     TransientStorageError,
     describe_unreadable,
 )
+from tokenshards.pipeline.images.remarks import remark_notes
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation
@@ -112,6 +113,8 @@ class PlanRun:
             self._reporter.say(f"note: {store.url}/{CARD_PATH} is not a card written by tokenshards, so it is kept unchanged")
         if plan.classes and (new := manifest.classes[len(plan.classes) :]):
             self._reporter.say(f"note: {len(new)} classes, such as {new[0]!r}, are not in the given class table and were added at its end")
+        for note in remark_notes(manifest.totals.get("image_remarks", {})):
+            self._reporter.say(f"note: {note}")
         self.seconds = time.monotonic() - started
         return manifest
 

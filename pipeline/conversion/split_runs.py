@@ -9,7 +9,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
 from tokenshards.pipeline.errors import ConfigError, DoubtError
-from tokenshards.pipeline.planning.plan import CURRENT_PLAN
+from tokenshards.pipeline.planning.plan import CURRENT_PLAN, load_plan
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.shards.split_index import read_split_index, write_split_index
 from tokenshards.pipeline.sources import open_source
@@ -66,6 +66,9 @@ def tokenize_splits(request: TokenizeRequest, reporter: Reporter, open_runner: C
         part = replace(request, out_url=f"{request.out_url.rstrip('/')}/{name}", source=replace(request.source, split=name))
         if outcomes:  # the tokenizer of the first split, and its class table
             part = replace(part, tokenizer_url=first, tokenizer_options=request.out_options)
+            if _scales_16_bits(Store(first, storage_options=request.out_options, retry=request.run.retry)):
+                rules = replace(part.source.image_rules, sixteen_bit="scale")
+                part = replace(part, source=replace(part.source, image_rules=rules))
         reporter.say(f"split {name}:")
         try:
             outcomes[name] = Conversion(part, reporter, open_runner()).run()
@@ -74,3 +77,9 @@ def tokenize_splits(request: TokenizeRequest, reporter: Reporter, open_runner: C
                 write_split_index(store, splits)
                 known = splits
     return outcomes
+
+
+def _scales_16_bits(first: Store) -> bool:
+    """Return whether the first split scales 16-bit images: the others do so then too, even if no image in their own sample asks for it."""
+    plan = load_plan(first)
+    return plan is not None and plan.source_config(SourceConfig()).image_rules.sixteen_bit == "scale"

@@ -25,6 +25,8 @@ from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.labels import LabelType, integer_in
+from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
+from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
@@ -96,6 +98,8 @@ class Conversion:
             sample=sample,
             sample_seed=request.fit.seed,
         ) as listing:
+            settle_sixteen_bit(source, listing.sample or listing.spread)
+            doubt_lfs_pointers(source, listing.sample or listing.spread)
             matched = understand(source, request.source, say)
             self._understood = source.summary.to_json()
             classes: tuple[int | str, ...] = ()

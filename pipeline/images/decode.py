@@ -1,4 +1,4 @@
-"""Bytes of any image that Pillow opens -> uint8 RGB pixels, by the preprocessing of a tokenizer's spec.
+"""Bytes of any image that Pillow opens -> uint8 RGB pixels, by the preprocessing of a tokenizer's spec and the image rules of a plan.
 
 We use Pillow alone. On ImageNet JPEGs at 128 px with one thread, libjpeg-turbo through simplejpeg is no faster for `full` and less than
 10 % faster for `dct_scaled`: Pillow bundles the same library and gets the same DCT scaling through `draft`.
@@ -6,53 +6,56 @@ We use Pillow alone. On ImageNet JPEGs at 128 px with one thread, libjpeg-turbo 
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import struct
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 
-from tokenshards.pipeline.errors import BadInput, Reason, shorten
+from tokenshards.pipeline.config import ImageRules
+from tokenshards.pipeline.errors import BadInput, Reason
+from tokenshards.pipeline.images.extras import is_jxl, jxl_size
+from tokenshards.pipeline.images.failures import JPEG_SIGNATURE, TOO_MUCH_TEXT, decoding, failure_of, shown_bytes
+from tokenshards.pipeline.images.formats import PNG_SIGNATURE, describe_tiff, image_extensions, open_lazily, without_texts
+from tokenshards.pipeline.images.remarks import Remark
 from tokenshards.pipeline.images.resize import Region, SourceImage, usual_view
+from tokenshards.pipeline.images.sixteen_bit import DARK_BITS, DeepImage, Tile, deep_image, with_tiles
 from tokenshards.pipeline.shards.spec import Preprocess
 
 __all__ = [
     "DECODER",
     "DecodedImage",
+    "OpenedImage",
+    "USUAL_RULES",
     "decode_image",
     "decoding",
-    "first_bytes",
     "image_extensions",
     "open_image",
+    "sixteen_bits_used",
 ]
 
 DECODER = f"pillow-{PIL.__version__.partition('.')[0]}"
 """Library and major version: together with the preprocessing they decide the pixels."""
 
+USUAL_RULES = ImageRules()
 MAX_SIDE = 1 << 20
 """Longest allowed side in pixels; the memory of a resampling filter grows with it."""
 
-# Formats that need an external program or a plug-in, or that Pillow can name but not load.
-_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
 _CONVERTIBLE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
-_JPEG, _PNG, _GIF, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF"
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_SIGNATURES = (_JPEG, _PNG, _GIF, _RIFF, b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+JPEG_BLOCK = 16
+"""Largest side of the blocks that JPEG decodes together."""
+_JPEG_END = b"\xff\xd9"
 
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 _ORIENTATION_TAG = 0x0112
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,105 +65,173 @@ class DecodedImage:
     pixels_HWC: npt.NDArray[np.uint8]
     width: int
     height: int
+    remarks: tuple[Remark, ...] = ()
 
 
-@cache
-def _readable_formats() -> tuple[str, ...]:
-    Image.preinit()  # puts the common formats first, so that Pillow does not try a dozen others before them
-    Image.init()
-    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _UNREADABLE_FORMATS)
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """A decoded source image with the remarks on it."""
+
+    source: SourceImage
+    remarks: tuple[Remark, ...]
 
 
-@cache
-def image_extensions() -> frozenset[str]:
-    """Return the file extensions that `decode_image` can open, in lower case with the dot, such as `.jpeg`."""
-    readable = {*_readable_formats(), "MPO"}  # the JPEG plug-in opens MPO files
-    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in readable)
-
-
-def decode_image(data: bytes, preprocess: Preprocess, *, max_pixels: int = 1 << 27) -> DecodedImage:
+def decode_image(data: bytes, preprocess: Preprocess, rules: ImageRules = USUAL_RULES) -> DecodedImage:
     """Decode the first frame of an encoded image to RGB and resize it to `preprocess.size`.
 
-    Every mode becomes uint8 RGB: 16-bit samples keep their high byte, transparency is composited on `preprocess.background`, ICC profiles
-    are ignored. The image is rotated by its EXIF orientation if `preprocess` says so; unreadable EXIF data counts as upright. The result
-    depends only on the arguments and DECODER. An image of more than `max_pixels` is refused before decoding.
-    Raises only BadInput, with a permanent reason; MemoryError passes through, because it says nothing about the image.
+    Every mode becomes uint8 RGB: 16-bit samples keep their high byte or are scaled as `rules` say, transparency is composited on
+    `preprocess.background`, ICC profiles are ignored. The image is rotated by its EXIF orientation if `preprocess` says so; unreadable EXIF
+    data counts as upright. The result depends only on the arguments and DECODER. An image of more than `rules.max_pixels` is refused before
+    decoding. Raises only BadInput, with a permanent reason; MemoryError passes through, because it says nothing about the image.
     """
     with decoding(data):
-        source = open_image(data, preprocess, max_pixels)
-        return DecodedImage(np.asarray(usual_view(source, preprocess)), source.width, source.height)
+        opened = open_image(data, preprocess, rules)
+        source = opened.source
+        return DecodedImage(np.asarray(usual_view(source, preprocess)), source.width, source.height, opened.remarks)
 
 
-@contextmanager
-def decoding(data: bytes) -> Iterator[None]:
-    """Turn every error that an image's bytes cause into BadInput with a permanent reason; MemoryError passes through."""
-    if not data:
-        raise BadInput(Reason.EMPTY, "the file has 0 bytes")
-    try:
-        with _quiet_pillow:
-            yield
-    except (BadInput, MemoryError):
-        raise
-    except Exception as error:  # a plug-in may raise any type for hostile bytes, and only the bytes can be the cause
-        raise _failure(error, data) from error
+def sixteen_bits_used(data: bytes, rules: ImageRules = USUAL_RULES) -> int | None:
+    """Return how many bits, of 8, 10, 12, 14 or 16, a 16-bit image uses, 0 for a black one; None for an image of another depth.
 
-
-class _QuietPillow:
-    """Context that ignores Pillow's warnings. `warnings.catch_warnings` alone loses filters when threads overlap.
-
-    One filter at the start of a worker would not do: images are decoded in processes of users too, and their filters are theirs.
+    Raises what `decode_image` raises.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
+    def look(data: bytes) -> int | None:
+        image = _opened(data, rules)
+        deep = deep_image(image)
+        if deep is None:
+            return None
+        image, _ = _loaded(image, data, rules, None)
+        return deep.used_bits(image, lambda tiles: _loaded(with_tiles(_opened(data, rules), tiles), data, rules, None)[0])
 
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.__exit__(None, None, None)
+    with decoding(data):
+        return _sparing_texts(look, data)
 
 
-_quiet_pillow = _QuietPillow()
-
-
-def open_image(data: bytes, preprocess: Preprocess, max_pixels: int, detail: float = 1.0) -> SourceImage:
+def open_image(data: bytes, preprocess: Preprocess, rules: ImageRules, detail: float = 1.0) -> OpenedImage:
     """Return the decoded image. If JPEG decodes at a smaller scale, the scale is `detail` times that of the usual view."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_readable_formats())
+    wanted = math.ceil(preprocess.size * detail) if preprocess.decode_mode == "dct_scaled" else None
+    return _sparing_texts(lambda data: _open_image(data, preprocess.exif_orientation, rules, wanted), data)
+
+
+def _open_image(data: bytes, turned: bool, rules: ImageRules, wanted: int | None) -> OpenedImage:
+    image = _opened(data, rules)
     width, height = image.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        limit = f"expected at most {max_pixels} pixels and {MAX_SIDE} per side"
-        raise BadInput(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; {limit}")
-    region: Region = (0, 0, width, height)
-    if preprocess.decode_mode == "dct_scaled":
-        wanted = math.ceil(preprocess.size * detail)
-        drafted = image.draft(None, (wanted, wanted))
-        region = drafted[1] if drafted else region
-    image.load()
-    orientation = _orientation(image) if preprocess.exif_orientation else 1
+    region = _drafted(image, wanted)
+    deep = deep_image(image)
+    image, cut = _loaded(image, data, rules, wanted)
+    if cut and _is_blank(image, math.ceil(JPEG_BLOCK * region[2] / width) if data.startswith(JPEG_SIGNATURE) else 0):
+        raise BadInput(Reason.TRUNCATED, f"it ends before its first pixels; {shown_bytes(data)}")
+    if deep is None:
+        pixels, dark = _resizable(image, data), False
+    else:
+        pixels, dark = _eight_bits(deep, image, data, rules)
+    orientation = _orientation(image) if turned else 1
     upright = (height, width) if orientation >= 5 else (width, height)
-    return SourceImage(_resizable(image), region, region[2] / width, orientation, *upright)
+    remarks = [remark for remark, holds in ((Remark.TRUNCATED, cut), (Remark.DARK_16_BIT, dark)) if holds]
+    return OpenedImage(SourceImage(pixels, region, region[2] / width, orientation, *upright), tuple(remarks))
 
 
-def _resizable(image: Image.Image) -> Image.Image:
+def _opened(data: bytes, rules: ImageRules) -> Image.Image:
+    """Return an image that is not loaded, of an allowed size."""
+    size = jxl_size(data) if is_jxl(data) else None  # its plug-in decodes all pixels when it opens an image
+    if size is not None:
+        _check_size(*size, rules)
+    image = open_lazily(data, rules.max_pixels)
+    _check_size(*image.size, rules)
+    return image
+
+
+def _check_size(width: int, height: int, rules: ImageRules) -> None:
+    if width * height > rules.max_pixels or max(width, height) > MAX_SIDE:
+        limit = f"expected at most {rules.max_pixels} pixels (--max-pixels) and {MAX_SIDE} per side"
+        raise BadInput(Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels; {limit}")
+
+
+def _drafted(image: Image.Image, wanted: int | None) -> Region:
+    """Let JPEG decode at a smaller scale of at least `wanted` pixels; return the region that then holds the image."""
+    whole: Region = (0, 0, *image.size)
+    found = None if wanted is None else image.draft(None, (wanted, wanted))
+    return found[1] if found else whole
+
+
+def _sparing_texts(read: Callable[[bytes], _T], data: bytes) -> _T:
+    """Call `read` with the bytes of an image. If Pillow refuses texts or the colour profile of a PNG as too large, leave them out."""
+    for keep_orientation in (True, False):
+        try:
+            return read(data)
+        except ValueError as error:
+            if not data.startswith(PNG_SIGNATURE) or not str(error).startswith(TOO_MUCH_TEXT):
+                raise
+        data = without_texts(data, keep_orientation=keep_orientation)
+    return read(data)
+
+
+def _loaded(image: Image.Image, data: bytes, rules: ImageRules, wanted: int | None) -> tuple[Image.Image, bool]:
+    """Load an image; return it, and whether it ends too early and was taken as far as it decodes.
+
+    We set no global of Pillow, because threads with other rules may decode at the same time.
+    """
+    try:
+        image.load()
+        return image, False
+    except MemoryError:
+        raise
+    except Exception as error:
+        if not rules.accept_truncated or failure_of(error, data).reason is not Reason.TRUNCATED:
+            raise
+        try:
+            part = _loaded_in_part(image, data, rules, wanted)
+        except (OSError, SyntaxError, ValueError, LookupError):
+            raise error from None
+        return part, True
+
+
+def _loaded_in_part(image: Image.Image, data: bytes, rules: ImageRules, wanted: int | None) -> Image.Image:
+    """Return what decodes of an image that ends too early. What is missing is grey in a JPEG, black in other formats."""
+    if data.startswith(JPEG_SIGNATURE):
+        image = _opened(data + _JPEG_END, rules)
+        _drafted(image, wanted)
+    else:
+        image.tile = []  # type: ignore[attr-defined]  # the decoder has already stored all pixels that it got
+    image.load()
+    return image
+
+
+def _is_blank(image: Image.Image, unsure: int) -> bool:
+    """Return whether all pixels are the same. A JPEG may make its first block of no data, so `unsure` x `unsure` pixels do not count."""
+    pixels = np.asarray(image)
+    if max(image.size) <= unsure:
+        unsure = 0
+    last = pixels[-1:, -1:]
+    return bool((pixels[unsure:] == last).all() and (pixels[:unsure, unsure:] == last).all())
+
+
+def _eight_bits(deep: DeepImage, image: Image.Image, data: bytes, rules: ImageRules) -> tuple[Image.Image, bool]:
+    """Return a 16-bit image in 8 bits, and whether its high bytes are dark because it uses few of its bits."""
+
+    def redecoded(tiles: list[Tile]) -> Image.Image:
+        again = with_tiles(_opened(data, rules), tiles)
+        try:
+            again.load()
+        except OSError:
+            if not rules.accept_truncated:
+                raise
+            again = _loaded_in_part(again, data, rules, None)
+        return again
+
+    if rules.sixteen_bit == "scale":
+        return _resizable(deep.scaled(image, redecoded), data), False
+    return _resizable(deep.high_byte(image), data), 0 < deep.used_bits(image, redecoded) <= DARK_BITS
+
+
+def _resizable(image: Image.Image, data: bytes) -> Image.Image:
     """Return the image as L, RGB or RGBA, the modes whose samples can be averaged directly."""
     mode = image.mode
-    if mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if mode == "I" and image.format in ("PNG", "PPM"):  # 16-bit samples; other files may hold any 32-bit range
-        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if mode not in _CONVERTIBLE_MODES:
-        raise BadInput(Reason.UNSUPPORTED_MODE, f"{image.format} image of mode {mode}; expected a mode whose range of values is defined")
+        seen = describe_tiff(data)
+        what = f"{image.format} image of mode {mode}{'' if seen is None else f' ({seen})'}"
+        raise BadInput(Reason.UNSUPPORTED_MODE, f"{what}; expected a mode whose range of values is defined")
     if mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's, which are stored inverted
     if image.has_transparency_data:
@@ -171,39 +242,10 @@ def _resizable(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1  # its decoder has turned the image already, and the format says to ignore EXIF; a packed JPEG is not turned
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _EXIF_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def first_bytes(data: bytes) -> str:
-    """Return the first bytes of a file as messages show them."""
-    return shorten(data[:16])
-
-
-def _failure(error: Exception, data: bytes) -> BadInput:
-    text = _ADDRESS.sub("", str(error))  # equal inputs must give equal quarantine files
-    detail = f"{type(error).__name__}: {text[:300]}; {len(data)} bytes that begin with {first_bytes(data)}"
-    if isinstance(error, Image.DecompressionBombError):
-        return BadInput(Reason.TOO_MANY_PIXELS, detail)
-    if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:
-        return BadInput(Reason.DECOMPRESSION_BOMB, detail)
-    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
-        return BadInput(Reason.NOT_AN_IMAGE, detail)
-    if "truncated" in text.lower() or _lacks_its_end(data):
-        return BadInput(Reason.TRUNCATED, detail)
-    return BadInput(Reason.CORRUPT, detail)
-
-
-def _lacks_its_end(data: bytes) -> bool:
-    if data.startswith(_JPEG):
-        return b"\xff\xd9" not in data
-    if data.startswith(_PNG):
-        return b"IEND" not in data
-    if data.startswith(_GIF):
-        return not data.endswith(b";")
-    if data.startswith(_RIFF):
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    return False

@@ -11,7 +11,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.images.decode import decoding, open_image
+from tokenshards.pipeline.config import ImageRules
+from tokenshards.pipeline.images.decode import USUAL_RULES, decoding, open_image
+from tokenshards.pipeline.images.remarks import Remark
 from tokenshards.pipeline.images.resize import Region, SourceImage, middle_square, resized_view, usual_region, usual_view
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.view_policy import Box, ViewPolicy, random_view
@@ -33,10 +35,11 @@ class DecodedViews:
     mirrored: tuple[bool, ...]
     width: int
     height: int
+    remarks: tuple[Remark, ...] = ()
 
 
 def decode_views(
-    data: bytes, preprocess: Preprocess, policy: ViewPolicy, *, seed: int, sample_id: str, max_pixels: int = 1 << 27
+    data: bytes, preprocess: Preprocess, policy: ViewPolicy, *, seed: int, sample_id: str, rules: ImageRules = USUAL_RULES
 ) -> DecodedViews:
     """Decode an image and cut its views.
 
@@ -45,21 +48,22 @@ def decode_views(
     """
     with decoding(data):
         if policy.kind == "ten-crop":
-            source = open_image(data, preprocess, max_pixels, policy.detail)
+            opened = open_image(data, preprocess, rules, policy.detail)
+            source = opened.source
             cut = _ten_crop(source, preprocess, policy.detail)
         else:
-            source = open_image(data, preprocess, max_pixels)
+            opened = open_image(data, preprocess, rules)
+            source = opened.source
             cut = [(np.asarray(usual_view(source, preprocess)), _box(usual_region(source, preprocess), source), False)]
             if policy.kind == "flip":
                 (pixels, box, _) = cut[0]
                 cut.append((pixels[:, ::-1], box, True))
             elif policy.kind == "random":
-                fine = source if source.scale == 1 else open_image(data, preprocess, max_pixels, policy.detail)
+                fine = source if source.scale == 1 else open_image(data, preprocess, rules, policy.detail).source
                 cut += [_random(fine, preprocess, seed, sample_id, view) for view in range(1, policy.count)]
         pixels_VHWC = np.stack([pixels for pixels, _, _ in cut])
-    return DecodedViews(
-        pixels_VHWC, tuple(box for _, box, _ in cut), tuple(mirrored for _, _, mirrored in cut), source.width, source.height
-    )
+    boxes, mirrored = tuple(box for _, box, _ in cut), tuple(mirrored for _, _, mirrored in cut)
+    return DecodedViews(pixels_VHWC, boxes, mirrored, source.width, source.height, opened.remarks)
 
 
 _View: TypeAlias = tuple[Pixels, Box, bool]

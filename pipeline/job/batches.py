@@ -22,9 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.activity import DECODE, doing
+from tokenshards.pipeline.config import ImageRules
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.pipeline.images.decode import decode_image, first_bytes
+from tokenshards.pipeline.images.decode import USUAL_RULES, decode_image
+from tokenshards.pipeline.images.failures import first_bytes
+from tokenshards.pipeline.images.remarks import Remark
 from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, InputRecord, Label, LeftOutRecord, SourceRecord, Untaken
 from tokenshards.pipeline.shards.spec import Preprocess
@@ -67,6 +70,8 @@ class DecodedBatch:
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Quarantine rows."""
     untaken: Untaken = field(default_factory=Untaken)
+    remarks: dict[str, int] = field(default_factory=dict)
+    """Remark -> number of images that were taken all the same."""
     inputs: int = 0
     """Inputs of this batch, whether rows, failed or absent."""
     bytes_in: int = 0
@@ -81,6 +86,7 @@ def decode_batches(
     preprocess: Preprocess,
     batch_rows: int,
     *,
+    rules: ImageRules = USUAL_RULES,
     views: ViewPolicy = ONE_VIEW,
     seed: int = 0,
     threads: int = 0,
@@ -93,7 +99,7 @@ def decode_batches(
     encoded images. An exception of `records` is raised after all complete batches. When the generator is closed, the threads stop after
     the current read. A thread holds a slot of `cpus` while it decodes an image. Shards that share `cpus` share this limit.
     """
-    decoding = _Decoding(preprocess, views, seed, max(1, batch_rows // views.count))
+    decoding = _Decoding(preprocess, rules, views, seed, max(1, batch_rows // views.count))
     if threads == 0:
         while (batch := _decode_inline(records, decoding, cpus)).inputs or batch.untaken.left_out:
             yield batch
@@ -107,6 +113,7 @@ class _Decoding:
     """How images become rows; `seed` is the seed of random views."""
 
     preprocess: Preprocess
+    rules: ImageRules
     views: ViewPolicy
     seed: int
     inputs: int
@@ -124,6 +131,7 @@ class _Outcome:
     bytes_in: int
     seconds: float
     rows: tuple[DecodedRow, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     failed: dict[str, Any] | None = None
     absent: AbsentRecord | None = None
 
@@ -162,23 +170,27 @@ def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: InputR
     try:
         with doing(DECODE, record.sample_id):
             crash_point("decode", record.sample_id)
-            rows = _decode_rows(images_BHWC, number, record, decoding)
+            rows, remarks = _decode_rows(images_BHWC, number, record, decoding)
     except BadInput as error:
         return _Outcome(size, time.perf_counter() - started, failed=_quarantine_row(record, error))
-    return _Outcome(size, time.perf_counter() - started, rows=rows)
+    return _Outcome(size, time.perf_counter() - started, rows=rows, remarks=remarks)
 
 
-def _decode_rows(images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord, decoding: _Decoding) -> tuple[DecodedRow, ...]:
+def _decode_rows(
+    images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord, decoding: _Decoding
+) -> tuple[tuple[DecodedRow, ...], tuple[Remark, ...]]:
     known = (record.sample_id, record.label, record.meta)
     count, size = decoding.views.count, len(record.data)
     if count == 1:
-        image = decode_image(record.data, decoding.preprocess)
+        image = decode_image(record.data, decoding.preprocess, decoding.rules)
         images_BHWC[number] = image.pixels_HWC
-        return (DecodedRow(*known, image.width, image.height, size),)
-    found = decode_views(record.data, decoding.preprocess, decoding.views, seed=decoding.seed, sample_id=record.sample_id)
+        return (DecodedRow(*known, image.width, image.height, size),), image.remarks
+    found = decode_views(
+        record.data, decoding.preprocess, decoding.views, seed=decoding.seed, sample_id=record.sample_id, rules=decoding.rules
+    )
     images_BHWC[number * count : (number + 1) * count] = found.pixels_VHWC
     seen = enumerate(zip(found.boxes, found.mirrored, strict=True))
-    return tuple(DecodedRow(*known, found.width, found.height, size, view, box, mirrored) for view, (box, mirrored) in seen)
+    return tuple(DecodedRow(*known, found.width, found.height, size, view, box, mirrored) for view, (box, mirrored) in seen), found.remarks
 
 
 def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
@@ -188,6 +200,8 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
     count = len(outcome.rows)
     batch.slots.extend(range(number * count, (number + 1) * count))
     batch.rows.extend(outcome.rows)
+    for remark in outcome.remarks:
+        batch.remarks[str(remark)] = batch.remarks.get(str(remark), 0) + 1
     if outcome.failed is not None:
         batch.failed.append(outcome.failed)
     if outcome.absent is not None:

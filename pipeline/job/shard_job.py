@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from tokenshards.pipeline.activity import ENCODE, FETCH, QUEUE, doing, measure
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.images.extras import extra_versions
 from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.job.publish import ShardContent, committed_by_another, made_by, publish_shard
@@ -93,6 +94,7 @@ class _ShardResult:
     tokens: list[TokenBatch] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     untaken: Untaken = field(default_factory=Untaken)
+    remarks: Counter[str] = field(default_factory=Counter)
     bytes_in: int = 0
     inputs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0})
@@ -133,7 +135,7 @@ def tokenize_shard(
             seconds=result.seconds,
         ),
         context.tokenizer,
-        made_by=_made_by(context),
+        made_by=_made_by(context, result.remarks),
         attempt=attempt,
         join=context.join,
     )
@@ -190,6 +192,7 @@ def _decoded(context: InputContext, records: Iterator[SourceRecord]) -> Generato
         records,
         plan.spec.preprocess,
         plan.batch_rows,
+        rules=context.source_config.image_rules,
         views=plan.views,
         seed=plan.order_seed,
         threads=context.decode_threads,
@@ -243,6 +246,7 @@ def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResul
     result.rows.extend(batch.rows)
     result.failed.extend(batch.failed)
     result.untaken.add(**asdict(batch.untaken))
+    result.remarks.update(batch.remarks)
     result.bytes_in += sum(row.bytes_in for row in batch.rows if row.view == 0)
     result.inputs += batch.inputs
     on_progress(ShardProgress(batch.inputs, batch.bytes_in, len(batch.failed)))
@@ -263,8 +267,9 @@ def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
     )
 
 
-def _made_by(context: JobContext) -> dict[str, Any]:
+def _made_by(context: JobContext, remarks: Counter[str]) -> dict[str, Any]:
     tokenizer = context.tokenizer
     notes = tokenizer.take_notes() if isinstance(tokenizer, TellingTokenizer) else []
-    more = {"run": context.run_uuid, **({"notes": notes} if notes else {})}
+    told = {"notes": notes, "image_remarks": dict(sorted(remarks.items())), "plugins": extra_versions()}
+    more = {"run": context.run_uuid, **{name: value for name, value in told.items() if value}}
     return made_by(context.source, describe_device(tokenizer), decoder=DECODER, **more)

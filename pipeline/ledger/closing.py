@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -81,13 +82,16 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
         "id_count": survey.id_count,
         "seconds": {stage: round(seconds, 3) for stage, seconds in survey.seconds.items()},
     }
-    untaken = survey.untaken
+    untaken, remarks = survey.untaken, Counter(survey.image_remarks)
     if parent is not None:  # the plan contains every input that earlier generations quarantined
         untaken = parent.untaken
         totals["images_planned"] += parent.totals["images_committed"] + untaken.absent
         untaken.add(**asdict(survey.untaken))
+        remarks.update(parent.totals.get("image_remarks", {}))
         for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
             totals[name] += parent.totals[name]
         for stage, seconds in parent.totals["seconds"].items():
             totals["seconds"][stage] = round(totals["seconds"].get(stage, 0.0) + seconds, 3)
+    if remarks:
+        totals["image_remarks"] = dict(sorted(remarks.items()))
     return {**totals, **{name: value for name, part in UNTAKEN_TOTALS.items() if (value := getattr(untaken, part))}}

@@ -157,10 +157,12 @@ class _Reencoder:
         self._found = Reencoding(config=config, device=describe_device(tokenizer), dtype=spec.dtype, decoder=spec.preprocess.decoder)
 
     def run(self) -> Reencoding:
+        plan, rules = self._plan, self._source_config.image_rules  # all generations of a dataset have the same view policy
         preprocess, threads = self._tokenizer.spec.preprocess, max(1, os.cpu_count() or 1)
-        plan = self._plan  # all generations of a dataset have the same view policy
-        records, rows, seed = self._records(), plan.batch_rows, plan.order_seed
-        with closing(decode_batches(records, preprocess, rows, views=plan.views, seed=seed, threads=threads)) as batches:
+        decoded = decode_batches(
+            self._records(), preprocess, plan.batch_rows, rules=rules, views=plan.views, seed=plan.order_seed, threads=threads
+        )
+        with closing(decoded) as batches:
             for batch in batches:
                 self._compare(batch)
         return self._found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,8 @@ class Survey:
     reasons: dict[str, int] = field(default_factory=dict)
     inputs_seen: int = 0
     untaken: Untaken = field(default_factory=Untaken)
+    image_remarks: Counter[str] = field(default_factory=Counter)
+    """Remark of the decoder -> number of images that were taken all the same."""
     bytes_in: int = 0
     bytes_shards: int = 0
     token_bytes: int = 0
@@ -194,6 +197,7 @@ def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
         survey.reasons[reason] = survey.reasons.get(reason, 0) + count
     survey.inputs_seen += commit.inputs_seen
     survey.untaken.add(commit.absent, commit.absent_example, commit.left_out, commit.left_out_examples)
+    survey.image_remarks.update(commit.made_by.get("image_remarks", {}))
     survey.bytes_in += commit.bytes_in
     survey.bytes_shards += commit.data.size if commit.data else 0
     survey.token_bytes += commit.token_bytes

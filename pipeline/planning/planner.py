@@ -25,6 +25,7 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["Listing", "PlanRequest", "relist_parts", "write_plan"]
 
+SPREAD_ROWS, SPREAD_OF_GROUP = 512, 4
 REPETITIVE_COLUMNS = ("kind", "label", "meta")
 """Columns of a plan part that gain from a dictionary; for the others Parquet would build one and drop it."""
 
@@ -129,6 +130,8 @@ class Listing:
         self.keep_order = keep_order
         self.sample: list[PlanRow] = []
         """Rows in ascending order of a hash of (sample id, size): the same bucket gives the same sample in any order of listing."""
+        self.spread: list[PlanRow] = []
+        """A few hundred rows from the whole listing, which cost nothing to choose: the first of them, then some of each group."""
 
     def __enter__(self) -> Listing:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenshards-plan-")
@@ -148,7 +151,13 @@ class Listing:
     def _spool_and_sample(self) -> None:
         smallest: list[tuple[int, int, PlanRow]] = []  # a heap of negated hashes: the largest hash of the sample is on top
         rows = iter(self._rows)
+        step, groups = 1, 0
         while group := list(islice(rows, GROUP_ROWS)):
+            if groups % step == 0:
+                self.spread += group if groups == 0 else group[:: GROUP_ROWS // SPREAD_OF_GROUP]
+                if len(self.spread) > SPREAD_ROWS:  # half of the groups, from now on half as often
+                    self.spread, step = self.spread[::2], 2 * step
+            groups += 1
             if self._sample_size:
                 hashes = keyed_hashes64(self._sample_key, [f"{row.sample_id}\0{row.size}" for row in group])
                 for index, (value, row) in enumerate(zip(hashes, group, strict=True), self.spool.rows):
@@ -164,6 +173,7 @@ def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_sh
     """Partition a listing and publish its plan in the order parts, plan.json, current.json; drops the listing's sample."""
     spool = listing.spool
     listing.sample.clear()  # no longer needed, and partitioning needs the memory
+    listing.spread.clear()
     shard_rows = request.config.rows_per_shard(spool.inputs)
     spooled = list(spool_parts(spool, listing.folder, request.config, request.first_shard, tars_per_shard))
     plan_id = plan_id_of(request, shard_rows, [part.digest for part in spooled])

@@ -23,6 +23,7 @@ from tokenshards.pipeline.records import FailedRecord, PlanRow
 from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.sources.base import ImageSource
+from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer
@@ -156,6 +157,7 @@ def evaluate_tokenizer(
     trip, failures, first = RoundTrip(tokenizer), _Failures(), None
     source = open_source(source_url, config)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=seed) as listing:
+        settle_sixteen_bit(source, listing.sample)
         decoded = islice(_decoded(source, listing.sample, sample, tokenizer.spec.preprocess, failures), sample)
         while some := list(islice(decoded, BATCH_ROWS)):
             if first is None:

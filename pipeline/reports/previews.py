@@ -157,7 +157,14 @@ def _originals(dataset: TokenDataset, source_url: str, wanted: set[str], reading
             for record in read_originals(dataset.store, plan, shard, root, config, frozenset(wanted - originals.keys())):
                 if isinstance(record, ImageRecord):
                     try:
-                        found = decode_views(record.data, preprocess, plan.views, seed=plan.order_seed, sample_id=record.sample_id)
+                        found = decode_views(
+                            record.data,
+                            preprocess,
+                            plan.views,
+                            seed=plan.order_seed,
+                            sample_id=record.sample_id,
+                            rules=config.image_rules,
+                        )
                         originals[record.sample_id] = found.pixels_VHWC[0]
                     except BadInput:
                         continue  # another object has taken the name since; the caller reports missing images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import MissingObjectError
+from tokenshards.pipeline.images.remarks import REMARK_NAMES
 from tokenshards.pipeline.ledger.heartbeat import RunRecord, run_records
 from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histograms, survey_plan
 from tokenshards.pipeline.planning.plan import Plan, load_chain
@@ -57,12 +59,22 @@ class StorageReport:
     """Rule -> files of containers that the rule left out."""
     examples: dict[str, str] = field(default_factory=dict)
     """One example of each rule, and of `absent`."""
+    image_remarks: dict[str, int] = field(default_factory=dict)
+    """Remark of the decoder -> images that were taken all the same."""
     estimated: bool = False
     """True if the images are estimated from the number of shards, because `status` does not read commits."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `tokenize --json` and `status --json`; fields with a default only if they differ from it."""
-        usual: dict[str, Any] = {"views": 1, "unlabelled": 0, "images_absent": 0, "left_out": {}, "examples": {}, "estimated": False}
+        usual: dict[str, Any] = {
+            "views": 1,
+            "unlabelled": 0,
+            "images_absent": 0,
+            "left_out": {},
+            "examples": {},
+            "image_remarks": {},
+            "estimated": False,
+        }
         return {name: getattr(self, name) for name in self.__slots__ if name not in usual or getattr(self, name) != usual[name]}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -84,6 +96,7 @@ class StorageReport:
             ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             *([("absent", f"{about}{self.images_absent:,}{self._example('absent')}")] if self.images_absent else []),
             *(("left out", f"{count:,} {kind}{self._example(kind)}") for kind, count in self._most_left_out()),
+            *((name, f"{about}{count:,}") for remark, name in REMARK_NAMES.items() if (count := self.image_remarks.get(remark))),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
             ("bytes in", f"{about}{self.bytes_in:,}  ({self.bytes_in / images:,.0f} per image)"),
             ("bytes in shards", f"{self.bytes_shards:,}  ({self.bytes_shards / images:,.0f} per image)"),
@@ -229,6 +242,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
             seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
     counted = [part for part in parts if part]
     histograms = [np.sum(levels, axis=0) for levels in zip(*counted, strict=True)] if counted and None not in parts else None
+    remarks = sum((survey.image_remarks for survey in surveys), Counter(totals.get("image_remarks", {})))
     values = {
         "images_planned": planned,
         "images_committed": committed,
@@ -237,6 +251,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
         "images_absent": untaken.absent,
         "left_out": untaken.left_out,
         "examples": untaken.examples,
+        "image_remarks": dict(sorted(remarks.items())),
         "shards_committed": totals.get("shards", 0) + sum(len(survey.done) for survey in surveys),
         "bytes_in": totals.get("bytes_in", 0) + sum(survey.bytes_in for survey in surveys),
         "bits_per_token": round(8 * token_bytes / id_count, 4) if id_count else 0.0,

@@ -33,7 +33,7 @@ BATCHES_AHEAD = 4
 """Decoded batches of one shard that may wait in the object store."""
 ALIVE_SECONDS = 2.0
 """How often a task reports its activities while its next batch is not ready."""
-_FIELDS = ("slots", "failed", "untaken", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")
+_FIELDS = ("slots", "failed", "untaken", "remarks", "inputs", "bytes_in", "fetch_seconds", "decode_seconds")
 
 _Item = tuple[npt.NDArray[np.uint8], dict[str, Any]]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
+from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
 from tokenshards.pipeline.sources.summary import Doubt
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -21,6 +22,7 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
     """Return the source of the files that the asked split takes; its summary counts splits and archived objects."""
     if config.rules < 3:
         return kind(store, config, files)
+    refuse_lfs_pointers(store, files)
     asked = asked_split(config.split)
     splits = [split_of_file(readable_text(info.path), asked) for info in files]
     taken = [asked in (None, ALL_SPLITS, split) for split in splits]

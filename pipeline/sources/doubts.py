@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import DoubtError, shorten
+from tokenshards.pipeline.images.extras import missing_extras, needs_extra
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
@@ -35,6 +37,7 @@ def add_doubts(summary: SourceSummary, asked: SourceConfig, *, from_paths: bool)
         if from_paths:
             found += [_numbers(summary), _any_images(summary)]
     found += [_many_classes(summary, asked), _nearly_equal(summary), _table_beside(summary, asked), _archived(summary, asked)]
+    found += _without_decoder(summary)
     summary.doubts += [doubt for doubt in found if doubt is not None and doubt not in summary.doubts]
 
 
@@ -189,3 +192,13 @@ def _archived(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
         f"such as {found.example}, and cannot be read until restored",
         option="restore them, or --unreadable quarantine goes on without them",
     )
+
+
+def _without_decoder(summary: SourceSummary) -> Iterator[Doubt]:
+    for extra, kinds in missing_extras(summary.left_out).items():
+        files = sum(summary.left_out[kind].count for kind in kinds)
+        yield Doubt(
+            sentence=f"{files:,} {'image is' if files == 1 else 'images are'} left out: {needs_extra(extra, kinds)}",
+            option=f"{install_hint(extra)} installs it, --yes goes on without them",
+            grave=files >= GRAVE_IMAGES,
+        )

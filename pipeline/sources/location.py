@@ -14,6 +14,8 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
+from tokenshards.pipeline.images.extras import missing_extras, needs_extra
+from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import ImageSource, read_file_row, readable_text
 from tokenshards.pipeline.sources.containers import open_containers
@@ -127,7 +129,9 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if not files:
         itself = store.info("")
         if kinds:
-            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + "; use --all-files to take every file"
+            extras = [f"{needs_extra(extra, missing)}: {install_hint(extra)}" for extra, missing in missing_extras(kinds).items()]
+            what = "; ".join(extras) or "use --all-files to take every file"
+            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + f"; {what}"
         elif itself is not None and itself.regular:
             seen = "a single file; give its folder instead"
         else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import SourceConfig
@@ -16,7 +17,9 @@ from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file, urls_to_probe
 
-__all__ = ["SampledImage", "decoded_sample"]
+__all__ = ["SampledImage", "decoded_sample", "look_at_sample"]
+
+_T = TypeVar("_T")
 
 MAX_SAMPLED_SLICES = 64
 
@@ -32,22 +35,35 @@ class SampledImage:
 
 
 def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preprocess: Preprocess) -> Iterator[SampledImage | FailedRecord]:
-    """Yield an image or a failure for about `limit` inputs of the sampled rows.
+    """Yield an image or a failure for about `limit` inputs of the sampled rows, as `look_at_sample` chooses them."""
+    rules = source.config.image_rules
+
+    def decoded(sample_id: str, data: bytes) -> SampledImage:
+        return SampledImage(sample_id, sha256_hex(data), len(data), decode_image(data, preprocess, rules))
+
+    for sample_id, outcome in look_at_sample(source, rows, limit, decoded):
+        yield FailedRecord(sample_id=sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
+
+
+def look_at_sample(
+    source: ImageSource, rows: list[PlanRow], limit: int, look: Callable[[str, bytes], _T]
+) -> Iterator[tuple[str, _T | BadInput]]:
+    """Yield sample id and result of `look` at id and bytes, or the failure, for about `limit` inputs of the sampled rows.
 
     Each tar and table slice gives an equal share of the inputs, from its start.
     """
     config = replace(source.config, unreadable="quarantine")  # a sample leaves out unreadable objects, as it leaves out bad images
     others = urls_to_probe(rows)
 
-    def load(item: PlanRow | ImageRecord | FailedRecord) -> SampledImage:
+    def load(item: PlanRow | ImageRecord | FailedRecord) -> _T:
         if isinstance(item, FailedRecord):
             raise item.error
         data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item, config, others=others)
-        return SampledImage(item.sample_id, sha256_hex(data), len(data), decode_image(data, preprocess))
+        return look(item.sample_id, data)
 
     threads = max(2, os.cpu_count() or 1)  # reading waits for I/O, and decoding releases the GIL
     for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
-        yield FailedRecord(sample_id=item.sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
+        yield item.sample_id, outcome
 
 
 def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:

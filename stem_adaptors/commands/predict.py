@@ -6,13 +6,14 @@ Shapes: B images, C classes.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tokenshards.pipeline.commands.options import JsonFlag, SrcOptions, StorageOptions, parse_options, side_options
+from tokenshards.pipeline.commands.options import JsonFlag, StorageOptions, parse_options
 from tokenshards.pipeline.commands.output import print_json
 from tokenshards.pipeline.commands.process import prepare_for_torch
+from tokenshards.pipeline.commands.source_options import IMAGES, takes_source
 from tokenshards.stem_adaptors.commands.options import Device, TopClasses, Weights
 
 __all__ = ["app"]
@@ -21,14 +22,15 @@ app = typer.Typer()
 
 
 @app.command("predict", epilog="Example: tokenshards predict run cat.jpg photos/")
+@takes_source(only=(*IMAGES, "src_option"))
 def predict_command(
     run: Annotated[str, typer.Argument(help="Run directory made by `train`.")],
     images: Annotated[list[str], typer.Argument(help="Images, or folders of images; local or any fsspec URL.")],
     top: TopClasses = 1,
     weights: Weights = "best",
     device: Device = "auto",
+    reading: Any = None,
     storage_option: StorageOptions = None,
-    src_option: SrcOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the class of each image with its probability, one line each; exit code 1 if an image cannot be read."""
@@ -49,7 +51,7 @@ def predict_command(
     model, found = open_classifier(store, weights, place)
     tokenizer = load_tokenizer(store, "tokenizer")
     failures = 0
-    for encoded in tokenize_images(images, tokenizer, storage_options=side_options("src", images[0], storage_option, src_option)):
+    for encoded in tokenize_images(images, tokenizer, config=reading(images[0])):
         probabilities_BC = () if encoded.tokens is None else predict(model, encoded.tokens, place)
         for name, row in zip(encoded.names, probabilities_BC, strict=True):
             best = [(found.classes[index], float(row[index])) for index in (-row).argsort()[:top]]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tokenshards.pipeline.config import ImageRules
 from tokenshards.pipeline.errors import BadInput, Reason, Stage, TransientStorageError
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
 from tokenshards.pipeline.job import batches
@@ -142,7 +143,7 @@ def test_what_the_records_raise_reaches_the_one_who_takes_the_batches(threads: i
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_what_a_decoder_raises_by_mistake_reaches_the_taker(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(data: bytes, preprocess: Preprocess) -> DecodedImage:
+    def decode(data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         raise MemoryError("no room")
 
     monkeypatch.setattr(batches, "decode_image", decode)
@@ -159,9 +160,9 @@ class Blocked:
         self.handed = 0
         monkeypatch.setattr(batches, "decode_image", self.decode)
 
-    def decode(self, data: bytes, preprocess: Preprocess) -> DecodedImage:
+    def decode(self, data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         assert self.released.wait(SECONDS)
-        return decode_image(data, preprocess)
+        return decode_image(data, preprocess, rules)
 
     def records(self, count: int) -> Iterator[Record]:
         for index in range(count):
@@ -247,14 +248,14 @@ class Counted:
         self._now = self.most = 0
         monkeypatch.setattr(batches, "decode_image", self.decode)
 
-    def decode(self, data: bytes, preprocess: Preprocess) -> DecodedImage:
+    def decode(self, data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
         time.sleep(0.002)
         with self._lock:
             self._now -= 1
-        return decode_image(data, preprocess)
+        return decode_image(data, preprocess, rules)
 
 
 @pytest.mark.parametrize(("threads", "slots"), [(0, 1), (3, 2), (2, 2)])
