@@ -18,7 +18,7 @@ def test_a_plan_keeps_what_shapes_the_shards_and_each_run_brings_its_access() ->
     planned = json.loads(json.dumps(shaping.planned()))
     assert not planned.keys() & access.keys() and "hidden" not in str(SourceConfig(**access).planned())
     assert SourceConfig(label="other", **access).with_planned(planned) == SourceConfig(
-        id_column="id", label="class", meta=("a", "b"), tars_per_shard=3, rules=1, **access
+        id_column="id", label="class", meta=("a", "b"), tars_per_shard=3, rules=1, frozen=True, **access
     )
     assert "hidden" not in repr(SourceConfig(**access))
 

@@ -55,7 +55,8 @@ def test_each_newer_option_makes_a_plan_of_1_1(name: str, value: Any) -> None:
     assert config.beyond_format_1_0 and plan_version(config, newer_inputs=False) == "1.1"
     assert set(config.planned()) == {*OF_1_0, name}
     back = SourceConfig(yes=True, storage_options={"key": "k"}, label_from="parent", split="test").with_planned(config.planned())
-    assert back == replace(config, yes=True, storage_options={"key": "k"}, frozen=True), (
+    kept = replace(config, yes=True, storage_options={"key": "k"}, frozen=True)
+    assert back == kept, "what the plan leaves out has its default, not what was asked"
         "what the plan leaves out has its default, not what was asked"
     )
 
