@@ -57,8 +57,6 @@ def test_each_newer_option_makes_a_plan_of_1_1(name: str, value: Any) -> None:
     back = SourceConfig(yes=True, storage_options={"key": "k"}, label_from="parent", split="test").with_planned(config.planned())
     kept = replace(config, yes=True, storage_options={"key": "k"}, frozen=True)
     assert back == kept, "what the plan leaves out has its default, not what was asked"
-        "what the plan leaves out has its default, not what was asked"
-    )
 
 
 @pytest.mark.parametrize("rule", [{"max_pixels": 9}, {"accept_truncated": True}, {"sixteen_bit": "scale"}])
