@@ -62,7 +62,7 @@ class _Choice:
 
     def refuse(self, what: str) -> SourceError:
         """Return an error that lists the columns."""
-        shown = ", ".join(f"{shorten(name)} ({kind})" for name, kind in self.kinds.items())
+        shown = ", ".join(f"{name} ({kind})" for name, kind in self.kinds.items())
         return SourceError(f"{self.where}: {what}; the columns are {shown or 'none'}")
 
     def required(self, name: str, option: str) -> str:
@@ -125,8 +125,8 @@ class _Choice:
 
 
 _EXPECTED = (
-    "expected image bytes, {bytes, path} as Hugging Face writes it, text with paths or URLs, or base64. Lists of images and arrays of pixels "
-    "are not read: write a row for each image, as an encoded file such as PNG"
+    "expected image bytes, {bytes, path} as Hugging Face writes it, text with paths or URLs, or base64. Lists of images and arrays of "
+    "pixels are not read: write a row for each image, as an encoded file such as PNG"
 )
 
 

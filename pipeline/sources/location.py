@@ -20,6 +20,7 @@ from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
+from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.summary import Doubt, extension
@@ -201,7 +202,7 @@ class _Found:
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
             self.tar_bytes += max(0, info.size)
-        elif kind in _tables(config):
+        elif kind in _tables(config) and not names_table(config.label_from):
             self.tables.append(info)
             if _holds_images([info]):
                 self.parquet_bytes += max(0, info.size)

@@ -159,9 +159,11 @@ class TableSource:
         columns, table, info = look.columns, look.table, look.info
         rows = sum(table.group_rows)
         kind = "null" if columns.label is None else look.kinds[columns.label]
-        if columns.label is not None:
+        if columns.label in look.partition:
+            kind = infer_label_type([look.partition[columns.label]]) or "null"
+        elif columns.label is not None:
             seen.labels.take_names(class_names(table.schema, columns.label), rows=rows > 0)
-        self._take(seen, columns, {name: look.kinds[name] for name in columns.meta}, kind, where)
+        self._take(seen, columns, {name: look.kinds[name] for name in columns.meta}, kind, info.path)
         if columns.holds == "URIs":
             seen.labels.text = seen.labels.text or kind == "string"
             seen.labels.digits = seen.labels.digits or columns.label in look.partition
@@ -195,12 +197,17 @@ class TableSource:
             or look.scan.wanted is not None
         )
 
-    def _take(self, seen: Seen, columns: Columns, meta_kinds: dict[str, str], kind: str, where: str) -> None:
-        """Take the columns of one more table. Raises SourceError if it holds images in another way than the tables before."""
-        first = seen.first
+    def _take(self, seen: Seen, columns: Columns, meta_kinds: dict[str, str], kind: str, path: str) -> None:
+        """Take the columns of the table at `path`. Raises SourceError if it holds images in another way than the tables before."""
+        first, where = seen.first, self.store.place(path)
+        if wanted_split(self.config, path) is not None and columns.split is None:
+            raise SourceError(
+                f"{where}: --split is {self.config.split}; neither its name nor a folder tells a split, and it has no column `split`. Leave "
+                "--split out"
+            )
         if first is not None and first.holds != columns.holds:
             raise SourceError(
-                f"{where}: column {columns.image} holds {columns.holds}; expected {first.holds}, as in the first table. Tokenize it separately"
+                f"{where}: column {columns.image} holds {columns.holds}; expected {first.holds}, as in the first table. Take it alone"
             )
         if first is not None and (first.label is None) != (columns.label is None):
             seen.summary.notes.append(f"{where} has {'no' if columns.label is None else 'a'} label column, unlike the first table")
@@ -208,6 +215,7 @@ class TableSource:
             seen.first = columns
         if seen.labels.kind is None and columns.label is not None and kind != "null":
             seen.labels.kind = "string" if kind == "string" else "int64"
+        seen.label_kind = seen.label_kind or ("" if kind == "null" else kind)
         seen.meta.take_types(meta_kinds)
 
     def _slices(self, info: ObjectInfo, group_rows: Iterable[int], wanted: npt.NDArray[np.bool_] | None, seen: Seen) -> Iterator[PlanRow]:
@@ -269,7 +277,7 @@ class TableSource:
         kind = "null" if columns.label is None else kinds[columns.label]
         if columns.label is not None and kind == "string" and not seen.labels.floats and any(values.get(columns.label, [True])):
             seen.labels.text = True
-        self._take(seen, columns, {name: kinds[name] for name in columns.meta}, "int64" if seen.labels.floats else kind, where)
+        self._take(seen, columns, {name: kinds[name] for name in columns.meta}, "int64" if seen.labels.floats else kind, info.path)
         names = tuple(name for name in columns.names if name not in partition)
         picked = table.picker(names)
         if columns.holds == "encoded":

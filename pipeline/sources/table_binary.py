@@ -66,14 +66,14 @@ class _Parquet(ColumnTable):
 
 
 class _Arrow(ColumnTable):
-    """An Arrow file, or a stream of Arrow, which has no index: it is read through a memory map, where passing over a batch costs nothing."""
+    """An Arrow file, or a stream of Arrow, which has no index: it is read through a memory map, where to skip a batch costs nothing."""
 
     def __init__(self, store: Store, info: ObjectInfo) -> None:
         self._is_file = store.read(info.path, 0, min(info.size, len(_ARROW_FILE))) == _ARROW_FILE
         if not store.is_local and not self._is_file:
             raise SourceError(
-                f"{store.place(info.path)} is a stream of Arrow without an index, which a store cannot read in parts; copy it to a disk, or "
-                "write it as Parquet"
+                f"{store.place(info.path)} is a stream of Arrow without an index, which a store cannot read in parts; copy it to a disk, "
+                "or write it as Parquet"
             )
         self._place, self._info, self._store = store.place(info.path), info, store
         with self._open(None) as reader:

@@ -61,7 +61,7 @@ class Places:
         if "://" in uri:
             return uri
         place = self._join(uri)
-        if "\\" in uri and not self._exists(place):
+        if "\\" in uri and uri[0] not in "\\/" and not self._exists(place):
             self.backslashes += 1
             place = self._join(uri.replace("\\", "/"))
         return place if place.isascii() else self._in_another_form(place)
@@ -109,7 +109,7 @@ def filled(template: Sequence[tuple[str, str | None]], values: Sequence[Any]) ->
 def looks_encoded(cells: Sequence[Any]) -> bool:
     """Return whether the first cells of a column hold images as text: base64, or data: URIs."""
     texts = [cell for cell in cells if isinstance(cell, str) and cell][:8]
-    return bool(texts) and all(_is_encoded(text) for text in texts)
+    return sum(_is_encoded(text) for text in texts) * 2 > len(texts)
 
 
 def decoded_cell(text: str) -> bytes | None:

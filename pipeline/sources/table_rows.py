@@ -227,8 +227,8 @@ class _Reader:
             label = int(label) if isinstance(label, str) and label.lstrip("-").isdigit() else label
         if self._label_type is None or not isinstance(label, int):
             raise SourceError(
-                f"{uri}: the label is {shorten(label)}; expected {self._label_type or 'none'}, as planned. Nothing of this shard is written. "
-                "Plan again, into another output, with --as-text"
+                f"{uri}: the label is {shorten(label)}; expected {self._label_type or 'none'}, as planned. Nothing of this shard is "
+                "written. Plan again, into another output, with --as-text"
             )
         return label
 
@@ -238,8 +238,8 @@ class _Reader:
             value, needed = fitting_meta(name, cells[name], kind)
             if needed != kind:
                 raise SourceError(
-                    f"{uri}: meta.{name} is {shorten(value)}; expected {kind}, as planned. Nothing of this shard is written. Plan again, into "
-                    "another output, with --as-text"
+                    f"{uri}: meta.{name} is {shorten(value)}; expected {kind}, as planned. Nothing of this shard is written. Plan again, "
+                    "into another output, with --as-text"
                 )
             found[name] = value
         return found

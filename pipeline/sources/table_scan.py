@@ -40,6 +40,8 @@ class Scan:
     ids: npt.NDArray[np.uint64] | None = None
     """Hashes of the ids; None if a row has none."""
     splits: Counter[str] = field(default_factory=Counter)
+    null_meta: Counter[str] = field(default_factory=Counter)
+    """Nulls of meta columns, as the statistics of a Parquet file tell."""
     wanted: npt.NDArray[np.bool_] | None = None
     """Which rows are of the asked split; None if all are."""
     empty_labels: bool = False
@@ -65,6 +67,7 @@ def scan_columns(table: ColumnTable, columns: Columns, config: SourceConfig, whe
         _scan_labels(table, str(columns.label), config, scan)
     if columns.split in names:
         _scan_splits(table, str(columns.split), wanted, scan)
+    scan.null_meta = _null_meta(table, columns)
     if columns.id is not None:
         scan.ids = _hashes(ids_of_columns(table, columns, where))
     return scan
@@ -95,6 +98,20 @@ def may_be_absent(table: Any, columns: Columns) -> bool:
     images = [place for place in range(len(schema)) if schema.column(place).path in (columns.image, f"{columns.image}.bytes")]
     statistics = (metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups) for place in images)
     return any(known is None or not known.has_null_count or known.null_count > 0 for known in statistics)
+
+
+def _null_meta(table: Any, columns: Columns) -> Counter[str]:
+    nulls: Counter[str] = Counter()
+    metadata = table.file.metadata if columns.meta and hasattr(table, "file") else None
+    if metadata is None:
+        return nulls
+    schema = table.file.schema
+    for place in range(len(schema)):
+        if (name := schema.column(place).path) in columns.meta:
+            for group in range(metadata.num_row_groups):
+                known = metadata.row_group(group).column(place).statistics
+                nulls[name] += known.null_count if known is not None and known.has_null_count else 0
+    return nulls
 
 
 def _scan_labels(table: ColumnTable, name: str, config: SourceConfig, scan: Scan) -> None:

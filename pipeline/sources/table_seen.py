@@ -24,6 +24,12 @@ from tokenshards.pipeline.storage.store import Store
 __all__ = ["Seen"]
 
 _KINDS: dict[LabelType | None, str] = {"int64": "whole numbers", "string": "text", None: "all of them null"}
+_OTHER_KINDS = {
+    "float64": "floats: those that are whole numbers are taken as such, others as text, NaN as no label",
+    "decimal": "decimals: those that are whole numbers are taken as such, others as text",
+    "bool": "bools: the classes are the texts false and true",
+    "time": "times: the classes are their texts",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +42,8 @@ class Seen:
     labels: SeenLabels
     meta: SeenMeta
     first: Columns | None = None
+    label_kind: str = ""
+    """Kind of the label column, as the first table that has one says."""
     scanned: Counter[int | str] = field(default_factory=Counter)
     """Labels of tables whose rows were not listed one by one."""
     others: int = 0
@@ -54,6 +62,7 @@ class Seen:
         self.labels.take_scan(scan, kind)
         self.scanned.update(scan.labels)
         self.others += scan.others
+        self.meta.nulls.update(scan.null_meta)
         self.summary.unlabelled += scan.no_label
 
     def paths_are_ids(self) -> bool:
@@ -68,7 +77,7 @@ class Seen:
         summary, first = self.summary, self.first
         self._finish_labels()
         if first is None:
-            return
+            raise SourceError(f"{self.store.url}: the tables are empty; expected rows with images, or a column of their paths")
         summary.meta_types = self.meta.finish(first.meta)
         summary.newer_inputs |= bool(self.meta.widened)
         summary.meta_rule = ", ".join(f"column {name} ({kind})" for name, kind in summary.meta_types.items()) or "none"
@@ -105,6 +114,8 @@ class Seen:
             summary.notes.append(f"labels: {summary.label_rule}")
             if labels.disagree:
                 summary.notes.append(f"the class names of column {first.label} are not the same in all tables: its numbers are the labels")
+            if self.label_kind in _OTHER_KINDS:
+                summary.notes.append(f"column {first.label} holds {_OTHER_KINDS[self.label_kind]}")
             summary.notes += label_notes(summary.classes, summary.label_type)
 
     def _finish_rows(self, first: Columns) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-from tokenshards.pipeline.errors import SourceError, shorten
+from tokenshards.pipeline.errors import shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.sources.summary import extension
 from tokenshards.pipeline.storage.object_file import RangeReader, open_stream
@@ -79,7 +79,7 @@ class TextTable:
         return itemgetter(*places)
 
     def rows(self, *, placed: bool = False, start: int = 0) -> Iterator[Row]:
-        """Yield every row, or those from the byte `start` on; with `placed` keeps `position`. Raises what `parsing` turns into SourceError."""
+        """Yield every row, or those from the byte `start` on; `placed` keeps `position`. Raises what `parsing` turns into SourceError."""
         lines = self._placed_lines(start) if placed or start else self._lines()
         if self.kind == "csv":
             yield from self._csv_rows(lines, self.header and not start)
@@ -269,7 +269,7 @@ def _fitted(cells: list[str], count: int, line: int) -> list[str]:
     if len(cells) < count:
         return [*cells, *[""] * (count - len(cells))]
     if any(cells[count:]):
-        raise SourceError(
+        raise ValueError(
             f"line {line}: it has {len(cells)} cells; expected {count}, as in the first row. Quote a cell that holds a delimiter"
         )
     return cells[:count]
