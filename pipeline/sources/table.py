@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from tokenshards.pipeline.sources.labels import infer_label_type, infer_meta_typ
 from tokenshards.pipeline.sources.splits import split_of_file
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_binary import ColumnTable, class_names, is_binary, open_binary
+from tokenshards.pipeline.sources.table_cells import cell_tuples, cells_by_column, first_cells
 from tokenshards.pipeline.sources.table_encoded import encoded_slices
 from tokenshards.pipeline.sources.table_files import PEEKED_ROWS, parsing
 from tokenshards.pipeline.sources.table_ids import refuse_repeated_ids
@@ -32,7 +32,7 @@ from tokenshards.pipeline.sources.table_paths import looks_encoded, partition_of
 from tokenshards.pipeline.sources.table_rows import OTHER_SPLIT, read_table_rows, wanted_split
 from tokenshards.pipeline.sources.table_scan import Scan, may_be_absent, paths_are_there, scan_columns
 from tokenshards.pipeline.sources.table_seen import Seen
-from tokenshards.pipeline.sources.table_text import TextTable, open_text
+from tokenshards.pipeline.sources.table_text import open_text
 from tokenshards.pipeline.sources.table_uri_rows import uri_rows
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 from tokenshards.pipeline.thread_map import map_in_order
@@ -144,7 +144,7 @@ class TableSource:
             partition = {name: value for name, value in partition_of(readable_text(info.path)).items() if name not in kinds}
             kinds |= dict.fromkeys(partition, "string")
             columns = choose_columns(kinds, config, where)
-            if columns.image is not None and columns.holds == "URIs" and looks_encoded(_first_cells(table, columns.image)):
+            if columns.image is not None and columns.holds == "URIs" and looks_encoded(first_cells(table, columns.image)):
                 columns = replace(columns, holds="encoded")
             if columns.holds == "URIs":
                 return _Look(info=info, table=table, kinds=kinds, columns=columns, partition=partition, scan=Scan(), paths=None)
@@ -168,7 +168,7 @@ class TableSource:
             seen.labels.text = seen.labels.text or kind == "string"
             seen.labels.digits = seen.labels.digits or columns.label in look.partition
             constant = tuple(look.partition.items())
-            yield from uri_rows(info.path, columns, _tuples(table, columns, dict(constant)), tuple, seen, where, csv=False)
+            yield from uri_rows(info.path, columns, cell_tuples(table, columns, dict(constant)), tuple, seen, where, csv=False)
             return
         self._newer(look, kind)
         if columns.label in look.partition:
@@ -202,8 +202,8 @@ class TableSource:
         first, where = seen.first, self.store.place(path)
         if wanted_split(self.config, path) is not None and columns.split is None:
             raise SourceError(
-                f"{where}: --split is {self.config.split}; neither its name nor a folder tells a split, and it has no column `split`. Leave "
-                "--split out"
+                f"{where}: --split is {self.config.split}; neither its name nor a folder tells a split, and it has no column `split`. "
+                "Leave --split out"
             )
         if first is not None and first.holds != columns.holds:
             raise SourceError(
@@ -260,7 +260,7 @@ class TableSource:
             self.summary.leave_out("empty tables", readable_text(info.path))
             return
         partition = {name: value for name, value in partition_of(readable_text(info.path)).items()}
-        values = _columns_of(table, head)
+        values = cells_by_column(table, head)
         partition = {name: value for name, value in partition.items() if name not in values}
         kinds = {name: kind_of_values(cells) if table.is_json else "string" for name, cells in values.items()}
         kinds |= dict.fromkeys(partition, "string")
@@ -287,26 +287,3 @@ class TableSource:
         constant = tuple(partition.values())
         pick = picked if not constant else lambda row: tuple([(*picked(row), *constant)[place] for place in order])
         yield from uri_rows(info.path, columns, chain(head, rows), pick, seen, where, csv=not table.is_json)
-
-
-def _first_cells(table: ColumnTable, column: str) -> list[Any]:
-    batch = next(table.all_batches([column], 64), None) if column in table.schema.names else None
-    return [] if batch is None else batch.column(0).to_pylist()
-
-
-def _tuples(table: ColumnTable, columns: Columns, constant: dict[str, str | None]) -> Iterator[tuple[Any, ...]]:
-    """Yield the cells of `columns.names` of every row."""
-    names = [name for name in columns.names if name in table.schema.names]
-    for batch in table.all_batches(names, PEEKED_ROWS):
-        cells = {name: batch.column(batch.schema.get_field_index(name)).to_pylist() for name in names}
-        yield from zip(*(cells[name] if name in cells else [constant[name]] * batch.num_rows for name in columns.names), strict=True)
-
-
-def _columns_of(table: TextTable, head: list[Any]) -> dict[str, list[Any]]:
-    """Return the cells of the first rows by column."""
-    if table.is_json:
-        return {name: [row.get(name) for row in head] for name in dict.fromkeys(chain.from_iterable(head))}
-    if not table.names:
-        return {}
-    columns = zip(*head, strict=True) if head else [()] * len(table.names)
-    return {name: list(cells) for name, cells in zip(table.names, columns, strict=True)}
