@@ -160,8 +160,7 @@ class _Table:
         if is_binary(info.path):
             self._table: Any = open_binary(store, info)
             names = tuple(self._table.schema.names)
-            head = next((batch.to_pylist() for batch in self._table.all_batches(names, 20)), [])
-            self._head = head
+            self._head: list[Any] = next((batch.to_pylist() for batch in self._table.all_batches(names, 20)), [])
         else:
             self._table = open_text(store, info)
             if info.path.lower().endswith(".txt") and len(self._table.names) == 1 and _is_pairs(self._table):

@@ -137,7 +137,7 @@ class SeenMeta:
 
     def values(self, cells: dict[str, Any]) -> dict[str, Any]:
         """Return the meta values of a row in the types so far."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in cells.items():
             if value is None:
                 self.nulls[name] += 1

@@ -152,7 +152,7 @@ class _Reader:
         else:  # planning has written the columns of image and label into the config
             self._table = open_text(store, self._info)
             usual = self._table.usual
-            head = next(self._table.rows(), {}) if self._table.is_json else {}
+            head: dict[str, Any] = next(self._table.rows(), {}) if self._table.is_json else {}
             named = (config.image_column, config.label, config.id_column, *config.meta)
             kinds = dict.fromkeys((*self._table.names, *head, *(name for name in named if name and head)), "string")
         for column in self._partition:

@@ -20,6 +20,7 @@ from tokenshards.pipeline.sources.table_uris import is_outside, names_local_file
 __all__ = ["uri_rows"]
 
 PROBED_PATHS = 8
+_UNKNOWN: Any = object()
 Pick = Callable[[Any], tuple[Any, ...]]
 
 
@@ -38,7 +39,6 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
     image_at = -1 if columns.image is None else where_is[columns.image]
     wanted = wanted_split(config, path)
     known, resolve, take_label = labels.known, places.resolve, summary.take_label
-    unknown = object()
     for number, raw in enumerate(rows):
         cells = pick(raw)
         if split_at >= 0:
@@ -54,8 +54,8 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
         if label_at >= 0:
             cell = cells[label_at]
             if cell.__class__ is str:
-                label = known.get(cell, unknown)  # type: ignore[assignment]
-                if label is unknown:
+                label = known.get(cell, _UNKNOWN)
+                if label is _UNKNOWN:
                     label = labels.new(cell, f"{where}: row {number}")
             elif cell is not None:
                 label = labels.new(cell, f"{where}: row {number}")

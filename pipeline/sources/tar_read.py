@@ -267,7 +267,7 @@ class _Reader:
         try:
             value = json_of(sample)
             if self._table is not None:
-                raw = label_in_table(self._table, sample, self._row.path)
+                raw: object = label_in_table(self._table, sample, self._row.path)
             elif self._labels is not None:
                 raw = self._labels.get(sample.key)
             else:
