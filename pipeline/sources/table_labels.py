@@ -27,10 +27,12 @@ class SeenLabels:
     def __init__(self, config: SourceConfig) -> None:
         self._first = config.label_first
         self._as_text = config.as_text
-        self.known: dict[str, Label] = {}
-        """Labels of text cells that were seen."""
+        self.known: dict[str | int, Label] = {}
+        """Labels of the texts and whole numbers that were seen as cells."""
         self.text = config.as_text
         """Whether labels are text."""
+        self.widened = False
+        """Whether labels were whole numbers before one was text."""
         self.digits = False
         """Whether text cells of digits are whole numbers, as in CSV."""
         self.floats = False
@@ -56,7 +58,7 @@ class SeenLabels:
             label = self._from_text(label, where)
         if label is not None and self.text:
             label = str(label)
-        if isinstance(cell, str) and len(self.known) < MAX_LABELS_COUNTED:
+        if cell.__class__ in (str, int) and len(self.known) < MAX_LABELS_COUNTED:
             self.known[cell] = label
         return label
 
@@ -81,6 +83,7 @@ class SeenLabels:
     def _become_text(self) -> None:
         if not self.text:
             self.text = True
+            self.widened = bool(self.known)
             self.known.clear()
 
     def take_names(self, names: tuple[str, ...], *, rows: bool) -> None:

@@ -112,6 +112,8 @@ class Seen:
             kind = f"the class names of its schema ({len(labels.names)})" if labels.names else _KINDS[summary.label_type]
             summary.label_rule = f"column {first.label}, {kind}"
             summary.notes.append(f"labels: {summary.label_rule}")
+            if labels.widened:
+                summary.notes.append(f"column {first.label} holds whole numbers and texts: all labels are text")
             if labels.disagree:
                 summary.notes.append(f"the class names of column {first.label} are not the same in all tables: its numbers are the labels")
             if self.label_kind in _OTHER_KINDS:

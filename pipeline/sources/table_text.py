@@ -69,7 +69,7 @@ class TextTable:
     def picker(self, names: tuple[str, ...]) -> Callable[[Row], tuple[Any, ...]]:
         """Return a function from a row to the cells of the named columns."""
         if self.is_json:
-            return lambda row: tuple([row.get(name) for name in names])
+            return lambda row: tuple(map(row.get, names))
         places = [self.names.index(name) for name in names]
         if not places:
             return lambda cells: ()

@@ -53,7 +53,8 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
         label: Label = None
         if label_at >= 0:
             cell = cells[label_at]
-            if cell.__class__ is str:
+            kind = cell.__class__
+            if kind is str or kind is int:  # as keys of `known`, other types would equal an int
                 label = known.get(cell, _UNKNOWN)
                 if label is _UNKNOWN:
                     label = labels.new(cell, f"{where}: row {number}")
