@@ -153,12 +153,17 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
             sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
+    beside = [readable_text(info.path) for info in found.tables if not _holds_images([info])]
+    if source.kind == "tar" and config.rules > 2 and beside and not (config.label or config.label_from or config.no_labels):
+        sentence = f"{beside[0]} lies beside the tars and may be a table of their labels; no labels are taken from there"
+        source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
+        labels = f"; --label-from 'file:*{kind}' takes labels from them" if source.kind == "tar" else ""
         source.summary.doubts.append(
             Doubt(
                 sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",
-                option=f"to take those, give a pattern such as FOLDER/*{kind}",
+                option=f"to take those, give a pattern such as FOLDER/*{kind}{labels}",
             )
         )
     return source

@@ -74,6 +74,7 @@ class TableSource:
             config,
             store.url,
             "a set of tables",
+            all_files="a table names its images",
             image_member=no_members,
             key_column="it is for --label-from file:TABLE; the label of a table is a column of its own",
             **({} if config.label_from == "none" else {"label_from": "the label is a column of the table, which --label NAME names"}),
@@ -170,6 +171,8 @@ class TableSource:
             constant = tuple(look.partition.items())
             yield from uri_rows(info.path, columns, cell_tuples(table, columns, dict(constant)), tuple, seen, where, csv=False)
             return
+        if self.config.image_root is not None and columns.holds == "bytes" and "path" not in _fields(table, columns):
+            raise SourceError(f"{where}: --image-root was given, but column {columns.image} holds images, not paths. Leave it out")
         self._newer(look, kind)
         if columns.label in look.partition:
             seen.labels.digits = True
@@ -287,3 +290,8 @@ class TableSource:
         constant = tuple(partition.values())
         pick = picked if not constant else lambda row: tuple([(*picked(row), *constant)[place] for place in order])
         yield from uri_rows(info.path, columns, chain(head, rows), pick, seen, where, csv=not table.is_json)
+
+
+def _fields(table: ColumnTable, columns: Columns) -> list[str]:
+    kind = table.schema.field(columns.image).type
+    return [kind.field(place).name for place in range(kind.num_fields)]
