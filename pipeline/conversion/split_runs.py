@@ -35,7 +35,8 @@ def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
     if len(found) < 2:
         seen = ", ".join(found) or "none"
         raise ConfigError(
-            f"{source.store.url}: --splits expects folders or files of several splits, such as train/ and val/, or a column `split`; seen: {seen}. Leave it out"
+            f"{source.store.url}: --splits expects folders or files of several splits, such as train/ and val/, or a column `split`; seen: "
+            f"{seen}. Leave it out"
         )
     rest = inputs - found.total()
     if rest and not config.yes:
