@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,9 @@ from tokenshards.pipeline.sources.labels import infer_label_type, infer_meta_typ
 from tokenshards.pipeline.sources.splits import split_of_file
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.table_binary import ColumnTable, class_names, is_binary, open_binary
-from tokenshards.pipeline.sources.table_cells import cell_tuples, cells_by_column, first_cells
+from tokenshards.pipeline.sources.table_cells import cell_tuples, cells_by_column, first_cells, peeked
 from tokenshards.pipeline.sources.table_encoded import encoded_slices
-from tokenshards.pipeline.sources.table_files import PEEKED_ROWS, parsing
+from tokenshards.pipeline.sources.table_files import parsing
 from tokenshards.pipeline.sources.table_ids import refuse_repeated_ids
 from tokenshards.pipeline.sources.table_labels import SeenLabels, SeenMeta
 from tokenshards.pipeline.sources.table_paths import looks_encoded, partition_of
@@ -258,7 +258,7 @@ class TableSource:
         table = open_text(self.store, info)
         self.summary.notes += table.notes
         rows = table.rows()
-        head = list(islice(rows, PEEKED_ROWS))
+        head = peeked(rows)
         if not head and not table.names:
             self.summary.leave_out("empty tables", readable_text(info.path))
             return

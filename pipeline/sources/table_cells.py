@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from tokenshards.pipeline.sources.columns import Columns
 from tokenshards.pipeline.sources.table_binary import ColumnTable
 from tokenshards.pipeline.sources.table_text import TextTable
 
-__all__ = ["cell_tuples", "cells_by_column", "first_cells"]
+__all__ = ["cell_tuples", "cells_by_column", "first_cells", "peeked"]
 
 BATCH_ROWS = 4096
+PEEKED_ROWS = 4096
+PEEKED_CHARACTERS = 1 << 25
+
+
+def peeked(rows: Iterator[Any]) -> list[Any]:
+    """Return the first rows of a table of text: at most 4,096, and fewer where cells are long, as with images in base64."""
+    head: list[Any] = []
+    size = 0
+    for row in islice(rows, PEEKED_ROWS):
+        head.append(row)
+        size += sum(len(cell) for cell in (row.values() if isinstance(row, dict) else row) if isinstance(cell, str))
+        if size > PEEKED_CHARACTERS:
+            break
+    return head
 
 
 def first_cells(table: ColumnTable, column: str) -> list[Any]:

@@ -172,7 +172,7 @@ class _Reader:
             return
         names = tuple(name for name in columns.names if name not in constant or name in table.names)
         pick = table.picker(names)
-        placed = table.seekable and OFFSET in row.meta
+        placed = table.seekable and OFFSET in row.meta and row.only is None  # before a retry the table may have been rewritten
         rows = table.rows(placed=placed, start=row.meta[OFFSET]) if placed else islice(table.rows(), row.row_start, None)
         for raw in islice(rows, row.row_stop - row.row_start):
             cells = dict(zip(names, pick(raw), strict=True))

@@ -99,6 +99,11 @@ class Seen:
             name = class_of(label, labels.names) if labels.names and isinstance(label, int) else label
             summary.take_label(name, count)
         summary.classes = labels.in_type(summary.classes)
+        if labels.disagree and labels.type() == "string":
+            raise SourceError(
+                f"{self.store.url}: the class names of the label column are not the same in all tables, so neither names nor texts can be "
+                "its labels. Tokenize the tables separately, or without --as-text"
+            )
         summary.label_type = None if first is None or first.label is None else labels.type()
         if labels.names:
             summary.class_order = labels.names

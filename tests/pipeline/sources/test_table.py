@@ -475,3 +475,23 @@ def test_one_format_is_taken_from_a_folder(tmp_path: Path) -> None:
     source, rows = plan(tmp_path)
     assert [row.path for row in rows] == ["data/t.parquet"]
     assert {kind: found.count for kind, found in source.summary.left_out.items()} == {".csv": 1}
+
+
+def test_plain_tables_are_read_alike_by_older_rules(tmp_path: Path) -> None:
+    count = 3000
+    names, numbers = [f"{n}.png" for n in range(count)], [n % 7 for n in range(count)]
+    meta = {"score": [n / 2 for n in range(count)], "note": ["x"] * count, "id": [f"i{n}" for n in range(count)]}
+    parquet(tmp_path / "b.parquet", {"image": [numbered(n) for n in range(count)], "label": numbers, **meta}, row_group_size=1200)
+    parquet(tmp_path / "u.parquet", {"path": names, "label": [f"c{n}" for n in numbers], **meta})
+    write_csv(tmp_path / "t.csv", [["path", "label", *meta], *zip(names, numbers, *meta.values(), strict=True)])
+    rows = [
+        {"path": name, "label": number, "score": n / 2, "id": f"i{n}"} for n, (name, number) in enumerate(zip(names, numbers, strict=True))
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("b.parquet", "u.parquet", "t.csv", "t.jsonl"):
+        for options in ({}, {"meta": ("score",), "id_column": "id"}, {"no_labels": True}):
+            (new, planned), (old, before) = (plan(tmp_path / name, SourceConfig(rules=rules, **options)) for rules in (3, 2))
+            assert planned == before and not new.summary.newer_inputs
+            assert (new.summary.label_type, new.summary.meta_types) == (old.summary.label_type, old.summary.meta_types)
+            if name == "b.parquet":
+                assert [list(new.read(row)) for row in planned[:2]] == [list(old.read(row)) for row in before[:2]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import re
 import unicodedata
@@ -10,18 +12,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError
 from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
-from tokenshards.pipeline.sources import open_source, read_slice, source_root
+from tokenshards.pipeline.sources import open_source, read_slice, source_root, table_encoded
 
 PNG = encoded(flat(size=(8, 8)), "PNG")
 TEXT_PNG = base64.b64encode(PNG).decode()
@@ -126,6 +131,34 @@ def test_long_cells_and_cells_of_several_lines(folder: Path) -> None:
     (folder / "t.csv").write_text(f'path,caption\n1.png,"{"x" * 200_000}"\n2.png,"a ""red"", cat\non a mat"\n')
     first, second = plan(folder / "t.csv", meta=("caption",))[1]
     assert (len(first.meta["caption"]), second.meta["caption"]) == (200_000, 'a "red", cat\non a mat')
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cells=st.lists(CELL, min_size=1, max_size=12),
+    delimiter=st.sampled_from(",;\t|"),
+    crlf=st.booleans(),
+    form=st.sampled_from(["utf-8", "utf-16"]),
+)
+def test_whatever_cells_hold_is_read_as_written(cells: list[str], delimiter: str, crlf: bool, form: str, tmp_path: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n" if crlf else "\n")
+    writer.writerows([["path", "label", "image", "note"], *(["x.png", cell, TEXT_PNG, cell] for cell in cells)])
+    (tmp_path / "t.csv").write_bytes(text.getvalue().encode(form))
+    expected = [cell or None for cell in cells]
+    rows = plan(tmp_path / "t.csv", image_column="path", meta=("note",), as_text=True)[1]
+    assert [row.label for row in rows] == [row.meta["note"] for row in rows] == expected
+    objects = [{"path": "x.png", "label": cell, "image": TEXT_PNG, "note": cell} for cell in cells]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row, ensure_ascii=crlf) + "\n" for row in objects), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_encoded, "SLICE_ROWS", 3)
+        for name, notes_read in (("t.csv", expected), ("t.jsonl", cells)):
+            found = records(tmp_path / name, meta=("note",), as_text=True)
+            assert [record.data for record in found] == [PNG] * len(cells)
+            assert [record.label for record in found] == expected and [record.meta["note"] for record in found] == notes_read
 
 
 def test_a_header_that_is_a_row_is_said(folder: Path) -> None:
@@ -302,6 +335,29 @@ def test_class_names_that_tables_do_not_share_are_not_taken(tmp_path: Path) -> N
     hugging_face(tmp_path / "d/1.parquet", [1, 0], None, image=[numbered(2), numbered(3)])
     source, _ = plan(tmp_path / "d")
     assert labels(tmp_path / "d") == [1, 0, 1, 0] and "not the same in all tables" in notes(source)
+    with pytest.raises(SourceError, match="not the same in all tables"):
+        plan(tmp_path / "d", as_text=True)
+
+
+def test_tables_in_a_store(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    table = pa.table({"image": [{"bytes": numbered(0), "path": "a"}, {"bytes": numbered(1), "path": "b"}], "label": [1.0, None]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    pyarrow.feather.write_feather(table, str(tmp_path / "0.feather"), compression="uncompressed")
+    with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("parquet", "feather", "arrow"):
+        for number in range(3):
+            store.pipe_file(f"/forms-{name}/{number}.{name}", (tmp_path / f"0.{name}").read_bytes())
+    for name in ("parquet", "feather"):
+        found = records(f"memory://forms-{name}")
+        assert [(record.data, record.label) for record in found] == [(numbered(0), 1), (numbered(1), None)] * 3
+        assert [record.sample_id for record in found] == [f"{n // 2}.{name}#{n % 2}" for n in range(6)]
+    with pytest.raises(SourceError, match="a stream of Arrow without an index.*copy it to a disk"):
+        plan("memory://forms-arrow")
+    with pytest.raises(SourceError, match="--image-root is '/data': .* is a local file"):
+        store.pipe_file("/forms-csv/t.csv", b"path\na.png\n")
+        plan("memory://forms-csv/t.csv", image_root="/data")
 
 
 def test_lists_of_labels_are_refused_with_the_options(tmp_path: Path) -> None:
