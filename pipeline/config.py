@@ -111,6 +111,8 @@ class SourceConfig:
     first folder of files, and the usual members of tars."""
     key_column: str | None = None
     """Column of the `file:TABLE` that names the image."""
+    label_table: str | None = None
+    """Size and version of the table of `file:TABLE` when the tars of the plan were looked at; workers compare it."""
     label_first: bool = False
     """Take the first of several labels of one image."""
     as_text: bool = False

@@ -24,17 +24,19 @@ def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
     if config.split is not None:
         raise ConfigError(f"--splits was given beside --split {config.split}; expected one of them: every split, or one")
     source = open_source(url, replace(config, split=ALL_SPLITS))
-    if source.kind == "folder":  # the splits of tars and tables are known from the names of the files
+    by_column = source.kind == "table" and not source.summary.splits
+    if source.kind == "folder" or by_column:  # else the splits are known from the names of the files
         for _ in source.list_rows():
             pass
-        inputs = source.summary.files
+        inputs = source.summary.rows if by_column else source.summary.files
     else:
         inputs = len(getattr(source, "files", ()))
     found, noun = source.summary.splits, source.summary.noun
     if len(found) < 2:
         seen = ", ".join(found) or "none"
         raise ConfigError(
-            f"{source.store.url}: --splits expects folders or files of several splits, such as train/ and val/; seen: {seen}. Leave it out"
+            f"{source.store.url}: --splits expects folders or files of several splits, such as train/ and val/, or a column `split`; seen: "
+            f"{seen}. Leave it out"
         )
     rest = inputs - found.total()
     if rest and not config.yes:

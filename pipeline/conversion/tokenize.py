@@ -119,6 +119,8 @@ class Conversion:
                 say(f"fitted {describe_tokenizer(tokenizer)}; kept in {self._store.url}/{TOKENIZER_FOLDER}")
                 for note in fitted.notes:
                     say(f"note: {note}")
+            if not classes:
+                classes = source.summary.class_order
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,

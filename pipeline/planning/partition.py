@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,20 @@ def _columns(rows: list[PlanRow]) -> dict[str, Any]:
     }
 
 
-def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
-    """Return the plan rows of a table; labels become int if `label_type` is int64."""
+def table_to_rows(table: pa.Table, label_type: str | None, meta_types: Mapping[str, str] = MappingProxyType({})) -> list[PlanRow]:
+    """Return the plan rows of a table; labels become int if `label_type` is int64, and meta values get the type of their column.
+
+    Before the listing met a value of another type, it wrote those of a column that is text now as numbers.
+    """
+    texts = [name for name, kind in meta_types.items() if kind == "string"]
+
+    def meta(text: str | None) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(text) if text else {}
+        for name in texts:
+            value = values.get(name)
+            if value is not None and not isinstance(value, str):
+                values[name] = json.dumps(value)
+        return values
 
     def label(text: str | None) -> Label:
         return int(text) if text is not None and label_type == "int64" else text
@@ -82,7 +95,7 @@ def table_to_rows(table: pa.Table, label_type: str | None) -> list[PlanRow]:
                 **value,
                 "path": value["sample_id"] if value["path"] is None else value["path"].decode("utf-8", "surrogateescape"),
                 "label": label(value["label"]),
-                "meta": json.loads(value["meta"]) if value["meta"] else {},
+                "meta": meta(value["meta"]),
                 "only": None if value["only"] is None else tuple(value["only"]),
                 "skip": None if value["skip"] is None else tuple(value["skip"]),
             }

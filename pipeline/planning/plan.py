@@ -274,7 +274,8 @@ def read_part(store: Store, part: PlanPart) -> bytes:
 def rows_of_shard(part_data: bytes, plan: Plan, shard: int) -> list[PlanRow]:
     """Return the planned rows of one shard from the bytes of its part."""
     group = shard - plan.part_of(shard).first_shard
-    return table_to_rows(pq.ParquetFile(pa.BufferReader(part_data)).read_row_group(group, use_threads=False), plan.label_type)
+    table = pq.ParquetFile(pa.BufferReader(part_data)).read_row_group(group, use_threads=False)
+    return table_to_rows(table, plan.label_type, plan.meta_types)
 
 
 @lru_cache(maxsize=2)

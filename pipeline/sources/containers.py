@@ -10,7 +10,7 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
-from tokenshards.pipeline.sources.summary import Doubt
+from tokenshards.pipeline.sources.table import TableSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["open_containers"]
@@ -29,6 +29,8 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
     chosen = [info for info, wanted in zip(files, taken, strict=True) if wanted]
     others = [info for info, wanted in zip(files, taken, strict=True) if not wanted]
     counts = Counter(split for split in splits if split is not None)
+    if not counts and kind is TableSource:  # a column may tell the split of each row
+        chosen, others = files, []
     if not chosen:
         seen = ", ".join(sorted(counts)) or "none"
         raise SourceError(
@@ -39,14 +41,6 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
     source.summary.splits = counts
     if others:
         source.summary.leave_out("of another split", readable_text(others[0].path), len(others))
-    partition = next((part for info in chosen for part in info.path.split("/")[:-1] if "=" in part), None)
-    if source.kind == "table" and partition is not None:
-        source.summary.doubts.append(
-            Doubt(
-                sentence=f"folders such as {partition} are hive partitions; their values are not columns",
-                option="--label-from regex:PATTERN",
-            )
-        )
     for info in chosen:
         if info.archived:
             source.summary.archived.count += 1

@@ -85,6 +85,7 @@ class FolderSource:
         self.store = store
         self.config = config
         self.summary = SourceSummary(noun="file" if config.all_files else "image")
+        no_table = "there is no --label-from file:TABLE"
         no_columns = "it has no columns, only images"
         labels = "the label of an image is a folder of its path; --label-from says which"
         self._rule = LabelRule.parse("none" if config.no_labels else config.label_from)
@@ -93,14 +94,13 @@ class FolderSource:
             config,
             store.url,
             "a folder of images",
-            **({} if by_table else {"label": labels, "key_column": "there is no --label-from file:TABLE"}),
+            **({} if by_table else {"label": labels, "key_column": no_table, "label_first": "an image has one folder"}),
             meta=no_columns,
             id_column=no_columns,
             image_column=no_columns,
             image_root=no_columns,
             path_template=no_columns,
             image_member="it has no samples of several members",
-            label_first="an image has one folder",
         )
         if config.tar_key != "auto":
             raise SourceError(f"{store.url} is a folder of images, and --key was given as {config.tar_key!r}: it has no tars. Leave it out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,22 +22,30 @@ from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
+from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.summary import Doubt, extension
-from tokenshards.pipeline.sources.table import TableSource, read_rows
+from tokenshards.pipeline.sources.table import TableSource
+from tokenshards.pipeline.sources.table_before import TablesBefore, read_rows_before
+from tokenshards.pipeline.sources.table_rows import read_table_rows
 from tokenshards.pipeline.sources.tar import TarSource, read_tar
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
 __all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
 
 TAR_EXTENSIONS = set(".tar .tgz .tar.gz .tar.bz2 .tbz2 .tbz .tar.xz .txz .tar.zst .tzst .zip".split())
-TABLE_EXTENSIONS = {".parquet", ".csv", ".csv.gz", ".csv.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"}
+_TABLES_BEFORE = frozenset(".parquet .csv .csv.gz .csv.zst .jsonl .jsonl.gz .jsonl.zst".split())
+TABLE_EXTENSIONS = _TABLES_BEFORE | set(
+    ".arrow .feather .tsv .tsv.gz .tsv.zst .txt.gz .txt.zst .json .json.gz .json.zst .ndjson .ndjson.gz .ndjson.zst".split()
+)
+_LISTS = {".txt", ".txt.gz", ".txt.zst"}
+"""Tables only where they are named: in a folder most are notes or licences."""
 
 PROBED_IMAGES = 1000
 """After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
 _MAGIC = re.compile(r"[*?\[{]")
-_LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .csv, .jsonl)"
+_LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .arrow, .csv, .tsv, .jsonl, .json)"
 
 
 def open_source(url: str, config: SourceConfig) -> ImageSource:
@@ -67,6 +75,7 @@ def read_slice(
     if row.kind == "tar":
         return read_tar(store, row, config, label_type, meta_types)
     if row.kind == "rows":
+        read_rows = read_rows_before if config.rules < 3 else read_table_rows
         return read_rows(store, row, config, label_type, meta_types)
     if row.kind == "absent":
         return iter((AbsentRecord(sample_id=row.sample_id, uri=row.path),))
@@ -93,7 +102,7 @@ def _split(url: str, config: SourceConfig) -> tuple[Store, str]:
         raise SourceError(f"{url[:60]}: we never run a command as a source; expected a path or a URL of files")
     whole = SourceStore(url.rstrip("/") or "/", storage_options=config.storage_options)
     magic = _MAGIC.search(path)
-    named = magic is not None or extension(path) in TAR_EXTENSIONS | TABLE_EXTENSIONS
+    named = magic is not None or extension(path) in TAR_EXTENSIONS | _tables(config, named=True)
     if not named or (protocol not in ("http", "https") and _is_folder(whole)):  # a web server would send the whole tar as the "listing"
         return whole, ""
     cut = path.rfind("/", 0, magic.start() if magic else None)
@@ -148,12 +157,17 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
             sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
+    beside = [readable_text(info.path) for info in found.tables if not _holds_images([info])]
+    if source.kind == "tar" and config.rules > 2 and beside and not (config.label or config.label_from or config.no_labels):
+        sentence = f"{beside[0]} lies beside the tars and may be a table of their labels; no labels are taken from there"
+        source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
+        labels = f"; --label-from 'file:*{kind}' takes labels from them" if source.kind == "tar" else ""
         source.summary.doubts.append(
             Doubt(
                 sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",
-                option=f"to take those, give a pattern such as FOLDER/*{kind}",
+                option=f"to take those, give a pattern such as FOLDER/*{kind}{labels}",
             )
         )
     return source
@@ -161,7 +175,15 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
 
 def _open_containers(store: Store, config: SourceConfig, files: list[ObjectInfo]) -> ImageSource:
     """Return the source of tars or tables, all of one kind."""
-    return open_containers(TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else TableSource, store, config, files)
+    tables = TablesBefore if config.rules < 3 else TableSource
+    return open_containers(TarSource if extension(readable_text(files[0].path)) in TAR_EXTENSIONS else tables, store, config, files)
+
+
+def _tables(config: SourceConfig, *, named: bool = False) -> Set[str]:
+    """Return the extensions of tables; of lists only where a file is named."""
+    if config.rules < 3:
+        return _TABLES_BEFORE
+    return TABLE_EXTENSIONS | _LISTS if named else TABLE_EXTENSIONS
 
 
 @dataclass(slots=True)
@@ -189,7 +211,7 @@ class _Found:
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
             self.tar_bytes += max(0, info.size)
-        elif kind in TABLE_EXTENSIONS:
+        elif kind in _tables(config) and not names_table(config.label_from):
             self.tables.append(info)
             if _holds_images([info]):
                 self.parquet_bytes += max(0, info.size)
@@ -235,16 +257,16 @@ class _Found:
 
 
 def _of_one_format(tables: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Return the Parquet files, else the JSONL files, else the CSV files; a simpler format beside another usually describes it."""
-    for name in (".parquet", ".jsonl", ".csv"):
-        chosen = [info for info in tables if extension(info.path).startswith(name)]
+    """Return the Parquet files, else those of the next simpler format; a simpler format beside another usually describes it."""
+    for names in ((".parquet",), (".arrow", ".feather"), (".jsonl", ".ndjson"), (".csv", ".tsv"), (".json",)):
+        chosen = [info for info in tables if extension(info.path).startswith(names)]
         if chosen:
             return chosen
     return tables
 
 
 def _holds_images(files: list[ObjectInfo]) -> bool:
-    return bool(files) and extension(readable_text(files[0].path)).startswith((".tar", ".tgz", ".parquet", ".arrow"))
+    return bool(files) and extension(readable_text(files[0].path)).startswith((".tar", ".tgz", ".parquet", ".arrow", ".feather"))
 
 
 def _bytes_of(files: list[ObjectInfo]) -> int:
@@ -271,10 +293,10 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
         examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
         raise SourceError(f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or a path or pattern of tars or tables")
     kinds = Counter(extension(readable_text(info.path)) for info in files)
-    if kinds.keys() <= TAR_EXTENSIONS or kinds.keys() <= TABLE_EXTENSIONS:
+    if kinds.keys() <= TAR_EXTENSIONS or kinds.keys() <= _tables(config, named=True):
         return _open_containers(store, config, files)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
     raise SourceError(
         f"{where}: found {found}; expected only tars ({', '.join(sorted(TAR_EXTENSIONS))}) or only tables "
-        f"({', '.join(sorted(TABLE_EXTENSIONS))}). To take images, give their folder: {display_url(store.url)}"
+        f"({', '.join(sorted(_tables(config, named=True)))}). To take images, give their folder: {display_url(store.url)}"
     )

@@ -68,6 +68,8 @@ class SourceSummary:
     examples: list[str] = field(default_factory=list)
     classes: Counter[int | str] = field(default_factory=Counter)
     """Inputs by label, up to 100,000 labels."""
+    class_order: tuple[str, ...] = ()
+    """Names of all classes in the order of their numbers, where the source gives it."""
     unlabelled: int = 0
     """Inputs without a label, as far as the listing saw their labels."""
     splits: Counter[str] = field(default_factory=Counter)

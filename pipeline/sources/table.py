@@ -1,62 +1,65 @@
-"""Parquet, CSV and JSONL tables with a column of image bytes (Parquet only) or URIs, a label column and meta columns."""
+"""Tables with a column of images or of their places, a label column and meta columns: Parquet, Arrow, CSV and its kin, lists, JSON.
+
+Images in cells become slices of the plan, of at most 1,000 rows; paths and URLs become file rows, like loose files. What the columns mean
+is settled here, at planning: the types of labels and meta values hold every value that the listing saw.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import (
-    BadInput,
-    MissingObjectError,
-    Reason,
-    SourceError,
-    Stage,
-    TransientStorageError,
-    UnreadableObjectError,
-    shorten,
-)
-from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, PlanRow, SourceRecord
-from tokenshards.pipeline.sources.base import check_unchanged, read_file_row, readable_text
-from tokenshards.pipeline.sources.columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
-from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
+from tokenshards.pipeline.errors import SourceError
+from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
+from tokenshards.pipeline.sources.base import read_file_row, readable_text, refuse_options
+from tokenshards.pipeline.sources.cell_values import whole_floats
+from tokenshards.pipeline.sources.columns import SCALARS, Columns, choose_columns, kind_of_type, kind_of_values
+from tokenshards.pipeline.sources.labels import infer_label_type, infer_meta_type
+from tokenshards.pipeline.sources.splits import split_of_file
 from tokenshards.pipeline.sources.summary import SourceSummary
-from tokenshards.pipeline.sources.table_files import (
-    PARSE_ERRORS,
-    PEEKED_ROWS,
-    id_text,
-    ids_of,
-    is_parquet,
-    may_be_absent,
-    open_parquet,
-    parquet_rows,
-    parsing,
-    slice_values,
-    text_rows,
-)
-from tokenshards.pipeline.sources.table_uris import is_outside, names_local_file, resolve_uri
+from tokenshards.pipeline.sources.table_binary import ColumnTable, class_names, is_binary, open_binary
+from tokenshards.pipeline.sources.table_cells import cell_tuples, cells_by_column, first_cells, peeked
+from tokenshards.pipeline.sources.table_encoded import encoded_slices
+from tokenshards.pipeline.sources.table_files import parsing
+from tokenshards.pipeline.sources.table_ids import refuse_repeated_ids
+from tokenshards.pipeline.sources.table_labels import SeenLabels, SeenMeta
+from tokenshards.pipeline.sources.table_paths import looks_encoded, partition_of
+from tokenshards.pipeline.sources.table_rows import OTHER_SPLIT, read_table_rows, wanted_split
+from tokenshards.pipeline.sources.table_scan import Scan, may_be_absent, paths_are_there, scan_columns
+from tokenshards.pipeline.sources.table_seen import Seen
+from tokenshards.pipeline.sources.table_text import open_text
+from tokenshards.pipeline.sources.table_uri_rows import uri_rows
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.thread_map import map_in_order
 
-__all__ = ["TableSource", "read_rows"]
+__all__ = ["TableSource"]
 
 SLICE_ROWS = 1000
 LARGE_ROW_GROUP = 8 * SLICE_ROWS
+LOOKING_THREADS = 16
+"""Tables of a store to look at together."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Look:
+    """One table of columns, opened."""
+
+    info: ObjectInfo
+    table: ColumnTable
+    kinds: dict[str, str]
+    columns: Columns
+    partition: dict[str, str | None]
+    scan: Scan
+    paths: npt.NDArray[np.uint64] | None
 
 
 class TableSource:
-    """Tables of one or more files. Image bytes become slices of Parquet row groups; URIs become file rows, like loose files.
-
-    The first file decides the types of label and meta: by its Parquet schema, or by the first 4,096 rows of a CSV file (where unpadded
-    digits are an integer) or a JSONL file. A later value that does not fit stops planning with SourceError, which names the row: it is
-    better to repair a table that contradicts itself than to read half of it.
-    """
+    """Tables of one or more files, by rules 3. Raises SourceError for options that tables cannot use."""
 
     kind = "table"
     ordered = False
@@ -66,9 +69,18 @@ class TableSource:
         self.config = config
         self.files = files
         self.summary = SourceSummary(noun="table")
-        self._outside = 0
-        """Number of rows that name local files outside the table's folder."""
-        self._absent = 0
+        no_members = "tables have no members; --image-column NAME takes another column"
+        refuse_options(
+            config,
+            store.url,
+            "a set of tables",
+            all_files="a table names its images",
+            image_member=no_members,
+            key_column="it is for --label-from file:TABLE; the label of a table is a column of its own",
+            **({} if config.label_from == "none" else {"label_from": "the label is a column of the table, which --label NAME names"}),
+        )
+        if config.tar_key != "auto":
+            raise SourceError(f"{store.url} is a set of tables, and --key was given as {config.tar_key!r}: it has no tars. Leave it out")
 
     @property
     def root(self) -> str:
@@ -76,51 +88,34 @@ class TableSource:
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield slices of at most 1,000 rows (image bytes) or a row per image (URIs); fills `summary`.
+        """Yield slices of at most 1,000 rows (images in cells) or a row per image (paths and URLs); fills `summary`, settles `config`.
 
-        Raises SourceError if a table cannot be read, lacks a column, contradicts the first table, or repeats an id of `id_column`.
+        Raises SourceError if a table cannot be read, lacks a column, contradicts itself, or repeats an id of `id_column`.
         """
         self.summary = summary = self.summary.restarted()
         summary.rows = 0
-        self._outside = self._absent = 0
-        id_hashes: list[npt.NDArray[np.uint64]] = []
-        first: Columns | None = None
-        for info in self.files:
-            where = self.store.place(info.path)
+        config = self.config
+        seen = Seen(store=self.store, config=config, summary=summary, labels=SeenLabels(config), meta=SeenMeta(config))
+        ids: list[npt.NDArray[np.uint64]] = []
+        for info, look in self._looks():
             summary.take(readable_text(info.path), info.size)
+            where = self.store.place(info.path)
             with parsing(where):
-                if is_parquet(info.path):
-                    table = open_parquet(self.store, info.path, info.size)
-                    kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
-                    columns = choose_columns(kinds, self.config, where)
-                    rows = parquet_rows(table, columns)
+                if look is None:
+                    yield from self._text(info, where, seen, ids)
                 else:
-                    rows = text_rows(self.store, info)
-                    head = list(islice(rows, PEEKED_ROWS))
-                    kinds, columns = self._text_columns(head, info.path, where)
-                    rows = chain(head, rows)
-                self._check_types(first, columns, kinds, where)
-                first = first or columns
-                if columns.holds == "bytes":
-                    summary.newer_inputs |= self.config.rules >= 3 and may_be_absent(table, columns)
-                    yield from self._slices(info, table.metadata)
-                    if columns.id is not None:
-                        hashes = (_hash64(value) for value in ids_of(table, columns.id, where))
-                        id_hashes.append(np.fromiter(hashes, np.uint64))
-                else:
-                    yield from self._uri_rows(info.path, columns, rows, where)
-        if id_hashes:
-            self._refuse_repeated_ids(np.concatenate(id_hashes))
-        if self._absent:
-            summary.notes.append(f"{self._absent:,} rows have no image, as their table says: they are counted as absent")
-        if self._outside:
-            summary.notes.append(self._outside_note())
-        if self.config.no_labels:
-            summary.notes.append("no labels, as --no-labels asks")
-        elif first is not None and first.label is not None:
-            summary.notes.append(f"labels: column {first.label}, {'whole numbers' if summary.label_type == 'int64' else 'text'}")
-        else:
-            summary.notes.append(f"no labels (no integer or text column named {', '.join(LABEL_NAMES)}; name one with --label)")
+                    yield from self._columns(look, where, seen)
+                    if look.scan.ids is not None:
+                        ids.append(look.scan.ids)
+        if ids:
+            refuse_repeated_ids(self.store, self.files, config, np.concatenate(ids))
+        seen.finish()
+        if seen.paths_are_ids() and not config.frozen and seen.first is not None:
+            self.config = replace(self.config, id_column=f"{seen.first.image}.path")
+        if seen.first is not None and seen.first.holds == "encoded" and not config.frozen:  # a worker does not look at the first rows again
+            image, label = seen.first.image, seen.first.label
+            self.config = replace(self.config, image_column=image, label=label, no_labels=label is None, label_from=None)
+        summary.newer_inputs |= self.config.id_column != config.id_column or bool(seen.labels.names)
 
     def read(self, row: PlanRow) -> Iterator[SourceRecord]:
         """Yield a record for each image of one planned row."""
@@ -129,170 +124,174 @@ class TableSource:
         elif row.kind == "absent":
             yield AbsentRecord(sample_id=row.sample_id, uri=row.path)
         else:
-            yield from read_rows(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
+            yield from read_table_rows(self.store, row, self.config, self.summary.label_type, self.summary.meta_types)
 
-    def _text_columns(self, head: list[dict[str, Any]], path: str, where: str) -> tuple[dict[str, str], Columns]:
-        values = {name: [row.get(name) for row in head] for name in dict.fromkeys(chain.from_iterable(head))}
-        if ".csv" not in path.lower():
-            kinds = {name: kind_of_values(column) for name, column in values.items()}
-            return kinds, choose_columns(kinds, self.config, where)
-        kinds = dict.fromkeys(values, "string")
-        columns = choose_columns(kinds, self.config, where)
-        kinds |= {name: infer_meta_type(values[name]) for name in columns.meta}
-        if columns.label is not None:
-            kinds[columns.label] = infer_label_type(values[columns.label]) or "string"
-        return kinds, columns
+    def _looks(self) -> Iterator[tuple[ObjectInfo, _Look | None]]:
+        """Yield the tables in order, those of columns opened; of a store several are opened together."""
 
-    def _check_types(self, first: Columns | None, columns: Columns, kinds: dict[str, Any], where: str) -> None:
-        label_type: LabelType | None = None if columns.label is None else kinds[columns.label]
-        meta_types: dict[str, MetaType] = {name: kinds[name] for name in columns.meta}
-        if first is None:
-            self.summary.label_type, self.summary.meta_types = label_type, meta_types
+        def look(info: ObjectInfo) -> tuple[ObjectInfo, _Look | None]:
+            return info, self._look(info) if is_binary(info.path) else None
+
+        if self.store.is_local or len(self.files) == 1:
+            yield from map(look, self.files)
+        else:
+            yield from map_in_order(look, self.files, threads=LOOKING_THREADS, ahead=LOOKING_THREADS)
+
+    def _look(self, info: ObjectInfo) -> _Look:
+        config, where = self.config, self.store.place(info.path)
+        with parsing(where):
+            table = open_binary(self.store, info)
+            kinds = {field.name: kind_of_type(field.type) for field in table.schema}
+            partition = {name: value for name, value in partition_of(readable_text(info.path)).items() if name not in kinds}
+            kinds |= dict.fromkeys(partition, "string")
+            columns = choose_columns(kinds, config, where)
+            if columns.image is not None and columns.holds == "URIs" and looks_encoded(first_cells(table, columns.image)):
+                columns = replace(columns, holds="encoded")
+            if columns.holds == "URIs":
+                return _Look(info=info, table=table, kinds=kinds, columns=columns, partition=partition, scan=Scan(), paths=None)
+            by_name = columns.split is not None and split_of_file(readable_text(info.path)) is not None
+            known = replace(columns, split=None) if by_name else columns
+            scan = scan_columns(table, known, config, where, wanted_split(config, info.path))
+            paths = paths_are_there(table, columns) if config.id_column is None and not config.frozen else None
+            return _Look(info=info, table=table, kinds=kinds, columns=columns, partition=partition, scan=scan, paths=paths)
+
+    def _columns(self, look: _Look, where: str, seen: Seen) -> Iterator[PlanRow]:
+        """Yield the rows of a table of columns."""
+        columns, table, info = look.columns, look.table, look.info
+        rows = sum(table.group_rows)
+        kind = "null" if columns.label is None else look.kinds[columns.label]
+        if columns.label in look.partition:
+            kind = infer_label_type([look.partition[columns.label]]) or "null"
+        elif columns.label is not None:
+            seen.labels.take_names(class_names(table.schema, columns.label), rows=rows > 0)
+        self._take(seen, columns, {name: look.kinds[name] for name in columns.meta}, kind, info.path)
+        if columns.holds == "URIs":
+            seen.labels.text = seen.labels.text or kind == "string"
+            seen.labels.digits = seen.labels.digits or columns.label in look.partition
+            constant = tuple(look.partition.items())
+            yield from uri_rows(info.path, columns, cell_tuples(table, columns, dict(constant)), tuple, seen, where, csv=False)
             return
-        seen, expected = (columns.holds, label_type, meta_types), (first.holds, self.summary.label_type, self.summary.meta_types)
-        if seen != expected and (is_parquet(where) or columns.holds != first.holds):
-            names = "(images, type of label, types of meta)"
-            raise SourceError(
-                f"{where}: {names} are {seen}; expected {expected}, as in the first table. Convert it, or tokenize it separately"
-            )
+        if self.config.image_root is not None and columns.holds == "bytes" and "path" not in _fields(table, columns):
+            raise SourceError(f"{where}: --image-root was given, but column {columns.image} holds images, not paths. Leave it out")
+        self._newer(look, kind)
+        if columns.label in look.partition:
+            seen.labels.digits = True
+            look.scan.take_label(seen.labels.new(look.partition[str(columns.label)], where), rows)
+            kind = "null"
+        seen.take_scan(look.scan, kind)
+        if seen.paths is not None and look.paths is not None:
+            seen.paths.append(look.paths)
+        else:
+            seen.paths = None
+        self.summary.splits.update(look.scan.splits)
+        yield from self._slices(info, table.group_rows, look.scan.wanted, seen)
 
-    def _slices(self, info: ObjectInfo, metadata: Any) -> Iterator[PlanRow]:
-        name = readable_text(info.path)
-        stop = 0
-        for group in range(metadata.num_row_groups):
-            first, stop = stop, stop + metadata.row_group(group).num_rows
-            if stop - first > LARGE_ROW_GROUP and not self.summary.notes:
+    def _newer(self, look: _Look, kind: str) -> None:
+        """Note whether format 1.0 would read the rows of this table otherwise."""
+        columns = look.columns
+        plain = kind in ("int64", "string", "null") and all(look.kinds[name] in SCALARS[:4] for name in columns.meta)
+        partition = any(name in look.partition for name in columns.names)
+        self.summary.newer_inputs |= (
+            may_be_absent(look.table, columns)
+            or not plain
+            or partition
+            or columns.holds == "encoded"
+            or look.scan.empty_labels
+            or look.scan.wanted is not None
+        )
+
+    def _take(self, seen: Seen, columns: Columns, meta_kinds: dict[str, str], kind: str, path: str) -> None:
+        """Take the columns of the table at `path`. Raises SourceError if it holds images in another way than the tables before."""
+        first, where = seen.first, self.store.place(path)
+        if wanted_split(self.config, path) is not None and columns.split is None:
+            raise SourceError(
+                f"{where}: --split is {self.config.split}; neither its name nor a folder tells a split, and it has no column `split`. "
+                "Leave --split out"
+            )
+        if first is not None and first.holds != columns.holds:
+            raise SourceError(
+                f"{where}: column {columns.image} holds {columns.holds}; expected {first.holds}, as in the first table. Take it alone"
+            )
+        if first is not None and (first.label is None) != (columns.label is None):
+            seen.summary.notes.append(f"{where} has {'no' if columns.label is None else 'a'} label column, unlike the first table")
+        if first is None or (first.label is None and columns.label is not None):
+            seen.first = columns
+        if seen.labels.kind is None and columns.label is not None and kind != "null":
+            seen.labels.kind = "string" if kind == "string" else "int64"
+        seen.label_kind = seen.label_kind or ("" if kind == "null" else kind)
+        seen.meta.take_types(meta_kinds)
+
+    def _slices(self, info: ObjectInfo, group_rows: Iterable[int], wanted: npt.NDArray[np.bool_] | None, seen: Seen) -> Iterator[PlanRow]:
+        name, stop = readable_text(info.path), 0
+        for group, rows in enumerate(group_rows):
+            first, stop = stop, stop + rows
+            if rows > LARGE_ROW_GROUP and not self.summary.notes:
                 self.summary.notes.append(
-                    f"row groups of {stop - first} rows are slow to read in slices; row groups of up to 1,000 rows are read once"
+                    f"row groups of {rows} rows are slow to read in slices; row groups of up to 1,000 rows are read once"
                 )
             for start in range(first, stop, SLICE_ROWS):
                 end = min(start + SLICE_ROWS, stop)
-                self.summary.rows += end - start
-                yield PlanRow(
-                    kind="rows",
-                    sample_id=f"{name}#{group}:{start}-{end}",
-                    path=info.path,
-                    size=info.size,
-                    version=info.version,
-                    inputs=end - start,
-                    row_group=group,
-                    row_start=start,
-                    row_stop=end,
-                )
+                inputs = end - start if wanted is None else int(wanted[start:end].sum())
+                if inputs < end - start:
+                    seen.other_split += end - start - inputs
+                    self.summary.leave_out(OTHER_SPLIT, f"{name}#{start}", end - start - inputs)
+                self.summary.rows += inputs
+                if inputs:
+                    yield self._slice(info, f"{name}#{group}:{start}-{end}", group, start, end, inputs)
 
-    def _uri_rows(self, path: str, columns: Columns, rows: Iterable[dict[str, Any]], where: str) -> Iterator[PlanRow]:
-        summary, name = self.summary, readable_text(path)
-        for number, row in enumerate(rows):
-            try:
-                label = None if columns.label is None else as_label(row.get(columns.label), summary.label_type)
-                meta = {key: as_meta(key, row.get(key), kind) for key, kind in summary.meta_types.items()}
-                uri = row.get(columns.image)
-                if uri is not None and not isinstance(uri, str):
-                    raise BadInput(Reason.BAD_URI, f"{columns.image} is {shorten(uri)}; expected text", Stage.FETCH)
-            except BadInput as error:
-                raise SourceError(f"{where}: row {number}: {error.detail}; correct the row, or convert the column to text") from None
-            sample_id = f"{name}#{number}" if columns.id is None else id_text(row.get(columns.id), columns.id, number, where)
-            summary.rows += 1
-            if self.config.rules >= 3 and columns.says_absent(row):
-                summary.newer_inputs = True
-                self._absent += 1
-                yield PlanRow(kind="absent", sample_id=sample_id, path="", size=-1, version="", inputs=1)
-                continue
-            summary.take_label(label)
-            resolved = resolve_uri(self.store, path, valid_utf8(uri or ""))
-            if names_local_file(resolved):
-                self._outside += not self.store.is_local or is_outside(self.store, resolved, links=False)
-            yield PlanRow(kind="file", sample_id=sample_id, path=resolved, size=-1, version="", inputs=1, label=label, meta=meta)
+    @staticmethod
+    def _slice(info: ObjectInfo, sample_id: str, group: int, start: int, end: int, inputs: int) -> PlanRow:
+        return PlanRow(
+            kind="rows",
+            sample_id=sample_id,
+            path=info.path,
+            size=info.size,
+            version=info.version,
+            inputs=inputs,
+            row_group=group,
+            row_start=start,
+            row_stop=end,
+        )
 
-    def _outside_note(self) -> str:
-        rows = "1 row names" if self._outside == 1 else f"{self._outside:,} rows name"
-        if self.store.is_local:
-            return f"{rows} files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
-        return f"{rows} local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"
-
-    def _refuse_repeated_ids(self, hashes: npt.NDArray[np.uint64]) -> None:
-        hashes.sort()
-        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-        if not suspects:
+    def _text(self, info: ObjectInfo, where: str, seen: Seen, ids: list[npt.NDArray[np.uint64]]) -> Iterator[PlanRow]:
+        """Yield the rows of a table of text."""
+        table = open_text(self.store, info)
+        self.summary.notes += table.notes
+        rows = table.rows()
+        head = peeked(rows)
+        if not head and not table.names:
+            self.summary.leave_out("empty tables", readable_text(info.path))
             return
-        counts: Counter[str] = Counter()
-        for info in self.files:
-            where = self.store.place(info.path)
-            with parsing(where):
-                table = open_parquet(self.store, info.path, info.size)
-                counts.update(value for value in ids_of(table, str(self.config.id_column), where) if _hash64(value) in suspects)
-        repeated = [f"{value!r} ({count} rows)" for value, count in counts.most_common() if count > 1]
-        if repeated:
-            examples = ", ".join(repeated[:3])
-            raise SourceError(
-                f"--id-column {self.config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
-                "name a column of unique ids, or leave the option out to number the rows"
-            )
+        partition = {name: value for name, value in partition_of(readable_text(info.path)).items()}
+        values = cells_by_column(table, head)
+        partition = {name: value for name, value in partition.items() if name not in values}
+        kinds = {name: kind_of_values(cells) if table.is_json else "string" for name, cells in values.items()}
+        kinds |= dict.fromkeys(partition, "string")
+        columns = choose_columns(kinds, self.config, where, usual=table.usual)
+        if columns.image is not None and looks_encoded(values.get(columns.image, [])):
+            columns = replace(columns, holds="encoded")
+        if not table.is_json:
+            kinds |= {name: infer_meta_type([cell or None for cell in values.get(name, [])]) for name in columns.meta}
+            if columns.label is not None:
+                cells = [cell or None for cell in values.get(columns.label, [partition.get(columns.label)])]
+                kinds[columns.label] = infer_label_type(cells) or "string"
+                seen.labels.digits = kinds[columns.label] == "int64"
+                seen.labels.floats = whole_floats(cells)
+        kind = "null" if columns.label is None else kinds[columns.label]
+        if columns.label is not None and kind == "string" and not seen.labels.floats and any(values.get(columns.label, [True])):
+            seen.labels.text = True
+        self._take(seen, columns, {name: kinds[name] for name in columns.meta}, "int64" if seen.labels.floats else kind, info.path)
+        names = tuple(name for name in columns.names if name not in partition)
+        picked = table.picker(names)
+        if columns.holds == "encoded":
+            yield from encoded_slices(table, columns, partition, where, seen, ids)
+            return
+        order = [names.index(name) if name in names else len(names) + list(partition).index(name) for name in columns.names]
+        constant = tuple(partition.values())
+        pick = picked if not constant else lambda row: tuple([(*picked(row), *constant)[place] for place in order])
+        yield from uri_rows(info.path, columns, chain(head, rows), pick, seen, where, csv=not table.is_json)
 
 
-def read_rows(
-    store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> Iterator[SourceRecord]:
-    """Yield a record for each row of a slice of a Parquet row group; reads only the needed columns.
-
-    `row_start` and `row_stop` count from the first row of the file, as the ids `path#row` of tables without an id column do. If the
-    file is missing, changed or damaged, every row not yet read fails under the id `path#row`. Raises only TransientStorageError.
-    """
-    uri = store.place(row.path)
-    name = row.sample_id.rpartition("#")[0]
-    number = row.row_start
-    try:
-        check_unchanged(store, row)
-        table = open_parquet(store, row.path, row.size)
-        kinds = {column.name: kind_of_type(column.type) for column in table.schema_arrow}
-        columns = choose_columns(kinds, config, uri)
-        for values in slice_values(table, columns, row):
-            row_id = f"{name}#{number}"
-            number += 1
-            sample_id = row_id if columns.id is None else str(values[columns.id])
-            if row.only is None or row_id in row.only:
-                where = f"{uri}#{number - 1}"
-                if config.rules >= 3 and columns.says_absent(values):
-                    yield AbsentRecord(sample_id=sample_id, uri=where)
-                else:
-                    yield _record(values, columns, sample_id, where, label_type, meta_types)
-        if number < row.row_stop:
-            raise EOFError(f"the table ends before row {number}")
-    except UnreadableObjectError as error:
-        allowed = unreadable_input(error, config)
-        if isinstance(allowed, UnreadableObjectError):
-            raise
-        failure = allowed
-    except TransientStorageError:
-        raise
-    except MissingObjectError as error:
-        failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
-    except BadInput as error:
-        failure = error
-    except (*PARSE_ERRORS, SourceError) as error:
-        failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
-    for missing in range(number, row.row_stop):
-        row_id = f"{name}#{missing}"
-        if row.only is None or row_id in row.only:
-            yield FailedRecord(sample_id=row_id, error=failure, uri=f"{uri}#{missing}")
-
-
-def _record(
-    values: dict[str, Any], columns: Columns, sample_id: str, uri: str, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> ImageRecord | FailedRecord:
-    cell = values[columns.image]
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    try:
-        if data is None:
-            raise BadInput(Reason.NO_IMAGE, f"{columns.image} is null; expected the bytes of an image", Stage.FETCH)
-        if len(data) > MAX_BYTES:
-            raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; expected at most {MAX_BYTES}", Stage.FETCH)
-        label = None if columns.label is None else as_label(values[columns.label], label_type)
-        meta = {name: as_meta(name, values[name], kind) for name, kind in meta_types.items()}
-    except BadInput as error:
-        return FailedRecord(sample_id=sample_id, error=error, data=data, uri=uri)
-    return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri)
-
-
-def _hash64(value: str) -> int:
-    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
+def _fields(table: ColumnTable, columns: Columns) -> list[str]:
+    kind = table.schema.field(columns.image).type
+    return [kind.field(place).name for place in range(kind.num_fields)]

@@ -22,8 +22,8 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.sources.columns import Columns
 from tokenshards.pipeline.sources.labels import valid_utf8
+from tokenshards.pipeline.sources.table_before_columns import Columns
 from tokenshards.pipeline.storage.object_file import RangeReader, open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
@@ -34,7 +34,6 @@ __all__ = [
     "id_text",
     "ids_of",
     "is_parquet",
-    "may_be_absent",
     "open_parquet",
     "parquet_rows",
     "parsing",
@@ -72,16 +71,6 @@ def parquet_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
     """Yield the chosen columns of every row."""
     for batch in table.iter_batches(PEEKED_ROWS, columns=columns.names):
         yield from batch.to_pylist()
-
-
-def may_be_absent(table: Any, columns: Columns) -> bool:
-    """Return whether rows of a Parquet file may say that they have no image, as far as its footer tells."""
-    if columns.status is not None:
-        return True
-    metadata, schema = table.metadata, table.schema
-    images = [place for place in range(len(schema)) if schema.column(place).path in (columns.image, f"{columns.image}.bytes")]
-    statistics = (metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups) for place in images)
-    return any(known is None or not known.has_null_count or known.null_count > 0 for known in statistics)
 
 
 def slice_values(table: Any, columns: Columns, row: PlanRow) -> Iterator[dict[str, Any]]:

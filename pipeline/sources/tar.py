@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.records import PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import readable_text, refuse_options
+from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tar_before import describe_before, read_tar_before
@@ -43,7 +44,7 @@ class TarSource:
             "a set of tars",
             id_column=no_columns,
             image_column=members,
-            key_column=no_columns,
+            **({} if names_table(config.label_from) else {"key_column": "there is no --label-from file:TABLE"}),
             image_root="its images are members of tars",
             path_template="its images are members of tars",
         )

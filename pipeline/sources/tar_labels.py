@@ -10,7 +10,9 @@ from typing import Any
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
 from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.label_rule import LabelRule
+from tokenshards.pipeline.sources.label_table import LabelTable
 from tokenshards.pipeline.sources.labels import LabelType, MetaType, as_label, as_meta
 from tokenshards.pipeline.sources.tar_members import TarSample
 
@@ -21,6 +23,7 @@ __all__ = [
     "MAX_TEXT",
     "ListOfLabels",
     "json_of",
+    "label_in_table",
     "label_place",
     "needed_suffixes",
     "planned_label",
@@ -133,6 +136,12 @@ def tar_stem(name: str) -> str:
     for ending in (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", ".zip"):
         stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
     return stem
+
+
+def label_in_table(table: LabelTable, sample: TarSample, path: str) -> Label:
+    """Return the label that a table gives a sample, by the name of its image or by its key."""
+    shown = next((sample.parts[suffix].member.name for suffix in sample.images), sample.key)
+    return table.label_of(f"{readable_text(path)}/{readable_text(shown)}", readable_text(sample.key))
 
 
 def _label_of_path(sample: TarSample, rule: str, path: str) -> str | None:

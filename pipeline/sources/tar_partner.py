@@ -6,6 +6,7 @@ import posixpath
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, SourceError
+from tokenshards.pipeline.sources.label_table import FILE_RULE, names_table
 from tokenshards.pipeline.sources.tar_archive import Archive
 from tokenshards.pipeline.sources.tar_headers import BadMember, Damaged
 from tokenshards.pipeline.sources.tar_labels import MAX_TEXT, json_of, raw_label
@@ -14,7 +15,6 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FILE_RULE", "partner_labels", "partner_path"]
 
-FILE_RULE = "file:"
 MAX_LABELS = 4_000_000
 
 
@@ -30,7 +30,7 @@ def partner_labels(store: Store, path: str, config: SourceConfig) -> dict[str, o
     Raises SourceError if that tar is not there, is damaged, or holds too much for the memory.
     """
     rule = config.label_from
-    if rule is None or not rule.startswith(FILE_RULE):
+    if rule is None or not rule.startswith(FILE_RULE) or names_table(rule):
         return None
     partner = partner_path(path, rule)
     info = store.info(partner)

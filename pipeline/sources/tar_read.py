@@ -9,6 +9,7 @@ from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, So
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import check_unchanged, readable_text
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
+from tokenshards.pipeline.sources.label_table import LabelTable, open_once
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.tar_archive import Archive
 from tokenshards.pipeline.sources.tar_headers import HARD_LINK, SYMLINK, BadMember, Damaged, Member
@@ -16,6 +17,7 @@ from tokenshards.pipeline.sources.tar_labels import (
     MAX_TEXT,
     ListOfLabels,
     json_of,
+    label_in_table,
     needed_suffixes,
     planned_label,
     planned_meta,
@@ -134,6 +136,7 @@ class _Reader:
         self._needed = needed_suffixes(config)
         self._told = told_members(config.image_member)
         self._labels: dict[str, object] | None = None
+        self._table: LabelTable | None = None
         self._samples = 0
         self.left_out: dict[str, tuple[int, str]] = {}
 
@@ -141,6 +144,7 @@ class _Reader:
         """Yield a record for each image of an opened tar, and for its damage."""
         self._archive, order = archive, KeyOrder()
         self._labels = partner_labels(self._store, self._row.path, self._config)
+        self._table = open_once(self._store, self._config)
         try:
             for found in group(archive.members(), self._config.tar_key, self._load):
                 if isinstance(found, Stray):
@@ -262,7 +266,12 @@ class _Reader:
         where = f"{self._uri}#{readable_text(sample.key)}"
         try:
             value = json_of(sample)
-            raw = raw_label(sample, value, self._config, self._row.path) if self._labels is None else self._labels.get(sample.key)
+            if self._table is not None:
+                raw: object = label_in_table(self._table, sample, self._row.path)
+            elif self._labels is not None:
+                raw = self._labels.get(sample.key)
+            else:
+                raw = raw_label(sample, value, self._config, self._row.path)
             label = planned_label(raw, self._label_type, where, self._config)
             meta = planned_meta(sample, value, self._meta_types, where)
         except BadInput as error:

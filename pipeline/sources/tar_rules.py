@@ -11,12 +11,13 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.doubts import several_images
+from tokenshards.pipeline.sources.label_table import FILE_RULE, names_table, table_version
 from tokenshards.pipeline.sources.labels import as_label
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tar_counts import Values
 from tokenshards.pipeline.sources.tar_labels import CAPTION, LABEL_SUFFIXES
 from tokenshards.pipeline.sources.tar_members import is_image
-from tokenshards.pipeline.sources.tar_partner import FILE_RULE, partner_labels, partner_path
+from tokenshards.pipeline.sources.tar_partner import partner_labels, partner_path
 from tokenshards.pipeline.sources.tar_read import HOW_TO_SORT, LIST_OPTIONS, told_members
 from tokenshards.pipeline.sources.tar_survey import TarSurvey
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -47,7 +48,9 @@ def survey_tars(store: Store, files: Sequence[ObjectInfo], config: SourceConfig)
         config = replace(config, tar_key="last-dot")
         survey = _looked(store, files, config)
     settled = settle(survey, store.url)
-    if settled.label_from and settled.label_from.startswith(FILE_RULE):
+    if names_table(settled.label_from):
+        settled = replace(settled, label_table=table_version(store, str(settled.label_from).removeprefix(FILE_RULE)))
+    elif settled.label_from and settled.label_from.startswith(FILE_RULE):
         _take_partners(survey, store, settled)
     return survey, settled
 
@@ -129,7 +132,7 @@ def _take_partners(survey: TarSurvey, store: Store, config: SourceConfig) -> Non
 def _refuse_absent(survey: TarSurvey, where: str) -> None:
     """Raise SourceError if an option names a value that no sample has: its column would hold only nulls."""
     config, there = survey.config, survey.json_keys | survey.suffixes.keys() | ({CAPTION} if "txt" in survey.suffixes else set())
-    named = [("--label", config.label), *(("--meta", name) for name in config.meta)]
+    named = [("--label", None if survey.table is not None else config.label), *(("--meta", name) for name in config.meta)]
     absent = [f"{option} {name}" for option, name in named if name is not None and name not in there]
     keys, suffixes = (", ".join(sorted(names)[:NAMES_SHOWN]) or "none" for names in (survey.json_keys, survey.suffixes))
     if survey.unread and named[1:] + ([named[0]] if config.label else []) and not survey.labels.count + survey.labels.missing:
@@ -156,6 +159,8 @@ def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) ->
         summary.label_type = "string"
     if config.as_text and config.label and summary.label_type is None:
         summary.label_type = "string"
+    if survey.table is not None:
+        summary.label_type = survey.table.label_type
     for value, count in values.distinct.items():
         label = as_label(value, summary.label_type)
         if label is not None:
@@ -176,6 +181,8 @@ def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) ->
     )
     summary.notes += _notes(survey, config, summary)
     summary.doubts += _doubts(survey, config)
+    if survey.table is not None and survey.complete:
+        survey.table.finish(summary)
 
 
 def _labels_of(survey: TarSurvey, config: SourceConfig) -> Values:
@@ -194,6 +201,8 @@ def _label_words(survey: TarSurvey, config: SourceConfig, summary: SourceSummary
         return "none, as --no-labels asks" if config.no_labels else "none, as --label-from none asks"
     if config.label_from == "tar":
         return f"the name of the tar ({_first(summary)})"
+    if survey.table is not None:
+        return f"{survey.table.rule}, {kind}"
     if config.label_from and config.label_from.startswith(FILE_RULE):
         return f"the tars of the same names in {config.label_from.removeprefix(FILE_RULE)}, {kind}"
     if config.label_from:

@@ -11,6 +11,7 @@ from itertools import islice
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, UnreadableObjectError
 from tokenshards.pipeline.sources.base import readable_text
+from tokenshards.pipeline.sources.label_table import LabelTable, open_once
 from tokenshards.pipeline.sources.tar_archive import Archive
 from tokenshards.pipeline.sources.tar_counts import KeyCounts, MetaKind, Values
 from tokenshards.pipeline.sources.tar_headers import BadMember, Damaged, Member
@@ -18,6 +19,7 @@ from tokenshards.pipeline.sources.tar_labels import (
     LABEL_SUFFIXES,
     ListOfLabels,
     json_of,
+    label_in_table,
     label_place,
     needed_suffixes,
     raw_label,
@@ -94,11 +96,14 @@ class TarSurvey:
     without_images: list[str] = field(default_factory=list)
     """Paths of tars that hold members, but no image."""
     with_images: list[str] = field(default_factory=list)
+    table: LabelTable | None = None
+    """The table that labels come from, joined by name."""
     _configs: dict[str, SourceConfig] = field(default_factory=dict)
 
     def look(self, files: Sequence[ObjectInfo]) -> None:
         """Look at the tars."""
         self.meta = {name: MetaKind() for name in self.config.meta}
+        self.table = open_once(self.store, self.config)
         if self.store.is_local:
             for info in files:
                 self._take(info, self._seen_in(info))
@@ -224,7 +229,7 @@ class TarSurvey:
             value = json_of(sample)
             self.json_keys |= value.keys()
             place = label_place(sample, value, config)
-            raw = raw_label(sample, value, config, path)
+            raw = raw_label(sample, value, config, path) if self.table is None else label_in_table(self.table, sample, path)
             for meta, kind in self.meta.items():
                 one = raw_meta(sample, value, meta)
                 kind.add(one)

@@ -76,14 +76,15 @@ def test_hugging_face_structs_and_dictionary_labels(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", {"image": images, "label": labels})
     found, before = read_all(path), read_all(path, SourceConfig(rules=2))
     assert isinstance(found[0], ImageRecord) and (found[0].data, found[0].label) == (PNG, "owl")
-    assert [(type(record), record.sample_id) for record in found[1:]] == [(AbsentRecord, "t.parquet#1"), (AbsentRecord, "t.parquet#2")]
+    assert [(type(record), record.sample_id) for record in found[1:]] == [(FailedRecord, "t.parquet#1"), (AbsentRecord, "t.parquet#2")]
+    assert isinstance(found[1], FailedRecord) and found[1].error.reason is Reason.MISSING, "the file that it names is not there"
     assert before[0] == found[0], "a plan of older rules reads as it always did"
     assert [record.error.reason for record in before[1:] if isinstance(record, FailedRecord)] == [Reason.NO_IMAGE] * 2
 
 
 def test_only_a_table_that_may_lack_images_needs_a_newer_format(tmp_path: Path) -> None:
     whole = {"image": [PNG, PNG], "label": [1, 2]}
-    struct = [{"bytes": PNG, "path": "a"}, {"bytes": PNG, "path": "b"}]
+    struct = [{"bytes": PNG, "path": "a"}, {"bytes": PNG, "path": "a"}]
     cases: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         "whole": (whole, {}, False),
         "whole struct": ({"image": struct}, {}, False),
@@ -231,9 +232,11 @@ def test_tables_must_agree(tmp_path: Path) -> None:
     parquet(tmp_path / "0.parquet", {"image": [PNG], "label": [1]})
     parquet(tmp_path / "1.parquet", {"image": [PNG], "label": ["owl"]})
     with pytest.raises(SourceError, match=r"1\.parquet.* are .*; expected .*, as in the first table"):
-        plan(tmp_path)
+        plan(tmp_path, SourceConfig(rules=2))
+    source, _ = plan(tmp_path)
+    assert (source.summary.label_type, dict(source.summary.classes)) == ("string", {"1": 1, "owl": 1})
     parquet(tmp_path / "1.parquet", {"image": ["a.png"], "label": [1]})
-    with pytest.raises(SourceError, match=r"1\.parquet"):
+    with pytest.raises(SourceError, match=r"1\.parquet.* holds URIs; expected bytes, as in the first table"):
         plan(tmp_path)
 
 
@@ -241,18 +244,20 @@ def test_columns_that_cannot_be_found_or_used(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", {"x": [1], "y": [0.5]})
     with pytest.raises(SourceError, match=r"no column of image bytes or URIs.*x \(int64\), y \(float64\)"):
         plan(path)
-    path = parquet(tmp_path / "t.parquet", {"image": [PNG], "label": [0.5], "when": pa.array([0], pa.date32())})
+    path = parquet(tmp_path / "t.parquet", {"image": [PNG], "label": [0.5], "when": pa.array([0], pa.date32()), "box": [{"x": 1}]})
     for config, option in (
         (SourceConfig(image_column="nope"), "--image-column"),
         (SourceConfig(image_column="label"), "--image-column"),
-        (SourceConfig(label="label"), "--label"),
+        (SourceConfig(label="box"), "--label names 'box' of type struct"),
         (SourceConfig(label="nope"), "--label"),
         (SourceConfig(id_column="label"), "--id-column"),
-        (SourceConfig(meta=("when",)), "--meta"),
+        (SourceConfig(meta=("nope",)), "--meta"),
+        (SourceConfig(rules=2, label="label"), "--label"),
+        (SourceConfig(rules=2, meta=("when",)), "--meta"),
     ):
         with pytest.raises(SourceError, match=option):
             plan(path, config)
-    source, _ = plan(path)
+    source, _ = plan(path, SourceConfig(rules=2))
     assert source.summary.label_type is None and "no labels" in "\n".join(source.summary.lines())
 
 
@@ -333,11 +338,13 @@ def test_types_of_csv_labels(labels: list[str], expected: str, tmp_path: Path) -
     assert [row.label for row in rows] == [None if not text else int(text) if expected == "int64" else text for text in labels]
 
 
-def test_a_late_misfit_names_its_row(tmp_path: Path) -> None:
+def test_a_late_misfit_makes_all_labels_text(tmp_path: Path) -> None:
     body = [[f"{n}.png", "1"] for n in range(5000)]
     path = write_csv(tmp_path / "t.csv", [["path", "label"], *body, ["x.png", "owl"]])
     with pytest.raises(SourceError, match=r"row 5000: the label is 'owl'; expected int64"):
-        plan(path)
+        plan(path, SourceConfig(rules=2))
+    source, _ = plan(path)
+    assert (source.summary.label_type, dict(source.summary.classes)) == ("string", {"1": 5000, "owl": 1})
 
 
 def test_blank_lines_of_a_jsonl_are_no_rows(tmp_path: Path) -> None:
@@ -395,8 +402,8 @@ def test_text_that_utf8_cannot_hold_is_shown_escaped(tmp_path: Path) -> None:
     [
         ("t.jsonl", '{"path": "a.png"}\n{"path": \n', "cannot be read"),
         ("t.jsonl", '{"path": "a.png"}\n[1]\n', "line 2 is .* expected a JSON object"),
-        ("t.jsonl", "", "no column"),
-        ("t.csv", "path,label\na.png,1,2\n", "row 0 has more cells"),
+        ("t.jsonl", "", "the tables are empty"),
+        ("t.csv", "path,label\na.png,1,2\n", "line 2: it has 3 cells; expected 2"),
         ("t.csv", 'path,label\n"a.png,1\n', "cannot be read"),
         ("t.csv", "x,y\n1,2\n", "no column of image bytes or URIs"),
     ],
@@ -468,3 +475,23 @@ def test_one_format_is_taken_from_a_folder(tmp_path: Path) -> None:
     source, rows = plan(tmp_path)
     assert [row.path for row in rows] == ["data/t.parquet"]
     assert {kind: found.count for kind, found in source.summary.left_out.items()} == {".csv": 1}
+
+
+def test_plain_tables_are_read_alike_by_older_rules(tmp_path: Path) -> None:
+    count = 3000
+    names, numbers = [f"{n}.png" for n in range(count)], [n % 7 for n in range(count)]
+    meta = {"score": [n / 2 for n in range(count)], "note": ["x"] * count, "id": [f"i{n}" for n in range(count)]}
+    parquet(tmp_path / "b.parquet", {"image": [numbered(n) for n in range(count)], "label": numbers, **meta}, row_group_size=1200)
+    parquet(tmp_path / "u.parquet", {"path": names, "label": [f"c{n}" for n in numbers], **meta})
+    write_csv(tmp_path / "t.csv", [["path", "label", *meta], *zip(names, numbers, *meta.values(), strict=True)])
+    rows = [
+        {"path": name, "label": number, "score": n / 2, "id": f"i{n}"} for n, (name, number) in enumerate(zip(names, numbers, strict=True))
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("b.parquet", "u.parquet", "t.csv", "t.jsonl"):
+        for options in ({}, {"meta": ("score",), "id_column": "id"}, {"no_labels": True}):
+            (new, planned), (old, before) = (plan(tmp_path / name, SourceConfig(rules=rules, **options)) for rules in (3, 2))
+            assert planned == before and not new.summary.newer_inputs
+            assert (new.summary.label_type, new.summary.meta_types) == (old.summary.label_type, old.summary.meta_types)
+            if name == "b.parquet":
+                assert [list(new.read(row)) for row in planned[:2]] == [list(old.read(row)) for row in before[:2]]
