@@ -20,6 +20,9 @@ __all__ = ["read_inputs"]
 
 REMOTE_FETCH_THREADS = 32
 """Threads of one shard. The store's request limit (storage/request_limit.py) decides how many requests run at once in the process."""
+ROWS_AHEAD = 2 * REMOTE_FETCH_THREADS
+URLS_AHEAD = 16 * REMOTE_FETCH_THREADS
+"""Images of other hosts to read ahead of one that is slow or dead, if their bytes find room (AHEAD_BYTES)."""
 
 
 def read_inputs(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[SourceRecord]:
@@ -55,7 +58,8 @@ def _read_rows(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRo
         except UnreadableObjectError as error:
             return error
 
-    fetched = fetch_ahead(wanted, fetch, threads=threads, ahead=2 * max(1, threads), size_of=expected_bytes)
+    ahead = URLS_AHEAD if others else ROWS_AHEAD
+    fetched = fetch_ahead(wanted, fetch, threads=threads, ahead=ahead, size_of=expected_bytes)
     unreadable: list[UnreadableObjectError] = []
     for row in rows:
         if row.kind != "file":

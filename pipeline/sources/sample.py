@@ -19,6 +19,7 @@ from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file, urls_to_
 __all__ = ["SampledImage", "decoded_sample"]
 
 MAX_SAMPLED_SLICES = 64
+URL_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
         data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item, config, others=others)
         return SampledImage(item.sample_id, sha256_hex(data), len(data), decode_image(data, preprocess))
 
-    threads = max(2, os.cpu_count() or 1)  # reading waits for I/O, and decoding releases the GIL
+    # Reading waits for I/O, and decoding releases the GIL. Hosts of others may be dead, and to find that out takes long.
+    threads = URL_THREADS if others else max(2, os.cpu_count() or 1)
     for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
         yield FailedRecord(sample_id=item.sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
 
