@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import random
 import re
 import stat
 import threading
@@ -104,14 +105,19 @@ def unreadable_input(error: UnreadableObjectError, config: SourceConfig, *, fore
 
 
 def urls_to_probe(rows: Iterable[PlanRow]) -> list[str]:
-    """Return some of a table's URLs, alternating between its hosts. When one host fails, the URLs of the others can be probed."""
+    """Return some of a table's URLs, alternating between its hosts. When one host fails, the URLs of the others can be probed.
+
+    The order of the hosts is random: if the first eight are dead, another attempt probes others.
+    """
     by_host: dict[str, list[str]] = {}
     for row in islice(rows, PROBED_ROWS):
         if row.path.startswith(("http://", "https://")):
             urls = by_host.setdefault(host_of(row.path), [])
             if len(urls) < URLS_OF_A_HOST:
                 urls.append(row.path)
-    return [url for urls in zip_longest(*by_host.values()) for url in urls if url is not None]
+    lists = list(by_host.values())
+    random.shuffle(lists)
+    return [url for urls in zip_longest(*lists) for url in urls if url is not None]
 
 
 def fetch_ahead(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _BUSY_GATEWAYS = (429, 502, 503, 504)
 _TOO_MANY, _SERVER_ERRORS = 429, 500
 _MAY_NAME_A_TIME = (429, 503)
 _REFUSED = Reason.REFUSED
+NOBODY_PATIENCE, LATE_PATIENCE, BUSY_PATIENCE = 1, 3, 32
+"""Images in a row until a host counts as dead: where there is nobody to ask, neither the image nor load is to blame; a host that is silent
+or slow may be so for some images; an overloaded one lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +35,16 @@ class HostFailure:
     """What the host did, such as "refuses connections"."""
     of_host: bool = False
     """Whether other objects of the host would fail as well."""
-    unconnected: bool = False
-    """Whether no connection could be made, so that the object cannot be to blame."""
+    patience: int = LATE_PATIENCE
+    """For how many images in a row a host may fail so, until it counts as dead."""
     answered: bool = False
     """Whether the host answered for this object, so that it lives."""
     busy: bool = False
     """Whether the host said that it is overloaded. One more failure then proves little, so the check makes all attempts."""
     hopeless: bool = False
     """Whether another attempt is no use, because the time is over."""
+    sure: bool = False
+    """Whether the host itself showed until now that it is there, so that no check is needed once others answer."""
     quiet_seconds: float = 0.0
     """For how long the host asks for no requests (`Retry-After`)."""
 
@@ -76,9 +82,12 @@ def failure_of(error: Exception, download: Download, options: dict[str, Any]) ->
     kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}  # by name: aiohttp may be missing
     said = masked(f"{type(error).__name__}: {error}", options)
     if "gaierror" in kinds or "ClientConnectorDNSError" in kinds:
-        return HostFailure(reason=Reason.DNS, words=f"{after}has no address ({said})", of_host=own, unconnected=own)
-    if "ConnectionTimeoutError" in kinds:
-        return HostFailure(reason=Reason.TIMEOUT, words=f"{after}takes no connection in time", of_host=own, unconnected=own)
+        unknown = own and not any(getattr(cause, "errno", None) == socket.EAI_AGAIN for cause in _causes(error))
+        return HostFailure(
+            reason=Reason.DNS, words=f"{after}has no address ({said})", of_host=own, patience=NOBODY_PATIENCE if unknown else LATE_PATIENCE
+        )
+    if "ConnectionTimeoutError" in kinds:  # an overloaded host takes none for a while, too
+        return HostFailure(reason=Reason.TIMEOUT, words=f"{after}takes no connection in time", of_host=own)
     if "ServerTimeoutError" in kinds:
         words = f"{after}was silent for {download.silence_seconds:g} seconds"
         return HostFailure(reason=Reason.TIMEOUT, words=words, of_host=own)
@@ -87,14 +96,14 @@ def failure_of(error: Exception, download: Download, options: dict[str, Any]) ->
         return HostFailure(reason=Reason.TIMEOUT, words=words, of_host=own, hopeless=True)
     if "TimeoutError" in kinds:
         words = f"{after}sent {download.received:,} bytes in {download.total_seconds:.3g} seconds, and not the end"
-        return HostFailure(reason=Reason.TOO_SLOW, words=words, of_host=own, hopeless=True)
+        return HostFailure(reason=Reason.TOO_SLOW, words=words, of_host=own, hopeless=True, sure=True)
     if "ClientSSLError" in kinds:
-        return HostFailure(reason=_REFUSED, words=f"{after}has no valid TLS ({said})", of_host=own, unconnected=own)
+        return HostFailure(reason=_REFUSED, words=f"{after}has no valid TLS ({said})", of_host=own, patience=NOBODY_PATIENCE)
     if "TooManyRedirects" in kinds:
         return HostFailure(reason=Reason.UNREADABLE, words=f"redirects more than {download.redirects - 1} times", answered=True)
     if "ClientConnectorError" in kinds or "ConnectionRefusedError" in kinds:
-        return HostFailure(reason=_REFUSED, words=f"{after}refuses connections ({said})", of_host=own, unconnected=own)
-    return HostFailure(reason=_REFUSED, words=f"{after}broke the connection off ({said})")
+        return HostFailure(reason=_REFUSED, words=f"{after}refuses connections ({said})", of_host=own, patience=NOBODY_PATIENCE)
+    return HostFailure(reason=_REFUSED, words=f"{after}gave no whole answer ({said})")
 
 
 def _answer(error: Exception, status: int, own: bool) -> HostFailure:
@@ -109,6 +118,7 @@ def _answer(error: Exception, status: int, own: bool) -> HostFailure:
         of_host=own and status in _BUSY_GATEWAYS,
         answered=own and status not in _BUSY_GATEWAYS,
         busy=busy,
+        patience=BUSY_PATIENCE,
         quiet_seconds=quiet,
     )
 

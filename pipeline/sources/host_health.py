@@ -15,8 +15,6 @@ from tokenshards.pipeline.errors import Reason
 
 __all__ = ["Death", "HostHealth"]
 
-DEAD_AFTER = 3
-"""Images in a row for which a host was too slow, silent or busy, until it counts as dead; one is enough if no connection can be made."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 5.0, 300.0
 """How long a dead host is left alone before it is asked again. The time doubles from one try to the next."""
 MOST_HOSTS = 20_000
@@ -60,14 +58,17 @@ class HostHealth:
             state = self._state(host)
             self._hosts[host] = _Host(answered_at=self._clock(), quiet_until=state.quiet_until)
 
-    def failed(self, host: str, reason: Reason, words: str, *, begun: float, unconnected: bool) -> None:
-        """Record that a host failed for an image in all its attempts since `begun`, while other hosts answered."""
+    def failed(self, host: str, reason: Reason, words: str, *, begun: float, patience: int) -> None:
+        """Record that a host failed for an image in all its attempts since `begun`, while other hosts answered.
+
+        It counts as dead when it fails for `patience` images in a row.
+        """
         with self._lock:
             state = self._state(host)
             if state.answered_at > begun:  # it answered for other images meanwhile
                 return
             state.images += 1
-            if state.death is None and (unconnected or state.images >= DEAD_AFTER):
+            if state.death is None and state.images >= patience:
                 state.death = Death(reason, words, state.images)
                 state.ask_at = self._clock() + state.rest_seconds
 

@@ -34,6 +34,8 @@ OWN_PROBES = 2
 """Objects of the failing host itself to probe, after those of other hosts."""
 LONGEST_WAIT_FOR_A_PLACE = 5
 """Images before this one that a host may be busy with, each for its whole time, before the wait no longer counts as a wait."""
+BUSY_PAUSES = 10
+"""How much longer the pauses are for a host that is overloaded than for one that fails otherwise."""
 _NOT_THERE = (404, 410)
 _ADVICE = "Check the network, then run the command again: it continues"
 
@@ -112,10 +114,10 @@ class HostStore(Store):
         failure: HostFailure | None = None
         with doing(WAITING_FOR_STORE, asked.place, retries_left=attempts - 1, bound_seconds=bound) as waiting:
             for attempt in range(attempts):
-                pause = max(self._pause(attempt), self._health.quiet_seconds(self.host))
+                pause = max(self._pause(attempt, failure), self._health.quiet_seconds(self.host))
                 if pause >= asked.seconds_left:
                     words = f"asks for a pause of {pause:.0f} seconds more, which is longer than an image may take"
-                    return failure or HostFailure(reason=Reason.UNREADABLE, words=words, of_host=True, hopeless=True)
+                    return failure or HostFailure(reason=Reason.UNREADABLE, words=words, of_host=True, hopeless=True, sure=True)
                 time.sleep(pause)
                 asked.seconds_left -= pause
                 waiting.attempt(attempts - 1 - attempt)
@@ -131,8 +133,9 @@ class HostStore(Store):
                     return failure
         raise AssertionError("unreachable")
 
-    def _pause(self, attempt: int) -> float:
+    def _pause(self, attempt: int, failure: HostFailure | None) -> float:
         delay = self.retry.first_delay_seconds * 2 ** (attempt - 1) if attempt else 0.0
+        delay *= BUSY_PAUSES if failure is not None and failure.busy else 1
         return min(self.retry.max_delay_seconds, delay) * random.uniform(0.5, 1.0)
 
     def _request(self, asked: _Url, limits: UrlLimits, *, only_head: bool = False) -> bytes | HostFailure:
@@ -182,8 +185,9 @@ class HostStore(Store):
         with shown_as_waiting(asked.place):
             if not answers_for_others(self._witnesses, lambda url: url != asked.url, self._candidates(asked.url, others), self._probe):
                 raise self._outage(f"{asked.place}: {words}", others)
-        if not failure.hopeless and asked.seconds_left > 0:
+        if not failure.sure:
             before = asked.attempts
+            asked.seconds_left = max(asked.seconds_left, self._probe_limits.timeout_seconds)
             again = self._attempts(asked, self.limits.attempts if failure.busy else 1)
             if not isinstance(again, HostFailure):
                 return again
@@ -191,7 +195,7 @@ class HostStore(Store):
             if asked.attempts > before:
                 words = f"{self.host} {failure.words} ({asked.in_attempts()}, the last after others answered)"
         if failure.of_host:
-            self._health.failed(self.host, failure.reason, words, begun=asked.begun, unconnected=failure.unconnected)
+            self._health.failed(self.host, failure.reason, words, begun=asked.begun, patience=failure.patience)
         raise UnreadableObjectError(
             f"{asked.place}: {words}, although other objects can be read", reason=failure.reason, objects=(asked.place,)
         )
