@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenshards.pipeline.errors import Reason
 
@@ -37,7 +37,7 @@ class _Host:
     images: int = 0
     """Images in a row that it failed for."""
     death: Death | None = None
-    rest_seconds: float = FIRST_REST_SECONDS
+    rest_seconds: float = field(default_factory=lambda: FIRST_REST_SECONDS)
     ask_at: float = 0.0
     """When a dead host may be asked again."""
     quiet_until: float = 0.0

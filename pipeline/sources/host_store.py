@@ -7,6 +7,7 @@ none can be read, it is an outage. A host that is known to be dead is not waited
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,15 @@ import fsspec
 
 from tokenshards.pipeline.activity import WAITING_FOR_STORE, doing
 from tokenshards.pipeline.config import RetryConfig, UrlLimits
-from tokenshards.pipeline.errors import BadInput, MissingObjectError, Reason, Stage, TransientStorageError, UnreadableObjectError
+from tokenshards.pipeline.errors import (
+    BadInput,
+    MissingObjectError,
+    Reason,
+    Stage,
+    TokenshardsError,
+    TransientStorageError,
+    UnreadableObjectError,
+)
 from tokenshards.pipeline.sources.host_failures import HostFailure, answered_status, failure_of, host_of, refused_url
 from tokenshards.pipeline.sources.host_health import Death, HostHealth
 from tokenshards.pipeline.sources.witnesses import PROBE_SECONDS, PROBES, Witnesses, answers_for_others, shown_as_waiting
@@ -34,6 +43,8 @@ OWN_PROBES = 2
 """Objects of the failing host itself to probe, after those of other hosts."""
 LONGEST_WAIT_FOR_A_PLACE = 5
 """Images before this one that a host may be busy with, each for its whole time, before the wait no longer counts as a wait."""
+MOST_TRIALS = 8
+"""Dead hosts that are asked again at the same time."""
 BUSY_PAUSES = 10
 """How much longer the pauses are for a host that is overloaded than for one that fails otherwise."""
 _NOT_THERE = (404, 410)
@@ -62,6 +73,7 @@ class HostStore(Store):
     _witnesses = Witnesses()
     """URLs of all hosts together, because only other hosts show whether the network works."""
     _health = HostHealth()
+    _trials = threading.BoundedSemaphore(MOST_TRIALS)
 
     def __init__(
         self, url: str, *, storage_options: dict[str, Any] | None, retry: RetryConfig, limits: UrlLimits, public_only: bool
@@ -94,18 +106,22 @@ class HostStore(Store):
         """
         asked = _Url(self.join(path), self.place(path), most_bytes, self.limits.total_seconds)
         if (death := self._health.death(self.host)) is not None:
-            result = self._trial(asked) if self._health.may_try_again(self.host) else None
-            if isinstance(result, bytes):
-                return result
-            if result is None or result.of_host:
-                raise self._not_asked(asked, death, others)
+            if self._health.may_try_again(self.host) and self._trials.acquire(blocking=False):
+                threading.Thread(target=self._try_again, args=(asked.url, most_bytes), daemon=True).start()
+            raise self._not_asked(asked, death, others)
         result = self._attempts(asked, self.limits.attempts)
         return self._judged(asked, result, others) if isinstance(result, HostFailure) else result
 
-    def _trial(self, asked: _Url) -> bytes | HostFailure:
-        """Ask a dead host whether it answers by now."""
-        with shown_as_waiting(asked.place):
-            return self._request(asked, self._probe_limits)
+    def _try_again(self, url: str, most_bytes: int) -> None:
+        """Ask a dead host whether it answers by now. No image waits for that, because reading goes on in order."""
+        try:
+            result = self._request(_Url(url, url, most_bytes, PROBE_TOTAL_SECONDS), self._probe_limits)
+            if isinstance(result, HostFailure) and not result.of_host:
+                self._health.answered(self.host)
+        except (TokenshardsError, BadInput):
+            return  # an answer, which `_request` has noted, or a URL that may not be asked for
+        finally:
+            self._trials.release()
 
     def _attempts(self, asked: _Url, attempts: int) -> bytes | HostFailure:
         """Return the bytes, or the last failure when attempts or time are spent, or when the host is found dead meanwhile."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.config import SourceConfig, UrlLimits
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
@@ -19,7 +19,7 @@ from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file, urls_to_
 __all__ = ["SampledImage", "decoded_sample"]
 
 MAX_SAMPLED_SLICES = 64
-URL_THREADS = 32
+URL_THREADS, URLS_AHEAD = 32, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
 
     Each tar and table slice gives an equal share of the inputs, from its start.
     """
-    config = replace(source.config, unreadable="quarantine")  # a sample leaves out unreadable objects, as it leaves out bad images
+    # A sample leaves out unreadable objects, as it leaves out bad images, and waits for no host for long.
+    config = replace(source.config, unreadable="quarantine", urls=_hasty(source.config.urls))
     others = urls_to_probe(rows)
 
     def load(item: PlanRow | ImageRecord | FailedRecord) -> SampledImage:
@@ -48,8 +49,14 @@ def decoded_sample(source: ImageSource, rows: list[PlanRow], limit: int, preproc
 
     # Reading waits for I/O, and decoding releases the GIL. Hosts of others may be dead, and to find that out takes long.
     threads = URL_THREADS if others else max(2, os.cpu_count() or 1)
-    for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
+    ahead = URLS_AHEAD if others else 4 * threads
+    for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=ahead):
         yield FailedRecord(sample_id=item.sample_id, error=outcome) if isinstance(outcome, BadInput) else outcome
+
+
+def _hasty(urls: UrlLimits) -> UrlLimits:
+    timeout, total = min(10.0, urls.timeout_seconds), min(30.0, urls.total_seconds)
+    return replace(urls, attempts=1, timeout_seconds=timeout, total_seconds=total)
 
 
 def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:

@@ -217,9 +217,27 @@ def test_a_dead_host_lives_again(table: Table, web: Server, monkeypatch: pytest.
     monkeypatch.setattr(HostStore, "_health", host_health.HostHealth(lambda: now[0] + time.monotonic()))
     for index in range(LATE_PATIENCE):
         table.bad(web.url(f"silent/{index}"))
+    asked, store = len(web.requests), HostStore(web.url(""), storage_options={}, retry=QUICK, limits=LIMITS, public_only=False)
     table.bad(web.url("ok.jpg"))
+    assert len(web.requests) == asked
     now[0] += host_health.FIRST_REST_SECONDS
-    assert table.fetch(web.url("ok.jpg")) == BODY and table.fetch(web.url("ok.jpg")) == BODY
+    assert "not asked for" in table.bad(web.url("ok.jpg")).detail, "no image waits for the trial"
+    while store._health.death(store.host) is not None:
+        time.sleep(0.01)
+    assert table.fetch(web.url("ok.jpg")) == BODY
+
+
+def test_a_trial_of_a_host_that_is_still_dead(table: Table, web: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_health, "FIRST_REST_SECONDS", 0.0)
+    for index in range(LATE_PATIENCE):
+        table.bad(web.url(f"silent/{index}"))
+    asked = len(web.requests)
+    for index in range(5):
+        began = time.monotonic()
+        assert "not asked for" in table.bad(web.url(f"silent/{index}")).detail
+        assert time.monotonic() - began < LIMITS.timeout_seconds
+        time.sleep(0.05)
+    assert len(web.requests) > asked
 
 
 def test_what_answers_is_not_dead_however_many_images_fail(table: Table, web: Server) -> None:
