@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ def map_in_order(
     threads: int,
     ahead: int,
     full: Callable[[Iterable[tuple[T, Future[R]]], T], bool] = lambda pending, item: False,
-) -> Iterator[R]:
+) -> Generator[R]:
     """Yield `function(item)` in the order of `items`; at most `ahead` results wait for the consumer.
 
     A new item waits while `full(pending, item)` is true, for example because all of them together need too much memory. An item never

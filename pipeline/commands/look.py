@@ -101,19 +101,21 @@ def quarantine_command(
     as_json: JsonFlag = False,
 ) -> None:
     """List the inputs that failed permanently by reason, with examples; inputs that a retry has committed are not listed."""
+    from tokenshards.pipeline.ledger.failing_hosts import FailingHosts
     from tokenshards.pipeline.reports.quarantine import QuarantineCounts, quarantined_inputs
     from tokenshards.pipeline.reports.quarantine_export import export_inputs
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
 
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
-    counts, listed = QuarantineCounts(), []
+    counts, hosts, listed = QuarantineCounts(), FailingHosts(), []
     most = QUARANTINE_SHOWN if reason is not None else EXAMPLES_SHOWN
 
     def counted() -> Iterator[dict[str, Any]]:
         for row in quarantined_inputs(store, reason, with_bytes=export is not None):
             about = {name: value for name, value in row.items() if name != "data"}
             counts.add(about, most)
+            hosts.add(row["uri"], row["stage"], row["reason"])
             if as_json:
                 listed.append(about)
             yield row
@@ -125,12 +127,15 @@ def quarantine_command(
         deque(counted(), maxlen=0)
     if as_json:
         more = {} if exported is None else {"exported": asdict(exported)}
-        print_json({"quarantined": counts.total, "reasons": dict(sorted(counts.reasons.items())), "inputs": listed, **more})
+        about = {"quarantined": counts.total, "reasons": dict(sorted(counts.reasons.items())), "hosts": hosts.to_json()}
+        print_json({**about, "inputs": listed, **more})
         return
     reasons = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.reasons.items()))
     print(f"{store.url}: {counts.total:,} inputs in quarantine{f' ({reasons})' if reasons else ''}")
     if counts.total:
         print_table(counts.rows(), header=("reason", "inputs", "such as", "detail"))
+    if line := hosts.describe():
+        print(line)
     if counts.total > sum(map(len, counts.examples.values())):
         print("--reason NAME lists more of one reason, --json all of them")
     if exported is not None:

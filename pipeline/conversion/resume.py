@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
 from tokenshards.pipeline.errors import (
+    FormatError,
     IncompleteError,
     MissingObjectError,
     PlanError,
@@ -23,6 +25,7 @@ from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
+from tokenshards.pipeline.ledger.failing_hosts import hosts_in_quarantine
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -115,8 +118,16 @@ class PlanRun:
             self._reporter.say(f"note: {len(new)} classes, such as {new[0]!r}, are not in the given class table and were added at its end")
         for note in remark_notes(manifest.totals.get("image_remarks", {})):
             self._reporter.say(f"note: {note}")
+        self._say_failing_hosts(manifest)
         self.seconds = time.monotonic() - started
         return manifest
+
+    def _say_failing_hosts(self, manifest: Manifest) -> None:
+        if self._plan.source["kind"] != "table":  # only a table names hosts of others
+            return
+        with contextlib.suppress(FormatError, MissingObjectError, TransientStorageError):  # `verify` names damage; this is only a note
+            if line := hosts_in_quarantine(self._store, manifest).describe():
+                self._reporter.say(f"note: {line}")
 
     def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> list[str]:
         """Remove the objects that this run replaced, so that `shards/*.parquet` is the dataset; the last of several drivers does it."""

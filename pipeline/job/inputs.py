@@ -5,10 +5,11 @@ What a rule leaves out of a container comes too, so that a commit can account fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, Stage, UnreadableObjectError, describe_unreadable
+from tokenshards.pipeline.job.probe_urls import ProbeUrls
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import read_slice
@@ -20,17 +21,23 @@ __all__ = ["read_inputs"]
 
 REMOTE_FETCH_THREADS = 32
 """Threads of one shard. The store's request limit (storage/request_limit.py) decides how many requests run at once in the process."""
+ROWS_AHEAD = 2 * REMOTE_FETCH_THREADS
+URLS_AHEAD = 16 * REMOTE_FETCH_THREADS
+"""Images of other hosts to read ahead of one that is slow or dead, if their bytes find room (AHEAD_BYTES)."""
 
 
-def read_inputs(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[SourceRecord]:
+def read_inputs(
+    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str], more_urls: Iterable[str] = ()
+) -> Iterator[SourceRecord]:
     """Yield every input of the planned rows exactly once, in plan order, and what is left out of their containers.
 
     Later inputs with an id that came before fail as duplicates; an absent input leaves its id to others.
 
-    `killers` are not read and fail as KILLED_WORKER. Raises only TransientStorageError.
+    `killers` are not read and fail as KILLED_WORKER. `more_urls` are others of the same table, whose hosts may be probed. Raises only
+    TransientStorageError.
     """
     seen: set[str] = set()
-    for record in _read_rows(store, config, plan, rows, killers):
+    for record in _read_rows(store, config, plan, rows, killers, more_urls):
         if isinstance(record, AbsentRecord | LeftOutRecord):
             yield record
             continue
@@ -43,11 +50,13 @@ def read_inputs(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanR
         yield record
 
 
-def _read_rows(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str]) -> Iterator[SourceRecord]:
+def _read_rows(
+    store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str], more_urls: Iterable[str]
+) -> Iterator[SourceRecord]:
     files = [row for row in rows if row.kind == "file"]
     threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
-    others = urls_to_probe(wanted)
+    others = ProbeUrls(urls_to_probe(wanted), more_urls)
 
     def fetch(row: PlanRow) -> bytes | UnreadableObjectError:
         try:
@@ -55,7 +64,8 @@ def _read_rows(store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRo
         except UnreadableObjectError as error:
             return error
 
-    fetched = fetch_ahead(wanted, fetch, threads=threads, ahead=2 * max(1, threads), size_of=expected_bytes)
+    ahead = URLS_AHEAD if others else ROWS_AHEAD
+    fetched = fetch_ahead(wanted, fetch, threads=threads, ahead=ahead, size_of=expected_bytes)
     unreadable: list[UnreadableObjectError] = []
     for row in rows:
         if row.kind != "file":

@@ -9,6 +9,7 @@ from tokenshards.pipeline.errors import BadInput, Reason, Stage
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
+from tokenshards.pipeline.sources.fetch import urls_to_probe
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["read_originals"]
@@ -25,10 +26,11 @@ def read_originals(
     Files are read one by one. From tars and tables we read only the slices that may hold a wanted input, until all inputs are found.
     Raises TransientStorageError if the source fails.
     """
-    rows = [row for row in read_shard_rows(store, plan, shard) if _may_hold(row, config, wanted)]
+    planned = read_shard_rows(store, plan, shard)
+    rows = [row for row in planned if _may_hold(row, config, wanted)]
     missing = set(wanted)
     lost = BadInput(Reason.MISSING, "the input is no longer in the place that the plan names", Stage.FETCH)
-    for record in read_inputs(source, config, plan, rows, frozenset()):
+    for record in read_inputs(source, config, plan, rows, frozenset(), urls_to_probe(planned)):
         if isinstance(record, AbsentRecord | LeftOutRecord):
             continue
         if record.sample_id in missing:

@@ -24,6 +24,7 @@ from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.images.extras import extra_versions
 from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
 from tokenshards.pipeline.job.inputs import read_inputs
+from tokenshards.pipeline.job.probe_urls import EarlierUrls
 from tokenshards.pipeline.job.publish import ShardContent, committed_by_another, made_by, publish_shard
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.records import InputRecord, LeftOutRecord, SourceRecord, TokenBatch, Untaken, concatenate_tokens
@@ -176,7 +177,7 @@ def _only_inputs(context: InputContext, shard: int, killers: frozenset[str]) -> 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[SourceRecord]:
     with doing(FETCH, str(shard)):
         rows = read_shard_rows(context.out, context.plan, shard)
-        records = read_inputs(context.source, context.source_config, context.plan, rows, killers)
+        records = read_inputs(context.source, context.source_config, context.plan, rows, killers, EarlierUrls(context.out, context.plan))
     fetching = doing(FETCH, str(shard))
     while True:
         with fetching:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import random
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tokenshards.pipeline.activity import FETCH, doing
 from tokenshards.pipeline.config import SourceConfig
@@ -25,7 +27,8 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.sources.source_store import HostStore, host_of
+from tokenshards.pipeline.sources.host_failures import host_of
+from tokenshards.pipeline.sources.host_store import HostStore
 from tokenshards.pipeline.sources.table_uris import locate
 from tokenshards.pipeline.storage.store import Store, readable
 from tokenshards.pipeline.thread_map import map_in_order
@@ -58,7 +61,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def fetch_file(
-    store: Store, row: PlanRow, config: SourceConfig = ONE_SOURCE, *, others: Sequence[str] = (), max_bytes: int = MAX_BYTES
+    store: Store, row: PlanRow, config: SourceConfig = ONE_SOURCE, *, others: Iterable[str] = (), max_bytes: int = MAX_BYTES
 ) -> bytes:
     """Return the bytes of a planned file: below `store`, or at the absolute URL or local path from a table.
 
@@ -83,7 +86,7 @@ def fetch_file(
             if store.is_local:
                 return _read_local(store, path, row, max_bytes)
             if isinstance(store, HostStore):
-                return store.fetch(path, others, lambda host: _read_remote(host, path, row, max_bytes))
+                return _checked_length(store.fetch(path, others, max_bytes), row, max_bytes)
             return _read_remote(store, path, row, max_bytes)
     except MissingObjectError as error:
         raise BadInput(Reason.MISSING, readable(str(error)), Stage.FETCH) from None
@@ -102,14 +105,19 @@ def unreadable_input(error: UnreadableObjectError, config: SourceConfig, *, fore
 
 
 def urls_to_probe(rows: Iterable[PlanRow]) -> list[str]:
-    """Return some of a table's URLs, alternating between its hosts. When one host fails, the URLs of the others can be probed."""
+    """Return some of a table's URLs, alternating between its hosts. When one host fails, the URLs of the others can be probed.
+
+    The order of the hosts is random: if the first eight are dead, another attempt probes others.
+    """
     by_host: dict[str, list[str]] = {}
     for row in islice(rows, PROBED_ROWS):
         if row.path.startswith(("http://", "https://")):
             urls = by_host.setdefault(host_of(row.path), [])
             if len(urls) < URLS_OF_A_HOST:
                 urls.append(row.path)
-    return [url for urls in zip_longest(*by_host.values()) for url in urls if url is not None]
+    lists = list(by_host.values())
+    random.shuffle(lists)
+    return [url for urls in zip_longest(*lists) for url in urls if url is not None]
 
 
 def fetch_ahead(
@@ -127,29 +135,44 @@ def fetch_ahead(
     exception except BadInput ends the iteration at its row. Closing the generator drops queued rows and waits for the reads in flight.
     """
 
+    held = _Held()
+
     def attempt(row: R) -> tuple[R, T | BadInput]:
+        result: T | BadInput
         try:
-            return row, fetch(row)
+            result = fetch(row)
         except BadInput as bad:
-            return row, bad
+            result = bad
+        held.add(_size_of_result(result) - size_of(row))
+        return row, result
+
+    def counted() -> Iterator[R]:
+        for row in rows:
+            held.add(size_of(row))
+            yield row
+
+    def full(pending: object, row: R) -> bool:
+        return held.bytes > budget_bytes
 
     if threads == 0:
         yield from map(attempt, rows)
         return
-
-    def full(pending: Iterable[tuple[R, Future[tuple[R, T | BadInput]]]], row: R) -> bool:
-        return _held(pending, size_of) + size_of(row) > budget_bytes
-
-    yield from map_in_order(attempt, rows, threads=threads, ahead=max(0, ahead - 1), full=full)
-
-
-def _held(pending: Iterable[tuple[R, Future[tuple[R, T | BadInput]]]], size_of: Callable[[R], int]) -> int:
-    """Return the bytes that the pending rows hold: real sizes of finished reads, expected sizes of the others."""
-    return sum(_size_of_result(future.result()[1]) if _is_read(future) else size_of(row) for row, future in pending)
+    with contextlib.closing(map_in_order(attempt, counted(), threads=threads, ahead=max(0, ahead - 1), full=full)) as results:
+        for row, result in results:
+            held.add(-_size_of_result(result))
+            yield row, result
 
 
-def _is_read(future: Future[Any]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+class _Held:
+    """Bytes of rows read ahead: real sizes of finished reads, expected sizes of the others. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
 
 
 def _size_of_result(result: object) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.config import SourceConfig, UrlLimits
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
@@ -22,6 +22,7 @@ __all__ = ["SampledImage", "decoded_sample", "look_at_sample"]
 _T = TypeVar("_T")
 
 MAX_SAMPLED_SLICES = 64
+URL_THREADS, URLS_AHEAD = 32, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def look_at_sample(
 
     Each tar and table slice gives an equal share of the inputs, from its start.
     """
-    config = replace(source.config, unreadable="quarantine")  # a sample leaves out unreadable objects, as it leaves out bad images
+    # A sample leaves out unreadable objects, as it leaves out bad images, and waits for no host for long.
+    config = replace(source.config, unreadable="quarantine", urls=_hasty(source.config.urls))
     others = urls_to_probe(rows)
 
     def load(item: PlanRow | ImageRecord | FailedRecord) -> _T:
@@ -61,9 +63,16 @@ def look_at_sample(
         data = item.data if isinstance(item, ImageRecord) else fetch_file(source.store, item, config, others=others)
         return look(item.sample_id, data)
 
-    threads = max(2, os.cpu_count() or 1)  # reading waits for I/O, and decoding releases the GIL
-    for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=4 * threads):
+    # Reading waits for I/O, and decoding releases the GIL. Hosts of others may be dead, and to find that out takes long.
+    threads = URL_THREADS if others else max(2, os.cpu_count() or 1)
+    ahead = URLS_AHEAD if others else 4 * threads
+    for item, outcome in fetch_ahead(_items(source, config, rows, limit), load, threads=threads, ahead=ahead):
         yield item.sample_id, outcome
+
+
+def _hasty(urls: UrlLimits) -> UrlLimits:
+    timeout, total = min(10.0, urls.timeout_seconds), min(30.0, urls.total_seconds)
+    return replace(urls, attempts=1, timeout_seconds=timeout, total_seconds=total)
 
 
 def _items(source: ImageSource, config: SourceConfig, rows: list[PlanRow], limit: int) -> Iterator[PlanRow | ImageRecord | FailedRecord]:

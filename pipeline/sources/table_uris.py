@@ -23,7 +23,8 @@ from tokenshards.pipeline.errors import (
     Stage,
     shorten,
 )
-from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
+from tokenshards.pipeline.sources.host_store import HostStore
+from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, has_credentials
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
 
@@ -52,13 +53,13 @@ class _Stores:
         same = split_protocol(source.url)[0] == protocol or (source.is_local and protocol in S3_PROTOCOLS)
         options = source.storage_options if same else {}
         public_only = not config.allow_private_hosts
-        key = (url, repr(sorted(options.items(), key=str)), source.retry, public_only)
+        key = (url, repr(sorted(options.items(), key=str)), source.retry, config.urls, public_only)
         with self._lock:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return found
         if protocol in _WEB:
-            opened: Store = HostStore(url, storage_options=options, retry=source.retry, public_only=public_only)
+            opened: Store = HostStore(url, storage_options=options, retry=source.retry, limits=config.urls, public_only=public_only)
         else:
             opened = SourceStore(url, storage_options=options, retry=source.retry)
         with self._lock:

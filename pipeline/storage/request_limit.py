@@ -67,12 +67,12 @@ class RequestLimit:
 _limits: WeakValueDictionary[Hashable, RequestLimit] = WeakValueDictionary()
 
 
-def shared_limit(store: Hashable) -> RequestLimit:
+def shared_limit(store: Hashable, *, most: int = MOST) -> RequestLimit:
     """Return the one limit of this process for a store. It lives as long as a caller holds it, because a table may name a million hosts."""
     with _guard:
-        found = _limits.get(store)
+        found = _limits.get((store, most))
         if found is None:
-            found = _limits[store] = RequestLimit()
+            found = _limits[store, most] = RequestLimit(most=most)
         return found
 
 

@@ -1,34 +1,28 @@
-"""One object that cannot be read is told from a store, or a network, that is away: both on real servers, and on a disk."""
+"""One object that cannot be read is told from a store that is away: on real servers, and on a disk."""
 
 from __future__ import annotations
 
 import errno
 import os
 import pickle
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.pipeline.sources.web_server import Server
 from tests.s3_servers import S3Server, faulty_proxy, moto_server
-from tokenshards.pipeline.activity import WAITING_FOR_STORE, activities
 from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.records import FailedRecord, PlanRow
-from tokenshards.pipeline.sources import open_source, source_store, table_uris
-from tokenshards.pipeline.sources.fetch import fetch_file, urls_to_probe
-from tokenshards.pipeline.sources.source_store import HostStore, SourceStore
+from tokenshards.pipeline.sources import open_source
+from tokenshards.pipeline.sources.fetch import fetch_file
+from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.storage.store import Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)
 QUARANTINE = SourceConfig(unreadable="quarantine", allow_private_hosts=True)
-STOP = SourceConfig(unreadable="stop", allow_private_hosts=True)
-TRUSTED = SourceConfig(allow_private_hosts=True)
 
 
 def row_of(path: str) -> PlanRow:
@@ -80,7 +74,6 @@ def test_where_nothing_can_be_read_it_is_an_outage(disk: Path, monkeypatch: pyte
 def test_stores_of_inputs_travel_to_workers() -> None:
     store = pickle.loads(pickle.dumps(SourceStore("memory://x", retry=QUICK)))
     assert isinstance(store, SourceStore) and store.info("nothing") is None
-    assert isinstance(pickle.loads(pickle.dumps(HostStore("http://x", storage_options={}, retry=QUICK, public_only=True))), HostStore)
 
 
 @pytest.fixture(scope="module")
@@ -149,159 +142,12 @@ def test_a_tar_that_cannot_be_read_is_one_failure(disk: Path, monkeypatch: pytes
         list(stopping.read(rows["denied.tar"]))
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.on_request()  # type: ignore[attr-defined]
-        assert isinstance(self.server, Server)
-        status = self.server.status
-        if self.path.startswith("/forbidden"):
-            status = 403
-        if self.path.startswith("/flaky") and self.server.failures:
-            status = self.server.failures.pop()
-        if self.path.startswith("/silent"):
-            self.server.released.wait(20)
-        self.send_response(status)
-        self.send_header("Content-Length", "7")
-        self.end_headers()
-        if self.path.startswith("/trickle"):
-            self.wfile.write(b"pi")
-            self.wfile.flush()
-            self.server.released.wait(20)
-            return
-        self.wfile.write(b"picture")
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("0.0.0.0", 0), Handler)
-        self.status = 200
-        self.failures: list[int] = []
-        """Statuses of the next answers for /flaky.jpg."""
-        self.released = threading.Event()
-        self.on_request: Callable[[], None] = lambda: None
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the test."""
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(HostStore, "_witnesses", source_store.Witnesses())
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.released.set()
-        running.shutdown()
-        thread.join()
-
-
-def closed_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
-
-
-@pytest.mark.parametrize("kind", ["dns", "refused", "http_403", "timeout", "too_slow"])
-def test_a_foreign_host_that_fails_while_others_answer(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("tokenshards.pipeline.storage.web_hosts.READ_SECONDS", 0.3)
-    monkeypatch.setattr(source_store, "HOST_SECONDS", 0.6 if kind == "too_slow" else 60.0)
-    if kind == "too_slow":
-        monkeypatch.setattr("tokenshards.pipeline.storage.web_hosts.READ_SECONDS", 60.0)
-    port = web.server_address[1]
-    url = {
-        "dns": "http://no-such-host.invalid/x.jpg",
-        "refused": f"http://127.0.0.1:{closed_port()}/x.jpg",
-        "http_403": f"http://127.0.0.1:{port}/forbidden.jpg",
-        "timeout": f"http://127.0.0.1:{port}/silent.jpg",
-        "too_slow": f"http://127.0.0.1:{port}/trickle.jpg",
-    }[kind]
-    store, other = Store(str(tmp_path), retry=QUICK), f"http://localhost:{port}/ok.jpg"
-    # A client of its own, made with the bounds of this test.
-    monkeypatch.setattr("fsspec.implementations.http.HTTPFileSystem.cachable", False)
-    monkeypatch.setattr("tokenshards.pipeline.sources.table_uris._stores", table_uris._Stores())
-    with pytest.raises(BadInput) as caught:
-        fetch_file(store, row_of(url), TRUSTED, others=[url, other])
-    assert caught.value.reason == kind and "although other objects can be read" in caught.value.detail
-    with pytest.raises(UnreadableObjectError) as stopped:
-        fetch_file(store, row_of(url), STOP, others=[url, other])
-    assert stopped.value.objects == (url,)
-
-
-def test_a_silent_host_is_no_witness_of_itself(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenshards.pipeline.storage.web_hosts.READ_SECONDS", 0.3)
-    monkeypatch.setattr("fsspec.implementations.http.HTTPFileSystem.cachable", False)
-    monkeypatch.setattr("tokenshards.pipeline.sources.table_uris._stores", table_uris._Stores())
-    host = f"http://127.0.0.1:{web.server_address[1]}"
-    with pytest.raises(TransientStorageError) as caught:
-        fetch_file(Store(str(tmp_path), retry=QUICK), row_of(f"{host}/silent.jpg"), TRUSTED, others=[f"{host}/ok.jpg"])
-    assert not isinstance(caught.value, UnreadableObjectError)
-
-
 @pytest.mark.parametrize("status", [403, 503])
-@pytest.mark.parametrize("foreign", [True, False])
-def test_what_can_be_read_after_the_probes_is_not_unreadable(web: Server, tmp_path: Path, status: int, foreign: bool) -> None:
-    host = f"http://127.0.0.1:{web.server_address[1]}"
-    store = Store(str(tmp_path), retry=QUICK) if foreign else SourceStore(host, retry=QUICK)
-    place = f"{host}/" if foreign else ""
-    assert fetch_file(store, row_of(f"{place}ok.jpg"), TRUSTED) == b"picture"
+def test_what_can_be_read_after_the_probes_is_not_unreadable(web: Server, status: int) -> None:
+    store = SourceStore(f"http://127.0.0.1:{web.server_address[1]}", retry=QUICK)
+    assert fetch_file(store, row_of("ok.jpg")) == b"picture"
     busy_again = int(status == 503)  # a busy server gets all its retries again, any other one more attempt
     web.failures = [status] * (QUICK.attempts + busy_again)
     with pytest.raises(TransientStorageError) as caught:
-        fetch_file(store, row_of(f"{place}flaky.jpg"), TRUSTED)
+        fetch_file(store, row_of("flaky.jpg"))
     assert not isinstance(caught.value, UnreadableObjectError) and web.failures == []
-
-
-def test_a_network_that_is_away_quarantines_nothing(web: Server, tmp_path: Path) -> None:
-    port = web.server_address[1]
-    store, url = Store(str(tmp_path), retry=QUICK), f"http://127.0.0.1:{port}/x.jpg"
-    others = [f"http://localhost:{port}/ok.jpg", f"http://127.0.0.1:{closed_port()}/y.jpg"]
-    assert fetch_file(store, row_of(others[0]), TRUSTED) == b"picture"
-    web.status = 503
-    seen: list[set[str]] = []
-    web.on_request = lambda: seen.append({found.stage for found in activities()})
-    with pytest.raises(TransientStorageError) as caught:
-        fetch_file(store, row_of(url), TRUSTED, others=others)
-    assert not isinstance(caught.value, UnreadableObjectError)
-    assert len(seen) >= 3 and all(WAITING_FOR_STORE in stages for stages in seen), "the reader is seen to wait, in its probes too"
-
-
-def test_urls_to_probe_are_of_many_hosts() -> None:
-    rows = [row_of(f"http://host{index % 3}/{index}.jpg") for index in range(200)]
-    urls = urls_to_probe([*rows, row_of("plain.jpg"), row_of("s3://bucket/x")])
-    assert len(urls) == 48 and len({url.split("/")[2] for url in urls[:3]}) == 3
-
-
-def test_stores_of_hosts_are_bounded_and_shared_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_uris, "MAX_STORES", 8)
-    stores, source = table_uris._Stores(), Store(str(tmp_path), retry=QUICK)
-    monkeypatch.setattr(table_uris, "_stores", stores)
-    for index in range(50):
-        table_uris.locate(source, f"http://host{index}/x.jpg", TRUSTED)
-    assert len(stores._kept) == 8
-    first, _ = table_uris.locate(source, "http://host49/y.jpg", TRUSTED)
-    for index in range(7):
-        table_uris.locate(source, f"http://other{index}/x.jpg", TRUSTED)
-    assert table_uris.locate(source, "http://host49/z.jpg", TRUSTED)[0] is first, "what was used last stays"
-
-    all_at_once = threading.Barrier(16)
-
-    class LateStore(HostStore):
-        def __init__(self, url: str, **options: Any) -> None:
-            all_at_once.wait(timeout=60)
-            super().__init__(url, **options)
-
-    monkeypatch.setattr(table_uris, "HostStore", LateStore)
-    found: list[Store] = []
-    threads = [threading.Thread(target=lambda: found.append(table_uris.locate(source, "http://new/x", TRUSTED)[0])) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(map(id, found))) == 1

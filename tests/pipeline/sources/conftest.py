@@ -1,0 +1,5 @@
+"""Fixtures of this room."""
+
+from tests.pipeline.sources.web_server import web
+
+__all__ = ["web"]
