@@ -2,7 +2,8 @@
 
 from tokenshards.pipeline.sources.base import ImageSource, read_file_row
 from tokenshards.pipeline.sources.labels import LabelType, MetaType
-from tokenshards.pipeline.sources.location import expand_braces, open_source, read_slice, source_root
+from tokenshards.pipeline.sources.location import expand_braces, open_source, source_root
+from tokenshards.pipeline.sources.slices import read_slice
 from tokenshards.pipeline.sources.summary import SourceSummary
 
 __all__ = [

@@ -16,23 +16,20 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
-from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
-from tokenshards.pipeline.sources.base import ImageSource, read_file_row, readable_text
+from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.label_table import names_table
-from tokenshards.pipeline.sources.labels import LabelType, MetaType
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.summary import Doubt, extension
 from tokenshards.pipeline.sources.table import TableSource
-from tokenshards.pipeline.sources.table_before import TablesBefore, read_rows_before
-from tokenshards.pipeline.sources.table_rows import read_table_rows
-from tokenshards.pipeline.sources.tar import TarSource, read_tar
+from tokenshards.pipeline.sources.table_before import TablesBefore
+from tokenshards.pipeline.sources.tar import TarSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
-__all__ = ["expand_braces", "open_source", "read_slice", "source_root"]
+__all__ = ["expand_braces", "open_source", "source_root"]
 
 TAR_EXTENSIONS = set(".tar .tgz .tar.gz .tar.bz2 .tbz2 .tbz .tar.xz .txz .tar.zst .tzst .zip".split())
 _TABLES_BEFORE = frozenset(".parquet .csv .csv.gz .csv.zst .jsonl .jsonl.gz .jsonl.zst".split())
@@ -63,23 +60,6 @@ def open_source(url: str, config: SourceConfig) -> ImageSource:
 def source_root(url: str, config: SourceConfig) -> Store:
     """Return the store that the source's row paths are relative to; nothing needs to exist there."""
     return _split(url, config)[0]
-
-
-def read_slice(
-    store: Store, row: PlanRow, config: SourceConfig, label_type: LabelType | None, meta_types: dict[str, MetaType]
-) -> Iterator[SourceRecord]:
-    """Yield a record for each input of a planned row of any kind, and for what it leaves out. Workers call it; nothing is listed again.
-
-    `store` is the source's root; the types come from the source's summary. Raises only TransientStorageError.
-    """
-    if row.kind == "tar":
-        return read_tar(store, row, config, label_type, meta_types)
-    if row.kind == "rows":
-        read_rows = read_rows_before if config.rules < 3 else read_table_rows
-        return read_rows(store, row, config, label_type, meta_types)
-    if row.kind == "absent":
-        return iter((AbsentRecord(sample_id=row.sample_id, uri=row.path),))
-    return iter((read_file_row(store, row, config),))
 
 
 def expand_braces(pattern: str) -> list[str]:
