@@ -175,7 +175,8 @@ class _Reader:
         placed = table.seekable and OFFSET in row.meta and row.only is None  # before a retry the table may have been rewritten
         rows = table.rows(placed=placed, start=row.meta[OFFSET]) if placed else islice(table.rows(), row.row_start, None)
         for raw in islice(rows, row.row_stop - row.row_start):
-            cells = dict(zip(names, pick(raw), strict=True))
+            picked = pick(raw) if table.is_json else [cell or None for cell in pick(raw)]  # an empty cell of CSV is null
+            cells = dict(zip(names, picked, strict=True))
             yield {**cells, **{name: value for name, value in constant.items() if name not in cells}}
 
     def record(self, row: Row, row_id: str, uri: str, number: int) -> SourceRecord:
