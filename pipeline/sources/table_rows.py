@@ -168,7 +168,7 @@ class _Reader:
         if is_binary(row.path):
             constant = {name: value for name, value in constant.items() if name not in table.schema.names}
             for batch in table.rows_between(column_names(table.schema, columns, constant), row.row_start, row.row_stop, READ_ROWS):
-                yield from ({**cells, **constant} for cells in batch.to_pylist())
+                yield from ({**cells, **constant} for cells in batch.to_pylist()) if constant else batch.to_pylist()
             return
         names = tuple(name for name in columns.names if name not in constant or name in table.names)
         pick = table.picker(names)

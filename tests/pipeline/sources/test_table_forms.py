@@ -225,6 +225,8 @@ def test_base64_and_data_uris(folder: Path) -> None:
         assert all(isinstance(record, ImageRecord) and record.data == PNG for record in good)
         assert [record.label for record in good] == [n for n in range(1500) if n not in (2, 3)]
         assert source.summary.newer_inputs
+        for options in ({"no_labels": True}, {"label_from": "none"}):
+            assert all(getattr(record, "label", None) is None for record in records(folder / name, **options))
 
 
 @pytest.mark.parametrize("name", ["images", "image", "jpg"])
