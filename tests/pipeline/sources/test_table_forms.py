@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import Reason, SourceError
+from tokenshards.pipeline.conversion.split_runs import splits_of_source
+from tokenshards.pipeline.errors import DoubtError, Reason, SourceError
 from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
 from tokenshards.pipeline.sources import open_source, read_slice, source_root, table_encoded
@@ -488,3 +489,11 @@ def test_options_that_tables_cannot_use_are_refused(folder: Path) -> None:
             plan(folder / "t.csv", **options)
     source, _ = plan(folder / "t.csv", label_from="none")
     assert "no labels, as --label-from none asks" in notes(source)
+
+
+def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
+    assert splits_of_source(str(path), SourceConfig()) == ("train", "val")
+    path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", None])
+    with pytest.raises(DoubtError, match="1 rows are of no split"):
+        splits_of_source(str(path), SourceConfig())
