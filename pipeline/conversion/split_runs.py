@@ -31,7 +31,7 @@ def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
         inputs = source.summary.rows if by_column else source.summary.files
     else:
         inputs = len(getattr(source, "files", ()))
-    found, noun = source.summary.splits, source.summary.noun
+    found, noun = source.summary.splits, "row" if by_column else source.summary.noun
     if len(found) < 2:
         seen = ", ".join(found) or "none"
         raise ConfigError(

@@ -114,7 +114,7 @@ class TableSource:
             self.config = replace(self.config, id_column=f"{seen.first.image}.path")
         if seen.first is not None and seen.first.holds == "encoded" and not config.frozen:  # a worker does not look at the first rows again
             image, label = seen.first.image, seen.first.label
-            self.config = replace(self.config, image_column=image, label=label, no_labels=label is None, label_from=None)
+            self.config = replace(self.config, image_column=image, label=label, no_labels=label is None and config.label_from is None)
         summary.newer_inputs |= self.config.id_column != config.id_column or bool(seen.labels.names)
 
     def read(self, row: PlanRow) -> Iterator[SourceRecord]:

@@ -168,14 +168,15 @@ class _Reader:
         if is_binary(row.path):
             constant = {name: value for name, value in constant.items() if name not in table.schema.names}
             for batch in table.rows_between(column_names(table.schema, columns, constant), row.row_start, row.row_stop, READ_ROWS):
-                yield from ({**cells, **constant} for cells in batch.to_pylist())
+                yield from ({**cells, **constant} for cells in batch.to_pylist()) if constant else batch.to_pylist()
             return
         names = tuple(name for name in columns.names if name not in constant or name in table.names)
         pick = table.picker(names)
         placed = table.seekable and OFFSET in row.meta and row.only is None  # before a retry the table may have been rewritten
         rows = table.rows(placed=placed, start=row.meta[OFFSET]) if placed else islice(table.rows(), row.row_start, None)
         for raw in islice(rows, row.row_stop - row.row_start):
-            cells = dict(zip(names, pick(raw), strict=True))
+            picked = pick(raw) if table.is_json else [cell or None for cell in pick(raw)]  # an empty cell of CSV is null
+            cells = dict(zip(names, picked, strict=True))
             yield {**cells, **{name: value for name, value in constant.items() if name not in cells}}
 
     def record(self, row: Row, row_id: str, uri: str, number: int) -> SourceRecord:

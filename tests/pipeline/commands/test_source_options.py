@@ -78,7 +78,7 @@ def read_with(arguments: list[str], **which: Any) -> SourceConfig:
 
 
 def test_every_field_of_the_config_has_an_option_whose_value_arrives() -> None:
-    of_no_option = {"rules", "frozen", "no_labels"}  # --no-labels excludes --label
+    of_no_option = {"rules", "frozen", "label_table", "no_labels"}  # --no-labels excludes --label
     assert GIVEN.keys() == WANTED.keys() == {part.name for part in fields(SourceConfig)} - of_no_option
     config = read_with([word for words in GIVEN.values() for word in words])
     assert {name: getattr(config, name) for name in WANTED} == WANTED

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import Reason, SourceError
+from tokenshards.pipeline.conversion.split_runs import splits_of_source
+from tokenshards.pipeline.errors import DoubtError, Reason, SourceError
 from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
 from tokenshards.pipeline.sources import open_source, read_slice, source_root, table_encoded
@@ -133,7 +134,7 @@ def test_long_cells_and_cells_of_several_lines(folder: Path) -> None:
     assert (len(first.meta["caption"]), second.meta["caption"]) == (200_000, 'a "red", cat\non a mat')
 
 
-CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,6 +226,8 @@ def test_base64_and_data_uris(folder: Path) -> None:
         assert all(isinstance(record, ImageRecord) and record.data == PNG for record in good)
         assert [record.label for record in good] == [n for n in range(1500) if n not in (2, 3)]
         assert source.summary.newer_inputs
+        for options in ({"no_labels": True}, {"label_from": "none"}):
+            assert all(getattr(record, "label", None) is None for record in records(folder / name, **options))
 
 
 @pytest.mark.parametrize("name", ["images", "image", "jpg"])
@@ -486,3 +489,11 @@ def test_options_that_tables_cannot_use_are_refused(folder: Path) -> None:
             plan(folder / "t.csv", **options)
     source, _ = plan(folder / "t.csv", label_from="none")
     assert "no labels, as --label-from none asks" in notes(source)
+
+
+def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
+    assert splits_of_source(str(path), SourceConfig()) == ("train", "val")
+    path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", None])
+    with pytest.raises(DoubtError, match="1 rows are of no split"):
+        splits_of_source(str(path), SourceConfig())
