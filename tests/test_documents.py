@@ -346,8 +346,20 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     assert len(named) > 8 and named <= known, named - known
 
 
-OF_OTHERS = {"--head", "--port", "--dashboard-host", "--follow", "--force-reinstall", "--query-gpu", "--format", "--src", "--help"}
-"""Options of ray, pip, nvidia-smi, SeiT and click that our texts name."""
+OF_OTHERS = {
+    "--head",
+    "--port",
+    "--dashboard-host",
+    "--follow",
+    "--force-reinstall",
+    "--query-gpu",
+    "--format",
+    "--src",
+    "--help",
+    "--sort",
+    "--dereference",
+}
+"""Options of ray, pip, nvidia-smi, SeiT, click and tar that our texts name."""
 
 
 def test_every_option_that_a_message_names_exists() -> None:
