@@ -358,6 +358,7 @@ OF_OTHERS = {
     "--help",
     "--sort",
     "--dereference",
+    "--hard-dereference",
 }
 """Options of ray, pip, nvidia-smi, SeiT, click and tar that our texts name."""
 

@@ -120,7 +120,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["evaluate", "{run}", "{val}", "--weights", "worst"], 2, "best, last"),
     (["predict", "{run}", "{images}", "--top", "0"], 2, "at least 1"),
     (["predict", "{train}", "{images}"], 1, "no run here"),
-    (["predict", "{run}", "{run}/tokenizer"], 1, "nothing to tokenize"),
+    (["predict", "{run}", "{run}/tokenizer"], 1, "expected images or folders of images"),
 ]
 
 

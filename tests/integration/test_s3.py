@@ -20,6 +20,7 @@ from tokenshards.pipeline.config import RetryConfig, SourceConfig
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.errors import IncompleteError
 from tokenshards.pipeline.ledger.verify import verify_dataset
+from tokenshards.pipeline.sources.pixel_depth import LOOKED_AT
 from tokenshards.pipeline.storage.store import Store
 
 IMAGES, BAD = 60, 1
@@ -244,7 +245,7 @@ def test_requests_of_a_small_job_are_few(env: dict[str, str], server: S3Server, 
         report = proxy.report()
         shards = len(list(Store("s3://out/few").list("commits")))
     of_images = sum(line.startswith("GET /src/images/") for line in report["log"])
-    assert of_images == IMAGES + BAD
+    assert IMAGES + BAD < of_images <= IMAGES + BAD + LOOKED_AT  # planning looks at some of the files that may have 16 bits
     # Of a shard: two looks for a manifest, data, quarantine, commit, and the commit read by the survey. Of a dataset:
     # about ten for its card (README.md, a listing of the shards, the footer of the first), one to see that OUT does not lie in SRC.
     assert report["requests"] - of_images <= 72 + 6 * shards, report["operations"]
