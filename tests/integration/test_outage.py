@@ -72,7 +72,7 @@ def tokenize(folder: Path, *, expect: int) -> str:
         str(folder / "table.csv"),
         str(folder / "out"),
         *("--tokenizer", str(folder / "fitted" / "tokenizer"), "--shard-rows", "20", "--max-bad", "1"),
-        *("--workers", "1", "--retry-attempts", "2", "--allow-private-hosts"),
+        *("--workers", "1", "--retry-attempts", "2", "--url-attempts", "1", "--allow-private-hosts"),
         expect=expect,
     )
     return errors
