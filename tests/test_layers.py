@@ -40,6 +40,29 @@ PIPELINE = (
     "interop",
     "commands",
 )
+SOURCES = (
+    "splits",
+    "witnesses",
+    "source_store",
+    "hosts",
+    "labels",
+    "summary",
+    "fetch",
+    "base",
+    "sample",
+    "junk",
+    "lfs",
+    "doubts",
+    "pixel_depth",
+    "tables",
+    "label_files",
+    "label_table",
+    "tars",
+    "containers",
+    "folder",
+    "location",
+    "slices",
+)
 TOKENIZERS = (
     "config",
     "base",
@@ -56,6 +79,12 @@ TOKENIZERS = (
     "fitted",
 )
 STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
+ORDERS = (
+    ("pipeline", PIPELINE),
+    ("pipeline.sources", SOURCES),
+    ("pipeline.tokenizers", TOKENIZERS),
+    ("stem_adaptors", STEM_ADAPTORS),
+)
 # Below its commands, training knows of the pipeline only what the shards are made of.
 CONTRACT = (
     "errors",
@@ -115,9 +144,7 @@ def rank(name: str, package: str, rooms: tuple[str, ...]) -> int | None:
     return rooms.index(name.removeprefix(prefix).split(".")[0])
 
 
-@pytest.mark.parametrize(
-    ("package", "rooms"), [("pipeline", PIPELINE), ("pipeline.tokenizers", TOKENIZERS), ("stem_adaptors", STEM_ADAPTORS)]
-)
+@pytest.mark.parametrize(("package", "rooms"), ORDERS)
 def test_rooms_import_one_way(package: str, rooms: tuple[str, ...]) -> None:
     checked, wrong = 0, []
     for name, path in MODULES.items():
@@ -142,7 +169,7 @@ def test_modules_make_no_cycle() -> None:
 
 
 def test_every_room_exists_and_every_module_is_in_one() -> None:
-    for package, rooms in (("pipeline", PIPELINE), ("pipeline.tokenizers", TOKENIZERS), ("stem_adaptors", STEM_ADAPTORS)):
+    for package, rooms in ORDERS:
         prefix = f"tokenshards.{package}."
         assert {name.removeprefix(prefix).split(".")[0] for name in MODULES if name.startswith(prefix)} == set(rooms)
 

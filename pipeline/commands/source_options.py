@@ -185,7 +185,7 @@ class SourceOptions:
     def config(self, where: str | None, storage_option: list[str] | None) -> SourceConfig:
         """Return the config of the source at `where`. Raises ConfigError for an invalid value, before any listing."""
         from tokenshards.pipeline.config import ImageRules, SourceConfig, UrlLimits
-        from tokenshards.pipeline.sources.label_rule import LabelRule
+        from tokenshards.pipeline.sources.labels.rule import LabelRule
 
         LabelRule.parse(self.label_from)
         return SourceConfig(

@@ -24,7 +24,7 @@ from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
 from tokenshards.pipeline.sources.base import readable_text
-from tokenshards.pipeline.sources.labels import LabelType, integer_in
+from tokenshards.pipeline.sources.labels.values import LabelType, integer_in
 from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.sources.summary import SourceSummary

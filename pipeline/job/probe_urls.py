@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.plan import Plan, load_plan, read_shard_rows
 from tokenshards.pipeline.sources.fetch import urls_to_probe
-from tokenshards.pipeline.sources.host_failures import host_of
+from tokenshards.pipeline.sources.hosts.failures import host_of
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["EarlierUrls", "ProbeUrls"]

@@ -10,7 +10,7 @@ from tokenshards.pipeline.errors import Stage
 from tokenshards.pipeline.planning.retry_plan import failed_entries
 from tokenshards.pipeline.shards.manifest import Manifest
 from tokenshards.pipeline.shards.quarantine_file import quarantine_rows
-from tokenshards.pipeline.sources.host_failures import host_of
+from tokenshards.pipeline.sources.hosts.failures import host_of
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FailingHosts", "hosts_in_quarantine"]

@@ -1,7 +1,7 @@
 """Image sources: folders, tars and tables on any fsspec store. They yield plan rows for the plan, then records for the work."""
 
 from tokenshards.pipeline.sources.base import ImageSource, read_file_row
-from tokenshards.pipeline.sources.labels import LabelType, MetaType
+from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
 from tokenshards.pipeline.sources.location import expand_braces, open_source, source_root
 from tokenshards.pipeline.sources.slices import read_slice
 from tokenshards.pipeline.sources.summary import SourceSummary

@@ -9,8 +9,8 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, shorten
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.fetch import fetch_file, refuse_unmounted
+from tokenshards.pipeline.sources.hosts.uris import is_outside
 from tokenshards.pipeline.sources.summary import SourceSummary
-from tokenshards.pipeline.sources.table_uris import is_outside
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [

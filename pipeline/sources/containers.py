@@ -10,7 +10,7 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
-from tokenshards.pipeline.sources.table import TableSource
+from tokenshards.pipeline.sources.tables.source import TableSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["open_containers"]

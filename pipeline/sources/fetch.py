@@ -27,9 +27,9 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.sources.host_failures import host_of
-from tokenshards.pipeline.sources.host_store import HostStore
-from tokenshards.pipeline.sources.table_uris import locate
+from tokenshards.pipeline.sources.hosts.failures import host_of
+from tokenshards.pipeline.sources.hosts.store import HostStore
+from tokenshards.pipeline.sources.hosts.uris import locate
 from tokenshards.pipeline.storage.store import Store, readable
 from tokenshards.pipeline.thread_map import map_in_order
 

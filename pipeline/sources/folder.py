@@ -13,8 +13,8 @@ from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanR
 from tokenshards.pipeline.sources.base import read_file_row, readable_text, refuse_options
 from tokenshards.pipeline.sources.doubts import images_not_taken
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind_of_folder, junk_kind_of_name
-from tokenshards.pipeline.sources.label_rule import LabelRule
 from tokenshards.pipeline.sources.label_table import LabelTable
+from tokenshards.pipeline.sources.labels.rule import LabelRule
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_at
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store

@@ -13,14 +13,14 @@ from typing import Any
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError, shorten
 from tokenshards.pipeline.records import Label
-from tokenshards.pipeline.sources.cell_values import ListLabelError, plain_label, whole_floats
-from tokenshards.pipeline.sources.columns import LABEL_NAMES
-from tokenshards.pipeline.sources.labels import LabelType, infer_label_type
+from tokenshards.pipeline.sources.labels.cell_values import ListLabelError, plain_label, whole_floats
+from tokenshards.pipeline.sources.labels.values import LabelType, infer_label_type
 from tokenshards.pipeline.sources.source_store import SourceStore
-from tokenshards.pipeline.sources.table_binary import class_names, is_binary, open_binary
-from tokenshards.pipeline.sources.table_files import parsing
-from tokenshards.pipeline.sources.table_rows import class_of
-from tokenshards.pipeline.sources.table_text import TextTable, looks_like_image, open_text
+from tokenshards.pipeline.sources.tables.binary import class_names, is_binary, open_binary
+from tokenshards.pipeline.sources.tables.columns import LABEL_NAMES
+from tokenshards.pipeline.sources.tables.files import parsing
+from tokenshards.pipeline.sources.tables.rows import class_of
+from tokenshards.pipeline.sources.tables.text import TextTable, looks_like_image, open_text
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, is_absolute
 
 __all__ = ["TABLES", "LabelRows", "find_tables", "read_labels"]

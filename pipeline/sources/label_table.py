@@ -11,10 +11,10 @@ from tokenshards.pipeline.errors import SourceError, shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.base import readable_text
-from tokenshards.pipeline.sources.cell_values import label_notes
 from tokenshards.pipeline.sources.junk import junk_kind
 from tokenshards.pipeline.sources.label_files import TABLES, LabelRows, find_tables, read_labels
-from tokenshards.pipeline.sources.labels import LabelType
+from tokenshards.pipeline.sources.labels.cell_values import label_notes
+from tokenshards.pipeline.sources.labels.values import LabelType
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 

@@ -24,9 +24,9 @@ from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.summary import Doubt, extension
-from tokenshards.pipeline.sources.table import TableSource
-from tokenshards.pipeline.sources.table_before import TablesBefore
-from tokenshards.pipeline.sources.tar import TarSource
+from tokenshards.pipeline.sources.tables.earlier_rules import TablesBefore
+from tokenshards.pipeline.sources.tables.source import TableSource
+from tokenshards.pipeline.sources.tars.source import TarSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
 
 __all__ = ["expand_braces", "open_source", "source_root"]

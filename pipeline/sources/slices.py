@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.records import AbsentRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import read_file_row
-from tokenshards.pipeline.sources.labels import LabelType, MetaType
-from tokenshards.pipeline.sources.table_before import read_rows_before
-from tokenshards.pipeline.sources.table_rows import read_table_rows
-from tokenshards.pipeline.sources.tar import read_tar
+from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
+from tokenshards.pipeline.sources.tables.earlier_rules import read_rows_before
+from tokenshards.pipeline.sources.tables.rows import read_table_rows
+from tokenshards.pipeline.sources.tars.source import read_tar
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["read_slice"]

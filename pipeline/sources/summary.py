@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tokenshards.pipeline.records import Label
-from tokenshards.pipeline.sources.labels import LabelType, MetaType
+from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
 from tokenshards.pipeline.sources.splits import in_order
 
 __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]

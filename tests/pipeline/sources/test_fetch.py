@@ -20,8 +20,8 @@ from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage, Tr
 from tokenshards.pipeline.records import ImageRecord, PlanRow
 from tokenshards.pipeline.sources.base import check_unchanged, file_record
 from tokenshards.pipeline.sources.fetch import UNKNOWN_BYTES, expected_bytes, fetch_ahead, fetch_file
+from tokenshards.pipeline.sources.hosts.uris import locate
 from tokenshards.pipeline.sources.location import open_source
-from tokenshards.pipeline.sources.table_uris import locate
 from tokenshards.pipeline.storage import store as store_module
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 

@@ -8,7 +8,7 @@ from email.utils import formatdate
 import pytest
 
 from tokenshards.pipeline.errors import Reason
-from tokenshards.pipeline.sources.host_failures import failure_of, host_of
+from tokenshards.pipeline.sources.hosts.failures import failure_of, host_of
 from tokenshards.pipeline.storage.web_hosts import Download
 
 DOWNLOAD = Download(url="http://h/x", most_bytes=1, silence_seconds=1.0, total_seconds=1.0)

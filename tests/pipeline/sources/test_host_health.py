@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tokenshards.pipeline.errors import Reason
-from tokenshards.pipeline.sources import host_health
-from tokenshards.pipeline.sources.host_health import FIRST_REST_SECONDS, LONGEST_REST_SECONDS, HostHealth
+from tokenshards.pipeline.sources.hosts import health as host_health
+from tokenshards.pipeline.sources.hosts.health import FIRST_REST_SECONDS, LONGEST_REST_SECONDS, HostHealth
 
 
 class Clock:

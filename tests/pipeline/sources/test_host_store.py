@@ -19,10 +19,12 @@ from tokenshards.pipeline.config import RetryConfig, SourceConfig, UrlLimits
 from tokenshards.pipeline.errors import BadInput, Reason, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job.inputs import REMOTE_FETCH_THREADS, URLS_AHEAD
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.sources import host_health, host_store, table_uris
 from tokenshards.pipeline.sources.fetch import fetch_ahead, fetch_file, urls_to_probe
-from tokenshards.pipeline.sources.host_failures import BUSY_PATIENCE, LATE_PATIENCE, HostFailure
-from tokenshards.pipeline.sources.host_store import HostStore
+from tokenshards.pipeline.sources.hosts import health as host_health
+from tokenshards.pipeline.sources.hosts import store as host_store
+from tokenshards.pipeline.sources.hosts import uris as table_uris
+from tokenshards.pipeline.sources.hosts.failures import BUSY_PATIENCE, LATE_PATIENCE, HostFailure
+from tokenshards.pipeline.sources.hosts.store import HostStore
 from tokenshards.pipeline.storage.store import Store
 
 QUICK = RetryConfig(attempts=2, first_delay_seconds=0.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.sources.label_rule import LabelRule
+from tokenshards.pipeline.sources.labels.rule import LabelRule
 
 DEEP = "data/birds/owl/images/1.jpg"
 

@@ -19,7 +19,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError, TransientStorageError
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.sources import open_source, read_slice, source_root
-from tokenshards.pipeline.sources.table_uris import resolve_uri
+from tokenshards.pipeline.sources.hosts.uris import resolve_uri
 from tokenshards.pipeline.storage.store import Store
 
 PNG = encoded(flat(size=(8, 8)), "PNG")

@@ -27,7 +27,8 @@ from tokenshards.pipeline.conversion.split_runs import splits_of_source
 from tokenshards.pipeline.errors import DoubtError, Reason, SourceError
 from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow
-from tokenshards.pipeline.sources import open_source, read_slice, source_root, table_encoded
+from tokenshards.pipeline.sources import open_source, read_slice, source_root
+from tokenshards.pipeline.sources.tables import encoded as table_encoded
 
 PNG = encoded(flat(size=(8, 8)), "PNG")
 TEXT_PNG = base64.b64encode(PNG).decode()

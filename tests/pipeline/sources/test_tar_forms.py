@@ -23,10 +23,11 @@ from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import Reason, SourceError
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
-from tokenshards.pipeline.sources import ImageSource, open_source, read_slice, tar_survey
-from tokenshards.pipeline.sources import tar_bytes as archive_bytes
-from tokenshards.pipeline.sources.tar_bytes import StoredBytes, UnpackedBytes
-from tokenshards.pipeline.sources.tar_headers import Damaged, walk
+from tokenshards.pipeline.sources import ImageSource, open_source, read_slice
+from tokenshards.pipeline.sources.tars import bytes as archive_bytes
+from tokenshards.pipeline.sources.tars import survey as tar_survey
+from tokenshards.pipeline.sources.tars.bytes import StoredBytes, UnpackedBytes
+from tokenshards.pipeline.sources.tars.headers import Damaged, walk
 from tokenshards.pipeline.storage.store import Store
 
 JPG = encoded(flat(size=(8, 8)), "JPEG")

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tokenshards.pipeline.sources import table_uris
-from tokenshards.pipeline.sources.host_health import HostHealth
-from tokenshards.pipeline.sources.host_store import HostStore
+from tokenshards.pipeline.sources.hosts import uris as table_uris
+from tokenshards.pipeline.sources.hosts.health import HostHealth
+from tokenshards.pipeline.sources.hosts.store import HostStore
 from tokenshards.pipeline.sources.witnesses import Witnesses
 
 __all__ = ["Server", "closed_port", "web"]

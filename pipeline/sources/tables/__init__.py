@@ -1,0 +1,1 @@
+"""Tables that hold images, or their places: Parquet, Arrow, CSV and its kin, JSON, lists."""

@@ -1,0 +1,1 @@
+"""Tars and zips: walk over headers, settle rules at planning, read samples."""
