@@ -14,24 +14,22 @@ import numpy.typing as npt
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import (
     BadInput,
-    MissingObjectError,
     Reason,
     SourceError,
     Stage,
-    TransientStorageError,
-    UnreadableObjectError,
     shorten,
 )
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import check_unchanged, read_file_row, readable_text
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
+from tokenshards.pipeline.sources.fetch import MAX_BYTES
 from tokenshards.pipeline.sources.hosts.uris import is_outside, names_local_file, resolve_uri
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, as_label, as_meta, infer_label_type, infer_meta_type, valid_utf8
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tables.earlier_columns import LABEL_NAMES, Columns, choose_columns, kind_of_type, kind_of_values
 from tokenshards.pipeline.sources.tables.files import (
-    PARSE_ERRORS,
     PEEKED_ROWS,
+    READ_ERRORS,
+    failed_rest,
     id_text,
     ids_of,
     is_parquet,
@@ -243,23 +241,8 @@ def read_rows_before(
                 yield _record(values, columns, sample_id, where, label_type, meta_types)
         if number < row.row_stop:
             raise EOFError(f"the table ends before row {number}")
-    except UnreadableObjectError as error:
-        allowed = unreadable_input(error, config)
-        if isinstance(allowed, UnreadableObjectError):
-            raise
-        failure = allowed
-    except TransientStorageError:
-        raise
-    except MissingObjectError as error:
-        failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
-    except BadInput as error:
-        failure = error
-    except (*PARSE_ERRORS, SourceError) as error:
-        failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
-    for missing in range(number, row.row_stop):
-        row_id = f"{name}#{missing}"
-        if row.only is None or row_id in row.only:
-            yield FailedRecord(sample_id=row_id, error=failure, uri=f"{uri}#{missing}")
+    except READ_ERRORS as error:
+        yield from failed_rest(error, row, number, uri, config)
 
 
 def _record(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -15,22 +14,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import (
     BadInput,
     MissingObjectError,
+    Reason,
     SourceError,
-    shorten,
+    Stage,
+    TransientStorageError,
+    UnreadableObjectError,
 )
-from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.records import FailedRecord, PlanRow
+from tokenshards.pipeline.sources.fetch import unreadable_input
 from tokenshards.pipeline.sources.labels.values import valid_utf8
 from tokenshards.pipeline.sources.tables.earlier_columns import Columns
+from tokenshards.pipeline.sources.tables.text import json_rows
 from tokenshards.pipeline.storage.object_file import RangeReader, open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = [
     "PAGE_BUFFER_BYTES",
     "PEEKED_ROWS",
+    "READ_ERRORS",
     "READ_ROWS",
+    "failed_rest",
     "id_text",
     "ids_of",
     "is_parquet",
@@ -55,6 +62,7 @@ def _zstd_errors() -> tuple[type[Exception], ...]:
 
 
 PARSE_ERRORS = (pa.ArrowException, OSError, ValueError, EOFError, RecursionError, csv.Error, zlib.error, *_zstd_errors())
+READ_ERRORS = (TransientStorageError, MissingObjectError, BadInput, SourceError, *PARSE_ERRORS)
 
 
 def is_parquet(path: str) -> bool:
@@ -103,13 +111,7 @@ def text_rows(store: Store, info: ObjectInfo) -> Iterator[dict[str, Any]]:
                     raise ValueError(f"row {number} has more cells than the header")
                 yield {name: cell or None for name, cell in cells.items()}
             return
-        for number, line in enumerate(text):
-            if not line.strip():  # a blank line, as at the end of some files, is not a row
-                continue
-            value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
-            yield value
+        yield from json_rows(text)
 
 
 def ids_of(table: Any, column: str, where: str) -> Iterator[str]:
@@ -137,3 +139,28 @@ def parsing(where: str) -> Iterator[None]:
         raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
     except (BadInput, MissingObjectError) as error:
         raise SourceError(f"{where}: the table disappeared or changed during the read ({error}); plan again") from error
+
+
+def failed_rest(error: Exception, row: PlanRow, number: int, uri: str, config: SourceConfig) -> Iterator[FailedRecord]:
+    """Yield a failed record for each row of a planned slice from row `number` on, because the table could not be read there.
+
+    `error` is one of READ_ERRORS. It is raised again if it is an outage, or if unreadable objects stop the job.
+    """
+    if isinstance(error, UnreadableObjectError):
+        allowed = unreadable_input(error, config)
+        if isinstance(allowed, UnreadableObjectError):
+            raise error
+        failure = allowed
+    elif isinstance(error, TransientStorageError):
+        raise error
+    elif isinstance(error, MissingObjectError):
+        failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
+    elif isinstance(error, BadInput):
+        failure = error
+    else:
+        failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
+    name = row.sample_id.rpartition("#")[0]
+    for missing in range(number, row.row_stop):
+        row_id = f"{name}#{missing}"
+        if row.only is None or row_id in row.only:
+            yield FailedRecord(sample_id=row_id, error=failure, uri=f"{uri}#{missing}")

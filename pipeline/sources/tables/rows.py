@@ -9,24 +9,21 @@ from typing import Any
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import (
     BadInput,
-    MissingObjectError,
     Reason,
     SourceError,
     Stage,
-    TransientStorageError,
-    UnreadableObjectError,
     shorten,
 )
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, Label, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import check_unchanged, readable_text
-from tokenshards.pipeline.sources.fetch import MAX_BYTES, fetch_file, unreadable_input
+from tokenshards.pipeline.sources.fetch import MAX_BYTES, fetch_file
 from tokenshards.pipeline.sources.hosts.uris import is_outside
 from tokenshards.pipeline.sources.labels.cell_values import fitting_meta, plain_label
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, valid_utf8
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_of_file
 from tokenshards.pipeline.sources.tables.binary import class_names, is_binary, open_binary
 from tokenshards.pipeline.sources.tables.columns import Columns, choose_columns, kind_of_type
-from tokenshards.pipeline.sources.tables.files import PARSE_ERRORS, id_text
+from tokenshards.pipeline.sources.tables.files import READ_ERRORS, failed_rest, id_text
 from tokenshards.pipeline.sources.tables.paths import Places, decoded_cell, partition_of
 from tokenshards.pipeline.sources.tables.text import open_text
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -111,25 +108,10 @@ def read_table_rows(
                 yield record
         if number < row.row_stop:
             raise EOFError(f"the table ends before row {number}")
-    except UnreadableObjectError as error:
-        allowed = unreadable_input(error, config)
-        if isinstance(allowed, UnreadableObjectError):
-            raise
-        failure = allowed
-    except TransientStorageError:
-        raise
-    except MissingObjectError as error:
-        failure = BadInput(Reason.MISSING, str(error), Stage.FETCH)
-    except BadInput as error:
-        failure = error
-    except (*PARSE_ERRORS, SourceError) as error:
+    except READ_ERRORS as error:
         if error is unfit:
             raise
-        failure = BadInput(Reason.BAD_CONTAINER, f"{uri} cannot be read from row {number}: {error}", Stage.FETCH)
-    for missing in range(number, row.row_stop):
-        row_id = f"{name}#{missing}"
-        if row.only is None or row_id in row.only:
-            yield FailedRecord(sample_id=row_id, error=failure, uri=f"{uri}#{missing}")
+        yield from failed_rest(error, row, number, uri, config)
 
 
 class _Reader:

@@ -19,7 +19,7 @@ from tokenshards.pipeline.sources.summary import extension
 from tokenshards.pipeline.storage.object_file import RangeReader, open_stream
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
-__all__ = ["TextTable", "looks_like_image", "open_text"]
+__all__ = ["TextTable", "json_rows", "looks_like_image", "open_text"]
 
 HEAD_BYTES = 1 << 17
 """The form of a table is found from so many of its first bytes."""
@@ -88,7 +88,7 @@ class TextTable:
         elif self.kind == "lines":
             yield from ([path] for line in lines if (path := line.rstrip("\r\n")).strip())
         elif self.kind == "jsonl":
-            yield from _json_rows(lines)
+            yield from json_rows(lines)
         else:
             yield from self._array()
 
@@ -206,12 +206,13 @@ def _head(store: Store, info: ObjectInfo) -> tuple[str, str]:
 
 def _is_json_lines(lines: list[str]) -> bool:
     try:
-        return isinstance(next(_json_rows(lines)), dict) and len(lines) > 1
+        return isinstance(next(json_rows(lines)), dict) and len(lines) > 1
     except (ValueError, StopIteration):
         return False
 
 
-def _json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of JSON lines; blank lines are no rows. Raises ValueError that names a line which is not an object."""
     for number, line in enumerate(lines):
         if not line.strip():  # a blank line, as at the end of some files, is not a row
             continue

@@ -142,9 +142,9 @@ def _refuse_absent(survey: TarSurvey, where: str) -> None:
             f"{where}: none of the first {survey.samples} samples has the value that {' and '.join(absent)} names; expected a key of "
             f"their .json members (they have {keys}) or the suffix of a text member (they have {suffixes})"
         )
-    pictures = [f"{option} {name}" for option, name in named if name in survey.suffixes and not _is_text(str(name), survey)]
-    if pictures and not survey.json_keys & {config.label, *config.meta}:
-        raise SourceError(f"{where}: {' and '.join(pictures)} names images; expected a key of the .json members, or a text member")
+    images = [f"{option} {name}" for option, name in named if name in survey.suffixes and not _is_text(str(name), survey)]
+    if images and not survey.json_keys & {config.label, *config.meta}:
+        raise SourceError(f"{where}: {' and '.join(images)} names images; expected a key of the .json members, or a text member")
     told = told_members(config.image_member)
     if told and not set(told) & survey.suffixes.keys() and survey.samples + survey.others:
         raise SourceError(f"{where}: no sample has the member that --image-member {config.image_member} names; they have {suffixes}")

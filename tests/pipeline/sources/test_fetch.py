@@ -48,13 +48,13 @@ def reason(store: Store, row: PlanRow, **options: int) -> Reason:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Store:
-    (tmp_path / "a.jpg").write_bytes(b"picture")
+    (tmp_path / "a.jpg").write_bytes(b"content")
     return Store(str(tmp_path), retry=QUICK)
 
 
 def test_local_file(local: Store) -> None:
-    assert fetch_file(local, planned(local, "a.jpg")) == b"picture"
-    assert fetch_file(local, row_of("a.jpg")) == b"picture"
+    assert fetch_file(local, planned(local, "a.jpg")) == b"content"
+    assert fetch_file(local, row_of("a.jpg")) == b"content"
 
 
 def test_empty_local_file(local: Store, tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_names_that_no_file_can_have(local: Store) -> None:
 
 def test_a_name_that_is_not_utf8(local: Store, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.jpg")
-    (tmp_path / name).write_bytes(b"picture")
-    assert fetch_file(local, planned(local, name)) == b"picture"
+    (tmp_path / name).write_bytes(b"content")
+    assert fetch_file(local, planned(local, name)) == b"content"
     assert local.place(name).endswith("/\\udcff.jpg")
 
 
@@ -101,22 +101,22 @@ def test_changed_since_the_plan(local: Store, tmp_path: Path) -> None:
     row = planned(local, "a.jpg")
     (tmp_path / "a.jpg").write_bytes(b"longer image")
     assert reason(local, row) == Reason.CHANGED_SINCE_PLAN
-    (tmp_path / "a.jpg").write_bytes(b"PICTURE")
+    (tmp_path / "a.jpg").write_bytes(b"CONTENT")
     os.utime(tmp_path / "a.jpg", ns=(1, 1))
     assert reason(local, row) == Reason.CHANGED_SINCE_PLAN
-    assert fetch_file(local, replace(row, version="")) == b"PICTURE"
+    assert fetch_file(local, replace(row, version="")) == b"CONTENT"
 
 
 def test_too_large(local: Store) -> None:
     row = planned(local, "a.jpg")
-    assert fetch_file(local, row, max_bytes=7) == b"picture"
+    assert fetch_file(local, row, max_bytes=7) == b"content"
     assert reason(local, row, max_bytes=6) == Reason.TOO_LARGE
     assert reason(local, row_of("a.jpg"), max_bytes=6) == Reason.TOO_LARGE
 
 
 def test_absolute_local_paths(local: Store, tmp_path: Path) -> None:
     for path in (str(tmp_path / "a.jpg"), f"file://{tmp_path}/a.jpg"):
-        assert fetch_file(local, row_of(path)) == b"picture"
+        assert fetch_file(local, row_of(path)) == b"content"
     assert reason(local, row_of(str(tmp_path / "gone.jpg"))) == Reason.MISSING
 
 
@@ -177,27 +177,27 @@ class CountingStore(Store):
 @pytest.fixture
 def remote() -> Store:
     store = CountingStore("memory://fetch-test")
-    store.write("a.jpg", b"picture")
+    store.write("a.jpg", b"content")
     return store
 
 
 def test_remote_object_costs_one_request(remote: CountingStore) -> None:
-    etag = hashlib.md5(b"picture").hexdigest()
-    assert fetch_file(remote, row_of("a.jpg", 7, etag)) == b"picture"
-    assert fetch_file(remote, row_of("a.jpg")) == b"picture"
+    etag = hashlib.md5(b"content").hexdigest()
+    assert fetch_file(remote, row_of("a.jpg", 7, etag)) == b"content"
+    assert fetch_file(remote, row_of("a.jpg")) == b"content"
     assert remote.asked == ["read", "read"]
 
 
 def test_remote_object_that_changed(remote: CountingStore) -> None:
     assert reason(remote, row_of("a.jpg", 6)) == Reason.CHANGED_SINCE_PLAN
     assert reason(remote, row_of("a.jpg", 8)) == Reason.CHANGED_SINCE_PLAN
-    remote.etag = hashlib.md5(b"picture").hexdigest()
-    assert reason(remote, row_of("a.jpg", 7, hashlib.md5(b"PICTURE").hexdigest())) == Reason.CHANGED_SINCE_PLAN
+    remote.etag = hashlib.md5(b"content").hexdigest()
+    assert reason(remote, row_of("a.jpg", 7, hashlib.md5(b"CONTENT").hexdigest())) == Reason.CHANGED_SINCE_PLAN
 
 
 def test_an_etag_that_is_no_md5_of_the_content(remote: CountingStore) -> None:
     remote.etag = "0" * 32  # as of an encrypted object
-    assert fetch_file(remote, row_of("a.jpg", 7, "0" * 32)) == b"picture"
+    assert fetch_file(remote, row_of("a.jpg", 7, "0" * 32)) == b"content"
     assert remote.asked == ["read", "info"]
 
 
@@ -205,11 +205,11 @@ def test_remote_object_that_is_missing_or_too_large(remote: Store) -> None:
     assert reason(remote, row_of("gone.jpg", 7)) == Reason.MISSING
     assert reason(remote, row_of("a.jpg"), max_bytes=6) == Reason.TOO_LARGE
     assert reason(remote, row_of("a.jpg", 7), max_bytes=6) == Reason.TOO_LARGE
-    assert fetch_file(remote, row_of("a.jpg"), max_bytes=7) == b"picture"
+    assert fetch_file(remote, row_of("a.jpg"), max_bytes=7) == b"content"
 
 
 def test_absolute_urls(local: Store, remote: Store) -> None:
-    assert fetch_file(local, row_of("memory://fetch-test/a.jpg")) == b"picture"
+    assert fetch_file(local, row_of("memory://fetch-test/a.jpg")) == b"content"
     assert reason(local, row_of("memory://fetch-test/gone.jpg")) == Reason.MISSING
     assert reason(local, row_of("nosuchscheme://host/a.jpg")) == Reason.BAD_URI
     assert reason(local, row_of("simplecache::memory://fetch-test/a.jpg")) == Reason.BAD_URI
@@ -233,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         if Handler.failures > 0:
             Handler.failures -= 1
             status = 503
-        body = b"picture" if status == 200 and self.path.startswith("/ok.jpg") else b""
+        body = b"content" if status == 200 and self.path.startswith("/ok.jpg") else b""
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -260,8 +260,8 @@ def web() -> Iterator[str]:
 def test_web_addresses(local: Store, web: str) -> None:
     with pytest.raises(TransientStorageError):
         fetch_file(local, row_of(f"{web}/outage.jpg"), TRUSTED)
-    assert fetch_file(local, row_of(f"{web}/ok.jpg"), TRUSTED) == b"picture"
-    assert fetch_file(local, row_of(f"{web}/ok.jpg?signature=1%2F2"), TRUSTED) == b"picture"
+    assert fetch_file(local, row_of(f"{web}/ok.jpg"), TRUSTED) == b"content"
+    assert fetch_file(local, row_of(f"{web}/ok.jpg?signature=1%2F2"), TRUSTED) == b"content"
     assert fetch_file(local, row_of(f"{web}/empty.jpg"), TRUSTED) == b""
     with pytest.raises(BadInput, match="missing"):
         fetch_file(local, row_of(f"{web}/gone.jpg"), TRUSTED)
@@ -392,11 +392,11 @@ def test_closing_waits_for_reads_in_flight_and_drops_the_rest() -> None:
 def test_an_empty_mount_point_is_an_outage_and_a_deleted_file_is_not(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     (disk / "class_0").mkdir(parents=True)
-    (disk / "class_0" / "a.jpg").write_bytes(b"picture")
+    (disk / "class_0" / "a.jpg").write_bytes(b"content")
     store = Store(str(disk), retry=QUICK)
     rows = [row_of("class_0/a.jpg"), row_of(str(disk / "class_0" / "a.jpg"))]
     for row in rows:
-        assert fetch_file(store, row) == b"picture"
+        assert fetch_file(store, row) == b"content"
     (disk / "class_0" / "a.jpg").unlink()
     (disk / "class_0").rmdir()  # what is left when the disk goes is its mount point
     for row in rows:

@@ -33,7 +33,7 @@ def row_of(path: str) -> PlanRow:
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file that may not be read, as for users that are not root."""
     for name in ("a.jpg", "b.jpg", "denied.jpg"):
-        (tmp_path / name).write_bytes(b"picture")
+        (tmp_path / name).write_bytes(b"content")
     monkeypatch.setattr("builtins.open", denying(open))
     monkeypatch.setattr("io.open", denying(open))
     monkeypatch.setattr(os, "open", denying(os.open))
@@ -60,7 +60,7 @@ def test_a_file_that_may_not_be_read_is_bound_to_itself(disk: Path) -> None:
     assert caught.value.objects == (str(disk / "denied.jpg"),) and caught.value.reason == Reason.UNREADABLE
     with pytest.raises(BadInput, match="unreadable: .*Permission denied"):
         fetch_file(store, row_of("denied.jpg"), QUARANTINE)
-    assert fetch_file(store, row_of("a.jpg"), QUARANTINE) == b"picture"
+    assert fetch_file(store, row_of("a.jpg"), QUARANTINE) == b"content"
     assert time.monotonic() - began < 20, "no attempts with pauses for what no pause mends"
 
 
@@ -82,9 +82,9 @@ def s3() -> Iterator[S3Server]:
         server.create_bucket("bucket")
         client = server.client()
         for name in ("a.jpg", "b.jpg"):
-            client.put_object(Bucket="bucket", Key=f"src/{name}", Body=b"picture")
-        client.put_object(Bucket="bucket", Key="src/cold.jpg", Body=b"picture", StorageClass="GLACIER")
-        client.put_object(Bucket="bucket", Key="alone/cold.jpg", Body=b"picture", StorageClass="GLACIER")
+            client.put_object(Bucket="bucket", Key=f"src/{name}", Body=b"content")
+        client.put_object(Bucket="bucket", Key="src/cold.jpg", Body=b"content", StorageClass="GLACIER")
+        client.put_object(Bucket="bucket", Key="alone/cold.jpg", Body=b"content", StorageClass="GLACIER")
         yield server
 
 
@@ -108,20 +108,20 @@ def test_options_of_a_table_on_a_disk_are_those_of_the_bucket_that_it_names(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     table = Store(str(tmp_path), storage_options=s3.options, retry=QUICK)
-    assert fetch_file(table, row_of("s3://bucket/src/a.jpg")) == b"picture"
+    assert fetch_file(table, row_of("s3://bucket/src/a.jpg")) == b"content"
 
 
 def test_a_store_that_refuses_everything_is_away(s3: S3Server) -> None:
     with faulty_proxy(s3) as proxy:
         options = s3.through(proxy.endpoint).options
         store = SourceStore("s3://bucket/src", storage_options=options, retry=QUICK)
-        assert fetch_file(store, row_of("a.jpg")) == b"picture"
+        assert fetch_file(store, row_of("a.jpg")) == b"content"
         proxy.set(forbidden_seconds=60)
         with pytest.raises(TransientStorageError) as caught:
             fetch_file(store, row_of("b.jpg"), QUARANTINE)
         assert not isinstance(caught.value, UnreadableObjectError), "what was read before the outage proves nothing"
         proxy.calm()
-        assert fetch_file(store, row_of("b.jpg")) == b"picture"
+        assert fetch_file(store, row_of("b.jpg")) == b"content"
 
 
 def test_a_tar_that_cannot_be_read_is_one_failure(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_a_tar_that_cannot_be_read_is_one_failure(disk: Path, monkeypatch: pytes
 @pytest.mark.parametrize("status", [403, 503])
 def test_what_can_be_read_after_the_probes_is_not_unreadable(web: Server, status: int) -> None:
     store = SourceStore(f"http://127.0.0.1:{web.server_address[1]}", retry=QUICK)
-    assert fetch_file(store, row_of("ok.jpg")) == b"picture"
+    assert fetch_file(store, row_of("ok.jpg")) == b"content"
     busy_again = int(status == 503)  # a busy server gets all its retries again, any other one more attempt
     web.failures = [status] * (QUICK.attempts + busy_again)
     with pytest.raises(TransientStorageError) as caught:

@@ -18,7 +18,7 @@ from tokenshards.pipeline.sources.witnesses import Witnesses
 
 __all__ = ["Server", "closed_port", "web"]
 
-BODY = b"picture"
+BODY = b"content"
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -423,10 +423,10 @@ def test_a_walk_keeps_few_pages_and_passes_errors_on() -> None:
 def test_a_key_with_a_url_inside_is_listed_and_read_under_its_own_name(store: Store, proxied: tuple[S3Server, FaultyProxy]) -> None:
     if proxied[0].name == "rclone":
         pytest.skip("rclone keeps objects as files, which have no such names")
-    store.write("scraped/http://host/x.jpg", b"picture")
+    store.write("scraped/http://host/x.jpg", b"content")
     assert [info.path for info in store.list()] == ["scraped/http://host/x.jpg"]
     row = PlanRow(kind="file", sample_id="x", path="scraped/http://host/x.jpg", size=7, version="", inputs=1)
-    assert fetch_file(store, row) == b"picture"
+    assert fetch_file(store, row) == b"content"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", "7")
         self.end_headers()
-        self.wfile.write(b"picture")
+        self.wfile.write(b"content")
 
     def log_message(self, *_: object) -> None:
         return
@@ -94,13 +94,13 @@ def test_what_is_no_host_is_a_bad_uri(tmp_path: Path, host: str) -> None:
 
 
 def test_a_private_host_that_is_allowed(server: Server, tmp_path: Path) -> None:
-    assert fetch(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/x.jpg", trusted=True) == b"picture"
+    assert fetch(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/x.jpg", trusted=True) == b"content"
 
 
 def test_a_redirect_to_a_private_host_is_refused(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_hosts, "is_public", lambda address: address == "127.0.0.1")  # as if it were public
     port = server.server_address[1]
-    assert fetch(tmp_path, f"http://127.0.0.1:{port}/to/127.0.0.1:{port}/x.jpg") == b"picture"
+    assert fetch(tmp_path, f"http://127.0.0.1:{port}/to/127.0.0.1:{port}/x.jpg") == b"content"
     server.asked.clear()
     with pytest.raises(BadInput, match="private_host"):
         fetch(tmp_path, f"http://127.0.0.1:{port}/to/127.0.0.2:{port}/x.jpg")
