@@ -6,7 +6,7 @@ Shapes: B images, H height, W width, C = 3 channels, L sites, Q ids per site, D 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,6 +121,9 @@ class Untaken:
     absent_example: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     left_out_examples: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    """Further inputs of damaged containers, which nobody can count; estimated by bytes. Each damage has a quarantine row."""
+    lost_example: str = ""
 
     @property
     def left_out_count(self) -> int:
@@ -129,25 +132,38 @@ class Untaken:
 
     @property
     def examples(self) -> dict[str, str]:
-        """One example of each rule, and of `absent`, for people."""
-        return {**self.left_out_examples, **({"absent": self.absent_example} if self.absent else {})}
+        """One example of each rule, of `absent` and of `lost`, for people."""
+        others = {"absent": self.absent_example, "lost": self.lost_example}
+        return {**self.left_out_examples, **{name: example for name, example in others.items() if example}}
 
-    def take(self, record: AbsentRecord | LeftOutRecord) -> None:
-        """Count one record."""
+    def take(self, record: AbsentRecord | LeftOutRecord | FailedRecord) -> None:
+        """Count one record; of a failed one, what is lost with it."""
         if isinstance(record, AbsentRecord):
             self._add_absent(1, record.sample_id)
+        elif isinstance(record, FailedRecord):
+            self._lose(record.stands_for - 1, record.sample_id)
         elif record.count:
             self._leave_out(record.kind, record.count, record.example)
 
-    def add(self, absent: int, absent_example: str, left_out: dict[str, int], left_out_examples: dict[str, str]) -> None:
+    def add(self, other: Untaken) -> None:
         """Add the counts of a batch, a commit or another generation."""
-        self._add_absent(absent, absent_example)
-        for kind in sorted(left_out):
-            self._leave_out(kind, left_out[kind], left_out_examples.get(kind, ""))
+        self._add_absent(other.absent, other.absent_example)
+        self._lose(other.lost, other.lost_example)
+        for kind in sorted(other.left_out):
+            self._leave_out(kind, other.left_out[kind], other.left_out_examples.get(kind, ""))
+
+    def before_retry(self) -> Untaken:
+        """Return what stays when all quarantined inputs are tried again: the retry finds anew what is lost with them."""
+        return replace(self, lost=0, lost_example="")
 
     def _add_absent(self, count: int, example: str) -> None:
         self.absent += count
         self.absent_example = self.absent_example or example[:MAX_NAMED]
+
+    def _lose(self, count: int, example: str) -> None:
+        self.lost += count
+        if count:
+            self.lost_example = self.lost_example or example[:MAX_NAMED]
 
     def _leave_out(self, kind: str, count: int, example: str) -> None:
         kind = kind[:MAX_NAMED]

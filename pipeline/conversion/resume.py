@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.conversion.closing_notes import closing_notes
 from tokenshards.pipeline.conversion.request import Reporter, TokenizeRequest
 from tokenshards.pipeline.errors import (
-    FormatError,
     IncompleteError,
     MissingObjectError,
     PlanError,
@@ -20,12 +19,10 @@ from tokenshards.pipeline.errors import (
     TransientStorageError,
     describe_unreadable,
 )
-from tokenshards.pipeline.images.remarks import remark_notes
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
-from tokenshards.pipeline.ledger.failing_hosts import hosts_in_quarantine
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -57,6 +54,8 @@ class _Tally:
     inputs_before: int = 0
     absent_before: int = 0
     """Of shards that this run did not make."""
+    lost: int = 0
+    """Further inputs that damaged tars lost, of all committed shards; see `Untaken.lost`."""
     in_flight: dict[int, list[int]] = field(default_factory=dict)
 
     def totals(self) -> tuple[int, int, int]:
@@ -100,12 +99,13 @@ class PlanRun:
             if not survey.finished:
                 todo, self.tally.inputs_before = survey.to_do, survey.inputs_seen - survey.untaken.left_out_count
                 self._quarantined_before, self.tally.absent_before = survey.quarantined, survey.untaken.absent
+                self.tally.lost = survey.untaken.lost
                 self._shards_before = len(survey.done)
                 del survey  # a run may take days, and `_work` makes a new survey at its end
                 survey = self._work(todo, spec)
-            there = survey.planned - survey.untaken.absent
-            if plan.generation == 1 and survey.quarantined > self._request.run.max_bad * there:  # --max-bad does not limit a retry
-                self._refuse(survey.quarantined, there)
+            if plan.generation == 1:  # --max-bad does not limit a retry
+                self.tally.lost = survey.untaken.lost
+                self._check_limit(survey.quarantined + survey.untaken.lost, survey.planned - survey.untaken.absent + survey.untaken.lost)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # another driver that joined wrote it first
                 manifest = load_manifest(store, pointer)
@@ -114,20 +114,10 @@ class PlanRun:
         removed = self._remove_replaced(manifest, replaced, dropped)
         if not (write_card(store, manifest) if removed else has_own_card(store)):  # the card's glob over shards/ may be valid only now
             self._reporter.say(f"note: {store.url}/{CARD_PATH} is not a card written by tokenshards, so it is kept unchanged")
-        if plan.classes and (new := manifest.classes[len(plan.classes) :]):
-            self._reporter.say(f"note: {len(new)} classes, such as {new[0]!r}, are not in the given class table and were added at its end")
-        for note in remark_notes(manifest.totals.get("image_remarks", {})):
+        for note in closing_notes(store, plan, manifest):
             self._reporter.say(f"note: {note}")
-        self._say_failing_hosts(manifest)
         self.seconds = time.monotonic() - started
         return manifest
-
-    def _say_failing_hosts(self, manifest: Manifest) -> None:
-        if self._plan.source["kind"] != "table":  # only a table names hosts of others
-            return
-        with contextlib.suppress(FormatError, MissingObjectError, TransientStorageError):  # `verify` names damage; this is only a note
-            if line := hosts_in_quarantine(self._store, manifest).describe():
-                self._reporter.say(f"note: {line}")
 
     def _remove_replaced(self, manifest: Manifest, replaced: list[ObjectRef], dropped: list[str]) -> list[str]:
         """Remove the objects that this run replaced, so that `shards/*.parquet` is the dataset; the last of several drivers does it."""
@@ -191,6 +181,7 @@ class PlanRun:
         tally.absent += summary.absent
         tally.bytes_in += summary.bytes_in
         tally.quarantined += summary.quarantined
+        tally.lost += summary.lost
         tally.shards += 1
 
     def committed_elsewhere(self, shard: int, summary: ShardSummary) -> None:
@@ -198,6 +189,7 @@ class PlanRun:
         self.tally.in_flight.pop(shard, None)
         self.tally.inputs_before += summary.inputs
         self.tally.absent_before += summary.absent
+        self.tally.lost += summary.lost
         self._shards_before += 1
         self._quarantined_before += summary.quarantined
 
@@ -228,13 +220,13 @@ class PlanRun:
         """Report progress; raise TooManyBadInputsError once the limit is certainly passed. For tars the total is an estimate."""
         progress = self.progress()
         self._reporter.advance(progress)
-        bad = self._quarantined_before + progress.images_quarantined
+        bad = self._quarantined_before + progress.images_quarantined + self.tally.lost
         there = self._expected_inputs(progress.images_seen) if self._plan.generation == 1 else None
-        if there is not None and bad > self._request.run.max_bad * there:
-            self._refuse(bad, there, about="about " if self._plan.tars_planned else "")
+        if there is not None:
+            self._check_limit(bad, there, about="about " if self._plan.tars_planned else "")
 
     def _expected_inputs(self, inputs: int) -> int | None:
-        """Return the number of planned inputs, without those known to be absent.
+        """Return the number of planned inputs and of those that damaged tars lost, without those known to be absent.
 
         For tars it is estimated from the committed shards; None before the first one.
         """
@@ -243,16 +235,20 @@ class PlanRun:
         if not plan.tars_planned:
             return plan.images_planned - absent
         done = self._shards_before + tally.shards
-        counted = (tally.inputs_before + tally.inputs - absent) * plan.shards // done if done else 0
-        return max(counted, tally.inputs_before + inputs - absent) if done else None
+        there = tally.lost - absent
+        counted = (tally.inputs_before + tally.inputs + there) * plan.shards // done if done else 0
+        return max(counted, tally.inputs_before + inputs + there) if done else None
 
-    def _refuse(self, bad: int, planned: int, about: str = "") -> NoReturn:
-        """Raise TooManyBadInputsError with an example of each reason."""
+    def _check_limit(self, bad: int, planned: int, about: str = "") -> None:
+        """Raise TooManyBadInputsError with an example of each reason if too many inputs failed."""
+        if bad <= self._request.run.max_bad * planned:
+            return
         work = [] if self._plan.is_import else [shard for shard, counts in self.tally.in_flight.items() if counts[2]]
         examples = failure_examples(self._store, self._job, work)
         such = "".join(f"{line}\n" for line in examples)
+        lost = f" (about {self.tally.lost:,} of them are lost with damaged tars)" if self.tally.lost else ""
         raise TooManyBadInputsError(
-            f"{bad:,} of {about}{planned:,} inputs failed permanently, which is more than --max-bad {self._request.run.max_bad:g}"
+            f"{bad:,} of {about}{planned:,} inputs failed permanently{lost}, which is more than --max-bad {self._request.run.max_bad:g}"
             f"{', such as' if examples else '.'}\n{such}To accept them all, run the same command with a larger --max-bad; "
             f"`tokenshards quarantine {self._store.url}` lists the failures of committed shards"
         )

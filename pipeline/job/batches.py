@@ -133,7 +133,7 @@ class _Outcome:
     rows: tuple[DecodedRow, ...] = ()
     remarks: tuple[Remark, ...] = ()
     failed: dict[str, Any] | None = None
-    absent: AbsentRecord | None = None
+    untaken: AbsentRecord | FailedRecord | None = None
 
 
 def _next_input(records: Iterator[SourceRecord], batch: DecodedBatch) -> InputRecord | None:
@@ -162,11 +162,11 @@ def _decode_inline(records: Iterator[SourceRecord], decoding: _Decoding, cpus: C
 
 def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: InputRecord, decoding: _Decoding) -> _Outcome:
     if isinstance(record, AbsentRecord):
-        return _Outcome(0, 0.0, absent=record)
+        return _Outcome(0, 0.0, untaken=record)
     started = time.perf_counter()
     size = len(record.data or b"")
     if isinstance(record, FailedRecord):
-        return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error))
+        return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error), untaken=record if record.stands_for > 1 else None)
     try:
         with doing(DECODE, record.sample_id):
             crash_point("decode", record.sample_id)
@@ -204,8 +204,8 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
         batch.remarks[str(remark)] = batch.remarks.get(str(remark), 0) + 1
     if outcome.failed is not None:
         batch.failed.append(outcome.failed)
-    if outcome.absent is not None:
-        batch.untaken.take(outcome.absent)
+    if outcome.untaken is not None:
+        batch.untaken.take(outcome.untaken)
 
 
 def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class ShardSummary:
     seconds: dict[str, float]
     absent: int = 0
     left_out_count: int = 0
+    lost: int = 0
+    """Further inputs of damaged containers, estimated by bytes."""
 
     @property
     def inputs(self) -> int:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -246,7 +246,7 @@ def _finish(batch: DecodedBatch, encoding: _Encoding | None, result: _ShardResul
     result.seconds["decode"] += batch.decode_seconds
     result.rows.extend(batch.rows)
     result.failed.extend(batch.failed)
-    result.untaken.add(**asdict(batch.untaken))
+    result.untaken.add(batch.untaken)
     result.remarks.update(batch.remarks)
     result.bytes_in += sum(row.bytes_in for row in batch.rows if row.view == 0)
     result.inputs += batch.inputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from tokenshards.pipeline.errors import IncompleteError
@@ -84,9 +83,9 @@ def _totals(survey: Survey, parent: Manifest | None) -> dict[str, Any]:
     }
     untaken, remarks = survey.untaken, Counter(survey.image_remarks)
     if parent is not None:  # the plan contains every input that earlier generations quarantined
-        untaken = parent.untaken
+        untaken = parent.untaken.before_retry()
         totals["images_planned"] += parent.totals["images_committed"] + untaken.absent
-        untaken.add(**asdict(survey.untaken))
+        untaken.add(survey.untaken)
         remarks.update(parent.totals.get("image_remarks", {}))
         for name in ("images_committed", "shards", "bytes_in", "bytes_shards", "token_bytes", "id_count"):
             totals[name] += parent.totals[name]

@@ -106,6 +106,8 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
     if failed := int(totals.get("images_quarantined", 0)):
         yield f"| left out | {failed:,} inputs that could not be read |"
     untaken = manifest.untaken
+    if untaken.lost:
+        yield f"| lost | about {untaken.lost:,} further images of damaged containers |"
     if untaken.absent:
         yield f"| absent | {untaken.absent:,} inputs that the source lists without an image |"
     if untaken.left_out:

@@ -196,7 +196,7 @@ def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
     for reason, count in commit.reasons.items():
         survey.reasons[reason] = survey.reasons.get(reason, 0) + count
     survey.inputs_seen += commit.inputs_seen
-    survey.untaken.add(commit.absent, commit.absent_example, commit.left_out, commit.left_out_examples)
+    survey.untaken.add(commit.untaken)
     survey.image_remarks.update(commit.made_by.get("image_remarks", {}))
     survey.bytes_in += commit.bytes_in
     survey.bytes_shards += commit.data.size if commit.data else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,12 @@ class StorageReport:
     """Committed images without a label; 0 if the dataset has no labels at all."""
     images_absent: int = 0
     """Planned inputs that the source itself says are not there."""
+    images_lost_about: int = 0
+    """Further images of damaged containers, estimated by bytes."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Rule -> files of containers that the rule left out."""
     examples: dict[str, str] = field(default_factory=dict)
-    """One example of each rule, and of `absent`."""
+    """One example of each rule, of `absent` and of `lost`."""
     image_remarks: dict[str, int] = field(default_factory=dict)
     """Remark of the decoder -> images that were taken all the same."""
     estimated: bool = False
@@ -70,6 +72,7 @@ class StorageReport:
             "views": 1,
             "unlabelled": 0,
             "images_absent": 0,
+            "images_lost_about": 0,
             "left_out": {},
             "examples": {},
             "image_remarks": {},
@@ -95,6 +98,7 @@ class StorageReport:
             *([("views", f"{self.views} per image, one row each")] if self.views > 1 else []),
             ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             *([("absent", f"{about}{self.images_absent:,}{self._example('absent')}")] if self.images_absent else []),
+            *([("lost", f"about {self.images_lost_about:,} in damaged tars{self._example('lost')}")] if self.images_lost_about else []),
             *(("left out", f"{count:,} {kind}{self._example(kind)}") for kind, count in self._most_left_out()),
             *((name, f"{about}{count:,}") for remark, name in REMARK_NAMES.items() if (count := self.image_remarks.get(remark))),
             ("shards", f"{self.shards_committed:,} of {self.shards_planned:,}"),
@@ -225,7 +229,8 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
     totals = manifest.totals if manifest is not None else {}
     untaken = manifest.untaken if manifest is not None else Untaken()
     for survey in surveys:
-        untaken.add(**asdict(survey.untaken))
+        untaken = untaken.before_retry()
+        untaken.add(survey.untaken)
     committed = totals.get("images_committed", 0) + sum(survey.images for survey in surveys)
     # A later generation plans the quarantined inputs of the previous one again, so they must not count twice.
     planned = totals.get("images_planned", 0)
@@ -249,6 +254,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
         "images_quarantined": quarantined,
         "quarantine_reasons": surveys[-1].reasons if surveys else totals.get("quarantine_reasons", {}),
         "images_absent": untaken.absent,
+        "images_lost_about": untaken.lost,
         "left_out": untaken.left_out,
         "examples": untaken.examples,
         "image_remarks": dict(sorted(remarks.items())),

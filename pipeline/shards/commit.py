@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 MAX_COMMIT_VOCABULARY = 1 << 20
-_ACCOUNTS_OF_1_1 = ("absent", "absent_example", "left_out", "left_out_examples")
+_ACCOUNTS_OF_1_1 = ("absent", "absent_example", "left_out", "left_out_examples", "lost", "lost_example")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +78,23 @@ class Commit:
     """Rule -> number of files of containers that the rule left out."""
     left_out_examples: dict[str, str] = field(default_factory=dict)
     """Rule -> the first of these files."""
+    lost: int = 0
+    """Further inputs of damaged containers, estimated by bytes."""
+    lost_example: str = ""
+    """Sample id of the first damage."""
+
+    @property
+    def untaken(self) -> Untaken:
+        """What became neither a row nor a quarantine row."""
+        return Untaken(**{name: getattr(self, name) for name in _ACCOUNTS_OF_1_1})
 
     @property
     def left_out_count(self) -> int:
         """Files of containers that any rule left out."""
-        return sum(self.left_out.values())
+        return self.untaken.left_out_count
 
     def to_bytes(self) -> bytes:
-        """Return the sealed canonical JSON of this commit; it is of format 1.0 unless inputs are absent or left out."""
+        """Return the sealed canonical JSON of this commit; it is of format 1.0 unless inputs are absent, left out or lost."""
         value = asdict(self)
         empty = [name for name in _ACCOUNTS_OF_1_1 if not value[name]]
         version = FORMAT_VERSION if len(empty) == len(_ACCOUNTS_OF_1_1) else NEWEST_VERSION

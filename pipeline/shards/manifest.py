@@ -39,6 +39,8 @@ UNTAKEN_TOTALS = {
     "absent_example": "absent_example",
     "left_out": "left_out",
     "left_out_examples": "left_out_examples",
+    "images_lost_about": "lost",
+    "lost_example": "lost_example",
 }
 """Name in `totals` -> field of Untaken; each only where there is something to count."""
 
@@ -156,7 +158,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     store.write(table.path, table_data)
     del table_data  # frees memory before `load_manifest` reads the table back
     untaken = manifest.untaken
-    version = PUBLISHED_VERSION if manifest.published else NEWEST_VERSION if untaken.absent or untaken.left_out else FORMAT_VERSION
+    version = PUBLISHED_VERSION if manifest.published else NEWEST_VERSION if untaken != Untaken() else FORMAT_VERSION
     value = {
         "format_version": version,
         "generation": manifest.generation,
