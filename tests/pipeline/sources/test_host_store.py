@@ -210,6 +210,7 @@ def test_an_overloaded_host_is_given_more_time(table: Table, web: Server, monkey
         assert table.bad(web.url(f"status/{(429, 502, 503, 504)[index % 4]}")).reason == Reason.UNREADABLE
     assert web.asked[f"127.0.0.1:{web.server_address[1]}"] == BUSY_PATIENCE * 2 * LIMITS.attempts
     store = HostStore(web.url(""), storage_options={}, retry=RetryConfig(), limits=LIMITS, public_only=False)
+    assert store._limit.value < LIMITS.per_host, "fewer requests at a time are sent to a host that says it is overloaded"
     busy = HostFailure(reason=Reason.UNREADABLE, words="", busy=True)
     assert store._pause(1, None) <= 0.2 and 1.0 <= store._pause(1, busy) <= 2.0 < store._pause(3, busy) <= 10.0
 

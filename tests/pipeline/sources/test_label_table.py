@@ -74,6 +74,13 @@ def test_a_table_elsewhere(images: Path, tmp_path_factory: pytest.TempPathFactor
     assert labels(images / "train", f"{other}/*.parquet")[1] == {"0a1.jpg": 1, "0b2.jpg": 0}
 
 
+def test_whole_numbers_among_empty_cells(images: Path) -> None:
+    for cells, expected in ((("1.0", "2.0"), [1, 2]), (("1.0", ""), [1, None]), (("7", ""), [7, None])):
+        (images / "t.csv").write_text("id,label\n" + "".join(f"{name},{cell}\n" for name, cell in zip(("0a1", "0b2"), cells, strict=True)))
+        source, found = labels(images, "t.csv")
+        assert [found[path] for path in TWO] == expected and source.summary.label_type == "int64"
+
+
 def test_class_names_of_a_table(images: Path) -> None:
     about = {"info": {"features": {"label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}}}
     table = pa.table({"file_name": ["0a1.jpg", "0b2.jpg"], "label": [1, 0]})

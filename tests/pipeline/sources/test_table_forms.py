@@ -90,6 +90,7 @@ TWO = [("1.png", "cat"), ("2.png", "dog")]
         ("t.csv", "\ufeffpath,label\r\n1.png,cat\r\n\r\n2.png,dog\r\n\r\n", TWO),
         ("t.csv", "1.png,cat\n2.png,dog\n", TWO),
         ("t.csv", "cat,1.png\ndog,2.png\n", TWO),
+        ("t.csv", "photo,1.png\nimages,2.png\n,none\n,none\n", [("1.png", "photo"), ("2.png", "images"), ("none", None), ("none", None)]),
         ("t.tsv", "a cat on a mat\t1.png\na dog in a bog\t2.png\n", [("1.png", None), ("2.png", None)]),
         ("t.csv", "path,label\n1.png\n2.png,dog,\n", [("1.png", None), ("2.png", "dog")]),
         ("t.txt", "1.png\n\n2.png\n", [("1.png", None), ("2.png", None)]),
@@ -373,6 +374,7 @@ def test_lists_of_labels_are_refused_with_the_options(tmp_path: Path) -> None:
         assert [record.label for record in records(place, label_first=True)] == [1, 2]
         source, rows = plan(place, meta=("label",))
         assert source.summary.label_type is None and source.summary.meta_types == {"label": "string"}
+        assert "column label holds lists: the first value is the label" in notes(plan(place, label_first=True)[0])
     assert [record.meta for record in records(path, meta=("label",))] == [{"label": "[1, 3]"}, {"label": "[2]"}]
 
 
@@ -423,6 +425,9 @@ def test_image_root_and_path_template(folder: Path, tmp_path_factory: pytest.Tem
     assert [row.path for row in plan(folder / "t.csv", image_root="cat")[1]] == ["cat/1.png"]
     assert [row.path for row in plan(folder / "t.csv", path_template="cat/{id}.png")[1]] == ["cat/1.png"]
     assert [row.path for row in plan(folder / "t.csv", path_template="{id}.png", image_root="cat")[1]] == ["cat/1.png"]
+    (folder / "half.jsonl").write_text('{"id": 1, "k": "a"}\n{"id": null, "k": "b"}\n')
+    source, rows = plan(folder / "half.jsonl", path_template="cat/{id}.png")
+    assert [(row.kind, row.path) for row in rows] == [("file", "cat/1.png"), ("absent", "")]
     assert [row.path for row in plan(folder / "t.csv", image_root="https://h.example/a")[1]] == ["https://h.example/a/1.png"]
     for options, message in (
         ({"image_root": "nope"}, "no such folder"),

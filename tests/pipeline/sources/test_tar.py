@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -486,6 +487,19 @@ def test_as_many_images_as_tars_are_decided_by_their_bytes(tar_bytes_more: int, 
     (tmp_path / "a.tar").write_bytes(tar)
     (tmp_path / "a.png").write_bytes(PNG.ljust(len(tar) - tar_bytes_more, b"x"))
     assert open_source(str(tmp_path), CONFIG).kind == kind
+
+
+@pytest.mark.parametrize("larger", ["tar", "table"])
+def test_tars_and_tables_in_one_folder_are_decided_by_their_bytes(larger: str, tmp_path: Path) -> None:
+    image = PNG + random.Random(0).randbytes(20_000)
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("x.png", image if larger == "tar" else PNG)]))
+    pq.write_table(pa.table({"image": [image if larger == "table" else PNG]}), tmp_path / "t.parquet")
+    source = open_source(str(tmp_path), CONFIG)
+    assert source.kind == larger
+    (doubt,) = (doubt for doubt in source.summary.doubts if "beside them" in doubt.sentence)
+    kind = ".parquet" if larger == "tar" else ".tar"
+    assert doubt.sentence == f"the {larger}s are taken, not the 1 {kind} files beside them" and f"FOLDER/*{kind}" in doubt.option
+    assert open_source(str(tmp_path), SourceConfig(rules=2)).kind == "tar"
 
 
 @pytest.mark.parametrize("ending", [".tar", ".parquet"])
