@@ -110,7 +110,9 @@ def _one_class(summary: SourceSummary, from_paths: bool) -> Doubt | None:
         return None
     option = "--label NAME names another column, --no-labels takes none"
     if from_paths:
-        folder = "file:TABLE takes a table" if str(label).lower() in _ANY_IMAGES else "parent takes the folder that holds the image"
+        deeper = any(example.count("/") > 1 for example in summary.examples)
+        flat = str(label).lower() in _ANY_IMAGES and not deeper
+        folder = "file:TABLE takes a table" if flat else "parent takes the folder that holds the image"
         option = f"--label-from {folder}, --label-from none takes no labels"
     return Doubt(sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs", option=option)
 

@@ -13,6 +13,7 @@ from typing import Any
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError, shorten
 from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.label_lines import KEY_NAMES, word_lines
 from tokenshards.pipeline.sources.labels.cell_values import ListLabelError, plain_label, whole_floats
 from tokenshards.pipeline.sources.labels.values import LabelType, infer_label_type
 from tokenshards.pipeline.sources.source_store import SourceStore
@@ -25,10 +26,6 @@ from tokenshards.pipeline.storage.store import ObjectInfo, Store, is_absolute
 
 __all__ = ["TABLES", "LabelRows", "find_tables", "read_labels"]
 
-KEY_NAMES = tuple(
-    "file_name filename file image_path img_path filepath path image image_name img image_id imageid img_id key id name image_file fname "
-    "url image_url".split()
-)
 MAX_ROWS = 20_000_000
 """Most rows of a table of labels: they are held in memory."""
 PEEKED = 1000
@@ -163,16 +160,21 @@ class _Table:
             self._head: list[Any] = next((batch.to_pylist() for batch in self._table.all_batches(names, 20)), [])
         else:
             self._table = open_text(store, info)
-            if info.path.lower().endswith(".txt") and len(self._table.names) == 1 and _is_pairs(self._table):
-                self._table.kind, self._table.header, self._table.names = "words", False, ("1", "2")
-                self._table.usual = ("1", "2")
-            self._rows = self._table.rows()
+            found = word_lines(self._table.lines(), config.label) if self._is_list(config) else None
+            if found is not None:
+                self._table.header, self._table.names, self._table.usual = False, found.names, (found.names[0], found.label)
+                self.notes += [f"{self._where}: {found.note}"] if found.note else []
+            self._rows = self._table.rows() if found is None else iter(found.rows)
             self._head = list(islice(self._rows, PEEKED))
             names = self._table.names or tuple(dict.fromkeys(chain.from_iterable(self._head)))
             self.digits = not self._table.is_json
         self.key, self.label = self._columns(names, config)
         if is_binary(info.path):
             self.classes = class_names(self._table.schema, self.label)
+
+    def _is_list(self, config: SourceConfig) -> bool:
+        """Return whether lines of words may hold names and labels: a `.txt` without a delimiter, whose key no option names."""
+        return self._table.info.path.lower().endswith(".txt") and len(self._table.names) == 1 and config.key_column is None
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
         """Yield key and label of each row."""
@@ -238,13 +240,6 @@ class _Table:
             cells = [row.get(name) for row in self._head[:20]]
         texts = [cell for cell in cells if isinstance(cell, str)]
         return bool(texts) and all(looks_like_image(text) for text in texts)
-
-
-def _is_pairs(table: TextTable) -> bool:
-    """Return whether all lines are two words, the first of which does not recur: a name and a label, not labels of two words."""
-    words = [str(row[0]).split() for row in islice(table.rows(), PEEKED)] + ([table.names[0].split()] if table.header else [])
-    firsts = {pair[0] for pair in words if pair}
-    return all(len(pair) == 2 for pair in words) and len(firsts) == len(words) > 1
 
 
 def _found(wanted: Sequence[str], names: Sequence[str]) -> str | None:

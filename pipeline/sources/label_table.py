@@ -160,6 +160,11 @@ def _join_in_order(rows: LabelRows, store: Store, where: str) -> None:
     images = image_extensions()
     names = (readable_text(info.path) for info in store.list())
     names_sorted = sorted(name for name in names if extension(name) in images and junk_kind(name) is None)
+    named = {one for name in names_sorted for last in (name, posixpath.basename(name)) for one in (last, without_extension(last))}
+    if 2 * sum(label in named for label in rows.labels) > len(rows.labels):
+        raise SourceError(
+            f"{where}: its lines name images, such as {shorten(rows.labels[0])}, and hold no label; expected a name and a label"
+        )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(
             f"{where} holds {len(rows.labels):,} labels without the names of images; expected as many as there are images, "

@@ -14,14 +14,14 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
-from tokenshards.pipeline.images.extras import missing_extras, needs_extra
-from tokenshards.pipeline.optional_packages import install_hint
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
 from tokenshards.pipeline.sources.label_table import names_table
+from tokenshards.pipeline.sources.nothing_found import LOOKED_FOR, nothing_found
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.summary import Doubt, extension
 from tokenshards.pipeline.sources.tables.earlier_rules import TablesBefore
@@ -41,8 +41,8 @@ _LISTS = {".txt", ".txt.gz", ".txt.zst"}
 
 PROBED_IMAGES = 1000
 """After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
+_OF_A_DATASET = {MANIFEST_POINTER, "tokenizer/tokenizer.json"}
 _MAGIC = re.compile(r"[*?\[{]")
-_LOOKED_FOR = "images (such as .jpg, .png, .webp), tars (.tar) or tables (.parquet, .arrow, .csv, .tsv, .jsonl, .json)"
 
 
 def open_source(url: str, config: SourceConfig) -> ImageSource:
@@ -112,20 +112,13 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         if found.add(info, config):
             return FolderSource(store, config)
     kinds = found.kinds
+    if config.rules > 2 and found.of_a_dataset == len(_OF_A_DATASET):
+        raise SourceError(f"{store.url} is a data set of tokens that tokenshards made; expected images, tars or tables. Give their place")
     files = found.containers(config)
     if found.images and not (found.holds_most(files) if config.rules > 2 else found.containers_win()):
         return FolderSource(store, config)
     if not files:
-        itself = store.info("")
-        if kinds:
-            extras = [f"{needs_extra(extra, missing)}: {install_hint(extra)}" for extra, missing in missing_extras(kinds).items()]
-            what = "; ".join(extras) or "use --all-files to take every file"
-            seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) + f"; {what}"
-        elif itself is not None and itself.regular:
-            seen = "a single file; give its folder instead"
-        else:
-            seen = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
-        raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {seen}")
+        raise SourceError(nothing_found(store, kinds))
     source = _open_containers(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
     for kind, count in (kinds - taken).items():
@@ -178,6 +171,8 @@ class _Found:
     parquet_bytes: int = 0
     tars: list[ObjectInfo] = field(default_factory=list)
     tables: list[ObjectInfo] = field(default_factory=list)
+    of_a_dataset: int = 0
+    """Files that every output of tokenshards has."""
 
     def add(self, info: ObjectInfo, config: SourceConfig) -> bool:
         """Count a file; return True once it is clear that the folder is an image folder."""
@@ -188,6 +183,7 @@ class _Found:
             return False
         kind = extension(name)
         self._count(kind, name)
+        self.of_a_dataset += name in _OF_A_DATASET
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
             self.tar_bytes += max(0, info.size)
@@ -271,7 +267,7 @@ def _open_files(store: Store, pattern: str, paths: list[str], config: SourceConf
     missing = [path.partition("?")[0] if store.is_web else path for path, info in zip(paths, infos, strict=True) if info is None]
     if missing or not files:
         examples = f"; {len(missing)} of {len(paths)} are missing, such as {missing[0]!r}" if missing else ""
-        raise SourceError(f"{where}: no such file{examples}; expected a folder of {_LOOKED_FOR}, or a path or pattern of tars or tables")
+        raise SourceError(f"{where}: no such file{examples}; expected a folder of {LOOKED_FOR}, or a path or pattern of tars or tables")
     kinds = Counter(extension(readable_text(info.path)) for info in files)
     if kinds.keys() <= TAR_EXTENSIONS or kinds.keys() <= _tables(config, named=True):
         return _open_containers(store, config, files)

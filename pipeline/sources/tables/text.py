@@ -80,7 +80,7 @@ class TextTable:
 
     def rows(self, *, placed: bool = False, start: int = 0) -> Iterator[Row]:
         """Yield every row, or those from the byte `start` on; `placed` keeps `position`. Raises what `parsing` turns into SourceError."""
-        lines = self._placed_lines(start) if placed or start else self._lines()
+        lines = self._placed_lines(start) if placed or start else self.lines()
         if self.kind == "csv":
             yield from self._csv_rows(lines, self.header and not start)
         elif self.kind == "words":
@@ -92,7 +92,8 @@ class TextTable:
         else:
             yield from self._array()
 
-    def _lines(self) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
+        """Yield every line of the file."""
         encoding = "utf-8-sig" if self.encoding == "utf-8" else "utf-16"
         with open_stream(self.store, self.info.path, self.info.size) as stream:
             with io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
@@ -100,7 +101,7 @@ class TextTable:
 
     def _placed_lines(self, start: int) -> Iterator[str]:
         if not self.seekable:
-            yield from self._lines()
+            yield from self.lines()
             return
         raw = RangeReader(self.store, self.info.path, self.info.size)
         raw.seek(start)
@@ -129,7 +130,7 @@ class TextTable:
     def _array(self) -> Iterator[dict[str, Any]]:
         if self.info.size > MAX_JSON_BYTES:
             raise ValueError(f"it has {self.info.size} bytes; expected at most {MAX_JSON_BYTES}, or JSONL, which is read row by row")
-        value = json.loads("".join(self._lines()))
+        value = json.loads("".join(self.lines()))
         if not isinstance(value, list):
             what = f"an object with {', '.join(list(value)[:6])}" if isinstance(value, dict) else shorten(value)
             raise ValueError(f"it is {what}; expected an array of objects, one for each image, or JSONL")

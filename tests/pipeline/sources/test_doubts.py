@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.pipeline.sources.test_folder import PNG, put
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import DoubtError
+from tokenshards.pipeline.errors import DoubtError, SourceError
 from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.doubts import null_column, several_images
 from tokenshards.pipeline.sources.summary import Doubt
@@ -45,6 +46,8 @@ def test_two_classes_of_several_images_are_in_no_doubt(tmp_path: Path) -> None:
     ("names", "said", "settled"),
     [
         (("Birds/owl/1.png", "Birds/crow/2.png"), "one class, 'Birds', holds all 2 labelled inputs [--label-from parent", "parent"),
+        (("images/owl/1.png", "images/crow/2.png"), "one class, 'images', holds all 2 labelled inputs [--label-from parent", "parent"),
+        (("images/1.png", "images/2.png"), "one class, 'images', holds all 2 labelled inputs [--label-from file:TABLE", "none"),
         (("00000/1.png", "00001/2.png"), "all labels look like numbers of shards, such as '00000' [--label-from none", "none"),
         (("2024-05-01/1.png", "2024-05-02/2.png"), "all labels look like dates", "none"),
         (("20240501/1.png", "20240502/2.png"), "all labels look like dates", "none"),
@@ -187,3 +190,28 @@ def test_the_table_says_rules_classes_and_what_is_left_out_with_examples(tmp_pat
     value = source.summary.to_json()
     assert json.loads(json.dumps(value)) == value and value["class_count"] == 12 and len(value["classes"]) == 10
     assert value["left_out"][".md"] == {"count": 1, "example": "notes.md"} and value["unlabelled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("train-00000-of-00002.tfrecord", "b.tfrecord"),
+            "2 .tfrecord; TFRecord: such files are not read: write their images",
+        ),
+        (("x.npy", "y.mat", "z.mdb"), "NumPy and Matlab and LMDB: such files are not read"),
+        (("1.jpg.gz", "2.jpg.gz"), "images that are compressed one by one are not read"),
+        (("notes.md",), "found 1 .md; use --all-files to take every file"),
+        (("a.xlsx/",), "a single file, .xlsx; spreadsheet: such files are not read"),
+        (("a.jpg/",), "a single file; give its folder instead"),
+        (
+            ("manifest.json", "tokenizer/tokenizer.json", "shards/0.parquet"),
+            "is a data set of tokens that tokenshards made",
+        ),
+    ],
+)
+def test_a_place_without_images_says_what_is_there(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    put(tmp_path, *(name.rstrip("/") for name in names))
+    place = tmp_path / names[0].rstrip("/") if names[0].endswith("/") else tmp_path
+    with pytest.raises(SourceError, match=re.escape(said)):
+        open_source(str(place), SourceConfig())

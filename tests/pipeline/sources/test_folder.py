@@ -107,9 +107,9 @@ def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_nothing_matched_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
-    (tmp_path / "a.npy").touch()
-    (tmp_path / "b.npy").touch()
-    with pytest.raises(SourceError, match=r"looked for images .*tars .*tables.* found 2 \.npy; use --all-files"):
+    (tmp_path / "a.bin").touch()
+    (tmp_path / "b.bin").touch()
+    with pytest.raises(SourceError, match=r"looked for images .*tars .*tables.* found 2 \.bin; use --all-files"):
         open_source(str(tmp_path), SourceConfig())
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="an empty folder"):

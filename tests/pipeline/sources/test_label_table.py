@@ -52,6 +52,11 @@ TWO = {"train/0a1.jpg": "cat", "train/0b2.jpg": "dog"}
         ("val_annotations.txt", "0a1.jpg\tcat\t0\t9\n0b2.jpg\tdog\t0\t9\n", {}),
         ("list.txt", "train/0a1.jpg cat\ntrain/0b2.jpg dog\n", {}),
         ("list.txt", "0a1 cat\n0b2 dog\n", {}),
+        ("list.txt", "# name class\n0a1 cat\n0b2 dog\n", {}),
+        ("list.txt", "2\n0a1.jpg cat\n0b2.jpg dog\n", {}),
+        ("list.txt", "0a1.jpg cat 1\n0b2.jpg dog 1\n", {"label": "2"}),
+        ("list.txt", "2\nage kind\n0a1.jpg 3 cat\n0b2.jpg 4 dog\n", {"label": "kind"}),
+        ("list.txt", "image_id kind\n0a1 cat\n0b2 dog\n", {}),
         ("list.txt", "cat\ndog\n", {}),
         ("list.csv", "label\ncat\ndog\n", {}),
         ("t.csv", "id,label\n0a1.png,cat\n0b2.png,dog\n", {}),
@@ -72,6 +77,19 @@ def test_a_table_elsewhere(images: Path, tmp_path_factory: pytest.TempPathFactor
     pq.write_table(pa.table({"id": ["0a1"], "label": [1.0]}), other / "0.parquet")
     pq.write_table(pa.table({"id": ["0b2"], "label": [0.0]}), other / "1.parquet")
     assert labels(images / "train", f"{other}/*.parquet")[1] == {"0a1.jpg": 1, "0b2.jpg": 0}
+
+
+def test_lists_whose_lines_hold_more_words_than_two(images: Path) -> None:
+    (images / "list.txt").write_text("0a1 Boeing 707\n0b2 Cessna 172 Skyhawk\n")
+    source, found = labels(images, "list.txt")
+    assert found == {"train/0a1.jpg": "Boeing 707", "train/0b2.jpg": "Cessna 172 Skyhawk"}
+    assert "the label is all that follows the name in its lines, such as 'Boeing 707'" in "\n".join(source.summary.notes)
+    (images / "list.txt").write_text("0a1 7 1 0.5\n0b2 8 1 -1\n")
+    source, found = labels(images, "list.txt")
+    assert found == {"train/0a1.jpg": 7, "train/0b2.jpg": 8} and "the label is the second" in "\n".join(source.summary.notes)
+    assert labels(images, "list.txt", label="3")[1] == {"train/0a1.jpg": 1, "train/0b2.jpg": 1}
+    (images / "list.txt").write_text("big cat\nbig dog\n")  # labels of two words, in the order of the images
+    assert labels(images, "list.txt")[1] == {"train/0a1.jpg": "big cat", "train/0b2.jpg": "big dog"}
 
 
 def test_whole_numbers_among_empty_cells(images: Path) -> None:
@@ -109,6 +127,7 @@ def test_what_does_not_fit_is_said(images: Path) -> None:
         ("a,b,c\n1,2,3\n", {}, "which column .*--(key-column|label)"),
         ("id,label\n0a1,cat\n", {"key_column": "nope"}, "--key-column names 'nope'"),
         ("id,label\n0a1,cat\n", {"label": "nope"}, "--label names 'nope'"),
+        ("0a1\n0b2\n", {}, "its lines name images, such as '0a1', and hold no label"),
         ("label\n1\n2\n3\n", {}, "holds 3 labels without the names of images; expected as many as there are images, 2"),
     ],
 )
