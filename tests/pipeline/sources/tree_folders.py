@@ -10,8 +10,8 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.pipeline.sources.tree_archives import packed
 from tests.pipeline.sources.tree_grammar import Maker, Stated, Tree, text, whole
-from tests.pipeline.sources.tree_tars import packed
 
 __all__ = ["FOLDERS"]
 

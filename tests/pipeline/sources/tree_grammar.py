@@ -94,10 +94,16 @@ class Tree:
     members_left_out: Counter[str] = field(default_factory=Counter)
     made: int = 0
 
+    local: bool = False
+    """Whether what is stated holds on a local disk only."""
+    store: str = ""
+    """URL of a store that holds the tree; empty for a local disk."""
+
     @property
     def url(self) -> str:
         """What the program is given."""
-        return str(self.root / self.named) if self.named else str(self.root)
+        root = self.store or str(self.root)
+        return f"{root}/{self.named}" if self.named else root
 
     def one(self, values: Sequence[_T]) -> _T:
         """Return one of the values."""
