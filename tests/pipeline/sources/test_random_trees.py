@@ -20,7 +20,8 @@ from typing import Any, cast
 import fsspec
 import pytest
 
-from tests.datasets import keep_result
+from tests.datasets import content, convert, keep_result, quarantine_of, write_images
+from tests.inline import InlineRunner
 from tests.pipeline.sources.tree_folders import FOLDERS
 from tests.pipeline.sources.tree_grammar import Maker, Tree, rule_of
 from tests.pipeline.sources.tree_tables import TABLES
@@ -34,10 +35,15 @@ from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.planning.partition import RowSpool, table_to_rows
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Untaken
+from tokenshards.pipeline.shards.manifest import load_manifest
 from tokenshards.pipeline.sources import open_source, source_root
+from tokenshards.pipeline.storage.store import Store
 
 TREES, SOAK_TREES = 60, 2000
-MAKERS: list[list[Maker]] = [FOLDERS, TARS, TABLES]
+FORMS: list[Maker] = [*FOLDERS, *TARS, *TABLES]
+"""The form of a tree follows from its seed, so that a few dozen seeds meet each."""
+WHOLE = ("splits", "samples", "linked", "bytes_in_columns")
+"""Forms of the trees that are converted whole."""
 
 
 @dataclass
@@ -58,7 +64,7 @@ def made(seed: int, root: Path) -> Tree:
     """Return the tree of a seed, written below `root`."""
     tree = Tree(root, random.Random(seed))
     root.mkdir()
-    maker = tree.one(tree.one(MAKERS))
+    maker = FORMS[seed % len(FORMS)]
     tree.form = f"{maker.__module__.rpartition('.')[2]}.{maker.__name__}"
     maker(tree)
     local = tree.local or any(path.is_symlink() for path in root.rglob("*"))
@@ -165,6 +171,26 @@ def test_every_image_of_random_trees_is_accounted_for(tmp_path: Path) -> None:
     first = os.environ.get("TREE_SEED")
     for seed in [int(first)] if first else range(TREES):
         run(seed, new(tmp_path / str(seed)))
+
+
+def test_some_trees_are_accounted_for_in_whole_datasets(tmp_path: Path) -> None:
+    write_images(tmp_path / "fit", 8)
+    convert(tmp_path / "fit", tmp_path / "fitted", runner=InlineRunner())
+    names = [maker.__name__ for maker in FORMS]
+    for seed in (names.index(name) for name in WHOLE):
+        tree = made(seed, new(tmp_path / str(seed)) / "src")
+        options = {"tokenizer": str(tmp_path / "fitted" / "tokenizer"), "runner": InlineRunner(), "shard_rows": 5}
+        out = tmp_path / str(seed) / "out"
+        convert(tree.url, out, source=SourceConfig(**tree.options), **options)
+        found = {sample_id: repr(label) for sample_id, (label, _) in content(out).items()}
+        assert found == {sample_id: label for sample_id, _, label in tree.expected_rows()}, f"tree {seed}"
+        assert Counter(quarantine_of(out).items()) == tree.bad, f"tree {seed}"
+        shards = load_manifest(Store(str(out))).shards
+        for entry in shards:
+            assert entry.inputs_seen == entry.rows + entry.quarantined + entry.absent + entry.left_out
+        counts = [sum(getattr(entry, part) for entry in shards) for part in ("rows", "quarantined", "absent", "left_out")]
+        members = tree.members_left_out.total() if tree.form.startswith("tree_tar") else 0
+        assert counts == [len(tree.rows), tree.bad.total(), tree.absent, members], f"tree {seed}"
 
 
 @pytest.mark.soak
