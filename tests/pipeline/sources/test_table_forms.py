@@ -497,6 +497,21 @@ def test_options_that_tables_cannot_use_are_refused(folder: Path) -> None:
     assert "no labels, as --label-from none asks" in notes(source)
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "u.csv"])
+def test_labels_of_a_split_are_counted_alone_and_of_the_type_of_all(name: str, tmp_path: Path) -> None:
+    cells = [("train", "cat"), ("val", "1"), ("train", "7")]
+    image, column = ([TEXT_PNG] * 3, "image") if name == "t.csv" else ([f"{n}.png" for n in range(3)], "path")
+    if name == "t.parquet":
+        parquet(
+            tmp_path / name, image=[numbered(n) for n in range(3)], split=[cell[0] for cell in cells], label=[cell[1] for cell in cells]
+        )
+    else:
+        lines = [f"{image[n]},{split},{label}" for n, (split, label) in enumerate(cells)]
+        (tmp_path / name).write_text("\n".join([f"{column},split,label", *lines]))
+    source, _ = plan(tmp_path / name, split="val")
+    assert (dict(source.summary.classes), source.summary.label_type) == ({"1": 1}, "string"), "train has words"
+
+
 def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
     assert splits_of_source(str(path), SourceConfig()) == ("train", "val")

@@ -73,7 +73,7 @@ IN_TEXT = {
     "whole": Labels([(n, whole(n)) for n in (0, 3, 7)] + [("", None)]),
     "words": Labels([(word, text(word)) for word in ("cat", "big dog", "NA", "é", "it's 5\" wide", "a,b;c|d")] + [("", None)]),
     "zeros": Labels([("007", text("007")), ("010", text("010"))]),
-    "floats": Labels([("1.0", whole(1)), ("2.0", whole(2)), ("", None)]),
+    "floats": Labels([("1.0", (1, "1.0")), ("2.0", (2, "2.0")), ("", None)]),
 }
 IN_JSON = {
     "whole": Labels([(n, whole(n)) for n in (0, 3, 7)] + [(None, None)]),

@@ -150,7 +150,7 @@ class Tree:
     def expected_rows(self) -> Counter[tuple[str, bytes, str]]:
         """Return (id, bytes, label) of all rows. Labels are whole numbers if all of them are, else text."""
         known = [label for label in (*self.pool, *(label for *_, label in self.rows)) if label is not None]
-        whole = all(label[0] is not None for label in known)
+        whole = all(label[0] is not None for label in known) and not self.options.get("as_text")
         return Counter(
             (sample_id, data, repr(None if label is None else label[0] if whole else label[1])) for sample_id, data, label in self.rows
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from typing import Any
 from urllib.parse import quote
@@ -44,6 +45,31 @@ def splits(tree: Tree) -> None:
             tree.left_out["another split"] += 1
     if asked != "pattern":
         tree.options, tree.settles, tree.stops = {"split": asked}, ("split",), "--split"
+
+
+def split_column(tree: Tree) -> None:
+    """A column tells the split of each row: one is taken, or all."""
+    kind, asked = tree.one(["parquet", "arrow", "feather", "csv", "jsonl"]), tree.one(["train", "val", "val", "all"])
+    columns: dict[str, list[Any]] = {"image": [], "split": [], "label": []}
+    name = f"t.{kind}"
+    for number in range(tree.random.randint(4, 8)):
+        data, label = tree.image(broken=0.1), tree.one(["cat", "7", "dog"]) if number > 1 else "cat"
+        split = tree.one(["train", "Training", "val", "validation", " dev"]) if number > 1 else ["train", "val"][number]
+        columns["image"].append(base64.b64encode(data).decode() if kind in ("csv", "jsonl") else data)
+        columns["split"].append(split)
+        columns["label"].append(label)
+        if asked in ("all", "train" if split.lower().startswith("train") else "val"):
+            tree.expect(f"{name}#{number}", data, text(label))
+        else:
+            tree.left_out["another split"] += 1
+    if kind in ("csv", "jsonl"):
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        lines = [",".join(columns), *(",".join(row.values()) for row in rows)] if kind == "csv" else [json.dumps(row) for row in rows]
+        tree.write(name, "\n".join(lines).encode())
+    else:
+        types = {"image": pa.binary(), "split": pa.string(), "label": pa.string()}
+        write_columns(tree, name, {column: (values, types[column]) for column, values in columns.items()})
+    tree.options, tree.settles, tree.stops = {"split": asked}, ("split",), "--split"
 
 
 def refused(tree: Tree) -> None:
@@ -139,4 +165,4 @@ def several_formats(tree: Tree) -> None:
             tree.expect(f"{name}#{number}", data)
 
 
-SETS: list[Maker] = [partitions, splits, refused, widened, many_rows, several_formats]
+SETS: list[Maker] = [partitions, splits, split_column, refused, widened, many_rows, several_formats]

@@ -41,6 +41,7 @@ def bytes_in_columns(tree: Tree) -> None:
     if no_labels:
         tree.options |= {"no_labels": True}
         tree.options.pop("label", None)
+    tree.options |= {"as_text": True} if tree.chance(0.1) else {}
     files, outside, all_named = tree.random.randint(1, 3), 0, shape.startswith("struct")
     named: list[tuple[str, str, bytes, Stated]] = []
     for number in range(files):
@@ -111,6 +112,7 @@ def encoded_in_text(tree: Tree) -> None:
     """Images in base64 or as data: URIs."""
     form, style = tree.one(TEXTS), tree.one(["base64", "uri"])
     column = labels(tree, IN_JSON if form in ("jsonl", "ndjson", "json") else IN_TEXT)
+    tree.options |= {"as_text": True} if tree.chance(0.1) else {}
     label_name, rows = "label" if column.plain_name else name_of_label(tree), []
     expected: list[tuple[bytes, Stated]] = []
     for _ in range(tree.random.randint(3, 8)):
@@ -136,6 +138,7 @@ def paths(tree: Tree) -> None:
     image_name = tree.one(["path", "image", "url", "file_name", "Filename", "strange"])
     if image_name == "strange":
         tree.options["image_column"] = image_name
+    tree.options |= {"as_text": True} if tree.chance(0.1) else {}
     ids, splits = tree.chance(0.3), tree.chance(0.15)
     asked = tree.one(["train", "val", "all"]) if splits else ""
     rooted, folder = tree.chance(0.2) and style in ("relative", "backslashes", "other form"), tree.one(["", "tables/"])
@@ -161,6 +164,7 @@ def paths(tree: Tree) -> None:
         rows.append({name: row[name] for name in rows[0]} if rows else row)
         if splits and asked not in (split, "all"):
             tree.left_out["another split"] += 1
+            tree.pool.append(stated)
             continue
         expected.append((number, f"id{number}", None if absent else data if not missing else b"", stated))
     if ids:

@@ -31,13 +31,14 @@ JSON_LABELS: dict[str, list[tuple[Any, Stated]]] = LABELS | {
 
 def samples(tree: Tree) -> None:
     """Samples with their label in .cls or .json, or without one; with captions, texts that nobody uses, and members without an image."""
-    place = tree.one(["cls", "json", "json", "both", "named", "none", "no_labels"])
+    place = tree.one(["cls", "json", "json", "both", "both", "named", "none", "no_labels"])
     values = tree.one(list((LABELS if place in ("cls", "both") else JSON_LABELS).values()))
     key_of_json, folder, caption = (
         tree.one(["label", "cls", "class", "class_id"]) if place != "named" else "kind",
         tree.folder(2),
         tree.chance(0.4),
     )
+    tree.options |= {"as_text": True} if tree.chance(0.1) else {}
     found: list[Sample] = []
     for _ in range(tree.random.randint(3, 10)):
         key = f"{folder}{tree.one(['{n}', 'img {n}', 'é{n}', 'N-{n}']).format(n=f'{tree.number():04}')}"
@@ -47,7 +48,7 @@ def samples(tree: Tree) -> None:
             where = tree.one(["cls", "json"]) if place == "both" else place
             if where == "cls":
                 parts["cls"], sample.label = f"{raw}{tree.one(['', chr(10)])}".encode(), stated
-                if place == "both" and tree.chance(0.3):  # the member wins
+                if place == "both" and tree.chance(0.6):  # the member wins
                     parts["json"] = json.dumps({key_of_json: "another"}).encode()
             elif where in ("json", "named"):
                 parts["json"], sample.label = json.dumps({"other": 1, key_of_json: raw}).encode(), stated
@@ -65,11 +66,11 @@ def samples(tree: Tree) -> None:
     if place == "named":
         if all(sample.label is None for sample in found):
             return classes_of_texts(tree)
-        tree.options = {"label": "kind"}
+        tree.options["label"] = "kind"
     elif place == "no_labels":
-        tree.options = {"no_labels": True}
+        tree.options["no_labels"] = True
     elif place == "none" and tree.chance(0.5):
-        tree.options = {"label_from": tree.one(["none", "regex:([0-9]+)$"])}
+        tree.options["label_from"] = tree.one(["none", "regex:([0-9]+)$"])
     if tree.chance(0.2):
         found.append(Sample(f"{folder}zz", [("file", f"{folder}zz.txt", b"alone")]))
         tree.members_left_out[".txt without an image"] += 1
