@@ -6,7 +6,7 @@ import posixpath
 from typing import Any
 
 from tests.pipeline.sources.tree_archives import Member, Pack, Sample, members_of, packed, write_samples
-from tests.pipeline.sources.tree_grammar import Maker, Tree, whole
+from tests.pipeline.sources.tree_grammar import Maker, Tree, text, whole
 from tests.pipeline.sources.tree_tar_labels import LABELLED
 
 __all__ = ["TARS"]
@@ -155,6 +155,29 @@ def splits(tree: Tree) -> None:
         tree.options, tree.settles, tree.stops = {"split": asked}, ("split",), "--split"
 
 
+def splits_inside(tree: Tree) -> None:
+    """Folders inside the tars, or tars inside a tar, that are splits: they are not mixed without a word, and classes are below them."""
+    nested, asked, rule = tree.chance(0.4), tree.one(["train", "val", "val", "all"]), tree.one(["", "first", "none"])
+    members: dict[str, list[Member]] = {}
+    for split in ("train", "validation"):
+        for n in range(tree.random.randint(4, 6)):
+            word, data = ("cat", "owl")[n % 2], tree.image(broken=0.1)
+            path = f"{word}/{tree.number():03}"
+            members.setdefault(split, []).append(("file", f"{path}.jpg" if nested else f"{split}/{path}.jpg", data))
+            if asked in ("all", "train" if split == "train" else "val"):
+                tree.expect(f"a.tar#{split}{'.tar' if nested else ''}/{path}", data, None if rule == "none" else text(word))
+            else:
+                tree.members_left_out["another split"] += 1
+    if nested:
+        tree.write("a.tar", packed([("file", f"{split}.tar", packed(sorted(of_split))) for split, of_split in members.items()]))
+    else:
+        tree.write("a.tar", packed(sorted(member for of_split in members.values() for member in of_split)))
+    tree.options, tree.settles, tree.stops = {"split": asked}, ("split",), "--split"
+    if rule and not (nested and rule == "first"):  # of a tar in a tar the first folder is its name
+        tree.options["label_from"] = rule
+        tree.stops = tree.stops if rule != "first" else ""  # that is an answer too: the splits are classes
+
+
 def shard_writer(tree: Tree) -> None:
     """Shards as webdataset itself writes them."""
     import webdataset as wds  # here, because it loads torch
@@ -171,4 +194,4 @@ def shard_writer(tree: Tree) -> None:
         tree.options = {"label_from": "none"}
 
 
-TARS: list[Maker] = [*LABELLED, nested_twice, several, dotted, linked, by_content, damaged, apart, splits, shard_writer]
+TARS: list[Maker] = [*LABELLED, nested_twice, several, dotted, linked, by_content, damaged, apart, splits, splits_inside, shard_writer]
