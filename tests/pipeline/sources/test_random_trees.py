@@ -94,7 +94,7 @@ def converted(tree: Tree, options: dict[str, Any], scratch: Path) -> Outcome:
     outcome.classes = Counter({repr(label): count for label, count in summary.classes.items()})
     for kind, left_out in summary.left_out.items():
         outcome.planned_left_out[rule_of(kind)] += left_out.count
-    config = SourceConfig().with_planned(json.loads(json.dumps(source.config.planned())))
+    config = asked.with_planned(json.loads(json.dumps(source.config.planned())))
     plan = cast(Plan, SimpleNamespace(label_type=summary.label_type, meta_types=summary.meta_types))
     for table in spool.shards(10_000):
         rows = table_to_rows(table, summary.label_type, summary.meta_types)

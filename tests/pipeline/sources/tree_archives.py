@@ -16,7 +16,7 @@ import zstandard
 
 from tests.pipeline.sources.tree_grammar import Stated, Tree
 
-__all__ = ["Member", "Pack", "Sample", "members_of", "others", "packed", "write_samples"]
+__all__ = ["PACKINGS", "Member", "Pack", "Sample", "members_of", "others", "packed", "write_samples", "zipped"]
 
 Member = tuple[str, str, Any]
 """Kind (`file`, `hard`, `sym`, `dir`, `fifo`), name, and content or target."""

@@ -51,7 +51,8 @@ class Labels:
     """Whether the column has to be called `label`."""
 
 
-def _class_names(*names: str) -> dict[bytes, bytes]:
+def class_names(*names: str) -> dict[bytes, bytes]:
+    """Return the metadata with which Hugging Face names the classes of a column `label`."""
     features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
@@ -67,7 +68,7 @@ IN_COLUMNS = {
     "bools": Labels([(True, text("true")), (False, text("false"))], pa.bool_()),
     "dates": Labels([(date(2024, 1, 2), text("2024-01-02"))], pa.date32()),
     "dictionary": Labels([("cat", text("cat")), ("dog", text("dog")), (None, None)], pa.dictionary(pa.int32(), pa.string())),
-    "classes": Labels([(0, text("owl")), (1, text("cat")), (-1, None), (None, None)], pa.int64(), _class_names("owl", "cat"), True),
+    "classes": Labels([(0, text("owl")), (1, text("cat")), (-1, None), (None, None)], pa.int64(), class_names("owl", "cat"), True),
 }
 IN_TEXT = {
     "whole": Labels([(n, whole(n)) for n in (0, 3, 7)] + [("", None)]),
@@ -87,13 +88,13 @@ IN_JSON = {
 
 
 def write_columns(tree: Tree, name: str, columns: dict[str, tuple[Any, Any]], metadata: dict[bytes, bytes] | None = None) -> str:
-    """Write Parquet or Arrow by the extension of the name; `columns` are values and types. Row groups have any number of rows."""
+    """Write Parquet or Arrow by the extension of the name; `columns` are values and types. Row groups have any number of rows, or all."""
     fields = [pa.field(column, kind) for column, (_, kind) in columns.items()]
     arrays = [pa.array(values, kind) for values, kind in columns.values()]
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))
     path = tree.root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = tree.random.randint(1, len(table) + 1)
+    size = len(table) if tree.chance(0.5) else tree.random.randint(1, len(table))
     if name.endswith("parquet"):
         with pq.ParquetWriter(path, table.schema) as writer:
             for start in range(0, len(table), size):

@@ -123,7 +123,7 @@ def widened(tree: Tree) -> None:
 
 def many_rows(tree: Tree) -> None:
     """More rows than a slice of the plan holds, in one row group or in text that is read from the middle; the last are all there."""
-    kind, count = tree.one(["parquet", "arrow", "csv", "jsonl", "paths"]), tree.one([1000, 1001, 2003])
+    kind, count = tree.one(["parquet", "parquet", "arrow", "csv", "jsonl", "paths"]), tree.one([1000, 1001, 2003])
     images = [tree.image("PNG") for _ in range(5)]
     labels: list[int | str] = [n % 7 for n in range(count)]
     if tree.chance(0.5):
@@ -166,4 +166,4 @@ def several_formats(tree: Tree) -> None:
             tree.expect(f"{name}#{number}", data)
 
 
-SETS: list[Maker] = [partitions, splits, split_column, refused, widened, many_rows, several_formats]
+SETS: list[Maker] = [partitions, splits, split_column, refused, widened, many_rows, many_rows, several_formats]

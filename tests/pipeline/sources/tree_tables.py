@@ -32,7 +32,7 @@ def bytes_in_columns(tree: Tree) -> None:
     label_name = "label" if column.plain_name else name_of_label(tree)
     shape = tree.one(["binary", "large_binary", "struct", "struct with paths"])
     image_name = tree.one(["image", "img", "jpg", "image_bytes", "strange"])
-    has_status, split_by = tree.chance(0.2), tree.chance(0.15)
+    has_status, split_by = tree.chance(0.4), tree.chance(0.15)
     no_labels, paths = tree.chance(0.1), tree.one(["once", "twice", "partly"])
     asked = tree.one(["train", "val", "all"]) if split_by else ""
     if split_by:

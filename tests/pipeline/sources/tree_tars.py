@@ -27,7 +27,7 @@ def nested_twice(tree: Tree) -> None:
 def several(tree: Tree) -> None:
     """Several images a sample: a grave doubt, which --image-member settles."""
     sides = tree.one([("left.png", "right.png"), ("left.jpg", "mask.png", "right.jpg"), ("jpg", "png")])
-    taken = tree.one(["all", *sides])
+    taken = tree.one(["all", *sides, sides[-1]])
     pack = Pack(tree)
     tree.options, tree.stops, tree.settles = {"image_member": taken}, "--image-member", ("image_member",)
     found: list[Member] = []
@@ -110,23 +110,29 @@ def by_content(tree: Tree) -> None:
     write_samples(tree, found)
 
 
-def damaged(tree: Tree) -> None:
-    """A tar that was cut: what is whole is read, and one failure stands for the rest. A key that comes again is a duplicate."""
+def cut(tree: Tree) -> None:
+    """A tar that was cut: what is whole is read, and one failure stands for the rest."""
     count = tree.random.randint(3, 7)
-    found = [(f"{n:03}", tree.image()) for n in range(count)]
-    members: list[Member] = [("file", f"{key}.png", data) for key, data in found]
-    if tree.chance(0.5):
-        cut = tree.random.randint(1, count - 1)
-        where = len(packed(members[:cut], mark=False)) + 512 + tree.random.randrange(40)
-        written = tree.write("a.tar", packed(members)[:where])
-        tree.bad[f"{written}#@", "bad_container"] += 1
-        found = found[:cut]
-    else:
-        again = f"{found[0][0]}.png"
-        written = tree.write("a.tar", packed([*members, ("file", again, tree.image())]))
-        tree.bad[f"{written}#{found[0][0]}@", "duplicate_id"] += 1
-    for key, data in found:
-        tree.expect(f"{written}#{key}", data)
+    members: list[Member] = [("file", f"{n:03}.png", tree.image()) for n in range(count)]
+    whole_ones = members[: tree.random.randint(1, count - 1)]
+    where = len(packed(whole_ones, mark=False)) + 512 + tree.random.randrange(40)
+    written = tree.write("a.tar", packed(members)[:where])
+    tree.bad[f"{written}#@", "bad_container"] += 1
+    for _, name, data in whole_ones:
+        tree.expect(f"{written}#{name[:-4]}", data)
+
+
+def repeated(tree: Tree) -> None:
+    """A key that comes again is a duplicate, and its first image is the row."""
+    members: list[Member] = [("file", f"{n:03}.png", tree.image()) for n in range(tree.random.randint(3, 7))]
+    again = tree.one(members)[1]
+    written = tree.write(
+        "a.tar", packed([*members, ("file", f"zzz.{tree.extension()}", last := tree.image()), ("file", again, tree.image())])
+    )
+    tree.bad[f"{written}#{again[:-4]}@", "duplicate_id"] += 1
+    tree.expect(f"{written}#zzz", last)
+    for _, name, data in members:
+        tree.expect(f"{written}#{name[:-4]}", data)
 
 
 def apart(tree: Tree) -> None:
@@ -194,4 +200,17 @@ def shard_writer(tree: Tree) -> None:
         tree.options = {"label_from": "none"}
 
 
-TARS: list[Maker] = [*LABELLED, nested_twice, several, dotted, linked, by_content, damaged, apart, splits, splits_inside, shard_writer]
+TARS: list[Maker] = [
+    *LABELLED,
+    nested_twice,
+    several,
+    dotted,
+    linked,
+    by_content,
+    cut,
+    repeated,
+    apart,
+    splits,
+    splits_inside,
+    shard_writer,
+]
