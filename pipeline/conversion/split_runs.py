@@ -24,19 +24,25 @@ def splits_of_source(url: str, config: SourceConfig) -> tuple[str, ...]:
     if config.split is not None:
         raise ConfigError(f"--splits was given beside --split {config.split}; expected one of them: every split, or one")
     source = open_source(url, replace(config, split=ALL_SPLITS))
-    by_column = source.kind == "table" and not source.summary.splits
-    if source.kind == "folder" or by_column:  # else the splits are known from the names of the files
+    inside = source.kind != "folder" and not source.summary.splits
+    if source.kind == "folder" or inside:  # else the splits are known from the names of the files
         for _ in source.list_rows():
             pass
-        inputs = source.summary.rows if by_column else source.summary.files
+        summary = source.summary
+        inputs = summary.files if not inside else summary.rows if source.kind == "table" else summary.images
     else:
         inputs = len(getattr(source, "files", ()))
-    found, noun = source.summary.splits, "row" if by_column else source.summary.noun
+    found, noun = source.summary.splits, source.summary.noun if not inside else "row" if source.kind == "table" else "image"
     if len(found) < 2:
         seen = ", ".join(found) or "none"
         raise ConfigError(
             f"{source.store.url}: --splits expects folders or files of several splits, such as train/ and val/, or a column `split`; seen: "
             f"{seen}. Leave it out"
+        )
+    if inputs < 0:
+        raise ConfigError(
+            f"{source.store.url}: --splits expects tars whose names tell the split, or tars on a local disk, where all their folders can "
+            f"be seen; those seen so far tell {', '.join(found)}. Give --split NAME and an OUT for each"
         )
     rest = inputs - found.total()
     if rest and not config.yes:

@@ -10,7 +10,6 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
-from tokenshards.pipeline.sources.tables.source import TableSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["open_containers"]
@@ -29,7 +28,7 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
     chosen = [info for info, wanted in zip(files, taken, strict=True) if wanted]
     others = [info for info, wanted in zip(files, taken, strict=True) if not wanted]
     counts = Counter(split for split in splits if split is not None)
-    if not counts and kind is TableSource:  # a column may tell the split of each row
+    if not counts:  # a column, or the folders inside the tars, may tell the split of each image
         chosen, others = files, []
     if not chosen:
         seen = ", ".join(sorted(counts)) or "none"

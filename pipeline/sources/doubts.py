@@ -79,13 +79,14 @@ def _splits_mixed(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     splits = summary.splits
     if asked.split is not None or len(splits) < 2 or asked.label_from == "first":
         return None
-    inputs = max(summary.files, summary.splits.total())
+    inputs = max(summary.files, summary.images, splits.total())
+    noun = "input" if splits.total() > summary.files else summary.noun  # rows, or members of tars
     if "train" not in splits and 2 * splits.total() <= inputs:
         return None  # for example two of a hundred classes are called `test` and `dev`
     counts = ", ".join(f"{split} ({splits[split]:,})" for split in in_order(splits))
     first = in_order(splits)[0]
     return Doubt(
-        sentence=f"the {summary.noun}s are of {len(splits)} splits, {counts}, and would be mixed in one dataset",
+        sentence=f"the {noun}s are of {len(splits)} splits, {counts}, and would be mixed in one dataset",
         option=f"--split {first} takes one, --splits makes a dataset of each, --split all mixes them",
         grave=True,
     )

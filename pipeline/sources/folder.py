@@ -21,8 +21,8 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
 
-_CONTAINERS = (".tar", ".tgz", ".parquet", ".arrow")
-_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet")
+_CONTAINERS = (".tar", ".tgz", ".parquet", ".arrow", ".feather")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet", ".arrow", ".feather")
 _LIKELY = re.compile("label|annot|class|meta|truth|train", re.IGNORECASE)
 _UNLIKELY = re.compile("readme|licen[cs]e|requirements|dataset_info|state[.]json|stats[.]json|submission", re.IGNORECASE)
 FEW_TABLES = 3
@@ -131,8 +131,8 @@ class FolderSource:
                 folder = name[:slash]
                 place = self._place(folder)
             junk = place.junk
-            if junk is None and rules > 1 and name[slash] == ".":
-                junk = junk_kind_of_name(name[slash:]) if rules > 2 else HIDDEN
+            if junk is None and rules > 1 and (all_files or name[slash] == "."):  # others are no images by their extension
+                junk = junk_kind_of_name(name[slash:]) if rules > 2 else HIDDEN if name[slash] == "." else None
             if junk is not None:
                 summary.leave_out(junk, name)
                 continue

@@ -14,7 +14,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError, shorten
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.label_lines import KEY_NAMES, word_lines
-from tokenshards.pipeline.sources.labels.cell_values import ListLabelError, plain_label, whole_floats
+from tokenshards.pipeline.sources.labels.cell_values import ListLabelError, plain_label, whole_floats, whole_number
 from tokenshards.pipeline.sources.labels.values import LabelType, infer_label_type
 from tokenshards.pipeline.sources.source_store import SourceStore
 from tokenshards.pipeline.sources.tables.binary import class_names, is_binary, open_binary
@@ -119,7 +119,7 @@ def _take(table: _Table, rows: LabelRows, cells: list[Any], where: str, config: 
 def _give_types(rows: LabelRows, cells: list[Any], digits: bool, config: SourceConfig) -> None:
     if digits and not config.as_text:
         if whole_floats(cells):
-            cells[:] = [None if cell is None else int(float(cell)) for cell in cells]
+            cells[:] = [None if cell is None else whole_number(cell) for cell in cells]
         elif infer_label_type(cells) == "int64":
             cells[:] = [None if cell is None else int(cell) for cell in cells]
     try:

@@ -14,7 +14,7 @@ from tokenshards.pipeline.errors import BadInput, SourceError, shorten
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, as_meta, integer_in, valid_utf8
 
-__all__ = ["ListLabelError", "fitting_meta", "label_notes", "plain_label", "plain_meta", "whole_floats"]
+__all__ = ["ListLabelError", "fitting_meta", "label_notes", "plain_label", "plain_meta", "whole_floats", "whole_number"]
 
 _WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0+")
 _MISSING_WORDS = {"na", "n/a", "nan", "null", "none", "nil", "unknown", "-", "?"}
@@ -79,6 +79,12 @@ def whole_floats(values: Iterable[object]) -> bool:
     present = [value for value in values if isinstance(value, str) and value]
     floats = [value for value in present if _WHOLE_FLOAT.fullmatch(value)]
     return bool(floats) and all(integer_in(value) is not None for value in present if not _WHOLE_FLOAT.fullmatch(value))
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of a column of whole numbers stands for, written as `1` or `1.0`; None if it is none."""
+    number = integer_in(text)
+    return int(text.partition(".")[0]) if number is None and _WHOLE_FLOAT.fullmatch(text) else number
 
 
 def label_notes(classes: Counter[int | str], label_type: LabelType | None) -> list[str]:

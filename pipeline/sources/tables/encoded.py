@@ -59,6 +59,8 @@ def encoded_slices(
             start, inputs, offset = number, 0, before
         before = table.position
         cells = {**dict(zip(names, pick(raw), strict=True)), **partition}
+        cell = None if columns.label is None else cells[columns.label]
+        label = None if cell is None else seen.labels.new(cell, f"{where}: row {number}")  # the labels of all splits are of one type
         if columns.split is not None and not by_name:
             split = known_split(str(cells[columns.split]).strip())
             if split is not None:
@@ -72,8 +74,7 @@ def encoded_slices(
         if columns.id is not None:
             hashes.append(hash64(id_text(cells[columns.id], columns.id, number, where)))
         if columns.label is not None:
-            cell = cells[columns.label]
-            summary.take_label(None if cell is None else seen.labels.new(cell, f"{where}: row {number}"))
+            summary.take_label(label)
         if columns.meta:
             seen.meta.values({column: (cells[column] or None) if not table.is_json else cells[column] for column in columns.meta})
     if inputs:

@@ -89,8 +89,11 @@ class Places:
         """Return the path in the form of Unicode in which it exists: macOS writes names in pieces (NFD), others whole (NFC)."""
         if not self._store.is_local or self._exists(place):
             return place
-        others = (unicodedata.normalize(form, place) for form in ("NFC", "NFD"))
-        return next((other for other in others if self._exists(other)), place)
+        others = [unicodedata.normalize(form, place) for form in ("NFC", "NFD")]
+        found = ""
+        for names in zip(place.split("/"), *(other.split("/") for other in others), strict=True):  # each folder may have its own form
+            found += next((name for name in names if self._exists(found + name)), names[0]) + "/"
+        return next((other for other in (*others, found[:-1]) if self._exists(other)), place)
 
 
 def filled(template: Sequence[tuple[str, str | None]], values: Sequence[Any]) -> str:

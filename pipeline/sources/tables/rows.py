@@ -18,7 +18,7 @@ from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord
 from tokenshards.pipeline.sources.base import check_unchanged, readable_text
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, fetch_file
 from tokenshards.pipeline.sources.hosts.uris import is_outside
-from tokenshards.pipeline.sources.labels.cell_values import fitting_meta, plain_label
+from tokenshards.pipeline.sources.labels.cell_values import fitting_meta, plain_label, whole_number
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, valid_utf8
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_of_file
 from tokenshards.pipeline.sources.tables.binary import class_names, is_binary, open_binary
@@ -207,7 +207,8 @@ class _Reader:
         if label is None or self._label_type == "string":
             return None if label is None else str(label)
         if self._label_type == "int64" and not isinstance(label, int):
-            label = int(label) if isinstance(label, str) and label.lstrip("-").isdigit() else label
+            number = whole_number(label)
+            label = label if number is None else number
         if self._label_type is None or not isinstance(label, int):
             raise SourceError(
                 f"{uri}: the label is {shorten(label)}; expected {self._label_type or 'none'}, as planned. Nothing of this shard is "

@@ -48,11 +48,13 @@ class Scan:
     """Whether a label is an empty text, which format 1.0 keeps as a class."""
 
     def take_label(self, label: Label, count: int) -> None:
-        """Count rows of one label."""
+        """Count rows of one label; no rows if it only decides the type."""
         if label is None:
             self.no_label += count
             return
         self.whole = self.whole and isinstance(label, int)
+        if not count:
+            return
         if label in self.labels or len(self.labels) < MAX_LABELS:
             self.labels[label] += count
         else:
@@ -63,10 +65,10 @@ def scan_columns(table: ColumnTable, columns: Columns, config: SourceConfig, whe
     """Read the labels, splits and ids of a table. `wanted` is the split whose rows are taken, None for all."""
     scan = Scan()
     names = [name for name in (columns.label, columns.split) if name is not None and name in table.schema.names]
-    if columns.label in names:
-        _scan_labels(table, str(columns.label), config, scan)
     if columns.split in names:
         _scan_splits(table, str(columns.split), wanted, scan)
+    if columns.label in names:
+        _scan_labels(table, str(columns.label), config, scan)
     scan.null_meta = _null_meta(table, columns)
     if columns.id is not None:
         scan.ids = _hashes(ids_of_columns(table, columns, where))
@@ -115,17 +117,24 @@ def _null_meta(table: Any, columns: Columns) -> Counter[str]:
 
 
 def _scan_labels(table: ColumnTable, name: str, config: SourceConfig, scan: Scan) -> None:
+    """Count the labels of the wanted rows. Those of other splits decide the type too, so that all splits have one."""
+    start = 0
     for batch in table.all_batches([name], SCANNED_ROWS):
         column = batch.column(batch.schema.get_field_index(name))
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        start, wanted = start + len(column), None if scan.wanted is None else scan.wanted[start : start + len(column)]
         if pa.types.is_nested(column.type) or pa.types.is_string_view(column.type):
-            for value in column.to_pylist():
-                scan.take_label(plain_label(value, first=config.label_first), 1)
+            for place, value in enumerate(column.to_pylist()):
+                scan.take_label(plain_label(value, first=config.label_first), 1 if wanted is None or wanted[place] else 0)
             continue
-        for pair in pc.value_counts(column).to_pylist():
+        taken = column if wanted is None else column.filter(pa.array(wanted))
+        for pair in pc.value_counts(taken).to_pylist():
             scan.empty_labels = scan.empty_labels or pair["values"] == ""
             scan.take_label(plain_label(pair["values"]), pair["counts"])
+        if wanted is not None:
+            for value in column.unique().to_pylist():
+                scan.take_label(plain_label(value), 0)
 
 
 def _scan_splits(table: ColumnTable, name: str, wanted: str | None, scan: Scan) -> None:

@@ -176,7 +176,8 @@ class TableSource:
         self._newer(look, kind)
         if columns.label in look.partition:
             seen.labels.digits = True
-            look.scan.take_label(seen.labels.new(look.partition[str(columns.label)], where), rows)
+            taken = rows if look.scan.wanted is None else int(look.scan.wanted.sum())
+            look.scan.take_label(seen.labels.new(look.partition[str(columns.label)], where), taken)
             kind = "null"
         seen.take_scan(look.scan, kind)
         if seen.paths is not None and look.paths is not None:

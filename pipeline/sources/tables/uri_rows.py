@@ -41,16 +41,7 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
     known, resolve, take_label = labels.known, places.resolve, summary.take_label
     for number, raw in enumerate(rows):
         cells = pick(raw)
-        if split_at >= 0:
-            text = "" if cells[split_at] is None else str(cells[split_at]).strip()
-            split = known_split(text)
-            if split is not None:
-                summary.splits[split] += 1
-            if wanted is not None and (split or text.casefold()) != wanted:
-                seen.other_split += 1
-                summary.leave_out(OTHER_SPLIT, f"{name}#{number}")
-                continue
-        label: Label = None
+        label: Label = None  # of a row of another split too: the labels of all splits are of one type
         if label_at >= 0:
             cell = cells[label_at]
             kind = cell.__class__
@@ -60,6 +51,15 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
                     label = labels.new(cell, f"{where}: row {number}")
             elif cell is not None:
                 label = labels.new(cell, f"{where}: row {number}")
+        if split_at >= 0:
+            text = "" if cells[split_at] is None else str(cells[split_at]).strip()
+            split = known_split(text)
+            if split is not None:
+                summary.splits[split] += 1
+            if wanted is not None and (split or text.casefold()) != wanted:
+                seen.other_split += 1
+                summary.leave_out(OTHER_SPLIT, f"{name}#{number}")
+                continue
         sample_id = f"{name}#{number}" if id_at < 0 else id_text(cells[id_at], str(columns.id), number, where)
         summary.rows += 1
         uri = filled(template, [cells[place] for place in parts]) if image_at < 0 else cells[image_at]

@@ -14,6 +14,7 @@ from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.label_table import LabelTable
 from tokenshards.pipeline.sources.labels.rule import LabelRule
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, as_label, as_meta
+from tokenshards.pipeline.sources.splits import asked_split, split_at
 from tokenshards.pipeline.sources.tars.members import TarSample
 
 __all__ = [
@@ -92,7 +93,7 @@ def raw_label(sample: TarSample, value: dict[str, Any], config: SourceConfig, pa
     Raises BadInput BAD_LABEL for a member that is no text, and ListOfLabels unless `config.label_first`.
     """
     if config.label_from is not None:
-        return _label_of_path(sample, config.label_from, path)
+        return _label_of_path(sample, config.label_from, path, config)
     place = label_place(sample, value, config)
     return _scalar(_at(sample, value, place), place, config)
 
@@ -144,13 +145,14 @@ def label_in_table(table: LabelTable, sample: TarSample, path: str) -> Label:
     return table.label_of(f"{readable_text(path)}/{readable_text(shown)}", readable_text(sample.key))
 
 
-def _label_of_path(sample: TarSample, rule: str, path: str) -> str | None:
+def _label_of_path(sample: TarSample, rule: str, path: str, config: SourceConfig) -> str | None:
     if rule == "none" or rule.startswith("file:"):
         return None
     if rule == "tar":
         return tar_stem(sample.inner or path)
     shown = next((sample.parts[suffix].member.name for suffix in sample.images), sample.key)
-    return LabelRule.parse(rule).label_of(f"{path}/{shown}" if rule.startswith("regex:") else shown)
+    place = -1 if config.split is None else split_at(posixpath.dirname(shown), asked_split(config.split))[1]
+    return LabelRule.parse(rule).label_of(f"{path}/{shown}" if rule.startswith("regex:") else shown, place)
 
 
 def _scalar(value: object, place: str, config: SourceConfig) -> object:

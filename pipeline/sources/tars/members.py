@@ -13,9 +13,21 @@ import numpy.typing as npt
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.sources.junk import junk_kind
+from tokenshards.pipeline.sources.splits import split_at, split_of_file
 from tokenshards.pipeline.sources.tars.headers import DAMAGE, FOLDER, NESTED, SPECIAL, Damaged, Member
 
-__all__ = ["SNIFFED_BYTES", "Part", "SeenKeys", "Stray", "TarSample", "group", "is_image", "looks_like_image", "may_be_image"]
+__all__ = [
+    "SNIFFED_BYTES",
+    "Part",
+    "SeenKeys",
+    "Stray",
+    "TarSample",
+    "group",
+    "is_image",
+    "looks_like_image",
+    "may_be_image",
+    "split_of_sample",
+]
 
 SNIFFED_BYTES = 16
 MOST_PARTS = 4096
@@ -121,6 +133,12 @@ def _stray_kind(name: str, kind: str) -> str:
     if name.startswith("__") and name.partition("/")[0].endswith("__"):
         return "webdataset's own (__NAME__)"
     return ""
+
+
+def split_of_sample(sample: TarSample, asked: str | None = None) -> str | None:
+    """Return the split that the name of the tar inside the tar tells, else the folders of the sample; None if neither does."""
+    found = split_of_file(sample.inner[:-1], asked) if sample.inner else None
+    return found or split_at(sample.key.removeprefix(sample.inner).rpartition("/")[0], asked)[0]
 
 
 @lru_cache(4096)  # tars have few suffixes and many members

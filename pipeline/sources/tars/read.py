@@ -11,6 +11,7 @@ from tokenshards.pipeline.sources.base import check_unchanged, readable_text
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, unreadable_input
 from tokenshards.pipeline.sources.label_table import LabelTable, open_once
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
+from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT, wanted_split
 from tokenshards.pipeline.sources.tars.archive import Archive
 from tokenshards.pipeline.sources.tars.headers import HARD_LINK, SYMLINK, BadMember, Damaged, Member
 from tokenshards.pipeline.sources.tars.labels import (
@@ -33,6 +34,7 @@ from tokenshards.pipeline.sources.tars.members import (
     is_image,
     looks_like_image,
     may_be_image,
+    split_of_sample,
 )
 from tokenshards.pipeline.sources.tars.partner import partner_labels
 from tokenshards.pipeline.storage.store import Store
@@ -137,6 +139,7 @@ class _Reader:
         self._told = told_members(config.image_member)
         self._labels: dict[str, object] | None = None
         self._table: LabelTable | None = None
+        self._wanted = wanted_split(config, row.path)
         self._samples = 0
         self.left_out: dict[str, tuple[int, str]] = {}
 
@@ -235,6 +238,9 @@ class _Reader:
                 f"{self._uri}: the members of the sample {shorten(key)} lie apart; expected them as neighbours, sorted by name. "
                 f"Nothing of this shard is written. Sort the tar ({HOW_TO_SORT}), then plan again"
             )
+        if self._wanted is not None and split_of_sample(sample, self._wanted) != self._wanted:
+            self._leave_out(OTHER_SPLIT, key, max(1, len(sample.images)))
+            return
         if seen == "again":
             detail = f"the key {shorten(key)} is repeated at byte {sample.offset}; only the first sample of a key is kept"
             yield self.failure(f"{key}@{sample.offset}", BadInput(Reason.DUPLICATE_ID, detail, Stage.FETCH))

@@ -14,6 +14,7 @@ from tokenshards.pipeline.sources.doubts import several_images
 from tokenshards.pipeline.sources.label_table import FILE_RULE, names_table, table_version
 from tokenshards.pipeline.sources.labels.values import as_label
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
+from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.sources.tars.counts import Values
 from tokenshards.pipeline.sources.tars.labels import CAPTION, LABEL_SUFFIXES
 from tokenshards.pipeline.sources.tars.members import is_image
@@ -71,6 +72,12 @@ def settle(survey: TarSurvey, where: str) -> SourceConfig:
         )
     if survey.complete and survey.damages and not survey.members:
         raise SourceError(f"{where}: nothing can be read; {survey.damages[0]}. Expected a tar, or a zip of images")
+    if OTHER_SPLIT in survey.left_out and not survey.with_images and (survey.complete or not survey.splits):
+        seen = ", ".join(survey.splits) or "none"
+        raise SourceError(
+            f"{where}: no image is of the split {config.split!r}; expected the name of a tar or of a folder inside (seen: {seen}). Leave "
+            "--split out to take every image"
+        )
     if survey.members and not survey.with_images and not survey.damages:
         suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
         raise SourceError(
@@ -166,6 +173,8 @@ def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) ->
         if label is not None:
             summary.classes[label] += count
     summary.unlabelled = values.missing
+    if not summary.splits:
+        summary.splits.update(survey.splits)
     types = {name: kind.type() for name, kind in survey.meta.items()}
     summary.meta_types = {name: "string" if config.as_text else types.get(name, "string") for name in config.meta}
     summary.images = survey.images if survey.complete else -1

@@ -12,6 +12,8 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import BadInput, MissingObjectError, UnreadableObjectError
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.label_table import LabelTable, open_once
+from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
+from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT, wanted_split
 from tokenshards.pipeline.sources.tars.archive import Archive
 from tokenshards.pipeline.sources.tars.counts import KeyCounts, MetaKind, Values
 from tokenshards.pipeline.sources.tars.headers import BadMember, Damaged, Member
@@ -35,6 +37,7 @@ from tokenshards.pipeline.sources.tars.members import (
     is_image,
     looks_like_image,
     may_be_image,
+    split_of_sample,
 )
 from tokenshards.pipeline.sources.tars.read import KeyOrder, choose_images, stray_parts, told_members
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -98,6 +101,8 @@ class TarSurvey:
     with_images: list[str] = field(default_factory=list)
     table: LabelTable | None = None
     """The table that labels come from, joined by name."""
+    splits: Counter[str] = field(default_factory=Counter)
+    """Images by the split that a folder inside a tar tells, where the name of the tar tells none."""
     _configs: dict[str, SourceConfig] = field(default_factory=dict)
 
     def look(self, files: Sequence[ObjectInfo]) -> None:
@@ -163,12 +168,23 @@ class TarSurvey:
 
     def _take(self, info: ObjectInfo, seen: Iterable[_Seen]) -> None:
         path, order, images, members = readable_text(info.path), KeyOrder(), self.images + self.others, self.members
-        needed = needed_suffixes(self.config)
+        needed, asked = needed_suffixes(self.config), asked_split(self.config.split)
+        named, wanted = split_of_file(path, asked) is not None, wanted_split(self.config, info.path)
+        asked = None if asked == ALL_SPLITS else asked
         self.tars += 1
         for found in seen:
             if isinstance(found, TarSample):
                 self.members += len(found.parts)
-                self._take_sample(found, path, order.judge(found, needed))
+                judged = order.judge(found, needed)
+                if judged != "apart" and found.images and not named:
+                    split = split_of_sample(found, asked)
+                    if split is not None:
+                        self.splits[split] += len(found.images)
+                    if wanted is not None and split != wanted:
+                        for _ in found.images:
+                            self._leave_out(OTHER_SPLIT, f"{path}#{readable_text(found.key)}")
+                        continue
+                self._take_sample(found, path, judged)
             elif isinstance(found, Stray):
                 self.members += 1
                 self._leave_out(found.kind, f"{path}#{readable_text(found.name)}")

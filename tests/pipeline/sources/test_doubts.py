@@ -123,6 +123,8 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
     assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
     put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv", "labels.csv")
     assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
+    (tmp_path / "k" / "labels.csv").rename(tmp_path / "k" / "labels.feather")
+    assert "labels.feather lies beside the images" in sentences(tmp_path / "k")
 
 
 def test_tars_beside_images_stop_if_they_hold_more(tmp_path: Path) -> None:

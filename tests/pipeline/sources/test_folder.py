@@ -64,8 +64,10 @@ def test_flat_folder_has_no_labels_and_says_how_to_get_them(tmp_path: Path) -> N
 
 def test_all_files(tmp_path: Path) -> None:
     put(tmp_path, "a/1", "a/2.txt")
+    put(tmp_path, "Thumbs.db", "a/desktop.ini")
     source = open_source(str(tmp_path), SourceConfig(all_files=True))
     assert set(listed(source)) == {"a/1", "a/2.txt"}
+    assert [found.count for found in source.summary.left_out.values()] == [2], "files of the system are counted, as in tars"
 
 
 def test_listing_twice_counts_once(tmp_path: Path) -> None:

@@ -305,6 +305,8 @@ def test_each_kind_of_label_has_one_rule(values: pa.Array, expected: list[Any], 
 
 
 def test_texts_of_whole_floats_are_whole_numbers(folder: Path) -> None:
+    (folder / "b.csv").write_text(f"image,label\n{TEXT_PNG},1.0\n{TEXT_PNG},3\n{TEXT_PNG},\n")
+    assert labels(folder / "b.csv") == [1, 3, None], "a worker reads the labels as planning understood them"
     (folder / "t.csv").write_text("path,label\n1.png,1.0\n2.png,0.0\n3.png,\n")
     assert [row.label for row in plan(folder / "t.csv")[1]] == [1, 0, None]
     (folder / "t.csv").write_text("path,label\n" + "1.png,1.0\n" * 4100 + "1.png,cat\n")
@@ -444,13 +446,16 @@ def test_image_root_and_path_template(folder: Path, tmp_path_factory: pytest.Tem
 
 def test_ways_to_write_a_path(folder: Path) -> None:
     nfd = unicodedata.normalize("NFD", "é.png")
+    mixed = f"{unicodedata.normalize('NFD', 'ü')}/ö.png"  # macOS made the folder, another system the file
     (folder / nfd).write_bytes(PNG)
+    (folder / mixed).parent.mkdir()
+    (folder / mixed).write_bytes(PNG)
     (folder / "a b.png").write_bytes(PNG)
     (folder / "x\\y.png").write_bytes(PNG)
     url = f"file://{folder}/a%20b.png"
-    (folder / "t.csv").write_text(f"path\ncat\\1.png\né.png\n{url}\nx\\y.png\n./1.png\n.\\2.png\n")
+    (folder / "t.csv").write_text(f"path\ncat\\1.png\né.png\n{url}\nx\\y.png\n./1.png\n.\\2.png\nü/ö.png\n")
     source, rows = plan(folder / "t.csv")
-    assert [row.path for row in rows] == ["cat/1.png", nfd, f"{folder}/a b.png", "x\\y.png", "1.png", "2.png"]
+    assert [row.path for row in rows] == ["cat/1.png", nfd, f"{folder}/a b.png", "x\\y.png", "1.png", "2.png", mixed]
     assert all(isinstance(record, ImageRecord) for record in records(folder / "t.csv"))
     assert "backslashes in 2 paths" in notes(source)
     assert [row.path for row in plan(folder / "t.csv", rules=2)[1]][0] == "cat\\1.png"
@@ -495,6 +500,21 @@ def test_options_that_tables_cannot_use_are_refused(folder: Path) -> None:
             plan(folder / "t.csv", **options)
     source, _ = plan(folder / "t.csv", label_from="none")
     assert "no labels, as --label-from none asks" in notes(source)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "u.csv"])
+def test_labels_of_a_split_are_counted_alone_and_of_the_type_of_all(name: str, tmp_path: Path) -> None:
+    cells = [("train", "cat"), ("val", "1"), ("train", "7")]
+    image, column = ([TEXT_PNG] * 3, "image") if name == "t.csv" else ([f"{n}.png" for n in range(3)], "path")
+    if name == "t.parquet":
+        parquet(
+            tmp_path / name, image=[numbered(n) for n in range(3)], split=[cell[0] for cell in cells], label=[cell[1] for cell in cells]
+        )
+    else:
+        lines = [f"{image[n]},{split},{label}" for n, (split, label) in enumerate(cells)]
+        (tmp_path / name).write_text("\n".join([f"{column},split,label", *lines]))
+    source, _ = plan(tmp_path / name, split="val")
+    assert (dict(source.summary.classes), source.summary.label_type) == ({"1": 1}, "string"), "train has words"
 
 
 def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None:

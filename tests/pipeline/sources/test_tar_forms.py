@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from tests.pipeline.sources.test_tar import PNG, images, labelled, reasons, said, tar_bytes
 from tests.pipeline.sources.zoo import encoded, flat
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import Reason, SourceError
+from tokenshards.pipeline.conversion.split_runs import splits_of_source
+from tokenshards.pipeline.conversion.understand import understand
+from tokenshards.pipeline.errors import DoubtError, Reason, SourceError
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import ImageSource, open_source, read_slice
 from tokenshards.pipeline.sources.tars import bytes as archive_bytes
@@ -194,6 +196,25 @@ def test_members_like_labels(suffix: str, tmp_path: Path) -> None:
 def test_free_text_in_a_member_like_a_label_is_only_noted(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([m for n in range(9) for m in ((f"{n}.jpg", JPG), (f"{n}.target", f"thing {n}".encode()))]))
     assert planned(tmp_path)[0].summary.label_type is None and "members that are not used: .target (9)" in said(tmp_path)
+
+
+def test_splits_inside_a_tar(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/{n}.jpg" for split in ("train", "val2017") for name in ("cat", "dog") for n in range(3)]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([(name, JPG) for name in names]))
+    source, _ = planned(tmp_path)
+    with pytest.raises(DoubtError, match=r"inputs are of 2 splits, train \(6\), val \(6\), and would be mixed.*--split train takes one"):
+        understand(source, SourceConfig(), lambda line: None)
+    for rule in (None, "first"):
+        source, found = planned(tmp_path, SourceConfig(split="val", label_from=rule))
+        assert [record.label for record in images(found)] == ["cat"] * 3 + ["dog"] * 3, "folders are counted below the split"
+        assert left_out(found) == {"of another split": 6} and source.summary.left_out["of another split"].count == 6
+    assert len(images(planned(tmp_path, SourceConfig(split="all"))[1])) == 12
+    with pytest.raises(SourceError, match=r"no image is of the split 'test'.*seen: train, val"):
+        planned(tmp_path, SourceConfig(split="test"))
+    assert splits_of_source(str(tmp_path), SourceConfig()) == ("train", "val")
+    (tmp_path / "b.tar").write_bytes(tar_bytes([("1.jpg", JPG)]))
+    with pytest.raises(DoubtError, match="1 images are of no split"):
+        splits_of_source(str(tmp_path), SourceConfig())
 
 
 def test_class_folders_inside_a_tar(tmp_path: Path) -> None:

@@ -97,6 +97,13 @@ def oriented_jpeg(orientation: int) -> bytes:
     return encoded(stored, "JPEG", quality=95, exif=exif.tobytes())
 
 
+def five_bands() -> bytes:
+    """Return a TIFF of five bands of 8 bits, as satellites send them: no colours have so many."""
+    tags = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 200), (277, 5), (279, 320), (338, 0)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    return (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + bytes(320)
+
+
 def text_bomb() -> bytes:
     """Return a small valid PNG whose zTXt chunk inflates to 100 MB."""
     body = b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9)
@@ -188,8 +195,10 @@ def files() -> dict[str, tuple[bytes, ZooCase]]:
     add("lab.tiff", encoded(lab, "TIFF"), ORANGE, 4, usual)  # type: ignore[arg-type]
     add("float.tiff", encoded(Image.fromarray(np.full((40, 48), 0.5, np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE)
     add("int32.tiff", encoded(Image.fromarray(np.full((40, 48), 70_000, np.int32)), "TIFF"), Reason.UNSUPPORTED_MODE)
+    add("bands.tiff", five_bands(), Reason.UNSUPPORTED_MODE)
     interlaced = raw_interlaced_png(ORANGE)
     add("interlaced.png", interlaced, ORANGE, 0, (8, 8))
+    add("large-profile.png", encoded(flat(), "PNG", icc_profile=bytes(2 << 20)), ORANGE, 0, usual)
     # Several frames: the first counts
     frames = {"save_all": True, "append_images": [flat(TEAL), flat(TEAL)], "duration": 50}
     add("moving.gif", encoded(flat(), "GIF", **frames), ORANGE, 0, usual)
@@ -211,9 +220,12 @@ def files() -> dict[str, tuple[bytes, ZooCase]]:
     add("empty.jpg", b"", Reason.EMPTY)
     add("text.jpg", b"This is not a image, whatever its name says.\n" * 20, Reason.NOT_AN_IMAGE)
     add("page.png", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    add("git-lfs.jpg", pointer.encode(), Reason.NOT_AN_IMAGE)
     add("zeros.png", bytes(4096), Reason.NOT_AN_IMAGE)
     cut = encoded(noise(), "JPEG", quality=90)
     add("truncated.jpg", cut[: len(cut) // 2], Reason.TRUNCATED)
+    add("truncated-by-a-few-bytes.jpg", cut[:-12], Reason.TRUNCATED)
     cut = encoded(noise(), "JPEG", quality=90, progressive=True)
     add("truncated-progressive.jpg", cut[: len(cut) // 2], Reason.TRUNCATED)
     add("truncated-header.jpg", cut[:40], Reason.TRUNCATED)
@@ -236,6 +248,9 @@ def files() -> dict[str, tuple[bytes, ZooCase]]:
     # Not inputs
     add("notes.txt", b"label,file\n", IGNORED)
     add("Thumbs.db", b"\xd0\xcf\x11\xe0", IGNORED)
+    add("desktop.ini", b"[.ShellClassInfo]", IGNORED)
+    add("._plain.jpg", b"\0\5\x16\7", IGNORED)
+    add(".hidden.jpg", encoded(flat(), "JPEG"), IGNORED)
     add("no-extension", encoded(flat(), "PNG"), IGNORED)
     return zoo
 
