@@ -21,7 +21,7 @@ from tests.pipeline.sources.zoo import encoded, noise
 from tokenshards.pipeline.canonical import unseal
 from tokenshards.pipeline.config import ImageRules, PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.estimate import estimate_job
-from tokenshards.pipeline.errors import Reason, SourceError
+from tokenshards.pipeline.errors import PlanError, Reason, SourceError
 from tokenshards.pipeline.images import extras
 from tokenshards.pipeline.images.headers import HEAD_BYTES
 from tokenshards.pipeline.job.batches import DecodedBatch
@@ -121,6 +121,23 @@ def test_jpegs_cost_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert source.config.image_rules == ImageRules() and rows and not chosen
     settle_sixteen_bit(open_source(str(write_pngs(tmp_path / "pngs", 16)), SourceConfig()), [*rows, replace(rows[0], path="a.png")])
     assert [row.path for row in chosen] == ["a.png"]
+
+
+def test_a_plan_that_saw_no_16_bit_image_contradicts_no_answer(tokenizer: Path, tmp_path: Path) -> None:
+    """`scale` then changes nothing, which is said; where planning saw such images, another answer is another plan."""
+    eight, twelve = write_pngs(tmp_path / "eight", 0), write_pngs(tmp_path / "twelve", 12)
+    made(eight, tmp_path / "out", tokenizer)
+    for answer, notes in (("auto", 0), ("high-byte", 0), ("scale", 1)):
+        found, lines = made(eight, tmp_path / "out", tokenizer, ImageRules(sixteen_bit=answer))
+        assert found == content(tokenizer)
+        assert sum("planning saw no 16-bit image, so --sixteen-bit scale changes nothing" in line for line in lines) == notes
+    made(twelve, tmp_path / "scaled", tokenizer)
+    with pytest.raises(PlanError, match=r"--sixteen-bit high-byte \(the plan has scale\)"):
+        made(twelve, tmp_path / "scaled", tokenizer, ImageRules(sixteen_bit="high-byte"))
+    convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(rules=2))
+    convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="high-byte")))
+    with pytest.raises(PlanError, match=r"--sixteen-bit scale \(the plan has high-byte\)"):
+        convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="scale")))
 
 
 def test_only_16_bit_images_are_read_whole_and_no_more_than_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
