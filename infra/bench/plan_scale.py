@@ -2,6 +2,7 @@
 
     python infra/bench/plan_scale.py                                     # 1,000, 10^6 and 10^7 objects
     python infra/bench/plan_scale.py --sizes 1000000 10000000 100000000  # needs about 25 GB of free disk; once, by hand
+    python infra/bench/plan_scale.py --against OLD_CHECKOUT              # did planning become slower? Folder, tables, tars
 
 The objects belong to a bucket that does not exist: an fsspec file system answers `ls` with generated entries (60 characters of path, 1,000
 classes, 1,000 objects a folder, sizes, etags). All further work is that of `tokenize`: Store.list, FolderSource, sample for the fit, spool,
@@ -9,6 +10,11 @@ partition, parts, and the plan published to a local folder. Bars for each tenfol
 times the peak memory; from 1,000 to 10^6 objects memory grows by less than 50 MB. `ratio` is the worst of these over its bar and should be
 at most 1. Planning is one thread, so wall seconds equal CPU seconds where nothing else runs; `wall_ratio` is shown without a bar.
 Temporary files lie under --scratch and are removed.
+
+With `--against` the CPU seconds of planning five forms of input (`plan_forms.py`) are compared with those of an older checkout, in
+interleaved pairs. `ratio` is then the largest median of after over before, each with its 95 % interval; the bar is that no interval lies
+wholly above 1.05. Tars have no bar: older versions read some of their headers, newer ones all of them, to lose no image. Beside it stands
+the peak memory of planning one tar of 10^5 and one of 10^6 members; from the first to the second it grows by less than 50 MB.
 """
 
 from __future__ import annotations
@@ -23,6 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from plan_forms import BAR, COUNTS, compare_forms, tar_memory, write_few_images
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = "--child"
@@ -182,6 +190,28 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"ratio": round(max(worst), 3) if worst else None, "limit": 1, "steps": steps}
 
 
+def against(before: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the planning of this checkout with that of an older one."""
+    with tempfile.TemporaryDirectory(prefix="plan-scale-", dir=options.scratch) as name:
+        scratch = Path(name)
+        fit = [str(ROOT / "cli.py"), "fit-tokenizer", str(scratch / "images"), str(scratch / "tokenizer"), "--size", "16", "--codes", "16"]
+        write_few_images(scratch / "images")
+        subprocess.run([sys.executable, *fit], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        counts = {form: max(1_000, round(COUNTS[form] * options.scale)) for form in options.forms}
+        forms = compare_forms(before, ROOT, counts, scratch / "tokenizer", scratch, options.pairs)
+        memory = tar_memory(ROOT, options.tar_members, scratch / "tokenizer", scratch) if options.tar_members else None
+    barred = [found for form, found in forms.items() if form != "tar"]
+    return {
+        "name": "plan_scale_against",
+        "ratio": max((found["ratio"] for found in barred), default=None),
+        "bar": BAR,
+        "within_bar": all(found["within_bar"] for found in barred) and (memory is None or memory["within_bar"]),
+        "pairs": options.pairs,
+        "forms": forms,
+        "tar_memory": memory,
+    }
+
+
 def main() -> None:
     if sys.argv[1:2] == [CHILD]:
         plan_once(int(sys.argv[2]), Path(sys.argv[3]))
@@ -189,7 +219,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 1_000_000, 10_000_000])
     parser.add_argument("--scratch", help="where temporary files and plans go; the system's temporary folder by default")
+    parser.add_argument("--against", type=Path, help="older checkout with which to compare the planning of five forms of input")
+    parser.add_argument("--forms", nargs="*", choices=COUNTS, default=list(COUNTS), help="with --against: forms to compare")
+    parser.add_argument("--pairs", type=int, default=9, help="with --against")
+    parser.add_argument("--scale", type=float, default=1.0, help="with --against: more or fewer images, such as 0.01 for a trial")
+    parser.add_argument("--tar-members", type=int, nargs="*", default=[100_000, 1_000_000], help="with --against: sizes of one tar")
     options = parser.parse_args()
+    if options.against is not None:
+        print(json.dumps(against(options.against.resolve(), options)))
+        return
     runs = [in_fresh_process(count, options.scratch) for count in sorted(options.sizes)]
     print(json.dumps({"name": "plan_scale", **compare(runs), "sample": SAMPLE, "runs": runs}))
 

@@ -18,9 +18,10 @@ from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
-__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source"]
+__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source", "sixteen_bit_note"]
 
 PROBED_ROWS = 16
+SIXTEEN_BIT = "--sixteen-bit"
 
 
 class Reporter(Protocol):
@@ -95,6 +96,8 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         if wanted not in (default, have)
     ]
     planned, untouched = _options_of(plan.source_config(SourceConfig())), _options_of(SourceConfig())
+    if planned[SIXTEEN_BIT] == "auto":
+        planned[SIXTEEN_BIT] = "scale" if sixteen_bit_note(plan, request) else "high-byte"
     for option, wanted in _options_of(request.source).items():
         if wanted not in (untouched[option], planned[option]):
             different.append(f"{option} {wanted} (the plan has {planned[option]})")
@@ -108,6 +111,20 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
             f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
         )
+
+
+def sixteen_bit_note(plan: Plan, request: TokenizeRequest) -> str | None:
+    """Return what a person should know who asks to scale 16-bit images where planning saw none; None in all other cases.
+
+    The request does not contradict such a plan. Plans by older rules looked for none.
+    """
+    planned = plan.source_config(SourceConfig())
+    if request.source.image_rules.sixteen_bit != "scale" or planned.image_rules.sixteen_bit != "auto" or planned.rules < 3:
+        return None
+    return (
+        f"planning saw no 16-bit image, so {SIXTEEN_BIT} scale changes nothing here: of one that comes all the same the plan keeps the "
+        "high byte, and counts it if it becomes dark. Choose another output to have it scaled"
+    )
 
 
 def _options_of(config: SourceConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
-from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source
+from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
@@ -62,6 +62,8 @@ class Conversion:
             refuse_nesting(request.source_url, request.source, store)
             chain = self._plan_once()
         check_request(chain[0], request)
+        if note := sixteen_bit_note(chain[0], request):
+            self._reporter.say(f"note: {note}")
         check_source(store, chain, request)
         return replace(finish_chain(store, chain, request, self._runner, self._reporter), understood=self._understood)
 

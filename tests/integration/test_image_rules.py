@@ -21,15 +21,16 @@ from tests.pipeline.sources.zoo import encoded, noise
 from tokenshards.pipeline.canonical import unseal
 from tokenshards.pipeline.config import ImageRules, PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.estimate import estimate_job
-from tokenshards.pipeline.errors import Reason, SourceError
+from tokenshards.pipeline.errors import PlanError, Reason, SourceError
 from tokenshards.pipeline.images import extras
+from tokenshards.pipeline.images.headers import HEAD_BYTES
 from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.ledger.reencode import ReencodingConfig, reencode_sample
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import load_manifest
-from tokenshards.pipeline.sources import open_source, pixel_depth
+from tokenshards.pipeline.sources import open_source, pixel_depth, sample
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
@@ -65,7 +66,7 @@ def made(src: Path, out: Path, tokenizer: Path | None, rules: ImageRules = Image
 def test_images_of_few_bits_in_16_are_scaled_by_default_and_said(bits: int, tokenizer: Path, tmp_path: Path) -> None:
     found, lines = made(write_pngs(tmp_path / "src", bits), tmp_path / "out", tokenizer)
     assert found == content(tokenizer), "as bright as the same images in 8 bits"
-    assert any(f"use at most {bits} of their bits" in line and "--sixteen-bit" in line for line in lines)
+    assert any(f"uses {bits} of its bits" in line and "--sixteen-bit" in line for line in lines)
     plan = load_plan(Store(str(tmp_path / "out")))
     assert plan is not None and plan.format_version == "1.1"
     assert plan.source_config(SourceConfig()).image_rules.sixteen_bit == "scale"
@@ -105,7 +106,7 @@ def test_members_of_tars_and_cells_of_tables_are_looked_at_too(kind: str, tokeni
                 archive.addfile(member, io.BytesIO(data))
     found, lines = made(tmp_path / "src", tmp_path / "out", tokenizer)
     assert sorted(found.values()) == sorted(content(tokenizer).values())
-    assert any("use at most 12 of their bits" in line for line in lines)
+    assert any("uses 12 of its bits" in line for line in lines)
 
 
 def test_jpegs_cost_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +121,54 @@ def test_jpegs_cost_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert source.config.image_rules == ImageRules() and rows and not chosen
     settle_sixteen_bit(open_source(str(write_pngs(tmp_path / "pngs", 16)), SourceConfig()), [*rows, replace(rows[0], path="a.png")])
     assert [row.path for row in chosen] == ["a.png"]
+
+
+def test_a_plan_that_saw_no_16_bit_image_contradicts_no_answer(tokenizer: Path, tmp_path: Path) -> None:
+    """`scale` then changes nothing, which is said; where planning saw such images, another answer is another plan."""
+    eight, twelve = write_pngs(tmp_path / "eight", 0), write_pngs(tmp_path / "twelve", 12)
+    made(eight, tmp_path / "out", tokenizer)
+    for answer, notes in (("auto", 0), ("high-byte", 0), ("scale", 1)):
+        found, lines = made(eight, tmp_path / "out", tokenizer, ImageRules(sixteen_bit=answer))
+        assert found == content(tokenizer)
+        assert sum("planning saw no 16-bit image, so --sixteen-bit scale changes nothing" in line for line in lines) == notes
+    made(twelve, tmp_path / "scaled", tokenizer)
+    with pytest.raises(PlanError, match=r"--sixteen-bit high-byte \(the plan has scale\)"):
+        made(twelve, tmp_path / "scaled", tokenizer, ImageRules(sixteen_bit="high-byte"))
+    convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(rules=2))
+    convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="high-byte")))
+    with pytest.raises(PlanError, match=r"--sixteen-bit scale \(the plan has high-byte\)"):
+        convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="scale")))
+
+
+def test_only_16_bit_images_are_read_whole_and_no_more_than_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8-bit files the header alone is read, also of a TIFF whose tags stand at its end."""
+    write_pngs(tmp_path / "src", 0)
+    for index, big in enumerate((noise((300, 300), seed=1), noise((90, 90), seed=2))):
+        (tmp_path / "src" / f"z{index}.tif").write_bytes(encoded(big, "TIFF", compression="tiff_lzw"))
+    whole: list[str] = []
+    ranges: list[tuple[int, int]] = []
+    fetch, read = sample.fetch_file, Store.read
+
+    def ranged(store: Store, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        ranges.append((start or 0, end or 0))
+        return read(store, path, start, end)
+
+    monkeypatch.setattr(
+        sample, "fetch_file", lambda store, row, *more, **named: whole.append(row.path) or fetch(store, row, *more, **named)
+    )
+    monkeypatch.setattr(Store, "read", ranged)
+    source = open_source(str(tmp_path / "src"), SourceConfig())
+    rows = list(source.list_rows())
+    settle_sixteen_bit(source, rows)
+    assert not whole and source.config.image_rules == ImageRules()
+    assert len(ranges) >= 8 and all(stop - start <= HEAD_BYTES for start, stop in ranges)
+    for index in range(20):
+        (tmp_path / "src" / f"deep{index:02}.png").write_bytes(png16(EIGHT[0] << 4))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    source = open_source(str(tmp_path / "src"), SourceConfig())
+    settle_sixteen_bit(source, list(source.list_rows()))
+    assert source.config.image_rules.sixteen_bit == "scale" and 1 <= len(whole) < 12
+    assert all(name.startswith("deep") for name in whole)
 
 
 @pytest.mark.parametrize("config", [SourceConfig(rules=2), SourceConfig(frozen=True)])
@@ -196,7 +245,7 @@ def test_an_estimate_follows_the_rules(tmp_path: Path) -> None:
         config = SourceConfig(image_rules=ImageRules(accept_truncated=lenient))
         found = estimate_job(str(src), config, PlanConfig(), fit, tokenizer=None, workers=1, price_per_hour=None, say=lines.append)
         assert found.bad_share == pytest.approx(bad)
-    assert any("use at most 12 of their bits" in line for line in lines)
+    assert any("uses 12 of its bits" in line for line in lines)
 
 
 @pytest.mark.skipif(bool(extras.installed_extras()), reason="an extra is installed, and Pillow knows its format in this process")
