@@ -175,7 +175,7 @@ def _nearly_equal(summary: SourceSummary) -> Doubt | None:
 
 
 def _table_beside(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
-    if not summary.tables_beside or (asked.label_from or "").startswith("file:"):
+    if not summary.tables_beside or asked.label_from is not None or asked.no_labels:
         return None
     shown = ", ".join(summary.tables_beside)
     one = len(summary.tables_beside) == 1

@@ -13,6 +13,7 @@ from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanR
 from tokenshards.pipeline.sources.base import read_file_row, readable_text, refuse_options
 from tokenshards.pipeline.sources.doubts import images_not_taken
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind_of_folder, junk_kind_of_name
+from tokenshards.pipeline.sources.label_files import likely_tables
 from tokenshards.pipeline.sources.label_table import LabelTable
 from tokenshards.pipeline.sources.labels.rule import LabelRule
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_at
@@ -216,8 +217,10 @@ class FolderSource:
         elif config.label_from == "none":
             summary.notes.append("no labels, as --label-from none asks")
         elif not summary.classes and self._rule.of_folders:
+            summary.label_rule = "none"
             summary.notes.append("no labels (flat folder: put each class in its own sub-folder to get labels)")
-        summary.tables_beside = beside.few()
+        if self._rule.of_folders and not self.config.frozen:
+            summary.tables_beside = likely_tables(self.store, beside.few(), self.config)
         larger = beside.container_bytes > summary.bytes
         if beside.tars or (beside.containers and larger):  # a small Parquet file is rather a table about the images
             sentence = f"{beside.containers} tar or Parquet files beside the images are ignored"

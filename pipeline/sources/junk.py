@@ -20,9 +20,11 @@ def is_hidden(path: str) -> bool:
 def junk_kind(path: str) -> str | None:
     """Return the kind of junk that a relative path names, None if it may be data. For folders, tars and tables alike.
 
-    A path that begins with `./`, as `tar -cf x.tar .` writes it, is taken without that.
+    `./`, as `tar -cf x.tar .` writes it, and `../` in a path name no hidden folder.
     """
-    folder, _, name = path.removeprefix("./").rpartition("/")
+    if "./" in path:
+        path = "/".join(part for part in path.split("/") if part not in (".", ".."))
+    folder, _, name = path.rpartition("/")
     return junk_kind_of_folder(folder) or junk_kind_of_name(name)
 
 

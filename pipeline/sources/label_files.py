@@ -11,12 +11,13 @@ from itertools import chain, islice
 from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import SourceError, shorten
+from tokenshards.pipeline.errors import MissingObjectError, SourceError, TransientStorageError, shorten
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.label_lines import KEY_NAMES, word_lines
 from tokenshards.pipeline.sources.labels.cell_values import ListLabelError, plain_label, whole_floats, whole_number
 from tokenshards.pipeline.sources.labels.values import LabelType, infer_label_type
 from tokenshards.pipeline.sources.source_store import SourceStore
+from tokenshards.pipeline.sources.summary import Doubt
 from tokenshards.pipeline.sources.tables.binary import class_names, is_binary, open_binary
 from tokenshards.pipeline.sources.tables.columns import LABEL_NAMES
 from tokenshards.pipeline.sources.tables.files import parsing
@@ -24,7 +25,7 @@ from tokenshards.pipeline.sources.tables.rows import class_of
 from tokenshards.pipeline.sources.tables.text import TextTable, looks_like_image, open_text
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, is_absolute
 
-__all__ = ["TABLES", "LabelRows", "find_tables", "read_labels"]
+__all__ = ["TABLES", "LabelRows", "find_tables", "likely_tables", "read_labels"]
 
 MAX_ROWS = 20_000_000
 """Most rows of a table of labels: they are held in memory."""
@@ -46,6 +47,7 @@ class LabelRows:
     in_order: bool = False
     """Whether the table is a list of labels without keys."""
     notes: list[str] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
 
 
 def find_tables(store: Store, table: str) -> tuple[Store, list[ObjectInfo]]:
@@ -68,6 +70,22 @@ def find_tables(store: Store, table: str) -> tuple[Store, list[ObjectInfo]]:
         here = f"; it lies in the present folder, so give {os.path.abspath(table)}" if store.is_local and os.path.exists(table) else ""
         raise SourceError(f"--label-from file:{shorten(table)}: there is no such table below {store.url}, where its path begins{here}")
     return place, infos
+
+
+def likely_tables(store: Store, paths: Sequence[str], config: SourceConfig) -> list[str]:
+    """Return those of some tables beside images whose head shows which column names the images and which holds the label."""
+    found = []
+    for path in paths:
+        info = store.info(path)
+        if info is None:
+            continue
+        try:
+            with parsing(store.place(path)):
+                _Table(store, info, config)
+        except (SourceError, MissingObjectError, TransientStorageError):
+            continue  # it is no table of labels, or it cannot be read: then it is not proposed
+        found.append(path)
+    return found
 
 
 def read_labels(store: Store, infos: Sequence[ObjectInfo], config: SourceConfig) -> LabelRows:

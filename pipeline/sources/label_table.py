@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import threading
 import unicodedata
 
@@ -78,6 +79,7 @@ class LabelTable:
             )
         summary.class_order = rows.class_order
         summary.notes += rows.notes
+        summary.doubts += rows.doubts
         summary.notes += label_notes(summary.classes, rows.label_type)
         if self._missing:
             shown = ", ".join(self._without)
@@ -165,13 +167,34 @@ def _join_in_order(rows: LabelRows, store: Store, where: str) -> None:
         raise SourceError(
             f"{where}: its lines name images, such as {shorten(rows.labels[0])}, and hold no label; expected a name and a label"
         )
+    if not names_sorted:
+        raise SourceError(
+            f"{where} holds labels without the names of images, in the order of the images: that is for a folder of images, and there is "
+            "none. Unpack the tars, or give a table with a column of names or keys"
+        )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(
             f"{where} holds {len(rows.labels):,} labels without the names of images; expected as many as there are images, "
             f"{len(names_sorted):,}, to take them in the order of the sorted paths, or a column with names"
         )
+    by_number = sorted(names_sorted, key=_by_number)
+    if by_number != names_sorted:
+        place = next(place for place, name in enumerate(names_sorted) if name != by_number[place])
+        rows.doubts.append(
+            Doubt(
+                sentence=f"{where} has no names, and the order of its labels is not sure: as text {names_sorted[place]} comes before "
+                f"{by_number[place]}, as numbers after it; the order of the text is taken",
+                option="a table with a column of names; --yes takes the order of the text",
+                grave=True,
+            )
+        )
     rows.places.update((unicodedata.normalize("NFC", name), row) for row, name in enumerate(names_sorted))
     rows.notes.append(f"{where} has no names: its {len(rows.labels):,} labels are given to the images in the order of their sorted paths")
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a sort key by which `2.jpg` comes before `10.jpg`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _names_of(places: dict[str, int]) -> dict[str, int]:

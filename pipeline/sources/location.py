@@ -20,6 +20,7 @@ from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind
+from tokenshards.pipeline.sources.label_files import likely_tables
 from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.nothing_found import LOOKED_FOR, nothing_found
 from tokenshards.pipeline.sources.source_store import SourceStore
@@ -41,6 +42,8 @@ _LISTS = {".txt", ".txt.gz", ".txt.zst"}
 
 PROBED_IMAGES = 1000
 """After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
+MOST_PROPOSED = 3
+"""So many tables beside tars are looked into, whether they may be tables of labels."""
 _OF_A_DATASET = {MANIFEST_POINTER, "tokenizer/tokenizer.json"}
 _MAGIC = re.compile(r"[*?\[{]")
 
@@ -131,12 +134,15 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
     beside = [readable_text(info.path) for info in found.tables if not _holds_images([info])]
-    if source.kind == "tar" and config.rules > 2 and beside and not (config.label or config.label_from or config.no_labels):
+    unasked = source.kind == "tar" and config.rules > 2 and not (config.label or config.label_from or config.no_labels)
+    beside = likely_tables(store, beside[:MOST_PROPOSED], config) if unasked else []
+    if beside:
         sentence = f"{beside[0]} lies beside the tars and may be a table of their labels; no labels are taken from there"
         source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
-        labels = f"; --label-from 'file:*{kind}' takes labels from them" if source.kind == "tar" else ""
+        tables = unasked and likely_tables(store, [readable_text(others[0].path)], config)
+        labels = f"; --label-from 'file:*{kind}' takes labels from them" if tables else ""
         source.summary.doubts.append(
             Doubt(
                 sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",

@@ -209,8 +209,10 @@ def kind_of_type(arrow_type: Any) -> str:
     if types.is_dictionary(arrow_type):
         return kind_of_type(arrow_type.value_type)
     if types.is_struct(arrow_type):
-        index = arrow_type.get_field_index("bytes")
-        return "bytes" if index >= 0 and kind_of_type(arrow_type.field(index).type) == "bytes" else str(arrow_type)
+        index, path = arrow_type.get_field_index("bytes"), arrow_type.get_field_index("path")
+        kind = kind_of_type(arrow_type.field(index).type) if index >= 0 else ""
+        named = kind == "null" and path >= 0 and kind_of_type(arrow_type.field(path).type) == "string"  # bytes are null in all rows
+        return "bytes" if kind == "bytes" or named else str(arrow_type)
     tests = {
         "bytes": (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view),
         "string": (types.is_string, types.is_large_string, types.is_string_view),

@@ -181,6 +181,9 @@ def _zip_members(file: io.BufferedReader) -> Iterator[Member]:
     except Exception as error:  # zipfile raises many types for a damaged index
         raise Damaged(0, f"the index at the end of the zip cannot be read ({error}): the zip was cut, or is none") from None
     infos = archive.infolist()
+    if not any("/" in info.filename for info in infos):  # some programs of Windows write its own separator
+        for info in infos:
+            info.filename = info.filename.replace("\\", "/")
     infos.sort(key=lambda info: (_first_key(info.filename), posixpath.splitext(info.filename)))
     for info in infos:
         mode = info.external_attr >> 16

@@ -28,6 +28,7 @@ __all__ = ["describe", "settle", "survey_tars"]
 NAMES_SHOWN = 12
 FEW_PARENTS = 8
 """So many folders may be classes even if each holds one image."""
+_ARCHIVES = {"zip", "7z", "rar", "gz"}
 _SHARD_NAME = re.compile(r"\d+|.*[-_.]\d+|(shard|part|chunk|data|images?|train|val|test|valid|validation|dev)s?\d*", re.IGNORECASE)
 _SPLIT_OR_KIND = re.compile(
     r"\d+|train(ing)?|val(id(ation)?)?|dev|test|images?|imgs?|jpe?gs?|pngs?|masks?|labels?|data|(part|shard|chunk|batch)[-_ ]?\d+",
@@ -80,9 +81,10 @@ def settle(survey: TarSurvey, where: str) -> SourceConfig:
         )
     if survey.members and not survey.with_images and not survey.damages:
         suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
+        inside = "; of archives inside it only tars are read, so unpack the others" if _ARCHIVES & survey.suffixes.keys() else ""
         raise SourceError(
             f"{where}: no image in {survey.tars} tar{'s' if survey.tars > 1 else ''}, whose members are {suffixes}; expected members such "
-            "as NAME.jpg, or the suffix of the images by --image-member NAME"
+            f"as NAME.jpg, or the suffix of the images by --image-member NAME{inside}"
         )
     if survey.list_of_labels:
         raise SourceError(f"{survey.list_of_labels}; expected one value. {LIST_OPTIONS}; --no-labels takes no labels")

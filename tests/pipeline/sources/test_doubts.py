@@ -114,14 +114,20 @@ def test_tables_beside_images_are_named_with_the_option(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     (doubt,) = doubts(tmp_path)
     assert doubt.sentence.startswith("train.csv lies beside the images") and doubt.option == "--label-from file:train.csv"
+    assert doubts(tmp_path, SourceConfig(label_from="first")) == doubts(tmp_path, SourceConfig(no_labels=True)) == []
 
 
 def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_first(tmp_path: Path) -> None:
     put(tmp_path, "train/n01/images/1.png", "train/n02/images/2.png", "val/images/3.png", *(f"train/n0{n}/boxes.txt" for n in range(9)))
-    put(tmp_path, "val/val_annotations.txt", "wnids.txt", "words.txt")
+    (tmp_path / "val/val_annotations.txt").write_text("3.png\tn01\t0\t0\n")
+    (tmp_path / "wnids.txt").write_text("n01\nn02\n")
+    (tmp_path / "words.txt").write_text("n01\tentity\nn02\tthing\n")
     assert "val/val_annotations.txt, wnids.txt, words.txt lie beside" in sentences(tmp_path)
     assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
-    put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv", "labels.csv")
+    put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv")
+    for name in ("labels.csv", "stats.csv"):
+        (tmp_path / "k" / name).write_text("id,breed\n1,owl\n2,crow\n" if name == "labels.csv" else "a,b,c\n1,2,3\n")
+    (tmp_path / "k" / "annotations.json").write_text('{"images": [], "annotations": []}')
     assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
     (tmp_path / "k" / "labels.csv").rename(tmp_path / "k" / "labels.feather")
     assert "labels.feather lies beside the images" in sentences(tmp_path / "k")

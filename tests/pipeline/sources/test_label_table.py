@@ -92,6 +92,18 @@ def test_lists_whose_lines_hold_more_words_than_two(images: Path) -> None:
     assert labels(images, "list.txt")[1] == {"train/0a1.jpg": "big cat", "train/0b2.jpg": "big dog"}
 
 
+def test_the_order_of_a_list_is_in_doubt_where_names_hold_numbers_without_zeros(images: Path) -> None:
+    for name in ("train/10.jpg", "train/9.jpg"):
+        (images / name).write_bytes(PNG)
+    (images / "list.txt").write_text("a\nb\nc\nd\n")
+    source, found = labels(images, "list.txt")
+    assert found == {"train/0a1.jpg": "a", "train/0b2.jpg": "b", "train/10.jpg": "c", "train/9.jpg": "d"}
+    (doubt,) = (doubt for doubt in source.summary.doubts if doubt.grave)
+    assert "as text train/10.jpg comes before train/9.jpg" in doubt.sentence
+    (images / "train/9.jpg").rename(images / "train/09.jpg")
+    assert not any(doubt.grave for doubt in labels(images, "list.txt")[0].summary.doubts)
+
+
 def test_whole_numbers_among_empty_cells(images: Path) -> None:
     for cells, expected in ((("1.0", "2.0"), [1, 2]), (("1.0", ""), [1, None]), (("7", ""), [7, None])):
         (images / "t.csv").write_text("id,label\n" + "".join(f"{name},{cell}\n" for name, cell in zip(("0a1", "0b2"), cells, strict=True)))
@@ -171,6 +183,16 @@ def test_tars_with_a_table_beside_them(tmp_path: Path) -> None:
     _opened.clear()  # as in another process
     with pytest.raises(SourceError, match="has changed since the plan was made"):
         list(read_slice(store, rows[0], planned, "int64", {}))
+
+
+def test_a_list_without_names_is_not_for_tars(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        info = tarfile.TarInfo("1.jpg")
+        info.size = len(PNG)
+        archive.addfile(info, io.BytesIO(PNG))
+    (tmp_path / "list.txt").write_text("cat\n")
+    with pytest.raises(SourceError, match="in the order of the images: that is for a folder of images, and there is none. Unpack the tars"):
+        labels(tmp_path, "list.txt")
 
 
 def test_options_that_do_not_go_together(images: Path) -> None:

@@ -195,6 +195,9 @@ def test_structs_without_bytes_name_files(folder: Path) -> None:
     assert (first.data, second.data) == (PNG, PNG)
     assert isinstance(third, FailedRecord) and third.error.reason is Reason.MISSING
     assert isinstance(fourth, AbsentRecord)
+    no_bytes = pa.struct([("bytes", pa.null()), ("path", pa.string())])
+    found = records(parquet(folder / "n.parquet", image=pa.array([{"bytes": None, "path": "1.png"}, None], no_bytes)))
+    assert found[0].data == PNG and isinstance(found[1], AbsentRecord)
 
 
 def test_file_names_of_structs_are_ids_where_each_occurs_once(tmp_path: Path) -> None:

@@ -351,6 +351,16 @@ def test_compression_is_known_by_its_bytes(pack: object, name: str, tmp_path: Pa
     assert list(reasons(found).values()) == [Reason.BAD_CONTAINER] and len(images(found)) < 40
 
 
+def test_a_zip_with_the_separator_of_windows(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("cat/1.jpg", "dog/2.jpg"):
+            info = zipfile.ZipInfo(name)
+            info.filename = name.replace("/", "\\")  # the constructor of ZipInfo would replace none of them on this system
+            archive.writestr(info, JPG)
+    _, found = planned(tmp_path / "a.zip")
+    assert [(record.sample_id, record.label) for record in images(found)] == [("a.zip#cat/1", "cat"), ("a.zip#dog/2", "dog")]
+
+
 def test_a_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in [
