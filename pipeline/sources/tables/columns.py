@@ -163,6 +163,10 @@ def choose_columns(
             if name is not None:
                 choice.required(name, "--path-template")
     label, note = choice.label(image)
+    further = [name for name, kind in kinds.items() if kind == "bytes" and name not in (image, *config.meta)]
+    if further and config.image_column is None:
+        beside = f"images in column {', '.join(further)} would not be taken: --image-column NAME takes another column than {image}"
+        note = f"{note}; {beside}" if note else beside
     holds: Holds = "bytes" if image is not None and kinds[image] == "bytes" else "encoded" if encoded else "URIs"
     taken = (image, label, config.id_column, *config.meta)
     return Columns(

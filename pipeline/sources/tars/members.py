@@ -17,7 +17,10 @@ from tokenshards.pipeline.sources.splits import split_at, split_of_file
 from tokenshards.pipeline.sources.tars.headers import DAMAGE, FOLDER, NESTED, SPECIAL, Damaged, Member
 
 __all__ = [
+    "ARCHIVES",
     "SNIFFED_BYTES",
+    "TWO_DEEP",
+    "UNREAD_ARCHIVE",
     "Part",
     "SeenKeys",
     "Stray",
@@ -30,6 +33,9 @@ __all__ = [
 ]
 
 SNIFFED_BYTES = 16
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".tzst", ".tar.zst")
+TWO_DEEP = "an archive inside an archive inside the tar"
+UNREAD_ARCHIVE = "an archive inside that is not read (a zip, or one in a zip)"
 MOST_PARTS = 4096
 """A longer run of members with one key is cut into several samples, which are judged as one key that comes again."""
 TEXT_SUFFIXES = frozenset("cls csv html json jsonl label md npy npz pickle pkl pt pth pyd target tsv txt xml yaml yml".split())
@@ -129,7 +135,7 @@ def _stray_kind(name: str, kind: str) -> str:
     if junk is not None:
         return junk
     if kind is SPECIAL or kind is NESTED:
-        return "an archive inside an archive inside the tar" if kind is NESTED else "a device, a pipe or a sparse file"
+        return TWO_DEEP if kind is NESTED else "a device, a pipe or a sparse file"
     if name.startswith("__") and name.partition("/")[0].endswith("__"):
         return "webdataset's own (__NAME__)"
     return ""

@@ -25,7 +25,9 @@ from tokenshards.pipeline.sources.tars.labels import (
     raw_label,
 )
 from tokenshards.pipeline.sources.tars.members import (
+    ARCHIVES,
     SNIFFED_BYTES,
+    UNREAD_ARCHIVE,
     Part,
     SeenKeys,
     Stray,
@@ -123,6 +125,8 @@ def stray_parts(sample: TarSample) -> Iterator[tuple[str, str]]:
     for part in sample.parts.values():
         if part.member.kind in (HARD_LINK, SYMLINK) and isinstance(part.error, BadMember):
             kind = "links to folders or out of the tar"
+        elif part.member.name.lower().endswith(ARCHIVES):
+            kind = UNREAD_ARCHIVE
         else:
             kind = f".{part.suffix.rpartition('.')[2]} without an image" if part.suffix else "without extension"
         yield kind, part.member.name

@@ -17,7 +17,7 @@ from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.sources.tars.counts import Values
 from tokenshards.pipeline.sources.tars.labels import CAPTION, LABEL_SUFFIXES
-from tokenshards.pipeline.sources.tars.members import is_image
+from tokenshards.pipeline.sources.tars.members import TWO_DEEP, UNREAD_ARCHIVE, is_image
 from tokenshards.pipeline.sources.tars.partner import partner_labels, partner_path
 from tokenshards.pipeline.sources.tars.read import HOW_TO_SORT, LIST_OPTIONS, told_members
 from tokenshards.pipeline.sources.tars.survey import TarSurvey
@@ -270,6 +270,9 @@ def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
         doubt = several_images(survey.several, survey.several_example, survey.several_members, lost=survey.several_lost)
         key = ", --key last-dot ends keys at the last dot" if config.tar_key == "first-dot" and survey.keys.dotted else ""
         doubts.append(replace(doubt, option=f"{doubt.option}{key}"))
+    for count, example in (survey.left_out[kind] for kind in (TWO_DEEP, UNREAD_ARCHIVE) if kind in survey.left_out):
+        sentence = f"{count:,} {'archive is' if count == 1 else 'archives are'} not read, such as {example}, and may hold images"
+        doubts.append(Doubt(sentence=sentence, option="unpack them, to take the images inside"))
     if survey.others:
         doubts.append(
             Doubt(

@@ -478,6 +478,12 @@ def test_paths_that_lack_a_folder_or_an_extension_are_a_doubt(folder: Path) -> N
 # Splits
 
 
+def test_a_second_column_of_images_is_said(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "t.parquet", image=[numbered(0)], mask=[numbered(1)])
+    assert "images in column mask would not be taken: --image-column NAME takes another column than image" in notes(plan(path)[0])
+    assert "would not be taken" not in notes(plan(path, image_column="mask")[0])
+
+
 def test_a_split_column(tmp_path: Path) -> None:
     splits = ["train", "val", "train", "validation", None]
     parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(5)], split=splits)

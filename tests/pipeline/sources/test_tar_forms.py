@@ -198,6 +198,17 @@ def test_free_text_in_a_member_like_a_label_is_only_noted(tmp_path: Path) -> Non
     assert planned(tmp_path)[0].summary.label_type is None and "members that are not used: .target (9)" in said(tmp_path)
 
 
+def test_archives_that_are_not_read_are_a_doubt(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(packed(("1.jpg", JPG), ("more.zip", b"PK")))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("2.jpg", JPG)
+        archive.writestr("in.tar.gz", gzip.compress(packed(("3.jpg", JPG))))
+    source, found = planned(tmp_path)
+    (doubt,) = source.summary.doubts
+    assert doubt.sentence == "2 archives are not read, such as a.tar#more.zip, and may hold images" and not doubt.grave
+    assert len(images(found)) == 2 and list(left_out(found)) == ["an archive inside that is not read (a zip, or one in a zip)"]
+
+
 def test_splits_inside_a_tar(tmp_path: Path) -> None:
     names = [f"{split}/{name}/{n}.jpg" for split in ("train", "val2017") for name in ("cat", "dog") for n in range(3)]
     (tmp_path / "a.tar").write_bytes(tar_bytes([(name, JPG) for name in names]))

@@ -87,8 +87,16 @@ IN_JSON = {
 }
 
 
+SAME_TYPES = {
+    pa.string(): [pa.string(), pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    pa.binary(): [pa.binary(), pa.binary(), pa.large_binary(), pa.binary_view()],
+}
+"""Types of Arrow that hold the same."""
+
+
 def write_columns(tree: Tree, name: str, columns: dict[str, tuple[Any, Any]], metadata: dict[bytes, bytes] | None = None) -> str:
     """Write Parquet or Arrow by the extension of the name; `columns` are values and types. Row groups have any number of rows, or all."""
+    columns = {column: (values, tree.one(SAME_TYPES.get(kind, [kind]))) for column, (values, kind) in columns.items()}
     fields = [pa.field(column, kind) for column, (_, kind) in columns.items()]
     arrays = [pa.array(values, kind) for values, kind in columns.values()]
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))

@@ -15,8 +15,8 @@ from tests.pipeline.sources.tree_grammar import Maker, Stated, Tree, text, whole
 
 __all__ = ["FOLDERS"]
 
-SPLITS = ["train", "val", "test", "training", "validation", "train_images", "val2017"]
-OF_SPLIT = {"training": "train", "validation": "val", "train_images": "train", "val2017": "val"}
+SPLITS = ["train", "val", "test", "training", "validation", "train_images", "val2017", "Train", "test-set"]
+OF_SPLIT = {"training": "train", "validation": "val", "train_images": "train", "val2017": "val", "Train": "train", "test-set": "test"}
 
 
 def stated(path: str, rule: str, below: str | None = None) -> Stated:
