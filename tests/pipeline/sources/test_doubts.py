@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 from tests.pipeline.sources.test_folder import PNG, put
 from tokenshards.pipeline.config import SourceConfig
@@ -129,7 +131,8 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
         (tmp_path / "k" / name).write_text("id,breed\n1,owl\n2,crow\n" if name == "labels.csv" else "a,b,c\n1,2,3\n")
     (tmp_path / "k" / "annotations.json").write_text('{"images": [], "annotations": []}')
     assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
-    (tmp_path / "k" / "labels.csv").rename(tmp_path / "k" / "labels.feather")
+    feather.write_feather(pa.table({"id": ["1", "2"], "breed": ["owl", "crow"]}), tmp_path / "k" / "labels.feather")
+    (tmp_path / "k" / "labels.csv").unlink()
     assert "labels.feather lies beside the images" in sentences(tmp_path / "k")
 
 
