@@ -42,7 +42,7 @@ class Estimate:
 
     images: int
     images_exact: bool
-    """False for tars, whose number of members is extrapolated from a sample."""
+    """False where the number is extrapolated from a sample, as for tars of a remote store."""
     bytes_in: int
     shards: int
     requests: int
@@ -57,6 +57,8 @@ class Estimate:
     seconds_per_stage: dict[str, float]
     """Seconds per image on one worker."""
     bad_share: float
+    absent_share: float
+    """Of the sample: inputs of which a table says that there is no image."""
     tokenizer: str
     matched: tuple[str, ...]
     understood: dict[str, Any]
@@ -74,11 +76,8 @@ class Estimate:
         stages = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in self.seconds_per_stage.items())
         about = "" if self.images_exact else "about "
         time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else f"{3600 * self.hours:.0f} seconds"
-        more = ", …" if self.label_count > len(self.labels) else ""
-        labels = f"{self.label_count:,}: {', '.join(map(str, self.labels))}{more}"
         return [
             ("images", f"{about}{self.images:,} ({self.bytes_in / 1e6:,.1f} MB)"),
-            *([("labels", labels)] if self.labels else []),
             ("tokenizer", self.tokenizer),
             ("shards", f"{self.shards:,}"),
             ("requests", f"{self.requests:,}"),
@@ -88,6 +87,7 @@ class Estimate:
             ("money", "give --price-per-hour" if self.money is None else f"{self.money:,.2f}"),
             ("bottleneck", f"{self.bottleneck} ({stages} per image and worker)"),
             ("bad inputs in the sample", f"{self.bad_share:.1%}"),
+            *([("absent in the sample", f"{self.absent_share:.1%} (the table says that there is no image)")] if self.absent_share else []),
         ]
 
 
@@ -157,6 +157,7 @@ def estimate_job(
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
         bad_share=1 - timed.decoded / timed.inputs,
+        absent_share=timed.absent / (timed.inputs + timed.absent),
         tokenizer=about,
         matched=tuple(matched),
         understood=source.summary.to_json(),
@@ -168,8 +169,11 @@ def estimate_job(
 def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
     """Return the number of images of a source, and whether it is exact.
 
-    For tars it is extrapolated from the bytes of the sample; of inputs that may be absent, from their share in the sample.
+    For tars that planning did not read whole it is extrapolated from the bytes of the sample; of inputs that may be absent, from their
+    share in the sample.
     """
+    if spool.tars and summary.images >= 0:
+        return summary.images, True
     if spool.tars == 0:
         absent = round(spool.inputs * timed.absent / max(1, timed.inputs + timed.absent))
         return spool.inputs - absent, timed.absent == 0

@@ -72,7 +72,7 @@ def settle(survey: TarSurvey, where: str) -> SourceConfig:
     if survey.complete and survey.damages and not survey.members:
         raise SourceError(f"{where}: nothing can be read; {survey.damages[0]}. Expected a tar, or a zip of images")
     if survey.members and not survey.with_images and not survey.damages:
-        suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
+        suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.lone_suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
         raise SourceError(
             f"{where}: no image in {survey.tars} tar{'s' if survey.tars > 1 else ''}, whose members are {suffixes}; expected members such "
             "as NAME.jpg, or the suffix of the images by --image-member NAME"
@@ -273,9 +273,10 @@ def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
         doubts.append(Doubt(sentence=f"the label of an image is the {what}, because nothing else is one", option="--label-from none"))
     if survey.without_images and survey.with_images:
         example = readable_text(survey.without_images[0])
+        noun, verb = ("tar holds", "is") if len(survey.without_images) == 1 else ("tars hold", "are")
         doubts.append(
             Doubt(
-                sentence=f"{len(survey.without_images):,} tars hold no image and are left out, such as {example}",
+                sentence=f"{len(survey.without_images):,} {noun} no image and {verb} left out, such as {example}",
                 option="--label-from file:FOLDER takes labels from tars of the same names",
             )
         )

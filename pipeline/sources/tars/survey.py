@@ -65,6 +65,7 @@ class TarSurvey:
     images: int = 0
     """Images that the rules take."""
     keys: KeyCounts = field(default_factory=KeyCounts)
+    """Of the tars that hold an image: what lies in others, such as a devkit, decides nothing."""
     several: int = 0
     several_lost: int = 0
     several_example: str = ""
@@ -77,6 +78,9 @@ class TarSurvey:
     list_of_labels: str = ""
     json_keys: set[str] = field(default_factory=set)
     suffixes: Counter[str] = field(default_factory=Counter)
+    """Of samples with an image."""
+    lone_suffixes: Counter[str] = field(default_factory=Counter)
+    """Of samples without one."""
     image_suffixes: set[str] = field(default_factory=set)
     candidates: dict[str, Values] = field(default_factory=dict)
     """Values of text members that may be labels: `.txt`, `.target` and so on."""
@@ -98,6 +102,8 @@ class TarSurvey:
     with_images: list[str] = field(default_factory=list)
     table: LabelTable | None = None
     """The table that labels come from, joined by name."""
+    _keys: KeyCounts = field(default_factory=KeyCounts)
+    """Of the present tar."""
     _configs: dict[str, SourceConfig] = field(default_factory=dict)
 
     def look(self, files: Sequence[ObjectInfo]) -> None:
@@ -164,6 +170,7 @@ class TarSurvey:
     def _take(self, info: ObjectInfo, seen: Iterable[_Seen]) -> None:
         path, order, images, members = readable_text(info.path), KeyOrder(), self.images + self.others, self.members
         needed = needed_suffixes(self.config)
+        self._keys = KeyCounts()
         self.tars += 1
         for found in seen:
             if isinstance(found, TarSample):
@@ -178,6 +185,7 @@ class TarSurvey:
                 self.damages.append(f"{path}: {getattr(found, 'detail', found)}")
         if self.images + self.others > images:
             self.with_images.append(info.path)
+            self.keys.merge(self._keys)
         elif self.members > members:
             self.without_images.append(info.path)
 
@@ -190,16 +198,17 @@ class TarSurvey:
         if order == "apart":
             self.apart = self.apart or f"{path}, key {readable_text(sample.key)}"
             return
-        self.keys.add(sample)
+        self._keys.add(sample)
         if order == "again":
             self.again += 1
             return
-        self.suffixes.update(sample.parts.keys())
         if not sample.images:
+            self.lone_suffixes.update(sample.parts.keys())
             if not ({"cls", "json", config.label} & sample.parts.keys()):
                 for kind, name in stray_parts(sample):
                     self._leave_out(kind, f"{path}#{readable_text(name)}")
             return
+        self.suffixes.update(sample.parts.keys())
         self.image_suffixes.update(sample.images)
         chosen = choose_images(sample.images, config.image_member)
         self.samples += 1

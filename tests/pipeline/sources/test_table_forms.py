@@ -62,7 +62,7 @@ def parquet(place: Path, /, **columns: Any) -> Path:
 
 
 def notes(source: Any) -> str:
-    return "\n".join(source.summary.notes)
+    return "\n".join([f"labels: {source.summary.label_rule}", *source.summary.notes])
 
 
 @pytest.fixture
