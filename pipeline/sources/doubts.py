@@ -13,7 +13,7 @@ from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
-__all__ = ["add_doubts", "images_not_taken", "null_column", "refuse_grave", "several_images"]
+__all__ = ["ANY_IMAGES", "add_doubts", "images_not_taken", "null_column", "refuse_grave", "several_images"]
 
 FEW_CLASSES = 5
 """Up to so many classes, one whose name is that of a split is a doubt; among more it may well be a class."""
@@ -22,7 +22,8 @@ FEW_IMAGES, GRAVE_IMAGES = 10, 100
 _NUMBER = re.compile(r"-?[0-9]+")
 _DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12][0-9]|3[01]))?([T_ -].*)?")
 _SHARD = re.compile(r"[0-9]{4,}|(part|shard|chunk|batch)[-_ ]?[0-9]+", re.IGNORECASE)
-_ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
+ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
+"""Names of folders that say nothing about the images in them."""
 _NO_LABELS = "--label-from none if these are no classes"
 
 
@@ -110,7 +111,7 @@ def _one_class(summary: SourceSummary, from_paths: bool) -> Doubt | None:
         return None
     option = "--label NAME names another column, --no-labels takes none"
     if from_paths:
-        folder = "file:TABLE takes a table" if str(label).lower() in _ANY_IMAGES else "parent takes the folder that holds the image"
+        folder = "file:TABLE takes a table" if str(label).lower() in ANY_IMAGES else "parent takes the folder that holds the image"
         option = f"--label-from {folder}, --label-from none takes no labels"
     return Doubt(sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs", option=option)
 
@@ -131,7 +132,7 @@ def _numbers(summary: SourceSummary) -> Doubt | None:
 
 
 def _any_images(summary: SourceSummary) -> Doubt | None:
-    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in _ANY_IMAGES), None)
+    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in ANY_IMAGES), None)
     if name is None or len(summary.classes) == 1:  # then it is said that one class holds all
         return None
     return Doubt(

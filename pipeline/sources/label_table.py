@@ -15,6 +15,7 @@ from tokenshards.pipeline.sources.junk import junk_kind
 from tokenshards.pipeline.sources.label_files import TABLES, LabelRows, find_tables, read_labels
 from tokenshards.pipeline.sources.labels.cell_values import label_notes
 from tokenshards.pipeline.sources.labels.values import LabelType
+from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_at
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 
@@ -50,7 +51,7 @@ class LabelTable:
         rows = read_labels(place, infos, config)
         where = place.place(infos[0].path)
         if rows.in_order:
-            _join_in_order(rows, store, where)
+            _join_in_order(rows, store, where, config)
         return LabelTable(rows, where, table)
 
     def label_of(self, path: str, key: str = "") -> Label:
@@ -155,11 +156,21 @@ def table_version(store: Store, table: str) -> str:
     return " ".join(f"{info.size}:{info.version}" for info in infos)[:2000]
 
 
-def _join_in_order(rows: LabelRows, store: Store, where: str) -> None:
-    """Give the labels of a list without names to the images in the order of their paths; raises SourceError if the numbers differ."""
+def _join_in_order(rows: LabelRows, store: Store, where: str, config: SourceConfig) -> None:
+    """Give the labels of a list without names to the images in the order of their paths; raises SourceError if the numbers differ.
+
+    With --split the list is of the images of that split.
+    """
+    asked = asked_split(config.split)
     images = image_extensions()
     names = (readable_text(info.path) for info in store.list())
-    names_sorted = sorted(name for name in names if extension(name) in images and junk_kind(name) is None)
+    names_sorted = sorted(
+        name
+        for name in names
+        if extension(name) in images
+        and junk_kind(name) is None
+        and (asked in (None, ALL_SPLITS) or split_at(posixpath.dirname(name), asked)[0] == asked)
+    )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(
             f"{where} holds {len(rows.labels):,} labels without the names of images; expected as many as there are images, "
