@@ -212,19 +212,26 @@ def plan_command(
         parts: dict[str | None, SourceConfig] = {None: source}
         if splits:
             parts = dict(splits_of_source(src, source, reporter.say).items())
-        estimates = {
-            split: estimate_job(
+        adopted, classes = None, frozenset[int | str]()
+        if tokenizer:
+            adopted, _, known = adopt_tokenizer(tokenizer, weights)
+            classes = frozenset(known)
+        estimates = {}
+        for split, part in parts.items():
+            if split is not None:
+                reporter.say(f"split {split}:")
+            estimates[split] = estimate_job(
                 src,
                 part,
                 PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
                 FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-                tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+                tokenizer=adopted,
                 workers=count,
                 price_per_hour=price_per_hour,
+                classes=classes,
                 say=reporter.say,
             )
-            for split, part in parts.items()
-        }
+            classes = classes or estimates[split].classes  # the other splits get the class table of the first
     if as_json:
         whole = {split: estimate.to_json() for split, estimate in estimates.items()}
         print_json({"splits": whole} if splits else whole[None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -66,10 +66,13 @@ class Estimate:
     labels: tuple[int | str, ...]
     """Up to ten labels that the listing found; labels of tars are known only when the tars are read."""
     label_count: int
+    classes: frozenset[int | str]
+    """All labels that the listing found, up to 100,000; not in the JSON."""
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {**asdict(self), "matched": list(self.matched), "labels": list(self.labels)}
+        plain = {name: value for name, value in asdict(self).items() if name != "classes"}
+        return {**plain, "matched": list(self.matched), "labels": list(self.labels)}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
@@ -114,9 +117,10 @@ def estimate_job(
     tokenizer: Tokenizer | None,
     workers: int,
     price_per_hour: float | None,
+    classes: Iterable[int | str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Estimate:
-    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate.
+    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate. `classes`: an inherited class table.
 
     Raises what listing and fitting raise, and DoubtError where the input is in grave doubt.
     """
@@ -126,7 +130,7 @@ def estimate_job(
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         settle_sixteen_bit(source, listing.sample)
         doubt_lfs_pointers(source, listing.sample)
-        matched = understand(source, source_config, say)
+        matched = understand(source, source_config, say, classes)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
         timed = time_sample(source, listing.sample, used, plan_config)
         images, exact = count_images(timed, listing.spool, source.summary)
@@ -163,6 +167,7 @@ def estimate_job(
         understood=source.summary.to_json(),
         labels=tuple(sorted(source.summary.labels, key=lambda label: (isinstance(label, str), label))[:LABELS_SHOWN]),
         label_count=len(source.summary.labels),
+        classes=frozenset(source.summary.labels),
     )
 
 

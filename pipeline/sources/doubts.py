@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import DoubtError, shorten
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
+from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
-__all__ = ["ANY_IMAGES", "add_doubts", "images_not_taken", "null_column", "refuse_grave", "several_images"]
+__all__ = ["ANY_IMAGES", "add_doubts", "images_not_taken", "new_classes", "null_column", "refuse_grave", "several_images"]
 
 FEW_CLASSES = 5
 """Up to so many classes, one whose name is that of a split is a doubt; among more it may well be a class."""
@@ -67,6 +68,21 @@ def several_images(samples: int, example: str, members: Sequence[str], *, lost: 
 def images_not_taken(sentence: str, option: str) -> Doubt:
     """Return the grave doubt about images that would be lost."""
     return Doubt(sentence=sentence, option=option, grave=True)
+
+
+def new_classes(summary: SourceSummary, known: Iterable[Label]) -> Doubt | None:
+    """Return the doubt about classes that the class table of the dataset with the tokenizer does not have; None without a table."""
+    table = set(map(str, known))
+    new = [label for label in summary.classes if str(label) not in table]
+    if not table or not new:
+        return None
+    count = sum(summary.classes[label] for label in new)
+    what = f"the class {shorten(new[0])} ({count:,}) is" if len(new) == 1 else f"{len(new):,} classes, such as {shorten(new[0])}, are"
+    every = ", which is every class of this input" if len(new) == len(summary.classes) else ""
+    return Doubt(
+        sentence=f"{what} not in the class table of the training set{every}: added at its end",
+        option="--label, --label-from or --split if its classes are meant otherwise",
+    )
 
 
 def null_column(column: str, nulls: int, rows: int, option: str) -> Doubt | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_a_dataset_per_split(split_source: Path, tmp_path: Path) -> None:
     run_cli("tokenize", str(split_source), str(out), *SMALL, "--splits")
     assert (out / "val" / "manifest.json").exists()
     assert json.loads((out / SPLIT_INDEX).read_text())["splits"] == ["train", "val"]
+
+
+def test_a_class_that_only_a_later_split_has_is_said_by_plan_and_tokenize(split_source: Path, tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    shutil.copytree(split_source, src)
+    next((src / "val").iterdir()).rename(src / "val" / "emu")
+    for command in ("plan", "tokenize"):
+        said = call_cli(command, str(src), str(tmp_path / "out"), "--size", "16", "--codes", "16", "--workers", "1", "--splits")[1]
+        assert said.count("the class 'emu' (") == 1 and "is not in the class table of the training set" in said
 
 
 def test_one_split_of_a_source_is_a_dataset_and_continues_without_the_option(split_source: Path, tmp_path: Path) -> None:

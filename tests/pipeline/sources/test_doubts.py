@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import DoubtError
 from tokenshards.pipeline.sources import SourceSummary, open_source
-from tokenshards.pipeline.sources.doubts import null_column, several_images
+from tokenshards.pipeline.sources.doubts import new_classes, null_column, several_images
 from tokenshards.pipeline.sources.summary import Doubt
 from tokenshards.pipeline.storage.fsspec_requests import remote_info
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -187,3 +188,14 @@ def test_the_table_says_rules_classes_and_what_is_left_out_with_examples(tmp_pat
     value = source.summary.to_json()
     assert json.loads(json.dumps(value)) == value and value["class_count"] == 12 and len(value["classes"]) == 10
     assert value["left_out"][".md"] == {"count": 1, "example": "notes.md"} and value["unlabelled"] == 1
+
+
+def test_classes_that_the_class_table_of_the_tokenizer_lacks_are_said_before_the_work(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{n}.png" for name in ("cat", "emu") for n in range(3)))
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    text = "\n".join(understand(source, SourceConfig(), lambda line: None, ("cat", "dog")))
+    assert "the class 'emu' (3) is not in the class table of the training set: added at its end" in text
+    for table, said in (((), None), (("cat", "emu"), None), ((1, 2), "2 classes, such as 'cat', are not .* which is every class")):
+        doubt = new_classes(source.summary, table)
+        assert (doubt is None) == (said is None) and (doubt is None or re.search(str(said), doubt.sentence))
