@@ -44,7 +44,7 @@ from tokenshards.pipeline.commands.process import open_runner, worker_count
 from tokenshards.pipeline.commands.source_options import SourceOptions, Splits, takes_source
 
 if TYPE_CHECKING:
-    from tokenshards.pipeline.config import RayConfig
+    from tokenshards.pipeline.config import RayConfig, SourceConfig
     from tokenshards.pipeline.conversion.request import TokenizeRequest
 
 __all__ = ["TokenizeOptions", "app"]
@@ -209,20 +209,29 @@ def plan_command(
         )
     weights = side_options("tokenizer", tokenizer, storage_option, tokenizer_option)
     with doubts_as_json(as_json):
-        names = splits_of_source(src, source) if splits else (None,)
-        estimates = {
-            split: estimate_job(
+        parts: dict[str | None, SourceConfig] = {None: source}
+        if splits:
+            parts = dict(splits_of_source(src, source, reporter.say).items())
+        adopted, classes = None, frozenset[int | str]()
+        if tokenizer:
+            adopted, _, known = adopt_tokenizer(tokenizer, weights)
+            classes = frozenset(known)
+        estimates = {}
+        for split, part in parts.items():
+            if split is not None:
+                reporter.say(f"split {split}:")
+            estimates[split] = estimate_job(
                 src,
-                source if split is None else replace(source, split=split),
+                part,
                 PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
                 FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
-                tokenizer=adopt_tokenizer(tokenizer, weights)[0] if tokenizer else None,
+                tokenizer=adopted,
                 workers=count,
                 price_per_hour=price_per_hour,
+                classes=classes,
                 say=reporter.say,
             )
-            for split in names
-        }
+            classes = classes or estimates[split].classes  # the other splits get the class table of the first
     if as_json:
         whole = {split: estimate.to_json() for split, estimate in estimates.items()}
         print_json({"splits": whole} if splits else whole[None])

@@ -18,7 +18,8 @@ __all__ = ["closing_notes"]
 def closing_notes(store: Store, plan: Plan, manifest: Manifest) -> Iterator[str]:
     """Yield what a person should know of a finished generation."""
     if plan.classes and (new := manifest.classes[len(plan.classes) :]):
-        yield f"{len(new)} classes, such as {new[0]!r}, are not in the given class table and were added at its end"
+        what = f"the class {new[0]!r} is" if len(new) == 1 else f"{len(new):,} classes, such as {new[0]!r}, are"
+        yield f"{what} not in the given class table; added at its end"
     yield from remark_notes(manifest.totals.get("image_remarks", {}))
     if lost := manifest.untaken.lost:
         yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Estimate:
 
     images: int
     images_exact: bool
-    """False for tars, whose number of members is extrapolated from a sample."""
+    """False where the number is extrapolated from a sample, as for tars of a remote store."""
     bytes_in: int
     shards: int
     requests: int
@@ -57,6 +57,8 @@ class Estimate:
     seconds_per_stage: dict[str, float]
     """Seconds per image on one worker."""
     bad_share: float
+    absent_share: float
+    """Of the sample: inputs of which a table says that there is no image."""
     tokenizer: str
     matched: tuple[str, ...]
     understood: dict[str, Any]
@@ -64,21 +66,21 @@ class Estimate:
     labels: tuple[int | str, ...]
     """Up to ten labels that the listing found; labels of tars are known only when the tars are read."""
     label_count: int
+    classes: frozenset[int | str]
+    """All labels that the listing found, up to 100,000; not in the JSON."""
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {**asdict(self), "matched": list(self.matched), "labels": list(self.labels)}
+        plain = {name: value for name, value in asdict(self).items() if name != "classes"}
+        return {**plain, "matched": list(self.matched), "labels": list(self.labels)}
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table as (name, value) text."""
         stages = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in self.seconds_per_stage.items())
         about = "" if self.images_exact else "about "
         time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else f"{3600 * self.hours:.0f} seconds"
-        more = ", …" if self.label_count > len(self.labels) else ""
-        labels = f"{self.label_count:,}: {', '.join(map(str, self.labels))}{more}"
         return [
             ("images", f"{about}{self.images:,} ({self.bytes_in / 1e6:,.1f} MB)"),
-            *([("labels", labels)] if self.labels else []),
             ("tokenizer", self.tokenizer),
             ("shards", f"{self.shards:,}"),
             ("requests", f"{self.requests:,}"),
@@ -88,6 +90,7 @@ class Estimate:
             ("money", "give --price-per-hour" if self.money is None else f"{self.money:,.2f}"),
             ("bottleneck", f"{self.bottleneck} ({stages} per image and worker)"),
             ("bad inputs in the sample", f"{self.bad_share:.1%}"),
+            *([("absent in the sample", f"{self.absent_share:.1%} (the table says that there is no image)")] if self.absent_share else []),
         ]
 
 
@@ -114,9 +117,10 @@ def estimate_job(
     tokenizer: Tokenizer | None,
     workers: int,
     price_per_hour: float | None,
+    classes: Iterable[int | str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Estimate:
-    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate.
+    """List the source, say what was understood, time a sample of up to 256 images, and extrapolate. `classes`: an inherited class table.
 
     Raises what listing and fitting raise, and DoubtError where the input is in grave doubt.
     """
@@ -126,7 +130,7 @@ def estimate_job(
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         settle_sixteen_bit(source, listing.sample)
         doubt_lfs_pointers(source, listing.sample)
-        matched = understand(source, source_config, say)
+        matched = understand(source, source_config, say, classes)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
         timed = time_sample(source, listing.sample, used, plan_config)
         images, exact = count_images(timed, listing.spool, source.summary)
@@ -157,19 +161,24 @@ def estimate_job(
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
         bad_share=1 - timed.decoded / timed.inputs,
+        absent_share=timed.absent / (timed.inputs + timed.absent),
         tokenizer=about,
         matched=tuple(matched),
         understood=source.summary.to_json(),
         labels=tuple(sorted(source.summary.labels, key=lambda label: (isinstance(label, str), label))[:LABELS_SHOWN]),
         label_count=len(source.summary.labels),
+        classes=frozenset(source.summary.labels),
     )
 
 
 def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) -> tuple[int, bool]:
     """Return the number of images of a source, and whether it is exact.
 
-    For tars it is extrapolated from the bytes of the sample; of inputs that may be absent, from their share in the sample.
+    For tars that planning did not read whole it is extrapolated from the bytes of the sample; of inputs that may be absent, from their
+    share in the sample.
     """
+    if spool.tars and summary.images >= 0:
+        return summary.images, True
     if spool.tars == 0:
         absent = round(spool.inputs * timed.absent / max(1, timed.inputs + timed.absent))
         return spool.inputs - absent, timed.absent == 0

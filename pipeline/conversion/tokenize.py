@@ -102,16 +102,15 @@ class Conversion:
         ) as listing:
             settle_sixteen_bit(source, listing.sample or listing.spread)
             doubt_lfs_pointers(source, listing.sample or listing.spread)
-            matched = understand(source, request.source, say)
-            self._understood = source.summary.to_json()
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)
+            matched = understand(source, request.source, say, classes)
+            self._understood = source.summary.to_json()
+            if request.tokenizer_url:
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
                     say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
-                    if source.summary.classes and {str(label) for label in source.summary.labels}.isdisjoint(map(str, classes)):
-                        say(f"note: none of the classes seen, such as {next(iter(source.summary.classes))!r}, is in that class table")
             else:
                 images = sum(row.inputs for row in listing.sample)
                 about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read
@@ -139,7 +138,7 @@ class Conversion:
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard
-        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {plan.shard_rows:,} images"
+        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {-(-plan.images_planned // plan.shards):,} images"
         say(f"plan {plan.plan_id[:12]}: {plan.shards} shard{'' if plan.shards == 1 else 's'} of {size}")
         return plan
 

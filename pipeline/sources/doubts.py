@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import DoubtError, shorten
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
+from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
-__all__ = ["add_doubts", "images_not_taken", "null_column", "refuse_grave", "several_images"]
+__all__ = ["ANY_IMAGES", "add_doubts", "images_not_taken", "new_classes", "null_column", "refuse_grave", "several_images"]
 
 FEW_CLASSES = 5
 """Up to so many classes, one whose name is that of a split is a doubt; among more it may well be a class."""
@@ -22,7 +23,8 @@ FEW_IMAGES, GRAVE_IMAGES = 10, 100
 _NUMBER = re.compile(r"-?[0-9]+")
 _DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12][0-9]|3[01]))?([T_ -].*)?")
 _SHARD = re.compile(r"[0-9]{4,}|(part|shard|chunk|batch)[-_ ]?[0-9]+", re.IGNORECASE)
-_ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
+ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
+"""Names of folders that say nothing about the images in them."""
 _NO_LABELS = "--label-from none if these are no classes"
 
 
@@ -66,6 +68,21 @@ def several_images(samples: int, example: str, members: Sequence[str], *, lost: 
 def images_not_taken(sentence: str, option: str) -> Doubt:
     """Return the grave doubt about images that would be lost."""
     return Doubt(sentence=sentence, option=option, grave=True)
+
+
+def new_classes(summary: SourceSummary, known: Iterable[Label]) -> Doubt | None:
+    """Return the doubt about classes that the class table of the dataset with the tokenizer does not have; None without a table."""
+    table = set(map(str, known))
+    new = [label for label in summary.classes if str(label) not in table]
+    if not table or not new:
+        return None
+    count = sum(summary.classes[label] for label in new)
+    what = f"the class {shorten(new[0])} ({count:,}) is" if len(new) == 1 else f"{len(new):,} classes, such as {shorten(new[0])}, are"
+    every = ", which is every class of this input" if len(new) == len(summary.classes) else ""
+    return Doubt(
+        sentence=f"{what} not in the class table of the training set{every}: added at its end",
+        option="--label, --label-from or --split if its classes are meant otherwise",
+    )
 
 
 def null_column(column: str, nulls: int, rows: int, option: str) -> Doubt | None:
@@ -112,7 +129,7 @@ def _one_class(summary: SourceSummary, from_paths: bool) -> Doubt | None:
     option = "--label NAME names another column, --no-labels takes none"
     if from_paths:
         deeper = any(example.count("/") > 1 for example in summary.examples)
-        flat = str(label).lower() in _ANY_IMAGES and not deeper
+        flat = str(label).lower() in ANY_IMAGES and not deeper
         folder = "file:TABLE takes a table" if flat else "parent takes the folder that holds the image"
         option = f"--label-from {folder}, --label-from none takes no labels"
     return Doubt(sentence=f"one class, {shorten(label)}, holds all {count:,} labelled inputs", option=option)
@@ -134,7 +151,7 @@ def _numbers(summary: SourceSummary) -> Doubt | None:
 
 
 def _any_images(summary: SourceSummary) -> Doubt | None:
-    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in _ANY_IMAGES), None)
+    name = next((label for label in summary.classes if isinstance(label, str) and label.lower() in ANY_IMAGES), None)
     if name is None or len(summary.classes) == 1:  # then it is said that one class holds all
         return None
     return Doubt(

@@ -16,6 +16,7 @@ from tokenshards.pipeline.sources.junk import junk_kind
 from tokenshards.pipeline.sources.label_files import TABLES, LabelRows, find_tables, read_labels
 from tokenshards.pipeline.sources.labels.cell_values import label_notes
 from tokenshards.pipeline.sources.labels.values import LabelType
+from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_at
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 
@@ -51,7 +52,7 @@ class LabelTable:
         rows = read_labels(place, infos, config)
         where = place.place(infos[0].path)
         if rows.in_order:
-            _join_in_order(rows, store, where)
+            _join_in_order(rows, store, where, config)
         return LabelTable(rows, where, table)
 
     def label_of(self, path: str, key: str = "") -> Label:
@@ -157,11 +158,21 @@ def table_version(store: Store, table: str) -> str:
     return " ".join(f"{info.size}:{info.version}" for info in infos)[:2000]
 
 
-def _join_in_order(rows: LabelRows, store: Store, where: str) -> None:
-    """Give the labels of a list without names to the images in the order of their paths; raises SourceError if the numbers differ."""
+def _join_in_order(rows: LabelRows, store: Store, where: str, config: SourceConfig) -> None:
+    """Give the labels of a list without names to the images in the order of their paths; raises SourceError if the numbers differ.
+
+    With --split the list is of the images of that split.
+    """
+    asked = asked_split(config.split)
     images = image_extensions()
     names = (readable_text(info.path) for info in store.list())
-    names_sorted = sorted(name for name in names if extension(name) in images and junk_kind(name) is None)
+    names_sorted = sorted(
+        name
+        for name in names
+        if extension(name) in images
+        and junk_kind(name) is None
+        and (asked in (None, ALL_SPLITS) or split_at(posixpath.dirname(name), asked)[0] == asked)
+    )
     named = {one for name in names_sorted for last in (name, posixpath.basename(name)) for one in (last, without_extension(last))}
     if 2 * sum(label in named for label in rows.labels) > len(rows.labels):
         raise SourceError(

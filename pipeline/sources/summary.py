@@ -16,6 +16,10 @@ __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
 
 MAX_LABELS_COUNTED = 100_000
 CLASSES_SHOWN, KINDS_SHOWN = 10, 8
+LONGEST_SHOWN = 40
+"""Longer names of classes, such as captions, are cut in the table."""
+NO_LABELS = "no labels"
+"""So begins the note that says why there are none."""
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -76,10 +80,12 @@ class SourceSummary:
     """Inputs by split, as folders or file names say."""
     label_type: LabelType | None = None
     meta_types: dict[str, MetaType] = field(default_factory=dict)
+    image_rule: str = ""
+    """Which column of a table holds the images; as the rules below the end of a sentence."""
     id_rule: str = ""
     label_rule: str = ""
     meta_rule: str = ""
-    """How ids, labels and meta columns are made, each as the end of a sentence."""
+    """How ids, labels and meta columns are made."""
     newer_inputs: bool = False
     """Whether a worker may find inputs absent, leave out files of a container, or read inputs in another way than format 1.0."""
     notes: list[str] = field(default_factory=list)
@@ -144,22 +150,25 @@ class SourceSummary:
         rows = [("inputs", self._inputs())]
         if self.examples:
             rows.append(("for example", ", ".join(self.examples)))
-        rows += [(name, rule) for name, rule in (("id", self.id_rule), ("label", self.label_rule), ("metadata", self.meta_rule)) if rule]
+        nothing = next((note for note in self.notes if note.startswith(NO_LABELS)), "")
+        label = f"none{nothing.removeprefix(NO_LABELS)}" if nothing else self.label_rule
+        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", label), ("metadata", self.meta_rule))
+        rows += [(name, rule) for name, rule in rules if rule]
         if self.classes:
-            shown = ", ".join(f"{label} ({count:,})" for label, count in self._largest())
+            shown = ", ".join(f"{_cut(label)} ({count:,})" for label, count in self._largest())
             more = ", …" if len(self.classes) > CLASSES_SHOWN else ""
             rows.append(("classes", f"{self._class_count()}: {shown}{more}; {self.unlabelled:,} without label"))
         if self.splits:
             rows.append(("splits", ", ".join(f"{split} ({self.splits[split]:,})" for split in in_order(self.splits))))
         if self.left_out:
             rows.append(("ignored", self._ignored()))
-        rows += [("note", note) for note in (*self.notes, *([self.beside] if self.beside else []))]
+        rows += [("note", note) for note in (*self.notes, *([self.beside] if self.beside else [])) if note != nothing]
         return rows + [(f"doubt {number}", doubt.text()) for number, doubt in enumerate(self.doubts, 1)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; of the classes the first ten by number of inputs."""
         plain = ("noun", "files", "bytes", "rows", "images", "beside", "examples", "tables_beside", "unlabelled", "notes")
-        rules = ("id_rule", "label_rule", "meta_rule", "label_type", "meta_types")
+        rules = ("image_rule", "id_rule", "label_rule", "meta_rule", "label_type", "meta_types")
         return {
             **{name: getattr(self, name) for name in (*plain, *rules)},
             "matched": dict(self.matched),
@@ -177,8 +186,8 @@ class SourceSummary:
 
     def _inputs(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
-        rows = f", {self.rows} rows" if self.rows >= 0 else ""
-        images = f", {self.images:,} images" if self.images >= 0 else ""
+        rows = f", {self.rows:,} row{'' if self.rows == 1 else 's'}" if self.rows >= 0 else ""
+        images = f", {self.images:,} image{'' if self.images == 1 else 's'}" if self.images >= 0 else ""
         return f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
 
     def _class_count(self) -> str:
@@ -186,8 +195,14 @@ class SourceSummary:
 
     def _ignored(self) -> str:
         most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
-        more = f"; and {len(most) - KINDS_SHOWN} more kinds" if len(most) > KINDS_SHOWN else ""
+        rest = len(most) - KINDS_SHOWN
+        more = f"; and {rest} more kind{'' if rest == 1 else 's'}" if rest > 0 else ""
         return ", ".join(f"{found.count} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
+
+
+def _cut(label: int | str) -> str:
+    text = str(label)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 
 
 def extension(name: str) -> str:

@@ -43,6 +43,16 @@ class Columns:
     split: str | None = None
     """Column that names the split of each row."""
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    """Columns that nothing takes."""
+
+    @property
+    def image_words(self) -> str:
+        """The column of the images, and what its cells are, as the end of a sentence."""
+        if self.image is None:
+            return "the path that --path-template makes"
+        what = {"bytes": "image bytes", "URIs": "paths or URLs", "encoded": "images as text"}[self.holds]
+        return f"column {self.image}, {what}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,7 +179,7 @@ def choose_columns(
         note = f"{note}; {beside}" if note else beside
     holds: Holds = "bytes" if image is not None and kinds[image] == "bytes" else "encoded" if encoded else "URIs"
     taken = (image, label, config.id_column, *config.meta)
-    return Columns(
+    columns = Columns(
         image=image,
         holds=holds,
         template=template,
@@ -180,6 +190,7 @@ def choose_columns(
         split=choice.found((SPLIT_NAME,), "string") if SPLIT_NAME not in (image, label) else None,
         notes=(note,) if note else (),
     )
+    return replace(columns, others=tuple(name for name in kinds if name not in columns.names))
 
 
 def _id_column(choice: _Choice, name: str | None, image: str | None) -> str | None:

@@ -23,6 +23,7 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["Seen"]
 
+COLUMNS_SHOWN = 12
 _KINDS: dict[LabelType | None, str] = {"int64": "whole numbers", "string": "text", None: "all of them null"}
 _OTHER_KINDS = {
     "float64": "floats: those that are whole numbers are taken as such, others as text, NaN as no label",
@@ -80,7 +81,11 @@ class Seen:
             raise SourceError(f"{self.store.url}: the tables are empty; expected rows with images, or a column of their paths")
         summary.meta_types = self.meta.finish(first.meta)
         summary.newer_inputs |= bool(self.meta.widened)
+        summary.image_rule = first.image_words
         summary.meta_rule = ", ".join(f"column {name} ({kind})" for name, kind in summary.meta_types.items()) or "none"
+        if first.others:
+            more = ", …" if len(first.others) > COLUMNS_SHOWN else ""
+            summary.meta_rule += f"; not taken: {', '.join(first.others[:COLUMNS_SHOWN])}{more} [--meta NAME]"
         for name in sorted(self.meta.widened):
             summary.notes.append(f"values of column {name} are of several types: they are kept as {summary.meta_types[name]}")
         summary.notes += first.notes
@@ -116,7 +121,6 @@ class Seen:
         else:
             kind = f"the class names of its schema ({len(labels.names)})" if labels.names else _KINDS[summary.label_type]
             summary.label_rule = f"column {first.label}, {kind}"
-            summary.notes.append(f"labels: {summary.label_rule}")
             if labels.widened:
                 summary.notes.append(f"column {first.label} holds whole numbers and texts: all labels are text")
             if labels.disagree:

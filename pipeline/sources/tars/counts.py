@@ -123,6 +123,19 @@ class KeyCounts:
                     self.suffixes[suffix] += 1
                 self.example = self.example or sample.parts[suffix].member.name
 
+    def merge(self, other: KeyCounts) -> None:
+        """Add the counts of another tar."""
+        self.runs += other.runs
+        self.dotted += other.dotted
+        self.numbered += other.numbered
+        for suffix, count in other.suffixes.items():
+            if suffix in self.suffixes or len(self.suffixes) < MOST_SUFFIXES:
+                self.suffixes[suffix] += count
+        self.lost_by_first += other.lost_by_first
+        self.lost_by_last += other.lost_by_last
+        self.orphans_by_last += other.orphans_by_last
+        self.example = self.example or other.example
+
     def recur(self) -> bool:
         """Return whether the dotted suffixes recur over samples, as webdataset means them: `seg.png`, not `0017.png`."""
         distinct = len(self.suffixes)

@@ -80,8 +80,8 @@ def settle(survey: TarSurvey, where: str) -> SourceConfig:
             "--split out to take every image"
         )
     if survey.members and not survey.with_images and not survey.damages:
-        suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
-        inside = "; of archives inside it only tars are read, so unpack the others" if _ARCHIVES & survey.suffixes.keys() else ""
+        suffixes = ", ".join(f".{suffix}" for suffix, _ in survey.lone_suffixes.most_common(NAMES_SHOWN)) or "none with an extension"
+        inside = "; of archives inside it only tars are read, so unpack the others" if _ARCHIVES & survey.lone_suffixes.keys() else ""
         raise SourceError(
             f"{where}: no image in {survey.tars} tar{'s' if survey.tars > 1 else ''}, whose members are {suffixes}; expected members such "
             f"as NAME.jpg, or the suffix of the images by --image-member NAME{inside}"
@@ -287,9 +287,10 @@ def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
         doubts.append(Doubt(sentence=f"the label of an image is the {what}, because nothing else is one", option="--label-from none"))
     if survey.without_images and survey.with_images:
         example = readable_text(survey.without_images[0])
+        noun, verb = ("tar holds", "is") if len(survey.without_images) == 1 else ("tars hold", "are")
         doubts.append(
             Doubt(
-                sentence=f"{len(survey.without_images):,} tars hold no image and are left out, such as {example}",
+                sentence=f"{len(survey.without_images):,} {noun} no image and {verb} left out, such as {example}",
                 option="--label-from file:FOLDER takes labels from tars of the same names",
             )
         )

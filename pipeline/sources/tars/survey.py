@@ -68,6 +68,7 @@ class TarSurvey:
     images: int = 0
     """Images that the rules take."""
     keys: KeyCounts = field(default_factory=KeyCounts)
+    """Of the tars that hold an image: what lies in others, such as a devkit, decides nothing."""
     several: int = 0
     several_lost: int = 0
     several_example: str = ""
@@ -80,6 +81,9 @@ class TarSurvey:
     list_of_labels: str = ""
     json_keys: set[str] = field(default_factory=set)
     suffixes: Counter[str] = field(default_factory=Counter)
+    """Of samples with an image."""
+    lone_suffixes: Counter[str] = field(default_factory=Counter)
+    """Of samples without one."""
     image_suffixes: set[str] = field(default_factory=set)
     candidates: dict[str, Values] = field(default_factory=dict)
     """Values of text members that may be labels: `.txt`, `.target` and so on."""
@@ -103,6 +107,8 @@ class TarSurvey:
     """The table that labels come from, joined by name."""
     splits: Counter[str] = field(default_factory=Counter)
     """Images by the split that a folder inside a tar tells, where the name of the tar tells none."""
+    _keys: KeyCounts = field(default_factory=KeyCounts)
+    """Of the present tar."""
     _configs: dict[str, SourceConfig] = field(default_factory=dict)
 
     def look(self, files: Sequence[ObjectInfo]) -> None:
@@ -171,6 +177,7 @@ class TarSurvey:
         needed, asked = needed_suffixes(self.config), asked_split(self.config.split)
         named, wanted = split_of_file(path, asked) is not None, wanted_split(self.config, info.path)
         asked = None if asked == ALL_SPLITS else asked
+        self._keys = KeyCounts()
         self.tars += 1
         for found in seen:
             if isinstance(found, TarSample):
@@ -194,6 +201,7 @@ class TarSurvey:
                 self.damages.append(f"{path}: {getattr(found, 'detail', found)}")
         if self.images + self.others > images:
             self.with_images.append(info.path)
+            self.keys.merge(self._keys)
         elif self.members > members:
             self.without_images.append(info.path)
 
@@ -206,16 +214,17 @@ class TarSurvey:
         if order == "apart":
             self.apart = self.apart or f"{path}, key {readable_text(sample.key)}"
             return
-        self.keys.add(sample)
+        self._keys.add(sample)
         if order == "again":
             self.again += 1
             return
-        self.suffixes.update(sample.parts.keys())
         if not sample.images:
+            self.lone_suffixes.update(sample.parts.keys())
             if not ({"cls", "json", config.label} & sample.parts.keys()):
                 for kind, name in stray_parts(sample):
                     self._leave_out(kind, f"{path}#{readable_text(name)}")
             return
+        self.suffixes.update(sample.parts.keys())
         self.image_suffixes.update(sample.images)
         chosen = choose_images(sample.images, config.image_member)
         self.samples += 1

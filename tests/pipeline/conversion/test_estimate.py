@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ def tokenizer() -> Tokenizer:
     return PatchKMeans([np.random.default_rng(0).random((3, 12), np.float32)], patch=2, preprocess=default_preprocess(8, "test-1"))
 
 
-def estimated(src: Path, **changes: object) -> Estimate:
+def estimated(src: Path | str, **changes: object) -> Estimate:
     options: dict[str, object] = {"tokenizer": None, "workers": 2, "price_per_hour": 3.6, **changes}
     return estimate_job(str(src), SourceConfig(), PlanConfig(shard_rows=10), FIT, **options)  # type: ignore[arg-type]
 
@@ -55,13 +56,12 @@ def test_labels_are_named_and_no_fingerprint_that_the_run_will_not_have(tmp_path
     write_images(tmp_path, 24, classes=12)
     found = estimated(tmp_path)
     assert found.label_count == 12 and len(found.labels) == 10 and found.labels[:2] == ("class_0", "class_1")
-    rows = dict(found.rows())
-    assert rows["labels"].startswith("12: class_0, class_1, class_10, ") and rows["labels"].endswith(", …")
+    assert any(line.startswith("classes") and "12: class_0 (2), class_1 (2), class_10 (2), " in line for line in found.matched)
     assert "fingerprint" not in found.tokenizer and found.tokenizer.endswith("the run fits its own")
     given = tokenizer()
     assert given.spec.fingerprint[:12] in estimated(tmp_path, tokenizer=given).tokenizer
-    said, _ = call_cli("plan", str(tmp_path), str(tmp_path.parent / f"{tmp_path.name}.tokens"), "--size", "16", "--codes", "4")
-    assert "class_0, class_1" in said and "fingerprint" not in said
+    said = "".join(call_cli("plan", str(tmp_path), str(tmp_path.parent / f"{tmp_path.name}.tokens"), "--size", "16", "--codes", "4"))
+    assert "class_0 (2), class_1" in said and "fingerprint" not in said
 
 
 def test_images_of_tars_are_extrapolated_from_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,12 @@ def test_images_of_tars_are_extrapolated_from_bytes(tmp_path: Path, monkeypatch:
     for number in range(3):
         write_tar(tmp_path / "src" / f"{number}.tar", images)
     monkeypatch.setattr(estimate, "SAMPLE_IMAGES", 20)
-    found = estimated(tmp_path / "src")
+    whole = estimated(tmp_path / "src")
+    assert (whole.images, whole.images_exact) == (3 * len(images), True), "planning saw every header on this disk"
+    remote = fsspec.filesystem("memory")
+    remote.put(f"{tmp_path}/src/", "/estimated/", recursive=True)
+    found = estimated("memory://estimated")
+    remote.rm("/estimated", recursive=True)
     assert not found.images_exact and found.shards == 3
     assert found.images == pytest.approx(120, rel=0.15), "only half of one tar was read"
     assert ("images", f"about {found.images} ({found.bytes_in / 1e6:,.1f} MB)") in found.rows()

@@ -17,7 +17,7 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import DoubtError, SourceError
 from tokenshards.pipeline.sources import SourceSummary, open_source
-from tokenshards.pipeline.sources.doubts import null_column, several_images
+from tokenshards.pipeline.sources.doubts import new_classes, null_column, several_images
 from tokenshards.pipeline.sources.summary import Doubt
 from tokenshards.pipeline.storage.fsspec_requests import remote_info
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -126,7 +126,7 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
     (tmp_path / "words.txt").write_text("n01\tentity\nn02\tthing\n")
     assert "val/val_annotations.txt, wnids.txt, words.txt lie beside" in sentences(tmp_path)
     assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
-    put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv")
+    put(tmp_path / "k", *(f"train/{n}.png" for n in range(1, 50)), "sample_submission.csv")
     for name in ("labels.csv", "stats.csv"):
         (tmp_path / "k" / name).write_text("id,breed\n1,owl\n2,crow\n" if name == "labels.csv" else "a,b,c\n1,2,3\n")
     (tmp_path / "k" / "annotations.json").write_text('{"images": [], "annotations": []}')
@@ -226,3 +226,14 @@ def test_a_place_without_images_says_what_is_there(names: tuple[str, ...], said:
     place = tmp_path / names[0].rstrip("/") if names[0].endswith("/") else tmp_path
     with pytest.raises(SourceError, match=re.escape(said)):
         open_source(str(place), SourceConfig())
+
+
+def test_classes_that_the_class_table_of_the_tokenizer_lacks_are_said_before_the_work(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{n}.png" for name in ("cat", "emu") for n in range(3)))
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    text = "\n".join(understand(source, SourceConfig(), lambda line: None, ("cat", "dog")))
+    assert "the class 'emu' (3) is not in the class table of the training set: added at its end" in text
+    for table, said in (((), None), (("cat", "emu"), None), ((1, 2), "2 classes, such as 'cat', are not .* which is every class")):
+        doubt = new_classes(source.summary, table)
+        assert (doubt is None) == (said is None) and (doubt is None or re.search(str(said), doubt.sentence))

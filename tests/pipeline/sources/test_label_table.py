@@ -201,3 +201,12 @@ def test_options_that_do_not_go_together(images: Path) -> None:
     for options in ({"key_column": "id"}, {"label_first": True}):
         with pytest.raises(SourceError, match="Leave"):
             open_source(str(images), SourceConfig(**options))
+
+
+def test_a_list_without_names_is_of_the_asked_split(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "val/b.png", "val/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    (tmp_path / "ground_truth.txt").write_text("7\n9\n")
+    source = open_source(str(tmp_path), SourceConfig(label_from="file:ground_truth.txt", split="val"))
+    assert {row.path: row.label for row in source.list_rows()} == {"val/a.png": 7, "val/b.png": 9}

@@ -355,7 +355,7 @@ def test_blank_lines_of_a_jsonl_are_no_rows(tmp_path: Path) -> None:
 def test_no_labels_where_none_are_wanted(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", {"image": [PNG], "label": [7]})
     source, _ = plan(path)
-    assert "labels: column label, whole numbers" in source.summary.lines()
+    assert source.summary.label_rule == "column label, whole numbers"
     config = SourceConfig(no_labels=True)
     source, _ = plan(path, config)
     assert source.summary.label_type is None and "no labels, as --no-labels asks" in source.summary.lines()
@@ -428,7 +428,7 @@ def test_parquet_of_uris_streams_rows(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", {"uri": names, "label": pa.array(["a"] * 9000).dictionary_encode()}, row_group_size=5000)
     source, rows = plan(path)
     assert [row.path for row in rows] == names and {row.label for row in rows} == {"a"}
-    assert source.summary.rows == 9000 and "9000 rows, 1 labels" in source.summary.lines()[0].replace("label,", "labels,")
+    assert source.summary.rows == 9000 and "9,000 rows, 1 labels" in source.summary.lines()[0].replace("label,", "labels,")
 
 
 def test_duplicate_ids_of_uris_are_left_to_the_shard(tmp_path: Path) -> None:

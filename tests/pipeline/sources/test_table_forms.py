@@ -62,7 +62,7 @@ def parquet(place: Path, /, **columns: Any) -> Path:
 
 
 def notes(source: Any) -> str:
-    return "\n".join(source.summary.notes)
+    return "\n".join([f"labels: {source.summary.label_rule}", *source.summary.notes])
 
 
 @pytest.fixture
@@ -528,7 +528,7 @@ def test_labels_of_a_split_are_counted_alone_and_of_the_type_of_all(name: str, t
 
 def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
-    assert splits_of_source(str(path), SourceConfig()) == ("train", "val")
+    assert list(splits_of_source(str(path), SourceConfig())) == ["train", "val"]
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", None])
     with pytest.raises(DoubtError, match="1 rows are of no split"):
         splits_of_source(str(path), SourceConfig())

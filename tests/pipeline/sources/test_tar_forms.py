@@ -222,7 +222,7 @@ def test_splits_inside_a_tar(tmp_path: Path) -> None:
     assert len(images(planned(tmp_path, SourceConfig(split="all"))[1])) == 12
     with pytest.raises(SourceError, match=r"no image is of the split 'test'.*seen: train, val"):
         planned(tmp_path, SourceConfig(split="test"))
-    assert splits_of_source(str(tmp_path), SourceConfig()) == ("train", "val")
+    assert tuple(splits_of_source(str(tmp_path), SourceConfig())) == ("train", "val")
     (tmp_path / "b.tar").write_bytes(tar_bytes([("1.jpg", JPG)]))
     with pytest.raises(DoubtError, match="1 images are of no split"):
         splits_of_source(str(tmp_path), SourceConfig())
@@ -537,3 +537,11 @@ def test_a_compressed_archive_is_read_forward_only(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="ends at byte 3, within the header"):
         (tmp_path / "b").write_bytes(b"abc")
         list(walk(StoredBytes(Store(str(tmp_path)), "b", 3, least=512, most=512)))
+
+
+def test_a_tar_without_images_decides_no_rule_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "img_val.tar").write_bytes(packed(*((f"val_{n:08}.jpg", JPG) for n in range(3))))
+    (tmp_path / "devkit.tar").write_bytes(packed(("d/readme.txt", b"read me"), ("d/demo.val.pred.txt", b"1 2 3"), ("d/meta.mat", b"x" * 9)))
+    text = said(tmp_path)
+    assert "3 images" in text and "ends at the first dot" in text and "1 tar holds no image and is left out, such as devkit.tar" in text
+    assert not any(word in text for word in ("caption", "last-dot", "not used"))
