@@ -194,8 +194,17 @@ def against(before: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Compare the planning of this checkout with that of an older one."""
     with tempfile.TemporaryDirectory(prefix="plan-scale-", dir=options.scratch) as name:
         scratch = Path(name)
-        fit = [str(ROOT / "cli.py"), "fit-tokenizer", str(scratch / "images"), str(scratch / "tokenizer"), "--size", "16", "--codes", "16"]
-        write_few_images(scratch / "images")
+        fit = [
+            str(ROOT / "cli.py"),
+            "fit-tokenizer",
+            str(scratch / "tokenizer-images"),
+            str(scratch / "tokenizer"),
+            "--size",
+            "16",
+            "--codes",
+            "16",
+        ]
+        write_few_images(scratch / "tokenizer-images")
         subprocess.run([sys.executable, *fit], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
         counts = {form: max(1_000, round(COUNTS[form] * options.scale)) for form in options.forms}
         forms = compare_forms(before, ROOT, counts, scratch / "tokenizer", scratch, options.pairs)

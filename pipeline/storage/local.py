@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenshards.pipeline.errors import MissingObjectError, TokenshardsError, TransientStorageError
 
-__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_info", "write_local"]
+__all__ = ["TEMPORARY_PREFIX", "ObjectInfo", "errno_of", "final_error", "list_local", "local_info", "read_local", "write_local"]
 
 TEMPORARY_PREFIX = ".tokenshards-tmp-"
 _PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.EINVAL}
@@ -35,6 +35,17 @@ class ObjectInfo:
     """False for sockets, pipes, devices and broken links on a local disk."""
     archived: bool = False
     """True for an object of S3 that must be restored before it can be read, as a listing tells."""
+
+
+def read_local(full: str, start: int, end: int | None) -> bytes:
+    """Return the range [start, end) of a file as far as it exists, without fsspec, which takes three times as long for a small range."""
+    with open(full, "rb", buffering=0) as file:
+        if start:
+            file.seek(start)
+        data = file.read() if end is None else file.read(end - start)
+        while end is not None and len(data) < end - start and (more := file.read(end - start - len(data))):
+            data += more
+        return data
 
 
 def write_local(full: str, data: bytes) -> None:

@@ -24,9 +24,10 @@ from fsspec.utils import glob_translate
 from tokenshards.pipeline.activity import WAITING_FOR_STORE, doing
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, DiskFullError, MissingObjectError, TokenshardsError, TransientStorageError
+from tokenshards.pipeline.storage import local
 from tokenshards.pipeline.storage.fsspec_requests import REQUEST_SECONDS, SLOWEST, Remote, WebRemote, remote_info
 from tokenshards.pipeline.storage.listing import Folder, Page, walk
-from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error, list_local, local_info, write_local
+from tokenshards.pipeline.storage.local import TEMPORARY_PREFIX, ObjectInfo, errno_of, final_error
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS, display_url, has_credentials, masked
 from tokenshards.pipeline.storage.request_limit import is_throttling, shared_limit, status_of
 
@@ -149,15 +150,15 @@ class Store:
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of an object, or of its range [start, end)."""
         full = self.join(path)
-        if self.is_local and start is None and end is None:
-            return self._tried(path, "read", lambda: Path(full).read_bytes())
+        if self.is_local:
+            return self._tried(path, "read", lambda: local.read_local(full, start or 0, end))
         return self._tried(path, "read", lambda: self._remote.read(full, start, end), size=(end or 0) - (start or 0))
 
     def write(self, path: str, data: bytes) -> None:
         """Publish a whole object; readers see all of it or nothing. Size and checksum of an object in a remote store are checked."""
         full = self.join(path)
         if self.is_local:
-            self._tried(path, "write", lambda: write_local(full, data))
+            self._tried(path, "write", lambda: local.write_local(full, data))
         else:
             self._tried(path, "write", lambda: self._remote.write(full, data), size=len(data))
 
@@ -166,7 +167,7 @@ class Store:
         full = self.join(path)
         try:
             if self.is_local:
-                return self._tried(path, "stat", lambda: local_info(path, full))
+                return self._tried(path, "stat", lambda: local.local_info(path, full))
             return remote_info(path, self._tried(path, "stat", lambda: self._remote.info(full)))
         except MissingObjectError:
             return None
@@ -186,7 +187,7 @@ class Store:
         below `prefix`; 1 lists only the objects directly in the folder.
         """
         if self.is_local:
-            yield from list_local(self.root, prefix, temporary, levels)
+            yield from local.list_local(self.root, prefix, temporary, levels)
             return
 
         def fetch(folder: Folder) -> Page:
@@ -282,8 +283,7 @@ class Store:
     def _final(self, error: Exception, path: str, where: str, verb: str, attempt: int) -> TokenshardsError | Exception | None:
         """Return the error to raise if a retry cannot help, None if another attempt may succeed."""
         if verb == "write" and (errno_of(error) in _FULL_ERRNO or status_of(error)[0] == _FULL_STATUS):
-            why = masked(str(error), self.storage_options)
-            return DiskFullError(f"{where}: there is no room for it ({why})", advice=_MAKE_ROOM)
+            return DiskFullError(f"{where}: there is no room for it ({masked(str(error), self.storage_options)})", advice=_MAKE_ROOM)
         if self.is_local:
             return final_error(error, path, where, verb) or (error if isinstance(error, _BUGS) else None)
         if (hopeless := self._remote.hopeless(error, path, where, attempt)) is not None:

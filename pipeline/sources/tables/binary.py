@@ -62,7 +62,8 @@ class _Parquet(ColumnTable):
 
     def batches(self, names: Sequence[str], groups: Sequence[int], rows: int) -> Iterator[pa.RecordBatch]:
         if groups:
-            yield from self.file.iter_batches(rows, row_groups=list(groups), columns=list(names))
+            # Handing a single column from thread to thread costs more than it gains.
+            yield from self.file.iter_batches(rows, row_groups=list(groups), columns=list(names), use_threads=len(names) > 1)
 
 
 class _Arrow(ColumnTable):
