@@ -8,7 +8,10 @@ HIDDEN = "hidden (a name begins with a dot)"
 APPLE_DOUBLE = "AppleDouble (._ files that macOS writes)"
 SYSTEM = "of the system (such as Thumbs.db, @eaDir, __MACOSX)"
 """Names of the three kinds in the count of what is left out."""
-_FOLDERS = {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+_FOLDERS = {
+    *("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"),
+    *("_delta_log", "_spark_metadata", "_temporary"),
+}
 _FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 

@@ -139,6 +139,9 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
     if beside:
         sentence = f"{beside[0]} lies beside the tars and may be a table of their labels; no labels are taken from there"
         source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))
+    if found.delta_log:
+        sentence = "this is a Delta table, whose log says which files are current; all files are taken, removed rows among them"
+        source.summary.doubts.append(Doubt(sentence=sentence, option="export the current rows, or give a pattern of the current files"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
         tables = unasked and likely_tables(store, [readable_text(others[0].path)], config)
@@ -177,6 +180,7 @@ class _Found:
     parquet_bytes: int = 0
     tars: list[ObjectInfo] = field(default_factory=list)
     tables: list[ObjectInfo] = field(default_factory=list)
+    delta_log: bool = False
     of_a_dataset: int = 0
     """Files that every output of tokenshards has."""
 
@@ -185,6 +189,7 @@ class _Found:
         name = readable_text(info.path)
         junk = junk_kind(name) if config.rules > 2 else HIDDEN if config.rules > 1 and is_hidden(name) else None
         if junk is not None:
+            self.delta_log = self.delta_log or name.startswith("_delta_log/")
             self._count(junk, name)
             return False
         kind = extension(name)

@@ -135,6 +135,11 @@ def parsing(where: str) -> Iterator[None]:
     """Turn what a parser raises into SourceError that names the table."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{where}: the table is not in UTF-8 (byte 0x{error.object[error.start]:02x}); expected UTF-8, or UTF-16 with its mark. Save "
+            "the table as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+        ) from error
     except PARSE_ERRORS as error:
         raise SourceError(f"{where}: the table cannot be read ({type(error).__name__}: {error}); repair it or leave it out") from error
     except (BadInput, MissingObjectError) as error:

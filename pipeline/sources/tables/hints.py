@@ -31,7 +31,9 @@ def where_images_are(store: Store, places: list[str], config: SourceConfig) -> D
         if found is not None:
             name = _name_of(found, wanted)
             place = wanted[name]
-            if posixpath.basename(found) == name and found.endswith(f"/{place}"):
+            if "/" in place and not found.endswith(f"/{place}"):
+                option = f"tokenize the folder of {found} with --label-from file:TABLE, which joins the rows by the names of the images"
+            elif posixpath.basename(found) == name and found.endswith(f"/{place}"):
                 option = f"--image-root {found.removesuffix(f'/{place}')}, where {found} is"
             else:
                 folder, extension = posixpath.dirname(found), posixpath.splitext(found)[1]

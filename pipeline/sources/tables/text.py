@@ -23,13 +23,15 @@ __all__ = ["TextTable", "json_rows", "looks_like_image", "open_text"]
 
 HEAD_BYTES = 1 << 17
 """The form of a table is found from so many of its first bytes."""
+MAPPING = ("file_name", "label")
+"""Columns of one object of JSON that gives the label of each image by its name."""
 MAX_JSON_BYTES = 1 << 29
 MAX_CELL = 1 << 28
 """Most characters of a cell; Python's own limit of 131,072 is less than many captions and all images in base64."""
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED = (".gz", ".zst")
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_TWO_WORDS = re.compile(r"(\S+)\s+(\S+)\s*")
+_PATH_AND_LABEL = re.compile(r"(.*\S)\s+(\S+)\s*")
 _DELIMITERS = ",;\t|"
 _SHOWN = {"\t": "a tab", ";": "a semicolon", "|": "a bar", " ": "spaces"}
 Row = Any
@@ -84,9 +86,10 @@ class TextTable:
         if self.kind == "csv":
             yield from self._csv_rows(lines, self.header and not start)
         elif self.kind == "words":
-            yield from (_fitted(line.split(), len(self.names), number) for number, line in enumerate(lines, 1) if line.strip())
+            count = len(self.names)  # a path may hold spaces, the last word may not
+            yield from (_fitted(line.rsplit(None, count - 1), count, number) for number, line in enumerate(lines, 1) if _is_row(line))
         elif self.kind == "lines":
-            yield from ([path] for line in lines if (path := line.rstrip("\r\n")).strip())
+            yield from ([line.rstrip("\r\n")] for line in lines if _is_row(line))
         elif self.kind == "jsonl":
             yield from json_rows(lines)
         else:
@@ -131,6 +134,9 @@ class TextTable:
         if self.info.size > MAX_JSON_BYTES:
             raise ValueError(f"it has {self.info.size} bytes; expected at most {MAX_JSON_BYTES}, or JSONL, which is read row by row")
         value = json.loads("".join(self.lines()))
+        if _is_mapping(value):
+            yield from ({name: cell for name, cell in zip(MAPPING, pair, strict=True)} for pair in value.items())
+            return
         if not isinstance(value, list):
             what = f"an object with {', '.join(list(value)[:6])}" if isinstance(value, dict) else shorten(value)
             raise ValueError(f"it is {what}; expected an array of objects, one for each image, or JSONL")
@@ -174,7 +180,9 @@ def open_text(store: Store, info: ObjectInfo) -> TextTable:
         rows = _head_rows(lines, table.delimiter, quoted=False)
     rows = [row for row in rows if row] or [[]]
     first = [cell.strip() for cell in rows[0]]
-    table.names = tuple(first)
+    table.names = _distinct(first)
+    if again := sorted({name for name in first if name and first.count(name) > 1}):
+        notes.append(f"{info.path} has several columns {', '.join(again)}: the first keeps its name, the next is named {again[0]}.2")
     if any(looks_like_image(cell) for cell in first):
         table.header, table.names = False, tuple(str(number) for number in range(1, len(first) + 1))
         table.usual = _usual(rows)
@@ -223,15 +231,32 @@ def json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield value
 
 
+def _is_mapping(value: object) -> bool:
+    """Return whether a value of JSON gives the label of each image by its name, in one object."""
+    return isinstance(value, dict) and bool(value) and not any(isinstance(cell, (dict, list)) for cell in value.values())
+
+
+def _is_row(line: str) -> bool:
+    """Return whether a line of a list is neither blank nor a comment."""
+    return bool(line.strip()) and not line.startswith("#")
+
+
 def _list_form(lines: list[str]) -> tuple[str, tuple[str, ...]] | None:
     """Return the kind and the columns of a list of paths, with a label behind each or without; None if it is a table with a delimiter."""
-    some = [line.rstrip("\r\n") for line in lines[:1000]]
-    pairs = [_TWO_WORDS.fullmatch(line) for line in some]
+    some = [line.rstrip("\r\n") for line in lines[:1000] if _is_row(line)]
+    if not some:
+        return None
+    pairs = [_PATH_AND_LABEL.fullmatch(line) for line in some]
     if all(pair and looks_like_image(pair[1]) and not looks_like_image(pair[2]) for pair in pairs) and "\t" not in some[0]:
         return "words", ("path", "label")
     if all(looks_like_image(line) for line in some):
         return "lines", ("path",)
     return None
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """Return the names of columns; a repeated one gets its number among its like."""
+    return tuple(name if names.index(name) == place else f"{name}.{names[: place + 1].count(name)}" for place, name in enumerate(names))
 
 
 def _delimiter(line: str) -> str:

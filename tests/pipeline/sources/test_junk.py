@@ -25,6 +25,7 @@ from tokenshards.pipeline.sources.junk import APPLE_DOUBLE, HIDDEN, SYSTEM, junk
         ("d/@eaDir/1.jpg", SYSTEM),
         ("d/Thumbs.db", SYSTEM),
         ("DESKTOP.INI", SYSTEM),
+        ("_delta_log/00000000000000000010.checkpoint.parquet", SYSTEM),
         ("$RECYCLE.BIN/x.png", SYSTEM),
     ],
 )

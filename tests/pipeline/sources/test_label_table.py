@@ -49,6 +49,7 @@ TWO = {"train/0a1.jpg": "cat", "train/0b2.jpg": "dog"}
         ("metadata.csv", "file_name,label\ndata/train/0a1.jpg,cat\ndata/train/0b2.jpg,dog\n", {}),
         ("metadata.jsonl", '{"file_name": "0a1.jpg", "label": "cat"}\n{"file_name": "0b2.jpg", "label": "dog"}\n', {}),
         ("t.json", json.dumps([{"image": "0a1.jpg", "class": "cat"}, {"image": "0b2.jpg", "class": "dog"}]), {}),
+        ("t.json", '{"0a1.jpg": "cat", "0b2.jpg": "dog"}', {}),
         ("val_annotations.txt", "0a1.jpg\tcat\t0\t9\n0b2.jpg\tdog\t0\t9\n", {}),
         ("list.txt", "train/0a1.jpg cat\ntrain/0b2.jpg dog\n", {}),
         ("list.txt", "0a1 cat\n0b2 dog\n", {}),

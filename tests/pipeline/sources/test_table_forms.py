@@ -96,6 +96,9 @@ TWO = [("1.png", "cat"), ("2.png", "dog")]
         ("t.txt", "1.png\n\n2.png\n", [("1.png", None), ("2.png", None)]),
         ("t.txt", "1.png 0\n2.png 1\n", [("1.png", 0), ("2.png", 1)]),
         ("t.txt", "1.png\tcat\n2.png\tdog\n", TWO),
+        ("t.txt", "# name class\n1.png 0\n2.png 1\n", [("1.png", 0), ("2.png", 1)]),
+        ("t.txt", "a cat.png 0\na  dog.png\t1\n", [("a cat.png", 0), ("a  dog.png", 1)]),
+        ("t.json", '{"1.png": "cat", "2.png": "dog"}', [("1.png", "cat"), ("2.png", "dog")]),
         ("t.txt", "https://h.example/a b.png\n", [("https://h.example/a b.png", None)]),
         ("t.json", json.dumps([{"path": "1.png", "label": "cat"}, {"path": "2.png", "label": "dog"}]), TWO),
         ("t.json", '{"path": "1.png", "label": "cat"}\n{"path": "2.png", "label": "dog"}\n', TWO),
@@ -115,6 +118,29 @@ def test_encodings(encoding: str, folder: Path) -> None:
     bom = "" if encoding in ("utf-16", "utf-8-sig") else "\ufeff"
     (folder / "t.csv").write_bytes((bom + text).encode(encoding))
     assert [(row.path, row.label) for row in plan(folder / "t.csv")[1]] == [("1.png", "käse")]
+
+
+def test_columns_of_one_name_are_told_apart(folder: Path) -> None:
+    (folder / "t.csv").write_text("path,label,label\n1.png,1,cat\n2.png,2,dog\n")
+    source, rows = plan(folder / "t.csv")
+    assert [row.label for row in rows] == [1, 2] and "several columns label: the first keeps its name, the next is named label.2" in notes(
+        source
+    )
+    assert labels(folder / "t.csv", label="label.2") == ["cat", "dog"]
+
+
+def test_a_table_in_an_unknown_encoding_is_refused_with_the_way(folder: Path) -> None:
+    (folder / "t.csv").write_bytes("path,label\n1.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(SourceError, match="not in UTF-8 .byte 0xe9.; expected UTF-8, or UTF-16 with its mark.*iconv"):
+        plan(folder / "t.csv")
+
+
+def test_a_delta_table_is_a_doubt(tmp_path: Path) -> None:
+    for name in ("part-0", "_delta_log/0.checkpoint"):
+        parquet(tmp_path / f"{name}.parquet", image=[PNG])
+    source, rows = plan(tmp_path)
+    assert [row.path for row in rows] == ["part-0.parquet"]
+    assert any("this is a Delta table, whose log says which files are current" in doubt.sentence for doubt in source.summary.doubts)
 
 
 def test_what_is_wrong_with_a_text_is_said_with_its_line(folder: Path) -> None:
@@ -482,6 +508,14 @@ def test_a_second_column_of_images_is_said(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", image=[numbered(0)], mask=[numbered(1)])
     assert "images in column mask would not be taken: --image-column NAME takes another column than image" in notes(plan(path)[0])
     assert "would not be taken" not in notes(plan(path, image_column="mask")[0])
+
+
+def test_paths_of_another_machine_are_a_doubt_with_a_way(folder: Path) -> None:
+    (folder / "t.csv").write_text("path,label\nC:\\data\\1.png,cat\nC:\\data\\2.png,dog\n")
+    source, _ = plan(folder / "t.csv")
+    (doubt,) = source.summary.doubts
+    assert "none of the first 2 images is there, such as C:/data/1.png" in doubt.sentence
+    assert re.search("tokenize the folder of (cat/)?[12].png with --label-from file:TABLE", doubt.option)
 
 
 def test_a_split_column(tmp_path: Path) -> None:
