@@ -52,6 +52,7 @@ SOURCES = (
     "sample",
     "junk",
     "lfs",
+    "beside",
     "doubts",
     "pixel_depth",
     "tables",

@@ -11,6 +11,7 @@ from tokenshards.pipeline.errors import DoubtError, shorten
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.beside import label_option
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
@@ -189,14 +190,14 @@ def _nearly_equal(summary: SourceSummary) -> Doubt | None:
 
 
 def _table_beside(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
-    if not summary.tables_beside or (asked.label_from or "").startswith("file:"):
+    if not summary.tables_beside or asked.label_from == "first" or (asked.label_from or "").startswith("file:"):
         return None
     shown = ", ".join(summary.tables_beside)
     one = len(summary.tables_beside) == 1
     return Doubt(
         sentence=f"{shown} {'lies' if one else 'lie'} beside the images and may be {'a table' if one else 'tables'} of their labels; "
         "no labels are taken from there",
-        option=f"--label-from file:{summary.tables_beside[0]}",
+        option=label_option(summary.tables_beside),
     )
 
 

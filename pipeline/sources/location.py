@@ -17,6 +17,7 @@ from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
+from tokenshards.pipeline.sources.beside import may_describe
 from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
@@ -38,6 +39,8 @@ TABLE_EXTENSIONS = _TABLES_BEFORE | set(
 )
 _LISTS = {".txt", ".txt.gz", ".txt.zst"}
 """Tables only where they are named: in a folder most are notes or licences."""
+
+_OWN_SHARD = re.compile(r"(^|/)shards-[0-9a-f]{12}[.]parquet$")
 
 PROBED_IMAGES = 1000
 """After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
@@ -126,6 +129,10 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         else:
             seen = "an empty folder" if store.is_local and itself is not None else "nothing there; check the path"
         raise SourceError(f"{store.url}: nothing to tokenize; looked for {_LOOKED_FOR} and found {seen}")
+    if made := next((info.path for info in files if _OWN_SHARD.search(info.path)), None):
+        raise SourceError(
+            f"{store.url} is a dataset of tokens that tokenshards made ({made}); expected images: the SRC of the run that made it"
+        )
     source = _open_containers(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
     for kind, count in (kinds - taken).items():
@@ -137,7 +144,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
             sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
-    beside = [readable_text(info.path) for info in found.tables if not _holds_images([info])]
+    beside = [name for info in found.tables if not _holds_images([info]) and may_describe(name := readable_text(info.path))]
     if source.kind == "tar" and config.rules > 2 and beside and not (config.label or config.label_from or config.no_labels):
         sentence = f"{beside[0]} lies beside the tars and may be a table of their labels; no labels are taken from there"
         source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))

@@ -13,7 +13,7 @@ import pytest
 from tests.pipeline.sources.test_folder import PNG, put
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import DoubtError
+from tokenshards.pipeline.errors import DoubtError, SourceError
 from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.doubts import new_classes, null_column, several_images
 from tokenshards.pipeline.sources.summary import Doubt
@@ -121,6 +121,23 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
     assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
     put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv", "labels.csv")
     assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
+
+
+def test_the_tables_of_img2dataset_are_proposed_together_and_its_captions_are_named(tmp_path: Path) -> None:
+    put(tmp_path, *(f"00000/{n:09}.{ending}" for n in range(12) for ending in ("jpg", "txt", "json")))
+    put(tmp_path, *(f"{n:05}{ending}" for n in range(5) for ending in (".parquet", "_stats.json")))
+    text = sentences(tmp_path)
+    assert "00000.parquet, 00001.parquet, 00002.parquet lie beside" in text and "stats.json" not in text
+    assert "[--label-from 'file:*.parquet', and --label COLUMN]" in text
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    assert "12 .txt files lie beside the images; captions are read from tars only, as meta.caption" in source.summary.notes
+
+
+def test_a_dataset_of_tokens_is_no_source(tmp_path: Path) -> None:
+    put(tmp_path, "shards/shards-0123456789ab.parquet", "manifest.json")
+    with pytest.raises(SourceError, match="is a dataset of tokens that tokenshards made .* expected images"):
+        open_source(str(tmp_path), SourceConfig())
 
 
 def test_tars_beside_images_stop_if_they_hold_more(tmp_path: Path) -> None:
