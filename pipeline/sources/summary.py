@@ -185,10 +185,10 @@ class SourceSummary:
         return heapq.nsmallest(CLASSES_SHOWN, self.classes.items(), key=lambda item: (-item[1], str(item[0])))
 
     def _inputs(self) -> str:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.matched.most_common())
         rows = f", {self.rows:,} row{'' if self.rows == 1 else 's'}" if self.rows >= 0 else ""
         images = f", {self.images:,} image{'' if self.images == 1 else 's'}" if self.images >= 0 else ""
-        return f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
+        return f"{self.files:,} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
 
     def _class_count(self) -> str:
         return f"{len(self.classes)}{'+' if len(self.classes) == MAX_LABELS_COUNTED else ''}"
@@ -197,7 +197,7 @@ class SourceSummary:
         most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
         rest = len(most) - KINDS_SHOWN
         more = f"; and {rest} more kind{'' if rest == 1 else 's'}" if rest > 0 else ""
-        return ", ".join(f"{found.count} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
+        return ", ".join(f"{found.count:,} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
 
 
 def _cut(label: int | str) -> str:
