@@ -26,7 +26,8 @@ def may_describe(name: str) -> bool:
 def label_option(names: Iterable[str]) -> str:
     """Return the option that takes labels from the first of the tables; of several whose names differ in numbers alone, from all."""
     first, *others = names
-    same = [name for name in others if _DIGITS.sub("0", name) == _DIGITS.sub("0", first)]
+    alike = [name for name in others if name.endswith(".parquet")]  # texts of this kind describe an image each
+    same = [name for name in alike if _DIGITS.sub("0", name) == _DIGITS.sub("0", first)]
     if not same:
         return f"--label-from file:{first}"
     ending = posixpath.splitext(first)[1]

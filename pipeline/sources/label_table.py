@@ -171,6 +171,11 @@ def _join_in_order(rows: LabelRows, store: Store, where: str, config: SourceConf
         and junk_kind(name) is None
         and (asked in (None, ALL_SPLITS) or split_at(posixpath.dirname(name), asked)[0] == asked)
     )
+    if not names_sorted:
+        raise SourceError(
+            f"{where} holds {len(rows.labels):,} labels without the names of images, and there are no image files in {store.url} to be "
+            "numbered by them. Images in tars have names, not numbers: unpack them, or give a table with a column of names"
+        )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(
             f"{where} holds {len(rows.labels):,} labels without the names of images; expected as many as there are images, "

@@ -150,7 +150,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         source.summary.doubts.append(Doubt(sentence=sentence, option=f"--label-from file:{beside[0]}"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
-        labels = f"; --label-from 'file:*{kind}' takes labels from them" if source.kind == "tar" else ""
+        labels = f"; --label-from 'file:*{kind}' takes labels from them, and --label COLUMN" if source.kind == "tar" else ""
         source.summary.doubts.append(
             Doubt(
                 sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",

@@ -121,6 +121,8 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
     assert "one of the classes is 'images' (1), the name of a folder of any images" in sentences(tmp_path)
     put(tmp_path / "k", "train/1.png", "train/2.png", "sample_submission.csv", "labels.csv")
     assert "labels.csv lies beside the images" in sentences(tmp_path / "k")
+    put(tmp_path / "yolo", *(f"images/{n}.png" for n in range(3)), *(f"labels/{n}.txt" for n in range(3)))
+    assert "[--label-from file:labels/0.txt]" in sentences(tmp_path / "yolo"), "no pattern: texts are of an image each"
 
 
 def test_the_tables_of_img2dataset_are_proposed_together_and_its_captions_are_named(tmp_path: Path) -> None:

@@ -162,3 +162,8 @@ def test_a_list_without_names_is_of_the_asked_split(tmp_path: Path) -> None:
     (tmp_path / "ground_truth.txt").write_text("7\n9\n")
     source = open_source(str(tmp_path), SourceConfig(label_from="file:ground_truth.txt", split="val"))
     assert {row.path: row.label for row in source.list_rows()} == {"val/a.png": 7, "val/b.png": 9}
+    (tmp_path / "t").mkdir()
+    tar(tmp_path / "t/a.tar", ["a.jpg", "b.jpg"])
+    tars = open_source(str(tmp_path / "t"), SourceConfig(label_from=f"file:{tmp_path}/ground_truth.txt"))
+    with pytest.raises(SourceError, match="2 labels without the names .* unpack them, or give a table with a column of names"):
+        list(tars.list_rows())
