@@ -151,8 +151,7 @@ class SourceSummary:
         if self.examples:
             rows.append(("for example", ", ".join(self.examples)))
         nothing = next((note for note in self.notes if note.startswith(NO_LABELS)), "")
-        label = f"none{nothing.removeprefix(NO_LABELS)}" if nothing else self.label_rule
-        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", label), ("metadata", self.meta_rule))
+        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", nothing or self.label_rule), ("metadata", self.meta_rule))
         rows += [(name, rule) for name, rule in rules if rule]
         if self.classes:
             shown = ", ".join(f"{_cut(label)} ({count:,})" for label, count in self._largest())
