@@ -53,6 +53,7 @@ SOURCES = (
     "junk",
     "lfs",
     "nothing_found",
+    "beside",
     "doubts",
     "pixel_depth",
     "tables",

@@ -53,6 +53,8 @@ def finish_run(out: str, options: dict[str, Any], outcome: Outcome, as_json: boo
     else:
         print_table(rows, title=f"{display_url(out)}: {'already complete' if outcome.already_complete else 'complete'}")
         print_way_out(display_url(out), report)
+        if outcome.already_complete:
+            print(f"Nothing was listed again; images that are new since then belong into another OUT, with --tokenizer {display_url(out)}")
 
 
 def finish_splits(out: str, options: dict[str, Any], outcomes: dict[str, Any], as_json: bool, quiet: bool) -> None:

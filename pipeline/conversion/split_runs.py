@@ -99,9 +99,10 @@ def _config_of(name: str, config: SourceConfig, labels: dict[str, _Labels], say:
     part, seen = replace(config, split=name), labels.get(name, _Labels())
     if names_table(config.label_from) and any(split.by_table for split in labels.values()) and not seen.by_table:
         say(f"note: {config.label_from} names no image of the split {name}, which is labelled as without it")
-        part = _without_table(part)
+        part = _without_table(part, "first")
     others = {label for split, counts in labels.items() if split != name for label in counts.by_folder if not _any_images(label)}
-    if part.label_from is None and not part.no_labels and others and len(seen.by_folder) == 1 and _any_images(next(iter(seen.by_folder))):
+    by_folders = (config.label_from is None or part.label_from != config.label_from) and not config.no_labels
+    if by_folders and others and len(seen.by_folder) == 1 and _any_images(next(iter(seen.by_folder))):
         (label,) = seen.by_folder
         say(f"note: all images of the split {name} lie in one folder {label!r}, which is no class of another split: they get no label")
         part = replace(part, label_from="none")
@@ -112,8 +113,8 @@ def _any_images(label: Label) -> bool:
     return str(label).lower() in ANY_IMAGES
 
 
-def _without_table(config: SourceConfig) -> SourceConfig:
-    return replace(config, label_from=None, label=None, key_column=None, label_first=False)
+def _without_table(config: SourceConfig, rule: str | None = None) -> SourceConfig:
+    return replace(config, label_from=rule, label=None, key_column=None, label_first=False)
 
 
 def _continued(name: str, config: SourceConfig, store: Store) -> SourceConfig:

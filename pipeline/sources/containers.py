@@ -10,6 +10,7 @@ from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
+from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
 
 __all__ = ["open_containers"]
@@ -38,8 +39,9 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
         )
     source: ImageSource = kind(store, config, chosen)
     source.summary.splits = counts
-    if others:
-        source.summary.leave_out("of another split", readable_text(others[0].path), len(others))
+    for info in others:
+        name = readable_text(info.path)
+        source.summary.leave_out("of no split" if split_of_file(name, asked) is None else OTHER_SPLIT, name)
     for info in chosen:
         if info.archived:
             source.summary.archived.count += 1

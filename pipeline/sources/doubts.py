@@ -11,6 +11,7 @@ from tokenshards.pipeline.errors import DoubtError, shorten
 from tokenshards.pipeline.images.extras import missing_extras, needs_extra
 from tokenshards.pipeline.optional_packages import install_hint
 from tokenshards.pipeline.records import Label
+from tokenshards.pipeline.sources.beside import label_option
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 
@@ -199,7 +200,7 @@ def _table_beside(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     return Doubt(
         sentence=f"{shown} {'lies' if one else 'lie'} beside the images and may be {'a table' if one else 'tables'} of their labels; "
         "no labels are taken from there",
-        option=f"--label-from file:{summary.tables_beside[0]}",
+        option=label_option(summary.tables_beside),
     )
 
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError, shorten
 from tokenshards.pipeline.images.decode import image_extensions
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, Label, PlanRow
 from tokenshards.pipeline.sources.base import read_file_row, readable_text, refuse_options
-from tokenshards.pipeline.sources.doubts import images_not_taken
+from tokenshards.pipeline.sources.beside import Beside
+from tokenshards.pipeline.sources.doubts import FEW_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind_of_folder, junk_kind_of_name
 from tokenshards.pipeline.sources.label_files import likely_tables
 from tokenshards.pipeline.sources.label_table import LabelTable
 from tokenshards.pipeline.sources.labels.rule import LabelRule
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_at
-from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
+from tokenshards.pipeline.sources.summary import Doubt, LeftOut, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
-
-_CONTAINERS = (".tar", ".tgz", ".parquet", ".arrow", ".feather")
-_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet", ".arrow", ".feather")
-_LIKELY = re.compile("label|annot|class|meta|truth|train", re.IGNORECASE)
-_UNLIKELY = re.compile("readme|licen[cs]e|requirements|dataset_info|state[.]json|stats[.]json|submission", re.IGNORECASE)
-FEW_TABLES = 3
-"""More files of one extension are notes to each image, not a table of all."""
 
 
 @dataclass(slots=True)
@@ -39,35 +32,6 @@ class _Place:
     split: str | None = None
     split_at: int = -1
     files: int = 0
-
-
-@dataclass(slots=True)
-class _Beside:
-    """Files beside the images that may hold labels or images."""
-
-    tables: dict[tuple[str, int], list[str]] = field(default_factory=dict)
-    """Names by extension and depth: many at one depth are notes to each image."""
-    tars: int = 0
-    containers: int = 0
-    container_bytes: int = 0
-
-    def add(self, kind: str, name: str, size: int) -> None:
-        if kind.startswith(_CONTAINERS):
-            self.containers += 1
-            self.tars += kind.startswith((".tar", ".tgz"))
-            self.container_bytes += max(0, size)
-        if kind.startswith(_TABLES):
-            names = self.tables.setdefault((kind, name.count("/")), [])
-            if len(names) <= FEW_TABLES:
-                names.append(name)
-
-    def few(self) -> list[str]:
-        """Return the tables that may describe the images, the likeliest first."""
-        found = [name for names in self.tables.values() if len(names) <= FEW_TABLES for name in names]
-        likely = [
-            (-len(_LIKELY.findall(name)), name.endswith(".txt"), name.count("/"), name) for name in found if not _UNLIKELY.search(name)
-        ]
-        return [name for *_, name in sorted(likely)[:FEW_TABLES]]
 
 
 class FolderSource:
@@ -118,7 +82,7 @@ class FolderSource:
         self.summary = summary = SourceSummary(noun=self.summary.noun)
         self._settle()
         rules, all_files, images = self.config.rules, self.config.all_files, image_extensions()
-        beside = _Beside()
+        beside = Beside()
         asked = asked_split(self.config.split)
         wanted = None if asked == ALL_SPLITS else asked
         rule, table = self._rule, self._label_table()
@@ -189,13 +153,13 @@ class FolderSource:
             if place.split is not None:
                 self.summary.splits[place.split] += place.files
 
-    def _leave_out(self, kind: str, name: str, size: int, beside: _Beside) -> None:
+    def _leave_out(self, kind: str, name: str, size: int, beside: Beside) -> None:
         junk = junk_kind_of_name(name.rpartition("/")[2]) if self.config.rules > 2 else None
         self.summary.leave_out(junk or kind, name)
         if junk is None:
             beside.add(kind, name, size)
 
-    def _finish(self, beside: _Beside, table: LabelTable | None, wanted: str | None) -> None:
+    def _finish(self, beside: Beside, table: LabelTable | None, wanted: str | None) -> None:
         """Say what the whole listing shows."""
         config, summary = self.config, self.summary
         summary.id_rule = "the path below the folder"
@@ -221,6 +185,9 @@ class FolderSource:
             summary.notes.append("no labels (flat folder: put each class in its own sub-folder to get labels)")
         if self._rule.of_folders and not self.config.frozen:
             summary.tables_beside = likely_tables(self.store, beside.few(), self.config)
+        texts = summary.left_out.get(".txt", LeftOut()).count
+        if 2 * texts >= summary.files >= FEW_IMAGES:
+            summary.notes.append(f"{texts:,} .txt files lie beside the images; captions are read from tars only, as meta.caption")
         larger = beside.container_bytes > summary.bytes
         if beside.tars or (beside.containers and larger):  # a small Parquet file is rather a table about the images
             sentence = f"{beside.containers} tar or Parquet files beside the images are ignored"

@@ -73,11 +73,15 @@ def find_tables(store: Store, table: str) -> tuple[Store, list[ObjectInfo]]:
 
 
 def likely_tables(store: Store, paths: Sequence[str], config: SourceConfig) -> list[str]:
-    """Return those of some tables beside images whose head shows which column names the images and which holds the label."""
+    """Return those of some tables beside images whose head shows which column names the images and which holds the label.
+
+    Parquet files are returned unread: their names alone tell which belong together.
+    """
     found = []
     for path in paths:
         info = store.info(path)
-        if info is None:
+        if info is None or path.endswith(".parquet"):
+            found += [] if info is None else [path]
             continue
         try:
             with parsing(store.place(path)):

@@ -180,8 +180,8 @@ def _join_in_order(rows: LabelRows, store: Store, where: str, config: SourceConf
         )
     if not names_sorted:
         raise SourceError(
-            f"{where} holds labels without the names of images, in the order of the images: that is for a folder of images, and there is "
-            "none. Unpack the tars, or give a table with a column of names or keys"
+            f"{where} holds {len(rows.labels):,} labels without the names of images, and there are no image files in {store.url} to be "
+            "numbered by them. Images in tars have names, not numbers: unpack them, or give a table with a column of names"
         )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(

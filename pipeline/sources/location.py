@@ -14,8 +14,8 @@ from fsspec.core import split_protocol
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.images.decode import image_extensions
-from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
+from tokenshards.pipeline.sources.beside import may_describe
 from tokenshards.pipeline.sources.containers import open_containers
 from tokenshards.pipeline.sources.doubts import GRAVE_IMAGES, images_not_taken
 from tokenshards.pipeline.sources.folder import FolderSource
@@ -40,11 +40,12 @@ TABLE_EXTENSIONS = _TABLES_BEFORE | set(
 _LISTS = {".txt", ".txt.gz", ".txt.zst"}
 """Tables only where they are named: in a folder most are notes or licences."""
 
+_OWN_SHARD = re.compile(r"(^|/)shards-[0-9a-f]{12}[.]parquet$")
+
 PROBED_IMAGES = 1000
 """After each so many images the probe of a folder ends with "image folder", unless tars or tables prevail so far."""
 MOST_PROPOSED = 3
 """So many tables beside tars are looked into, whether they may be tables of labels."""
-_OF_A_DATASET = {MANIFEST_POINTER, "tokenizer/tokenizer.json"}
 _MAGIC = re.compile(r"[*?\[{]")
 
 
@@ -115,13 +116,15 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         if found.add(info, config):
             return FolderSource(store, config)
     kinds = found.kinds
-    if config.rules > 2 and found.of_a_dataset == len(_OF_A_DATASET):
-        raise SourceError(f"{store.url} is a data set of tokens that tokenshards made; expected images, tars or tables. Give their place")
     files = found.containers(config)
     if found.images and not (found.holds_most(files) if config.rules > 2 else found.containers_win()):
         return FolderSource(store, config)
     if not files:
         raise SourceError(nothing_found(store, kinds))
+    if made := next((info.path for info in files if _OWN_SHARD.search(info.path)), None):
+        raise SourceError(
+            f"{store.url} is a dataset of tokens that tokenshards made ({made}); expected images: the SRC of the run that made it"
+        )
     source = _open_containers(store, config, sorted(files, key=lambda info: info.path))
     taken = Counter(extension(readable_text(info.path)) for info in files)
     for kind, count in (kinds - taken).items():
@@ -133,7 +136,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
             sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))
         source.summary.beside = f"the {noun}s are taken, not the {images} beside them; put the images into their own folder to take them"
-    beside = [readable_text(info.path) for info in found.tables if not _holds_images([info])]
+    beside = [name for info in found.tables if not _holds_images([info]) and may_describe(name := readable_text(info.path))]
     unasked = source.kind == "tar" and config.rules > 2 and not (config.label or config.label_from or config.no_labels)
     beside = likely_tables(store, beside[:MOST_PROPOSED], config) if unasked else []
     if beside:
@@ -144,8 +147,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         source.summary.doubts.append(Doubt(sentence=sentence, option="export the current rows, or give a pattern of the current files"))
     if others := found.other_containers(files):
         kind = extension(readable_text(others[0].path))
-        tables = unasked and likely_tables(store, [readable_text(others[0].path)], config)
-        labels = f"; --label-from 'file:*{kind}' takes labels from them" if tables else ""
+        labels = f"; --label-from 'file:*{kind}' takes labels from them, and --label COLUMN" if source.kind == "tar" else ""
         source.summary.doubts.append(
             Doubt(
                 sentence=f"the {noun}s are taken, not the {len(others)} {kind} files beside them",
@@ -181,8 +183,6 @@ class _Found:
     tars: list[ObjectInfo] = field(default_factory=list)
     tables: list[ObjectInfo] = field(default_factory=list)
     delta_log: bool = False
-    of_a_dataset: int = 0
-    """Files that every output of tokenshards has."""
 
     def add(self, info: ObjectInfo, config: SourceConfig) -> bool:
         """Count a file; return True once it is clear that the folder is an image folder."""
@@ -194,7 +194,6 @@ class _Found:
             return False
         kind = extension(name)
         self._count(kind, name)
-        self.of_a_dataset += name in _OF_A_DATASET
         if kind in TAR_EXTENSIONS:
             self.tars.append(info)
             self.tar_bytes += max(0, info.size)

@@ -151,8 +151,7 @@ class SourceSummary:
         if self.examples:
             rows.append(("for example", ", ".join(self.examples)))
         nothing = next((note for note in self.notes if note.startswith(NO_LABELS)), "")
-        label = f"none{nothing.removeprefix(NO_LABELS)}" if nothing else self.label_rule
-        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", label), ("metadata", self.meta_rule))
+        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", nothing or self.label_rule), ("metadata", self.meta_rule))
         rows += [(name, rule) for name, rule in rules if rule]
         if self.classes:
             shown = ", ".join(f"{_cut(label)} ({count:,})" for label, count in self._largest())
@@ -185,10 +184,10 @@ class SourceSummary:
         return heapq.nsmallest(CLASSES_SHOWN, self.classes.items(), key=lambda item: (-item[1], str(item[0])))
 
     def _inputs(self) -> str:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.matched.most_common())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.matched.most_common())
         rows = f", {self.rows:,} row{'' if self.rows == 1 else 's'}" if self.rows >= 0 else ""
         images = f", {self.images:,} image{'' if self.images == 1 else 's'}" if self.images >= 0 else ""
-        return f"{self.files} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
+        return f"{self.files:,} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
 
     def _class_count(self) -> str:
         return f"{len(self.classes)}{'+' if len(self.classes) == MAX_LABELS_COUNTED else ''}"
@@ -197,7 +196,7 @@ class SourceSummary:
         most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
         rest = len(most) - KINDS_SHOWN
         more = f"; and {rest} more kind{'' if rest == 1 else 's'}" if rest > 0 else ""
-        return ", ".join(f"{found.count} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
+        return ", ".join(f"{found.count:,} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
 
 
 def _cut(label: int | str) -> str:

@@ -61,7 +61,8 @@ def test_a_class_that_only_a_later_split_has_is_said_by_plan_and_tokenize(split_
 def test_one_split_of_a_source_is_a_dataset_and_continues_without_the_option(split_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_cli("tokenize", str(split_source), str(out), *SMALL, "--split", "val")
-    assert "already complete" in call_cli("tokenize", str(split_source), str(out))[0]
+    said = call_cli("tokenize", str(split_source), str(out))[0]
+    assert "already complete" in said and f"another OUT, with --tokenizer {out}" in said
     assert "2 splits" in call_cli("plan", str(split_source), str(out))[1], "an output that has a plan is never stopped by a doubt"
     told = call_cli("tokenize", str(split_source), str(out), "--split", "train", expect=1)[1]
     assert "--split train (the plan has val)" in told

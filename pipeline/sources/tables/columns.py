@@ -219,15 +219,17 @@ def _may_hold_images(name: str, kind: str) -> bool:
 
 
 def kind_of_type(arrow_type: Any) -> str:
-    """Return the kind, as in `choose_columns`, of an Arrow type. A struct with a field `bytes`, as Hugging Face writes images, is bytes."""
+    """Return the kind, as in `choose_columns`, of an Arrow type. A struct with a field `bytes`, as Hugging Face writes images, is bytes.
+
+    Where every image of a file is a path beside null bytes, the field has the type null.
+    """
     types = pa.types
     if types.is_dictionary(arrow_type):
         return kind_of_type(arrow_type.value_type)
     if types.is_struct(arrow_type):
-        index, path = arrow_type.get_field_index("bytes"), arrow_type.get_field_index("path")
-        kind = kind_of_type(arrow_type.field(index).type) if index >= 0 else ""
-        named = kind == "null" and path >= 0 and kind_of_type(arrow_type.field(path).type) == "string"  # bytes are null in all rows
-        return "bytes" if kind == "bytes" or named else str(arrow_type)
+        names = [arrow_type.field(place).name for place in range(arrow_type.num_fields)]
+        kind = kind_of_type(arrow_type.field("bytes").type) if "bytes" in names else ""
+        return "bytes" if kind == "bytes" or (kind == "null" and "path" in names) else str(arrow_type)
     tests = {
         "bytes": (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view),
         "string": (types.is_string, types.is_large_string, types.is_string_view),

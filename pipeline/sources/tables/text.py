@@ -134,8 +134,8 @@ class TextTable:
         if self.info.size > MAX_JSON_BYTES:
             raise ValueError(f"it has {self.info.size} bytes; expected at most {MAX_JSON_BYTES}, or JSONL, which is read row by row")
         value = json.loads("".join(self.lines()))
-        if _is_mapping(value):
-            yield from ({name: cell for name, cell in zip(MAPPING, pair, strict=True)} for pair in value.items())
+        if isinstance(value, dict) and value and not any(isinstance(cell, (dict, list)) for cell in value.values()):
+            yield from (dict(zip(MAPPING, pair, strict=True)) for pair in value.items())
             return
         if not isinstance(value, list):
             what = f"an object with {', '.join(list(value)[:6])}" if isinstance(value, dict) else shorten(value)
@@ -229,11 +229,6 @@ def json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if not isinstance(value, dict):
             raise ValueError(f"line {number + 1} is {shorten(line)}; expected a JSON object")
         yield value
-
-
-def _is_mapping(value: object) -> bool:
-    """Return whether a value of JSON gives the label of each image by its name, in one object."""
-    return isinstance(value, dict) and bool(value) and not any(isinstance(cell, (dict, list)) for cell in value.values())
 
 
 def _is_row(line: str) -> bool:

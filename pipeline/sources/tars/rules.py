@@ -190,6 +190,7 @@ def describe(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) ->
     summary.meta_rule = ", ".join(
         ".txt as caption" if name == CAPTION and CAPTION not in survey.json_keys else name for name in config.meta
     )
+    summary.meta_rule = summary.meta_rule or "none"
     summary.notes += _notes(survey, config, summary)
     summary.doubts += _doubts(survey, config)
     if survey.table is not None and survey.complete:

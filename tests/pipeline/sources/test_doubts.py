@@ -134,6 +134,25 @@ def test_the_likeliest_tables_of_tiny_imagenet_and_of_a_competition_are_named_fi
     feather.write_feather(pa.table({"id": ["1", "2"], "breed": ["owl", "crow"]}), tmp_path / "k" / "labels.feather")
     (tmp_path / "k" / "labels.csv").unlink()
     assert "labels.feather lies beside the images" in sentences(tmp_path / "k")
+    put(tmp_path / "yolo", *(f"images/{n}.png" for n in range(3)), *(f"labels/{n}.txt" for n in range(3)))
+    assert "file:labels" not in sentences(tmp_path / "yolo"), "nobody can read these as labels"
+
+
+def test_the_tables_of_img2dataset_are_proposed_together_and_its_captions_are_named(tmp_path: Path) -> None:
+    put(tmp_path, *(f"00000/{n:09}.{ending}" for n in range(12) for ending in ("jpg", "txt", "json")))
+    put(tmp_path, *(f"{n:05}{ending}" for n in range(5) for ending in (".parquet", "_stats.json")))
+    text = sentences(tmp_path)
+    assert "00000.parquet, 00001.parquet, 00002.parquet lie beside" in text and "stats.json" not in text
+    assert "[--label-from 'file:*.parquet', and --label COLUMN]" in text
+    source = open_source(str(tmp_path), SourceConfig())
+    list(source.list_rows())
+    assert "12 .txt files lie beside the images; captions are read from tars only, as meta.caption" in source.summary.notes
+
+
+def test_a_dataset_of_tokens_is_no_source(tmp_path: Path) -> None:
+    put(tmp_path, "shards/shards-0123456789ab.parquet", "manifest.json")
+    with pytest.raises(SourceError, match="is a dataset of tokens that tokenshards made .* expected images"):
+        open_source(str(tmp_path), SourceConfig())
 
 
 def test_tars_beside_images_stop_if_they_hold_more(tmp_path: Path) -> None:
@@ -215,10 +234,6 @@ def test_the_table_says_rules_classes_and_what_is_left_out_with_examples(tmp_pat
         (("notes.md",), "found 1 .md; use --all-files to take every file"),
         (("a.xlsx/",), "a single file, .xlsx; spreadsheet: such files are not read"),
         (("a.jpg/",), "a single file; give its folder instead"),
-        (
-            ("manifest.json", "tokenizer/tokenizer.json", "shards/0.parquet"),
-            "is a data set of tokens that tokenshards made",
-        ),
     ],
 )
 def test_a_place_without_images_says_what_is_there(names: tuple[str, ...], said: str, tmp_path: Path) -> None:

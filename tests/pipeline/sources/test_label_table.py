@@ -192,7 +192,7 @@ def test_a_list_without_names_is_not_for_tars(tmp_path: Path) -> None:
         info.size = len(PNG)
         archive.addfile(info, io.BytesIO(PNG))
     (tmp_path / "list.txt").write_text("cat\n")
-    with pytest.raises(SourceError, match="in the order of the images: that is for a folder of images, and there is none. Unpack the tars"):
+    with pytest.raises(SourceError, match="1 labels without the names of images, and there are no image files"):
         labels(tmp_path, "list.txt")
 
 
@@ -211,3 +211,8 @@ def test_a_list_without_names_is_of_the_asked_split(tmp_path: Path) -> None:
     (tmp_path / "ground_truth.txt").write_text("7\n9\n")
     source = open_source(str(tmp_path), SourceConfig(label_from="file:ground_truth.txt", split="val"))
     assert {row.path: row.label for row in source.list_rows()} == {"val/a.png": 7, "val/b.png": 9}
+    (tmp_path / "t").mkdir()
+    tar(tmp_path / "t/a.tar", ["a.jpg", "b.jpg"])
+    tars = open_source(str(tmp_path / "t"), SourceConfig(label_from=f"file:{tmp_path}/ground_truth.txt"))
+    with pytest.raises(SourceError, match="2 labels without the names .* unpack them, or give a table with a column of names"):
+        list(tars.list_rows())

@@ -121,5 +121,9 @@ def test_tars_and_tables_of_one_split(ending: str, tmp_path: Path) -> None:
     taken = open_source(f"{tmp_path}/data/*.{ending}", SourceConfig(split="test"))
     assert dict(taken.summary.splits) == {"test": 2, "train": 1} and taken.summary.left_out["of another split"].count == 1
     assert [info.path for info in getattr(taken, "files", ())] == [f"test-0000{n}.{ending}" for n in range(2)]
+    put(tmp_path, f"data/devkit.{ending}")
+    taken = open_source(f"{tmp_path}/data/*.{ending}", SourceConfig(split="test"))
+    assert taken.summary.left_out["of no split"].count == 1 and taken.summary.left_out["of another split"].count == 1
+    (tmp_path / f"data/devkit.{ending}").unlink()
     with pytest.raises(SourceError, match="none of 3 files is of the split 'val'.*seen: test, train"):
         open_source(str(tmp_path), SourceConfig(split="val"))

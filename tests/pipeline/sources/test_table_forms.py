@@ -226,6 +226,13 @@ def test_structs_without_bytes_name_files(folder: Path) -> None:
     assert found[0].data == PNG and isinstance(found[1], AbsentRecord)
 
 
+def test_structs_of_a_file_in_which_every_image_is_a_path(folder: Path) -> None:
+    kind = pa.struct([("bytes", pa.null()), ("path", pa.string())])  # what pyarrow makes of None in every row
+    path = parquet(folder / "t.parquet", image=pa.array([{"bytes": None, "path": "1.png"}, {"bytes": None, "path": None}], kind))
+    first, second = records(path)
+    assert first.data == PNG and isinstance(second, AbsentRecord) and plan(path)[0].summary.newer_inputs
+
+
 def test_file_names_of_structs_are_ids_where_each_occurs_once(tmp_path: Path) -> None:
     for names, ids in ((["a.png", "b.png"], ["a.png", "b.png"]), (["a.png", "a.png"], ["t.parquet#0", "t.parquet#1"])):
         path = parquet(tmp_path / "t.parquet", image=[{"bytes": PNG, "path": name} for name in names])

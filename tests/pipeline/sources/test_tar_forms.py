@@ -544,4 +544,6 @@ def test_a_tar_without_images_decides_no_rule_of_the_others(tmp_path: Path) -> N
     (tmp_path / "devkit.tar").write_bytes(packed(("d/readme.txt", b"read me"), ("d/demo.val.pred.txt", b"1 2 3"), ("d/meta.mat", b"x" * 9)))
     text = said(tmp_path)
     assert "3 images" in text and "ends at the first dot" in text and "1 tar holds no image and is left out, such as devkit.tar" in text
-    assert not any(word in text for word in ("caption", "last-dot", "not used"))
+    assert not any(word in text for word in ("caption", "last-dot", "not used")) and "metadata: none" in text
+    (tmp_path / "00000_stats.json").write_text('{"count": 3}')
+    assert "may be a table" not in said(tmp_path)
