@@ -419,7 +419,7 @@ def test_damaged_bytes_in_text_tables(tmp_path: Path) -> None:
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"path\n" + b"a.png\n" * 9000)[:-30])
     (tmp_path / "c.csv.zst").write_bytes(b"not zstd")
     for name in ("a.csv", "b.csv.gz", "c.csv.zst"):
-        with pytest.raises(SourceError, match="cannot be read"):
+        with pytest.raises(SourceError, match="not in UTF-8" if name == "a.csv" else "cannot be read"):
             plan(tmp_path / name)
 
 
