@@ -75,20 +75,23 @@ def scan_columns(table: ColumnTable, columns: Columns, config: SourceConfig, whe
     return scan
 
 
-def paths_are_there(table: ColumnTable, columns: Columns) -> npt.NDArray[np.uint64] | None:
-    """Return hashes of the file names in a column of {bytes, path}; None if there is no such field, or a row has none."""
+def paths_are_there(table: ColumnTable, columns: Columns) -> npt.NDArray[np.int64] | None:
+    """Return hashes of the file names in a column of {bytes, path}; None if there is no such field, or a row has none.
+
+    They are those of `hash`, which differ between processes: they serve to find equal names, and others would cost ten times the time.
+    """
     if columns.holds != "bytes" or columns.image is None:
         return None
     kind = table.schema.field(columns.image).type
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0 or not _is_text(kind.field("path").type):
         return None
-    names: list[npt.NDArray[np.uint64]] = []
+    names: list[npt.NDArray[np.int64]] = []
     for batch in table.all_batches([f"{columns.image}.path"], SCANNED_ROWS):
         paths = _path_field(batch.column(batch.schema.get_field_index(columns.image)))
         if paths.null_count or pc.any(pc.equal(paths, "")).as_py():
             return None
-        names.append(_hashes(iter(paths.to_pylist())))
-    return np.concatenate(names) if names else np.zeros(0, np.uint64)
+        names.append(np.fromiter(map(hash, paths.to_pylist()), np.int64, len(paths)))
+    return np.concatenate(names) if names else np.zeros(0, np.int64)
 
 
 def may_be_absent(table: Any, columns: Columns) -> bool:

@@ -55,7 +55,7 @@ class Seen:
     probed: list[str] = field(default_factory=list)
     """The first places below the source."""
     other_split: int = 0
-    paths: list[npt.NDArray[np.uint64]] | None = field(default_factory=list)
+    paths: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
     """Hashes of the file names of all tables with bytes; None once a row has none."""
 
     def take_scan(self, scan: Scan, kind: str) -> None:

@@ -55,7 +55,7 @@ class _Look:
     columns: Columns
     partition: dict[str, str | None]
     scan: Scan
-    paths: npt.NDArray[np.uint64] | None
+    paths: npt.NDArray[np.int64] | None
 
 
 class TableSource:
