@@ -104,7 +104,10 @@ def _config_of(name: str, config: SourceConfig, labels: dict[str, _Labels], say:
     by_folders = (config.label_from is None or part.label_from != config.label_from) and not config.no_labels
     if by_folders and others and len(seen.by_folder) == 1 and _any_images(next(iter(seen.by_folder))):
         (label,) = seen.by_folder
-        say(f"note: all images of the split {name} lie in one folder {label!r}, which is no class of another split: they get no label")
+        say(
+            f"note: all images of the split {name} lie in one folder {label!r}, which is no class of another split: they get no label; "
+            "--label-from file:TABLE takes labels from a table"
+        )
         part = replace(part, label_from="none")
     return part
 
