@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/tokenshards demo demo_out
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not soak" -n 4 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 
 from tokenshards.pipeline.records import MAX_LEFT_OUT_KINDS, OTHER_KINDS, AbsentRecord, LeftOutRecord, TokenBatch, Untaken
@@ -40,6 +38,6 @@ def test_what_is_not_taken_stays_bounded() -> None:
     assert (counted.absent, counted.absent_example) == (2, "a" * 200) and max(map(len, counted.left_out_examples.values())) == 200
     twice = Untaken()
     for _ in range(2):
-        twice.add(**asdict(counted))
+        twice.add(counted)
     assert twice.left_out_count == 4000 and twice.absent == 4 and len(twice.left_out) == MAX_LEFT_OUT_KINDS + 1
     assert counted.left_out_count == 2000, "the summand stays as it is"
