@@ -16,6 +16,7 @@ EPOCHS = 7
 """Of the twelve of the demo, each of which takes three seconds: enough for the digits to be told apart."""
 
 
+@pytest.mark.timeout(300)  # 40 CPU seconds of one process; beside the kills of other files the wall clock is three times that
 def test_the_demo_and_what_it_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn", reason="its digits and photographs are the demo's images")
     monkeypatch.setattr(demo_training, "EPOCHS", EPOCHS)
