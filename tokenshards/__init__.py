@@ -16,10 +16,13 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING without the import, which costs mo
 if TYPE_CHECKING:
     from typing import Any
 
+    from tokenshards.pipeline.commands.tokenizing import tokenize
+    from tokenshards.pipeline.reports.run_report import TokenizeReport
     from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
     from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
     from tokenshards.pipeline.tokenizers.base import Tokenizer
     from tokenshards.pipeline.tokenizers.directory import open_tokenizer as load_tokenizer
+    from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
     from tokenshards.stem_adaptors.models.classifier import TokenClassifier
@@ -36,12 +39,16 @@ __all__ = [
     "TokenClassifier",
     "TokenDataset",
     "TokenLoader",
+    "TokenizeReport",
     "Tokenizer",
     "TokenizerSpec",
+    "TrainReport",
     "__version__",
     "build",
     "load_tokenizer",
     "open_dataset",
+    "tokenize",
+    "train",
 ]
 
 _HOMES = {
@@ -53,11 +60,15 @@ _HOMES = {
     "TokenClassifier": "stem_adaptors.models.classifier",
     "TokenDataset": "pipeline.shards.dataset",
     "TokenLoader": "stem_adaptors.data.loader",
+    "TokenizeReport": "pipeline.reports.run_report",
     "Tokenizer": "pipeline.tokenizers.base",
     "TokenizerSpec": "pipeline.shards.spec",
+    "TrainReport": "stem_adaptors.commands.training",
     "build": "stem_adaptors.training.build",
     "load_tokenizer": "pipeline.tokenizers.directory",
     "open_dataset": "pipeline.shards.dataset",
+    "tokenize": "pipeline.commands.tokenizing",
+    "train": "stem_adaptors.commands.training",
 }
 
 if os.path.isfile(os.path.join(os.path.dirname(__file__), "pipeline")):

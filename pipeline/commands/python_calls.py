@@ -34,6 +34,7 @@ def as_function(options: Callable[..., T]) -> Callable[[Callable[[T], R]], Calla
         hints = get_type_hints(options, include_extras=True)
         kinds = {name: _plain(hint) for name, hint in hints.items()}
         shown = [field for field in fields(options) if field.name not in PRESENTATION]  # type: ignore[arg-type]
+        shown.sort(key=lambda field: field.default is not MISSING)  # Python wants parameters without a default first
         signature = Signature(
             [
                 Parameter(

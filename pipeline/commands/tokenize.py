@@ -30,7 +30,7 @@ from tokenshards.pipeline.commands.options import (
     takes,
 )
 from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, finish_splits, print_json
-from tokenshards.pipeline.commands.process import open_runner, worker_count
+from tokenshards.pipeline.commands.process import worker_count
 from tokenshards.pipeline.commands.source_options import Splits, takes_source
 from tokenshards.pipeline.commands.tokenize_options import TokenizeOptions
 
@@ -46,19 +46,16 @@ app = typer.Typer()
 @takes(TokenizeOptions)
 def tokenize_command(options: TokenizeOptions) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
-    from tokenshards.pipeline.conversion.split_runs import tokenize_splits
-    from tokenshards.pipeline.conversion.tokenize import Conversion
+    from tokenshards.pipeline.commands.tokenizing import run_conversions
     from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-    request, cluster = options.request(), options.cluster()
-    reporter = TerminalReporter(quiet=options.quiet)
     with doubts_as_json(options.as_json):
-        if options.splits:
-            outcomes = tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster))
-            finish_splits(options.out, request.out_options, outcomes, options.as_json, options.quiet)
-            return
-        outcome = Conversion(request, reporter, open_runner(options.runner, request.run, cluster)).run()
-    finish_run(options.out, request.out_options, outcome, options.as_json, options.quiet)
+        outcomes = run_conversions(options, TerminalReporter(quiet=options.quiet))
+    stores = options.stores_of_out()
+    if options.splits:
+        finish_splits(options.out, stores, outcomes, options.as_json, options.quiet)
+    else:
+        finish_run(options.out, stores, outcomes[None], options.as_json, options.quiet)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,10 +113,14 @@ class TokenizeOptions(SourceOptions):
                 stall_timeout_seconds=self.stall_timeout,
                 retry=RetryConfig(attempts=self.retry_attempts),
             ),
-            out_options=side_options("out", self.out, self.storage_option, self.out_option),
+            out_options=self.stores_of_out(),
             tokenizer_options=side_options("tokenizer", self.tokenizer, self.storage_option, self.tokenizer_option),
             card={"licence": self.license} if self.license else {},
         )
+
+    def stores_of_out(self) -> dict[str, Any]:
+        """Return the storage options of OUT. Raises ConfigError."""
+        return side_options("out", self.out, self.storage_option, self.out_option)
 
     def cluster(self) -> RayConfig:
         """Return how the work uses a Ray cluster. Raises ConfigError if an option has an invalid value."""
