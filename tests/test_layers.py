@@ -71,6 +71,8 @@ TOKENIZERS = (
     "base",
     "registry",
     "directory",
+    "image_tokenizer",
+    "token_datasets",
     "code_usage",
     "psnr",
     "weight_files",
