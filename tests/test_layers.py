@@ -24,6 +24,7 @@ PIPELINE = (
     "thread_map",
     "devices",
     "half_cosine",
+    "named_code",
     "storage",
     "shards",
     "images",
@@ -103,6 +104,7 @@ CONTRACT = (
     "thread_map",
     "devices",
     "half_cosine",
+    "named_code",
     "storage",
     "shards",
 )

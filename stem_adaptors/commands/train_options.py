@@ -22,7 +22,10 @@ class TrainOptions:
     epochs: Annotated[int | None, typer.Option(help="Passes over DATA.", show_default="by its size")] = None
     model: Annotated[
         str | None,
-        typer.Option(help="vit_nano, vit_micro, vit_tiny, vit_small, vit_base, or timm:NAME.", show_default="by the size of DATA"),
+        typer.Option(
+            help="vit_nano, vit_micro, vit_tiny, vit_small, vit_base, timm:NAME, or python:MODULE:CALLABLE.",
+            show_default="by the size of DATA",
+        ),
     ] = None
     batch_size: Annotated[int | None, typer.Option(help="Images per step, all processes together.", show_default="by the size of DATA")] = (
         None
