@@ -89,7 +89,7 @@ def run_training(options: TrainOptions) -> TrainReport:
         reporter.end()
     return TrainReport(
         run=display_url(options.out),
-        best_top1=result.best_top1,
+        best_top1=result.best_score,
         best_epoch=result.best_epoch,
         record=result.record,
         records=tuple(reporter.records),
