@@ -46,8 +46,8 @@ class TokenLoader:
     An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
     Every rank gets the same number of steps. Rank r of R takes every R-th sample of a global batch, from r on; where R does not divide the
-    batch, the first ranks take one sample more. With the order `windowed`, as many lanes as ranks, and a batch size that they divide, each
-    rank reads windows of its own. One iterator at a time: a new iterator ends the older one.
+    batch, the first ranks take one sample more. With the orders `windowed` and `sequential`, the ranks of a machine share decoded windows
+    through files of the cache folder. One iterator at a time: a new iterator ends the older one.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class TokenLoader:
 class BatchReader:
     """Makes the batch for given positions of an epoch. For one thread at a time."""
 
-    def __init__(self, data: TrainingData, config: LoaderConfig, world_size: int = 1) -> None:
-        """Open every dataset; `world_size` decides which lanes a rank reads. Raises what `TokenLoader` raises."""
+    def __init__(self, data: TrainingData, config: LoaderConfig, world_size: int = 1, *, workers: int = 1) -> None:
+        """Open every dataset; `workers`: processes that read for one rank. Raises what `TokenLoader` raises."""
         self._mix = data if isinstance(data, Mix) else None
         parts = _parts(data)
-        self._sources = [open_source(part, config, world_size) for part in parts]
+        self._sources = [open_source(part, config, world_size, shared=world_size * workers > 1) for part in parts]
         self._tables = [_class_map(part, data.classes) for part in parts]
         self._size, self._seed = sample_count(data), config.seed
         self._pad_id = max(data.spec.vocabulary)
