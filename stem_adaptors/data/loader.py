@@ -26,6 +26,7 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.device_copies import Copied, DeviceCopies
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
@@ -59,7 +60,7 @@ class TokenLoader:
         world_size: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        """Open the data. Batches are moved to `device`; for a GPU they pass through page-locked memory.
+        """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
 
         Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
         of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
@@ -73,7 +74,8 @@ class TokenLoader:
         check_ranks(data, self.config, rank, world_size)
         self._reader = BatchReader(data, self.config, world_size)
         self._state = initial_state(data, self.config)
-        self._batches: Prefetcher[Batch] | None = None
+        self._copies = DeviceCopies(self.device)
+        self._batches: Prefetcher[Copied] | None = None
 
     @property
     def classes(self) -> tuple[int | str, ...]:
@@ -114,17 +116,16 @@ class TokenLoader:
         size = self.config.batch_size
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
-            for batch in batches:
+            for copied in batches:
                 state = self._state = replace(state, next_global_index=state.next_global_index + size)
-                yield batch
+                yield self._copies.take(copied)
         self._state = replace(state, epoch=state.epoch + 1, next_global_index=0)
 
-    def _made(self, state: LoaderState) -> Iterator[Batch]:
+    def _made(self, state: LoaderState) -> Iterator[Copied]:
         start, size = state.next_global_index, self.config.batch_size
         steps = epoch_steps(sample_count(self.data), size, self.config.end, start=start)
         for begin in range(start, start + steps * size, size):
-            batch = self._reader.read(state.epoch, rank_positions(begin, size, self.rank, self.world_size))
-            yield batch if self.device is None else _moved(batch, self.device)
+            yield self._copies.begin(self._reader.read(state.epoch, rank_positions(begin, size, self.rank, self.world_size)))
 
 
 class BatchReader:
@@ -216,13 +217,6 @@ def initial_state(data: TrainingData, config: LoaderConfig) -> LoaderState:
         mix_weights=list(data.weights) if isinstance(data, Mix) else None,
         subset=[part.digest if isinstance(part, Selection) else None for part in parts],
     )
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    if device.type != "cuda":
-        return batch.to(device)
-    with torch.cuda.device(device):
-        return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _parts(data: TrainingData) -> tuple[TokenDataset | Selection, ...]:
