@@ -182,6 +182,12 @@ class TrainConfig:
     min_lr: float = 1e-5
     warmup_epochs: float = 5.0
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    """Factor of the rate from each layer to the one before it: below 1, the first layers learn least (for fine-tuning)."""
+    beta1: float = 0.9
+    """Decay of AdamW's average of gradients."""
+    beta2: float = 0.999
+    """Decay of AdamW's average of squared gradients."""
     label_smoothing: float = 0.1
     ema_decay: float = 0.0
     """Decay per step of an average of the weights, which is evaluated too; 0 keeps no average."""
@@ -196,7 +202,7 @@ class TrainConfig:
     """`all`, `head` (linear probe) or `attention` (attention, stem and head)."""
     seed: int = 0
     device: str = "auto"
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 600.0
     """Seconds between checkpoints within an epoch; the end of an epoch always writes one."""
     checkpoint_steps: int = 0
     """Steps between checkpoints, in place of seconds; 0 uses `checkpoint_seconds`."""
@@ -207,6 +213,9 @@ class TrainConfig:
         require(0 <= self.min_lr, "min_lr", self.min_lr, "0 or more")
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "more than 0, at most 1")
+        require(0 <= self.beta1 < 1, "beta1", self.beta1, "0 or more, less than 1")
+        require(0 <= self.beta2 < 1, "beta2", self.beta2, "0 or more, less than 1")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 or more, less than 1")
         require(0 <= self.ema_decay < 1, "--ema", self.ema_decay, "0 or more, less than 1")
         require(self.clip_grad_norm >= 0, "clip_grad_norm", self.clip_grad_norm, "0 or more")

@@ -37,6 +37,11 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def share(self, tensor: Tensor) -> None:
+        """Give every rank the main rank's values."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on at least one rank."""
         if self.world_size == 1:
@@ -49,10 +54,12 @@ class Ranks:
             dist.barrier()
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model with gradients averaged over the ranks."""
+        """Return the model with gradients averaged over the ranks. Buffers stay those of each rank."""
+        # A frozen codebook is a buffer, may be large, and never changes.
         if self.world_size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @contextmanager
@@ -67,7 +74,8 @@ def joined_ranks(device: str = "auto") -> Iterator[tuple[Ranks, torch.device]]:
     if world_size == 1 or dist.is_initialized():
         yield ranks, chosen
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    on_gpu = chosen.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=chosen if on_gpu else None)
     try:
         yield ranks, chosen
     finally:

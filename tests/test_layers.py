@@ -81,7 +81,7 @@ TOKENIZERS = (
     "custom",
     "fitted",
 )
-STEM_ADAPTORS = ("config", "ranks", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
+STEM_ADAPTORS = ("config", "ranks", "precision", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
 ORDERS = (
     ("pipeline", PIPELINE),
     ("pipeline.sources", SOURCES),

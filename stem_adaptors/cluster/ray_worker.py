@@ -61,7 +61,7 @@ def take_part(config: dict[str, Any]) -> None:
                 # The terminal saw no older run, or was told to continue one. A run that exists now is therefore this run.
                 result = job.run(job.open_data(), ranks, place, reporter, resume=True, started=listen)
             if ranks.is_main:
-                fields = {"record": result.record, "best_top1": result.best_top1, "best_epoch": result.best_epoch}
+                fields = {"record": result.record, "best_score": result.best_score, "best_epoch": result.best_epoch}
                 reporter.tell("done", result=fields)
         except SystemExit as stop:
             if rank == 0:

@@ -37,7 +37,7 @@ def train_demo(folder: str, reporter: Reporter) -> None:
     print(f"tokenshards train {root}/digits_train --val {root}/digits_val --out {root}/run --epochs {EPOCHS}", flush=True)
     request = TrainRequest(data=data, val=val, out=Store(str(root / "run")), **configs)
     result = Trainer(request, Ranks(), torch.device("cpu"), reporter).fit()
-    print(f"\ntop-1 on {len(val)} held-out digits: {result.best_top1 or 0:.1%}, after {time.monotonic() - started:.0f} s of training")
+    print(f"\ntop-1 on {len(val)} held-out digits: {result.best_score or 0:.1%}, after {time.monotonic() - started:.0f} s of training")
     print(f"   look at {root}/photos.png and at {root}/run/curves.png, then try:")
     print(f"   tokenshards evaluate {root}/run --images {root}/images/digits/val --confusion {root}/confusion.png")
     print(f"   tokenshards predict {root}/run {root}/images/digits/val/7")

@@ -17,11 +17,12 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, require_few_classes
+from tokenshards.stem_adaptors.precision import precision_name, recorded_precision
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import confusion_png, load_pyplot
-from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate
-from tokenshards.stem_adaptors.training.metrics import Accuracy, require_few_classes
-from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
+from tokenshards.stem_adaptors.training.evaluate import evaluate
+from tokenshards.stem_adaptors.training.run_directory import load_run, open_classify_objective
 
 __all__ = ["EvaluationReport", "evaluate_run", "require_confusion"]
 
@@ -36,10 +37,12 @@ class EvaluationReport:
     classes: Sequence[int | str]
     left_out: int
     """Images without a label, or with a class that the run does not know."""
+    precision: str = "fp32"
+    """`fp32`, `bf16` or `fp16`: the format of the run's training, as far as the device has it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `evaluate --json`."""
-        return {**self.accuracy.to_json(self.classes), "left_out": self.left_out}
+        return {**self.accuracy.to_json(self.classes), "left_out": self.left_out, "precision": self.precision}
 
     def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Return (title, rows) of each table."""
@@ -48,6 +51,7 @@ class EvaluationReport:
             ("top-1", f"{found['top1']:.2%}"),
             ("top-5", f"{found['top5']:.2%}"),
             ("images", f"{found['images']:,}"),
+            ("precision", self.precision),
         ]
         if self.left_out:
             rows.append(("left out", f"{self.left_out:,} images without a class that the run knows"))
@@ -77,7 +81,7 @@ def evaluate_run(
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
-    model, run = open_classifier(store, weights, device)
+    objective, run = open_classify_objective(store, weights, device)
     if data.spec.fingerprint != run.spec.fingerprint:
         raise FingerprintMismatchError(
             f"{data.store.url}: made by the tokenizer {data.spec.fingerprint[:12]}…; this run learned from {run.spec.fingerprint[:12]}…. "
@@ -85,7 +89,9 @@ def evaluate_run(
         )
     if not data.classes:
         raise ConfigError(f"{data.store.url}: no image has a label, so there is nothing to measure; `predict` needs none")
-    mapping = class_map(data.classes, run.classes, data.store.url, missing_is_error=False).to(device)
+    align = objective.align(data, strict=False)
     loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), device=device)
-    accuracy = evaluate(model, loader.epoch(0), mapping, len(run.classes), Ranks(), device, confusion=confusion)
-    return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images)
+    precision = recorded_precision(run.train.precision, device)
+    counts = evaluate(objective, loader.epoch(0), align, precision, objective.measure(confusion=confusion))
+    accuracy = counts.accuracy(Ranks())
+    return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images, precision_name(precision))

@@ -40,6 +40,7 @@ def predict_command(
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+    from tokenshards.stem_adaptors.precision import recorded_precision
     from tokenshards.stem_adaptors.training.evaluate import predict
     from tokenshards.stem_adaptors.training.run_directory import open_classifier
 
@@ -49,10 +50,11 @@ def predict_command(
     store = Store(run, storage_options=options)
     place = choose_device(device)
     model, found = open_classifier(store, weights, place)
+    precision = recorded_precision(found.train.precision, place)
     tokenizer = load_tokenizer(store, "tokenizer")
     failures = 0
     for encoded in tokenize_images(images, tokenizer, config=reading(images[0])):
-        probabilities_BC = () if encoded.tokens is None else predict(model, encoded.tokens, place)
+        probabilities_BC = () if encoded.tokens is None else predict(model, encoded.tokens, place, precision)
         for name, row in zip(encoded.names, probabilities_BC, strict=True):
             best = [(found.classes[index], float(row[index])) for index in (-row).argsort()[:top]]
             if as_json:

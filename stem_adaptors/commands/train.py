@@ -144,9 +144,9 @@ def train_command(
         reporter.end()
     where = display_url(out)
     if as_json:
-        print_json({"run": where, "best_top1": result.best_top1, "best_epoch": result.best_epoch, **result.record})
-    elif result.best_top1 is not None:
-        best = f"best top-1 {result.best_top1:.1%} after epoch {(result.best_epoch or 0) + 1}"
+        print_json({"run": where, "best_top1": result.best_score, "best_epoch": result.best_epoch, **result.record})
+    elif result.best_score is not None:
+        best = f"best top-1 {result.best_score:.1%} after epoch {(result.best_epoch or 0) + 1}"
         print(f"{where}: {best}. Look at {where}/curves.png")
     else:
         print(f"{where}: trained. Measure it with: tokenshards evaluate {where} DATA")

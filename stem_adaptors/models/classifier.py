@@ -7,7 +7,7 @@ Random numbers: initial weights depend on `seed` alone; drop path uses the numbe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from tokenshards.stem_adaptors.models.drop_path import DropPath
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
 
-__all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier", "parameter_groups"]
+__all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier"]
 
 SIZES = {
     "vit_nano": (64, 4, 4),
@@ -114,23 +114,31 @@ class VisionTransformer(nn.Module):
         """Tokens of the stem along each axis."""
         return self.patch_embed.grid
 
-    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the mean of the stem's tokens [B, E]. `mask` is True at real sites; layouts that vary need a mask."""
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return all tokens after the last block, class token first, [B, 1 + N, E]. `mask` is True at real sites; layouts that vary need
+        a mask."""
         tokens_BNE = self.patch_embed(x)
         real_BN = self.patch_embed.token_mask(mask)
         x_BNE = torch.cat([self.cls_token.expand(len(tokens_BNE), -1, -1), tokens_BNE], dim=1) + self.pos_embed
         keys_B11N = None if real_BN is None else F.pad(real_BN, (1, 0), value=True)[:, None, None]
         for block in self.blocks:
             x_BNE = block(x_BNE, keys_B11N)
+        return x_BNE
+
+    def forward_head(self, x_BNE: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits [B, C] of the tokens of `forward_features`: mean of the real tokens, norm, linear layer."""
+        real_BN = self.patch_embed.token_mask(mask)
         if real_BN is None:
-            return x_BNE[:, 1:].mean(dim=1)
-        share_BN1 = (real_BN / real_BN.sum(dim=1, keepdim=True))[..., None]
-        return (x_BNE[:, 1:] * share_BN1).sum(dim=1)
+            mean_BE = x_BNE[:, 1:].mean(dim=1)
+        else:
+            share_BN1 = (real_BN / real_BN.sum(dim=1, keepdim=True))[..., None]
+            mean_BE = (x_BNE[:, 1:] * share_BN1).sum(dim=1)
+        logits_BC: Tensor = self.head(self.fc_norm(mean_BE))
+        return logits_BC
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits [B, C]."""
-        logits_BC: Tensor = self.head(self.fc_norm(self.features(x, mask)))
-        return logits_BC
+        return self.forward_head(self.forward_features(x, mask), mask)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -161,12 +169,38 @@ class TokenClassifier(nn.Module):
         return x
 
     def classify(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return logits [B, C] of embeddings over `out_grid`. Layouts that vary need a `mask` from `embedding.site_mask`."""
-        logits_BC: Tensor = self.backbone(x) if mask is None else self.backbone(x, mask)
+        """Return logits [B, C] of embeddings over `out_grid`. Layouts that vary need a `mask` from `embedding.site_mask`.
+
+        Final norm and head work in float32 also under autocast, as far as the backbone has `forward_head`, as ours and timm's have.
+        """
+        backbone: Any = self.backbone
+        masks = () if mask is None else (mask,)
+        if not hasattr(backbone, "forward_head"):
+            whole_BC: Tensor = backbone(x, *masks)
+            return whole_BC
+        features = backbone.forward_features(x, *masks)
+        with torch.autocast(x.device.type, enabled=False):
+            logits_BC: Tensor = backbone.forward_head(features.float(), *masks)
         return logits_BC
 
     def forward(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
         """Return logits [B, C] of whole samples, after a centre crop to `out_grid` and without augmentation."""
+        return self.classify(*self._centre(ids_BLQ, mask_BL, shapes_BD))
+
+    def forward_features(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
+        """Return the backbone's features of whole samples after the centre crop: of our ViTs the tokens [B, 1 + N, E], class token first.
+
+        Raises ConfigError where the backbone has no `forward_features`.
+        """
+        backbone: Any = self.backbone
+        if not hasattr(backbone, "forward_features"):
+            raise ConfigError(f"{type(backbone).__name__} has no forward_features; expected one of our ViTs, or a model of timm")
+        x, mask = self._centre(ids_BLQ, mask_BL, shapes_BD)
+        features: Tensor = backbone.forward_features(x) if mask is None else backbone.forward_features(x, mask)
+        return features
+
+    def _centre(self, ids_BLQ: Tensor, mask_BL: Tensor | None, shapes_BD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings of whole samples after the centre crop to `out_grid`, and their mask."""
         x = self.embed(ids_BLQ, shapes_BD=shapes_BD)
         mask = self.embedding.site_mask(mask_BL, shapes_BD)
         if self.embedding.layout.grid:
@@ -174,7 +208,7 @@ class TokenClassifier(nn.Module):
                 start = (self.embedding.grid[axis] - size) // 2
                 x = x.narrow(2 + axis, start, size)
                 mask = None if mask is None else mask.narrow(1 + axis, start, size)
-        return self.classify(x, mask)
+        return x, mask
 
 
 def build_classifier(
@@ -228,20 +262,6 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
     width = config.width or width
     stem = build_stem(spec, config, channels, sites, width)
     return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, spared_names: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return the trained parameters in two groups for an optimiser: with and without weight decay.
-
-    Biases, norms, positions, tokens, tables and the parameters in `spared_names` do not decay.
-    """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(("_embed", "_token")) or name.startswith("embedding.") or name in spared_names
-            (spared if free else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.stem_adaptors.models.drop_path import DropPath
 
-__all__ = ["build_timm_backbone"]
+__all__ = ["build_timm_backbone", "timm_layers"]
 
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
@@ -59,6 +59,16 @@ def build_timm_backbone(
             "Its stem is built in a way that cannot be replaced; use another model"
         )
     return model
+
+
+def timm_layers(model: nn.Module) -> dict[str, int]:
+    """Return the layer of each parameter of a model with timm's `group_matcher`, counted from 0 at the stem."""
+    _load_timm()
+    from timm.models import group_parameters
+
+    matcher: Any = model.group_matcher
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    return layers
 
 
 def _load_timm() -> Any:

@@ -5,28 +5,94 @@ Shapes: B samples, C classes.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import functools
+from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
+from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, Counts
+from tokenshards.stem_adaptors.objectives.base import Align, Answers, Blueprint, Objective
+from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
+from tokenshards.stem_adaptors.ranks import Ranks
 
-__all__ = ["ClassifyObjective", "sample_weights"]
+__all__ = ["ClassifyMeasure", "ClassifyObjective"]
 
 
-class ClassifyObjective(nn.Module):
-    """Augmentation, classifier and loss as one module, so that DistributedDataParallel sees one forward pass."""
+class ClassifyMeasure:
+    """Counts right answers; see `Counts`."""
 
-    def __init__(self, model: TokenClassifier, augmentation: Augmentation, classes: int, smoothing: float, draws: int) -> None:
+    def __init__(self, classes: int, device: torch.device, *, confusion: bool = False) -> None:
+        """Begin at 0. Raises ConfigError for a confusion matrix of too many classes."""
+        self._counts = Counts(classes, device, confusion=confusion)
+
+    def add(self, batch: Batch, answers: Answers) -> None:
+        """Count a batch."""
+        self._counts.add(answers.outputs.detach(), batch.labels_B, batch.weights_B, answers.loss_B.detach())
+
+    def tensors(self, ranks: Ranks) -> dict[str, Tensor]:
+        """Return copies for a checkpoint, summed over all ranks."""
+        return self._counts.tensors(ranks)
+
+    def add_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add the sums of a checkpoint."""
+        self._counts.add_tensors(tensors)
+
+    def record(self, ranks: Ranks) -> dict[str, float]:
+        """Return loss, top1, top5 and the number of images."""
+        found = self.accuracy(ranks)
+        return {"loss": found.loss, "top1": found.top1, "top5": found.top5, "images": found.images}
+
+    def accuracy(self, ranks: Ranks) -> Accuracy:
+        """Return the accuracy over all ranks, with the counts of each class."""
+        return self._counts.gather(ranks)
+
+
+class ClassifyObjective(Objective):
+    """A classifier of whole images: soft targets and cross-entropy, as in SeiT (Park et al. 2023)."""
+
+    kind = "classify"
+    training_figures = ("loss", "top1")
+    validation_figures = ("loss", "top1", "top5", "images")
+    score = "top1"
+
+    model: TokenClassifier
+
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> ClassifyObjective:
+        """Return a new classifier with its augmentation."""
+        spec, tables, classes = blueprint.spec, blueprint.tables, len(blueprint.classes)
+        augmentation = Augmentation(spec, tables, blueprint.augment, draws=blueprint.draws)
+        model = build_classifier(spec, tables, blueprint.statistics, blueprint.model, classes, augmentation.out_grid, seed=blueprint.seed)
+        return cls(model, augmentation, blueprint.classes, blueprint.label_smoothing, blueprint.draws)
+
+    @classmethod
+    def require(cls, data: TrainingData) -> None:
+        """Raise ConfigError where no image has a label."""
+        if not data.classes:
+            raise ConfigError(
+                "the training set has no labels: nothing can be learned from it. Tokenize it with labels (class folders, --label)"
+            )
+
+    def __init__(
+        self, model: TokenClassifier, augmentation: Augmentation, classes: Sequence[int | str], smoothing: float, draws: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.augmentation = augmentation
-        self.classes, self.smoothing = classes, smoothing
+        self.class_names, self.classes, self.smoothing = tuple(classes), len(classes), smoothing
         self._drop_paths = drop_paths_of(model) if draws > 1 else []
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss of each sample and its logits."""
+    def forward(self, batch: Batch) -> Answers:
+        """Return the loss of each augmented sample and its logits [B, C]."""
         keys = SampleKeys.from_batch(batch)
         ids_BLQ = self.augmentation.ids(batch.ids_BLQ, keys)
         targets_BC = soft_targets(batch.labels_B, self.classes, self.smoothing)
@@ -36,9 +102,35 @@ class ClassifyObjective(nn.Module):
         x, targets_BC = self.augmentation.embeddings(self.model.embed(ids_BLQ, shapes_BD=batch.shapes_BD), keys, targets_BC, mask)
         logits_BC = self.model.classify(x, mask)
         loss_B = -(targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1)
-        return loss_B, logits_BC
+        return Answers(loss_B, logits_BC)
 
+    def answers(self, batch: Batch) -> Answers:
+        """Return cross-entropy and logits [B, C] of whole samples, after the centre crop. A sample without a label counts as class 0."""
+        logits_BC = self.model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD).float()
+        return Answers(F.cross_entropy(logits_BC, batch.labels_B.clamp_min(0), reduction="none"), logits_BC)
 
-def sample_weights(batch: Batch) -> Tensor:
-    """Return the weight of each sample in the loss: 0 for padding and for samples without a label."""
-    return batch.weights_B * (batch.labels_B >= 0)
+    def weights_B(self, batch: Batch) -> Tensor:
+        """Return the weight of each sample in the loss: 0 for padding and for samples without a label."""
+        return batch.weights_B * (batch.labels_B >= 0)
+
+    def measure(self, *, confusion: bool = False) -> ClassifyMeasure:
+        """Return counts that begin at 0. Raises ConfigError for a confusion matrix of too many classes."""
+        return ClassifyMeasure(self.classes, self.device, confusion=confusion)
+
+    def align(self, dataset: TokenDataset, *, strict: bool = True) -> Align:
+        """Return what gives batches of a dataset the labels of this classifier, by the names of classes.
+
+        Raises ConfigError where no class is shared, or, if `strict`, where the dataset has a class that the classifier does not know.
+        Otherwise samples of such classes lose their labels.
+        """
+        mapping = class_map(dataset.classes, self.class_names, dataset.store.url, missing_is_error=strict)
+        return functools.partial(relabelled, mapping.to(self.device))
+
+    def compile_model(self) -> None:
+        """Let torch compile the backbone."""
+        self.model.classify = torch.compile(self.model.classify)  # type: ignore[method-assign]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device

@@ -6,8 +6,9 @@ sums of the epoch so far. Random numbers are keyed by the step, so there is no g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tokenshards.pipeline.storage.tensor_file import load_tensors, save_tensors
 
 __all__ = [
     "Checkpoint",
+    "copied_tensors",
     "load_model",
     "load_optimizer",
     "optimizer_tensors",
@@ -37,8 +39,19 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the epoch so far."""
     state: dict[str, Any]
     """Plain JSON: steps done, loader state, best result, gradient scaler."""
+
+    def copied(self) -> Checkpoint:
+        """Return a checkpoint whose tensors are copies in the memory of the CPU."""
+        groups = {name: copied_tensors(getattr(self, name)) for name in ("model", "optimizer", "average", "counts")}
+        return replace(self, state=copy.deepcopy(self.state), **groups)
+
+
+def copied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in the memory of the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

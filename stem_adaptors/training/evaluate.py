@@ -1,77 +1,50 @@
-"""Measures a classifier on labelled tokens, and predicts the classes of unlabelled tokens.
+"""Measures an objective on a dataset, and predicts the classes of unlabelled tokens.
 
 Shapes: B samples, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
-from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.metrics import Accuracy, Counts
+from tokenshards.stem_adaptors.objectives.base import Align, Measure, Objective
+from tokenshards.stem_adaptors.precision import autocast
 
-__all__ = ["class_map", "evaluate", "predict"]
+__all__ = ["evaluate", "predict"]
 
-
-def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: str, *, missing_is_error: bool) -> Tensor:
-    """Return, for each class index of a dataset, the index in `known` of the class with the same name; -1 where there is none.
-
-    A number and its decimal text are the same name. Raises ConfigError for datasets that share no class with `known`. With
-    `missing_is_error` a single class that `known` lacks also raises ConfigError.
-    """
-    index = {str(name): position for position, name in enumerate(known)}
-    mapped = [index.get(str(name), -1) for name in classes]
-    missing = [name for name, position in zip(classes, mapped, strict=True) if position < 0]
-    if missing and (missing_is_error or len(missing) == len(mapped)):
-        raise ConfigError(
-            f"{where}: the classes {shorten(missing)} are unknown to the classifier, which has {len(known)}: {shorten(list(known))}. "
-            "Classes are matched by name"
-        )
-    return torch.tensor([*mapped, -1])  # the label -1 picks the last entry
+Sums = TypeVar("Sums", bound=Measure)
 
 
 @torch.inference_mode()
-def evaluate(
-    model: TokenClassifier,
-    batches: Iterable[Batch],
-    mapping: Tensor,
-    classes: int,
-    ranks: Ranks,
-    device: torch.device,
-    precision: torch.dtype = torch.float32,
-    *,
-    confusion: bool = False,
-) -> Accuracy:
-    """Return the accuracy over all ranks, with the confusion matrix if asked for. `mapping` is the result of `class_map`.
-
-    Images without a known class are left out. Raises ConfigError for a matrix of too many classes.
-    """
-    was_training = model.training
+def evaluate(objective: Objective, batches: Iterable[Batch], align: Align, precision: torch.dtype, measure: Sums) -> Sums:
+    """Add the answers to all batches of this rank to `measure`, and return it. The model is in evaluation mode meanwhile."""
+    model = objective.model
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    counts = Counts(classes, device, confusion=confusion)
     try:
         for batch in batches:
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not torch.float32):
-                logits_BC = model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD).float()
-            labels_B = mapping[batch.labels_B]
-            loss_B = torch.nn.functional.cross_entropy(logits_BC, labels_B.clamp_min(0), reduction="none")
-            counts.add(logits_BC, labels_B, batch.weights_B, loss_B)
+            aligned = align(batch)
+            with autocast(aligned.ids_BLQ.device, precision):
+                answers = objective.answers(aligned)
+            measure.add(aligned, answers)
     finally:
-        model.train(was_training)
-    return counts.gather(ranks)
+        for module, training in modes.items():
+            module.training = training
+    return measure
 
 
 @torch.inference_mode()
-def predict(model: TokenClassifier, tokens: TokenBatch, device: torch.device) -> npt.NDArray[np.float32]:
+def predict(
+    model: TokenClassifier, tokens: TokenBatch, device: torch.device, precision: torch.dtype = torch.float32
+) -> npt.NDArray[np.float32]:
     """Return class probabilities [B, C] of token rows."""
     model.eval()
     ids_BLQ = torch.from_numpy(np.ascontiguousarray(tokens.ids_BLQ)).to(device)
@@ -83,5 +56,7 @@ def predict(model: TokenClassifier, tokens: TokenBatch, device: torch.device) ->
     if lengths_B is not None:
         mask_BL = torch.arange(ids_BLQ.shape[1], device=device) < lengths_B[:, None]
         ids_BLQ = ids_BLQ.to(torch.int64).masked_fill(~mask_BL[..., None], model.embedding.pad_id)
-    probabilities: npt.NDArray[np.float32] = model(ids_BLQ, mask_BL=mask_BL, shapes_BD=shapes_BD).softmax(dim=1).cpu().numpy()
+    with autocast(device, precision):
+        logits_BC = model(ids_BLQ, mask_BL=mask_BL, shapes_BD=shapes_BD)
+    probabilities: npt.NDArray[np.float32] = logits_BC.float().softmax(dim=1).cpu().numpy()
     return probabilities

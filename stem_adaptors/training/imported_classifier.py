@@ -11,10 +11,10 @@ from torch import Tensor
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment import Augmentation, allowed_augmentations
+from tokenshards.stem_adaptors.augment import allowed_augmentations
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
 from tokenshards.stem_adaptors.data.loader import initial_state
-from tokenshards.stem_adaptors.models.classifier import SIZES, build_classifier
+from tokenshards.stem_adaptors.models.classifier import SIZES
 from tokenshards.stem_adaptors.training.checkpoints import write_weights
 from tokenshards.stem_adaptors.training.pretrained import LoadReport, load_pretrained, named_tensors
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON, Run, statistics_of
@@ -51,9 +51,7 @@ def import_classifier(
         statistics=None if parts["model"].raw_embeddings else statistics_of(dataset),
         data={**_identity(dataset), "url": dataset.store.url, "pretrained": weights, "imported": True},
     )
-    tables = dataset.codebook()
-    out_grid = Augmentation(run.spec, tables, run.augment).out_grid
-    classifier = build_classifier(run.spec, tables, run.statistics, run.model, len(run.classes), out_grid)
+    classifier: Any = run.build(dataset.codebook()).model
     _require_shapes(classifier.backbone.state_dict(), stored, weights)
     report = load_pretrained(classifier, weights)
     write_weights(out, BEST, classifier.state_dict(), {"epoch": None, "val_top1": None, "weights": "imported"})

@@ -5,22 +5,22 @@ Shapes: B samples of this rank.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from tokenshards.pipeline.canonical import keyed_hash64
-from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier, parameter_groups
-from tokenshards.stem_adaptors.objectives.classify import sample_weights
+from tokenshards.stem_adaptors.models.classifier import VisionTransformer
+from tokenshards.stem_adaptors.objectives.base import Answers, Measure, Objective
+from tokenshards.stem_adaptors.precision import autocast, precision_of
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, load_optimizer
 from tokenshards.stem_adaptors.training.ema import AveragedWeights
-from tokenshards.stem_adaptors.training.metrics import Counts
+from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups, spared_names
 from tokenshards.stem_adaptors.training.pretrained import trainable_parameters
 from tokenshards.stem_adaptors.training.schedule import learning_rate
 
@@ -28,44 +28,47 @@ __all__ = ["Optimisation"]
 
 
 class Optimisation:
-    """Changes the weights of a model, in a training of a given number of steps. `draws`: see `config.DRAWS`."""
+    """Changes the weights of an objective's model, in a training of a given number of steps. `draws`: see `config.DRAWS`."""
 
     def __init__(
-        self, model: TokenClassifier, config: TrainConfig, ranks: Ranks, device: torch.device, *, epoch_steps: int, draws: int
+        self, objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device, *, epoch_steps: int, draws: int
     ) -> None:
-        self._model, self._config, self._ranks, self._device, self._draws = model, config, ranks, device, draws
+        model = objective.model
+        self._objective, self._model, self._config, self._ranks, self._device, self._draws = objective, model, config, ranks, device, draws
         self.total_steps = config.epochs * epoch_steps
+        self._rate = config.lr
         self._warmup_steps = min(round(config.warmup_epochs * epoch_steps), self.total_steps // 2)
         trainable_parameters(model, config.train_part)
-        groups = parameter_groups(model, config.weight_decay, spared_names(model) if draws > 1 else set())
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type in ("cpu", "cuda"))
-        self.precision = _precision(config.precision, device)
+        spared = spared_names(model) if draws > 1 else set()
+        groups = parameter_groups(model, config.weight_decay, spared, config.layer_decay)
+        betas = (config.beta1, config.beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.type in ("cpu", "cuda"))
+        self._draws_numbers = draws == 1 or not isinstance(getattr(model, "backbone", None), VisionTransformer)
+        self.precision = precision_of(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.average = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
+        self._wrapped = ranks.wrap(objective, device)
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
-        rate: float = self.optimizer.param_groups[0]["lr"]
-        return rate
+        """The learning rate of the last step, before the scale of a layer."""
+        return self._rate
 
     def train_mode(self) -> None:
         """Set the layers of the model to train mode; a linear probe keeps the backbone in evaluation mode."""
         # A linear probe measures the backbone as it is. Train mode would change its batch statistics.
         self._model.train(self._draws == 1 or self._config.train_part != "head")
 
-    def step(self, number: int, objective: nn.Module, batch: Batch, counts: Counts) -> Tensor:
-        """Make step `number`, counted from 0, and count the model's answers. Return the loss of this rank's share.
-
-        `objective` is the ClassifyObjective; with several ranks it is wrapped by DistributedDataParallel.
-        """
+    def step(self, number: int, batch: Batch, measure: Measure) -> Tensor:
+        """Make step `number`, counted from 0, and add the model's answers to the measure. Return the loss of this rank's share."""
         config = self._config
-        rate = learning_rate(number, total_steps=self.total_steps, warmup_steps=self._warmup_steps, peak=config.lr, floor=config.min_lr)
+        self._rate = learning_rate(
+            number, total_steps=self.total_steps, warmup_steps=self._warmup_steps, peak=config.lr, floor=config.min_lr
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # Dropout of timm's models draws from torch's generator. The generator is keyed by the step, so its state needs no saving.
-        torch.manual_seed(keyed_hash64(f"step {config.seed}", f"{number} {self._ranks.rank}"))
-        total = self._gradients(objective, batch, counts)
+            group["lr"] = self._rate * group["lr_scale"]
+        with self._own_generator(number):
+            total = self._gradients(batch, measure)
         if config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_grad_norm)
@@ -78,25 +81,48 @@ class Optimisation:
             self.average.update(number)
         return total
 
-    def _gradients(self, objective: nn.Module, batch: Batch, counts: Counts) -> Tensor:
+    def _gradients(self, batch: Batch, measure: Measure) -> Tensor:
         """Add up the gradients of a batch; return its loss."""
-        ranks = self._ranks
-        weights = ranks.sum(sample_weights(batch).sum())
+        ranks, objective, wrapped = self._ranks, self._objective, self._wrapped
+        weights = ranks.sum(objective.weights_B(batch).sum())
         total = torch.zeros((), device=self._device)
         pieces = _pieces(len(batch), self._config.accumulate, in_a_row=self._draws == 1)
         for index, piece in enumerate(pieces):
             part = batch[piece]
             last = index == len(pieces) - 1
-            sync = nullcontext() if last or ranks.world_size == 1 else objective.no_sync()  # type: ignore[operator]
+            sync = nullcontext() if last or ranks.world_size == 1 else wrapped.no_sync()  # type: ignore[operator]
             with sync:
-                with torch.autocast(self._device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
-                    loss_B, logits_BC = objective(part)
+                with autocast(self._device, self.precision):
+                    answers: Answers = wrapped(part)
                 # DistributedDataParallel takes the mean over ranks, but the loss is the mean over all samples of the step.
-                loss = (loss_B * sample_weights(part)).sum() * ranks.world_size / weights.clamp_min(1.0)
-                self.scaler.scale(loss).backward()
+                loss = (answers.loss_B * objective.weights_B(part)).sum() * ranks.world_size / weights.clamp_min(1.0)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / ranks.world_size
-            counts.add(logits_BC.detach(), part.labels_B, part.weights_B, loss_B.detach())
+            measure.add(part, answers)
         return total
+
+    @contextmanager
+    def _own_generator(self, number: int) -> Iterator[None]:
+        """Let dropout of foreign models draw numbers that the step decides, and give the caller's generator back.
+
+        So there is no generator to save, and a resumed run draws the same numbers.
+        """
+        if not self._draws_numbers:
+            yield
+            return
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(keyed_hash64(f"step {self._config.seed}", f"{number} {self._ranks.rank}"))
+            yield
+
+    def share_buffers(self) -> None:
+        """Give every rank the main rank's buffers, such as batch statistics: each rank measures a share of the validation set."""
+        names = [name for name, _ in self._model.named_buffers() if not name.startswith("embedding.")]
+        live = dict(self._model.named_buffers())
+        for name in names:
+            self._ranks.share(live[name])
+            if self.average is not None and name in self.average.tensors:
+                self._ranks.share(self.average.tensors[name])
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
@@ -107,12 +133,6 @@ class Optimisation:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-def spared_names(model: TokenClassifier) -> set[str]:
-    """Return the parameters that timm's model excludes from weight decay, beyond those that their own names exclude."""
-    names: Any = getattr(model.backbone, "no_weight_decay", set)
-    return {f"backbone.{name}" for name in names()}
-
-
 def _pieces(rows: int, count: int, *, in_a_row: bool) -> list[slice]:
     """Cut rows into `count` nearly equal slices, none empty. Unless `in_a_row`, slices take every count-th row, so mix groups stay
     whole."""
@@ -120,13 +140,3 @@ def _pieces(rows: int, count: int, *, in_a_row: bool) -> list[slice]:
         return [slice(start, None, count) for start in range(min(rows, count))]
     edges = [rows * index // count for index in range(count + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if stop > start]
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        # torch also reports bf16 as supported where it is emulated, at a fraction of the speed of float32.
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    if precision is torch.float16 and device.type != "cuda":
-        raise ConfigError(f"--precision is fp16 on {device.type}; expected fp32 or bf16 there")
-    return precision

@@ -27,10 +27,11 @@ from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
+from tokenshards.stem_adaptors.objectives import OBJECTIVES, Blueprint, Objective
+from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
 
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "default_fraction_seed",
     "load_run",
     "open_classifier",
+    "open_classify_objective",
+    "open_objective",
     "statistics_of",
 ]
 
@@ -56,9 +59,9 @@ METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT}
 """The object that each choice of --weights reads."""
-VERSION = 2
-READABLE = (1, 2)
-"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups."""
+VERSION = 3
+READABLE = (1, 2, 3)
+"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups. Versions 1 and 2 have no `objective`."""
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
 # Fields that may change between the parts of one training: where it runs, and how often it is saved.
@@ -84,6 +87,23 @@ class Run:
     """URL, manifest and subset of the dataset trained on, and the source of the initial weights."""
     draws: int = DRAWS
     """Version of the rules for random draws, see `config.DRAWS`."""
+    objective: str = "classify"
+    """What is learned: a name of `objectives.OBJECTIVES`."""
+
+    def build(self, tables: Mapping[str, npt.NDArray[Any]]) -> Objective:
+        """Return a new objective of this run, with its first weights. `tables`: the codebook of the run's tokenizer."""
+        blueprint = Blueprint(
+            spec=self.spec,
+            tables=tables,
+            statistics=self.statistics,
+            classes=self.classes,
+            model=self.model,
+            augment=self.augment,
+            label_smoothing=self.train.label_smoothing,
+            seed=self.train.seed,
+            draws=self.draws,
+        )
+        return OBJECTIVES[self.objective].build(blueprint)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of run.json."""
@@ -99,6 +119,7 @@ class Run:
             "statistics": statistics,
             "data": self.data,
             "draws": self.draws,
+            "objective": self.objective,
         }
 
     def save(self, store: Store, dataset: TokenDataset) -> None:
@@ -151,6 +172,7 @@ def load_run(store: Store) -> Run:
             statistics=None if statistics is None else _as_statistics(statistics),
             data=value["data"],
             draws=1 if version == 1 else value["draws"],
+            objective=_known_objective(value["objective"] if version > 2 else "classify"),
         )
     except (KeyError, TypeError) as error:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None
@@ -161,8 +183,8 @@ def default_fraction_seed(store: Store, seed: int) -> int:
     return seed if store.info(RUN_JSON) is not None and load_run(store).draws == 1 else 0
 
 
-def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
-    """Build the classifier of a run with its `best` or `last` weights, ready to evaluate.
+def open_objective(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[Objective, Run]:
+    """Build the objective of a run with its `best` or `last` weights, ready to measure.
 
     Raises the errors of `load_run` and of the weights; ConfigError for another choice; MissingObjectError before the first epoch has ended.
     """
@@ -172,8 +194,7 @@ def open_classifier(store: Store, weights: str = "best", device: torch.device | 
     tables: Mapping[str, npt.NDArray[Any]] = {}
     if run.spec.codebook is not None:
         tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])
-    out_grid = Augmentation(run.spec, tables, run.augment, draws=run.draws).out_grid
-    model = build_classifier(run.spec, tables, run.statistics, run.model, len(run.classes), out_grid)
+    objective = run.build(tables)
     path = WEIGHTS[weights]
     try:
         tensors, _ = read_weights(store, path)
@@ -181,8 +202,29 @@ def open_classifier(store: Store, weights: str = "best", device: torch.device | 
         raise MissingObjectError(
             path, f"the run has not written these weights yet; continue it with train --resume ({store.url})"
         ) from None
-    load_model(model, tensors, path)
-    return model.to(device).eval(), run
+    load_model(objective.model, tensors, path)
+    objective.to(device).eval()
+    return objective, run
+
+
+def open_classify_objective(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[ClassifyObjective, Run]:
+    """Return what `open_objective` returns, for a run of a classifier. Raises ConfigError for a run that learned something else."""
+    objective, run = open_objective(store, weights, device)
+    if not isinstance(objective, ClassifyObjective):
+        raise ConfigError(f"{store.url}: the run learned {run.objective!r}; expected a classifier, which `train` makes")
+    return objective, run
+
+
+def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
+    """Return the classifier of a run and the run. Raises the errors of `open_classify_objective`."""
+    objective, run = open_classify_objective(store, weights, device)
+    return objective.model, run
+
+
+def _known_objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise FormatVersionError(f"{RUN_JSON}: the run learned {name!r}; this version knows {', '.join(OBJECTIVES)}. Upgrade tokenshards")
+    return name
 
 
 def statistics_of(dataset: TokenDataset) -> Statistics | None:

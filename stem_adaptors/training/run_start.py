@@ -57,6 +57,7 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         statistics=None if request.model.raw_embeddings else statistics_of(dataset),
         data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
         draws=DRAWS if recorded is None else recorded.draws,
+        objective=request.objective,
     )
 
 

@@ -1,4 +1,4 @@
-"""The training loop of a classifier on token shards. It reads no images and no tokenizer; on a CPU a resumed run is bit-equal.
+"""The training loop on token shards, for any objective. It reads no images and no tokenizer; on a CPU a resumed run is bit-equal.
 
 Every random number is keyed by (seed, epoch, place in the epoch), so the state of a training is a few counters and tensors. Under
 torchrun each rank takes its share of every batch. The result equals that of one process with the same mix groups, up to the rounding of
@@ -6,7 +6,7 @@ float sums. The first start chooses the size of the mix groups (`mix_group_size`
 ranks of a later start, the trainer says so and mixes the samples that each rank has. Batch norm and dropout of timm's models always work
 on the samples of one rank.
 
-Shapes: B samples of this rank, C classes.
+Checkpoints, logs and best weights are written by a thread, from copies.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
-from tokenshards.stem_adaptors.models.classifier import build_classifier
-from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
+from tokenshards.stem_adaptors.objectives import OBJECTIVES
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import curves_png
 from tokenshards.stem_adaptors.reporting.tensorboard_log import TensorBoardLog
-from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, optimizer_tensors, read_checkpoint, write_checkpoint, write_weights
-from tokenshards.stem_adaptors.training.metrics import Counts, MetricsLog
+from tokenshards.stem_adaptors.training.background_writer import BackgroundWriter
+from tokenshards.stem_adaptors.training.checkpoints import (
+    Checkpoint,
+    copied_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+    write_weights,
+)
+from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.optimisation import Optimisation
 from tokenshards.stem_adaptors.training.pretrained import load_pretrained
 from tokenshards.stem_adaptors.training.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL
 from tokenshards.stem_adaptors.training.run_start import is_there, mixing_note, recorded_run, run_for
 from tokenshards.stem_adaptors.training.stopping import StopFlag
 from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
-from tokenshards.stem_adaptors.training.validation import Validation
+from tokenshards.stem_adaptors.training.validation import Candidate, Validation
 
 __all__ = ["Reporter", "TrainRequest", "TrainResult", "Trainer"]
 
@@ -51,33 +57,29 @@ class Trainer:
     def __init__(self, request: TrainRequest, ranks: Ranks, device: torch.device, reporter: Reporter) -> None:
         self.request, self.ranks, self.device, self.reporter = request, ranks, device, reporter
         config, data = request.train, request.data
+        kind = OBJECTIVES[request.objective]
+        kind.require(data)
         self.loader = TokenLoader(data, request.loader, rank=ranks.rank, world_size=ranks.world_size, device=device)
-        if not data.classes:
-            raise ConfigError(
-                "the training set has no labels: nothing can be learned from it. Tokenize it with labels (class folders, --label)"
-            )
         self._recorded = recorded_run(request, ranks, device)
         self.run = run = run_for(request, self.loader, self._recorded, ranks)
-        tables, classes = request.dataset.codebook(), len(run.classes)
-        augmentation = Augmentation(run.spec, tables, run.augment, draws=run.draws)
-        model = build_classifier(run.spec, tables, run.statistics, run.model, classes, augmentation.out_grid, seed=config.seed)
+        self.objective = run.build(request.dataset.codebook())
+        self.model = self.objective.model
         if request.pretrained is not None:
-            self._say(str(load_pretrained(model, request.pretrained)))
-        self.model = model.to(device)
-        self.optimisation = Optimisation(self.model, config, ranks, device, epoch_steps=len(self.loader), draws=run.draws)
-        self.precision, self.total_steps = self.optimisation.precision, self.optimisation.total_steps
+            self._say(str(load_pretrained(self.model, request.pretrained)))
+        self.objective.to(device)
+        self.optimisation = Optimisation(self.objective, config, ranks, device, epoch_steps=len(self.loader), draws=run.draws)
+        self.total_steps = self.optimisation.total_steps
         if config.compile:
-            self.model.backbone.compile()
-        self.objective = ClassifyObjective(self.model, augmentation, classes, config.label_smoothing, run.draws)
-        self.wrapped = ranks.wrap(self.objective, device)
+            self.objective.compile_model()
         self.log = MetricsLog()
         self.step = 0
-        self.best: dict[str, Any] = {"top1": None, "epoch": None}
+        self.best: dict[str, Any] = {"score": None, "epoch": None}
         self._epoch_sums = {"seconds": 0.0, "wait_seconds": 0.0, "images": 0.0}
-        self._counts = Counts(classes, device)
-        self.validation = Validation(request, run, ranks, device)
+        self._measure = self.objective.measure()
+        self.validation = Validation(request, run, self.objective, ranks, device)
         self._stop = StopFlag()
         self._board: TensorBoardLog | None = None
+        self._writer = BackgroundWriter()
 
     def fit(self) -> TrainResult:
         """Train to the last epoch. SIGINT and SIGTERM end the training after the current step, with a checkpoint."""
@@ -90,13 +92,16 @@ class Trainer:
                     self._train_epoch()
                     self._end_epoch()
         finally:
-            if self.ranks.is_main:
-                self._draw_curves()
-            if self._board is not None:
-                self._board.close()
+            try:
+                self._writer.close()
+            finally:
+                if self.ranks.is_main:
+                    self._draw_curves()
+                if self._board is not None:
+                    self._board.close()
         self._say(f"{config.epochs} epochs are done")
         measured = self.request.val is not None
-        return TrainResult(self.log.records[-1], self.best["top1"] if measured else None, self.best["epoch"])
+        return TrainResult(self.log.records[-1], self.best["score"] if measured else None, self.best["epoch"])
 
     def request_stop(self, signal_number: int) -> None:
         """End after the current step, with a checkpoint, as that signal would. Any thread may call this."""
@@ -155,7 +160,7 @@ class Trainer:
             batches.close()
 
     def _train_step(self, batch: Batch) -> Tensor:
-        return self.optimisation.step(self.step, self.wrapped, batch, self._counts)
+        return self.optimisation.step(self.step, batch, self._measure)
 
     def _checked_loss(self, loss: Tensor, *, saved_next: bool) -> float | None:
         """Return the loss over all ranks, or None where this step is not checked. Raise TrainingError where the loss is not finite.
@@ -177,26 +182,22 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         epoch = self.epoch - 1
-        sums, train = self._epoch_sums, self._counts.gather(self.ranks)
-        measured, candidates = self.validation.measure(self.model, self.optimisation.average, self.precision, self.step)
+        sums, train = self._epoch_sums, self._measure.record(self.ranks)
+        self.optimisation.share_buffers()
+        measured, candidates = self.validation.measure(self.optimisation.average, self.optimisation.precision, self.step)
         record: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
             "lr": self.optimisation.lr,
-            "train_loss": train.loss,
-            "train_top1": train.top1,
+            **{f"train_{name}": train[name] for name in self.objective.training_figures},
             "images_per_second": sums["images"] / max(1e-9, sums["seconds"]),
             "data_wait_share": sums["wait_seconds"] / max(1e-9, sums["seconds"]),
             **measured,
         }
         self.log = MetricsLog([*self.log.before(epoch).records, record])
         self._epoch_sums = dict.fromkeys(sums, 0.0)
-        self._counts = Counts(len(self.run.classes), self.device)
-        score, weights, which = max(candidates, key=lambda candidate: candidate[0])
-        if self.best["top1"] is None or score > self.best["top1"]:
-            self.best = {"top1": score, "epoch": epoch}
-            if self.ranks.is_main:
-                write_weights(self.request.out, BEST, weights, {"epoch": epoch, "val_top1": record.get("val_top1"), "weights": which})
+        self._measure = self.objective.measure()
+        self._keep_best(epoch, candidates, record)
         self._save()
         self._write_log()
         if self.ranks.is_main:
@@ -205,6 +206,20 @@ class Trainer:
             self.reporter.epoch({**record, "epochs": self.request.train.epochs})
         if self.ranks.any(bool(self._stop), self.device) and self.step < self.total_steps:
             self._raise_stop()
+
+    def _keep_best(self, epoch: int, candidates: list[Candidate], record: dict[str, Any]) -> None:
+        """Write the best of the candidates, if one of them is better than all before."""
+        objective = self.objective
+        for score, weights, which in candidates:
+            if not objective.better(score, self.best["score"]):
+                continue
+            self.best = {"score": score, "epoch": epoch}
+            figure = f"val_{objective.score}"
+            state = {"epoch": epoch, figure: record.get(figure), "weights": which}
+            chosen = weights, state
+        if self.best["epoch"] == epoch and self.ranks.is_main:
+            copies = copied_tensors(chosen[0])
+            self._writer.submit(lambda: write_weights(self.request.out, BEST, copies, chosen[1]))
 
     def _agree(self, seconds: float) -> tuple[bool, bool]:
         """Return whether to stop and whether a checkpoint is due. Every rank gets the same answer."""
@@ -216,7 +231,7 @@ class Trainer:
         return self.ranks.any(bool(self._stop), self.device), by_steps or self.ranks.any(late, self.device)
 
     def _save(self) -> None:
-        counts, average = self._counts.tensors(self.ranks), self.optimisation.average
+        counts, average = self._measure.tensors(self.ranks), self.optimisation.average
         if not self.ranks.is_main:
             return
         checkpoint = Checkpoint(
@@ -233,22 +248,30 @@ class Trainer:
                 "metrics": self.log.records,
             },
         )
-        write_checkpoint(self.request.out, CHECKPOINT, checkpoint)
+        self._writer.wait()  # before the copies are made, so that there are never two
+        copies = checkpoint.copied()
+        self._writer.submit(lambda: write_checkpoint(self.request.out, CHECKPOINT, copies))
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self.model.load_state_dict(checkpoint.model)
         self.optimisation.load(checkpoint)
         self.loader.load_state_dict(state["loader"])
-        self.step, self.best, self._epoch_sums = state["step"], state["best"], state["epoch_sums"]
+        self.step, best, self._epoch_sums = state["step"], state["best"], state["epoch_sums"]
+        self.best = {"score": best.get("score", best.get("top1")), "epoch": best["epoch"]}  # `top1` until 0.1.0
         self.log = MetricsLog(state["metrics"])
         if self.ranks.is_main:  # the sums of all ranks were saved together
-            self._counts.add_tensors(checkpoint.counts)
+            self._measure.add_tensors(checkpoint.counts)
 
     def _write_log(self) -> None:
         if self.ranks.is_main and self.log.records:
-            self.request.out.write(METRICS_JSONL, self.log.to_jsonl())
-            self.request.out.write(METRICS_CSV, self.log.to_csv())
+            out, lines, table = self.request.out, self.log.to_jsonl(), self.log.to_csv()
+
+            def write() -> None:
+                out.write(METRICS_JSONL, lines)
+                out.write(METRICS_CSV, table)
+
+            self._writer.submit(write)
 
     def _draw_curves(self) -> None:
         if not self.log.records:
@@ -259,6 +282,7 @@ class Trainer:
             self._say(f"note: no {CURVES} was drawn, {error}")
 
     def _raise_stop(self) -> None:
+        self._writer.wait()
         self._say(f"stopped after step {self.step:,} of {self.total_steps:,}, with a checkpoint; the same command with --resume continues")
         raise SystemExit(self._stop.exit_code)
 

@@ -37,6 +37,8 @@ class TrainRequest:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    objective: str = "classify"
+    """What to learn: a name of `objectives.OBJECTIVES`."""
     pretrained: str | None = None
     resume: bool = False
 
@@ -52,5 +54,6 @@ class TrainResult:
 
     record: dict[str, Any]
     """The record of the last epoch."""
-    best_top1: float | None
+    best_score: float | None
+    """The score of the best epoch, such as top-1; None where nothing was measured."""
     best_epoch: int | None

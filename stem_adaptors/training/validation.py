@@ -10,11 +10,10 @@ from torch import Tensor
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+from tokenshards.stem_adaptors.objectives.base import Objective
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.ema import AveragedWeights
-from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate
-from tokenshards.stem_adaptors.training.metrics import Accuracy
+from tokenshards.stem_adaptors.training.evaluate import evaluate
 from tokenshards.stem_adaptors.training.run_directory import Run
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
@@ -27,9 +26,9 @@ Candidate = tuple[float, dict[str, Tensor], str]
 class Validation:
     """Measures after each epoch. Without a validation set the last weights count as the best."""
 
-    def __init__(self, request: TrainRequest, run: Run, ranks: Ranks, device: torch.device) -> None:
-        """Open the set. Raises ConfigError where another tokenizer made it, or where it has a class that the run does not know."""
-        self._classes, self._ranks, self._device = len(run.classes), ranks, device
+    def __init__(self, request: TrainRequest, run: Run, objective: Objective, ranks: Ranks, device: torch.device) -> None:
+        """Open the set. Raises ConfigError where another tokenizer made it, or where the objective cannot be measured on it."""
+        self._objective, self._ranks = objective, ranks
         self.loader: TokenLoader | None = None
         val, loader = request.val, request.loader
         if val is None:
@@ -39,7 +38,7 @@ class Validation:
                 f"{val.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
                 f"{run.spec.fingerprint[:12]}…. Tokenize the validation set with --tokenizer TRAINING_SET"
             )
-        self.mapping = class_map(val.classes, run.classes, val.store.url, missing_is_error=True).to(device)
+        self._align = objective.align(val)
         config = LoaderConfig(
             batch_size=loader.batch_size,
             order="sequential",
@@ -50,21 +49,23 @@ class Validation:
         )
         self.loader = TokenLoader(val, config, rank=ranks.rank, world_size=ranks.world_size, device=device)
 
-    def measure(
-        self, model: TokenClassifier, average: AveragedWeights | None, precision: torch.dtype, step: int
-    ) -> tuple[dict[str, Any], list[Candidate]]:
+    def measure(self, average: AveragedWeights | None, precision: torch.dtype, step: int) -> tuple[dict[str, Any], list[Candidate]]:
         """Return the fields for the record of an epoch, and the weights that may be the best so far."""
+        objective, model = self._objective, self._objective.model
         if self.loader is None:
-            return {}, [(float(step), model.state_dict() if average is None else average.tensors, "last")]
-        found = self._accuracy(self.loader, model, precision)
-        record = {"val_loss": found.loss, "val_top1": found.top1, "val_top5": found.top5, "val_images": found.images}
-        candidates: list[Candidate] = [(found.top1, model.state_dict(), "last")]
+            # Without a measurement the latest weights win.
+            newest = float(step if objective.higher_is_better else -step)
+            return {}, [(newest, model.state_dict() if average is None else average.tensors, "last")]
+        found = self._figures(self.loader, precision)
+        record = {f"val_{name}": found[name] for name in objective.validation_figures}
+        candidates: list[Candidate] = [(found[objective.score], model.state_dict(), "last")]
         if average is not None:
             with average.applied_to(model):
-                averaged = self._accuracy(self.loader, model, precision)
-            record |= {"ema_val_loss": averaged.loss, "ema_val_top1": averaged.top1, "ema_val_top5": averaged.top5}
-            candidates.append((averaged.top1, average.tensors, "ema"))
+                averaged = self._figures(self.loader, precision)
+            record |= {f"ema_val_{name}": averaged[name] for name in objective.validation_figures if name != "images"}
+            candidates.append((averaged[objective.score], average.tensors, "ema"))
         return record, candidates
 
-    def _accuracy(self, loader: TokenLoader, model: TokenClassifier, precision: torch.dtype) -> Accuracy:
-        return evaluate(model, loader.epoch(0), self.mapping, self._classes, self._ranks, self._device, precision)
+    def _figures(self, loader: TokenLoader, precision: torch.dtype) -> dict[str, float]:
+        objective = self._objective
+        return evaluate(objective, loader.epoch(0), self._align, precision, objective.measure()).record(self._ranks)

@@ -20,7 +20,7 @@ from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, allowed_
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
-from tokenshards.stem_adaptors.training.metrics import Counts
+from tokenshards.stem_adaptors.objectives.accuracy import Counts
 
 SAMPLES = 24
 MODEL = ModelConfig(name="vit_nano", width=16, depth=2, heads=2)

@@ -36,6 +36,7 @@ def test_a_run_of_the_first_version_evaluates(weights: str) -> None:
     out, _ = call_cli("evaluate", str(RUNS / "finished"), str(RUNS / "tokens"), "--weights", weights, "--device", "cpu", "--json")
     found, expected = json.loads(out), json.loads((RUNS / "evaluated.json").read_text())[weights]
     assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-5)
+    assert found.pop("precision") == "fp32"
     assert found == expected
 
 

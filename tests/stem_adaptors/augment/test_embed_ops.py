@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from tests.stem_adaptors.augment.layouts import GRIDS, keys_of
 from tokenshards.stem_adaptors.augment import embed_ops
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
-from tokenshards.stem_adaptors.training.metrics import Counts
+from tokenshards.stem_adaptors.objectives.accuracy import Counts
 
 SHAPES = [(5, 3, *GRIDS[0]), (4, 2, *GRIDS[1]), (3, 5, *GRIDS[2]), (4, 1, *GRIDS[3])]
 VIDEO = (3, 2, 3, 6, 5)

@@ -14,7 +14,7 @@ from tests.datasets import call_cli
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards import cli
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.training import metrics
+from tokenshards.stem_adaptors.objectives import accuracy
 from tokenshards.stem_adaptors.training.run_directory import Run, load_run
 
 SMALL = ["--epochs", "1", "--set", "model.width=8", "--set", "model.depth=1", "--set", "model.heads=2", "--device", "cpu", "-q"]
@@ -67,7 +67,7 @@ def test_a_matrix_that_cannot_be_drawn_is_refused_before_images_are_tokenized(
     trained(pair[0], tmp_path / "run")
     command = ["evaluate", str(tmp_path / "run"), "--images", "no-such-folder", "--confusion", str(tmp_path / "matrix.png")]
     with monkeypatch.context() as patched:
-        patched.setattr(metrics, "CONFUSION_CLASSES", 2)
+        patched.setattr(accuracy, "CONFUSION_CLASSES", 2)
         assert "3 classes would have 9 fields; expected at most 2" in call_cli(*command, expect=2)[1]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "needs matplotlib, which cannot be imported" in call_cli(*command, expect=2)[1]

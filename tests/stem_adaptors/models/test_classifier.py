@@ -15,9 +15,10 @@ from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
-from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier, VisionTransformer, build_classifier, parameter_groups
+from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier, VisionTransformer, build_classifier
 from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.stems import ConvStem, Stem
+from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups
 
 SMALL = ModelConfig(depth=2, width=32, heads=2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,17 @@ from tests.stem_adaptors.augment.layouts import spec_of, tables_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import Layout
+from tokenshards.stem_adaptors.augment import Augmentation
 from tokenshards.stem_adaptors.commands.evaluation_report import SHOWN_CLASSES, EvaluationReport
-from tokenshards.stem_adaptors.config import ModelConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
+from tokenshards.stem_adaptors.objectives.accuracy import Accuracy
+from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
+from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import confusion_png, curves_png
-from tokenshards.stem_adaptors.training.evaluate import class_map, evaluate, predict
-from tokenshards.stem_adaptors.training.metrics import Accuracy
+from tokenshards.stem_adaptors.training.evaluate import evaluate, predict
 
 CPU = torch.device("cpu")
 PNG = b"\x89PNG"
@@ -78,7 +83,11 @@ def test_evaluation_counts_real_samples_of_known_classes_and_leaves_the_mode_alo
     probabilities = predict(model, rows, CPU)
     model.train()
     labels, weights = np.arange(12) % 5, np.array([1.0] * 10 + [0.0] * 2, np.float32)
-    mapping = class_map(["c4", "c2", "none", "c0", "c1"], [f"c{index}" for index in range(7)], "val", missing_is_error=False)
+    names = [f"c{index}" for index in range(7)]
+    mapping = class_map(["c4", "c2", "none", "c0", "c1"], names, "val", missing_is_error=False)
+    spec = spec_of(layout)
+    objective = ClassifyObjective(model, Augmentation(spec, tables_of(spec), AugmentConfig.off()), names, 0.0, 2)
+    model.backbone.blocks[0].eval()  # type: ignore[operator, index, union-attr]
     batch = Batch(
         ids_BLQ=torch.from_numpy(rows.ids_BLQ),
         labels_B=torch.from_numpy(labels),
@@ -88,8 +97,9 @@ def test_evaluation_counts_real_samples_of_known_classes_and_leaves_the_mode_alo
         epoch=0,
         seed=0,
     )
-    found = evaluate(model, [batch[:5], batch[5:]], mapping, 7, Ranks(), CPU)
-    assert model.training
+    batches, align = [batch[:5], batch[5:]], functools.partial(relabelled, mapping)
+    found = evaluate(objective, batches, align, torch.float32, objective.measure()).accuracy(Ranks())
+    assert model.training and not model.backbone.blocks[0].training  # type: ignore[index, union-attr]
     expected = [(row, [4, 2, None, 0, 1][labels[row]]) for row in range(10)]
     counted = [(row, label) for row, label in expected if label is not None]
     assert found.images == len(counted) == 8

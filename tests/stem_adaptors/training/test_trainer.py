@@ -23,10 +23,10 @@ from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.mixing import mix
 from tokenshards.stem_adaptors.data.selection import select
-from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
-from tokenshards.stem_adaptors.training.optimisation import Optimisation, spared_names
+from tokenshards.stem_adaptors.training.optimisation import Optimisation
+from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups, spared_names
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_classifier
 from tokenshards.stem_adaptors.training.trainer import Trainer
 
@@ -226,7 +226,7 @@ def test_classes_are_matched_by_name(pair: tuple[TokenDataset, TokenDataset], ca
     request = request_for(data, tmp_path / "run", cache, val=val, epochs=1)
     trainer = Trainer(request, Ranks(), torch.device("cpu"), KeptReporter())
     trainer.fit()
-    assert trainer.validation.mapping.tolist() == [1, 2, -1]
+    assert trainer.validation._align.args[0].tolist() == [1, 2, -1]
 
 
 def test_first_weights_are_those_of_the_seed(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
@@ -316,5 +316,5 @@ def test_weight_decay_spares_what_timms_model_says(pair: tuple[TokenDataset, Tok
     decayed, spared = parameter_groups(trainer.model, 0.1, spared_names(trainer.model))
     assert any(parameter is weight for parameter in spared["params"]) and not any(parameter is weight for parameter in decayed["params"])
     for draws in (1, 2):  # runs of the first version go by names alone, to their end
-        optimisation = Optimisation(trainer.model, request.train, Ranks(), torch.device("cpu"), epoch_steps=1, draws=draws)
+        optimisation = Optimisation(trainer.objective, request.train, Ranks(), torch.device("cpu"), epoch_steps=1, draws=draws)
         assert any(parameter is weight for parameter in optimisation.optimizer.param_groups[draws - 1]["params"])

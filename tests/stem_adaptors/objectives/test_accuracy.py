@@ -1,9 +1,6 @@
-"""Counts against plain loops, and the log that survives a crash."""
+"""Counts of right answers against plain loops."""
 
 from __future__ import annotations
-
-import csv
-import io
 
 import numpy as np
 import pytest
@@ -12,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.stem_adaptors.objectives.accuracy import Counts
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.metrics import Counts, MetricsLog
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,14 +78,3 @@ def test_counts_of_a_checkpoint_are_added_those_of_the_first_version_too() -> No
     second.add_tensors({"confusion": counts.confusion_CC, "sums": counts.sums})
     for found in (first, second):
         assert torch.equal(found.class_counts_2C, counts.class_counts_2C) and torch.equal(found.sums, counts.sums)
-
-
-def test_a_log_comes_back_from_its_lines_but_for_one_cut_short() -> None:
-    log = MetricsLog([{"epoch": 0, "train_loss": 1.5}, {"epoch": 1, "train_loss": 1.25, "val_top1": 0.5}])
-    data = log.to_jsonl()
-    assert MetricsLog.parse(data).records == log.records
-    assert MetricsLog.parse(data[:-5]).records == log.records[:1]
-    assert MetricsLog.parse(data).before(1).records == log.records[:1]
-    rows = list(csv.DictReader(io.StringIO(log.to_csv().decode())))
-    assert rows[0] == {"epoch": "0", "train_loss": "1.5", "val_top1": ""}
-    assert rows[1]["val_top1"] == "0.5"

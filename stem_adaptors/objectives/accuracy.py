@@ -1,13 +1,10 @@
-"""Counts of a classifier's correct answers, and the log of a training.
+"""Counts of a classifier's correct answers.
 
 Shapes: B samples, C classes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +18,7 @@ from tokenshards.pipeline.devices import wide_float
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.ranks import Ranks
 
-__all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "MetricsLog", "require_few_classes"]
+__all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "require_few_classes"]
 
 TOP = 5
 CONFUSION_CLASSES = 2_000
@@ -124,38 +121,3 @@ class Accuracy:
             for name, count, hits in zip(classes, *self.class_counts_2C, strict=True)
         ]
         return {"top1": self.top1, "top5": self.top5, "images": self.images, "loss": self.loss, "per_class": per_class}
-
-
-class MetricsLog:
-    """One record per epoch, as JSON lines and as CSV."""
-
-    def __init__(self, records: Sequence[dict[str, Any]] = ()) -> None:
-        self.records = list(records)
-
-    @classmethod
-    def parse(cls, data: bytes) -> MetricsLog:
-        """Read JSON lines, without a last line that a crash cut short."""
-        records = []
-        for line in data.decode("utf-8", "replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return cls(records)
-
-    def before(self, epoch: int) -> MetricsLog:
-        """Return the records of earlier epochs."""
-        return MetricsLog([record for record in self.records if record["epoch"] < epoch])
-
-    def to_jsonl(self) -> bytes:
-        """Return one JSON object per line."""
-        return b"".join(json.dumps(record).encode() + b"\n" for record in self.records)
-
-    def to_csv(self) -> bytes:
-        """Return a table with every column that any record has."""
-        columns = list(dict.fromkeys(name for record in self.records for name in record))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records)
-        return text.getvalue().encode()
