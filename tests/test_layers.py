@@ -108,6 +108,7 @@ CONTRACT = (
     "storage",
     "shards",
 )
+RAY_INTERNALS = "tokenshards.stem_adaptors.cluster.ray_internals"
 RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {
@@ -199,6 +200,8 @@ def test_nobody_imports_tests_or_infra_and_heavy_packages_stay_where_they_belong
         assert "typer" not in heads or ".commands" in name, name
         assert "timm" not in heads or name in TIMM_ALLOWED, name
         assert "ray" not in heads or name in RAY_ALLOWED or name.split(".")[-1].startswith("ray_"), name
+        private = {one for one in imported if one.startswith("ray.") and any(part.startswith("_") for part in one.split("."))}
+        assert not private or name == RAY_INTERNALS or not name.startswith("tokenshards.stem_adaptors"), name
         assert not heads & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, name
 
 

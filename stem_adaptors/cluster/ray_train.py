@@ -22,7 +22,6 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tokenshards.pipeline.errors import ClusterError, ConfigError, IncompleteError, TrainingError
@@ -32,6 +31,7 @@ from tokenshards.stem_adaptors.cluster.board import Board, News
 from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig
 from tokenshards.stem_adaptors.cluster.code_identity import code_identity
 from tokenshards.stem_adaptors.cluster.ray_connection import connected, one_line, require_same_code
+from tokenshards.stem_adaptors.cluster.ray_internals import had_no_place
 from tokenshards.stem_adaptors.cluster.ray_places import amount, free_places, give_places_back, has_place, withdraw_demand
 from tokenshards.stem_adaptors.cluster.ray_worker import Losses, take_part
 from tokenshards.stem_adaptors.cluster.run_mark import marked
@@ -143,7 +143,7 @@ class _Driver:
         """Count an end of Ray Train itself, such as a death before the workers had found each other."""
         if failure is None:
             raise TrainingError("Ray Train ended without a result; expected one. --resume continues; Ray's logs of this cluster say more")
-        if isinstance(getattr(failure, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        if had_no_place(failure):
             return  # nobody died: there was no place yet, and --ray-wait limits the wait for one
         give_places_back()  # Ray Train also does this and withdraws its demand, but not where it was killed
         withdraw_demand(self._train_run)
