@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,18 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin the sum over all ranks beside other work. The result waits for the sum and returns it. The tensor is changed in place."""
+        if self.world_size == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def finished() -> Tensor:
+            work.wait()
+            return tensor
+
+        return finished
 
     def share(self, tensor: Tensor) -> None:
         """Give every rank the main rank's values."""
