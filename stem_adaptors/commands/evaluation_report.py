@@ -77,7 +77,7 @@ def require_confusion(store: Store) -> None:
 def evaluate_run(
     store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256, confusion: bool = False
 ) -> EvaluationReport:
-    """Measure the weights `best` or `last` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
+    """Measure the weights `best`, `last` or `ema` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
