@@ -16,7 +16,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig, with_se
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import joined_ranks
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
-from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, training_data, with_given
+from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, smaller_batch_note, training_data, with_given
 from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, default_fraction_seed, load_run
 from tokenshards.stem_adaptors.training.training_job import TrainingJob
 from tokenshards.stem_adaptors.training.training_request import TrainResult
@@ -72,6 +72,8 @@ def run_training(options: TrainOptions) -> TrainReport:
     configs["train"] = _as_long_as_recorded(options, Store(options.out, storage_options=stores), configs["train"], reporter)
     if options.val is None:
         reporter.say("no --val given: nothing is measured, and the last weights count as the best")
+    if (note := smaller_batch_note(chosen, configs["loader"])) is not None:
+        reporter.say(note)
     job = TrainingJob(
         data_url=options.data,
         val_url=options.val,

@@ -115,8 +115,9 @@ class Trainer:
     def _begin(self) -> None:
         request, out, config = self.request, self.request.out, self.request.train
         saved = is_there(self.request, CHECKPOINT, self.ranks, self.device)
-        if (note := mixing_note(self.run, self.ranks)) is not None:
-            self._say(note)
+        for note in (mixing_note(self.run, self.ranks), self.validation.note):
+            if note is not None:
+                self._say(note)
         if self._recorded is not None:
             self._recorded.check_same(self.run)
             if (note := lengthen(self._recorded, request, self.ranks)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from tests.datasets import call_cli
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards import cli
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.objectives import accuracy
 from tokenshards.stem_adaptors.training.defaults import default_configs as defaults
-from tokenshards.stem_adaptors.training.defaults import with_given
+from tokenshards.stem_adaptors.training.defaults import training_data, with_given
 from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.run_directory import Run, load_run
 
@@ -141,3 +143,27 @@ def test_weights_of_other_shapes_are_named_with_both(pair: tuple[Path, Path], tm
     assert "none of its" in error and "cls_token is [1, 1, 8] in the file, [1, 1, 12] in the model" in error
     _, said = call_cli(*words, "--out", str(tmp_path / "stem"), *SMALL[2:-1], "--set", "model.stem=patch")
     assert re.search(r"left fresh: patch_embed.proj.weight \(\[8, \d+, 3, 3\] in the file, \[8, \d+, 1, 1\] in the model\)", said), said
+
+
+def test_a_validation_set_in_the_mix_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    common: dict[str, Any] = {"device": "cpu", "cache_dir": tmp_path / "cache", "epochs": 1, "set": {"model.width": 8, "model.depth": 1}}
+    shutil.copytree(pair[1], tmp_path / "copy")  # a copy is the same set
+    with pytest.raises(ConfigError, match="copy is in the training mix and is the validation set too"):
+        tokenshards.train(pair[0], tmp_path / "run", val=tmp_path / "copy", mix={str(pair[1]): 0.5}, **common)
+    assert not (tmp_path / "run").exists()
+    report = tokenshards.train(pair[0], tmp_path / "run", val=pair[0], **common)
+    assert any("is the training set, so the accuracy is that of images that were learned from" in line for line in report.said)
+
+
+def test_a_share_of_the_data_trains_the_model_of_the_whole(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = open_dataset(str(pair[0]))
+    with patch("tokenshards.stem_adaptors.training.defaults._MODELS", ((60, "vit_nano"), (1000, "vit_micro"))):
+        for fraction, batch_size in ((1.0, 16), (0.5, 16), (0.1, 4)):
+            configs = defaults(training_data(str(pair[0]), fraction=fraction))
+            assert configs["model"].name == "vit_micro" and configs["loader"].batch_size == batch_size
+            assert configs["train"] == defaults(whole)["train"] and configs["augment"] == defaults(whole)["augment"]
+    common: dict[str, Any] = {"device": "cpu", "cache_dir": tmp_path / "cache", "epochs": 1, "set": {"model.width": 8, "model.depth": 1}}
+    said = tokenshards.train(pair[0], tmp_path / "tenth", fraction=0.1, **common).said
+    assert any(line.startswith("note: the batch size is 4, because 7 images do not fill one of 16") for line in said), said
+    said = tokenshards.train(pair[0], tmp_path / "half", fraction=0.5, **common).said
+    assert not any("batch size" in line for line in said)
