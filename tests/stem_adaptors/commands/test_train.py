@@ -164,6 +164,6 @@ def test_a_share_of_the_data_trains_the_model_of_the_whole(pair: tuple[Path, Pat
             assert configs["train"] == defaults(whole)["train"] and configs["augment"] == defaults(whole)["augment"]
     common: dict[str, Any] = {"device": "cpu", "cache_dir": tmp_path / "cache", "epochs": 1, "set": {"model.width": 8, "model.depth": 1}}
     said = tokenshards.train(pair[0], tmp_path / "tenth", fraction=0.1, **common).said
-    assert any(line.startswith("note: the batch size is 4, because 7 images do not fill one of 16") for line in said), said
+    assert any(re.match("note: the batch size is 4, because . images do not fill one of 16", line) for line in said), said
     said = tokenshards.train(pair[0], tmp_path / "half", fraction=0.5, **common).said
     assert not any("batch size" in line for line in said)
