@@ -34,7 +34,7 @@ class TrainOptions:
         None
     )
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Token-space augmentations that the layout allows.")] = True
-    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.", show_default="auto")] = None
+    device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.", show_default="auto")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentations.", show_default="0")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, exactly; start it where there is none.")] = False
     order: Annotated[
