@@ -32,8 +32,9 @@ from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
 from tokenshards.stem_adaptors.data.prefetch import Prefetcher
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import Rows, join_rows, open_source
+from tokenshards.stem_adaptors.ranks import found_ranks
 
-__all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "initial_state"]
+__all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "given_ranks", "initial_state"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 TrainingData: TypeAlias = TokenDataset | Selection | Mix
@@ -55,23 +56,27 @@ class TokenLoader:
         data: TrainingData,
         config: LoaderConfig | None = None,
         *,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
+
+        Without `rank` and `world_size` the loader asks torch.distributed, or else torchrun's environment, each time that an iteration
+        begins: a process group may be joined after the loader was made.
 
         Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
         of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
         """
         self.data, self.config = data, config or LoaderConfig()
-        self.rank, self.world_size = rank, world_size
+        self._finds_ranks = rank is None and world_size is None
+        self.rank, self.world_size = given_ranks(rank, world_size)
         self.device = None if device is None else torch.device(device)
         if self.device == torch.device("cuda"):
             # CUDA's current device belongs to a thread, and another thread moves the batches.
             self.device = torch.device("cuda", torch.cuda.current_device())
-        check_ranks(data, self.config, rank, world_size)
-        self._reader = BatchReader(data, self.config, world_size)
+        check_ranks(data, self.config, self.rank, self.world_size)
+        self._reader = BatchReader(data, self.config, self.world_size)
         self._state = initial_state(data, self.config)
         self._copies = DeviceCopies(self.device)
         self._batches: Prefetcher[Copied] | None = None
@@ -112,6 +117,11 @@ class TokenLoader:
     def _run(self, state: LoaderState) -> Generator[Batch, None, None]:
         if self._batches is not None:
             self._batches.close()
+        if self._finds_ranks and (found := found_ranks()) != (self.rank, self.world_size):
+            check_ranks(self.data, self.config, *found)
+            self._reader.close()
+            self._reader = BatchReader(self.data, self.config, found[1])
+            self.rank, self.world_size = found
         size = self.config.batch_size
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
@@ -186,6 +196,15 @@ class BatchReader:
         real_B1L = (np.arange(ids_BQL.shape[2]) < lengths_B[:, None])[:, None]
         np.copyto(ids_BQL, self._pad_id, where=~real_B1L, casting="unsafe")
         return TokenBatch(ids_BQL.transpose(0, 2, 1), tokens.lengths_B, tokens.shapes_BD), lengths_B
+
+
+def given_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return the ranks given, or those that `found_ranks` finds. Raises ConfigError where only one of the two is given."""
+    if rank is None and world_size is None:
+        return found_ranks()
+    if rank is None or world_size is None:
+        raise ConfigError(f"rank is {rank} and world_size is {world_size}; expected both or neither")
+    return rank, world_size
 
 
 def check_ranks(data: TrainingData, config: LoaderConfig, rank: int, world_size: int) -> None:

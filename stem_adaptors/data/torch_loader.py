@@ -21,10 +21,11 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, initial_state
+from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, given_ranks, initial_state
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
 from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["BatchDataset", "Step", "StepSampler"]
 
@@ -41,8 +42,10 @@ class Step(NamedTuple):
 class BatchDataset(Dataset[Batch]):
     """A map-style dataset whose items are whole batches. Every reading process opens the data for itself, at its first batch."""
 
-    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int = 1) -> None:
-        self.data, self.config, self.world_size = data, config or LoaderConfig(), world_size
+    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int | None = None) -> None:
+        """Without `world_size` that of torch.distributed or of torchrun's environment holds."""
+        self.data, self.config = data, config or LoaderConfig()
+        self.world_size = found_ranks()[1] if world_size is None else world_size
         self._opened: tuple[int, BatchReader] | None = None
 
     def __getitem__(self, step: Step) -> Batch:
@@ -65,9 +68,13 @@ class StepSampler(Sampler[Step]):
     give that to `resume`. A StatefulDataLoader keeps its place itself.
     """
 
-    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int = 0, world_size: int = 1) -> None:
-        self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, sample_count(data)
-        check_ranks(data, self.config, rank, world_size)
+    def __init__(
+        self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """Without `rank` and `world_size` those of torch.distributed or of torchrun's environment hold. Raises ConfigError."""
+        self.config, self.size = config or LoaderConfig(), sample_count(data)
+        self.rank, self.world_size = given_ranks(rank, world_size)
+        check_ranks(data, self.config, self.rank, self.world_size)
         self.next_state = initial_state(data, self.config)
         """The place where the next iteration begins."""
 

@@ -14,7 +14,7 @@ from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, Run, load_run, statistics_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
-__all__ = ["is_there", "mixing_note", "recorded_run", "run_for"]
+__all__ = ["is_there", "lengthen", "mixing_note", "recorded_run", "run_for"]
 
 
 def is_there(request: TrainRequest, name: str, ranks: Ranks, device: torch.device) -> bool:
@@ -61,6 +61,16 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         draws=DRAWS if recorded is None else recorded.draws,
         objective=request.objective,
     )
+
+
+def lengthen(recorded: Run, request: TrainRequest, ranks: Ranks) -> str | None:
+    """Record that a resumed run gets more epochs than it was started with; return a note for the user."""
+    before, epochs = recorded.train.epochs, request.train.epochs
+    if epochs == before:
+        return None
+    if ranks.is_main:
+        replace(recorded, train=replace(recorded.train, epochs=epochs)).save(request.out, request.dataset)
+    return f"{epochs} epochs in place of {before}: from here on the learning rate is that of a run of {epochs} epochs"
 
 
 def _require_even_pieces(batch_size: int, world_size: int, accumulate: int) -> None:

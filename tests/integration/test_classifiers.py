@@ -36,7 +36,7 @@ def test_a_run_holds_all_that_is_needed(places: tuple[Path, Path], tmp_path: Pat
     assert names >= files | {"tensorboard"}
     assert image_size(run / "curves.png") > (400, 200)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1]
+    assert [line["epoch"] for line in lines] == [1, 2]
     assert (run / "metrics.csv").read_text().splitlines()[0].split(",") == list(lines[0])
     # The run classifies where neither the training set nor its place exists.
     moved = tmp_path / "elsewhere"
@@ -98,7 +98,7 @@ def test_training_from_another_run_and_its_parts(places: tuple[Path, Path], tmp_
     options = ["--val", str(folder / "val"), "--epochs", "1", "--cache-dir", str(folder / "cache"), *SMALL]
     probe = ["--pretrained", str(run), "--train-part", "head", "--no-augment", "--fraction", "0.5"]
     found = call_json("train", str(folder / "train"), "--out", str(tmp_path / "probe"), *options, *probe)
-    assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 0
+    assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 1
     mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options, "--mix", f"{folder / 'val'}=0.5")
     assert mixed["step"] == (70 + 20) // 16  # an epoch has as many samples as both together
 

@@ -115,7 +115,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(pair: tuple[TokenDatase
 
     class Interrupting(KeptReporter):
         def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-            if (epoch, step) == (1, 2):
+            if (epoch, step) == (2, 2):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     reporter = Interrupting()
@@ -166,7 +166,7 @@ def test_what_is_learned_classifies_and_the_average_is_measured(
     assert all(0 <= record["data_wait_share"] <= 1 and record["val_images"] == len(data) for record in records)
     best = max(max(record["val_top1"], record["ema_val_top1"]) for record in records)
     state = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert state["epoch"] == 29 and state["ema_val_top1"] == records[-1]["ema_val_top1"]
+    assert state["epoch"] == 30 and state["ema_val_top1"] == records[-1]["ema_val_top1"]
     model, _ = open_classifier(request.out)
     batches = data.batches(len(data))
     batch = next(iter(batches))
