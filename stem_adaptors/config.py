@@ -34,7 +34,11 @@ def _require_share(option: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """How a dataset is read: the order of samples, the batches, and which copies may be kept on disk."""
+    """How a dataset is read: the order of samples, the batches, and which copies may be kept on disk.
+
+    >>> tokenshards.LoaderConfig(batch_size=32, order="sequential", end="pad").batch_size
+    32
+    """
 
     batch_size: int = 256
     """G, samples per step over all ranks together."""
@@ -144,7 +148,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`."""
+    """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`.
+
+    >>> config = tokenshards.ModelConfig(name="vit_tiny", depth=2, drop_path=0.1)
+    >>> len(tokenshards.build(tokenshards.open_dataset("photos.tokens"), config).backbone.blocks)
+    2
+    """
 
     name: str = "vit_tiny"
     """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, `timm:NAME` (extra `timm`), `python:package.module:callable`, or a name

@@ -50,6 +50,7 @@ PAGES = (README, PIPELINE, TRAINING, INFRA, BENCH, LOCAL_S3, SPEC, ROOT / "CHANG
 
 RUN_BY_OTHERS = {
     PIPELINE: {"py", "sh"},  # tests/integration/test_python_tokenizer.py
+    TRAINING: {"py", "sh"},  # tests/integration/test_own_model.py
     INFRA: {"bash"},  # tests/test_infra.py
     LOCAL_S3: {"bash"},
 }
@@ -234,7 +235,7 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     assert not [command for command in page.ran if command.endswith("?")]
     assert quarantine_of("messy.tokens").keys() == {f"class_{number % 3}/bad_{number:04}.jpg" for number in (6, 7)}
     assert np.array_equal(page.names["tokens"].ids_BLQ[0], open_dataset("photos.tokens").sample("class_0/img_0000.jpg").tokens.ids_BLQ[0])
-    assert page.names["drawn_BHWC"].shape == page.names["images_BHWC"].shape == (8, 64, 64, 3)
+    assert page.names["drawn_BHWC"].shape == (8, 64, 64, 3) and page.names["report"].already_complete
     assert page.names["batch"].table["flip"].to_pylist() == [False, True] * 4 and page.names["views"].views == 2
     assert [line for line in page.said if "2 inputs in quarantine" in page.said[line]] == ["tokenshards quarantine messy.tokens"]
     assert len(open_dataset("photos_public")) == PHOTOS and not (home / "photos_public" / "commits").exists()

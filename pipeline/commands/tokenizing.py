@@ -18,6 +18,10 @@ __all__ = ["run_conversions", "tokenize"]
 def tokenize(options: TokenizeOptions) -> TokenizeReport:
     """Turn images into token shards, as the command `tokenize` does, and return a TokenizeReport. Called again, it continues.
 
+    >>> report = tokenshards.tokenize("photos", "small.tokens", levels=1, workers=1)
+    >>> report.images, report.understood["noun"]
+    (72, 'image')
+
     Raises the errors of `tokenshards.pipeline.errors`; DoubtError, whose attribute `understood` says what was seen, where the input may be
     meant otherwise than it is understood.
     """

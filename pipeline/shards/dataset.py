@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, overload
 
@@ -65,7 +66,14 @@ class Decoder(Protocol):
 
 
 class TokenDataset:
-    """Read access to the shards that one manifest names."""
+    """Read access to the shards that one manifest names: `tokenshards.open_dataset` makes it.
+
+    >>> dataset = tokenshards.open_dataset("photos.tokens")
+    >>> dataset.spec.layout.grid, sorted(dataset.codebook())
+    ((16, 16), ['level_0', 'level_1'])
+    >>> sum(len(batch) for batch in dataset.batches(32)) == len(dataset)
+    True
+    """
 
     def __init__(
         self, store: Store, manifest: Manifest, *, verify: bool = False, open_tokenizer: Callable[[Store], Decoder] | None = None
@@ -228,7 +236,10 @@ class TokenDataset:
             pieces = [(self._groups.find(0)[0], 0, 0)]
         schemas = [group.table.schema for group, _, _ in pieces]
         shared = [field.name for field in schemas[0] if all(field.name in one.names and one.field(field.name) == field for one in schemas)]
-        return self._batch([_rows(*piece) for piece in pieces], shared)
+        batch = self._batch([_rows(*piece) for piece in pieces], shared)
+        tokens = batch.tokens
+        # A copy: torch wants writable memory, and a few rows should not keep their whole group in memory.
+        return replace(batch, tokens=replace(tokens, ids_BLQ=np.array(tokens.ids_BLQ)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without open files and cached rows, so that a worker process opens its own."""

@@ -26,7 +26,14 @@ __all__ = ["TrainReport", "run_training", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """The result of a training, and what was decided on the way."""
+    """The result of a training, and what was decided on the way.
+
+    >>> report = tokenshards.train("photos.tokens", "probe", pretrained="run", train_part="head", epochs=1, set={"model.depth": 1})
+    >>> report.said[0]
+    'no --val given: nothing is measured, and the last weights count as the best'
+    >>> report.settings["train"].train_part, len(report.records)
+    ('head', 1)
+    """
 
     run: str
     """URL of the run directory."""
@@ -52,6 +59,10 @@ class TrainReport:
 @as_function(TrainOptions)
 def train(options: TrainOptions) -> TrainReport:
     """Train a classifier from token shards alone, as the command `train` does, and return a TrainReport.
+
+    >>> report = tokenshards.train("photos.tokens", "run", val="more.tokens", epochs=2, set={"model.depth": 1})
+    >>> report.record["epoch"], report.settings["model"].depth, 0 <= report.best_top1 <= 1
+    (2, 1, True)
 
     Raises the errors of `tokenshards.pipeline.errors`; StoppedError where a signal ended the training, after a checkpoint.
     """

@@ -44,6 +44,12 @@ TrainingData: TypeAlias = TokenDataset | Selection | Mix
 class TokenLoader:
     """Epoch after epoch of batches of one rank, made ahead by a thread.
 
+    >>> loader = tokenshards.TokenLoader(tokenshards.open_dataset("photos.tokens"), batch_size=24)
+    >>> [tuple(batch.ids_BLQ.shape) for batch in loader]  # one epoch, shuffled
+    [(24, 256, 2), (24, 256, 2), (24, 256, 2)]
+    >>> loader.state_dict()["epoch"]  # where load_state_dict continues
+    1
+
     An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
     Every rank gets the same number of steps. Rank r of R takes every R-th sample of a global batch, from r on; where R does not divide the
@@ -59,16 +65,18 @@ class TokenLoader:
         rank: int | None = None,
         world_size: int | None = None,
         device: torch.device | str | None = None,
+        **settings: Any,
     ) -> None:
         """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
 
+        `settings` are fields of LoaderConfig by name, such as `batch_size=64`; they hold in place of those of `config`.
         Without `rank` and `world_size` the loader asks torch.distributed, or else torchrun's environment, each time that an iteration
         begins: a process group may be joined after the loader was made.
 
         Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
         of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
         """
-        self.data, self.config = data, config or LoaderConfig()
+        self.data, self.config = data, replace(config or LoaderConfig(), **settings)
         self._finds_ranks = rank is None and world_size is None
         self.rank, self.world_size = given_ranks(rank, world_size)
         self.device = None if device is None else torch.device(device)

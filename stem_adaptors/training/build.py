@@ -14,6 +14,11 @@ def build(dataset: TokenDataset, model: str | ModelConfig = "vit_tiny", *, seed:
     """Return a new classifier for the dataset's ids [B, L, Q] and classes. Its embeddings are standardised as in `train`.
 
     `model`: a size such as `vit_tiny`, `timm:NAME`, or a ModelConfig. Weights depend on the arguments alone.
+    >>> dataset = tokenshards.open_dataset("photos.tokens")
+    >>> model = tokenshards.build(dataset, "vit_nano")
+    >>> model(torch.from_numpy(dataset[:4].ids_BLQ)).shape
+    torch.Size([4, 3])
+
     Raises ConfigError where the model does not fit the dataset's layout.
     """
     config = ModelConfig(name=model) if isinstance(model, str) else model

@@ -69,3 +69,10 @@ def test_half_of_the_answer_is_refused(dataset: tokenshards.TokenDataset, tmp_pa
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="every process would read the same samples. Give rank= and world_size="):
         tokenshards.TokenLoader(dataset, config(tmp_path))
+
+
+def test_settings_of_the_reader_may_be_given_by_name(dataset: tokenshards.TokenDataset, tmp_path: Path) -> None:
+    loader = tokenshards.TokenLoader(dataset, config(tmp_path), batch_size=5, end="pad")
+    assert loader.config.cache_dir == str(tmp_path / "cache") and [len(batch) for batch in loader] == [5] * 5
+    with pytest.raises(TypeError, match="batchsize"):
+        tokenshards.TokenLoader(dataset, batchsize=5)
