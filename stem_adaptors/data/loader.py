@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
@@ -208,7 +207,7 @@ def initial_state(data: TrainingData, config: LoaderConfig) -> LoaderState:
     datasets = [part.dataset if isinstance(part, Selection) else part for part in parts]
     windowed = config.order == "windowed"
     return LoaderState(
-        manifest=[sha256_hex(dataset.store.read(dataset.manifest.name)) for dataset in datasets],
+        manifest=[dataset.digest for dataset in datasets],
         seed=config.seed,
         mode=config.order,
         window=config.window_shards if windowed else None,

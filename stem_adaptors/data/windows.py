@@ -82,7 +82,7 @@ class WindowStore:
         self._counts, self._first_rows = counts, np.cumsum(counts) - counts
         _require_budget(dataset, np.sort(counts)[::-1], cache_gb, window_shards, 2 * lanes)
         sizes = sorted((entry.size for entry in dataset.shards), reverse=True)
-        folder = None if dataset.store.is_local else copies_folder(dataset, cache_dir) / "shards"
+        folder = None if dataset.is_local else copies_folder(dataset, cache_dir) / "shards"
         self._copies = ShardCopies(dataset, folder, sum(sizes[: 2 * lanes * window_shards]))
         self._shared: SharedWindows | None = None
         if shared_windows:
