@@ -139,10 +139,13 @@ class TokenTransform(nn.Module):
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
-    def compile(self, **options: Any) -> None:
-        """Let torch compile the operations and the model as one graph, from the next call of `loss` or `answers` on."""
+    def compile(self, *, fullgraph: bool = True, **options: Any) -> None:  # type: ignore[override]
+        """Let torch compile the operations and the model as one graph, from the next call of `loss` or `answers` on.
+
+        The options are those of torch.compile. Another size of batch makes another graph; another step or epoch does not.
+        """
         self._compiled = True
-        self.answers = torch.compile(self.answers, fullgraph=True, dynamic=False, **options)  # type: ignore[method-assign]
+        self.answers = torch.compile(self.answers, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
 
     def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
