@@ -10,14 +10,20 @@ __all__ = ["choose_device", "tokenizer_device", "wide_float"]
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; raises ConfigError if this machine or torch lacks it."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`. Raises ConfigError if this machine or torch lacks the device.
+
+    Apple's GPU (`mps`) is refused, and `auto` takes the CPU there: it has no float64 and few operations on uint16, and nobody has compared
+    its results with those of the CPU.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:NUMBER or mps") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:NUMBER") from None
+    if device.type == "mps":
+        raise ConfigError("--device is 'mps'; tokenshards does not run on Apple's GPU: its results are untested there. Give --device cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available()}
     if not available.get(device.type, False):
         have = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"--device is {name!r}, which this machine or this build of torch does not have; available: {have}")

@@ -19,7 +19,8 @@
     ├── LiveRunError                another driver works on the same dataset
     ├── IncompleteError             the job ended, but inputs are neither committed nor quarantined
     ├── TooManyBadInputsError       the share of permanent failures passed --max-bad
-    └── TrainingError               a training cannot continue: its loss is not a number
+    ├── TrainingError               a training cannot continue: its loss is not a number
+    └── StoppedError                a signal ended a training, after a checkpoint
 
     BadInput                        one input failed permanently; it becomes a quarantine row and never stops the run
 
@@ -49,6 +50,7 @@ __all__ = [
     "Reason",
     "SourceError",
     "Stage",
+    "StoppedError",
     "StoreAccessError",
     "TokenizerError",
     "TokenshardsError",
@@ -236,6 +238,14 @@ class TooManyBadInputsError(TokenshardsError):
 
 class TrainingError(TokenshardsError):
     """A training cannot continue: its loss is not a number."""
+
+
+class StoppedError(TokenshardsError):
+    """A signal ended a training, after a checkpoint; the same call with `resume` continues it. `exit_code` is 128 + the signal."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Stage(StrEnum):

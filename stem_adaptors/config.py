@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError, require, shorten
+from tokenshards.pipeline.named_code import names_code
 
-__all__ = ["DRAWS", "AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
+__all__ = ["DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
 
 DRAWS = 2
 """Version of the rules for random draws and optimisation. A run keeps its version to its end; run.json names it.
@@ -22,6 +23,9 @@ what timm's model lists.
 
 _ORDERS = ("global", "windowed", "sequential")
 _END_POLICIES = ("drop", "pad")
+_STEMS = ("auto", "conv", "patch", "sequence", "pyramid")
+STEMS = "tokenshards.stems"
+"""Group of entry points for stems: `name = "package.module:callable"`."""
 
 
 def _require_share(option: str, value: float) -> None:
@@ -140,12 +144,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which classifier: our own ViT by size name, or any timm model as `timm:NAME`."""
+    """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`."""
 
     name: str = "vit_tiny"
-    """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, or `timm:NAME` (extra `timm`)."""
+    """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, `timm:NAME` (extra `timm`), `python:package.module:callable`, or a name
+    that an installed package offers (entry points, group `tokenshards.models`)."""
     stem: str = "auto"
-    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` chooses by the layout."""
+    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` chooses by the layout. Code of yours as
+    `python:package.module:callable`, or of an installed package (group `tokenshards.stems`)."""
     stem_patch: int = 0
     """Sites per side that become one token of the backbone; 0 chooses by the grid."""
     levels: str = "auto"
@@ -161,7 +167,8 @@ class ModelConfig:
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.stem in ("auto", "conv", "patch", "sequence", "pyramid"), "stem", self.stem, "auto, conv, patch, sequence or pyramid")
+        if self.stem not in _STEMS:
+            require(names_code(self.stem, STEMS), "stem", self.stem, f"{', '.join(_STEMS)}, or python:package.module:callable")
         require(self.levels in ("auto", "sum", "concat"), "levels", self.levels, "auto, sum or concat")
         require(self.stem_patch >= 0, "stem_patch", self.stem_patch, "0 or more")
         require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "0 or more, less than 1")

@@ -6,10 +6,11 @@ Embeddings, augmentation, final norm and head work in float32; the blocks betwee
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from tokenshards.pipeline.errors import ConfigError
 
-__all__ = ["autocast", "precision_name", "precision_of", "recorded_precision"]
+__all__ = ["allow_fast_formats", "autocast", "precision_name", "precision_of", "recorded_precision"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,3 +39,17 @@ def precision_name(precision: torch.dtype) -> str:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Return the context in which a forward pass runs."""
     return torch.autocast(device.type, dtype=precision, enabled=precision is not torch.float32)
+
+
+def allow_fast_formats(model: nn.Module) -> None:
+    """Let float32 products of this process use TF32 on a GPU, and bring the weights of 2D convolutions into channels-last memory.
+
+    Embeddings are channels-last, so that a convolution of other weights would copy each batch. Tokenizers turn TF32 off for themselves
+    (`pipeline.tokenizers.networks.exact_float32`).
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

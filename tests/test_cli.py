@@ -276,7 +276,7 @@ def test_a_closed_pipe_is_no_error_message(dataset: tuple[Path, Path]) -> None:
 def test_one_line_every_thirty_seconds_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = terminal.TerminalReporter()
     said: list[str] = []
-    reporter.say = said.append  # type: ignore[method-assign]
+    reporter._print = said.append  # type: ignore[method-assign]
     clock = iter([0.0, 10.0, 31.0, 45.0, 62.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     reporter.begin(1000, 0)

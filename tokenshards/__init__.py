@@ -5,6 +5,7 @@
     loader = tokenshards.TokenLoader(dataset)                    # shuffled batches of tensors, resumable to the sample
     model = tokenshards.build(dataset, "vit_tiny")               # a classifier that takes batch.ids_BLQ
     tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
+    report = tokenshards.train("photos.tokens", "run")           # the commands tokenize and train, as functions
 
 Names load on first use, so that `import tokenshards` alone loads no numpy, no pyarrow and no torch.
 """
@@ -16,10 +17,14 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING without the import, which costs mo
 if TYPE_CHECKING:
     from typing import Any
 
-    from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
+    from tokenshards.pipeline.commands.tokenizing import tokenize
+    from tokenshards.pipeline.reports.run_report import TokenizeReport
+    from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset
     from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
     from tokenshards.pipeline.tokenizers.base import Tokenizer
-    from tokenshards.pipeline.tokenizers.directory import open_tokenizer as load_tokenizer
+    from tokenshards.pipeline.tokenizers.image_tokenizer import ImageTokenizer, load_tokenizer
+    from tokenshards.pipeline.tokenizers.token_datasets import open_dataset
+    from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
     from tokenshards.stem_adaptors.models.classifier import TokenClassifier
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "ImageTokenizer",
     "Layout",
     "LoaderConfig",
     "ModelConfig",
@@ -36,16 +42,21 @@ __all__ = [
     "TokenClassifier",
     "TokenDataset",
     "TokenLoader",
+    "TokenizeReport",
     "Tokenizer",
     "TokenizerSpec",
+    "TrainReport",
     "__version__",
     "build",
     "load_tokenizer",
     "open_dataset",
+    "tokenize",
+    "train",
 ]
 
 _HOMES = {
     "Batch": "pipeline.shards.dataset",
+    "ImageTokenizer": "pipeline.tokenizers.image_tokenizer",
     "Layout": "pipeline.shards.spec",
     "LoaderConfig": "stem_adaptors.config",
     "ModelConfig": "stem_adaptors.config",
@@ -53,11 +64,15 @@ _HOMES = {
     "TokenClassifier": "stem_adaptors.models.classifier",
     "TokenDataset": "pipeline.shards.dataset",
     "TokenLoader": "stem_adaptors.data.loader",
+    "TokenizeReport": "pipeline.reports.run_report",
     "Tokenizer": "pipeline.tokenizers.base",
     "TokenizerSpec": "pipeline.shards.spec",
+    "TrainReport": "stem_adaptors.commands.training",
     "build": "stem_adaptors.training.build",
-    "load_tokenizer": "pipeline.tokenizers.directory",
-    "open_dataset": "pipeline.shards.dataset",
+    "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
+    "open_dataset": "pipeline.tokenizers.token_datasets",
+    "tokenize": "pipeline.commands.tokenizing",
+    "train": "stem_adaptors.commands.training",
 }
 
 if os.path.isfile(os.path.join(os.path.dirname(__file__), "pipeline")):
@@ -72,8 +87,7 @@ def __getattr__(name: str) -> "Any":
         return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'tokenshards' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    target = "open_tokenizer" if name == "load_tokenizer" else name
-    value = globals()[name] = getattr(import_module(f"tokenshards.{_HOMES[name]}"), target)
+    value = globals()[name] = getattr(import_module(f"tokenshards.{_HOMES[name]}"), name)
     return value
 
 

@@ -61,7 +61,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
         return
     rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
     print_table(rows, title=store.url)
-    print_way_out(store.url, report)
+    print_way_out(store.url, report.images_quarantined, report.complete)
 
 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from tokenshards.pipeline.commands.options import JsonFlag, Quiet
 from tokenshards.pipeline.commands.output import print_json
-from tokenshards.pipeline.commands.tokenize import TokenizeOptions
+from tokenshards.pipeline.commands.tokenize_options import TokenizeOptions
 
 __all__ = ["app"]
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenshards.pipeline.commands.options import (
-    Address,
     Beam,
     Codec,
     Codes,
-    CpusPerActor,
-    DecodePlace,
-    GiveUpAfter,
-    GpusPerActor,
     JsonFlag,
     Levels,
-    MaxActors,
-    MaxBad,
     Out,
     OutOptions,
     Patch,
-    Quiet,
-    RunnerName,
-    Sample,
     Seed,
     ShardRows,
     Size,
@@ -40,121 +30,32 @@ from tokenshards.pipeline.commands.options import (
     takes,
 )
 from tokenshards.pipeline.commands.output import doubts_as_json, finish_run, finish_splits, print_json
-from tokenshards.pipeline.commands.process import open_runner, worker_count
-from tokenshards.pipeline.commands.source_options import SourceOptions, Splits, takes_source
+from tokenshards.pipeline.commands.process import worker_count
+from tokenshards.pipeline.commands.source_options import Splits, takes_source
+from tokenshards.pipeline.commands.tokenize_options import TokenizeOptions
 
 if TYPE_CHECKING:
-    from tokenshards.pipeline.config import RayConfig, SourceConfig
-    from tokenshards.pipeline.conversion.request import TokenizeRequest
+    from tokenshards.pipeline.config import SourceConfig
 
-__all__ = ["TokenizeOptions", "app"]
+__all__ = ["app"]
 
 app = typer.Typer()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeOptions(SourceOptions):
-    """The arguments and options of `tokenize`. `submit` takes them too."""
-
-    src: Source
-    out: Out
-    tokenizer: TokenizerOption = None
-    shard_rows: ShardRows = None
-    codec: Codec = "default"
-    views: Views = "one"
-    workers: Workers = None
-    max_bad: MaxBad = 0.01
-    runner: RunnerName = "local"
-    address: Address = None
-    max_actors: MaxActors = None
-    cpus_per_actor: CpusPerActor = 1
-    gpus_per_actor: GpusPerActor = 0.0
-    decode: DecodePlace = "auto"
-    give_up_after: GiveUpAfter = 3600.0
-    size: Size = None
-    patch: Patch = 4
-    levels: Levels = 2
-    codes: Codes = 256
-    beam: Beam = 1
-    sample: Sample = 20_000
-    seed: Seed = 0
-    splits: Splits = False
-    join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False
-    stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0
-    retry_attempts: Annotated[int, typer.Option(help="Attempts per store operation.")] = 8
-    license_text: Annotated[str, typer.Option("--license", help="Licence of the images, for the dataset card.")] = ""
-    storage_option: StorageOptions = None
-    out_option: OutOptions = None
-    tokenizer_option: TokenizerOptions = None
-    quiet: Quiet = False
-    as_json: JsonFlag = False
-
-    def request(self) -> TokenizeRequest:
-        """Return the work that the options ask for. Raises ConfigError if an option has an invalid value."""
-        from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig
-        from tokenshards.pipeline.conversion.request import TokenizeRequest
-        from tokenshards.pipeline.shards.codecs import get_codec
-        from tokenshards.pipeline.tokenizers.config import FitConfig
-
-        get_codec(self.codec)
-        return TokenizeRequest(
-            source_url=self.src,
-            out_url=self.out,
-            tokenizer_url=self.tokenizer,
-            fit=FitConfig(
-                size=self.size,
-                patch=self.patch,
-                levels=self.levels,
-                codes=self.codes,
-                beam=self.beam,
-                sample=self.sample,
-                seed=self.seed,
-            ),
-            source=self.config(self.src, self.storage_option),
-            plan=PlanConfig(shard_rows=self.shard_rows, codec=self.codec, views=self.views),
-            run=RunConfig(
-                workers=self.workers,
-                max_bad=self.max_bad,
-                join=self.join,
-                stall_timeout_seconds=self.stall_timeout,
-                retry=RetryConfig(attempts=self.retry_attempts),
-            ),
-            out_options=side_options("out", self.out, self.storage_option, self.out_option),
-            tokenizer_options=side_options("tokenizer", self.tokenizer, self.storage_option, self.tokenizer_option),
-            card={"licence": self.license_text} if self.license_text else {},
-        )
-
-    def cluster(self) -> RayConfig:
-        """Return how the work uses a Ray cluster. Raises ConfigError if an option has an invalid value."""
-        from tokenshards.pipeline.config import RayConfig
-
-        return RayConfig(
-            address=self.address,
-            max_actors=self.max_actors,
-            cpus_per_actor=self.cpus_per_actor,
-            gpus_per_actor=self.gpus_per_actor,
-            decode=self.decode,
-            idle_timeout_seconds=self.give_up_after,
-        )
 
 
 @app.command("tokenize", epilog="Example: tokenshards tokenize photos/ photos.tokens --workers 8")
 @takes(TokenizeOptions)
 def tokenize_command(options: TokenizeOptions) -> None:
     """Turn images into token shards. Run the same command again to continue; a complete dataset is not changed."""
-    from tokenshards.pipeline.conversion.split_runs import tokenize_splits
-    from tokenshards.pipeline.conversion.tokenize import Conversion
+    from tokenshards.pipeline.commands.tokenizing import run_conversions
     from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-    request, cluster = options.request(), options.cluster()
-    reporter = TerminalReporter(quiet=options.quiet)
     with doubts_as_json(options.as_json):
-        if options.splits:
-            outcomes = tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster))
-            finish_splits(options.out, request.out_options, outcomes, options.as_json, options.quiet)
-            return
-        outcome = Conversion(request, reporter, open_runner(options.runner, request.run, cluster)).run()
-    finish_run(options.out, request.out_options, outcome, options.as_json, options.quiet)
+        outcomes = run_conversions(options, TerminalReporter(quiet=options.quiet))
+    stores = options.stores_of_out()
+    if options.splits:
+        finish_splits(options.out, stores, outcomes, options.as_json, options.quiet)
+    else:
+        finish_run(options.out, stores, outcomes[None], options.as_json, options.quiet)
 
 
 @app.command("plan", epilog="Example: tokenshards plan s3://bucket/photos s3://bucket/tokens --price-per-hour 1.20 --workers 32")

@@ -15,12 +15,13 @@ from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.fit import count_codes
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.named_code import ALLOW_PYTHON
 from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import PublishedTokenizer, TellingTokenizer, Tokenizer
 from tokenshards.pipeline.tokenizers.code_usage import code_moments, code_usage, rounded
-from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.registry import load_family, published_families
 
 __all__ = ["CodeSample", "import_notes", "keep_used_codes", "open_published", "tokenizer_rows"]

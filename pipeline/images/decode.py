@@ -36,6 +36,7 @@ __all__ = [
     "decoding",
     "image_extensions",
     "open_image",
+    "prepare_image",
     "sixteen_bits_used",
 ]
 
@@ -88,6 +89,19 @@ def decode_image(data: bytes, preprocess: Preprocess, rules: ImageRules = USUAL_
         opened = open_image(data, preprocess, rules)
         source = opened.source
         return DecodedImage(np.asarray(usual_view(source, preprocess)), source.width, source.height, opened.remarks)
+
+
+def prepare_image(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Return the uint8 RGB pixels [size, size, 3] of an image that Pillow holds, prepared as `decode_image` prepares a file.
+
+    The pixels are taken as they are: nothing is decoded at a smaller scale. The EXIF orientation counts if the image still has one. Raises
+    BadInput for an image whose range of values is not defined, such as one of 16 bits.
+    """
+    plain = _resizable(image, b"")
+    orientation = _orientation(image) if preprocess.exif_orientation else 1
+    width, height = plain.size
+    upright = (height, width) if orientation >= 5 else (width, height)
+    return np.asarray(usual_view(SourceImage(plain, (0, 0, width, height), 1.0, orientation, *upright), preprocess))
 
 
 def sixteen_bits_used(data: bytes, rules: ImageRules = USUAL_RULES) -> int | None:
@@ -230,7 +244,7 @@ def _resizable(image: Image.Image, data: bytes) -> Image.Image:
     mode = image.mode
     if mode not in _CONVERTIBLE_MODES:
         seen = describe_tiff(data)
-        what = f"{image.format} image of mode {mode}{'' if seen is None else f' ({seen})'}"
+        what = f"{image.format or 'an'} image of mode {mode}{'' if seen is None else f' ({seen})'}"
         raise BadInput(Reason.UNSUPPORTED_MODE, f"{what}; expected a mode whose range of values is defined")
     if mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's, which are stored inverted

@@ -27,9 +27,15 @@ class TerminalReporter:
         self._progress: Progress | None = None
         self._task: Any = None
         self._last_line: float | None = None
+        self.said: list[str] = []
+        """Lines of `say`, printed or not."""
 
     def say(self, message: str) -> None:
         """Print one line, above the bar if there is one."""
+        self.said.append(message)
+        self._print(message)
+
+    def _print(self, message: str) -> None:
         if not self._quiet:
             self._console.print(message, markup=False)
 
@@ -62,7 +68,7 @@ class TerminalReporter:
             self._progress.update(self._task, total=progress.images_planned, completed=progress.images_done, rate=shown)
         elif (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.say(progress.line())
+            self._print(progress.line())
 
     def count(self, done: int) -> None:
         """Show how many of the planned items are done."""

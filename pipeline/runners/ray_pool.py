@@ -17,10 +17,11 @@ from ray.exceptions import RayError
 
 from tokenshards.pipeline.config import RayConfig
 from tokenshards.pipeline.job.job_spec import JobSpec
+from tokenshards.pipeline.named_code import ALLOW_PYTHON
 from tokenshards.pipeline.runners.ray_actor import ShardActor
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import Worker
-from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, GPU_ROWS
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 
 __all__ = ["ActorPool", "RayWorker"]
 

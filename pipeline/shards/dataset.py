@@ -5,16 +5,17 @@ Shapes: B rows, L sites (those of the longest row of a batch if rows vary), Q id
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import (
     ConfigError,
     CorruptObjectError,
@@ -23,47 +24,19 @@ from tokenshards.pipeline.errors import (
     MissingObjectError,
     shorten,
 )
-from tokenshards.pipeline.records import Label, TokenBatch, concatenate_tokens
+from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
+from tokenshards.pipeline.shards.random_access import RowGroups
 from tokenshards.pipeline.shards.reader import ShardData, ShardReader
+from tokenshards.pipeline.shards.rows import Batch, Sample
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["Batch", "Sample", "TokenDataset", "open_dataset"]
+__all__ = ["Batch", "Decoder", "Sample", "TokenDataset", "open_dataset"]
 
 CODEBOOK_PATH = "tokenizer/codebook.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named."""
-
-    tokens: TokenBatch
-    labels_B: npt.NDArray[np.int64]
-    """Index into `TokenDataset.classes`, -1 if a row has no label."""
-    sample_ids: list[str]
-    table: pa.Table
-    """The columns of `batches(columns=...)`."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def ids_BLQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of the batch, padded with zeros if rows vary."""
-        return self.tokens.ids_BLQ
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row with all its columns; `row` holds the columns except the ids as Python values."""
-
-    tokens: TokenBatch
-    """A batch of one row, so that length and shape stay with the ids."""
-    label: Label
-    row: dict[str, Any]
 
 
 def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, verify: bool = False) -> TokenDataset:
@@ -84,18 +57,30 @@ def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, ver
     return TokenDataset(store, load_manifest(store), verify=verify)
 
 
+class Decoder(Protocol):
+    """What `TokenDataset.decode` needs of a tokenizer."""
+
+    def decode(self, ids: Any) -> npt.NDArray[np.uint8]:
+        """Return images [B, H, W, 3]."""
+
+
 class TokenDataset:
     """Read access to the shards that one manifest names."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, verify: bool = False) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, *, verify: bool = False, open_tokenizer: Callable[[Store], Decoder] | None = None
+    ) -> None:
         self.store = store
         self.manifest = manifest
         self.verify = verify
+        self.open_tokenizer = open_tokenizer
+        """Opens the tokenizer of the dataset, for `decode`. This room knows no tokenizers."""
         self.shards: tuple[ShardEntry, ...] = tuple(entry for entry in manifest.shards if entry.path is not None)
         """Shards that have rows, in order."""
+        self._count = sum(entry.rows for entry in self.shards)
 
     def __len__(self) -> int:
-        return sum(entry.rows for entry in self.shards)
+        return self._count
 
     def __repr__(self) -> str:
         return f"TokenDataset({self.store.url!r}, rows={len(self)}, shards={len(self.shards)}, classes={len(self.classes)})"
@@ -114,6 +99,34 @@ class TokenDataset:
     def classes(self) -> tuple[int | str, ...]:
         """Labels in the order of their class index."""
         return self.manifest.classes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which names every object of the dataset."""
+        return sha256_hex(self.store.read(self.manifest.name))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the shards are on a disk of this machine."""
+        return self.store.is_local
+
+    def store_of(self, entry: ShardEntry) -> Store:
+        """Return the store that has one of `shards`."""
+        return self.store
+
+    def decode(self, ids: Any) -> npt.NDArray[np.uint8]:
+        """Return uint8 images [B, H, W, 3] of ids: a Batch or Sample of this dataset, or ids [B, L, Q] or [L, Q] as an array or tensor.
+
+        Loads the tokenizer at the first call. Raises TokenizerError where ids are not those of this dataset's tokenizer, and its subclass
+        DecodeNotSupported where the tokenizer has no way back to pixels.
+        """
+        return self._tokenizer.decode(ids)
+
+    @cached_property
+    def _tokenizer(self) -> Decoder:
+        if self.open_tokenizer is None:
+            raise ConfigError(f"{self.store.url} was opened without its tokenizer; expected `tokenshards.open_dataset`, which can decode")
+        return self.open_tokenizer(self.store)
 
     def codebook(self) -> dict[str, npt.NDArray[Any]]:
         """Return the checked code vectors as `level_0`, `level_1`, …; {} if the tokenizer has none."""
@@ -175,21 +188,55 @@ class TokenDataset:
             raise MissingObjectError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
         return self[int(rows[0])]
 
-    def __getitem__(self, row: int) -> Sample:
-        """Return the row at a position in shard order. Use it to look at single samples, not for training."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a dataset of {len(self)} rows")
-        ends = np.cumsum([entry.rows for entry in self.shards])
-        shard = int(np.searchsorted(ends, row, side="right"))
-        reader = self.open_shard(self.shards[shard])
-        at = row - (int(ends[shard - 1]) if shard else 0)
-        group = 0
-        while at >= reader.row_group_rows(group):
-            at -= reader.row_group_rows(group)
-            group += 1
-        data = _rows(reader.read_row_group(group), at, at + 1)
-        values = data.table.to_pylist()[0]
-        return Sample(data.tokens, values["label"], values)
+    @overload
+    def __getitem__(self, row: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Batch: ...
+
+    def __getitem__(self, row: int | slice) -> Sample | Batch:
+        """Return the row at a place in shard order as a Sample, counted from the end if negative; a slice as one Batch of all columns.
+
+        Decoded row groups stay in memory, up to 256 MB, so rows near each other cost microseconds. For training use a TokenLoader, which
+        reads whole batches. Raises IndexError for a row that does not exist, and the errors of `open_shard`.
+        """
+        count = len(self)
+        if isinstance(row, slice) and count:
+            return self._slice(range(count)[row])
+        place = operator.index(row)
+        if not -count <= place < count:
+            raise IndexError(f"row {place} of a dataset of {count} rows")
+        group, at = self._groups.find(place % count)
+        data = _rows(group, at, at + 1)
+        ids_BLQ = np.array(data.tokens.ids_BLQ)  # a copy, so that one row does not keep its whole group in memory
+        tokens = TokenBatch(ids_BLQ, data.tokens.lengths_B, data.tokens.shapes_BD)
+        return Sample(tokens, data.table.column("label")[0].as_py(), data.table)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every row in shard order."""
+        return (self[row] for row in range(len(self)))
+
+    def _slice(self, rows: range) -> Batch:
+        pieces = []
+        for row in rows:
+            group, at = self._groups.find(row)
+            if pieces and rows.step == 1 and pieces[-1][0] is group:
+                pieces[-1] = (group, pieces[-1][1], at + 1)
+            else:
+                pieces.append((group, at, at + 1))
+        if not pieces:
+            pieces = [(self._groups.find(0)[0], 0, 0)]
+        schemas = [group.table.schema for group, _, _ in pieces]
+        shared = [field.name for field in schemas[0] if all(field.name in one.names and one.field(field.name) == field for one in schemas)]
+        return self._batch([_rows(*piece) for piece in pieces], shared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without open files and cached rows, so that a worker process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_groups", "_keys", "_tokenizer")}
+
+    @cached_property
+    def _groups(self) -> RowGroups:
+        return RowGroups(self.shards, self.open_shard)
 
     @cached_property
     def _keys(self) -> pa.Table:
@@ -198,7 +245,8 @@ class TokenDataset:
         return pa.concat_tables([self.open_shard(entry).read_columns(("sample_id", "view")) for entry in self.shards])
 
     def _batch(self, pieces: list[ShardData], columns: Sequence[str]) -> Batch:
-        table = pa.concat_tables([piece.table for piece in pieces])
+        names = list(dict.fromkeys(("sample_id", "label", *columns)))
+        table = pa.concat_tables([piece.table.select(names) for piece in pieces])
         return Batch(
             pieces[0].tokens if len(pieces) == 1 else concatenate_tokens([piece.tokens for piece in pieces]),
             self._class_indices(table.column("label")),
@@ -209,7 +257,7 @@ class TokenDataset:
     def _class_indices(self, labels: pa.ChunkedArray) -> npt.NDArray[np.int64]:
         if labels.null_count == len(labels):
             return np.full(len(labels), -1, np.int64)
-        kind = pa.int64() if pa.types.is_integer(labels.type) else pa.string()
+        kind = pa.int64() if all(isinstance(name, int) for name in self.classes) else pa.string()
         plain = labels.cast(kind)
         indices = pc.index_in(plain, value_set=pa.array(self.classes, kind))
         if indices.null_count != labels.null_count:
@@ -224,5 +272,5 @@ def _rows(data: ShardData, start: int, stop: int) -> ShardData:
     lengths_B = None if tokens.lengths_B is None else tokens.lengths_B[start:stop]
     shapes_BD = None if tokens.shapes_BD is None else tokens.shapes_BD[start:stop]
     counts_B = lengths_B if shapes_BD is None else shapes_BD.prod(axis=1)
-    sites = tokens.ids_BLQ.shape[1] if counts_B is None else int(counts_B.max())
+    sites = tokens.ids_BLQ.shape[1] if counts_B is None else int(counts_B.max(initial=0))
     return ShardData(TokenBatch(tokens.ids_BLQ[start:stop, :sites], lengths_B, shapes_BD), data.table.slice(start, stop - start))

@@ -28,6 +28,7 @@ from tokenshards.pipeline.errors import (
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import unpack_codebook
 from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
+from tokenshards.pipeline.shards.pages import read_fixed_lists
 from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.version import check_version
@@ -59,7 +60,8 @@ class ShardReader:
 
     def __init__(self, open_file: Callable[[], Any], path: str) -> None:
         self._open_file = open_file
-        self._file = file = self._parquet_file()
+        self._opened = self._open_again()
+        self._file = file = self._opened.parquet
         self.path = path
         footer = file.metadata.metadata or {}
         self.metadata = {
@@ -133,27 +135,27 @@ class ShardReader:
 
         For layouts of fixed length `ids_BLQ` is a read-only view of Parquet's buffer; if Q > 1, its memory is level-major.
         """
-        return self._decode(self._read(self._file, row_group, self._token_columns))
+        return self._decode(self._read_group(self._opened, row_group, self._token_columns))
 
     def iter_tokens(self, *, threads: int = 2) -> Iterator[TokenBatch]:
         """Yield the ids of every row group in order. This is the fast path: `threads` row groups are decoded at the same time."""
-        idle: SimpleQueue[pq.ParquetFile] = SimpleQueue()
+        idle: SimpleQueue[_Opened] = SimpleQueue()
         for _ in range(threads):
-            idle.put(self._parquet_file())
+            idle.put(self._open_again())
 
         def decode(row_group: int) -> TokenBatch:
-            file = idle.get()
+            opened = idle.get()
             try:
-                return self._decode(self._read(file, row_group, self._token_columns))
+                return self._decode(self._read_group(opened, row_group, self._token_columns))
             finally:
-                idle.put(file)
+                idle.put(opened)
 
         return map_in_order(decode, range(self.num_row_groups), threads=threads, ahead=threads)
 
     def read_row_group(self, row_group: int, columns: Sequence[str] | None = None) -> ShardData:
         """Return one row group: its ids and the named columns (None: all of `row_columns`)."""
         names = self._known(columns)
-        table = self._read(self._file, row_group, (*names, *self._token_columns))
+        table = self._read_group(self._opened, row_group, (*names, *self._token_columns))
         return ShardData(self._decode(table), table.select(list(names)))
 
     def read(self, columns: Sequence[str] | None = None) -> ShardData:
@@ -163,7 +165,9 @@ class ShardReader:
 
     def read_columns(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the named columns of the whole shard (None: all of `row_columns`) without reading the ids."""
-        return self._read(self._file, None, self._known(columns))
+        names = self._known(columns)
+        with _decoding(self.path):
+            return _complete(self._file.read(columns=list(names), use_threads=False), self.num_rows, names)
 
     def _all_tokens(self) -> TokenBatch:
         layout = self.spec.layout
@@ -179,8 +183,9 @@ class ShardReader:
             raise CorruptObjectError(self.path, f"its row groups hold {start} rows; the footer says {self.num_rows}")
         return TokenBatch(ids_BQL.transpose(0, 2, 1))
 
-    def _parquet_file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self._open_file(), page_checksum_verification=True)
+    def _open_again(self) -> _Opened:
+        source = self._open_file()
+        return _Opened(source, pq.ParquetFile(source, page_checksum_verification=True))
 
     def _known(self, columns: Sequence[str] | None) -> tuple[str, ...]:
         unknown = sorted(set(columns or ()) - set(self.row_columns))
@@ -188,22 +193,39 @@ class ShardReader:
             raise ConfigError(f"{self.path}: no columns {unknown}; it has {', '.join(self.row_columns)}")
         return self.row_columns if columns is None else tuple(columns)
 
-    def _read(self, file: pq.ParquetFile, row_group: int | None, names: Sequence[str]) -> pa.Table:
-        if row_group is not None and not 0 <= row_group < self.num_row_groups:
+    def _read_group(self, opened: _Opened, row_group: int, names: Sequence[str]) -> pa.Table:
+        if not 0 <= row_group < self.num_row_groups:
             raise IndexError(f"{self.path}: row group {row_group}; it has {self.num_row_groups}")
         with _decoding(self.path):
-            if row_group is None:
-                expected, table = self.num_rows, file.read(columns=list(names), use_threads=False)
-            else:
-                expected = self.row_group_rows(row_group)
-                table = file.read_row_group(row_group, columns=list(names), use_threads=False)
-            if table.num_rows != expected or set(table.column_names) != set(names):
-                raise ValueError(f"{table.num_rows} rows of {table.column_names}; expected {expected} of {list(names)}")
-            return table
+            columns = {}
+            for name in set(names).intersection(self._token_columns):
+                column = read_fixed_lists(opened.parquet, opened.source, row_group, name)
+                if column is not None:
+                    columns[name] = column
+            others = [name for name in names if name not in columns]
+            if others:
+                table = opened.parquet.read_row_group(row_group, columns=others, use_threads=False)
+                columns |= dict(zip(table.column_names, table.columns, strict=True))
+            table = pa.table(columns, schema=pa.schema([self.schema.field(name) for name in columns]))
+            return _complete(table, self.row_group_rows(row_group), names)
 
     def _decode(self, table: pa.Table) -> TokenBatch:
         with _decoding(self.path):
             return self.codec.decode(table, self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The file of a shard, and what pyarrow knows of it."""
+
+    source: Any
+    parquet: pq.ParquetFile
+
+
+def _complete(table: pa.Table, rows: int, names: Sequence[str]) -> pa.Table:
+    if table.num_rows != rows or set(table.column_names) != set(names):
+        raise ValueError(f"{table.num_rows} rows of {table.column_names}; expected {rows} of {list(names)}")
+    return table
 
 
 def _opener(source: bytes | Store, path: str) -> Callable[[], Any]:

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.named_code import ALLOW_PYTHON
 from tokenshards.pipeline.storage.redaction import has_credentials
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
-from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, GPU_ROWS
+from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 
 __all__ = ["FORWARDED", "FORWARDED_OPTIONS", "credentials", "forwarded_variables", "refuse_secret_options", "refuse_secret_urls"]
 

@@ -8,10 +8,8 @@ from typing import Any, get_args
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.shards.spec import Filter, Resize
 
-__all__ = ["ALLOW_PYTHON", "DTYPES", "FSQ_LEVELS", "FitConfig", "GPU_ROWS", "ImportConfig", "LatentFitConfig", "QUANTIZERS", "VqFitConfig"]
+__all__ = ["DTYPES", "FSQ_LEVELS", "FitConfig", "GPU_ROWS", "ImportConfig", "LatentFitConfig", "QUANTIZERS", "VqFitConfig"]
 
-ALLOW_PYTHON = "TOKENSHARDS_ALLOW_PYTHON"
-"""Variable with the callables, modules or packages that tokenizers of the family `python` may run."""
 GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
 """Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
 

@@ -8,6 +8,6 @@ import typer
 
 __all__ = ["Device", "TopClasses", "Weights"]
 
-Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")]
+Device = Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.")]
 Weights = Annotated[str, typer.Option(help="`best` on the validation set, or `last`.")]
 TopClasses = Annotated[int, typer.Option(help="Classes to print of each image.")]

@@ -54,6 +54,13 @@ class Batch:
         """Return the batch in page-locked memory, from which a copy to a GPU runs while the GPU works."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory of the batch, once it is dropped, until the work that a CUDA stream has by then has ended."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
+
     def __getitem__(self, rows: slice) -> Batch:
         """Return a slice of the samples: a micro-batch."""
         return self._map(lambda tensor: tensor[rows])

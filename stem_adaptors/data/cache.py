@@ -80,7 +80,7 @@ class ShardCopies:
 
     def __init__(self, dataset: TokenDataset, folder: Path | None = None, limit_bytes: int = 0) -> None:
         self.dataset = dataset
-        self.remote = not dataset.store.is_local
+        self.remote = not dataset.is_local
         self._folder = folder if self.remote else None
         self._limit_bytes = limit_bytes
         self._used: set[Path] = set()
@@ -111,7 +111,7 @@ class ShardCopies:
     def _download(self, entry: ShardEntry) -> bytes:
         path, expected = str(entry.path), str(entry.sha256)
         for _ in range(DOWNLOAD_ATTEMPTS):
-            data = self.dataset.store.read(path)
+            data = self.dataset.store_of(entry).read(path)
             found = sha256_hex(data)
             if found == expected:
                 return data

@@ -35,7 +35,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.data.cache import GIGABYTE, ShardCopies, copies_folder, decoded_bytes, require_disk
 
-__all__ = ["DecodedRows", "DecodedSet", "array_names", "decode_shards", "decoding_threads", "write_rows"]
+__all__ = ["DecodedRows", "DecodedSet", "array_names", "decode_shards", "decoding_threads", "map_array", "write_rows"]
 
 T = TypeVar("T")
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -236,7 +236,7 @@ def _build(dataset: TokenDataset, folder: Path, needed: int, threads: int, lock:
             sinks = {name: stack.enter_context(open(place / name, "wb")) for name in array_names(dataset.spec)}
             groups = decode_shards(ShardCopies(dataset), range(len(dataset.shards)), threads)
             found = write_rows(groups, dataset.spec, sinks)
-        arrays = {name: _map(place / name, dtype, shape) for name, (dtype, shape) in found.items()}
+        arrays = {name: map_array(place / name, dtype, shape) for name, (dtype, shape) in found.items()}
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -272,12 +272,13 @@ def _map_sealed(folder: Path) -> Arrays | None:
         if value["format"] != FORMAT:
             return None
         place = folder / value["folder"]
-        return {name: _map(place / name, np.dtype(item["dtype"]), item["shape"]) for name, item in value["arrays"].items()}
+        return {name: map_array(place / name, np.dtype(item["dtype"]), item["shape"]) for name, item in value["arrays"].items()}
     except (OSError, CorruptObjectError, KeyError, TypeError, ValueError):
         return None
 
 
-def _map(file: Path, dtype: np.dtype[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+def map_array(file: Path, dtype: np.dtype[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    """Map a file of an array read-only; raises CorruptObjectError if its size is another."""
     expected = math.prod(shape) * dtype.itemsize
     found = file.stat().st_size
     if found != expected:

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.device_copies import Copied, DeviceCopies
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
@@ -46,8 +46,8 @@ class TokenLoader:
     An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
     Every rank gets the same number of steps. Rank r of R takes every R-th sample of a global batch, from r on; where R does not divide the
-    batch, the first ranks take one sample more. With the order `windowed`, as many lanes as ranks, and a batch size that they divide, each
-    rank reads windows of its own. One iterator at a time: a new iterator ends the older one.
+    batch, the first ranks take one sample more. With the orders `windowed` and `sequential`, the ranks of a machine share decoded windows
+    through files of the cache folder. One iterator at a time: a new iterator ends the older one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TokenLoader:
         world_size: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        """Open the data. Batches are moved to `device`; for a GPU they pass through page-locked memory.
+        """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
 
         Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
         of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
@@ -73,7 +73,8 @@ class TokenLoader:
         check_ranks(data, self.config, rank, world_size)
         self._reader = BatchReader(data, self.config, world_size)
         self._state = initial_state(data, self.config)
-        self._batches: Prefetcher[Batch] | None = None
+        self._copies = DeviceCopies(self.device)
+        self._batches: Prefetcher[Copied] | None = None
 
     @property
     def classes(self) -> tuple[int | str, ...]:
@@ -114,27 +115,26 @@ class TokenLoader:
         size = self.config.batch_size
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
-            for batch in batches:
+            for copied in batches:
                 state = self._state = replace(state, next_global_index=state.next_global_index + size)
-                yield batch
+                yield self._copies.take(copied)
         self._state = replace(state, epoch=state.epoch + 1, next_global_index=0)
 
-    def _made(self, state: LoaderState) -> Iterator[Batch]:
+    def _made(self, state: LoaderState) -> Iterator[Copied]:
         start, size = state.next_global_index, self.config.batch_size
         steps = epoch_steps(sample_count(self.data), size, self.config.end, start=start)
         for begin in range(start, start + steps * size, size):
-            batch = self._reader.read(state.epoch, rank_positions(begin, size, self.rank, self.world_size))
-            yield batch if self.device is None else _moved(batch, self.device)
+            yield self._copies.begin(self._reader.read(state.epoch, rank_positions(begin, size, self.rank, self.world_size)))
 
 
 class BatchReader:
     """Makes the batch for given positions of an epoch. For one thread at a time."""
 
-    def __init__(self, data: TrainingData, config: LoaderConfig, world_size: int = 1) -> None:
-        """Open every dataset; `world_size` decides which lanes a rank reads. Raises what `TokenLoader` raises."""
+    def __init__(self, data: TrainingData, config: LoaderConfig, world_size: int = 1, *, workers: int = 1) -> None:
+        """Open every dataset; `workers`: processes that read for one rank. Raises what `TokenLoader` raises."""
         self._mix = data if isinstance(data, Mix) else None
         parts = _parts(data)
-        self._sources = [open_source(part, config, world_size) for part in parts]
+        self._sources = [open_source(part, config, world_size, shared=world_size * workers > 1) for part in parts]
         self._tables = [_class_map(part, data.classes) for part in parts]
         self._size, self._seed = sample_count(data), config.seed
         self._pad_id = max(data.spec.vocabulary)
@@ -207,7 +207,7 @@ def initial_state(data: TrainingData, config: LoaderConfig) -> LoaderState:
     datasets = [part.dataset if isinstance(part, Selection) else part for part in parts]
     windowed = config.order == "windowed"
     return LoaderState(
-        manifest=[sha256_hex(dataset.store.read(dataset.manifest.name)) for dataset in datasets],
+        manifest=[dataset.digest for dataset in datasets],
         seed=config.seed,
         mode=config.order,
         window=config.window_shards if windowed else None,
@@ -216,13 +216,6 @@ def initial_state(data: TrainingData, config: LoaderConfig) -> LoaderState:
         mix_weights=list(data.weights) if isinstance(data, Mix) else None,
         subset=[part.digest if isinstance(part, Selection) else None for part in parts],
     )
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    if device.type != "cuda":
-        return batch.to(device)
-    with torch.cuda.device(device):
-        return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _parts(data: TrainingData) -> tuple[TokenDataset | Selection, ...]:

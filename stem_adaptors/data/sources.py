@@ -54,12 +54,12 @@ class Source(Protocol):
         """Stop the work in the background."""
 
 
-def open_source(data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> Source:
-    """Open a dataset or selection in the order of the config.
+def open_source(data: TokenDataset | Selection, config: LoaderConfig, world_size: int, *, shared: bool) -> Source:
+    """Open a dataset or selection in the order of the config. `shared`: other processes of this machine read the same windows.
 
     Raises ConfigError where the cache budget is too small for the data, and the errors of decoding.
     """
-    return _GlobalSource(data, config) if config.order == "global" else _WindowedSource(data, config, world_size)
+    return _GlobalSource(data, config) if config.order == "global" else _WindowedSource(data, config, world_size, shared)
 
 
 class _GlobalSource:
@@ -91,16 +91,21 @@ class _GlobalSource:
 class _WindowedSource:
     """Holds one window of each lane that is being read, while the store loads the next window."""
 
-    def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int) -> None:
+    def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int, shared: bool) -> None:
         dataset, self._selected = _split(data)
         self._size, self._config, self._views = sample_count(data), config, dataset.views
         images_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
         self._counts_S = data.counts_S if isinstance(data, Selection) else images_S
         self._shuffle = config.order == "windowed"
         # A rank's positions are world_size apart in a batch, and batch_size apart from batch to batch: they fall into every gcd-th lane.
-        lanes = config.lanes // math.gcd(config.lanes, config.batch_size, world_size) if self._shuffle else 1
+        every = config.lanes if self._shuffle else 1
         self._store = WindowStore(
-            dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb, window_shards=config.window_shards, lanes=lanes
+            dataset,
+            cache_dir=config.cache_dir,
+            cache_gb=config.cache_gb,
+            window_shards=config.window_shards,
+            lanes=every // math.gcd(every, config.batch_size, world_size),
+            shared_windows=2 * every if shared else 0,
         )
         self._order = lru_cache(maxsize=4)(self._order_of)
         self._held: dict[At, Window] = {}

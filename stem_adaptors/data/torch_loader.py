@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
@@ -48,7 +48,9 @@ class BatchDataset(Dataset[Batch]):
     def __getitem__(self, step: Step) -> Batch:
         """Return the batch of one step; raises what `TokenLoader` raises."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), BatchReader(self.data, self.config, self.world_size))
+            worker = get_worker_info()
+            workers = 1 if worker is None else worker.num_workers
+            self._opened = (os.getpid(), BatchReader(self.data, self.config, self.world_size, workers=workers))
         return self._opened[1].read(step.epoch, step.positions_B)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.data.cache import GIGABYTE, ShardCopies, copies_folder, decoded_bytes
 from tokenshards.stem_adaptors.data.decoded import Arrays, DecodedRows, Rows, array_names, decode_shards, decoding_threads, write_rows
+from tokenshards.stem_adaptors.data.shared_windows import SharedWindows
 
 __all__ = ["Window", "WindowStore"]
 
@@ -60,6 +62,7 @@ class WindowStore:
 
     Memory: the decoded rows of every window that is loaded or prefetched and not yet released, two windows per lane in use. Disk, for a
     remote dataset: the encoded shards of as many windows, which later runs and other processes reuse. Local shards are read in place.
+    With `shared_windows`, decoded windows are files that all processes of this machine map, at most that many: each is decoded once.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class WindowStore:
         cache_gb: float,
         window_shards: int,
         lanes: int = 1,
+        shared_windows: int = 0,
         threads: int | None = None,
     ) -> None:
         """`lanes`: number of lanes that this process reads. Raises ConfigError where `cache_gb` cannot hold two windows of each."""
@@ -78,8 +82,11 @@ class WindowStore:
         self._counts, self._first_rows = counts, np.cumsum(counts) - counts
         _require_budget(dataset, np.sort(counts)[::-1], cache_gb, window_shards, 2 * lanes)
         sizes = sorted((entry.size for entry in dataset.shards), reverse=True)
-        folder = None if dataset.store.is_local else copies_folder(dataset, cache_dir) / "shards"
+        folder = None if dataset.is_local else copies_folder(dataset, cache_dir) / "shards"
         self._copies = ShardCopies(dataset, folder, sum(sizes[: 2 * lanes * window_shards]))
+        self._shared: SharedWindows | None = None
+        if shared_windows:
+            self._shared = SharedWindows(copies_folder(dataset, cache_dir) / "windows", array_names(dataset.spec), shared_windows)
         self._threads = threads or decoding_threads()
         self._loading: dict[tuple[int, ...], Future[Window]] = {}
         self._closed = threading.Event()
@@ -111,7 +118,9 @@ class WindowStore:
         return future.result()
 
     def release(self, window: Window) -> None:
-        """Remove the downloaded files of a window; its memory goes with the last reference to it."""
+        """Remove the files of a window; its memory goes with the last reference to it."""
+        if self._shared is not None:
+            self._shared.evict(window.shards)
         self._copies.evict(self.dataset.shards[shard] for shard in window.shards)
 
     def close(self) -> None:
@@ -127,9 +136,14 @@ class WindowStore:
 
     def _decode(self, shards: tuple[int, ...]) -> Window:
         spec = self.dataset.spec
-        sinks = {name: io.BytesIO() for name in array_names(spec)}
-        found = write_rows(self._until_closed(decode_shards(self._copies, shards, self._threads)), spec, sinks)
-        arrays = {name: np.frombuffer(sinks[name].getbuffer(), dtype).reshape(shape) for name, (dtype, shape) in found.items()}
+
+        def write(sinks: Mapping[str, BinaryIO]) -> dict[str, tuple[np.dtype[Any], list[int]]]:
+            return write_rows(self._until_closed(decode_shards(self._copies, shards, self._threads)), spec, sinks)
+
+        arrays = None if self._shared is None else self._shared.load(shards, write)
+        if arrays is None:
+            memory = {name: io.BytesIO() for name in array_names(spec)}
+            arrays = {name: np.frombuffer(memory[name].getbuffer(), dtype).reshape(shape) for name, (dtype, shape) in write(memory).items()}
         places = np.array(shards, np.int64)
         return Window(shards, self._first_rows[places], self._counts[places], DecodedRows(spec, arrays))
 

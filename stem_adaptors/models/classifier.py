@@ -21,6 +21,7 @@ from tokenshards.pipeline.shards import TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.drop_path import DropPath, draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
+from tokenshards.stem_adaptors.models.own_code import MODELS, build_own_model, build_own_stem, is_own_model, is_own_stem, own_names
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
 
 __all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier"]
@@ -237,7 +238,7 @@ def build_classifier(
 
     `tables`: the dataset's codebook. `statistics`: those of its embeddings (`embedding_statistics`), unused with `config.raw_embeddings`.
     `out_grid`: sites after augmentation, the whole layout by default. Weights depend on the arguments alone.
-    Raises ConfigError where the parts do not fit, or for a name that is neither a size of `SIZES` nor `timm:NAME`.
+    Raises ConfigError where the parts do not fit, or for a name that is neither a size of `SIZES`, nor `timm:NAME`, nor code (own_code.py).
     """
     if classes < 1:
         raise ConfigError(f"classes is {classes}; expected at least 1")
@@ -267,12 +268,16 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
         from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
 
         return build_timm_backbone(config.name.removeprefix("timm:"), channels, (sites[0], sites[1]), classes, drop_path=config.drop_path)
+    if config.name not in SIZES and is_own_model(config.name):
+        return build_own_model(config, channels, sites, classes)
     if config.name not in SIZES:
-        raise ConfigError(f"model is {config.name!r}; expected one of {', '.join(SIZES)}, or timm:NAME")
+        names = ", ".join((*SIZES, *own_names(MODELS)))
+        raise ConfigError(f"model is {config.name!r}; expected one of {names}, timm:NAME, or python:package.module:callable")
     width, depth, heads = SIZES[config.name]
     heads = config.heads or (heads if config.width is None else max(1, config.width // 64))
     width = config.width or width
-    stem = build_stem(spec, config, channels, sites, width)
+    own_stem = is_own_stem(config.stem)
+    stem = build_own_stem(config.stem, channels, sites, width) if own_stem else build_stem(spec, config, channels, sites, width)
     return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
 
 

@@ -159,7 +159,10 @@ def build_stem(
     fitting = {"grid": ("conv", "patch"), "video": ("conv", "patch"), "sequence": ("sequence",), "pyramid": ("pyramid",)}[layout.kind]
     kind = fitting[0] if config.stem == "auto" else config.stem
     if kind not in fitting:
-        raise ConfigError(f"stem {kind!r} does not fit a layout of kind {layout.kind!r}; expected auto or {' or '.join(fitting)}")
+        raise ConfigError(
+            f"stem {kind!r} does not fit a layout of kind {layout.kind!r}; expected auto, {' or '.join(fitting)}, "
+            "or python:package.module:callable"
+        )
     if layout.kind == "pyramid":
         return PyramidStem(in_channels, width, layout.scales, overlap=True, step=config.stem_patch)
     given = out_grid if out_grid is not None else layout.grid or layout.sites

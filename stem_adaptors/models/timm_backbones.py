@@ -36,7 +36,10 @@ def build_timm_backbone(
     """
     timm = _load_timm()
     if not timm.is_model(name.partition(".")[0]):
-        raise ConfigError(f"timm has no model {name!r}; expected a name of `timm.list_models()` of version {timm.__version__}")
+        raise ConfigError(
+            f"timm has no model {name!r}; expected a name of `timm.list_models()` of version {timm.__version__}. Name "
+            "a model of your own python:package.module:callable, so that `evaluate` finds it again"
+        )
     settings = {"num_classes": classes, **({"drop_path_rate": drop_path} if drop_path else {}), **(options or {})}
     try:
         model: nn.Module = timm.create_model(name, **settings)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tokenshards.pipeline.devices import wide_float
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.ranks import Ranks
 
@@ -48,7 +47,7 @@ class Counts:
         self.class_counts_2C = torch.zeros(2, classes, dtype=torch.int64, device=device)
         """Samples of each class, and the samples among them whose best class is right."""
         self.confusion_CC = torch.zeros(classes, classes, dtype=torch.int64, device=device) if confusion else None
-        self.sums = torch.zeros(3, dtype=wide_float(device), device=device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         """Samples, loss, top-5 hits."""
 
     @torch.no_grad()

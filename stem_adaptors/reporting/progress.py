@@ -12,17 +12,20 @@ __all__ = ["TrainingReporter"]
 
 
 class TrainingReporter:
-    """Implements the Reporter of a training for people."""
+    """Implements the Reporter of a training for people. It keeps what it is told, quiet or not."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
         self._quiet = quiet or sys.stderr is None
         self._status: Status | None = None
+        self.said: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        """Records of finished epochs."""
 
     def say(self, message: str) -> None:
         """Print one line."""
-        if not self._quiet:
-            self._console.print(message, markup=False)
+        self.said.append(message)
+        self._print(message)
 
     def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
         """Show the place in the epoch; on a terminal only."""
@@ -37,13 +40,18 @@ class TrainingReporter:
     def epoch(self, record: dict[str, Any]) -> None:
         """Print the record of a finished epoch."""
         self.end()
+        self.records.append(record)
         parts = [f"epoch {record['epoch'] + 1:>3}/{record['epochs']}", f"loss {record['train_loss']:.3f}"]
         if "val_top1" in record:
             parts.append(f"val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.1%}  top-5 {record['val_top5']:.1%}")
         if "ema_val_top1" in record:
             parts.append(f"averaged {record['ema_val_top1']:.1%}")
         parts.append(f"{record['images_per_second']:,.0f} images/s  data wait {record['data_wait_share']:.1%}")
-        self.say("  ".join(parts))
+        self._print("  ".join(parts))
+
+    def _print(self, line: str) -> None:
+        if not self._quiet:
+            self._console.print(line, markup=False)
 
     def end(self) -> None:
         """Remove the live line."""

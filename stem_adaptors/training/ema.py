@@ -23,10 +23,11 @@ class AveragedWeights:
         self.decay = decay
         live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         self.tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in live.items()}
-        floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
+        frozen = {name for name, _ in model.named_buffers() if name.startswith("embedding.")}  # a codebook never changes
+        floats = [name for name, tensor in live.items() if tensor.is_floating_point() and name not in frozen]
         # The tensors of a state dict are the model's own memory. Asking for them once makes a step two operations on lists of tensors.
         self._averaged = [self.tensors[name] for name in floats], [live[name] for name in floats]
-        self._copied = [(self.tensors[name], live[name]) for name in live.keys() - set(floats)]
+        self._copied = [(self.tensors[name], live[name]) for name in live.keys() - set(floats) - frozen]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -119,6 +119,11 @@ def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     if part not in ("all", "head", "attention"):
         raise ConfigError(f"train_part is {part!r}; expected all, head or attention")
     heads = {id(parameter) for parameter in _head(getattr(model, "backbone", model)).parameters()}
+    if part != "all" and not heads:
+        raise ConfigError(
+            f"train_part is {part!r}; this model has no head that can be found; expected an attribute `head`, or a method "
+            "`get_classifier` as timm's models have. Use all"
+        )
     stems = _stem_names(getattr(model, "backbone", model))
     chosen, attention = [], False
     for name, parameter in model.named_parameters():

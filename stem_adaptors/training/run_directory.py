@@ -30,6 +30,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
+from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
 from tokenshards.stem_adaptors.objectives import OBJECTIVES, Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
@@ -186,11 +187,13 @@ def default_fraction_seed(store: Store, seed: int) -> int:
 def open_objective(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[Objective, Run]:
     """Build the objective of a run with its `best` or `last` weights, ready to measure.
 
-    Raises the errors of `load_run` and of the weights; ConfigError for another choice; MissingObjectError before the first epoch has ended.
+    Raises the errors of `load_run` and of the weights; ConfigError for another choice, and where the run's model is code of a user that
+    $TOKENSHARDS_ALLOW_PYTHON does not name; MissingObjectError before the first epoch has ended.
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     run = load_run(store)
+    require_own_code_allowed(run.model)
     tables: Mapping[str, npt.NDArray[Any]] = {}
     if run.spec.codebook is not None:
         tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])

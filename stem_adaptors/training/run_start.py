@@ -41,6 +41,8 @@ def recorded_run(request: TrainRequest, ranks: Ranks, device: torch.device) -> R
 def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ranks: Ranks) -> Run:
     """Return the run of a request. A resumed run keeps two choices of its first start: the rules of random draws and the mix groups."""
     dataset, augment = request.dataset, request.augment
+    if recorded is None:
+        _require_even_pieces(request.loader.batch_size, ranks.world_size, request.train.accumulate)
     if augment.mix_group is None:
         chosen = mix_group_size(request.loader.batch_size, ranks.world_size * request.train.accumulate)
         augment = replace(augment, mix_group=chosen if recorded is None else recorded.augment.mix_group)
@@ -58,6 +60,19 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
         draws=DRAWS if recorded is None else recorded.draws,
         objective=request.objective,
+    )
+
+
+def _require_even_pieces(batch_size: int, world_size: int, accumulate: int) -> None:
+    """Raise ConfigError where the parts of a batch would differ in size. torch.compile would make a program for each size."""
+    if accumulate == 1 or batch_size % (world_size * accumulate) == 0:
+        return
+    share = batch_size // world_size
+    fitting = [count for count in range(1, share + 1) if batch_size % (world_size * count) == 0]
+    remedy = f"give one of {', '.join(map(str, fitting[:8]))}, or another --batch-size" if fitting else "give another --batch-size"
+    raise ConfigError(
+        f"train.accumulate is {accumulate}; a batch of {batch_size} on {world_size} processes cannot be cut into so many equal parts: "
+        f"{remedy}"
     )
 
 

@@ -17,28 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenshards.pipeline.errors import ConfigError, TrainingError
+from tokenshards.pipeline.errors import TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.objectives import OBJECTIVES
+from tokenshards.stem_adaptors.precision import allow_fast_formats
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.reporting.curves import curves_png
-from tokenshards.stem_adaptors.reporting.tensorboard_log import TensorBoardLog
-from tokenshards.stem_adaptors.training.background_writer import BackgroundWriter
-from tokenshards.stem_adaptors.training.checkpoints import (
-    Checkpoint,
-    copied_tensors,
-    optimizer_tensors,
-    read_checkpoint,
-    write_checkpoint,
-    write_weights,
-)
+from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, optimizer_tensors, read_checkpoint
+from tokenshards.stem_adaptors.training.decisions import decisions
 from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.optimisation import Optimisation
 from tokenshards.stem_adaptors.training.pretrained import load_pretrained
-from tokenshards.stem_adaptors.training.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL
+from tokenshards.stem_adaptors.training.run_directory import CHECKPOINT
 from tokenshards.stem_adaptors.training.run_start import is_there, mixing_note, recorded_run, run_for
+from tokenshards.stem_adaptors.training.run_writer import RunWriter
 from tokenshards.stem_adaptors.training.stopping import StopFlag
 from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
 from tokenshards.stem_adaptors.training.validation import Candidate, Validation
@@ -67,6 +60,8 @@ class Trainer:
         if request.pretrained is not None:
             self._say(str(load_pretrained(self.model, request.pretrained)))
         self.objective.to(device)
+        if device.type == "cuda":
+            allow_fast_formats(self.model)
         self.optimisation = Optimisation(self.objective, config, ranks, device, epoch_steps=len(self.loader), draws=run.draws)
         self.total_steps = self.optimisation.total_steps
         if config.compile:
@@ -78,27 +73,23 @@ class Trainer:
         self._measure = self.objective.measure()
         self.validation = Validation(request, run, self.objective, ranks, device)
         self._stop = StopFlag()
-        self._board: TensorBoardLog | None = None
-        self._writer = BackgroundWriter()
+        self._writer: RunWriter | None = None
 
     def fit(self) -> TrainResult:
         """Train to the last epoch. SIGINT and SIGTERM end the training after the current step, with a checkpoint."""
         config = self.request.train
         self._begin()
-        self._board = TensorBoardLog(self.request.out, self.epoch) if self.ranks.is_main else None
+        self._writer = RunWriter(self.request.out, self.epoch) if self.ranks.is_main else None
         try:
+            if self._writer is not None:
+                self._writer.log(self.log)  # a kill may have come between the checkpoint and the log files of its epoch
             with self._stop.listening():
                 while self.step < self.total_steps:
                     self._train_epoch()
                     self._end_epoch()
         finally:
-            try:
-                self._writer.close()
-            finally:
-                if self.ranks.is_main:
-                    self._draw_curves()
-                if self._board is not None:
-                    self._board.close()
+            if self._writer is not None and (note := self._writer.close(self.log)) is not None:
+                self._say(note)
         self._say(f"{config.epochs} epochs are done")
         measured = self.request.val is not None
         return TrainResult(self.log.records[-1], self.best["score"] if measured else None, self.best["epoch"])
@@ -121,11 +112,23 @@ class Trainer:
             self._recorded.check_same(self.run)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
-                self._write_log()  # a kill may have come between the checkpoint and the log files of its epoch
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
         elif self.ranks.is_main:
             self.run.save(out, self.request.dataset)
+        for line in self._decisions():
+            self._say(line)
         self.ranks.wait_for_all()
+
+    def _decisions(self) -> list[str]:
+        return decisions(
+            self.request,
+            self.run,
+            self.model,
+            steps=len(self.loader),
+            precision=self.optimisation.precision,
+            device=self.device,
+            ranks=self.ranks,
+        )
 
     def _train_epoch(self) -> None:
         epoch, steps = self.epoch, len(self.loader)
@@ -199,10 +202,9 @@ class Trainer:
         self._measure = self.objective.measure()
         self._keep_best(epoch, candidates, record)
         self._save()
-        self._write_log()
-        if self.ranks.is_main:
-            if self._board is not None:
-                self._board.add(record)
+        if self._writer is not None:
+            self._writer.log(self.log)
+            self._writer.event(record)
             self.reporter.epoch({**record, "epochs": self.request.train.epochs})
         if self.ranks.any(bool(self._stop), self.device) and self.step < self.total_steps:
             self._raise_stop()
@@ -217,9 +219,8 @@ class Trainer:
             figure = f"val_{objective.score}"
             state = {"epoch": epoch, figure: record.get(figure), "weights": which}
             chosen = weights, state
-        if self.best["epoch"] == epoch and self.ranks.is_main:
-            copies = copied_tensors(chosen[0])
-            self._writer.submit(lambda: write_weights(self.request.out, BEST, copies, chosen[1]))
+        if self.best["epoch"] == epoch and self._writer is not None:
+            self._writer.best(*chosen)
 
     def _agree(self, seconds: float) -> tuple[bool, bool]:
         """Return whether to stop and whether a checkpoint is due. Every rank gets the same answer."""
@@ -232,7 +233,7 @@ class Trainer:
 
     def _save(self) -> None:
         counts, average = self._measure.tensors(self.ranks), self.optimisation.average
-        if not self.ranks.is_main:
+        if self._writer is None:
             return
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
@@ -248,9 +249,7 @@ class Trainer:
                 "metrics": self.log.records,
             },
         )
-        self._writer.wait()  # before the copies are made, so that there are never two
-        copies = checkpoint.copied()
-        self._writer.submit(lambda: write_checkpoint(self.request.out, CHECKPOINT, copies))
+        self._writer.checkpoint(checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -263,26 +262,9 @@ class Trainer:
         if self.ranks.is_main:  # the sums of all ranks were saved together
             self._measure.add_tensors(checkpoint.counts)
 
-    def _write_log(self) -> None:
-        if self.ranks.is_main and self.log.records:
-            out, lines, table = self.request.out, self.log.to_jsonl(), self.log.to_csv()
-
-            def write() -> None:
-                out.write(METRICS_JSONL, lines)
-                out.write(METRICS_CSV, table)
-
-            self._writer.submit(write)
-
-    def _draw_curves(self) -> None:
-        if not self.log.records:
-            return
-        try:
-            self.request.out.write(CURVES, curves_png(self.log.records))
-        except ConfigError as error:
-            self._say(f"note: no {CURVES} was drawn, {error}")
-
     def _raise_stop(self) -> None:
-        self._writer.wait()
+        if self._writer is not None:
+            self._writer.wait()
         self._say(f"stopped after step {self.step:,} of {self.total_steps:,}, with a checkpoint; the same command with --resume continues")
         raise SystemExit(self._stop.exit_code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,24 @@ def test_page_locked_copies_reach_the_device_whole(pair: tuple[TokenDataset, Tok
         expected.append(number)
         del pinned, batch
     assert [int(ids.to(torch.int32).amax()) for ids in moved] == expected == [int(ids.to(torch.int32).amin()) for ids in moved]
+
+
+def test_batches_dropped_at_once_are_whole_while_the_device_works(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, device: torch.device
+) -> None:
+    """Kernels read a batch long after the host has dropped it; the memory of no later batch may be the same before that."""
+    config = LoaderConfig(batch_size=16, cache_dir=str(cache), end="pad", prefetch_batches=3)
+    work = torch.randn(2048, 2048, device=device)
+    sums = []
+    with closing(TokenLoader(pair[0], config, device=device.type)) as loader:
+        for epoch in range(3):
+            for batch in loader.epoch(epoch):
+                for _ in range(4 if device.type == "cuda" else 0):
+                    work = torch.tanh(work @ work)
+                sums.append(batch.ids_BLQ.to(torch.int64).sum() + batch.rows_B.sum())
+    with closing(TokenLoader(pair[0], config)) as loader:
+        expected = [int(batch.ids_BLQ.to(torch.int64).sum() + batch.rows_B.sum()) for epoch in range(3) for batch in loader.epoch(epoch)]
+    assert [int(value) for value in sums] == expected
 
 
 def test_losses_in_float32_are_those_of_the_cpu(

@@ -91,8 +91,8 @@ def undisturbed(places: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     return train_with(1, *map(str, places), str(tmp_path_factory.mktemp("undisturbed") / "run"), SETTINGS, 0)[0]
 
 
-# Three share a batch of 16 as 6, 5 and 5; cut in six, the first has a piece more than the others.
-@pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {"accumulate": 6})])
+# Three share a batch of 16 as 6, 5 and 5.
+@pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {})])
 def test_several_processes_equal_one_with_the_global_batch(
     places: tuple[Path, Path], undisturbed: Reported, tmp_path: Path, count: int, more: dict[str, Any]
 ) -> None:

@@ -111,6 +111,14 @@ class Bench:
         seconds = time.perf_counter() - began
         return {"images_per_second": round(self.scale.steps * self.scale.batch / seconds, 1), "data_wait_share": round(waited / seconds, 4)}
 
+    def loader_alone(self, trainer: Trainer) -> float:
+        """Return images/s of batches that arrive on the device while nothing else runs."""
+        rows, began = 0, time.perf_counter()
+        for epoch in range(2):
+            rows += sum(len(batch) for batch in trainer.loader.epoch(epoch))
+        finish()
+        return rows / (time.perf_counter() - began)
+
     def resident(self, trainer: Trainer, batch: Batch) -> float:
         """Return the seconds of a step on a batch that is already on the device."""
         for _ in range(self.scale.warm_up):
@@ -227,6 +235,12 @@ def measure(report: Report, scale: Scale, root: Path, device: torch.device) -> N
     with report.step("resident batch"):
         whole = bench.resident(trainer, batch)
         report.add(step_milliseconds=round(1e3 * whole, 3), resident_images_per_second=round(scale.batch / whole, 1))
+    with report.step("data wait"):
+        # The host does not wait for copies, but kernels do: this share has both, and the noise of two clocks.
+        report.add(
+            loader_alone_images_per_second=round(bench.loader_alone(trainer), 1),
+            data_wait_share_of_step=round(1 - whole * found["images_per_second"] / scale.batch, 4),
+        )
     with report.step("without augmentation"):
         plain_trainer = bench.trainer(PLAIN, "plain")
         plain = bench.resident(plain_trainer, batch)

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-import re
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,15 +21,15 @@ import numpy.typing as npt
 from tokenshards.pipeline.activity import step
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
+from tokenshards.pipeline.named_code import check_target, reason_of, require_allowed
 from tokenshards.pipeline.tokenizers.base import SLOTS, DecodeNotSupported, Images, Tables, TokenizerSpec, published_preprocess
-from tokenshards.pipeline.tokenizers.config import ALLOW_PYTHON, ImportConfig
+from tokenshards.pipeline.tokenizers.config import ImportConfig
 from tokenshards.pipeline.tokenizers.custom.probe import Ids, ProbedTokenizer, probe_encoder
 from tokenshards.pipeline.tokenizers.weight_files import read_file
 
 __all__ = ["PythonTokenizer"]
 
 FILE = "file"
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _KEYS = {"target", "settings", "source_sha256", "ids_shape"}
 
 
@@ -65,7 +62,7 @@ class PythonTokenizer(ProbedTokenizer):
                     f"--{option.replace('_', '-')} was given; with --kind python it is the callable's. Pass --config key=value"
                 )
         target, where = config.target, _where(config.target)
-        _check_target(target)
+        check_target(target, TokenizerError)
         source_sha256 = _source_sha256(target)
         made = _make(target, config.settings, checkpoint)
         size, vocabulary, batch = _size(made, where), _vocabulary(made, where), _batch(made, where)
@@ -87,8 +84,8 @@ class PythonTokenizer(ProbedTokenizer):
             raise TokenizerError(f"{cls.family}: {sorted(missing)} is missing in its config; expected a tokenizer of `import tokenizer`")
         target = str(spec.config["target"])
         where = _where(target)
-        _check_target(target)
-        _check_allowed(target)
+        check_target(target, TokenizerError)
+        require_allowed(target, "this tokenizer", TokenizerError)
         found, expected = _source_sha256(target), str(spec.config["source_sha256"])
         if found != expected:
             raise TokenizerError(
@@ -133,22 +130,6 @@ def _where(target: str) -> str:
     return f"python:{target}"
 
 
-def _check_allowed(target: str) -> None:
-    """Raise TokenizerError unless the variable names the callable, its module, or a package above it."""
-    allowed = os.environ.get(ALLOW_PYTHON, "")
-    if not any(target == name or target.startswith((f"{name}.", f"{name}:")) for name in re.split(r"[\s,]+", allowed) if name):
-        seen = f"is {shorten(allowed)}" if allowed else "is not set"
-        raise TokenizerError(
-            f"this tokenizer runs Python code that is installed here, {target}, and {ALLOW_PYTHON} {seen}; expected a list with that "
-            f"callable, its module or its package. Where you trust it: export {ALLOW_PYTHON}={target}"
-        )
-
-
-def _check_target(target: str) -> None:
-    if not _TARGET.fullmatch(target):
-        raise TokenizerError(f"{shorten(_where(target))} names no callable; expected python:package.module:callable")
-
-
 def _source_sha256(target: str) -> str:
     """Return the digest of the file that holds the callable. Runs no code of the module."""
     module = target.partition(":")[0]
@@ -156,7 +137,7 @@ def _source_sha256(target: str) -> str:
         found = importlib.util.find_spec(module)  # imports the packages above it
     except Exception as error:
         raise TokenizerError(
-            f"{_where(target)}: {module} cannot be found ({_reason(error)}); mend its package, or check the name"
+            f"{_where(target)}: {module} cannot be found ({reason_of(error)}); mend its package, or check the name"
         ) from error
     if found is None:
         raise TokenizerError(
@@ -191,13 +172,7 @@ def _call(where: str, what: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        raise TokenizerError(f"{where}: {what} raised {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = "" if last.filename == __file__ else f", at {Path(last.filename).name}:{last.lineno}"
-    return f"{type(error).__name__}: {shorten(str(error), 200)}{place}"
+        raise TokenizerError(f"{where}: {what} raised {reason_of(error)}") from error
 
 
 def _whole(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,10 @@ from safetensors.numpy import save
 import tokenshards.pipeline.shards
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_rows, make_shard, make_spec, make_tokens
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, IncompleteError, MissingObjectError
-from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards import open_dataset, random_access
 from tokenshards.pipeline.shards.commit import ObjectRef, write_object
 from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
+from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 
@@ -123,7 +126,7 @@ def test_one_sample_by_id_and_by_row(tmp_path: Path) -> None:
     for missing in (lambda: dataset.sample("nobody.jpg"), lambda: dataset.sample(names[0], view=1)):
         with pytest.raises(MissingObjectError, match="no row has this sample_id"):
             missing()
-    for row in (-1, 4005):
+    for row in (-4006, 4005):
         with pytest.raises(IndexError):
             dataset[row]
 
@@ -222,3 +225,87 @@ def test_a_dataset_whose_inputs_all_failed(tmp_path: Path) -> None:
     assert len(dataset) == 0 and list(dataset.batches(4)) == []
     with pytest.raises(MissingObjectError, match="among 0 rows"):
         dataset.sample("x")
+
+
+def test_rows_by_place_from_either_end_and_in_slices(tmp_path: Path) -> None:
+    ids = np.concatenate(build(tmp_path, [3, None, 4000, 2]))
+    dataset = open_dataset(str(tmp_path))
+    names = make_rows(4005).sample_id
+    for row in (-1, -2, -4005, np.int64(7)):
+        np.testing.assert_array_equal(dataset[int(row)].ids_LQ, ids[row])
+        assert dataset[row].row["sample_id"] == names[row]
+    for part in (slice(4), slice(-3, None), slice(1, 3000, 700), slice(4004, 1, -999), slice(2, 2000)):
+        batch = dataset[part]
+        np.testing.assert_array_equal(batch.ids_BLQ, ids[part])
+        assert batch.sample_ids == names[part] and batch.table.column("orig_width").to_pylist() == [100 + row for row in range(4005)[part]]
+    assert len(dataset[5:5]) == 0 and [sample.label for sample in dataset][:3] == [None, "class_1", "class_2"]
+    for row in (4005, -4006):
+        with pytest.raises(IndexError, match="of a dataset of 4005 rows"):
+            _ = dataset[row]
+    with pytest.raises(TypeError):
+        _ = dataset["class_1"]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("layout", ["sequence_variable", "grid_variable"])
+def test_slices_of_rows_that_vary(layout: str, tmp_path: Path) -> None:
+    build(tmp_path, [5, 3], layout)
+    dataset = open_dataset(str(tmp_path))
+    for row, sample in enumerate(dataset[2:7].tokens.take(np.array([one])) for one in range(5)):
+        single = dataset[row + 2].tokens
+        np.testing.assert_array_equal(sample.ids_BLQ[:, : single.ids_BLQ.shape[1]], single.ids_BLQ)
+
+
+def test_rows_near_each_other_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path, [40, 40])
+    reads, real = [], ShardReader.read_row_group
+    monkeypatch.setattr(ShardReader, "read_row_group", lambda self, *given: reads.append(given) or real(self, *given))
+    dataset = open_dataset(str(tmp_path))
+    for row in (*range(80), *range(79, -1, -1)):
+        _ = dataset[row]
+    assert len(reads) == 2
+    expected = [sample.ids_LQ for sample in dataset]
+    monkeypatch.setattr(random_access, "CACHED_BYTES", 1)
+    other = pickle.loads(pickle.dumps(dataset))  # a worker process reads for itself
+    for row in (0, 1, 79, 0):
+        np.testing.assert_array_equal(other[row].ids_LQ, expected[row])
+    assert len(reads) == 5, "with room for one row group, each change of group is a read"
+
+
+def test_a_forked_process_reads_with_files_of_its_own(tmp_path: Path) -> None:
+    build(tmp_path, [40])
+    dataset = open_dataset(str(tmp_path))
+    expected = dataset[3].ids_LQ
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(dataset[3].ids_LQ, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_datasets_of_one_tokenizer_are_joined_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    first, second = (build(tmp_path / name, rows) for name, rows in (("a", [3, 2]), ("b", [4])))
+    store = Store(str(tmp_path / "b"))
+    entries = list(open_dataset(store.url).shards)
+    publish(store, open_dataset(store.url).spec, entries, classes=("class_2", "class_1", "class_0", "new"))
+    both = tokenshards.open_dataset([tmp_path / "a", tmp_path / "b"])
+    assert isinstance(both, tokenshards.TokenDataset) and len(both) == 9 and both.classes == (*CLASSES, "new")
+    np.testing.assert_array_equal(both[:].ids_BLQ, np.concatenate([*first, *second]))
+    assert [sample.label for sample in both] == [both.classes[label] if label >= 0 else None for label in both[:].labels_B]
+    assert [len(batch) for batch in both.batches(4)] == [4, 4, 1] and both[-1].ids_LQ.tolist() == second[0][-1].tolist()
+    assert both.digest not in (part.digest for part in both.parts)
+    with pytest.raises(ConfigError, match="one dataset twice"):
+        tokenshards.open_dataset([tmp_path / "a", str(tmp_path / "a")])
+    with pytest.raises(ConfigError, match="an empty list"):
+        tokenshards.open_dataset([])
+
+
+def test_datasets_of_two_tokenizers_are_not_joined(tmp_path: Path) -> None:
+    build(tmp_path / "a", [3])
+    build(tmp_path / "b", [3], "grid_residual")
+    with pytest.raises(FingerprintMismatchError, match="cannot be joined; tokenize both with one: .* --tokenizer"):
+        tokenshards.open_dataset([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_dataset_opened_for_training_alone_cannot_decode(tmp_path: Path) -> None:
+    build(tmp_path, [3])
+    with pytest.raises(ConfigError, match=r"expected `tokenshards.open_dataset`"):
+        open_dataset(str(tmp_path)).decode(np.zeros((1, 12, 1), np.int64))

@@ -20,9 +20,12 @@ from tests.pipeline.shards.test_dataset import build
 from tests.stem_adaptors.data.test_decoded import expected_rows, remote_copy, trimmed
 from tokenshards.pipeline.config import RetryConfig
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, TransientStorageError
-from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.pipeline.shards import ShardReader, TokenDataset, open_dataset
+from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.cache import copies_folder, decoded_bytes
+from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.windows import Window, WindowStore
 
 COUNTS = [7, None, 1, 12, 30, 5]
@@ -75,19 +78,21 @@ def counted(local: Path, **options: Callable[[int, bytes], bytes]) -> tuple[Toke
     return TokenDataset(store, open_dataset(url).manifest), store
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("remote, shared", [(False, 0), (True, 0), (False, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_of_a_window_are_those_of_the_dataset(layout: str, remote: bool, tmp_path: Path) -> None:
+def test_rows_of_a_window_are_those_of_the_dataset(layout: str, remote: bool, shared: int, tmp_path: Path) -> None:
     build(tmp_path / "data", COUNTS, layout)
     dataset = open_dataset(remote_copy(tmp_path / "data") if remote else f"file://{tmp_path / 'data'}")
-    with opened(dataset, tmp_path / "cache") as store:
+    with opened(dataset, tmp_path / "cache", shared_windows=shared) as store:
         window = store.load((3, 0))
+        if shared:  # as another process maps it
+            window = opened(dataset, tmp_path / "cache", shared_windows=shared).load((3, 0))
         assert len(window) == 37
         check(window, dataset, np.array([49, 0, 6, 20, 20, 33]))
         for row in (-1, 7, 19, 50, 54, 10**6):
             with pytest.raises(IndexError, match=rf"row {row} is not in the window of shards \[3, 0\]"):
                 window.take(np.array([0, row]))
-    assert (tmp_path / "cache").exists() == remote
+    assert (tmp_path / "cache").exists() == (remote or shared > 0)
 
 
 @settings(max_examples=15, deadline=None)
@@ -266,7 +271,117 @@ def test_too_small_a_budget_names_the_gigabytes_and_a_window_that_fits(lanes: in
     opened(dataset, tmp_path, cache_gb=needed(3), window_shards=3, lanes=lanes).load((0, 1, 2))
 
 
-def test_processes_share_the_downloads(tmp_path: Path) -> None:
+def windows_of(dataset: TokenDataset, cache: Path) -> list[Path]:
+    folder = copies_folder(dataset, str(cache)) / "windows"
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def counting_opens(dataset: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    opens: list[str] = []
+    real = TokenDataset.open_shard
+
+    def open_shard(self: TokenDataset, entry: ShardEntry) -> ShardReader:
+        opens.append(str(entry.path))
+        return real(self, entry)
+
+    monkeypatch.setattr(TokenDataset, "open_shard", open_shard)
+    return opens
+
+
+def test_a_shared_window_is_decoded_once_and_survives_its_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "data", COUNTS)
+    dataset = open_dataset(str(tmp_path / "data"))
+    opens = counting_opens(dataset, monkeypatch)
+    stores = [opened(dataset, tmp_path / "cache", shared_windows=2, threads=1) for _ in range(3)]
+    windows = [store.load((3, 1)) for store in stores]
+    assert len(opens) == 2
+    stores[0].release(windows[0])
+    assert windows_of(dataset, tmp_path / "cache") == []
+    for window in windows:
+        check(window, dataset, np.array([20, 49, 7]))
+    opens.clear()
+    stores[1].load((3, 1))
+    assert len(opens) == 2
+
+
+def test_a_damaged_shared_window_is_decoded_again(tmp_path: Path) -> None:
+    build(tmp_path / "data", COUNTS)
+    dataset = open_dataset(str(tmp_path / "data"))
+    opened(dataset, tmp_path / "cache", shared_windows=2).load((3, 0))
+    (place,) = windows_of(dataset, tmp_path / "cache")
+    for name, change in (("ids", b"\xff\xff"), ("labels", b"\x07"), ("window.json", b"{"), ("ids", b"")):
+        file = place / name
+        data = file.read_bytes()
+        file.unlink()  # a process may have mapped the old file
+        file.write_bytes(change + data[len(change) :] if change else data[:-2])
+        check(opened(dataset, tmp_path / "cache", shared_windows=2).load((3, 0)), dataset, np.arange(20, 50))
+    assert windows_of(dataset, tmp_path / "cache") == [place]
+
+
+def test_shared_windows_of_killed_runs_never_make_the_disk_grow(tmp_path: Path) -> None:
+    build(tmp_path / "data", [20] * 12)
+    dataset = open_dataset(str(tmp_path / "data"))
+    for first in range(0, 12, 2):  # each run dies with one window on the disk, and with another half written
+        opened(dataset, tmp_path / "cache", shared_windows=2).load((first, first + 1))
+        folder = copies_folder(dataset, str(tmp_path / "cache")) / "windows"
+        for name in ("part-3", "gone-0"):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "ids").write_bytes(b"0")
+    opened(dataset, tmp_path / "cache", shared_windows=2)
+    assert len(windows_of(dataset, tmp_path / "cache")) == 2
+
+
+def test_a_disk_that_takes_no_shared_windows_costs_decoding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "data", COUNTS)
+    dataset = open_dataset(str(tmp_path / "data"))
+    store = opened(dataset, tmp_path / "cache", shared_windows=2)
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.warns(RuntimeWarning, match="could not be kept.*No space left"):
+        check(store.load((0, 3)), dataset, np.arange(7))
+    assert windows_of(dataset, tmp_path / "cache") == []
+
+
+def test_an_error_of_a_shared_window_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    build(tmp_path / "data", [30, 5000, 4])
+    dataset = open_dataset(str(tmp_path / "data"))
+    path = tmp_path / "data" / str(dataset.shards[1].path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    store = opened(dataset, tmp_path / "cache", shared_windows=2)
+    for _ in range(2):
+        with pytest.raises(CorruptObjectError, match="dataset rows 2078 to 4125 are in it"):
+            store.load((0, 1))
+    assert windows_of(dataset, tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("order", ["windowed", "sequential"])
+def test_ranks_share_the_decoding_and_read_what_one_rank_reads(order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "data", [40, 30, 50, 20, 60, 10])
+    dataset = open_dataset(str(tmp_path / "data"))
+    config = LoaderConfig(batch_size=20, order=order, window_shards=2, cache_dir=str(tmp_path / "cache"), prefetch_batches=1)
+    loader = TokenLoader(dataset, config)
+    alone = [batch.ids_BLQ.numpy() for _ in range(2) for batch in loader]
+    opens = counting_opens(dataset, monkeypatch)
+    ranks = [TokenLoader(dataset, config, rank=rank, world_size=2) for rank in range(2)]
+    found = []
+    for _ in range(2):
+        for batches in zip(*ranks, strict=True):
+            both = np.empty_like(alone[0])
+            for rank, batch in enumerate(batches):
+                both[rank::2] = batch.ids_BLQ.numpy()
+            found.append(both)
+    np.testing.assert_array_equal(found, alone)
+    # Two epochs. A decoding thread may open a shard once more.
+    assert len(opens) < 2 * 2 * len(dataset.shards), opens
+
+
+@pytest.mark.parametrize("shared", [0, 4])
+def test_processes_share_the_downloads(shared: int, tmp_path: Path) -> None:
     build(tmp_path / "data", [40] * 6)
     script = f"""
 import sys
@@ -283,7 +398,7 @@ def read(path, *range):
         log.write(path + "\\n")
     return real(path, *range)
 dataset.store.read = read
-store = WindowStore(dataset, cache_dir=sys.argv[2], cache_gb=1.0, window_shards=3)
+store = WindowStore(dataset, cache_dir=sys.argv[2], cache_gb=1.0, window_shards=3, shared_windows={shared})
 windows = [store.load((0, 1, 2)), store.load((3, 4, 5))]
 print(sum(int(window.take(np.arange(first, first + 120)).ids_BLQ.sum()) for window, first in zip(windows, (0, 120))))
 """

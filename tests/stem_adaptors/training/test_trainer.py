@@ -63,7 +63,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "global": {},
     "windowed": {"loader": {"order": "windowed", "window_shards": 2, "lanes": 2}},
-    "padded, in parts, no average": {"loader": {"end": "pad"}, "accumulate": 3, "ema_decay": 0.0},
+    "padded, in parts, no average": {"loader": {"end": "pad"}, "accumulate": 4, "ema_decay": 0.0},
     "learned codes, head": {"model": replace(MODEL, learned_codebook=True, stem="patch"), "train_part": "attention"},
 }
 
@@ -133,9 +133,16 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(pair: tuple[TokenDatase
 def test_micro_batches_add_up_to_the_batch(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
     settings = {"model": replace(MODEL, drop_path=0.0), "augment": PLAIN, "loader": {"end": "pad"}}
     whole = fit(request_for(pair[0], tmp_path / "whole", cache, **settings))
-    parts = fit(request_for(pair[0], tmp_path / "parts", cache, accumulate=5, **settings))
+    parts = fit(request_for(pair[0], tmp_path / "parts", cache, accumulate=4, **settings))
     assert len(whole.losses) == 3 * 4  # 70 images in batches of 16, the fifth of an epoch ends it
     torch.testing.assert_close(torch.tensor(parts.losses), torch.tensor(whole.losses), rtol=1e-5, atol=0)
+
+
+def test_micro_batches_of_different_sizes_are_refused(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, accumulate=3)
+    with pytest.raises(ConfigError, match="is 3; a batch of 16 on 1 processes cannot .*: give one of 1, 2, 4, 8, 16, or"):
+        fit(request)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_first_losses_are_those_of_the_formula(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:

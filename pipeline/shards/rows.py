@@ -1,0 +1,59 @@
+"""Rows of a dataset as readers get them: one row, or a batch in shard order.
+
+Shapes: B rows, L sites (those of the longest row of a batch if rows vary), Q ids per site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tokenshards.pipeline.records import Label, TokenBatch
+
+__all__ = ["Batch", "Sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named."""
+
+    tokens: TokenBatch
+    labels_B: npt.NDArray[np.int64]
+    """Index into `TokenDataset.classes`, -1 if a row has no label."""
+    sample_ids: list[str]
+    table: pa.Table
+    """The columns of `batches(columns=...)`."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ids_BLQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Ids of the batch, padded with zeros if rows vary."""
+        return self.tokens.ids_BLQ
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row with all its columns."""
+
+    tokens: TokenBatch
+    """A batch of one row, so that length and shape stay with the ids."""
+    label: Label
+    table: pa.Table
+    """The row's columns except the ids."""
+
+    @property
+    def ids_LQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Ids of the row, [sites, ids per site]."""
+        return self.tokens.ids_BLQ[0]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The columns except the ids as Python values, by name."""
+        found: dict[str, Any] = self.table.to_pylist()[0]
+        return found

@@ -1,0 +1,147 @@
+"""`tokenshards.train`: options become a TrainingJob, which runs here or on a Ray cluster. The command `train` calls the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenshards.pipeline.commands.options import parse_options
+from tokenshards.pipeline.commands.python_calls import as_function
+from tokenshards.pipeline.errors import StoppedError
+from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.stem_adaptors.augment import allowed_augmentations
+from tokenshards.stem_adaptors.commands.train_options import TrainOptions
+from tokenshards.stem_adaptors.config import AugmentConfig, with_settings
+from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.ranks import joined_ranks
+from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
+from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, training_data, with_given
+from tokenshards.stem_adaptors.training.run_directory import default_fraction_seed
+from tokenshards.stem_adaptors.training.training_job import TrainingJob
+from tokenshards.stem_adaptors.training.training_request import TrainResult
+
+__all__ = ["TrainReport", "run_training", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """The result of a training, and what was decided on the way."""
+
+    run: str
+    """URL of the run directory."""
+    best_top1: float | None
+    """Accuracy on the validation set, 0 to 1; None without one."""
+    best_epoch: int | None
+    record: dict[str, Any]
+    """Measurements of the last epoch."""
+    records: tuple[dict[str, Any], ...]
+    """Measurements of each epoch that this call trained."""
+    settings: Mapping[str, Any]
+    """The configs `model`, `augment`, `loader` and `train` that were used."""
+    said: tuple[str, ...]
+    """What a terminal would have shown, without the lines of epochs."""
+    rank: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `train --json` prints."""
+        return {"run": self.run, "best_top1": self.best_top1, "best_epoch": self.best_epoch, **self.record}
+
+
+@as_function(TrainOptions)
+def train(options: TrainOptions) -> TrainReport:
+    """Train a classifier from token shards alone, as the command `train` does, and return a TrainReport.
+
+    Raises the errors of `tokenshards.pipeline.errors`; StoppedError where a signal ended the training, after a checkpoint.
+    """
+    return run_training(options)
+
+
+def run_training(options: TrainOptions) -> TrainReport:
+    """Train as the options say. Raises what `train` raises."""
+    stores = parse_options(options.storage_option)
+    fraction_seed = options.fraction_seed
+    if fraction_seed is None:
+        out = Store(options.out, storage_options=stores)
+        fraction_seed = default_fraction_seed(out, options.seed or 0) if options.fraction < 1.0 else 0
+    mix = tuple(options.mix or ())
+    chosen = training_data(options.data, fraction=options.fraction, seed=fraction_seed, mix_with=mix, storage_options=stores)
+    configs = _configs(options, chosen)
+    reporter = TrainingReporter(quiet=options.quiet)
+    if options.val is None:
+        reporter.say("no --val given: nothing is measured, and the last weights count as the best")
+    job = TrainingJob(
+        data_url=options.data,
+        val_url=options.val,
+        out_url=options.out,
+        **configs,
+        fraction=options.fraction,
+        fraction_seed=fraction_seed,
+        mix=mix,
+        pretrained=options.pretrained,
+        storage_options=stores,
+    )
+    try:
+        result, rank = _run(options, job, chosen, reporter)
+    except SystemExit as stop:  # a signal arrived: the trainer has saved a checkpoint and said so
+        raise StoppedError(reporter.said[-1] if reporter.said else "stopped by a signal", exit_code=int(stop.code or 0)) from None
+    finally:
+        reporter.end()
+    return TrainReport(
+        run=display_url(options.out),
+        best_top1=result.best_score,
+        best_epoch=result.best_epoch,
+        record=result.record,
+        records=tuple(reporter.records),
+        settings=configs,
+        said=tuple(reporter.said),
+        rank=rank,
+    )
+
+
+def _configs(options: TrainOptions, chosen: TrainingData) -> dict[str, Any]:
+    """Return the configs by part: the defaults for the data, then the recipe, the options, and `--set`."""
+    given: dict[str, dict[str, Any]] = {
+        "model": {"name": options.model},
+        "loader": {
+            "batch_size": options.batch_size,
+            "seed": options.seed,
+            "order": options.order,
+            "cache_dir": options.cache_dir,
+            "cache_gb": options.cache_gb,
+        },
+        "train": {
+            "epochs": options.epochs,
+            "lr": options.lr,
+            "seed": options.seed,
+            "device": options.device,
+            "train_part": options.train_part,
+            "ema_decay": options.ema,
+            "precision": options.precision,
+        },
+    }
+    recipe_configs = {} if options.recipe is None else read_recipe(options.recipe)
+    configs = with_given({**default_configs(chosen), **recipe_configs}, given)
+    if not options.augment:
+        configs["augment"] = allowed_augmentations(chosen.spec, AugmentConfig.off())
+    return with_settings(configs, options.set or ())
+
+
+def _run(options: TrainOptions, job: TrainingJob, chosen: TrainingData, reporter: TrainingReporter) -> tuple[TrainResult, int]:
+    """Return the result and the rank of this process."""
+    if options.ray_workers is None:
+        with joined_ranks(job.train.device) as (ranks, place):
+            return job.run(chosen, ranks, place, reporter, resume=options.resume), ranks.rank
+    from tokenshards.pipeline.optional_packages import optional_import
+    from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig, parse_workers
+
+    with optional_import("--ray-workers needs Ray, here and on the nodes", extra="train,ray"):
+        from tokenshards.stem_adaptors.cluster.ray_train import train_on_cluster
+    cluster = ClusterConfig(
+        workers=parse_workers(options.ray_workers),
+        gpus_per_worker=options.gpus_per_worker,
+        cpus_per_worker=options.cpus_per_worker,
+        address=options.address,
+        wait_seconds=options.ray_wait,
+    )
+    return train_on_cluster(job, cluster, reporter, resume=options.resume), 0

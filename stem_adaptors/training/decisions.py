@@ -1,0 +1,73 @@
+"""What a training has decided, in five lines for a person, before the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig
+from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.precision import precision_name
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.run_directory import Run
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
+
+__all__ = ["decisions"]
+
+
+def decisions(
+    request: TrainRequest, run: Run, model: nn.Module, *, steps: int, precision: torch.dtype, device: torch.device, ranks: Ranks
+) -> list[str]:
+    """Return lines on the data, the model, the recipe, the augmentation and the place. Each says whether it is the default."""
+    count = sample_count(request.data)
+    usual = default_configs(request.data)
+    default, given = f"the default for {count:,} images", "as given"
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    part = "" if trained == weights else f", {trained:,} of them trained"
+    layout = run.spec.layout
+    sites = " x ".join(map(str, layout.grid)) if layout.grid else str(layout.sites)
+    val = "nothing is measured" if request.val is None else f"measured on {len(request.val):,} images"
+    same_recipe = run.train == usual["train"] and run.loader.batch_size == usual["loader"].batch_size
+    same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
+    return [
+        f"data          {count:,} images of {len(run.classes):,} classes, {sites} sites with {layout.ids_per_site} ids; {val}",
+        f"model         {run.model.name}, {weights:,} weights{part} ({default if run.model == usual['model'] else given})",
+        f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
+        f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
+        f"place         {_place(run.train, precision, device, ranks)}, seed {run.train.seed}",
+    ]
+
+
+def augmentation_words(config: AugmentConfig) -> str:
+    """Return the operations that are on, with their shares of samples."""
+    shares = {
+        "synonyms": config.synonym_prob,
+        "swap": config.swap_prob,
+        "flip": config.flip_prob,
+        "noise": config.noise_prob,
+        "ColorAdapt": config.coloradapt_prob,
+        "dropped sites": config.dropout_prob,
+        "CutMix": config.cutmix_prob if config.cutmix_alpha > 0 else 0.0,
+        "Mixup": config.cutmix_prob if config.mixup_alpha > 0 else 0.0,
+    }
+    crops = {"rrc": f"random-resized crop from {config.crop_scale_min:.0%}", "random": "random crop", "centre": ""}
+    words = [f"{name} {share:.0%}" for name, share in shares.items() if share > 0]
+    return ", ".join([*filter(None, [crops[config.crop]]), *words]) or "none"
+
+
+def _recipe(config: TrainConfig, steps: int, batch_size: int) -> str:
+    extra = f", layer decay {config.layer_decay:g}" if config.layer_decay != 1 else ""
+    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    return (
+        f"{config.epochs} epochs of {steps:,} steps of {batch_size} images{parts}, AdamW at {config.lr:g} after {config.warmup_epochs:g} "
+        f"epochs of warm-up, weight decay {config.weight_decay:g}{extra}"
+    )
+
+
+def _place(config: TrainConfig, precision: torch.dtype, device: torch.device, ranks: Ranks) -> str:
+    tf32 = " with TF32" if device.type == "cuda" and precision is torch.float32 else ""
+    compiled = ", compiled" if config.compile else ""
+    processes = f"{ranks.world_size} processes" if ranks.world_size > 1 else "one process"
+    return f"{device} in {precision_name(precision)}{tf32}{compiled}, {processes}"

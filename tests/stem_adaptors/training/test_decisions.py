@@ -1,0 +1,67 @@
+"""What a training says about itself before its first step, and that it can learn at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.stem_adaptors.training.small_runs import fit, request_for, tokenize_pair
+from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.training.decisions import augmentation_words
+from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, TokenDataset]:
+    train, val = tokenize_pair(tmp_path_factory.mktemp("pair"))
+    return open_dataset(str(train)), open_dataset(str(val))
+
+
+def lines_of(lines: list[str]) -> dict[str, str]:
+    return {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.split()[0] in FIVE}
+
+
+FIVE = ("data", "model", "recipe", "augmentation", "place")
+
+
+def test_a_training_prints_what_it_decided_and_whether_it_is_the_default(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
+    data, val = pair
+    configs = default_configs(data)
+    configs["train"] = replace(configs["train"], epochs=1, device="cpu")
+    configs["loader"] = replace(configs["loader"], cache_dir=str(tmp_path / "cache"))
+    said = lines_of(fit(TrainRequest(data=data, val=None, out=Store(str(tmp_path / "default")), **configs)).lines)
+    assert tuple(said) == FIVE
+    assert said["data"].startswith("70 images of 3 classes, 4 x 4 sites with 2 ids; nothing is measured")
+    assert said["model"].startswith("vit_nano, ") and said["model"].endswith("(the default for 70 images)")
+    assert said["recipe"].startswith("1 epochs of 4 steps of 16 images, AdamW at 0.002") and said["recipe"].endswith("(as given)")
+    assert "random-resized crop from 35%, synonyms 25%" in said["augmentation"] and "default" in said["augmentation"]
+    assert said["place"] == "cpu in fp32, one process, seed 0"
+    given = lines_of(fit(request_for(data, tmp_path / "given", tmp_path / "cache", val=val, epochs=1, train_part="head")).lines)
+    assert given["data"].endswith("; measured on 20 images") and given["augmentation"].endswith("(as given)")
+    assert "51 of them trained (as given)" in given["model"]
+
+
+def test_no_augmentation_has_a_word() -> None:
+    assert augmentation_words(AugmentConfig.off()) == "none"
+    assert augmentation_words(AugmentConfig(mixup_alpha=0.2)).endswith("CutMix 100%, Mixup 100%")
+
+
+def test_a_small_set_is_learnt_by_heart(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
+    request = request_for(
+        pair[0],
+        tmp_path / "run",
+        tmp_path / "cache",
+        augment=AugmentConfig.off(),
+        epochs=60,
+        lr=5e-3,
+        label_smoothing=0.0,
+        weight_decay=0.0,
+        ema_decay=0.0,
+        loader={"end": "pad"},
+    )
+    assert fit(replace(request, model=replace(request.model, drop_path=0.0, width=32))).records[-1]["train_top1"] == 1.0
