@@ -8,7 +8,6 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_targets
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
 
@@ -176,7 +176,7 @@ class TokenTransform(nn.Module):
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
-        with _in_float32(inputs.ids_BLQ.device):
+        with in_float32(inputs.ids_BLQ.device):
             numbers = self.plan(inputs.epoch_21, inputs.positions_B)
             state = self._augmented(model, inputs, numbers)
             x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
@@ -222,11 +222,6 @@ class TokenTransform(nn.Module):
                 count = max(draw.count, found[name].count if name in found else 0)
                 found[name] = Draw(name, draw.kind, count)
         return DrawPlan(list(found.values()), few=few)
-
-
-def _in_float32(device: torch.device) -> AbstractContextManager[Any]:
-    # Autocast knows no meta device, and none needs to be turned off there.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _free_suffix(draws: Sequence[Draw], taken: dict[str, Draw]) -> str:
