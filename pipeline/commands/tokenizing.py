@@ -39,5 +39,5 @@ def run_conversions(options: TokenizeOptions, reporter: TerminalReporter) -> dic
     """Make or continue the dataset, or one per split, and return the outcomes by split; without splits the key is None."""
     request, cluster = options.request(), options.cluster()
     if options.splits:
-        return {**tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster))}
+        return dict(tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster)).items())
     return {None: Conversion(request, reporter, open_runner(options.runner, request.run, cluster)).run()}

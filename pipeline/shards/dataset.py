@@ -209,7 +209,7 @@ class TokenDataset:
         reads whole batches. Raises IndexError for a row that does not exist, and the errors of `open_shard`.
         """
         count = len(self)
-        if isinstance(row, slice) and count:
+        if isinstance(row, slice):
             return self._slice(range(count)[row])
         place = operator.index(row)
         if not -count <= place < count:
@@ -225,13 +225,15 @@ class TokenDataset:
         return (self[row] for row in range(len(self)))
 
     def _slice(self, rows: range) -> Batch:
-        pieces = []
+        pieces: list[tuple[ShardData, int, int]] = []
         for row in rows:
             group, at = self._groups.find(row)
             if pieces and rows.step == 1 and pieces[-1][0] is group:
                 pieces[-1] = (group, pieces[-1][1], at + 1)
             else:
                 pieces.append((group, at, at + 1))
+        if not pieces and not len(self):
+            raise IndexError(f"a slice of {self!r}, which has no rows; expected at least one")
         if not pieces:
             pieces = [(self._groups.find(0)[0], 0, 0)]
         schemas = [group.table.schema for group, _, _ in pieces]

@@ -60,7 +60,8 @@ class Sample:
     @property
     def ids_LQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Ids of the row, [sites, ids per site]."""
-        return self.tokens.ids_BLQ[0]
+        ids_LQ: npt.NDArray[np.unsignedinteger[Any]] = self.tokens.ids_BLQ[0]
+        return ids_LQ
 
     @property
     def row(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_training_from_another_run_and_its_parts(places: tuple[Path, Path], tmp_
     probe = ["--pretrained", str(run), "--train-part", "head", "--no-augment", "--fraction", "0.5"]
     found = call_json("train", str(folder / "train"), "--out", str(tmp_path / "probe"), *options, *probe)
     assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 1
-    mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options, "--mix", f"{folder / 'val'}=0.5")
+    mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options[2:], "--mix", f"{folder / 'val'}=0.5")
     assert mixed["step"] == (70 + 20) // 16  # an epoch has as many samples as both together
 
 
