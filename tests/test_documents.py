@@ -36,10 +36,12 @@ from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
+from tokenshards.pipeline.named_code import ALLOW_PYTHON
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
 from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.registry import ENTRY_POINTS
-from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.config import STEMS, AugmentConfig
+from tokenshards.stem_adaptors.models.own_code import MODELS
 from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
 README = ROOT / "README.md"
@@ -442,6 +444,8 @@ def test_the_changes_of_a_version_are_three_lists_without_doubles() -> None:
 
 
 def test_the_profiles_and_variables_of_stores_and_networks_are_told() -> None:
+    text = TRAINING.read_text()
+    assert [name for name in (MODELS, STEMS, ENTRY_POINTS, ALLOW_PYTHON) if f"`{name}`" not in text] == []
     text = PIPELINE.read_text()
     assert [name for name in (*PROFILE_VARIABLES.values(), GPU_ROWS, ENTRY_POINTS) if f"`{name}`" not in text] == []
 
