@@ -140,11 +140,12 @@ class TokenTransform(nn.Module):
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
     def compile(self, *, fullgraph: bool = True, **options: Any) -> None:  # type: ignore[override]
-        """Let torch compile the operations and the model as one graph, from the next call of `loss` or `answers` on.
+        """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
 
         The options are those of torch.compile. Another size of batch makes another graph; another step or epoch does not.
         """
         self._compiled = True
+        self.transformed = torch.compile(self.transformed, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
         self.answers = torch.compile(self.answers, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
 
     def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
