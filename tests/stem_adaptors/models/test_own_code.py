@@ -11,6 +11,7 @@ import torch
 
 import tokenshards
 from tests.datasets import call_cli, call_json
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards.pipeline import named_code
 from tokenshards.pipeline.errors import ConfigError
@@ -49,13 +50,15 @@ def trained(pair: tuple[Path, Path], run: Path, **options: Any) -> tokenshards.T
     [
         (f"python:{HERE}:make", {"model.width": 4}),
         (f"python:{HERE}:WithHead", {}),
+        (f"python:{HERE}:registered_with_timm", {}),
         ("vit_nano", {"model.stem": f"python:{HERE}:make_stem"}),
     ],
-    ids=["function", "class", "stem"],
+    ids=["function", "class", "timm", "stem"],
 )
 def test_own_code_trains_and_is_measured_where_it_is_allowed(
     model: str, settings: dict[str, Any], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    allow_torchvision()
     run = tmp_path / "run"
     report = trained(pair, run, model=model, set=settings)
     _, error = call_cli("evaluate", str(run), str(pair[1]), "--device", "cpu", expect=2)
