@@ -33,6 +33,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+from tokenshards.pipeline.words import counted
+
 __all__ = [
     "BadInput",
     "ClusterError",
@@ -205,9 +207,9 @@ class UnreadableObjectError(TransientStorageError):
 def describe_unreadable(count: int, examples: Sequence[str]) -> str:
     """Return a message about objects that cannot be read, with what to do."""
     shown = ", ".join(examples[:3])
-    noun, verb = ("object", "its store answers") if count == 1 else ("objects", "their stores answer")
+    objects = counted(count, "object cannot be read although its store answers", "objects cannot be read although their stores answer")
     return (
-        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore archived objects or grant the right to read "
+        f"{objects} for others, such as {shown}. Restore archived objects or grant the right to read "
         "them, then run the same command again; or leave them out and quarantine them with --unreadable quarantine"
     )
 

@@ -106,12 +106,13 @@ def quarantine_command(
     from tokenshards.pipeline.reports.quarantine_export import export_inputs
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.words import counted
 
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     counts, hosts, listed = QuarantineCounts(), FailingHosts(), []
     most = QUARANTINE_SHOWN if reason is not None else EXAMPLES_SHOWN
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for row in quarantined_inputs(store, reason, with_bytes=export is not None):
             about = {name: value for name, value in row.items() if name != "data"}
             counts.add(about, most)
@@ -122,16 +123,16 @@ def quarantine_command(
 
     exported = None
     if export is not None:
-        exported = export_inputs(counted(), export)
+        exported = export_inputs(rows(), export)
     else:
-        deque(counted(), maxlen=0)
+        deque(rows(), maxlen=0)
     if as_json:
         more = {} if exported is None else {"exported": asdict(exported)}
         about = {"quarantined": counts.total, "reasons": dict(sorted(counts.reasons.items())), "hosts": hosts.to_json()}
         print_json({**about, "inputs": listed, **more})
         return
     reasons = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.reasons.items()))
-    print(f"{store.url}: {counts.total:,} inputs in quarantine{f' ({reasons})' if reasons else ''}")
+    print(f"{store.url}: {counted(counts.total, 'input')} in quarantine{f' ({reasons})' if reasons else ''}")
     if counts.total:
         print_table(counts.rows(), header=("reason", "inputs", "such as", "detail"))
     if line := hosts.describe():
@@ -139,8 +140,10 @@ def quarantine_command(
     if counts.total > sum(map(len, counts.examples.values())):
         print("--reason NAME lists more of one reason, --json all of them")
     if exported is not None:
-        missing = f"; {exported.without_bytes:,} inputs have no file, because their bytes are not kept" if exported.without_bytes else ""
-        print(f"{exported.files:,} files are in {exported.folder}; index.csv says which input each of them is{missing}")
+        bare = counted(exported.without_bytes, "input has", "inputs have")
+        missing = f"; {bare} no file, because the bytes are not kept" if exported.without_bytes else ""
+        files = counted(exported.files, "file is", "files are")
+        print(f"{files} in {exported.folder}; index.csv says which input each file is{missing}")
     elif counts.total:
         print(f"To look at their bytes: tokenshards quarantine {store.url} --export DIR")
     if counts.total:

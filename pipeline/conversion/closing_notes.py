@@ -11,6 +11,7 @@ from tokenshards.pipeline.ledger.failing_hosts import hosts_in_quarantine
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.shards.manifest import Manifest
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["closing_notes"]
 
@@ -23,7 +24,8 @@ def closing_notes(store: Store, plan: Plan, manifest: Manifest) -> Iterator[str]
     yield from remark_notes(manifest.totals.get("image_remarks", {}))
     if lost := manifest.untaken.lost:
         yield (
-            f"about {lost:,} further images are lost with damaged tars, such as {manifest.untaken.lost_example}; "
+            f"about {counted(lost, 'further image is', 'further images are')} "
+            f"lost with damaged tars, such as {manifest.untaken.lost_example}; "
             f"`tokenshards quarantine {store.url}` names each damage"
         )
     if plan.source["kind"] == "table":  # only a table names hosts of others

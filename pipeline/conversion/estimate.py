@@ -27,6 +27,7 @@ from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.view_policy import ViewPolicy
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]
 
@@ -78,13 +79,13 @@ class Estimate:
         """Return the table as (name, value) text."""
         stages = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in self.seconds_per_stage.items())
         about = "" if self.images_exact else "about "
-        time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else f"{3600 * self.hours:.0f} seconds"
+        time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else counted(round(3600 * self.hours), "second")
         return [
             ("images", f"{about}{self.images:,} ({self.bytes_in / 1e6:,.1f} MB)"),
             ("tokenizer", self.tokenizer),
             ("shards", f"{self.shards:,}"),
             ("requests", f"{self.requests:,}"),
-            ("images per second", f"{self.images_per_second:,.0f} with {self.workers} workers"),
+            ("images per second", f"{self.images_per_second:,.0f} with {counted(self.workers, 'worker')}"),
             ("time", time_text),
             ("output", f"{self.bytes_out / 1e6:,.1f} MB ({self.bytes_per_image:,.0f} bytes per image)"),
             ("money", "give --price-per-hour" if self.money is None else f"{self.money:,.2f}"),

@@ -37,6 +37,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store, absolute_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["PlanRun"]
 
@@ -90,7 +91,10 @@ class PlanRun:
         spec = ensure_tokenizer(store, plan)
         survey = survey_plan(store, plan, spec)
         if survey.done:
-            self._reporter.say(f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of {plan.shards} shards are done")
+            self._reporter.say(
+                f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of "
+                f"{counted(plan.shards, 'shard is', 'shards are')} done"
+            )
         for problem in survey.problems:
             self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard will be redone")
         started = time.monotonic()
@@ -158,7 +162,8 @@ class PlanRun:
             if self._unreadable:
                 message += f"\n{describe_unreadable(self._unreadable, self._unreadable_examples)}"
             raise IncompleteError(
-                f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
+                f"{plan.shards - len(survey.done)} of {counted(plan.shards, 'shard is', 'shards are')} "
+                f"not done; the last error of shard {shard}: {message}\n"
                 "Nothing was lost, and nothing was quarantined because of this. Run the same command again: it continues"
             )
         return survey
@@ -248,7 +253,8 @@ class PlanRun:
         such = "".join(f"{line}\n" for line in examples)
         lost = f" (about {self.tally.lost:,} of them are lost with damaged tars)" if self.tally.lost else ""
         raise TooManyBadInputsError(
-            f"{bad:,} of {about}{planned:,} inputs failed permanently{lost}, which is more than --max-bad {self._request.run.max_bad:g}"
+            f"{bad:,} of {about}{counted(planned, 'input')} "
+            f"failed permanently{lost}, which is more than --max-bad {self._request.run.max_bad:g}"
             f"{', such as' if examples else '.'}\n{such}To accept them all, run the same command with a larger --max-bad; "
             f"`tokenshards quarantine {self._store.url}` lists the failures of committed shards"
         )

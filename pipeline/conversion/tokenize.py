@@ -31,6 +31,7 @@ from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
 
@@ -110,10 +111,11 @@ class Conversion:
             if request.tokenizer_url:
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
-                    say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
+                    say(f"the class table of that dataset is kept ({counted(len(classes), 'class')}), so labels agree")
             else:
                 images = sum(row.inputs for row in listing.sample)
-                about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read
+                # images of tars are counted only when read
+                about = "" if source.ordered else f" on {counted(min(images, sample), 'image')}"
                 say(f"no --tokenizer given: fitting one{about} …")
                 fitted = fit_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
@@ -138,8 +140,8 @@ class Conversion:
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard
-        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {-(-plan.images_planned // plan.shards):,} images"
-        say(f"plan {plan.plan_id[:12]}: {plan.shards} shard{'' if plan.shards == 1 else 's'} of {size}")
+        size = counted(tars, "tar") if plan.tars_planned else f"about {counted(-(-plan.images_planned // plan.shards), 'image')}"
+        say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {size}")
         return plan
 
 
@@ -234,6 +236,6 @@ def retry_failed(
     if planned is None:
         return None
     plan, inputs = planned
-    reporter.say(f"generation {plan.generation}: retrying {inputs:,} quarantined inputs")
+    reporter.say(f"generation {plan.generation}: retrying {counted(inputs, 'quarantined input')}")
     request = TokenizeRequest(source_url=where, out_url=out_url, source=config, run=run, out_options=options)
     return finish_chain(store, load_chain(store), request, runner or LocalRunner(run), reporter)

@@ -15,6 +15,7 @@ from tokenshards.pipeline.shards.manifest import UNTAKEN_TOTALS, Manifest, publi
 from tokenshards.pipeline.shards.shard_table import ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["class_table", "close_generation"]
 
@@ -31,7 +32,8 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
     if not survey.balanced:
         gone = f", {survey.untaken.absent:,} absent" if survey.untaken.absent else ""
         raise IncompleteError(
-            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
+            f"{store.url}: {counted(survey.planned, 'input is', 'inputs are')} "
+            f"planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
             f"; {plan.shards - len(survey.done)} shards of {plan.shards} are not done. "
             "Run the same command again: it continues"
         )

@@ -22,6 +22,7 @@ from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Verification", "verify_dataset"]
 
@@ -133,7 +134,10 @@ def _check_complete(found: Verification) -> None:
     found.complete = state.manifest is not None and state.manifest.generation >= generations
     if not found.complete and not found.damaged & _manifest_objects(state):
         closed = 0 if state.manifest is None else state.manifest.generation
-        detail = f"{closed} of {generations} generations are complete; run the same `tokenshards tokenize` again to finish"
+        detail = (
+            f"{closed} of {counted(generations, 'generation is', 'generations are')} "
+            "complete; run the same `tokenshards tokenize` again to finish"
+        )
         found.problems.append(Problem(MANIFEST_POINTER, "incomplete", detail))
 
 

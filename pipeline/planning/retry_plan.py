@@ -20,6 +20,7 @@ from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["failed_entries", "plan_retry", "rows_to_retry", "waiting_failures"]
 
@@ -72,7 +73,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             card={**last.card, "retried": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
             label_type=last.label_type,
             meta_types=last.meta_types,
-            matched=(f"{quarantined} quarantined inputs of generation {last.generation}",),
+            matched=(f"{counted(quarantined, 'quarantined input')} of generation {last.generation}",),
             format_version=last.format_version,
         )
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
@@ -134,7 +135,8 @@ def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow
             yield replace(row, inputs=-1, skip=tuple(sorted(given.union(row.skip or ()))))
     if claimed != len(failures):
         raise PlanError(
-            f"{store.url}/{path}: {len(failures)} inputs are quarantined, but only {claimed} are in the plan of shard {commit.shard}. "
+            f"{store.url}/{path}: {counted(len(failures), 'input is', 'inputs are')} "
+            f"quarantined, but only {claimed} are in the plan of shard {commit.shard}. "
             f"Run `tokenshards verify {store.url}`"
         )
 

@@ -66,7 +66,7 @@ def test_broken_and_unknown_images_are_left_out_and_counted(places: tuple[Path, 
     write_images(tmp_path / "more", 2, classes=1, seed=9)
     (tmp_path / "more" / "class_0").rename(tmp_path / "images" / "zebra")
     out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "images"), "--confusion", str(tmp_path / "matrix.png"))
-    assert "1 images cannot be read" in errors
+    assert "1 image cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
     assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
 

@@ -36,6 +36,7 @@ from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.published.seit_tokens import SeitTokens
+from tokenshards.pipeline.words import counted
 
 __all__ = ["SOURCE_KIND", "SYNONYMS_PATH", "SeitImportRequest", "import_seit", "parse_grid"]
 
@@ -139,7 +140,8 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
 def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, reporter: Reporter) -> Plan:
     split, tokenizer = source.split, source.tokenizer
     matched = (
-        f"{len(split):,} images of split {split.name} in {split.uri} ({split.data.size / 1e6:,.1f} MB), {len(source.classes):,} classes",
+        f"{counted(len(split), 'image')} of split {split.name} in {split.uri} ({split.data.size / 1e6:,.1f} MB), "
+        f"{counted(len(source.classes), 'class')}",
         f"{describe_tokenizer(tokenizer)}{'' if source.synonyms is None else ', with its synonym table'}",
     )
     for line in matched:
@@ -172,7 +174,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
             matched=matched,
         )
         plan = write_plan(store, listing, plan_request, tars_per_shard=1)
-    reporter.say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of {plan.shard_rows:,} images")
+    reporter.say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {counted(plan.shard_rows, 'image')}")
     return plan
 
 
@@ -227,5 +229,8 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
             f"--max-bad {max_bad:g}: {'; '.join(shown)}{more}. Check --grid and --codebook; nothing was written"
         )
     if bad:
-        reporter.say(f"note: {bad:,} images of {split.uri} are damaged and will be quarantined: {'; '.join(shown)}{more}")
+        reporter.say(
+            f"note: {counted(bad, 'image')} "
+            f"of {split.uri} {'is' if bad == 1 else 'are'} damaged and will be quarantined: {'; '.join(shown)}{more}"
+        )
     return counts_K

@@ -20,6 +20,7 @@ from tokenshards.pipeline.sources.tables.labels import SeenLabels, SeenMeta
 from tokenshards.pipeline.sources.tables.rows import class_of
 from tokenshards.pipeline.sources.tables.scan import Scan
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Seen"]
 
@@ -137,11 +138,11 @@ class Seen:
         elif self.paths_are_ids():
             summary.id_rule = f"the file names in {first.image}.path, each of which occurs once"
         if self.absent:
-            summary.notes.append(f"{self.absent:,} rows have no image, as their table says: they are counted as absent")
+            summary.notes.append(f"{counted(self.absent, 'row has', 'rows have')} no image, as the table says: counted as absent")
         if self.outside:
             summary.notes.append(self._outside_note())
         if self.backslashes:
-            summary.notes.append(f"backslashes in {self.backslashes:,} paths are taken as separators of folders")
+            summary.notes.append(f"backslashes in {counted(self.backslashes, 'path')} are taken as separators of folders")
         if self.probed:
             self._doubt(where_images_are(self.store, self.probed, config))
 
@@ -150,7 +151,7 @@ class Seen:
             self.summary.doubts.append(doubt)
 
     def _outside_note(self) -> str:
-        rows = "1 row names" if self.outside == 1 else f"{self.outside:,} rows name"
+        rows = counted(self.outside, "row names", "rows name")
         if self.store.is_local:
             return f"{rows} files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
         return f"{rows} local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"

@@ -85,7 +85,7 @@ def test_a_failure_that_no_planned_row_explains_is_refused(tmp_path: Path) -> No
     failures = read_quarantine(store.read(commit.quarantine.path))
     failures[0]["sample_id"] = "nobody.jpg"
     store.write(commit.quarantine.path, encode_quarantine(failures))
-    with pytest.raises(PlanError, match="1 inputs are quarantined, but only 0 are in the plan of shard 0"):
+    with pytest.raises(PlanError, match="1 input is quarantined, but only 0 are in the plan of shard 0"):
         retried(src, out)
 
 

@@ -321,9 +321,9 @@ def test_empty_groups_and_tables(tmp_path: Path) -> None:
         (pa.array([Decimal("1.00"), Decimal("2.50")]), ["1", "2.5"], "decimals"),
         (pa.array([Decimal("1.00"), Decimal("2.00")]), [1, 2], "decimals"),
         (pa.array(["b", "a"]).dictionary_encode(), ["b", "a"], "labels: column label, text"),
-        (pa.array([" cat", "cat"]), [" cat", "cat"], "1 classes begin or end with spaces, such as ' cat'"),
-        (pa.array(["NA", "cat", ""]), ["NA", "cat", None], "'NA' .1 inputs. may mean that there is none"),
-        (pa.array([-1, 2]), [-1, 2], "label -1 .1 inputs. often means"),
+        (pa.array([" cat", "cat"]), [" cat", "cat"], "1 class begins or ends with spaces, such as ' cat'"),
+        (pa.array(["NA", "cat", ""]), ["NA", "cat", None], "'NA' .1 input. may mean that there is none"),
+        (pa.array([-1, 2]), [-1, 2], "label -1 .1 input. often means"),
         (pa.array(["7", "8"]), ["7", "8"], "they are kept as text"),
         (pa.array([1 << 63, 1], pa.uint64()), [str(1 << 63), "1"], "text"),
         (pa.array(["é", unicodedata.normalize("NFD", "é")]), ["é", unicodedata.normalize("NFD", "é")], "text"),
@@ -571,5 +571,5 @@ def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
     assert list(splits_of_source(str(path), SourceConfig())) == ["train", "val"]
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", None])
-    with pytest.raises(DoubtError, match="1 rows are of no split"):
+    with pytest.raises(DoubtError, match="1 row is of no split"):
         splits_of_source(str(path), SourceConfig())

@@ -224,7 +224,7 @@ def test_splits_inside_a_tar(tmp_path: Path) -> None:
         planned(tmp_path, SourceConfig(split="test"))
     assert tuple(splits_of_source(str(tmp_path), SourceConfig())) == ("train", "val")
     (tmp_path / "b.tar").write_bytes(tar_bytes([("1.jpg", JPG)]))
-    with pytest.raises(DoubtError, match="1 images are of no split"):
+    with pytest.raises(DoubtError, match="1 image is of no split"):
         splits_of_source(str(tmp_path), SourceConfig())
 
 
