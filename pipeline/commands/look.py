@@ -17,7 +17,7 @@ from tokenshards.pipeline.commands.options import (
     StorageOptions,
     side_options,
 )
-from tokenshards.pipeline.commands.output import print_json, print_way_out
+from tokenshards.pipeline.commands.output import print_json, print_way_out, way_to_retry
 
 __all__ = ["app"]
 
@@ -61,7 +61,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
         return
     rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
     print_table(rows, title=store.url)
-    print_way_out(store.url, report.images_quarantined, report.complete)
+    print_way_out(store.url, report.images_quarantined, closed=report.complete or report.generation > 1)
 
 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")
@@ -105,6 +105,7 @@ def quarantine_command(
     from tokenshards.pipeline.reports.quarantine import QuarantineCounts, quarantined_inputs
     from tokenshards.pipeline.reports.quarantine_export import export_inputs
     from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.shards.manifest import load_pointer
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.words import counted
 
@@ -147,4 +148,4 @@ def quarantine_command(
     elif counts.total:
         print(f"To look at their bytes: tokenshards quarantine {store.url} --export DIR")
     if counts.total:
-        print(f"After you repair their files, retry them with: tokenshards retry-failed {store.url}")
+        print(f"After you repair their files, {way_to_retry(store.url, closed=load_pointer(store) is not None)}")

@@ -17,7 +17,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
 
-__all__ = ["class_table", "close_generation"]
+__all__ = ["class_table", "close_generation", "max_bad_for"]
 
 
 def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tuple[int | str, ...]:
@@ -25,6 +25,11 @@ def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tup
     known = set(inherited)
     new = sorted((label for label in counts if label not in known), key=lambda label: (isinstance(label, str), label))
     return (*inherited, *new)
+
+
+def max_bad_for(bad: int, inputs: int) -> float:
+    """Return the smallest --max-bad of two decimals that accepts `bad` failures of `inputs`."""
+    return next((percent / 100 for percent in range(1, 100) if bad <= percent / 100 * inputs), 1.0)
 
 
 def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:

@@ -51,7 +51,11 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
         )
     if pointer is None or int(pointer["generation"]) < last.generation:
         if last.generation == 1 or pointer is None:
-            raise IncompleteError(f"{store.url} is not complete yet. Finish it with `tokenshards tokenize` before you retry failed inputs")
+            raise IncompleteError(
+                f"{store.url} is not complete yet, and only a complete dataset can retry its failed inputs. First run the same "
+                "`tokenshards tokenize` again until it ends; if it stops with exit code 5, add the larger --max-bad that it names. "
+                f"Then run `tokenshards retry-failed {store.url}`"
+            )
         return last, last.images_planned + last.tars_planned
     manifest = load_manifest(store, pointer)
     failed = failed_entries(manifest)

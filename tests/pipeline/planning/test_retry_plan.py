@@ -98,5 +98,8 @@ def test_when_there_is_nothing_to_retry(tmp_path: Path) -> None:
     convert(src, out, runner=InlineRunner())
     assert failed_entries(load_manifest(store)) == [] and plan_retry(store, source_root(str(src), config), config) is None
     (out / "manifest.json").unlink()
-    with pytest.raises(IncompleteError, match="is not complete yet"):
+    with pytest.raises(
+        IncompleteError,
+        match="is not complete yet.*exit code 5, add the larger --max-bad that it names. Then run `tokenshards retry-failed",
+    ):
         plan_retry(store, source_root(str(src), config), config)
