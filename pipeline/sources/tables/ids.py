@@ -35,7 +35,7 @@ def refuse_repeated_ids(store: Store, files: Sequence[ObjectInfo], config: Sourc
     if repeated:
         examples = ", ".join(repeated[:3])
         raise SourceError(
-            f"--id-column {config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
+            f"--id-column {config.id_column}: {counted(len(repeated), 'value is', 'values are')} not unique, such as {examples}; "
             "name a column of unique ids, or leave the option out to number the rows"
         )
 
