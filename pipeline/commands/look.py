@@ -31,7 +31,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
     """Show the progress of a dataset and its live runs; reads only the store."""
     import time
 
-    from tokenshards.pipeline.errors import MissingObjectError
+    from tokenshards.pipeline.errors import MissingObjectError, NotFoundError
     from tokenshards.pipeline.ledger.heartbeat import PLANNING, live_runs
     from tokenshards.pipeline.reports.storage_table import status_report
     from tokenshards.pipeline.reports.terminal import print_table
@@ -46,7 +46,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
         if error.object_path != store.url:
             raise
         if not planning:
-            raise MissingObjectError(
+            raise NotFoundError(
                 store.url,
                 "no dataset is here yet. A job that was just submitted starts within a minute and then lists its inputs: ask again. "
                 "Else expected the OUT folder of `tokenshards tokenize`",

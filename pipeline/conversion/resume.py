@@ -17,9 +17,9 @@ from tokenshards.pipeline.errors import (
     PlanError,
     TooManyBadInputsError,
     TransientStorageError,
-    describe_unreadable,
 )
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.inputs import describe_unreadable
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.ledger.closing import close_generation, max_bad_for
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card

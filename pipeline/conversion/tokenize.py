@@ -11,7 +11,14 @@ from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import (
+    ConfigError,
+    FingerprintMismatchError,
+    IncompleteError,
+    LiveRunError,
+    NotFoundError,
+    PlanError,
+)
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
 from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
@@ -167,7 +174,7 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
 def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) -> LabelType | None:
     """Return the type for storing the labels of a source: the type of the given class table if there is one, else the source's own.
 
-    So the integer 7 of a table and the folder `7` are one class. Raises PlanError if the class table has integers and a label is not one.
+    So the integer 7 of a table and the folder `7` are one class. Raises ConfigError if the class table has integers and a label is not one.
     """
     if not classes or summary.label_type is None:
         return summary.label_type
@@ -175,7 +182,7 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
         return "string"
     stray = next((label for label in summary.labels if integer_in(label) is None), None)
     if stray is not None:
-        raise PlanError(
+        raise ConfigError(
             f"the label {stray!r} cannot join a class table of integers such as {classes[0]}: expected integers as labels. "
             "Choose them with --label, or give only the tokenizer: --tokenizer DATASET/tokenizer"
         )
@@ -225,7 +232,7 @@ def retry_failed(
     refuse_beside_live_run(store, RETRYING)
     first = load_plan(store)
     if first is None:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     config = first.source_config(reading or SourceConfig(storage_options=options))
     where = source_url or str(first.source["url"])
     with Heartbeat(store, PLANNING, dict) as heartbeat:

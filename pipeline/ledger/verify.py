@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import PlanError
+from tokenshards.pipeline.errors import NotFoundError
 from tokenshards.pipeline.ledger.orphans import find_unreferenced
 from tokenshards.pipeline.ledger.shard_check import ShardCheck, ShardChecker
 from tokenshards.pipeline.ledger.state import DatasetState, read_state
@@ -67,12 +67,12 @@ def verify_dataset(
 ) -> Verification:
     """Check a dataset; `sample` checks only so many random shards, `first_shard` continues a check that was stopped.
 
-    Calls `on_shard(done, total)` after each shard. Raises PlanError if there is nothing to verify, FormatVersionError if a newer version
-    wrote the dataset.
+    Calls `on_shard(done, total)` after each shard. Raises NotFoundError if there is nothing to verify, FormatVersionError if a newer
+    version wrote the dataset.
     """
     state = read_state(store)
     if not state.plan_ids and not state.pointer_exists:
-        raise PlanError(f"{store.url}: there is neither a plan nor a manifest; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "there is neither a plan nor a manifest; expected the OUT folder of `tokenshards tokenize`")
     found = Verification(state, problems=list(state.problems))
     sizes = object_sizes(store, "shards", "quarantine", "commits")
     tasks = [task for task in _tasks(state, sizes) if task[1] >= first_shard]

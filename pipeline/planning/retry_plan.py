@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import IncompleteError, NotFoundError, PlanError
 from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.records import PlanRow
@@ -41,7 +41,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     pointer = load_pointer(store)
     chain = load_chain(store)
     if not chain:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     last = chain[-1]
     last.refuse_newer()
     if last.is_import:

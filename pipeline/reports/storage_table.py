@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import MissingObjectError
+from tokenshards.pipeline.errors import NotFoundError
 from tokenshards.pipeline.images.remarks import REMARK_NAMES
 from tokenshards.pipeline.ledger.closing import max_bad_for
 from tokenshards.pipeline.ledger.heartbeat import RunRecord, run_records
@@ -224,7 +224,7 @@ def _read_chain(store: Store) -> tuple[list[Plan], Manifest | None]:
     manifest = None if pointer is None else load_manifest(store, pointer)
     chain = [] if manifest is not None and manifest.published else load_chain(store)
     if not chain and manifest is None:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     return chain, manifest
 
 
