@@ -16,6 +16,7 @@ from tokenshards.pipeline.sources.labels.values import as_label
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.sources.tars.counts import Values
+from tokenshards.pipeline.sources.tars.damage import damage_notes
 from tokenshards.pipeline.sources.tars.labels import CAPTION, LABEL_SUFFIXES
 from tokenshards.pipeline.sources.tars.members import TWO_DEEP, UNREAD_ARCHIVE, is_image
 from tokenshards.pipeline.sources.tars.partner import partner_labels, partner_path
@@ -257,10 +258,7 @@ def _notes(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> l
     if survey.again:
         samples = counted(survey.again, "sample has", "samples have")
         notes.append(f"{samples} a key that came before, and will be quarantined as duplicate_id")
-    notes += [f"damaged: {damage}" for damage in survey.damages[:3]]
-    if len(survey.damages) > 3:
-        notes.append(f"damaged: {len(survey.damages) - 3} more")
-    return notes
+    return [*notes, *damage_notes(survey.damages)]
 
 
 def _is_text(suffix: str, survey: TarSurvey) -> bool:
