@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # In import order: a room may import the rooms before it and itself. A name is a module or a folder.
 PIPELINE = (
+    "words",
     "errors",
     "optional_packages",
     "canonical",
@@ -93,6 +94,7 @@ ORDERS = (
 )
 # Below its commands, training knows of the pipeline only what the shards are made of.
 CONTRACT = (
+    "words",
     "errors",
     "optional_packages",
     "config",

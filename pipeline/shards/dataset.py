@@ -23,6 +23,7 @@ from tokenshards.pipeline.errors import (
     FingerprintMismatchError,
     IncompleteError,
     MissingObjectError,
+    NotFoundError,
     shorten,
 )
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
@@ -50,7 +51,7 @@ def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, ver
     if store.info(MANIFEST_POINTER) is None:
         if store.info("plan/current.json") is None:
             refuse_split_root(store)
-            raise MissingObjectError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
+            raise NotFoundError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
         raise IncompleteError(
             f"{store.url}: the dataset is not complete, {MANIFEST_POINTER} does not exist yet. "
             "Run `tokenshards tokenize` again to finish it, or `tokenshards status` to see what is missing"
@@ -193,7 +194,7 @@ class TokenDataset:
         rows = np.flatnonzero(found)
         rows = rows[self._keys["view"].to_numpy()[rows] == view]
         if not rows.size:
-            raise MissingObjectError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
+            raise NotFoundError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
         return self[int(rows[0])]
 
     @overload

@@ -22,7 +22,7 @@ import torch
 
 from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, unseal
-from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, shorten
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, NotFoundError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
@@ -158,7 +158,7 @@ def load_run(store: Store) -> Run:
     try:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
-        raise MissingObjectError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
+        raise NotFoundError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
     version = value.get("version")
     if version not in READABLE:
         raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")

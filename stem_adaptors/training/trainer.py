@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.objectives import OBJECTIVES
@@ -90,7 +91,7 @@ class Trainer:
         finally:
             if self._writer is not None and (note := self._writer.close(self.log)) is not None:
                 self._say(note)
-        self._say(f"{config.epochs} epochs are done")
+        self._say(f"{counted(config.epochs, 'epoch is', 'epochs are')} done")
         measured = self.request.val is not None
         return TrainResult(self.log.records[-1], self.best["score"] if measured else None, self.best["epoch"])
 

@@ -66,7 +66,7 @@ def test_broken_and_unknown_images_are_left_out_and_counted(places: tuple[Path, 
     write_images(tmp_path / "more", 2, classes=1, seed=9)
     (tmp_path / "more" / "class_0").rename(tmp_path / "images" / "zebra")
     out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "images"), "--confusion", str(tmp_path / "matrix.png"))
-    assert "1 images cannot be read" in errors
+    assert "1 image cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
     assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
 
@@ -112,15 +112,15 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["train", "{train}", "--out", "new", "--cache-gb", "0.000001"], 2, "GB"),
     (["train", "{train}", "--out", "new", "--recipe", "none.py"], 2, "none.py"),
     (["train", "{train}", "--out", "new", "--mix", "{val}"], 2, "URL=WEIGHT"),
-    (["train", "{train}", "--out", "new", "--pretrained", "none.safetensors"], 1, "none.safetensors"),
-    (["train", "{train}", "--out", "new", "--val", "{train}/none"], 1, "no dataset here"),
-    (["train", "{images}", "--out", "new"], 1, "no dataset here"),
+    (["train", "{train}", "--out", "new", "--pretrained", "none.safetensors"], 2, "none.safetensors"),
+    (["train", "{train}", "--out", "new", "--val", "{train}/none"], 2, "no dataset here"),
+    (["train", "{images}", "--out", "new"], 2, "no dataset here"),
     (["evaluate", "{run}"], 2, "exactly one"),
-    (["evaluate", "{train}", "{val}"], 1, "no run here"),
+    (["evaluate", "{train}", "{val}"], 2, "no run here"),
     (["evaluate", "{run}", "{val}", "--weights", "worst"], 2, "best, last"),
     (["predict", "{run}", "{images}", "--top", "0"], 2, "at least 1"),
-    (["predict", "{train}", "{images}"], 1, "no run here"),
-    (["predict", "{run}", "{run}/tokenizer"], 1, "expected images or folders of images"),
+    (["predict", "{train}", "{images}"], 2, "no run here"),
+    (["predict", "{run}", "{run}/tokenizer"], 2, "expected images or folders of images"),
 ]
 
 

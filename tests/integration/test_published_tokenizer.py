@@ -134,7 +134,7 @@ def test_what_is_wrong_is_one_sentence(weights: Path, photos: Path, tmp_path: Pa
     ):
         _, err = call_cli("import", "tokenizer", checkpoint, out, *words, expect=expect)
         assert message in err and len(err.strip().splitlines()) <= 2, err
-    _, err = call_cli("import", "tokenizer", str(photos / "x.ckpt"), out, "--kind", "vit-vqgan", expect=1)
+    _, err = call_cli("import", "tokenizer", str(photos / "x.ckpt"), out, "--kind", "vit-vqgan", expect=2)
     assert "no file is here" in err
     assert not (tmp_path / "tok").exists()
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.datasets import call_json, convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.errors import FormatVersionError, PlanError
+from tokenshards.pipeline.errors import FormatVersionError, NotFoundError
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan, plan_pointer
 from tokenshards.pipeline.shards.commit import commit_path, read_commit
@@ -148,12 +148,12 @@ def test_sealed_commits_that_do_not_add_up(out: Path) -> None:
 
 
 def test_nothing_to_verify(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(PlanError, match="neither a plan nor a manifest"):
+    with pytest.raises(NotFoundError, match="neither a plan nor a manifest"):
         verify_dataset(Store(str(tmp_path / "empty")))
     shutil.rmtree(out / "commits")
     (out / "manifest.json").unlink()
     (out / "plan" / "current.json").unlink()
-    with pytest.raises(PlanError, match="neither a plan nor a manifest"):  # what a run leaves that died while it planned
+    with pytest.raises(NotFoundError, match="neither a plan nor a manifest"):  # what a run leaves that died while it planned
         verify_dataset(Store(str(out)))
 
 

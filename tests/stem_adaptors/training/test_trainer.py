@@ -199,7 +199,7 @@ def test_an_existing_run_needs_resume_and_a_misfit_is_named(pair: tuple[TokenDat
     with pytest.raises(ConfigError, match="the dataset is"):
         fit(replace(again, data=select(data, fraction=0.5)))
     unhindered = replace(again, train=replace(again.train, checkpoint_steps=3), loader=replace(again.loader, prefetch_batches=0))
-    assert "1 epochs are done" in fit(unhindered).lines[-1]
+    assert "1 epoch is done" in fit(unhindered).lines[-1]
 
 
 def test_data_without_labels_is_an_error(cache: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_run_continues_from_another_folder_and_with_its_first_weights_elsewher
     request = request_for(pair[0], tmp_path / "run", cache, epochs=1, pretrained="first")
     fit(request)
     monkeypatch.chdir("/")
-    assert "1 epochs are done" in fit(replace(request, resume=True, pretrained=str(tmp_path / "first"))).lines[-1]
+    assert "1 epoch is done" in fit(replace(request, resume=True, pretrained=str(tmp_path / "first"))).lines[-1]
     with pytest.raises(ConfigError, match="this run was started with"):
         fit(replace(request, resume=True, pretrained=None))
 
