@@ -52,7 +52,7 @@ def build_timm_backbone(
         if out != (side, side):
             model = _resized(model, timm, name, settings, (out[0] * image[1] // side, out[1] * image[2] // side))
         _replace_stem(model, first, in_channels, scale)
-        model.stem_sites = out
+        model.stem_sites = out  # type: ignore[assignment]
         _replace_drop_path(model)
         found = _stage_input(model, first, (in_channels, *grid))
         _run(model, (in_channels, *grid))
