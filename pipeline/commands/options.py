@@ -179,7 +179,7 @@ def refused_value(error: typer.BadParameter) -> Exception:
         return error
     found = cause.errors()[0]
     expected = {"int": "a whole number", "float": "a number"}.get(found["type"].partition("_")[0])
-    name = (error.param.opts or [error.param.human_readable_name])[-1]
+    name = error.param.opts[-1]
     return error if expected is None else ConfigError(f"{name} is {shorten(found['input'])}; expected {expected}")
 
 
