@@ -30,6 +30,8 @@ class ShardCheck:
 
     shard: int
     plan_id: str
+    exists: bool = False
+    """Whether the shard has a commit, even a damaged one, or an entry in the manifest."""
     rows: int = 0
     problems: list[Problem] = field(default_factory=list)
     references: list[ObjectRef] = field(default_factory=list)
@@ -60,6 +62,7 @@ class ShardChecker:
         check = ShardCheck(shard, plan_id)
         entry = self.entries.get(shard)
         commit = self._commit(entry, check)
+        check.exists = commit is not None or entry is not None or bool(check.problems)
         data, quarantine = _objects(commit, entry)
         named = {data, quarantine} | ({commit.data, commit.quarantine} if commit is not None else set())
         check.references = [reference for reference in named if reference is not None]

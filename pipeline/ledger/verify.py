@@ -35,6 +35,8 @@ class Verification:
 
     state: DatasetState
     shards_checked: int = 0
+    shards_open: int = 0
+    """Planned shards that an unfinished job has not made yet."""
     rows_checked: int = 0
     complete: bool = False
     """True if the newest generation has a readable manifest."""
@@ -80,7 +82,8 @@ def verify_dataset(
         tasks = sorted(random.sample(tasks, sample), key=lambda task: task[1])
     hashes = []
     for done, check in enumerate(_check_shards(store, state, tasks, sizes), 1):
-        found.shards_checked += 1
+        found.shards_checked += check.exists
+        found.shards_open += not check.exists
         found.rows_checked += check.rows
         found.problems += check.problems
         found.referenced |= {reference.path for reference in check.references}

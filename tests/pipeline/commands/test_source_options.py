@@ -116,6 +116,14 @@ def test_a_value_that_does_not_fit_is_exit_code_2(listed: str, tmp_path: Path, w
     assert words[1].removeprefix("file:").strip("{}").removesuffix("}.png") in errors
 
 
+def test_a_rule_is_quoted_as_a_shell_reads_it(tmp_path: Path) -> None:
+    """It was `file:'nolabels.csv'`."""
+    write_images(tmp_path / "src", 2)
+    src = str(tmp_path / "src")
+    for rule in ("file:nolabels.csv", "regex:("):
+        assert f"--label-from '{rule}'" in call_cli("plan", src, str(tmp_path / "out"), "--label-from", rule, expect=2)[1]
+
+
 @pytest.mark.parametrize(
     "words", [("plan", "nosuch", "out"), ("status", "nosuch"), ("verify", "nosuch"), ("inspect", "nosuch"), ("retry-failed", "nosuch")]
 )
