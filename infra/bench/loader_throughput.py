@@ -11,11 +11,11 @@ parts. Everything is in the page cache, and every side runs in one process:
    - mosaicml-streaming: `bytes` columns as numpy views, stacked or joined, unshuffled (its `ndarray` columns are slower);
    - webdataset: raw bytes as numpy views, stacked, unshuffled (shuffling and its own `npy` decoder are slower).
 2. Training batches of 128: synonyms, block swap, random-resized crop 32 -> 28, noise, CutMix, with the defaults of `AugmentConfig`, one
-      thread. Ours: `TokenLoader` -> `Augmentation` -> `TokenEmbedding` -> `Augmentation`. The reference (SeiT, Park et al. 2023, following
-   its    code): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch one-hot @ codebook
-   ->    noise -> CutMix. SeiT's Python loop over ids draws and reads one number for each id. Here whole-grid operations replace this loop,
-   so the    reference is faster than the original. `augmented_over_reference_with_its_loop` is the ratio to the original loop; it has no
-   limit.
+   thread. Ours: `TokenLoader` -> `TokenTransform`, with the codebook lookup in its middle. The reference (SeiT, Park et al. 2023,
+   following its code): per sample ids -> Token-EDA -> float32 one-hot [K, 32, 32] -> crop by bicubic `F.interpolate`; per batch
+   one-hot @ codebook -> noise -> CutMix. SeiT's Python loop over ids draws and reads one number for each id. Here whole-grid operations
+   replace this loop, so the reference is faster than the original. `augmented_over_reference_with_its_loop` is the ratio to the original
+   loop; it has no limit.
 3. The same from our side on one core: with all augmentations, and with the gather alone.
 
 Sides alternate; ratios are medians. The last line is one JSON object; `ratio` is the smallest of all figures over their limits.
@@ -63,7 +63,8 @@ from tokenshards.pipeline.shards.codebook import codebook_sha256
 from tokenshards.pipeline.shards.commit import write_object
 from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
+from tokenshards.stem_adaptors.augment import TokenTransform, soft_targets
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
@@ -262,18 +263,16 @@ def our_batches(dataset: TokenDataset, cache: Path, config: AugmentConfig | None
     """Yield the size of one batch of embeddings after the other, all made in the calling thread. Without a config only the gather runs."""
     tables = dataset.codebook()
     embedding = TokenEmbedding(dataset.spec, tables)
-    augmentation = Augmentation(dataset.spec, tables, config) if config else None
+    transform = TokenTransform(dataset.spec, tables, config, len(dataset.classes), SMOOTHING) if config else None
     # One core: no thread makes batches ahead.
     loader = TokenLoader(dataset, LoaderConfig(batch_size=TRAIN_BATCH, cache_dir=str(cache), prefetch_batches=0))
     memory = embedding.buffer(TRAIN_BATCH)
     while True:
         for batch in loader:
-            if augmentation is None:
+            if transform is None:
                 yield len(embedding(batch.ids_BLQ, out=memory))
                 continue
-            keys = SampleKeys.from_batch(batch)
-            x_BDHW = embedding(augmentation.ids(batch.ids_BLQ, keys), out=memory)
-            x_BDHW, _ = augmentation.embeddings(x_BDHW, keys, soft_targets(batch.labels_B, len(dataset.classes), SMOOTHING))
+            x_BDHW, _, _ = transform(Lookup(embedding), batch)
             assert x_BDHW.shape == (TRAIN_BATCH, WIDTH, 28, 28)
             yield len(x_BDHW)
 

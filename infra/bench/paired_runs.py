@@ -32,7 +32,8 @@ from read_throughput import allow_torchvision
 from torch import Tensor, nn
 
 from tokenshards.pipeline.shards import open_dataset
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, embed_ops, soft_targets
+from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, crops, embed_ops, soft_targets
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.models.classifier import parameter_groups
@@ -119,7 +120,9 @@ class TokenSide:
         self._loader, self.steps = TokenLoader(train, config), 0
         self.steps = len(self._loader)
         # Mirrored sites would hold unmirrored patches. So the laid-out image is mirrored, as pixels are.
-        self._augmentation = Augmentation(train.spec, train.codebook(), replace(recipe.augment, flip_prob=0.0))
+        on_ids = {name: getattr(recipe.augment, name) for name in ("synonym_prob", "synonym_replace_prob", "synonym_count", "swap_prob")}
+        augment = replace(AugmentConfig.off(), crop_share=1.0, synonym_metric=recipe.augment.synonym_metric, **on_ids)
+        self._transform = TokenTransform(train.spec, train.codebook(), augment, len(self.classes))
         self._patch = int(train.spec.config["patch"])
         self._embedding = TokenEmbedding(train.spec, train.codebook(), standardise=self._statistics(train))
         place = {name: row for row, name in enumerate(split_names(work)["held_out"])}
@@ -149,8 +152,8 @@ class TokenSide:
     def epoch(self, epoch: int) -> Batches:
         """Yield images, labels and the keys of their random numbers."""
         for batch in self._loader.epoch(epoch):
-            keys = SampleKeys.from_batch(batch)
-            yield self._laid_out(self._augmentation.ids(batch.ids_BLQ, keys)), batch.labels_B, keys
+            ids_BLQ = self._transform.state(Lookup(self._embedding), batch).ids_BLQ
+            yield self._laid_out(ids_BLQ), batch.labels_B, SampleKeys.from_batch(batch)
 
     def held_out(self) -> Iterator[Tensor]:
         """Yield the held-out images in the order of `labels_N`."""
@@ -160,7 +163,7 @@ class TokenSide:
 def enlarged(x: Tensor) -> Tensor:
     """Return the whole images at 64 x 64."""
     box_B4 = torch.tensor([[0, 0, x.shape[2], x.shape[3]]]).expand(len(x), 4)
-    return x if x.shape[2:] == (SIDE, SIDE) else embed_ops.resample(x, box_B4, (SIDE, SIDE))
+    return x if x.shape[2:] == (SIDE, SIDE) else crops.resample(x, box_B4, (SIDE, SIDE))
 
 
 def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentConfig) -> tuple[Tensor, Tensor]:
@@ -169,14 +172,16 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
     x = torch.where(mirrored_B111, x.flip(-1), x)
     if config.crop == "rrc":
         size = (SIDE, SIDE)
-        x = embed_ops.random_resized_crop(x, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
+        x = crops.random_resized_crop(x, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
     else:
         x = enlarged(x)
     if config.noise_prob > 0:
         stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
-        x = embed_ops.add_noise_(x, keys, share=config.noise_prob, **stds)
+        x = embed_ops.add_noise_(x, keys, keys.chosen("noise", config.noise_prob), mask=None, **stds)
     if float(keys[:1].uniform("mix")[0, 0]) < config.cutmix_prob:
-        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, config.cutmix_alpha))
+        lam = embed_ops.beta_quantiles(config.cutmix_alpha)[keys[:1].integers("lambda", 1 << 16)[0]]
+        sides_12 = (torch.tensor([x.shape[-2:]]) * (1 - lam).sqrt()).long()
+        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, sides_12)
     return x, targets_BC
 
 

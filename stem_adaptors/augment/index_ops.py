@@ -9,9 +9,9 @@ code vector.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,22 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
-from tokenshards.pipeline.shards.spec import Layout
-from tokenshards.stem_adaptors.augment.keys import SampleKeys, affected_rows
+from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
+from tokenshards.stem_adaptors.augment.numbers import Numbers
 
-__all__ = ["mirror", "replace_synonyms", "swap_blocks", "synonym_table", "token_eda"]
+__all__ = [
+    "Synonyms",
+    "can_mirror",
+    "has_plane",
+    "id_dtype",
+    "meaningless",
+    "mirrored_sites",
+    "refusal",
+    "replace_synonyms",
+    "swap_blocks",
+    "swap_corners",
+    "synonym_table",
+]
 
 SWAP_TRIES = 10
 _BLOCK_CODES = 1024
@@ -59,117 +71,100 @@ def _most_alike(table_KD: npt.NDArray[Any], count: int, metric: str) -> Tensor:
     return torch.cat(found)
 
 
-def replace_synonyms(ids_BLQ: Tensor, keys: SampleKeys, synonyms: Sequence[Tensor], share: float) -> Tensor:
+def id_dtype(spec: TokenizerSpec) -> torch.dtype:
+    """Return int32, or int64 where the vocabulary needs that."""
+    return torch.int32 if max(spec.vocabulary) < 1 << 31 else torch.int64
+
+
+@dataclass(frozen=True, slots=True)
+class Synonyms:
+    """The synonyms of all levels in one table."""
+
+    flat_N: Tensor
+    """The synonyms of level 0, code after code, then those of level 1, and so on."""
+    first_Q1: Tensor
+    """Place in `flat_N` where a level begins."""
+    codes_Q1: Tensor
+    """K of each level."""
+    counts: tuple[int, ...]
+    """S of each level."""
+    counts_Q1: Tensor
+
+    @classmethod
+    def packed(cls, tables: Sequence[Tensor], dtype: torch.dtype = torch.int32) -> Synonyms:
+        """Pack the result of `synonym_table` for ids of a dtype."""
+        codes, counts = [len(table_KS) for table_KS in tables], [table_KS.shape[1] for table_KS in tables]
+        starts = np.cumsum([0, *(table_KS.numel() for table_KS in tables)])[:-1]
+        flat_N = torch.cat([table_KS.flatten() for table_KS in tables]).to(dtype)
+        return cls(flat_N, _column(starts), _column(codes, dtype), tuple(counts), _column(counts))
+
+
+def _column(values: Sequence[int] | npt.NDArray[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=dtype)[:, None]
+
+
+def replace_synonyms(ids_BLQ: Tensor, numbers: Numbers, synonyms: Synonyms, share: float) -> Tensor:
     """Replace a `share` of all ids by a uniform draw from the synonyms of the id, each id independently, as in SeiT."""
-    samples, sites, levels = ids_BLQ.shape
+    sites = ids_BLQ.shape[1]
+    # Each level has its own streams: the site count of a ragged batch is that of the longest row, and must not change the draws.
+    chances = [numbers.uniform(f"synonyms.replace.{level}", sites) for level in range(len(synonyms.counts))]
+    draws = [numbers.integers(f"synonyms.draw.{level}", count, sites) for level, count in enumerate(synonyms.counts)]
     ids_BQL = ids_BLQ.transpose(1, 2)
-    new_BQL = torch.empty(samples, levels, sites, dtype=ids_BLQ.dtype, device=ids_BLQ.device)
-    for level, table_KS in enumerate(synonyms):
-        # Each level has its own number keys: the site count of a ragged batch is that of the longest row, and must not change the draws.
-        replaced_BL = keys.uniform(f"synonyms.replace.{level}", sites) < share
-        codes, count = table_KS.shape
-        ids_BL = ids_BQL[:, level]
-        draw_BL = keys.integers(f"synonyms.draw.{level}", count, sites)
-        index_BL = ids_BL.clamp(max=codes - 1).long() * count + draw_BL
-        other_BL = table_KS.flatten().index_select(0, index_BL.flatten()).view(samples, sites)
-        new_BQL[:, level] = torch.where(replaced_BL & (ids_BL < codes), other_BL.to(ids_BLQ.dtype), ids_BL)
-    return new_BQL.transpose(1, 2)
+    own_BQL = ids_BQL.minimum(synonyms.codes_Q1 - 1).long()
+    places_BQL = (own_BQL * synonyms.counts_Q1 + synonyms.first_Q1).add_(torch.stack(draws, dim=1))
+    other_BQL = synonyms.flat_N.index_select(0, places_BQL.flatten()).view(places_BQL.shape)
+    replaced_BQL = (torch.stack(chances, dim=1) < share) & (ids_BQL < synonyms.codes_Q1)
+    return torch.where(replaced_BQL, other_BQL, ids_BQL).transpose(1, 2)
 
 
-def swap_blocks(ids_BLQ: Tensor, keys: SampleKeys, layout: Layout, max_share: float) -> Tensor:
-    """Exchange two square blocks of every sample (as in SeiT). In a video the blocks are the same in all frames.
+def swap_blocks(ids_BLQ: Tensor, numbers: Numbers, plane: tuple[int, int], max_share: float) -> Tensor:
+    """Exchange two square blocks of every sample (as in SeiT). In a video, L = T * H * W, the blocks are the same in all frames.
 
     The side is floor(min(H, W) * U(0, max_share)). Both corners are uniform on [0, H - side - 1] x [0, W - side - 1]; they are drawn again,
     up to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is. Both blocks are
     read from the original; a site in both blocks takes what the first block held.
     """
-    height, width = _plane(layout, "swap_prob")
-    first_B2, second_B2, side_B = swap_corners(keys, (height, width), max_share)
-    first_BHW, second_BHW = (_inside(corner_B2, side_B, (height, width)) for corner_B2 in (first_B2, second_B2))
-    move_B2 = second_B2 - first_B2
-    move_B = move_B2[:, 0] * width + move_B2[:, 1]
-    move_BHW = first_BHW * move_B[:, None, None]
-    move_BHW = torch.where(second_BHW, -move_B[:, None, None], move_BHW)
-    source_BN = move_BHW.flatten(1) + torch.arange(height * width, device=ids_BLQ.device)
-    return _gather_sites(ids_BLQ, height * width, source_BN)
-
-
-def _gather_sites(ids_BLQ: Tensor, plane_sites: int, source_BN: Tensor) -> Tensor:
-    """Return the sites `source_BN` of every plane (a level of a grid; a level and frame of a video) of each sample."""
+    height, width = plane
+    corners_B22, side_B = swap_corners(numbers, plane, max_share)
+    move_B = (corners_B22[:, 1, 0] - corners_B22[:, 0, 0]) * width + (corners_B22[:, 1, 1] - corners_B22[:, 0, 1])
+    offset_B22N = torch.arange(max(plane), device=ids_BLQ.device) - corners_B22[..., None]
+    inside_B22N = (offset_B22N >= 0) & (offset_B22N < side_B[:, None, None, None])
+    first_BHW, second_BHW = (inside_B22N[:, :, 0, :height, None] & inside_B22N[:, :, 1, None, :width]).unbind(1)
+    move_B11 = move_B[:, None, None]
+    # The site that each site takes, relative to itself: 0 outside of the blocks.
+    source_BHW = torch.where(second_BHW, -move_B11, first_BHW * move_B11)
+    source_BN = source_BHW.flatten(1) + torch.arange(height * width, device=ids_BLQ.device)
     samples, sites, levels = ids_BLQ.shape
-    planes = sites // plane_sites
-    ids_BMN = ids_BLQ.transpose(1, 2).reshape(samples, levels * planes, plane_sites)
-    taken_BMN = ids_BMN.gather(2, source_BN[:, None].expand(-1, levels * planes, -1))
-    return taken_BMN.view(samples, levels, planes * source_BN.shape[1]).transpose(1, 2)
+    planes = levels * (sites // (height * width))
+    ids_BMN = ids_BLQ.transpose(1, 2).reshape(samples, planes, height * width)
+    taken_BMN = ids_BMN.gather(2, source_BN[:, None].expand(-1, planes, -1))
+    return taken_BMN.view(samples, levels, sites).transpose(1, 2)
 
 
-def _inside(corner_B2: Tensor, side_B: Tensor, plane: tuple[int, int]) -> Tensor:
-    """Return bool [B, H, W], True in the square at each corner."""
-    offsets = [torch.arange(size, device=side_B.device) - corner_B2[:, axis, None] for axis, size in enumerate(plane)]
-    rows_BH, columns_BW = ((offset >= 0) & (offset < side_B[:, None]) for offset in offsets)
-    return rows_BH[:, :, None] & columns_BW[:, None, :]
-
-
-def swap_corners(keys: SampleKeys, plane: tuple[int, int], max_share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both corners, int64 [B, 2] each, and the side [B] for `swap_blocks`; side 0 means no swap."""
-    side_B = (keys.uniform("swap.side")[:, 0] * (max_share * min(plane))).long()
-    room_B12 = torch.stack([(side - side_B).clamp(min=1) for side in plane], dim=-1)[:, None]
-    corners_BN = keys.integers("swap.corners", room_B12.expand(-1, 2 * SWAP_TRIES, 2).flatten(1), 4 * SWAP_TRIES)
-    corners_BT22 = corners_BN.view(len(keys), SWAP_TRIES, 2, 2)
+def swap_corners(numbers: Numbers, plane: tuple[int, int], max_share: float) -> tuple[Tensor, Tensor]:
+    """Return the corners of both blocks, int64 [B, 2, 2], and their side [B] for `swap_blocks`; side 0 means no swap."""
+    side_B = (numbers.uniform("swap.side")[:, 0] * (max_share * min(plane))).long()
+    height, width = plane
+    room_BN = (height - side_B).clamp(min=1)[:, None]
+    if width != height:
+        room_BN = torch.stack([room_BN, (width - side_B).clamp(min=1)[:, None]], dim=2).repeat(1, 2 * SWAP_TRIES, 1).flatten(1)
+    corners_BN = numbers.integers("swap.corners", room_BN, 4 * SWAP_TRIES)
+    corners_BT22 = corners_BN.view(-1, SWAP_TRIES, 2, 2)
     distance_BT = (corners_BT22[:, :, 0] - corners_BT22[:, :, 1]).square().sum(-1)
-    apart_BT = distance_BT > side_B[:, None] ** 2
-    picked_B = apart_BT.int().argmax(1)
-    corners_B22 = corners_BT22[torch.arange(len(keys), device=side_B.device), picked_B]
-    return corners_B22[:, 0], corners_B22[:, 1], torch.where(apart_BT.any(1), side_B, 0)
+    apart_BT = distance_BT > side_B[:, None].square()
+    picked_B111 = apart_BT.int().argmax(1)[:, None, None, None]
+    corners_B22 = corners_BT22.gather(1, picked_B111.expand(-1, 1, 2, 2))[:, 0]
+    return corners_B22, side_B * apart_BT.any(1)
 
 
-def token_eda(
-    ids_BLQ: Tensor,
-    keys: SampleKeys,
-    layout: Layout,
-    synonyms: Sequence[Tensor],
-    *,
-    synonym_prob: float,
-    replace_prob: float,
-    swap_prob: float,
-    swap_max_share: float,
-) -> Tensor:
-    """Give each sample synonyms, a swap or nothing, with these probabilities (Token-EDA; SeiT, Park et al. 2023)."""
-    draw_B = keys.uniform("eda")[:, 0]
-    if synonym_prob > 0:
-        hit_B = draw_B < synonym_prob
-        rows = affected_rows(hit_B)
-        ids_BLQ = _put(ids_BLQ, hit_B, rows, replace_synonyms(ids_BLQ[rows], keys[rows], synonyms, replace_prob))
-    if swap_prob > 0:
-        hit_B = (draw_B >= synonym_prob) & (draw_B < synonym_prob + swap_prob)
-        rows = affected_rows(hit_B)
-        ids_BLQ = _put(ids_BLQ, hit_B, rows, swap_blocks(ids_BLQ[rows], keys[rows], layout, swap_max_share))
-    return ids_BLQ
-
-
-def _put(ids_BLQ: Tensor, hit_B: Tensor, rows: Tensor, new_RLQ: Tensor) -> Tensor:
-    new_RLQ = torch.where(hit_B[rows, None, None], new_RLQ, ids_BLQ[rows])
-    return ids_BLQ.index_copy(0, rows, new_RLQ)
-
-
-def mirror(ids_BLQ: Tensor, keys: SampleKeys, layout: Layout, share: float) -> Tensor:
-    """Mirror a `share` of the samples left to right: a grid, each frame of a video, each level of a pyramid."""
-    if not can_mirror(layout):
-        raise ConfigError(refusal(layout, "flip_prob", share))
-    hit_B = keys.chosen("flip", share)
-    rows = affected_rows(hit_B)
-    return _put(ids_BLQ, hit_B, rows, ids_BLQ[rows].index_select(1, _mirrored_sites(layout, ids_BLQ.device)))
-
-
-@functools.cache
-def _mirrored_sites(layout: Layout, device: torch.device) -> Tensor:
-    """Return int64 [L]: the source site of each site of the mirrored layout."""
+def mirrored_sites(layout: Layout) -> Tensor:
+    """Return int64 [L]: the source site of each site, mirrored left to right: a grid, each frame of a video, each level of a pyramid."""
     parts, start = [], 0
     for shape in layout.scales or (layout.grid,):
         part_N = torch.arange(math.prod(shape)).view(shape).flip(-1).flatten()
         parts.append(part_N + start)
         start += len(part_N)
-    return torch.cat(parts).to(device)
+    return torch.cat(parts)
 
 
 def has_plane(layout: Layout) -> bool:
@@ -182,15 +177,14 @@ def can_mirror(layout: Layout) -> bool:
     return layout.kind != "sequence" and not layout.variable
 
 
+def meaningless(layout: Layout, wanted: bool, what: str) -> str | None:
+    """Return a message for an operation of `augment.ops` that has no meaning in this layout; None where it has one."""
+    kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
+    return None if wanted else f"{what} means nothing in a layout of kind {kind}; leave it out"
+
+
 def refusal(layout: Layout, option: str, value: object) -> str:
     """Return the message for an operation that has no meaning in this layout."""
     kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
     neutral = {"crop": "'centre'", "crop_share": "1.0"}.get(option, "0")
     return f"{option} is {value!r}, which means nothing in a layout of kind {kind}; set it to {neutral}, or use default_augmentations(spec)"
-
-
-def _plane(layout: Layout, operation: str) -> tuple[int, int]:
-    if not has_plane(layout):
-        raise ConfigError(refusal(layout, operation, "on"))
-    height, width = layout.grid[-2:]
-    return height, width

@@ -10,14 +10,29 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenshards.stem_adaptors.data.batch import Batch
 
-__all__ = ["SampleKeys", "affected_rows", "normal_quantiles"]
+__all__ = [
+    "SampleKeys",
+    "all_rows",
+    "as_uniform",
+    "as_wide",
+    "constants",
+    "digest_halves",
+    "folded",
+    "folded_counters",
+    "mixed",
+    "normal_quantiles",
+    "products_",
+    "sample_bases",
+]
 
 # lowbias32 is a 32-bit mixer found by search (C. Wellons, "Prospecting for hash functions", 2018). The last number is 2^32 / golden ratio.
 _FIRST, _SECOND, _STEP = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
@@ -36,9 +51,8 @@ class SampleKeys:
 
     def __post_init__(self) -> None:
         if self.bases_2B is None:
-            low_B, high_B = self.positions_B.to(torch.int32), (self.positions_B >> 32).to(torch.int32)
-            bases_2B = _mix(_mix(low_B ^ _halves(f"{self.seed} {self.epoch}", self.positions_B.device)) ^ high_B)
-            object.__setattr__(self, "bases_2B", bases_2B)
+            epoch_21 = digest_halves(f"{self.seed} {self.epoch}", self.positions_B.device)
+            object.__setattr__(self, "bases_2B", sample_bases(epoch_21, self.positions_B))
 
     @classmethod
     def from_batch(cls, batch: Batch) -> SampleKeys:
@@ -54,19 +68,17 @@ class SampleKeys:
 
     def words(self, operation: str, count: int) -> Tensor:
         """Return hash words, int32 [B, count]; word i is the same for every count."""
-        first_B, second_B = _mix(self.bases_2B ^ _halves(operation, self.positions_B.device))
-        counters_N = torch.arange(count, dtype=torch.int32, device=self.positions_B.device).mul_(self._numbers.step)
+        first_B, second_B = mixed(self.bases_2B ^ digest_halves(operation, self.positions_B.device))
         # The mixer begins with a shift and a xor. Doing them before counter and key meet costs N + B operations, not N * B.
-        return _products_(_folded(counters_N) ^ _folded(first_B)[:, None], second_B[:, None])
+        return products_(folded_counters(count, self.positions_B.device) ^ folded(first_B)[:, None], second_B[:, None])
 
     def uniform(self, operation: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], multiples of 2^-24 in [0, 1)."""
-        numbers = self._numbers
-        return ((self.words(operation, count) >> numbers.eight) & numbers.low_24).float().mul_(numbers.unit)
+        return as_uniform(self.words(operation, count))
 
     def integers(self, operation: str, high: int | Tensor, count: int = 1) -> Tensor:
         """Return int64 [B, count] from 0 to `high` - 1; `high` (at least 1, below 2^31) may be a tensor that broadcasts to the result."""
-        return ((self.words(operation, count).long() & self._numbers.low_32) * high) >> self._numbers.thirty_two
+        return (as_wide(self.words(operation, count)) * high) >> constants(self.positions_B.device).thirty_two
 
     def normal(self, operation: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], standard normal to 16 bits: each half of a hash word picks one of the 65,536 `normal_quantiles`.
@@ -77,36 +89,44 @@ class SampleKeys:
         table = normal_quantiles(self.positions_B.device)
         return table.index_select(0, halves.flatten()).view(halves.shape)[:, :count]
 
-    @property
-    def _numbers(self) -> _Numbers:
-        return _numbers(self.positions_B.device)
-
     def chosen(self, operation: str, share: float) -> Tensor:
         """Return bool [B]: True for a `share` of all samples."""
         return self.uniform(operation)[:, 0] < share
 
 
 @functools.lru_cache(256)
-def _halves(text: str, device: torch.device) -> Tensor:
+def digest_halves(text: str, device: torch.device) -> Tensor:
     """Return int32 [2, 1]: the two 32-bit halves of a 64-bit digest of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     halves = [int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])]
     return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
 
 
-class _Numbers:
-    """Constants as tensors of matching dtype: a Python number would triple the time of an operation on a small tensor."""
+@functools.lru_cache(64)
+def folded_counters(count: int, device: torch.device) -> Tensor:
+    """Return int32 [count]: the counters of hash words, after the mixer's first step."""
+    return folded(torch.arange(count, dtype=torch.int32, device=device).mul_(constants(device).step))
 
-    def __init__(self, device: torch.device) -> None:
-        whole = functools.partial(torch.tensor, dtype=torch.int32, device=device)
+
+class _Constants:
+    """The numbers of the mixer. `whole` and `long` make them tensors of int32 and int64, or leave them Python numbers."""
+
+    def __init__(self, whole: Callable[[int], Any] = int, long: Callable[[int], Any] = int, real: Callable[[float], Any] = float) -> None:
         self.first, self.second, self.step = whole(_FIRST), whole(_SECOND), whole(_STEP)
         self.eight, self.fifteen, self.sixteen = whole(8), whole(15), whole(16)
         self.low_16, self.low_17, self.low_24 = whole(0xFFFF), whole(0x1FFFF), whole(0xFFFFFF)
-        self.low_32, self.thirty_two = torch.tensor(0xFFFFFFFF, device=device), torch.tensor(32, device=device)
-        self.unit = torch.tensor(2.0**-24, device=device)
+        self.low_32, self.thirty_two = long(0xFFFFFFFF), long(32)
+        self.unit = real(2.0**-24)
 
 
-_numbers = functools.cache(_Numbers)
+_PLAIN = _Constants()
+# On a CPU a Python number would triple the time of an operation on a small tensor.
+_ON_CPU = _Constants(functools.partial(torch.tensor, dtype=torch.int32), functools.partial(torch.tensor, dtype=torch.int64), torch.tensor)
+
+
+def constants(device: torch.device) -> _Constants:
+    """Return the numbers of the mixer in the form that is fastest on the device."""
+    return _PLAIN if all_rows(device) else _ON_CPU
 
 
 @functools.cache
@@ -118,35 +138,50 @@ def normal_quantiles(device: torch.device) -> Tensor:
     return unit.float().to(device)
 
 
-def _mix(x: Tensor) -> Tensor:
+def sample_bases(epoch_21: Tensor, positions_B: Tensor) -> Tensor:
+    """Return int32 [2, B]: two hash words of each sample, made of the digest of seed and epoch and of the position."""
+    low_B, high_B = positions_B.to(torch.int32), (positions_B >> 32).to(torch.int32)
+    return mixed(mixed(low_B ^ epoch_21) ^ high_B)
+
+
+def as_uniform(words: Tensor) -> Tensor:
+    """Return float32 multiples of 2^-24 in [0, 1): the upper 24 bits of the words."""
+    numbers = constants(words.device)
+    return ((words >> numbers.eight) & numbers.low_24).float().mul_(numbers.unit)
+
+
+def as_wide(words: Tensor) -> Tensor:
+    """Return the words as int64 from 0 to 2^32 - 1."""
+    return words.long() & constants(words.device).low_32
+
+
+def mixed(x: Tensor) -> Tensor:
     """Return int32 x, hashed by lowbias32."""
-    return _products_(_folded(x))
+    return products_(folded(x))
 
 
-def _folded(x: Tensor) -> Tensor:
+def folded(x: Tensor) -> Tensor:
     """Return x ^ (x >> 16), the mixer's first step."""
     # A right shift of int32 copies the sign. The masks turn it into the logical shift that the mixer defines.
-    numbers = _numbers(x.device)
+    numbers = constants(x.device)
     return (x >> numbers.sixteen).bitwise_and_(numbers.low_16).bitwise_xor_(x)
 
 
-def _products_(x: Tensor, key: Tensor | None = None) -> Tensor:
+def products_(x: Tensor, key: Tensor | None = None) -> Tensor:
     """Return the rest of the mixer; `key` is mixed in between the two products. Writes into x and one more buffer."""
-    numbers = _numbers(x.device)
+    numbers = constants(x.device)
     x.mul_(numbers.first)
     if key is not None:
         x.bitwise_xor_(key)
-    mixed = x >> numbers.fifteen
-    mixed.bitwise_and_(numbers.low_17).bitwise_xor_(x).mul_(numbers.second)
-    torch.bitwise_right_shift(mixed, numbers.sixteen, out=x)
-    return x.bitwise_and_(numbers.low_16).bitwise_xor_(mixed)
+    second = x >> numbers.fifteen
+    second.bitwise_and_(numbers.low_17).bitwise_xor_(x).mul_(numbers.second)
+    torch.bitwise_right_shift(second, numbers.sixteen, out=x)
+    return x.bitwise_and_(numbers.low_16).bitwise_xor_(second)
 
 
-def affected_rows(hit_B: Tensor) -> Tensor:
-    """Return the rows that an operation computes: the rows hit on a CPU, all rows on a GPU.
+def all_rows(device: torch.device) -> bool:
+    """Whether an operation computes all samples, and not only the samples that it changes.
 
-    On a GPU the unneeded rows cost less than a synchronisation that reads which rows are hit.
+    Only a CPU computes fewer, and only outside of torch.compile: asking which samples change would let the host wait for a GPU.
     """
-    if hit_B.device.type == "cpu":
-        return hit_B.nonzero().flatten()
-    return torch.arange(len(hit_B), device=hit_B.device)
+    return device.type != "cpu" or torch.compiler.is_compiling()

@@ -19,9 +19,10 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
-from tokenshards.stem_adaptors.augment.keys import SampleKeys
-from tokenshards.stem_adaptors.augment.pipeline import Augmentation
+from tokenshards.stem_adaptors.augment import TokenTransform
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding, embedding_statistics
 from tokenshards.stem_adaptors.training.defaults import default_configs
 
@@ -57,19 +58,21 @@ def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0)
         raise ConfigError("samples of varying size cannot be shown augmented; leave --augment out")
     defaults: AugmentConfig = default_configs(dataset)["augment"]
     ids_BLQ = torch.from_numpy(tokens.ids_BLQ.astype(np.int64))
-    keys = SampleKeys(seed, 0, torch.arange(len(ids_BLQ)))
+    places_B = torch.arange(len(ids_BLQ))
+    batch = Batch(ids_BLQ, places_B, torch.ones(len(ids_BLQ)), places_B, places_B, epoch=0, seed=seed)
     statistics = embedding_statistics(dataset)
+    model = Lookup(TokenEmbedding(spec, tables, standardise=statistics))
     views = [("tokens\nas stored", tokens)]
     for name, options in _OPERATIONS.items():
         try:
-            augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, **{**_NOTHING, **options}))
+            transform = TokenTransform(spec, tables, dataclasses.replace(defaults, **{**_NOTHING, **options}), len(ids_BLQ))
         except ConfigError:
             continue  # the layout has no such operation
-        changed_BLQ = augmentation.ids(ids_BLQ, keys)
+        state = transform.state(model, batch)
         if name in _ON_IDS:
-            shown = changed_BLQ.numpy().astype(spec.id_dtype)
+            shown = state.ids_BLQ.numpy().astype(spec.id_dtype)
         elif spec.codebook is not None:
-            shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
+            shown = _nearest(spec, tables, statistics, state.embeddings)
         else:
             continue
         views.append((f"{name}\n{_how_often(name, defaults)}", TokenBatch(shown)))
@@ -79,9 +82,8 @@ def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0)
             "leave --augment out"
         )
     if spec.codebook is not None:
-        augmentation = Augmentation(spec, tables, dataclasses.replace(defaults, crop_share=1.0))
-        changed_BLQ = augmentation.ids(ids_BLQ, keys)
-        shown = _through_embeddings(spec, tables, statistics, changed_BLQ, augmentation, keys)
+        transform = TokenTransform(spec, tables, dataclasses.replace(defaults, crop_share=1.0), len(ids_BLQ))
+        shown = _nearest(spec, tables, statistics, transform.state(model, batch).embeddings)
         views.append(("all together\nas in training", TokenBatch(shown)))
     return views
 
@@ -102,12 +104,8 @@ def _how_often(name: str, config: AugmentConfig) -> str:
     return f"{shares[name]:.0%} of images" if shares[name] > 0 else "off by default"
 
 
-def _through_embeddings(
-    spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, ids_BLQ: Tensor, augmentation: Augmentation, keys: SampleKeys
-) -> npt.NDArray[np.unsignedinteger[Any]]:
-    x = TokenEmbedding(spec, tables, standardise=statistics)(ids_BLQ)
-    x, _ = augmentation.embeddings(x, keys, torch.zeros(len(x), 1))
-    x_BLD = x.flatten(2).transpose(1, 2) if spec.layout.grid else x
+def _nearest(spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, x: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:
+    x_BLD = x.flatten(2).transpose(1, 2)
     if statistics is not None:
         mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
         # A channel without variance is not divided by its standard deviation, as in `TokenEmbedding`.

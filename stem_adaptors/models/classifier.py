@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
-from tokenshards.stem_adaptors.models.drop_path import DropPath
+from tokenshards.stem_adaptors.models.drop_path import DropPath, draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
 from tokenshards.stem_adaptors.models.own_code import MODELS, build_own_model, build_own_stem, is_own_model, is_own_stem, own_names
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
@@ -170,17 +170,29 @@ class TokenClassifier(nn.Module):
         self.backbone = backbone
         self.out_grid = tuple(out_grid)
         """Sites along each axis of the input of `classify`."""
+        self._drop_paths = drop_paths_of(self)
+        self.drop_path_draws = len(self._drop_paths)
+        """P, numbers in [0, 1) that `classify` takes for each sample in training."""
 
     def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Return embeddings as `TokenEmbedding` does. `out` is memory from `embedding.buffer`, for reuse."""
         x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD, out=out)
         return x
 
-    def classify(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
         """Return logits [B, C] of embeddings over `out_grid`. Layouts that vary need a `mask` from `embedding.site_mask`.
 
+        `draws_BP` decide which samples skip which branch (drop path); without them torch's generator decides.
         Final norm and head work in float32 also under autocast, as far as the backbone has `forward_head`, as ours and timm's have.
         """
+        if draws_BP is not None:
+            draw_paths(self._drop_paths, draws_BP)
+        logits_BC = self._classified(x, mask)
+        if draws_BP is not None:
+            draw_paths(self._drop_paths, None)
+        return logits_BC
+
+    def _classified(self, x: Tensor, mask: Tensor | None) -> Tensor:
         backbone: Any = self.backbone
         masks = () if mask is None else (mask,)
         if not hasattr(backbone, "forward_head"):

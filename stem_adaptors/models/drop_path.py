@@ -42,7 +42,7 @@ def drop_paths_of(model: nn.Module) -> list[DropPath]:
     return [module for module in model.modules() if isinstance(module, DropPath) and module.share > 0]
 
 
-def draw_paths(places: list[DropPath], draws_BN: Tensor) -> None:
-    """Give each place its numbers for the next batch."""
-    for place, draw_B in zip(places, draws_BN.unbind(1), strict=True):
-        place.draw_B = draw_B
+def draw_paths(places: list[DropPath], draws_BN: Tensor | None) -> None:
+    """Give each place its numbers for the next batch; None leaves the choice to torch's generator again."""
+    for index, place in enumerate(places):
+        place.draw_B = None if draws_BN is None else draws_BN[:, index]

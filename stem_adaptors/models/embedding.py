@@ -106,11 +106,12 @@ class TokenEmbedding(nn.Module):
         ids_BQL = ids_BLQ.transpose(1, 2).to(wide)
         if shapes_BD is not None:
             ids_BQL = self._on_canvas(ids_BQL, shapes_BD)
-        self._check(ids_BQL)
+        if not torch.compiler.is_compiling():
+            self._check(ids_BQL)
         tables = [self._table(q) for q in range(len(self.vocabulary))]
         if self.layout.variable and self.learned:
             tables = [self._with_pad(table) for table in tables]
-        if self.learned or (ids_BQL.is_cuda and out is None):
+        if self.learned or (out is None and (ids_BQL.device.type != "cpu" or torch.compiler.is_compiling())):
             x_BLD = self._summed(ids_BQL, tables)
         else:
             x_BLD = self._written(ids_BQL, tables, out)
@@ -181,10 +182,16 @@ class TokenEmbedding(nn.Module):
         gathered = ids_BQL.gather(2, source_BL[:, None].expand(-1, ids_BQL.shape[1], -1))
         return gathered.masked_fill(~inside[:, None], self.pad_id)
 
+    def check(self, ids_BLQ: Tensor) -> None:
+        """Raise ConfigError for stored ids outside of the vocabulary. `forward` does so too, except in a graph of torch.compile."""
+        self._check(ids_BLQ.transpose(1, 2))
+
     def _check(self, ids_BQL: Tensor) -> None:
         expected = None if self.layout.variable else self.layout.sites
         if expected is not None and ids_BQL.shape[2] != expected:
             raise ConfigError(f"rows of {ids_BQL.shape[2]} sites; the dataset's layout has {expected}")
+        if ids_BQL.device.type == "meta":  # shapes alone
+            return
         if ids_BQL.is_cuda:
             if ids_BQL.device in self._checked_devices:
                 return

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, soft_targets
+from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
-from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, Counts
 from tokenshards.stem_adaptors.objectives.base import Align, Answers, Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
@@ -70,9 +69,9 @@ class ClassifyObjective(Objective):
     def build(cls, blueprint: Blueprint) -> ClassifyObjective:
         """Return a new classifier with its augmentation."""
         spec, tables, classes = blueprint.spec, blueprint.tables, len(blueprint.classes)
-        augmentation = Augmentation(spec, tables, blueprint.augment, draws=blueprint.draws)
-        model = build_classifier(spec, tables, blueprint.statistics, blueprint.model, classes, augmentation.out_grid, seed=blueprint.seed)
-        return cls(model, augmentation, blueprint.classes, blueprint.label_smoothing, blueprint.draws)
+        transform = TokenTransform(spec, tables, blueprint.augment, classes, blueprint.label_smoothing, draws=blueprint.draws)
+        model = build_classifier(spec, tables, blueprint.statistics, blueprint.model, classes, transform.out_grid, seed=blueprint.seed)
+        return cls(model, transform, blueprint.classes)
 
     @classmethod
     def require(cls, data: TrainingData) -> None:
@@ -82,27 +81,15 @@ class ClassifyObjective(Objective):
                 "the training set has no labels: nothing can be learned from it. Tokenize it with labels (class folders, --label)"
             )
 
-    def __init__(
-        self, model: TokenClassifier, augmentation: Augmentation, classes: Sequence[int | str], smoothing: float, draws: int
-    ) -> None:
+    def __init__(self, model: TokenClassifier, transform: TokenTransform, classes: Sequence[int | str]) -> None:
         super().__init__()
         self.model = model
-        self.augmentation = augmentation
-        self.class_names, self.classes, self.smoothing = tuple(classes), len(classes), smoothing
-        self._drop_paths = drop_paths_of(model) if draws > 1 else []
+        self.transform = transform
+        self.class_names, self.classes = tuple(classes), len(classes)
 
     def forward(self, batch: Batch) -> Answers:
         """Return the loss of each augmented sample and its logits [B, C]."""
-        keys = SampleKeys.from_batch(batch)
-        ids_BLQ = self.augmentation.ids(batch.ids_BLQ, keys)
-        targets_BC = soft_targets(batch.labels_B, self.classes, self.smoothing)
-        if self._drop_paths:
-            draw_paths(self._drop_paths, keys.uniform("drop path", len(self._drop_paths)))
-        mask = self.model.embedding.site_mask(batch.mask_BL, batch.shapes_BD)
-        x, targets_BC = self.augmentation.embeddings(self.model.embed(ids_BLQ, shapes_BD=batch.shapes_BD), keys, targets_BC, mask)
-        logits_BC = self.model.classify(x, mask)
-        loss_B = -(targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1)
-        return Answers(loss_B, logits_BC)
+        return Answers(*self.transform.answers(self.model, self.transform.inputs(self.model, batch)))
 
     def answers(self, batch: Batch) -> Answers:
         """Return cross-entropy and logits [B, C] of whole samples, after the centre crop. A sample without a label counts as class 0."""

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tests.pipeline.shards.samples import LAYOUTS
 from tests.stem_adaptors.augment.layouts import grid, keys_of, spec_of, tables_of
-from tests.stem_adaptors.augment.test_pipeline import EVERYTHING, augmented, batch_of
+from tests.stem_adaptors.augment.test_transform import EVERYTHING, batch_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import Layout
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys, allowed_augmentations, embed_ops, soft_targets
+from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, allowed_augmentations
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
@@ -52,7 +53,6 @@ def test_random_numbers_are_those_of_the_cpu_bit_for_bit(device: torch.device) -
         lambda keys: keys.normal("e", 9),
         lambda keys: keys.chosen("f", 0.3),
         lambda keys: keys[3:9].words("g", 2),
-        lambda keys: embed_ops.draw_lambda(keys, 0.4),
     ):
         found: Tensor = draw(there)
         assert found.device == device and torch.equal(found.cpu(), draw(keys))
@@ -63,12 +63,12 @@ def test_all_augmentations_are_those_of_the_cpu_and_wait_for_nothing(layout: Lay
     spec = spec_of(layout)
     config = allowed_augmentations(spec, EVERYTHING)
     batch = batch_of(spec, SAMPLES)
-    expected = augmented(Augmentation(spec, tables_of(spec), config), TokenEmbedding(spec, tables_of(spec)), batch)
-    augmentation, embedding = Augmentation(spec, tables_of(spec), config), TokenEmbedding(spec, tables_of(spec)).to(device)
+    expected = TokenTransform(spec, tables_of(spec), config, 5, 0.1)(Lookup(TokenEmbedding(spec, tables_of(spec))), batch)
+    transform, model = TokenTransform(spec, tables_of(spec), config, 5, 0.1), Lookup(TokenEmbedding(spec, tables_of(spec)).to(device))
     there = batch.to(device)
-    augmented(augmentation, embedding, there)  # constants go to the device once, and ids of the first batch are looked at
+    transform(model, there)  # constants go to the device once, and ids of the first batch are looked at
     with no_waiting(device):
-        found = augmented(augmentation, embedding, there)
+        found = transform(model, there)
     for ours, theirs in zip(found, expected, strict=True):
         if ours is not None and theirs is not None:
             assert ours.device == device
@@ -98,26 +98,22 @@ def test_a_step_forward_and_back_is_that_of_the_cpu_and_waits_for_nothing_where_
     batch = batch_of(spec, SAMPLES)
     model_config = ModelConfig(name="vit_nano", width=16, depth=2, heads=2, learned_codebook=learned)
 
-    def step(model: TokenClassifier, augmentation: Augmentation, batch: Any, counts: Counts) -> Tensor:
-        keys = SampleKeys.from_batch(batch)
-        x = model.embed(augmentation.ids(batch.ids_BLQ, keys))
-        x, targets_BC = augmentation.embeddings(x, keys, soft_targets(batch.labels_B, 5, 0.1))
-        logits_BC = model.classify(x)
-        loss_B = -(targets_BC * logits_BC.log_softmax(dim=1)).sum(dim=1)
+    def step(model: TokenClassifier, transform: TokenTransform, batch: Any, counts: Counts) -> Tensor:
+        loss_B, logits_BC = transform.answers(model, transform.inputs(model, batch))
         loss_B.mean().backward()
         counts.add(logits_BC.detach(), batch.labels_B, batch.weights_B, loss_B.detach())
         return logits_BC.detach()
 
     found = []
     for place in (torch.device("cpu"), device):
-        augmentation = Augmentation(spec, tables_of(spec), config)
-        model = build_classifier(spec, tables_of(spec), None, model_config, 5, augmentation.out_grid).to(place)
+        transform = TokenTransform(spec, tables_of(spec), config, 5, 0.1)
+        model = build_classifier(spec, tables_of(spec), None, model_config, 5, transform.out_grid).to(place)
         counts = Counts(5, place)
-        step(model, augmentation, batch.to(place), counts)
+        step(model, transform, batch.to(place), counts)
         model.zero_grad()
         moved = batch.to(place)
         with nullcontext() if learned else no_waiting(place):  # torch's own gradient of a table may wait
-            logits_BC = step(model, augmentation, moved, counts)
+            logits_BC = step(model, transform, moved, counts)
         gradient = torch.cat([p.grad.cpu().flatten() for p in model.parameters() if p.grad is not None])
         found.append((logits_BC.cpu(), gradient, counts.sums.cpu()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=5e-3, atol=5e-3)  # the stem is a convolution: TF32

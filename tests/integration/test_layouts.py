@@ -27,10 +27,12 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer
 from tokenshards.pipeline.tokenizers.registry import temporary_family
-from tokenshards.stem_adaptors.augment import Augmentation, SampleKeys
+from tokenshards.stem_adaptors.augment import TokenTransform
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import default_configs
 from tokenshards.stem_adaptors.training.trainer import Trainer
@@ -250,7 +252,10 @@ def test_a_film_is_mirrored_from_left_to_right_in_all_frames_and_never_in_time(m
     dataset = make("video").dataset
     ids_BLQ = torch.from_numpy(next(dataset.batches(IMAGES)).ids_BLQ.astype(np.int64))
     augment = replace(AugmentConfig.off(), flip_prob=1.0, crop_share=1.0)
-    flipped_BLQ = Augmentation(dataset.spec, dataset.codebook(), augment).ids(ids_BLQ, SampleKeys(0, 0, torch.arange(IMAGES)))
+    places_B = torch.arange(IMAGES)
+    batch = Batch(ids_BLQ, places_B, torch.ones(IMAGES), places_B, places_B, epoch=0, seed=0)
+    model = Lookup(TokenEmbedding(dataset.spec, dataset.codebook()))
+    flipped_BLQ = TokenTransform(dataset.spec, dataset.codebook(), augment, IMAGES).state(model, batch).ids_BLQ
     assert torch.equal(flipped_BLQ.long(), ids_BLQ.unflatten(1, (4, 2, 4)).flip(3).flatten(1, 3))
     assert not torch.equal(flipped_BLQ.long(), ids_BLQ)
 

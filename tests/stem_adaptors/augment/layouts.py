@@ -9,6 +9,8 @@ import torch
 
 from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
 from tokenshards.stem_adaptors.augment import SampleKeys
+from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.data.batch import Batch
 
 CODES = 23
 GRIDS = [(8, 8), (6, 10), (12, 12), (5, 7)]
@@ -53,3 +55,22 @@ def ids_of(spec: TokenizerSpec, samples: int, seed: int = 0) -> torch.Tensor:
 
 def keys_of(samples: int, start: int = 0, seed: int = 3, epoch: int = 1) -> SampleKeys:
     return SampleKeys(seed, epoch, torch.arange(start, start + samples))
+
+
+class Given(Lookup):
+    """A model whose embeddings are given, whatever the ids."""
+
+    def __init__(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        self.x, self.mask, self.channels, self.embedding = x, mask, x.shape[1], self  # type: ignore[assignment]
+
+    def site_mask(self, mask_BL: torch.Tensor | None, shapes_BD: torch.Tensor | None) -> torch.Tensor | None:
+        return self.mask
+
+    def embed(self, ids_BLQ: torch.Tensor, *, shapes_BD: torch.Tensor | None = None) -> torch.Tensor:
+        return self.x.clone()
+
+
+def batch_at(ids_BLQ: torch.Tensor, keys: SampleKeys) -> Batch:
+    """A batch of samples with these numbers and the labels 0, 1, 2, ..."""
+    count = torch.arange(len(keys))
+    return Batch(ids_BLQ, count, torch.ones(len(keys)), keys.positions_B, count, keys.epoch, keys.seed)

@@ -10,15 +10,18 @@ import torch
 
 from tests.stem_adaptors.augment.layouts import CODES, GRIDS, grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.shards.spec import Layout
+from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
-from tokenshards.stem_adaptors.augment.keys import SampleKeys
 
 LAYOUTS = [grid(*shape, levels) for shape in GRIDS for levels in (1, 2)]
 
 
 def wide(ids_BLQ: torch.Tensor) -> torch.Tensor:
     return ids_BLQ.to(torch.int32)
+
+
+def synonyms_of(spec: TokenizerSpec, count: int = 5) -> index_ops.Synonyms:
+    return index_ops.Synonyms.packed(index_ops.synonym_table(tables_of(spec), count))
 
 
 # Synonyms
@@ -66,7 +69,8 @@ def test_synonyms_of_a_single_code_and_of_no_codebook() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_synonyms_replace_ids_one_by_one(layout: Layout) -> None:
     spec = spec_of(layout)
-    synonyms = index_ops.synonym_table(tables_of(spec), 5)
+    synonyms = synonyms_of(spec)
+    tables = index_ops.synonym_table(tables_of(spec), 5)
     ids_BLQ, keys = wide(ids_of(spec, 6)), keys_of(6)
     result = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 0.25)
     expected = ids_BLQ.clone()
@@ -77,7 +81,7 @@ def test_synonyms_replace_ids_one_by_one(layout: Layout) -> None:
             for site in range(layout.sites):
                 if shares[sample][site] < 0.25:
                     own = int(ids_BLQ[sample, site, level])
-                    expected[sample, site, level] = synonyms[level][own, draws[sample][site]]
+                    expected[sample, site, level] = tables[level][own, draws[sample][site]]
     assert torch.equal(result, expected)
     assert 0 < (result != ids_BLQ).sum() < result.numel()
 
@@ -85,7 +89,7 @@ def test_synonyms_replace_ids_one_by_one(layout: Layout) -> None:
 def test_share_of_replaced_ids() -> None:
     spec = spec_of(grid(16, 16))
     ids_BLQ = wide(ids_of(spec, 64))
-    changed = index_ops.replace_synonyms(ids_BLQ, keys_of(64), index_ops.synonym_table(tables_of(spec), 5), 0.3) != ids_BLQ
+    changed = index_ops.replace_synonyms(ids_BLQ, keys_of(64), synonyms_of(spec), 0.3) != ids_BLQ
     assert changed.float().mean().item() == pytest.approx(0.3, abs=0.02), "a synonym always differs from the id"
 
 
@@ -93,7 +97,7 @@ def test_pad_ids_have_no_synonyms() -> None:
     spec = spec_of(sequence(9, variable=True))
     ids_BLQ = wide(ids_of(spec, 4))
     ids_BLQ[1, 5:] = CODES
-    result = index_ops.replace_synonyms(ids_BLQ, keys_of(4), index_ops.synonym_table(tables_of(spec), 5), 1.0)
+    result = index_ops.replace_synonyms(ids_BLQ, keys_of(4), synonyms_of(spec), 1.0)
     assert (result[1, 5:] == CODES).all()
     real = ids_BLQ < CODES
     assert (result[real] != ids_BLQ[real]).all() and (result[real] < CODES).all()
@@ -101,7 +105,7 @@ def test_pad_ids_have_no_synonyms() -> None:
 
 def test_synonyms_of_a_short_row_do_not_depend_on_the_longest_row_of_its_batch() -> None:
     spec = spec_of(sequence(12, ids_per_site=3, combine="sum", variable=True))
-    synonyms = index_ops.synonym_table(tables_of(spec), 5)
+    synonyms = synonyms_of(spec)
     ids_BLQ, keys = wide(ids_of(spec, 4)), keys_of(4)
     ids_BLQ[2:, 7:] = CODES
     beside = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 0.5)
@@ -126,7 +130,7 @@ def swapped(ids_HW: np.ndarray, first: list[int], second: list[int], side: int) 
 def test_blocks_change_places_with_all_ids_of_a_site(layout: Layout, share: float) -> None:
     height, width = layout.grid
     ids_BLQ, keys = wide(ids_of(spec_of(layout), 40)), keys_of(40)
-    result = index_ops.swap_blocks(ids_BLQ, keys, layout, share)
+    result = index_ops.swap_blocks(ids_BLQ, keys, (height, width), share)
     sides = keys.uniform("swap.side").tolist()
     changed = 0
     for sample in range(40):
@@ -146,7 +150,8 @@ def test_blocks_change_places_with_all_ids_of_a_site(layout: Layout, share: floa
 
 
 def test_swap_geometry_holds_its_bounds() -> None:
-    first_B2, second_B2, side_B = index_ops.swap_corners(keys_of(5000), (32, 24), 0.25)
+    corners_B22, side_B = index_ops.swap_corners(keys_of(5000), (32, 24), 0.25)
+    first_B2, second_B2 = corners_B22.unbind(1)
     assert sorted(set(side_B.tolist())) == list(range(6)), "floor(24 * 0.25 * U)"
     assert np.bincount(side_B.numpy()).min() > 700, "sides are even"
     for corner_B2 in (first_B2, second_B2):
@@ -157,7 +162,7 @@ def test_swap_geometry_holds_its_bounds() -> None:
 
 
 def test_a_sample_stays_when_no_two_blocks_are_far_enough_apart() -> None:
-    _, _, side_B = index_ops.swap_corners(keys_of(2000), (32, 32), 1.0)
+    _, side_B = index_ops.swap_corners(keys_of(2000), (32, 32), 1.0)
     assert 0 < side_B.max() <= 18, "a side of 19 leaves corners less than 19 apart"
     assert (side_B == 0).float().mean() > 0.35
 
@@ -165,79 +170,27 @@ def test_a_sample_stays_when_no_two_blocks_are_far_enough_apart() -> None:
 def test_swap_moves_the_same_blocks_of_every_frame() -> None:
     layout, keys = video(3, 8, 6), keys_of(30)
     ids_BLQ = wide(ids_of(spec_of(layout), 30))
-    result = index_ops.swap_blocks(ids_BLQ, keys, layout, 0.5).reshape(30, 3, 48, 1)
+    result = index_ops.swap_blocks(ids_BLQ, keys, (8, 6), 0.5).reshape(30, 3, 48, 1)
     for frame in range(3):
-        alone = index_ops.swap_blocks(ids_BLQ.reshape(30, 3, 48, 1)[:, frame], keys, grid(8, 6), 0.5)
+        alone = index_ops.swap_blocks(ids_BLQ.reshape(30, 3, 48, 1)[:, frame], keys, (8, 6), 0.5)
         assert torch.equal(result[:, frame], alone)
 
 
-# One of synonyms, swap, nothing
+# Mirroring
 
 
-def eda(ids_BLQ: torch.Tensor, keys: SampleKeys, layout: Layout, synonym_prob: float, swap_prob: float) -> torch.Tensor:
-    synonyms = index_ops.synonym_table(tables_of(spec_of(layout)), 5)
-    chances = {"synonym_prob": synonym_prob, "swap_prob": swap_prob}
-    return index_ops.token_eda(ids_BLQ, keys, layout, synonyms, replace_prob=1.0, swap_max_share=0.5, **chances)
-
-
-@pytest.mark.parametrize("levels", [1, 2])
-def test_eda_gives_each_sample_one_operation(levels: int) -> None:
-    layout, keys = grid(8, 8, levels), keys_of(50)
-    ids_BLQ = wide(ids_of(spec_of(layout), 50))
-    synonyms = index_ops.synonym_table(tables_of(spec_of(layout)), 5)
-    replaced = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 1.0)
-    moved = index_ops.swap_blocks(ids_BLQ, keys, layout, 0.5)
-    result = eda(ids_BLQ, keys, layout, 0.3, 0.4)
-    for sample, draw in enumerate(keys.uniform("eda")[:, 0].tolist()):
-        expected = replaced if draw < 0.3 else moved if draw < 0.7 else ids_BLQ
-        assert torch.equal(result[sample], expected[sample])
-
-
-def test_eda_shares() -> None:
-    layout, keys = grid(4, 4), keys_of(8000)
-    ids_BLQ = torch.arange(16, dtype=torch.int32).repeat(8000, 1)[:, :, None]
-    result = eda(ids_BLQ, keys, layout, 0.25, 0.0)
-    assert (result != ids_BLQ).any(1).float().mean().item() == pytest.approx(0.25, abs=0.025)
-    kinds = result.sort(1).values == ids_BLQ
-    assert (~kinds.all(1)).float().mean().item() == pytest.approx(0.25, abs=0.025)
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-def test_batches_without_an_affected_sample(samples: int) -> None:
-    layout = grid(4, 6, 2)
-    ids_BLQ = wide(ids_of(spec_of(layout), samples))
-    for start in range(20):
-        assert eda(ids_BLQ, keys_of(samples, start), layout, 0.2, 0.2).shape == ids_BLQ.shape
-        assert torch.equal(index_ops.mirror(ids_BLQ, keys_of(samples, start), layout, 0.0), ids_BLQ)
-
-
-# Mirroring, crops, dropped tokens
-
-
-def test_mirror_turns_rows_of_every_plane() -> None:
+def test_mirrored_sites_turn_rows_of_every_plane() -> None:
     for layout, shapes in (
         (grid(3, 5, 2), [(3, 5)]),
         (video(2, 3, 4), [(2, 3, 4)]),
         (pyramid((1, 1), (2, 2), (3, 4)), [(1, 1), (2, 2), (3, 4)]),
     ):
-        ids_BLQ, keys = wide(ids_of(spec_of(layout), 20)), keys_of(20)
-        result, hit_B = index_ops.mirror(ids_BLQ, keys, layout, 0.5), keys.chosen("flip", 0.5)
-        assert 0 < hit_B.sum() < 20
-        for sample in range(20):
+        ids_BLQ = wide(ids_of(spec_of(layout), 3))
+        result = ids_BLQ.index_select(1, index_ops.mirrored_sites(layout))
+        for sample in range(3):
             start = 0
             for shape in shapes:
                 stop = start + math.prod(shape)
                 plane = ids_BLQ[sample, start:stop].numpy().reshape(*shape, -1)
-                expected = plane[..., ::-1, :] if hit_B[sample] else plane
-                np.testing.assert_array_equal(result[sample, start:stop].numpy().reshape(plane.shape), expected)
+                np.testing.assert_array_equal(result[sample, start:stop].numpy().reshape(plane.shape), plane[..., ::-1, :])
                 start = stop
-
-
-def test_layouts_without_a_grid_refuse_geometry() -> None:
-    for layout in (sequence(12), grid(3, 4, variable=True), pyramid((2, 2), (4, 2))):
-        ids_BLQ = wide(ids_of(spec_of(layout), 2))
-        with pytest.raises(ConfigError, match="swap_prob.*kind (sequence|grid of varying size|pyramid)"):
-            index_ops.swap_blocks(ids_BLQ, keys_of(2), layout, 0.25)
-        if layout.kind != "pyramid":
-            with pytest.raises(ConfigError, match="flip_prob"):
-                index_ops.mirror(ids_BLQ, keys_of(2), layout, 0.5)

@@ -12,7 +12,7 @@ from tests.stem_adaptors.augment.layouts import spec_of, tables_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import Layout
-from tokenshards.stem_adaptors.augment import Augmentation
+from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.commands.evaluation_report import SHOWN_CLASSES, EvaluationReport
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
@@ -86,7 +86,7 @@ def test_evaluation_counts_real_samples_of_known_classes_and_leaves_the_mode_alo
     names = [f"c{index}" for index in range(7)]
     mapping = class_map(["c4", "c2", "none", "c0", "c1"], names, "val", missing_is_error=False)
     spec = spec_of(layout)
-    objective = ClassifyObjective(model, Augmentation(spec, tables_of(spec), AugmentConfig.off()), names, 0.0, 2)
+    objective = ClassifyObjective(model, TokenTransform(spec, tables_of(spec), AugmentConfig.off()), names)
     model.backbone.blocks[0].eval()  # type: ignore[operator, index, union-attr]
     batch = Batch(
         ids_BLQ=torch.from_numpy(rows.ids_BLQ),

@@ -12,19 +12,32 @@ import torch
 from torch import Tensor
 
 from tests.pipeline.shards.samples import LAYOUTS, make_tokens
-from tests.stem_adaptors.augment.layouts import grid, ids_of, keys_of, pyramid, sequence, spec_of, tables_of, video
+from tests.stem_adaptors.augment.layouts import (
+    Given,
+    batch_at,
+    grid,
+    ids_of,
+    keys_of,
+    pyramid,
+    sequence,
+    spec_of,
+    tables_of,
+    video,
+)
+from tests.stem_adaptors.augment.test_embed_ops import draw_lambda, sides_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import (
-    Augmentation,
-    SampleKeys,
+    TokenTransform,
     allowed_augmentations,
+    crops,
     default_augmentations,
     embed_ops,
     index_ops,
     mix_group_size,
     soft_targets,
 )
+from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import build_classifier
@@ -62,11 +75,12 @@ def picked(batch: Batch, rows: list[int]) -> Batch:
     return dataclasses.replace(taken, ids_BLQ=taken.ids_BLQ[:, : int(taken.lengths_B.max())])
 
 
-def augmented(augmentation: Augmentation, embedding: TokenEmbedding, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    keys, mask = SampleKeys.from_batch(batch), embedding.site_mask(batch.mask_BL, batch.shapes_BD)
-    x = embedding(augmentation.ids(batch.ids_BLQ, keys), shapes_BD=batch.shapes_BD)
-    x, targets_BC = augmentation.embeddings(x, keys, soft_targets(batch.labels_B, 5, 0.1), mask)
-    return x, targets_BC, mask
+def transform_of(spec: TokenizerSpec, config: AugmentConfig, **options: Any) -> TokenTransform:
+    return TokenTransform(spec, tables_of(spec) if spec.codebook is not None else {}, config, 5, 0.1, **options)
+
+
+def embedded(spec: TokenizerSpec) -> Lookup:
+    return Lookup(TokenEmbedding(spec, tables_of(spec)))
 
 
 def every_layout(test: Callable[..., None]) -> Any:
@@ -83,11 +97,11 @@ def test_every_layout_trains_with_its_default_augmentations(layout: Layout, code
     if codebook == "none":
         spec = dataclasses.replace(spec, codebook=None)
     tables = {} if codebook == "none" else tables_of(spec)
-    augmentation = Augmentation(spec, tables, default_augmentations(spec))
+    transform = transform_of(spec, default_augmentations(spec))
     config = ModelConfig(depth=1, width=16, heads=2, learned_codebook=codebook == "learned")
-    model = build_classifier(spec, tables, None, config, 5, augmentation.out_grid)
+    model = build_classifier(spec, tables, None, config, 5, transform.out_grid)
     batch = batch_of(spec, 7)
-    x, targets_BC, mask = augmented(augmentation, model.embedding, batch)
+    x, targets_BC, mask = transform(model, batch)
     loss = -(targets_BC * model.classify(x, mask).log_softmax(1)).sum(1).mean()
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -97,18 +111,18 @@ def test_every_layout_trains_with_its_default_augmentations(layout: Layout, code
         logits_BC = model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD)
         assert logits_BC.shape == (7, 5) and logits_BC.isfinite().all()
         if not layout.variable:
-            x = augmentation.evaluation(model.embed(batch.ids_BLQ))
+            x = transform.evaluation(model.embed(batch.ids_BLQ))
             torch.testing.assert_close(model.classify(x), logits_BC)
 
 
 @every_layout
 def test_everything_that_a_layout_allows_trains(layout: Layout) -> None:
     spec = spec_of(layout)
-    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
+    transform = transform_of(spec, allowed_augmentations(spec, EVERYTHING))
     config = ModelConfig(depth=1, width=16, heads=2, learned_codebook=True)
-    model = build_classifier(spec, tables_of(spec), None, config, 5, augmentation.out_grid)
+    model = build_classifier(spec, tables_of(spec), None, config, 5, transform.out_grid)
     for samples in (1, 2, 5):
-        x, targets_BC, mask = augmented(augmentation, model.embedding, batch_of(spec, samples))
+        x, targets_BC, mask = transform(model, batch_of(spec, samples))
         assert targets_BC.sum(1).tolist() == pytest.approx([1.0] * samples)
         model.zero_grad()
         model.classify(x, mask).square().sum().backward()
@@ -118,10 +132,10 @@ def test_everything_that_a_layout_allows_trains(layout: Layout) -> None:
 @every_layout
 def test_no_augmentation_is_the_evaluation_of_every_layout(layout: Layout) -> None:
     spec = spec_of(layout)
-    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, AugmentConfig.off()))
-    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 4)
-    x, targets_BC, _ = augmented(augmentation, embedding, batch)
-    assert torch.equal(x, augmentation.evaluation(embedding(batch.ids_BLQ, shapes_BD=batch.shapes_BD)))
+    transform = transform_of(spec, allowed_augmentations(spec, AugmentConfig.off()))
+    model, batch = embedded(spec), batch_of(spec, 4)
+    x, targets_BC, _ = transform(model, batch)
+    assert torch.equal(x, transform.evaluation(model.embed(batch.ids_BLQ, shapes_BD=batch.shapes_BD)))
     assert torch.equal(targets_BC, soft_targets(batch.labels_B, 5, 0.1))
 
 
@@ -131,11 +145,11 @@ def test_no_augmentation_is_the_evaluation_of_every_layout(layout: Layout) -> No
 @every_layout
 def test_a_sample_is_augmented_alike_in_any_batch_rank_and_order(layout: Layout) -> None:
     spec = spec_of(layout)
-    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, ONE_BY_ONE))
-    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 12)
-    whole, _, mask = augmented(augmentation, embedding, batch)
+    transform = transform_of(spec, allowed_augmentations(spec, ONE_BY_ONE))
+    model, batch = embedded(spec), batch_of(spec, 12)
+    whole, _, mask = transform(model, batch)
     for rows in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11], [11, 3, 7], [6], list(range(1, 12, 2))):
-        part, _, _ = augmented(augmentation, embedding, picked(batch, rows))
+        part, _, _ = transform(model, picked(batch, rows))
         expected = whole[rows]
         if mask is not None and layout.kind == "sequence":
             expected = expected[:, : part.shape[1]]
@@ -144,24 +158,24 @@ def test_a_sample_is_augmented_alike_in_any_batch_rank_and_order(layout: Layout)
 
 def test_seed_epoch_and_position_change_the_result() -> None:
     spec = spec_of(grid(8, 8, 2))
-    augmentation = Augmentation(spec, tables_of(spec), ONE_BY_ONE)
-    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 16)
-    base, _, _ = augmented(augmentation, embedding, batch)
+    transform = transform_of(spec, ONE_BY_ONE)
+    model, batch = embedded(spec), batch_of(spec, 16)
+    base, _, _ = transform(model, batch)
     for change in ({"seed": 4}, {"epoch": 2}, {"positions_B": batch.positions_B + 16}):
-        other, _, _ = augmented(augmentation, embedding, dataclasses.replace(batch, **change))
+        other, _, _ = transform(model, dataclasses.replace(batch, **change))
         assert (other != base).flatten(1).any(1).all(), change
 
 
 @every_layout
 def test_torchs_generator_has_no_part_in_it(layout: Layout) -> None:
     spec = spec_of(layout)
-    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
-    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 6)
+    transform = transform_of(spec, allowed_augmentations(spec, EVERYTHING))
+    model, batch = embedded(spec), batch_of(spec, 6)
     results = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        results.append(augmented(augmentation, embedding, batch)[0])
+        results.append(transform(model, batch)[0])
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*results)
 
@@ -169,21 +183,19 @@ def test_torchs_generator_has_no_part_in_it(layout: Layout) -> None:
 @every_layout
 def test_inputs_stay_as_they_are_and_autocast_changes_nothing(layout: Layout) -> None:
     spec = spec_of(layout)
-    augmentation = Augmentation(spec, tables_of(spec), allowed_augmentations(spec, EVERYTHING))
-    embedding, batch = TokenEmbedding(spec, tables_of(spec)), batch_of(spec, 6)
-    keys, mask = SampleKeys.from_batch(batch), embedding.site_mask(batch.mask_BL, batch.shapes_BD)
-    ids_BLQ = batch.ids_BLQ.clone()
-    augmentation.ids(batch.ids_BLQ, keys)
-    assert torch.equal(batch.ids_BLQ, ids_BLQ)
-    x, targets_BC = embedding(batch.ids_BLQ, shapes_BD=batch.shapes_BD), soft_targets(batch.labels_B, 5, 0.1)
-    before = x.clone(), targets_BC.clone()
-    result, targets = augmentation.embeddings(x, keys, targets_BC, mask)
-    assert torch.equal(x, before[0]) and torch.equal(targets_BC, before[1])
+    transform = transform_of(spec, allowed_augmentations(spec, EVERYTHING))
+    model, batch = embedded(spec), batch_of(spec, 6)
+    before = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    before = {name: value.clone() for name, value in before.items() if isinstance(value, Tensor)}
+    table = model.embedding.level_0.clone()
+    result, targets_BC, _ = transform(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        under, targets_under = augmentation.embeddings(x, keys, targets_BC, mask)
-    assert under.dtype == torch.float32 and torch.equal(under, result) and torch.equal(targets_under, targets)
+        under, targets_under, _ = transform(model, batch)
+    assert under.dtype == torch.float32 and torch.equal(under, result) and torch.equal(targets_under, targets_BC)
     with torch.no_grad():
-        assert torch.equal(augmentation.embeddings(x, keys, targets_BC, mask)[0], result)
+        assert torch.equal(transform(model, batch)[0], result)
+    assert all(torch.equal(getattr(batch, name), value) for name, value in before.items())
+    assert torch.equal(model.embedding.level_0, table)
 
 
 # Composition
@@ -192,29 +204,27 @@ def test_inputs_stay_as_they_are_and_autocast_changes_nothing(layout: Layout) ->
 @pytest.mark.parametrize("layout", [grid(8, 8), grid(6, 10, 2), video(2, 7, 5)], ids=str)
 def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     spec, keys = spec_of(layout), keys_of(9)
-    config = dataclasses.replace(EVERYTHING, mixup_alpha=0.0)
-    augmentation = Augmentation(spec, tables_of(spec), config)
-    embedding, ids_BLQ = TokenEmbedding(spec, tables_of(spec)), ids_of(spec, 9)
-    changed_BLQ = index_ops.token_eda(
-        ids_BLQ.int(),
-        keys,
-        layout,
-        index_ops.synonym_table(tables_of(spec), 5, "l2"),
-        synonym_prob=0.25,
-        replace_prob=0.25,
-        swap_prob=0.25,
-        swap_max_share=0.5,
-    )
-    changed_BLQ = index_ops.mirror(changed_BLQ, keys, layout, 0.5)
-    assert torch.equal(augmentation.ids(ids_BLQ, keys), changed_BLQ)
-    assert augmentation.out_grid is not None
-    height, width = augmentation.out_grid[-2:]
-    x = embed_ops.random_resized_crop(embedding(changed_BLQ), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
-    x = embed_ops.add_noise_(x, keys, share=0.5, channel_std=1.0, std=1.0)
-    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, ~keys.chosen("noise", 0.5)), keys, 0.1)
-    targets_BC = soft_targets(torch.arange(9) % 5, 5)
-    x, mixed_BC = embed_ops.cutmix_(x, targets_BC, keys, embed_ops.draw_lambda(keys, 1.0))
-    found, found_BC = augmentation.embeddings(embedding(changed_BLQ), keys, targets_BC)
+    transform = transform_of(spec, dataclasses.replace(EVERYTHING, mixup_alpha=0.0))
+    model, ids_BLQ = embedded(spec), ids_of(spec, 9)
+    expected = ids_BLQ.int()
+    synonyms = index_ops.Synonyms.packed(index_ops.synonym_table(tables_of(spec), 5, "l2"))
+    draw_B = keys.uniform("eda")[:, 0, None, None]
+    replaced = index_ops.replace_synonyms(expected, keys, synonyms, 0.25)
+    moved = index_ops.swap_blocks(expected, keys, layout.grid[-2:], 0.5)  # type: ignore[arg-type]
+    expected = torch.where(draw_B < 0.25, replaced, torch.where(draw_B < 0.5, moved, expected))
+    flipped = expected[:, index_ops.mirrored_sites(layout)]
+    expected = torch.where(keys.chosen("flip", 0.5)[:, None, None], flipped, expected)
+    batch = batch_at(ids_BLQ, keys)
+    assert torch.equal(transform.state(model, batch).ids_BLQ, expected)
+    assert transform.out_grid is not None
+    height, width = transform.out_grid[-2:]
+    x = crops.random_resized_crop(model.embed(expected), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
+    noisy_B = keys.chosen("noise", 0.5)
+    x = embed_ops.add_noise_(x, keys, noisy_B, channel_std=1.0, std=1.0, mask=None)
+    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, ~noisy_B), keys, 0.1)
+    sides_G2 = sides_of(draw_lambda(keys, 1.0), (height, width))
+    x, mixed_BC = embed_ops.cutmix_(x, soft_targets(batch.labels_B, 5, 0.1), keys, sides_G2)
+    found, found_BC, _ = transform(model, batch)
     assert torch.equal(found, x) and torch.equal(found_BC, mixed_BC)
 
 
@@ -236,11 +246,12 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
 def test_what_is_left_after_cropping(layout: Layout, share: float, expected: tuple[int, ...] | None) -> None:
     spec = spec_of(layout)
     for crop in ("rrc", "random", "centre") if share < 1 or index_ops.has_plane(layout) else ("centre",):
-        augmentation = Augmentation(spec, tables_of(spec), dataclasses.replace(OFF, crop=crop, crop_share=share))
-        assert augmentation.out_grid == expected
-        x = TokenEmbedding(spec, tables_of(spec))(ids_of(spec, 3), shapes_BD=torch.tensor([[5, 4]] * 3) if layout.variable else None)
+        transform = transform_of(spec, dataclasses.replace(OFF, crop=crop, crop_share=share))
+        assert transform.out_grid == expected
+        model = embedded(spec)
+        x = model.embed(ids_of(spec, 3), shapes_BD=torch.tensor([[5, 4]] * 3) if layout.variable else None)
         mask = torch.ones(3, 5, 4, dtype=torch.bool) if layout.variable else None
-        found, _ = augmentation.embeddings(x, keys_of(3), torch.zeros(3, 1), mask)
+        found, _, _ = transform(Given(x, mask) if layout.grid else model, batch_at(ids_of(spec, 3), keys_of(3)))
         assert found.shape == (x.shape if expected is None else (3, 4, *expected))
 
 
@@ -274,22 +285,22 @@ def test_what_means_nothing_in_a_layout_is_refused(layout: Layout, option: str) 
     if option in REFUSED["variable" if layout.variable else layout.kind]:
         kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
         with pytest.raises(ConfigError, match=f"{option} is .* layout of kind {kind}; set it to"):
-            Augmentation(spec, tables_of(spec), config)
+            transform_of(spec, config)
         assert getattr(allowed_augmentations(spec, config), option) in (0.0, 1.0, "centre")
     else:
-        Augmentation(spec, tables_of(spec), config)
+        transform_of(spec, config)
         assert allowed_augmentations(spec, config) == config
 
 
 def test_what_a_missing_codebook_or_mask_rules_out_is_said() -> None:
     bare = dataclasses.replace(spec_of(grid(4, 4)), codebook=None)
     with pytest.raises(ConfigError, match="synonym_prob"):
-        Augmentation(bare, {}, AugmentConfig())
+        transform_of(bare, AugmentConfig())
     assert default_augmentations(bare) == dataclasses.replace(AugmentConfig(), synonym_prob=0.0)
     ragged = spec_of(sequence(6, variable=True))
-    augmentation = Augmentation(ragged, tables_of(ragged), default_augmentations(ragged))
-    with pytest.raises(ConfigError, match="site_mask"):
-        augmentation.embeddings(torch.zeros(2, 6, 4), keys_of(2), torch.zeros(2, 1))
+    transform = transform_of(ragged, default_augmentations(ragged))
+    with pytest.raises(ConfigError, match="neither lengths_B nor shapes_BD"):
+        transform(embedded(ragged), batch_at(ids_of(ragged, 2), keys_of(2)))
 
 
 def test_the_defaults_are_seits() -> None:
@@ -313,9 +324,9 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
     count = 5000
     spec, keys = spec_of(grid(4, 4)), keys_of(count)
     config = dataclasses.replace(OFF, synonym_prob=0.25, synonym_replace_prob=1.0, noise_prob=0.5, coloradapt_prob=0.3, flip_prob=0.4)
-    augmentation = Augmentation(spec, tables_of(spec), config)
+    transform = transform_of(spec, config)
     ids_BLQ = torch.arange(16, dtype=torch.int32).expand(count, 16)[..., None]
-    rows = augmentation.ids(ids_BLQ, keys)[:, :, 0].view(count, 4, 4)
+    rows = transform.state(embedded(spec), batch_at(ids_BLQ, keys)).ids_BLQ[:, :, 0].view(count, 4, 4)
     plain = ids_BLQ.view(count, 4, 4)
     unchanged, mirrored = (rows == plain).flatten(1).all(1), (rows == plain.flip(2)).flatten(1).all(1)
     assert (~unchanged & ~mirrored).float().mean().item() == within(0.25, count)
@@ -324,7 +335,7 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
     quiet = dataclasses.replace(OFF, noise_prob=0.5)
     alone, colours = dataclasses.replace(OFF, coloradapt_prob=0.3), dataclasses.replace(quiet, coloradapt_prob=0.3)
     noisy, coloured, together, before = (
-        Augmentation(spec, {}, part, draws=draws).embeddings(x, keys, torch.zeros(count, 1))[0]
+        transform_of(spec, part, draws=draws)(Given(x), batch_at(ids_BLQ, keys))[0]
         for part, draws in ((quiet, 2), (alone, 2), (colours, 2), (colours, 1))
     )
     noisy_B, coloured_B, together_B, before_B = ((y != x).flatten(1).any(1) for y in (noisy, coloured, together, before))
@@ -334,7 +345,7 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
     assert torch.equal(together[noisy_B], noisy[noisy_B]), "no colour over noise"
     assert before_B.float().mean().item() == within(0.65, count), "runs of the first version draw them apart to their end"
     with pytest.raises(ConfigError, match=r"noise_prob \+ coloradapt_prob is 1.1; expected at most 1"):
-        Augmentation(spec, {}, dataclasses.replace(quiet, coloradapt_prob=0.6))
+        transform_of(spec, dataclasses.replace(quiet, coloradapt_prob=0.6))
 
 
 @pytest.mark.parametrize(
@@ -347,12 +358,12 @@ def test_mix_groups_are_whole_in_every_share(batch_size: int, shares: int, expec
 
 def test_what_a_sample_is_mixed_with_does_not_depend_on_the_ranks() -> None:
     spec, config = spec_of(grid(6, 6)), dataclasses.replace(EVERYTHING, mix_group=4)
-    augmentation, batch = Augmentation(spec, tables_of(spec), config), batch_of(spec, 16)
-    embedding = TokenEmbedding(spec, tables_of(spec))
-    whole, whole_BC, _ = augmented(augmentation, embedding, batch)
+    transform, batch = transform_of(spec, config), batch_of(spec, 16)
+    model = embedded(spec)
+    whole, whole_BC, _ = transform(model, batch)
     for ranks in (2, 4):
         for rank in range(ranks):
-            part, part_BC, _ = augmented(augmentation, embedding, batch[rank::ranks])
+            part, part_BC, _ = transform(model, batch[rank::ranks])
             assert torch.equal(part, whole[rank::ranks]) and torch.equal(part_BC, whole_BC[rank::ranks])
 
 
@@ -364,11 +375,11 @@ def test_what_a_sample_is_mixed_with_does_not_depend_on_the_ranks() -> None:
 def test_share_of_mixed_batches(alphas: tuple[float, float], expected: tuple[float, float]) -> None:
     config = dataclasses.replace(OFF, cutmix_prob=0.6, cutmix_alpha=alphas[0], mixup_alpha=alphas[1])
     spec, count = spec_of(grid(32, 32)), 500
-    augmentation = Augmentation(spec, {}, config)
-    x = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)])
+    transform = TokenTransform(spec, {}, config, 2)
+    x, ids_BLQ = torch.stack([torch.zeros(1, 32, 32), torch.ones(1, 32, 32)]), ids_of(spec, 2)
     cut = blended = 0
     for start in range(count):
-        mixed, targets_BC = augmentation.embeddings(x, keys_of(2, 2 * start), torch.eye(2))
+        mixed, targets_BC, _ = transform(Given(x), batch_at(ids_BLQ, keys_of(2, 2 * start)))
         values = set(mixed[0].unique().tolist())
         assert mixed[0].mean().item() == pytest.approx(targets_BC[0, 1].item(), abs=1e-5), "targets mix by the sites that were mixed"
         cut += values not in ({0.0}, {1.0}) and values <= {0.0, 1.0}
@@ -384,7 +395,7 @@ def test_synonyms_go_by_the_metric_of_the_tokenizer_unless_asked_otherwise(metri
     spec = spec_of(grid(6, 6), metric=metric)
     config = AugmentConfig(synonym_prob=1.0, synonym_replace_prob=1.0, synonym_count=1, synonym_metric=asked, swap_prob=0.0)
     ids_BLQ = ids_of(spec, 16)
-    found = Augmentation(spec, tables_of(spec), config).ids(ids_BLQ, keys_of(16))
+    found = transform_of(spec, config).state(embedded(spec), batch_at(ids_BLQ, keys_of(16))).ids_BLQ
     [table_K1] = index_ops.synonym_table(tables_of(spec), 1, expected)
     assert torch.equal(found.long(), table_K1[ids_BLQ.long()][..., 0])
     [other_K1] = index_ops.synonym_table(tables_of(spec), 1, "l2" if expected == "cosine" else "cosine")

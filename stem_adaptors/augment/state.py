@@ -1,0 +1,61 @@
+"""The samples of a step, as operations pass them on.
+
+Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["TokenState"]
+
+
+class TokenState(NamedTuple):
+    """Samples on their way through a transform. Operations return a new state; they may write into `x`, which nobody else holds."""
+
+    ids_BLQ: Tensor
+    """int32, or int64 where the vocabulary needs that. Padded sites of a ragged batch hold an id outside of the vocabulary."""
+    targets_BC: Tensor
+    """float32 soft targets."""
+    groups: int = 1
+    """G: sample i belongs to mix group i mod G."""
+    x: Tensor | None = None
+    """float32 [B, D, *sites] embeddings; None in operations on ids."""
+    mask: Tensor | None = None
+    """True at sites that exist, [B, *sites]; None where all do."""
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The embeddings. Raises TypeError in an operation on ids."""
+        if self.x is None:
+            raise TypeError("there are no embeddings yet in an operation on ids; let its stage be 'embeddings'")
+        return self.x
+
+    def take(self, rows: slice | Tensor, groups: int = 1) -> TokenState:
+        """Return some of the samples, as `groups` mix groups."""
+        x, mask = self.x, self.mask
+        return TokenState(
+            self.ids_BLQ[rows], self.targets_BC[rows], groups, None if x is None else x[rows], None if mask is None else mask[rows]
+        )
+
+    def put(self, rows: Tensor, part: TokenState) -> TokenState:
+        """Return this state with the samples of `part` in those rows."""
+        x = self.x if self.x is None or part.x is None else self.x.index_copy(0, rows, part.x)
+        return self._replace(
+            ids_BLQ=self.ids_BLQ.index_copy(0, rows, part.ids_BLQ), targets_BC=self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
+        )
+
+    def where(self, hit_B: Tensor, other: TokenState) -> TokenState:
+        """Return `other` in the samples that are hit, and this state in the rest."""
+        return self._replace(
+            ids_BLQ=_where(hit_B, other.ids_BLQ, self.ids_BLQ),
+            targets_BC=_where(hit_B, other.targets_BC, self.targets_BC),
+            x=None if self.x is None or other.x is None else _where(hit_B, other.x, self.x),
+        )
+
+
+def _where(hit_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return old if new is old else torch.where(hit_B.view(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,0 +1,235 @@
+"""The transform of a training: a declared list of operations, first on ids, then, after the codebook lookup, on embeddings.
+
+Everything that changes between steps enters as a tensor, so that torch.compile makes one graph. On a GPU nothing waits for a value.
+
+Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid, C classes, P places of a model that draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.codebook import Tables
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.stem_adaptors.augment import crops, index_ops
+from tokenshards.stem_adaptors.augment.declared import operations_of
+from tokenshards.stem_adaptors.augment.keys import digest_halves
+from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
+from tokenshards.stem_adaptors.augment.operation import Data, Operation
+from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.targets import soft_targets
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
+from tokenshards.stem_adaptors.data.batch import Batch
+
+__all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
+
+DROP_PATH = "drop path"
+"""The stream of a model's stochastic depth."""
+
+
+class TokenModel(Protocol):
+    """What a transform needs of a model; `TokenClassifier` has it."""
+
+    embedding: Any
+    """A TokenEmbedding: it has `channels`, `check` and `site_mask`."""
+    drop_path_draws: int
+    """P, numbers in [0, 1) that `classify` takes for each sample."""
+
+    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
+        """Return embeddings [B, D, *sites], or [B, L, D] for sequences and pyramids."""
+
+    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
+        """Return logits [B, C]."""
+
+
+class Lookup:
+    """An embedding in the place of a model, for a transform whose result no classifier gets."""
+
+    drop_path_draws = 0
+
+    def __init__(self, embedding: Any) -> None:
+        self.embedding = embedding
+
+    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
+        """Return embeddings."""
+        x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD)
+        return x
+
+    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
+        """Raise TypeError: there is no classifier."""
+        raise TypeError("Lookup has no classifier; give the transform a TokenClassifier")
+
+
+class StepInputs(NamedTuple):
+    """A batch as tensors alone."""
+
+    ids_BLQ: Tensor
+    labels_B: Tensor
+    positions_B: Tensor
+    epoch_21: Tensor
+    """int32 [2, 1] digest of seed and epoch."""
+    mask: Tensor | None
+    shapes_BD: Tensor | None
+
+
+class Transformed(NamedTuple):
+    """A batch that is ready for the backbone."""
+
+    x: Tensor
+    """float32 embeddings."""
+    targets_BC: Tensor
+    mask: Tensor | None
+    draws_BP: Tensor | None
+    """Numbers for the model's stochastic depth; None where it needs none."""
+
+
+class TokenTransform(nn.Module):
+    """What training does to token batches: `x, targets_BC, mask = transform(model, batch)`, or `transform.loss(model, batch)`.
+
+    `config`: the operations. `classes` and `smoothing`: those of the targets. `draws`: version of the random draws, see `config.DRAWS`.
+    Raises ConfigError for an operation that has no meaning in the layout, or that needs a codebook where there is none.
+    """
+
+    def __init__(
+        self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig, classes: int = 0, smoothing: float = 0.0, *, draws: int = DRAWS
+    ) -> None:
+        super().__init__()
+        self.config, self.layout = config, spec.layout
+        self.classes, self.smoothing = classes, smoothing
+        self._version = draws
+        self._id_dtype = index_ops.id_dtype(spec)
+        self.operations = nn.ModuleList(operations_of(spec, config, draws=draws))
+        self._grids = [spec.layout.grid or (spec.layout.sites,)]
+        for operation in self._list:
+            operation.prepare(spec, tables, self._grids[-1])
+            self._grids.append(operation.out_grid(self._grids[-1]))
+        self._suffixes = [""] * len(self.operations)
+        self._compiled = False
+        self._planned: tuple[int, int, int | None] | None = None
+        self.plan = DrawPlan([])
+
+    @property
+    def _list(self) -> list[Operation]:
+        return [operation for operation in self.operations if isinstance(operation, Operation)]
+
+    @property
+    def out_grid(self) -> tuple[int, ...] | None:
+        """(H', W') or (T, H', W') of transformed embeddings. None for a layout without a common grid, which is never cropped."""
+        return self._grids[-1] if index_ops.has_plane(self.layout) else None
+
+    def evaluation(self, x: Tensor) -> Tensor:
+        """Return the centre crop to `out_grid`, a view of x. Layouts without a common grid stay whole."""
+        grid = self.out_grid
+        return x if grid is None else crops.centre_crop(x, (grid[-2], grid[-1]))
+
+    def forward(self, model: TokenModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch."""
+        found = self.transformed(model, self.inputs(model, batch))
+        return found.x, found.targets_BC, found.mask
+
+    def loss(self, model: TokenModel, batch: Batch) -> Tensor:
+        """Return the cross-entropy with soft targets, the mean over the labelled samples of the batch."""
+        loss_B, _ = self.answers(model, self.inputs(model, batch))
+        weights_B = batch.weights_B * (batch.labels_B >= 0)
+        return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
+
+    def compile(self, **options: Any) -> None:
+        """Let torch compile the operations and the model as one graph, from the next call of `loss` or `answers` on."""
+        self._compiled = True
+        self.answers = torch.compile(self.answers, fullgraph=True, dynamic=False, **options)  # type: ignore[method-assign]
+
+    def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
+        """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
+
+        Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does.
+        """
+        device = batch.ids_BLQ.device
+        few = few_on(device, compiled=self._compiled)
+        wanted = model.embedding.channels, self._paths(model), few
+        if self._planned != wanted:
+            self.plan, self._planned = self._made_plan(*wanted), wanted
+        if self.plan.counters_N.device != device:
+            self.to(device)
+        ids_BLQ = batch.ids_BLQ.to(self._id_dtype)
+        mask = model.embedding.site_mask(batch.mask_BL, batch.shapes_BD)
+        if self.layout.variable and mask is None:
+            raise ConfigError("a batch of a layout of varying size has neither lengths_B nor shapes_BD; take batches from a TokenLoader")
+        if self._compiled:
+            model.embedding.check(ids_BLQ)
+        epoch_21 = digest_halves(f"{batch.seed} {batch.epoch}", device)
+        return StepInputs(ids_BLQ, batch.labels_B, batch.positions_B, epoch_21, mask, batch.shapes_BD)
+
+    def answers(self, model: TokenModel, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
+        found = self.transformed(model, inputs)
+        logits_BC = model.classify(found.x, found.mask, found.draws_BP)
+        return -(found.targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1), logits_BC
+
+    def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
+        """Return the augmented batch, in float32 also under autocast."""
+        with _in_float32(inputs.ids_BLQ.device):
+            numbers = self.plan(inputs.epoch_21, inputs.positions_B)
+            state = self._augmented(model, inputs, numbers)
+            x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
+            draws_BP = numbers.uniform(DROP_PATH, model.drop_path_draws) if self._paths(model) else None
+        return Transformed(x, state.targets_BC, inputs.mask, draws_BP)
+
+    def state(self, model: TokenModel, batch: Batch) -> TokenState:
+        """Return ids and embeddings [B, D, *sites] of an augmented batch, to look at."""
+        inputs = self.inputs(model, batch)
+        return self._augmented(model, inputs, self.plan(inputs.epoch_21, inputs.positions_B))
+
+    def _augmented(self, model: TokenModel, inputs: StepInputs, numbers: DrawnNumbers) -> TokenState:
+        targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
+        state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)))
+        for operation, suffix in zip(self._list, self._suffixes, strict=True):
+            if operation.stage == "embeddings" and state.x is None:
+                state = self._embedded(model, inputs, state)
+            state = operation(state, numbers.scoped(suffix))
+        return state if state.x is not None else self._embedded(model, inputs, state)
+
+    def _embedded(self, model: TokenModel, inputs: StepInputs, state: TokenState) -> TokenState:
+        x = model.embed(state.ids_BLQ, shapes_BD=inputs.shapes_BD)
+        return state._replace(x=x if self.layout.grid else x.transpose(1, 2), mask=inputs.mask)
+
+    def _groups(self, count: int) -> int:
+        """Return the number of mix groups among `count` samples; 1 where the samples do not fill groups of the configured size."""
+        size = self.config.mix_group or count
+        return count // size if count and count % size == 0 else 1
+
+    def _paths(self, model: TokenModel) -> int:
+        """Return how many numbers the model takes; runs of the first version draw them from torch's generator."""
+        return model.drop_path_draws if self._version > 1 else 0
+
+    def _made_plan(self, channels: int, paths: int, few: int | None) -> DrawPlan:
+        """Return the plan of all random numbers, for embeddings as wide as the model's."""
+        found: dict[str, Draw] = {DROP_PATH: Draw(DROP_PATH, count=paths)} if paths else {}
+        for index, (operation, grid) in enumerate(zip(self._list, self._grids, strict=False)):
+            own = operation.draws(Data(self.layout, grid, channels))
+            suffix = _free_suffix(own, found)
+            self._suffixes[index] = suffix
+            for draw in own:
+                name = draw.name + suffix
+                count = max(draw.count, found[name].count if name in found else 0)
+                found[name] = Draw(name, draw.kind, count)
+        return DrawPlan(list(found.values()), few=few)
+
+
+def _in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    # Autocast knows no meta device, and none needs to be turned off there.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def _free_suffix(draws: Sequence[Draw], taken: dict[str, Draw]) -> str:
+    """Return what to append to names of streams, so that an operation that stands in the list again draws numbers of its own."""
+    suffix, number = "", 1
+    while any(draw.name + suffix in taken for draw in draws):
+        number += 1
+        suffix = f"#{number}"
+    return suffix
