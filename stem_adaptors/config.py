@@ -151,7 +151,7 @@ class ModelConfig:
     """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`.
 
     >>> config = tokenshards.ModelConfig(name="vit_tiny", depth=2, drop_path=0.1)
-    >>> len(tokenshards.build(tokenshards.open_dataset("photos.tokens"), config).backbone.blocks)
+    >>> len(tokenshards.build(config, tokenshards.open_dataset("photos.tokens"))[0].backbone.blocks)
     2
     """
 

@@ -3,7 +3,8 @@
     tokenshards tokenize photos/ photos.tokens                   # in a terminal: images to shards; again = continue
     dataset = tokenshards.open_dataset("photos.tokens")          # ids, labels and columns of a finished dataset
     loader = tokenshards.TokenLoader(dataset)                    # shuffled batches of tensors, resumable to the sample
-    model = tokenshards.build(dataset, "vit_tiny")               # a classifier that takes batch.ids_BLQ
+    model, transform = tokenshards.build("vit_tiny", dataset)    # a classifier, and the augmentation of its training
+    loss = transform.loss(model, next(iter(loader)))             # one step of a loop of your own; model(batch.ids_BLQ) gives logits
     tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
     report = tokenshards.train("photos.tokens", "run")           # the commands tokenize and train, as functions
 
