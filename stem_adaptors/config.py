@@ -75,6 +75,9 @@ class LoaderConfig:
 class AugmentConfig:
     """Token-space augmentations. A probability is the share of all samples that get the operation; probabilities never multiply.
 
+    >>> config = tokenshards.AugmentConfig(flip_prob=0.5, noise_prob=0.25, cutmix_prob=0.5)
+    >>> model, transform = tokenshards.build("vit_nano", tokenshards.open_dataset("photos.tokens"), augment=config)
+
     The defaults are those of SeiT (Park et al. 2023), whose Token-EDA draws one of synonyms, swap, nothing for each sample.
     """
 
@@ -190,7 +193,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How a classifier is optimised."""
+    """How a classifier is optimised.
+
+    >>> config = tokenshards.TrainConfig(epochs=20, lr=2e-3, layer_decay=0.75)
+    >>> config.beta1, config.beta2
+    (0.9, 0.999)
+    """
 
     epochs: int = 100
     lr: float = 1e-3

@@ -84,7 +84,20 @@ TOKENIZERS = (
     "custom",
     "fitted",
 )
-STEM_ADAPTORS = ("config", "ranks", "precision", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
+STEM_ADAPTORS = (
+    "config",
+    "ranks",
+    "precision",
+    "data",
+    "augment",
+    "models",
+    "objectives",
+    "reporting",
+    "training",
+    "cluster",
+    "frameworks",
+    "commands",
+)
 ORDERS = (
     ("pipeline", PIPELINE),
     ("pipeline.sources", SOURCES),
@@ -111,6 +124,7 @@ CONTRACT = (
 RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {
+    "tokenshards.stem_adaptors.frameworks.timm_models",
     "tokenshards.stem_adaptors.models.timm_backbones",
     "tokenshards.pipeline.tokenizers.fitted.perceptual",
 }
