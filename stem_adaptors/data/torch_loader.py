@@ -91,8 +91,8 @@ class StepSampler(BatchSampler):
         """The place where the next iteration begins."""
 
     @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Raise ConfigError: who asks would divide the steps among ranks, which they are already."""
+    def sampler(self) -> Any:  # type: ignore[override]
+        """Raise ConfigError: accelerate asks before it divides the steps among ranks, which they are already."""
         raise ConfigError(PREPARED)
 
     def __len__(self) -> int:

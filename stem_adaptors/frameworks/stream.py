@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tokenshards.pipeline.canonical import keyed_hash64
@@ -25,11 +26,11 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     >>> stream = tokenshards.TokenStream(tokenshards.open_dataset("photos.tokens"))
     >>> sample = next(iter(stream))
     >>> sorted(sample), sample["input_ids"].shape, sample["input_ids"].dtype
-    (['__key__', 'input_ids', 'labels'], (256, 2), dtype('int64'))
+    (['__key__', 'input_ids', 'labels'], torch.Size([256, 2]), torch.int64)
     >>> len({sample["__key__"] for sample in stream})
     72
 
-    `input_ids` is an int64 array [L, Q], or [L] where a site has one id; `labels` an int64 class index, -1 without a label; `__key__` the
+    `input_ids` is an int64 tensor [L, Q], or [L] where a site has one id; `labels` an int64 class index, -1 without a label; `__key__` the
     sample id. Each epoch orders the shards anew, by seed and epoch, and every rank and worker reads an equal stretch of that line (the
     stretches differ by at most one row). The order within a shard is as stored: shuffle behind the stream. Rows of several views of an
     image are samples of their own.
@@ -74,11 +75,15 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                 keys = data.table.column("sample_id").to_pylist()
                 lengths_B = data.tokens.lengths_B if data.tokens.shapes_BD is None else data.tokens.shapes_BD.prod(axis=1)
                 for row in range(max(0, begin - start), min(stop - start, end - start)):
-                    ids_LQ = data.tokens.ids_BLQ[row, : None if lengths_B is None else lengths_B[row]].astype(np.int64)
+                    ids_LQ = torch.from_numpy(data.tokens.ids_BLQ[row, : None if lengths_B is None else lengths_B[row]].astype(np.int64))
                     yield {
                         "__key__": keys[row],
                         "input_ids": ids_LQ[:, 0] if ids_LQ.shape[1] == 1 else ids_LQ,
-                        "labels": int(labels_B[row]),
-                        **({} if data.tokens.shapes_BD is None else {"shape": data.tokens.shapes_BD[row].astype(np.int64)}),
+                        "labels": torch.tensor(int(labels_B[row])),
+                        **(
+                            {}
+                            if data.tokens.shapes_BD is None
+                            else {"shape": torch.from_numpy(data.tokens.shapes_BD[row].astype(np.int64))}
+                        ),
                     }
             start = stop

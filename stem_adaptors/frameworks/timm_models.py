@@ -115,7 +115,7 @@ class TimmClassifier(TokenClassifier):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's patterns of layers, for its decay of the rate by layer."""
         return {
-            "stem": r"^embedding|^backbone\.(cls_token|pos_embed|patch_embed)",
+            "stem": r"^embedding|^backbone\.(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^backbone\.blocks\.(\d+)", None), (r"^backbone\.fc_norm", (99999,))],
         }
 

@@ -18,7 +18,7 @@ class TokenPipeline(webdataset.DataPipeline, webdataset.FluidInterface):  # type
     >>> pipeline = tokenshards.TokenPipeline(tokenshards.open_dataset("photos.tokens"))
     >>> ids, labels = next(iter(pipeline.shuffle(1000).to_tuple("input_ids", "labels").batched(24)))
     >>> ids.shape, labels.shape
-    (torch.Size([24, 256, 2]), (24,))
+    (torch.Size([24, 256, 2]), torch.Size([24]))
 
     The stream splits the samples by rank and worker: no splitter of webdataset is needed.
     """

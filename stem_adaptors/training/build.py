@@ -66,7 +66,8 @@ def _augmentation(augment: str | AugmentConfig | None, dataset: TokenDataset | S
     if augment is None:
         config: AugmentConfig = default_configs(dataset)["augment"]
         return config
-    presets = {"seit": AugmentConfig(), "none": AugmentConfig.off()}
+    mild = AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+    presets = {"seit": AugmentConfig(), "mild": mild, "none": AugmentConfig.off()}
     if augment not in presets:
         raise ConfigError(f"augment is {shorten(augment)}; expected one of {', '.join(presets)}, an AugmentConfig, or None")
     return allowed_augmentations(dataset.spec, presets[augment])
