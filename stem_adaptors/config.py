@@ -122,6 +122,9 @@ class AugmentConfig:
     mix_group: int | None = None
     """Samples in one mix group: one draw decides how they are mixed with each other. None: the first start chooses a size and records it.
     0: all samples that a rank has of a batch."""
+    ops: str = ""
+    """The operations in their order, as calls: `one_of(0.25*synonyms(), 0.25*swap()), rrc(), 0.5*noise(std=1), cutmix()`. Empty: those
+    that the other fields describe. A text replaces all other fields but `mix_group`."""
 
     def __post_init__(self) -> None:
         names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"

@@ -5,12 +5,15 @@ Embeddings, augmentation, final norm and head work in float32; the blocks betwee
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import nn
 
 from tokenshards.pipeline.errors import ConfigError
 
-__all__ = ["allow_fast_formats", "autocast", "precision_name", "precision_of", "recorded_precision"]
+__all__ = ["in_float32", "allow_fast_formats", "autocast", "precision_name", "precision_of", "recorded_precision"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,3 +56,9 @@ def allow_fast_formats(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which autocast changes nothing."""
+    # Autocast knows no meta device, and changes nothing there anyway.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

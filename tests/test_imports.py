@@ -109,7 +109,10 @@ def test_training_loads_no_tokenizer() -> None:
 
 def test_the_public_names_load_and_lead_to_one_class() -> None:
     import tokenshards
+    from tests.stem_adaptors.torchvision_shim import allow_torchvision
     from tokenshards.pipeline.shards.dataset import TokenDataset
+
+    allow_torchvision()  # Lightning imports it
 
     assert tokenshards.TokenDataset is TokenDataset
     for name in tokenshards.__all__:

@@ -6,15 +6,17 @@ import dataclasses
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.named_code import require_allowed
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
+from tokenshards.stem_adaptors.augment.language import named_code, parse_operations
 from tokenshards.stem_adaptors.augment.mixing import ColorAdapt, CutMix, Mixup
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSites, Noise, RandomCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
 from tokenshards.stem_adaptors.augment.operation import OneOf, Operation
 from tokenshards.stem_adaptors.config import AugmentConfig
 
-__all__ = ["allowed_augmentations", "default_augmentations", "mix_group_size", "operations_of"]
+__all__ = ["allowed_augmentations", "default_augmentations", "mix_group_size", "mixes", "operations_of", "require_own_operations_allowed"]
 
 MOST_MIXED = 128
 """Most samples in a mix group: the batch of one GPU in SeiT."""
@@ -30,22 +32,38 @@ def default_augmentations(spec: TokenizerSpec) -> AugmentConfig:
 
 def allowed_augmentations(spec: TokenizerSpec, config: AugmentConfig) -> AugmentConfig:
     """Return the config with every operation off that the layout or a missing codebook rules out."""
+    if config.ops:
+        return config
     ruled_out = {option: _NEUTRAL.get(option, 0.0) for option in _refused(spec.layout, config)}
     if spec.codebook is None:
         ruled_out["synonym_prob"] = 0.0
     return dataclasses.replace(config, **ruled_out)
 
 
-def mix_group_size(batch_size: int, shares: int) -> int:
-    """Return the size of a mix group that lies whole in each of `shares` equal shares of a batch; 0 where there is no such size.
+def mixes(config: AugmentConfig) -> bool:
+    """Whether an augmentation combines different samples."""
+    if not config.ops:
+        return config.mixes
+    return any(member.mixes for operation in parse_operations(config.ops) for member in operation.members())
 
-    The size is the largest power of two, up to MOST_MIXED, that divides a share. Rank r of n takes every n-th sample of a batch, from r on.
-    So the groups of a run that starts on n ranks stay the same on every number of ranks that divides n, and on other numbers of ranks whose
-    shares the groups fill.
+
+def require_own_operations_allowed(config: AugmentConfig) -> None:
+    """Raise ConfigError where a file's config names code of a user that $TOKENSHARDS_ALLOW_PYTHON does not name."""
+    for target in named_code(config.ops) if config.ops else ():
+        require_allowed(target, "this run", ConfigError)
+
+
+def mix_group_size(batch_size: int, shares: int) -> int:
+    """Return the size of a mix group that lies whole in each of `shares` equal shares of a batch; 0 for shares that are not equal.
+
+    The size is the largest power of two, up to MOST_MIXED, that divides a share; an odd share is one group. Rank r of n takes every n-th
+    sample of a batch, from r on. So the groups of a run that starts on n ranks stay the same on every number of ranks that divides n, and
+    on other numbers of ranks whose shares the groups fill.
     """
     share, rest = divmod(batch_size, shares)
-    size = min(share & -share, MOST_MIXED)
-    return 0 if rest or size < 2 else size
+    if rest:
+        return 0
+    return share if share % 2 else min(share & -share, MOST_MIXED)
 
 
 def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> list[Operation]:
@@ -54,6 +72,12 @@ def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> 
     Raises ConfigError for an operation that has no meaning in the layout. Sequences, pyramids and layouts of varying size have no common
     grid (no swap, crop or CutMix); sequences and layouts of varying size have no mirror image; rows of varying size cannot be mixed.
     """
+    if config.ops:
+        operations = parse_operations(config.ops)
+        for operation in operations:
+            if (reason := operation.refusal(spec.layout)) is not None:
+                raise ConfigError(f"augment.ops: {reason}")
+        return operations
     for option in _refused(spec.layout, config):
         raise ConfigError(index_ops.refusal(spec.layout, option, getattr(config, option)))
     if draws > 1 and config.noise_prob + config.coloradapt_prob > 1:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.named_code import PREFIX
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment.keys import all_rows
@@ -92,6 +93,9 @@ class Operation(nn.Module):
 
     def text(self) -> str:
         """Return the operation as `augment.ops` names it."""
+        if self.name.startswith(PREFIX):
+            options = "".join(f", {name}={_short(value)}" for name, value in self.options.items())
+            return f'python("{self.name.removeprefix(PREFIX)}"{options})'
         return f"{self.name}({', '.join(f'{name}={_short(value)}' for name, value in self.options.items())})"
 
     def members(self) -> list[Operation]:
@@ -151,7 +155,7 @@ class OneOf(_Composed):
         self.mixes = any(part.mixes for part in parts)
         self.certain = chances == [1.0]
         """Whether all samples get the one operation."""
-        self.stream = stream or "one_of." + ".".join(part.name for part in parts)
+        self.stream = stream or _stream([part.name for part in parts])
         stops = torch.tensor(chances, dtype=torch.float64).cumsum(0)
         edges_C2 = torch.stack([torch.cat([stops.new_zeros(1), stops[:-1]]), stops], dim=1).float()
         self.register_buffer("edges_C2", edges_C2, persistent=False)
@@ -187,6 +191,15 @@ class OneOf(_Composed):
         """Return the operation as `augment.ops` names it."""
         parts = zip(self.chances, self._own_parts(), strict=True)
         return f"one_of({', '.join(f'{_short(float(chance))}*{part.text()}' for chance, part in parts)})"
+
+
+_STREAMS = {"eda": {"synonyms", "swap"}, "flip": {"flip"}, "noise": {"noise", "color_adapt"}, "mix": {"cutmix", "mixup"}}
+
+
+def _stream(names: list[str]) -> str:
+    """Return the stream of a choice: that of the fields of AugmentConfig, where they describe the same choice."""
+    found = [stream for stream, members in _STREAMS.items() if members >= set(names)]
+    return found[0] if found else "one_of." + ".".join(names)
 
 
 class HalfBatch(_Composed):

@@ -8,7 +8,6 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_targets
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
 
@@ -147,10 +147,14 @@ class TokenTransform(nn.Module):
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
-    def compile(self, **options: Any) -> None:
-        """Let torch compile the operations and the model as one graph, from the next call of `loss` or `answers` on."""
+    def compile(self, *, fullgraph: bool = True, **options: Any) -> None:  # type: ignore[override]
+        """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
+
+        The options are those of torch.compile. Another size of batch makes another graph; another step or epoch does not.
+        """
         self._compiled = True
-        self.answers = torch.compile(self.answers, fullgraph=True, dynamic=False, **options)  # type: ignore[method-assign]
+        self.transformed = torch.compile(self.transformed, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
+        self.answers = torch.compile(self.answers, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
 
     def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
@@ -181,7 +185,7 @@ class TokenTransform(nn.Module):
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
-        with _in_float32(inputs.ids_BLQ.device):
+        with in_float32(inputs.ids_BLQ.device):
             numbers = self.plan(inputs.epoch_21, inputs.positions_B)
             state = self._augmented(model, inputs, numbers)
             x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
@@ -227,11 +231,6 @@ class TokenTransform(nn.Module):
                 count = max(draw.count, found[name].count if name in found else 0)
                 found[name] = Draw(name, draw.kind, count)
         return DrawPlan(list(found.values()), few=few)
-
-
-def _in_float32(device: torch.device) -> AbstractContextManager[Any]:
-    # Autocast knows no meta device, and none needs to be turned off there.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _free_suffix(draws: Sequence[Draw], taken: dict[str, Draw]) -> str:

@@ -33,7 +33,15 @@ class TrainOptions:
     lr: Annotated[float | None, typer.Option(help="Peak learning rate, whatever the batch size.", show_default="by the size of DATA")] = (
         None
     )
-    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Token-space augmentations that the layout allows.")] = True
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Token-space augmentations: seit, seitpp, mild, none, or operations such as 'rrc(), 0.5*noise()'.",
+            show_default="by the size of DATA",
+        ),
+    ] = None
+    no_augment: Annotated[bool, typer.Option("--no-augment", help="The same as --augment none.")] = False
     device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.", show_default="auto")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentations.", show_default="0")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, exactly; start it where there is none.")] = False

@@ -8,11 +8,11 @@ from typing import Any
 
 from tokenshards.pipeline.commands.options import parse_options
 from tokenshards.pipeline.commands.python_calls import as_function
-from tokenshards.pipeline.errors import StoppedError
+from tokenshards.pipeline.errors import ConfigError, StoppedError
 from tokenshards.pipeline.storage.store import Store, display_url
-from tokenshards.stem_adaptors.augment import allowed_augmentations
+from tokenshards.stem_adaptors.augment import augmentation_named
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
-from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig, with_settings
+from tokenshards.stem_adaptors.config import TrainConfig, with_settings
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import joined_ranks
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
@@ -137,8 +137,11 @@ def _configs(options: TrainOptions, chosen: TrainingData) -> dict[str, Any]:
     }
     recipe_configs = {} if options.recipe is None else read_recipe(options.recipe)
     configs = with_given({**default_configs(chosen), **recipe_configs}, given)
-    if not options.augment:
-        configs["augment"] = allowed_augmentations(chosen.spec, AugmentConfig.off())
+    if options.no_augment and options.augment not in (None, "none"):
+        raise ConfigError(f"--augment {options.augment} and --no-augment were both given; expected one of them")
+    name = "none" if options.no_augment else options.augment
+    if name is not None:
+        configs["augment"] = augmentation_named(name, chosen.spec)
     return with_settings(configs, options.set or ())
 
 

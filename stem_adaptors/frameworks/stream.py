@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tokenshards.pipeline.canonical import keyed_hash64
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["TokenStream"]
@@ -31,9 +32,9 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     72
 
     `input_ids` is an int64 tensor [L, Q], or [L] where a site has one id; `labels` an int64 class index, -1 without a label; `__key__` the
-    sample id. Each epoch orders the shards anew, by seed and epoch, and every rank and worker reads an equal stretch of that line (the
-    stretches differ by at most one row). The order within a shard is as stored: shuffle behind the stream. Rows of several views of an
-    image are samples of their own.
+    sample id. Grids and videos of varying size have a `shape`, too. Each epoch orders the shards anew, by seed and epoch, and
+    every rank and worker reads an equal stretch of that line (they differ by at most one row). The order within a shard is as stored:
+    shuffle behind the stream. Rows of several views of an image are samples of their own.
     """
 
     def __init__(self, dataset: TokenDataset, *, shuffle_shards: bool = True, seed: int = 0) -> None:
@@ -70,20 +71,23 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         for group in range(reader.num_row_groups):
             stop = start + reader.row_group_rows(group)
             if begin < stop and start < end:
-                data = reader.read_row_group(group, ("sample_id", "label"))
-                labels_B = self.dataset._class_indices(data.table.column("label"))
-                keys = data.table.column("sample_id").to_pylist()
-                lengths_B = data.tokens.lengths_B if data.tokens.shapes_BD is None else data.tokens.shapes_BD.prod(axis=1)
-                for row in range(max(0, begin - start), min(stop - start, end - start)):
-                    ids_LQ = torch.from_numpy(data.tokens.ids_BLQ[row, : None if lengths_B is None else lengths_B[row]].astype(np.int64))
-                    yield {
-                        "__key__": keys[row],
-                        "input_ids": ids_LQ[:, 0] if ids_LQ.shape[1] == 1 else ids_LQ,
-                        "labels": torch.tensor(int(labels_B[row])),
-                        **(
-                            {}
-                            if data.tokens.shapes_BD is None
-                            else {"shape": torch.from_numpy(data.tokens.shapes_BD[row].astype(np.int64))}
-                        ),
-                    }
+                yield from self._of_group(reader, group, range(max(0, begin - start), min(stop, end) - start))
             start = stop
+
+    def _of_group(self, reader: ShardReader, group: int, rows: range) -> Iterator[dict[str, Any]]:
+        data = reader.read_row_group(group, ("sample_id", "label"))
+        labels_B = self.dataset._class_indices(data.table.column("label"))
+        keys = data.table.column("sample_id").to_pylist()
+        tokens = data.tokens
+        lengths_B = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)
+        for row in rows:
+            sites = None if lengths_B is None else int(lengths_B[row])
+            ids_LQ = torch.from_numpy(tokens.ids_BLQ[row, :sites].astype(np.int64))
+            sample = {
+                "__key__": keys[row],
+                "input_ids": ids_LQ[:, 0] if ids_LQ.shape[1] == 1 else ids_LQ,
+                "labels": torch.tensor(int(labels_B[row])),
+            }
+            if tokens.shapes_BD is not None:
+                sample["shape"] = torch.from_numpy(tokens.shapes_BD[row].astype(np.int64))
+            yield sample

@@ -23,6 +23,7 @@ from tokenshards.stem_adaptors.models.drop_path import DropPath, draw_paths, dro
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
 from tokenshards.stem_adaptors.models.own_code import MODELS, build_own_model, build_own_stem, is_own_model, is_own_stem, own_names
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
+from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier"]
 
@@ -199,7 +200,7 @@ class TokenClassifier(nn.Module):
             whole_BC: Tensor = backbone(x, *masks)
             return whole_BC
         features = backbone.forward_features(x, *masks)
-        with torch.autocast(x.device.type, enabled=False):
+        with in_float32(x.device):
             logits_BC: Tensor = backbone.forward_head(features.float(), *masks)
         return logits_BC
 

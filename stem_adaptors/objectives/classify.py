@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TrainingData
-from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier, VisionTransformer, build_classifier
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, Counts
 from tokenshards.stem_adaptors.objectives.base import Align, Answers, Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
@@ -86,6 +87,7 @@ class ClassifyObjective(Objective):
         self.model = model
         self.transform = transform
         self.class_names, self.classes = tuple(classes), len(classes)
+        self._compiled = False
 
     def forward(self, batch: Batch) -> Answers:
         """Return the loss of each augmented sample and its logits [B, C]."""
@@ -93,7 +95,11 @@ class ClassifyObjective(Objective):
 
     def answers(self, batch: Batch) -> Answers:
         """Return cross-entropy and logits [B, C] of whole samples, after the centre crop. A sample without a label counts as class 0."""
-        logits_BC = self.model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD).float()
+        ids_BLQ = batch.ids_BLQ
+        if self._compiled:
+            ids_BLQ = ids_BLQ.long()  # compilers know little of uint16
+            self.model.embedding.check(ids_BLQ)
+        logits_BC = self._logits(ids_BLQ, batch.mask_BL, batch.shapes_BD)
         return Answers(F.cross_entropy(logits_BC, batch.labels_B.clamp_min(0), reduction="none"), logits_BC)
 
     def weights_B(self, batch: Batch) -> Tensor:
@@ -113,9 +119,19 @@ class ClassifyObjective(Objective):
         mapping = class_map(dataset.classes, self.class_names, dataset.store.url, missing_is_error=strict)
         return functools.partial(relabelled, mapping.to(self.device))
 
-    def compile_model(self) -> None:
-        """Let torch compile the backbone."""
-        self.model.classify = torch.compile(self.model.classify)  # type: ignore[method-assign]
+    def compile_model(self, **options: Any) -> None:
+        """Let torch compile a training step, augmentation and model as one graph, and a measurement as another one.
+
+        The options are those of torch.compile. Models of timm may fall into several graphs.
+        """
+        fullgraph = isinstance(self.model.backbone, VisionTransformer)
+        self._compiled = True
+        self.transform.compile(fullgraph=fullgraph, **options)
+        self._logits = torch.compile(self._logits, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
+
+    def _logits(self, ids_BLQ: Tensor, mask_BL: Tensor | None, shapes_BD: Tensor | None) -> Tensor:
+        logits_BC: Tensor = self.model(ids_BLQ, mask_BL=mask_BL, shapes_BD=shapes_BD).float()
+        return logits_BC
 
     @property
     def device(self) -> torch.device:

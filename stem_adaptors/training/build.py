@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
-from tokenshards.stem_adaptors.augment import TokenTransform, allowed_augmentations
+from tokenshards.stem_adaptors.augment import TokenTransform, augmentation_named
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
@@ -35,10 +35,10 @@ def build(
     >>> model.eval()(batch.ids_BLQ).shape  # logits of the batch as it is
     torch.Size([24, 3])
 
-    `model`: a size such as `vit_tiny`, `timm:NAME`, code of yours, or a ModelConfig. `augment`: the name of a preset (`seit`, `mild`,
-    `none`), an AugmentConfig, or None for what `train` takes for a dataset of this size. The model's embeddings are standardised. Its
-    weights depend on the arguments alone, and no generator is reseeded. Raises ConfigError where a part does not fit the dataset's layout,
-    or where no image has a label.
+    `model`: a size such as `vit_tiny`, `timm:NAME`, code of yours, or a ModelConfig. `augment`: the name of a preset (`seit`, `seitpp`,
+    `mild`, `none`), operations as a text, an AugmentConfig, or None for what `train` takes for a dataset of this size. The model's
+    embeddings are standardised. Its weights depend on the arguments alone, and no generator is reseeded. Raises ConfigError where a part
+    does not fit the dataset's layout, or where no image has a label.
     """
     if isinstance(model, TokenDataset | Selection):
         raise ConfigError('build got the dataset first; expected the model first, such as build("vit_tiny", dataset)')
@@ -66,8 +66,4 @@ def _augmentation(augment: str | AugmentConfig | None, dataset: TokenDataset | S
     if augment is None:
         config: AugmentConfig = default_configs(dataset)["augment"]
         return config
-    mild = AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
-    presets = {"seit": AugmentConfig(), "mild": mild, "none": AugmentConfig.off()}
-    if augment not in presets:
-        raise ConfigError(f"augment is {shorten(augment)}; expected one of {', '.join(presets)}, an AugmentConfig, or None")
-    return allowed_augmentations(dataset.spec, presets[augment])
+    return augmentation_named(augment, dataset.spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.precision import precision_name
@@ -41,7 +42,9 @@ def decisions(
 
 
 def augmentation_words(config: AugmentConfig) -> str:
-    """Return the operations that are on, with their shares of samples."""
+    """Return the operations that are on, with their shares of samples; of `augment.ops` its text in one form."""
+    if config.ops:
+        return text_of(parse_operations(config.ops))
     shares = {
         "synonyms": config.synonym_prob,
         "swap": config.swap_prob,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
-from tokenshards.stem_adaptors.augment import default_augmentations
+from tokenshards.stem_adaptors.augment import augmentation_named, default_augmentations
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
@@ -63,7 +63,7 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
     batch_size = _fitting(_batch_size(count), sample_count(data))
     augment = default_augmentations(data.spec)
     if count < _SMALL:
-        augment = replace(augment, crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+        augment = augmentation_named("mild", data.spec)
     epochs = min(max(round(_SAMPLES_SEEN / max(1, count)), _EPOCHS[0]), _EPOCHS[1])
     return {
         "model": ModelConfig(name=next((name for limit, name in _MODELS if count < limit), _LARGEST)),

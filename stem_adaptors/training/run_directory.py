@@ -27,6 +27,7 @@ from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import require_own_operations_allowed
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
@@ -195,6 +196,7 @@ def open_objective(store: Store, weights: str = "best", device: torch.device | s
         raise ConfigError(f"--weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     run = load_run(store)
     require_own_code_allowed(run.model)
+    require_own_operations_allowed(run.augment)
     tables: Mapping[str, npt.NDArray[Any]] = {}
     if run.spec.codebook is not None:
         tables = load_codebook(store.read(TOKENIZER_OBJECTS[1]), run.spec.codebook.sha256, TOKENIZER_OBJECTS[1])

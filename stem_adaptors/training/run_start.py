@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.stem_adaptors.augment import mix_group_size
+from tokenshards.stem_adaptors.augment import mix_group_size, mixes
 from tokenshards.stem_adaptors.config import DRAWS
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.ranks import Ranks
@@ -46,6 +46,11 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
     if augment.mix_group is None:
         chosen = mix_group_size(request.loader.batch_size, ranks.world_size * request.train.accumulate)
         augment = replace(augment, mix_group=chosen if recorded is None else recorded.augment.mix_group)
+        if recorded is None and not chosen and mixes(augment):
+            raise ConfigError(_uneven_shares(request.loader.batch_size, ranks.world_size))
+    draws = DRAWS if recorded is None else recorded.draws
+    if augment.mix_group and draws > 1 and mixes(augment):
+        _require_whole_groups(augment.mix_group, request.loader.batch_size, ranks.world_size, request.train.accumulate)
     state = loader.state_dict()
     # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.
     digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
@@ -58,7 +63,7 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         classes=request.data.classes,
         statistics=None if request.model.raw_embeddings else statistics_of(dataset),
         data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
-        draws=DRAWS if recorded is None else recorded.draws,
+        draws=draws,
         objective=request.objective,
     )
 
@@ -86,12 +91,40 @@ def _require_even_pieces(batch_size: int, world_size: int, accumulate: int) -> N
     )
 
 
+def _uneven_shares(batch_size: int, world_size: int) -> str:
+    near = batch_size - batch_size % world_size
+    sizes = " or ".join(str(size) for size in (near, near + world_size) if size)
+    return (
+        f"a batch of {batch_size} images cannot be shared evenly by {world_size} processes, so no mix group lies whole in one of them: "
+        f"give --batch-size {sizes}, or --set augment.mix_group=0, which mixes the images that each process has; the result then depends "
+        "on their number"
+    )
+
+
+def _require_whole_groups(size: int, batch_size: int, world_size: int, accumulate: int) -> None:
+    """Raise ConfigError where a mix group would lie in two shares of a batch: other samples would be mixed with each other."""
+    if batch_size % (size * world_size * accumulate) == 0:
+        return
+    groups = batch_size // (size * accumulate)
+    fitting = [count for count in range(1, groups + 1) if batch_size % (size * accumulate * count) == 0]
+    parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+    remedy = f"start {' or '.join(map(str, fitting[-6:]))} of them" if fitting else "give another augment.mix_group"
+    raise ConfigError(
+        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {world_size} processes{parts} do not get whole groups of a "
+        f"batch of {batch_size}, so the result would be another one: {remedy}"
+    )
+
+
 def mixing_note(run: Run, ranks: Ranks) -> str | None:
-    """Return a note for the user where the samples are mixed differently than on another number of ranks."""
+    """Return a note for the user where the samples are mixed differently than on another number of ranks, by their own choice."""
     size, batch_size = run.augment.mix_group or 0, run.loader.batch_size
     shares = ranks.world_size * run.train.accumulate
+    if not mixes(run.augment):
+        return None
+    if size == 1:
+        return "note: mix groups hold one image each, because a process gets one at a time: CutMix, Mixup and ColorAdapt change nothing"
     by_shares = batch_size % (size * shares) > 0 if size else run.draws > 1 and shares > 1
-    if not run.augment.mixes or not by_shares:
+    if not by_shares:
         return None
     return (
         f"note: {shares} shares of a batch of {batch_size} do not hold whole mix groups of {size or 'one size'}; CutMix, Mixup and "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,12 +71,12 @@ def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, di
     answers.put((rank, reporter.losses, reporter.records))
 
 
-def train_with(world_size: int, *job: Any) -> list[Reported]:
+def train_with(world_size: int, *job: Any, target: Callable[..., None] = one_rank) -> list[Any]:
     """Train with so many processes; return what each reported. They fork from a process that has imported torch, once for all."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     answers, (port,) = context.Queue(), free_ports(1)
-    processes = [context.Process(target=one_rank, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
+    processes = [context.Process(target=target, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
     for process in processes:
         process.start()
     try:
@@ -140,22 +143,83 @@ def test_mix_groups_are_those_of_the_first_start(places: tuple[Path, Path], tmp_
     torch.testing.assert_close(torch.tensor(continued.losses), torch.tensor(whole.losses[-len(continued.losses) :]), rtol=1e-5, atol=0)
 
 
-def test_mixing_that_depends_on_the_processes_is_said(places: tuple[Path, Path], tmp_path: Path) -> None:
-    class Three(Ranks):
-        """Three ranks as far as numbers go."""
-
-        def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-            return model
-
-        def any(self, flag: bool, device: torch.device) -> bool:
-            return flag
-
-        def wait_for_all(self) -> None:
-            pass
-
-    request, reporter = request_for(open_dataset(str(places[0])), tmp_path / "run", tmp_path), KeptReporter()
-    trainer = Trainer(request, Three(world_size=3), torch.device("cpu"), reporter)
+def five_steps(trainer: Trainer) -> list[tuple[float, np.ndarray]]:
+    """Loss over all ranks and gradients (after clipping, which a norm below 1e9 does not do here) of five steps."""
     trainer._begin()
+    found: list[tuple[float, np.ndarray]] = []
+    gradients: list[np.ndarray] = []
+
+    def keep(*_: object) -> None:
+        parts = [parameter.grad.flatten() for parameter in trainer.model.parameters() if parameter.grad is not None]
+        gradients.append(torch.cat(parts).numpy().copy())
+
+    trainer.optimisation.optimizer.register_step_pre_hook(keep)
+    trainer.optimisation.train_mode()
+    for batch in itertools.islice((batch for epoch in range(2) for batch in trainer.loader.epoch(epoch)), 5):
+        loss = trainer._train_step(batch)
+        trainer.step += 1
+        found.append((float(trainer.ranks.sum(loss.clone())), gradients[-1]))
+    return found
+
+
+def rank_of_five_steps(rank: int, world_size: int, port: int, job: tuple[str, str, str, dict[str, Any], int], answers: Any) -> None:
+    """Make five steps as one process of several; put what `five_steps` returns as losses and gradients."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train, _, out, settings, _ = job
+    with joined_ranks("cpu") as (ranks, device):
+        request = request_for(open_dataset(train), out, Path(out).parent / "cache", **settings)
+        losses, gradients = zip(*five_steps(Trainer(request, ranks, device, KeptReporter())), strict=True)
+    answers.put((rank, losses, gradients))
+
+
+def test_losses_and_gradients_of_two_ranks_are_those_of_one_with_seits_augmentation(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """CutMix on, drop path on, float32, equal mix groups."""
+    settings: dict[str, Any] = {"model": replace(MODEL, drop_path=0.3), "augment": AugmentConfig(mix_group=8), "clip_grad_norm": 1e9}
+    request = request_for(open_dataset(str(places[0])), tmp_path / "one", tmp_path / "cache", **settings)
+    alone = five_steps(Trainer(request, Ranks(), torch.device("cpu"), KeptReporter()))
+    job = (*map(str, places), str(tmp_path / "two"), settings, 0)
+    for losses, gradients in train_with(2, *job, target=rank_of_five_steps):
+        for (loss, gradient), found, found_gradient in zip(alone, losses, gradients, strict=True):
+            assert found == pytest.approx(loss, rel=1e-5)
+            assert np.linalg.norm(found_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
+    assert len({round(loss, 6) for loss, _ in alone}) == 5
+
+
+class Several(Ranks):
+    """Ranks as far as numbers go."""
+
+    def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        return model
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        return flag
+
+    def wait_for_all(self) -> None:
+        pass
+
+
+def test_a_start_that_would_cut_mix_groups_is_refused(places: tuple[Path, Path], tmp_path: Path) -> None:
+    data, cpu, reporter = open_dataset(str(places[0])), torch.device("cpu"), KeptReporter()
+
+    def start(world_size: int, **settings: Any) -> Trainer:
+        request = request_for(data, tmp_path / "run", tmp_path, **{"augment": AugmentConfig(), **settings})
+        trainer = Trainer(request, Several(world_size=world_size), cpu, reporter)
+        trainer._begin()
+        return trainer
+
+    with pytest.raises(ConfigError, match="16 images cannot be shared evenly by 3 processes.*--batch-size 15 or 18"):
+        start(3)
+    assert start(1).run.augment.mix_group == 16
+    with pytest.raises(ConfigError, match="groups of 16; 2 processes do not get whole groups of a batch of 16.*start 1 of them"):
+        start(2, resume=True)
+    start(1, resume=True)
+    assert not any(line.startswith("note") for line in reporter.lines)
+    # Nothing is mixed, or somebody wants it so.
+    request = request_for(data, tmp_path / "plain", tmp_path, augment=PER_SAMPLE)
+    Trainer(request, Several(world_size=3), cpu, reporter)
+    request = request_for(data, tmp_path / "wanted", tmp_path, augment=AugmentConfig(mix_group=0))
+    Trainer(request, Several(world_size=3), cpu, reporter)._begin()
     assert any("3 shares of a batch of 16 do not hold whole mix groups" in line for line in reporter.lines)
 
 

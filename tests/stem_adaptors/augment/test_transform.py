@@ -350,7 +350,7 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "shares", "expected"),
-    [(1024, 1, 128), (1024, 8, 128), (1024, 16, 64), (96, 1, 32), (96, 2, 16), (16, 16, 0), (15, 1, 0), (16, 3, 0), (6, 1, 2)],
+    [(1024, 1, 128), (1024, 8, 128), (1024, 16, 64), (96, 1, 32), (96, 2, 16), (16, 16, 1), (15, 1, 15), (14, 2, 7), (16, 3, 0), (6, 1, 2)],
 )
 def test_mix_groups_are_whole_in_every_share(batch_size: int, shares: int, expected: int) -> None:
     assert mix_group_size(batch_size, shares) == expected

@@ -45,7 +45,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     write_digits(folder / "images")
     tokenshards.tokenize(folder / "images" / "train", folder / "train", size=32, levels=1, workers=1)
     tokenshards.tokenize(folder / "images" / "val", folder / "val", tokenizer=folder / "train", workers=1)
-    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "augment": False, "device": "cpu"}
+    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "augment": "none", "device": "cpu"}
     report = tokenshards.train(folder / "train", folder / "run", val=folder / "val", **options)
     assert report.best_top1 is not None and report.best_top1 > 0.75
     return Digits(tokenshards.open_dataset(folder / "train"), tokenshards.open_dataset(folder / "val"), report.records[-1]["val_top1"])
@@ -171,7 +171,7 @@ def test_lightning(digits: Digits, tmp_path: Path) -> None:
     found = float(whole.callback_metrics["val_top1"])
     assert whole.global_step == EPOCHS * 89
     assert abs(found - digits.top1) < 0.02, "order, augmentation, schedule and optimiser are those of the command"
-    resumed = fitted(str(tmp_path / "epoch=0.ckpt"))
+    resumed = fitted(str(tmp_path / "epoch=0.ckpt"), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
     assert resumed.global_step == whole.global_step and float(resumed.callback_metrics["val_top1"]) == found
 
 

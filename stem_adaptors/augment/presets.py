@@ -1,0 +1,34 @@
+"""Augmentations by name, for `train --augment NAME`."""
+
+from __future__ import annotations
+
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.named_code import PREFIX
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.stem_adaptors.augment.declared import allowed_augmentations
+from tokenshards.stem_adaptors.config import AugmentConfig
+
+__all__ = ["PRESETS", "augmentation_named"]
+
+PRESETS: dict[str, AugmentConfig] = {
+    "seit": AugmentConfig(),
+    "seitpp": AugmentConfig(noise_prob=0.375, coloradapt_prob=0.125),
+    "mild": AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5),
+    "none": AugmentConfig.off(),
+}
+"""`seit`: SeiT (Park et al. 2023). `seitpp`: with ColorAdapt in the place of a quarter of the noise (SeiT++, Lee et al. 2024; its
+TokenAdapt is missing). `mild`: ours, for small sets. `none`: the centre crop alone."""
+
+
+def augmentation_named(name: str, spec: TokenizerSpec) -> AugmentConfig:
+    """Return a preset without what the layout or a missing codebook rules out; or the config of a text such as `rrc(), cutmix()`.
+
+    Raises ConfigError for another name.
+    """
+    if name in PRESETS:
+        return allowed_augmentations(spec, PRESETS[name])
+    if "(" in name or name.startswith(PREFIX):
+        return AugmentConfig(ops=name)
+    raise ConfigError(
+        f"--augment is {name!r}; expected one of {', '.join(PRESETS)}, or operations such as 'rrc(), 0.5*noise()' (see augment.ops)"
+    )
