@@ -13,7 +13,9 @@ import torch
 
 import tokenshards
 from tests.datasets import write_images
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 
+allow_torchvision()  # timm and Lightning import it
 NAMES = [name for name in tokenshards.__all__ if name != "__version__"]
 
 

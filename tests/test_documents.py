@@ -34,6 +34,7 @@ from tests.pipeline.tokenizers import taesd_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
 from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
 from tokenshards.pipeline.named_code import ALLOW_PYTHON
@@ -44,6 +45,7 @@ from tokenshards.stem_adaptors.config import STEMS, AugmentConfig
 from tokenshards.stem_adaptors.models.own_code import MODELS
 from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
+allow_torchvision()  # the frameworks of the training guide import it
 README = ROOT / "README.md"
 PIPELINE, TRAINING, INFRA = (ROOT / room / "README.md" for room in ("pipeline", "stem_adaptors", "infra"))
 BENCH, LOCAL_S3, SPEC = ROOT / "infra/bench/README.md", ROOT / "infra/local_s3/README.md", ROOT / "pipeline/shards/SPEC.md"

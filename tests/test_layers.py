@@ -85,7 +85,20 @@ TOKENIZERS = (
     "custom",
     "fitted",
 )
-STEM_ADAPTORS = ("config", "ranks", "precision", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
+STEM_ADAPTORS = (
+    "config",
+    "ranks",
+    "precision",
+    "data",
+    "augment",
+    "models",
+    "objectives",
+    "reporting",
+    "training",
+    "cluster",
+    "frameworks",
+    "commands",
+)
 ORDERS = (
     ("pipeline", PIPELINE),
     ("pipeline.sources", SOURCES),
@@ -114,6 +127,7 @@ RAY_INTERNALS = "tokenshards.stem_adaptors.cluster.ray_internals"
 RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {
+    "tokenshards.stem_adaptors.frameworks.timm_models",
     "tokenshards.stem_adaptors.models.timm_backbones",
     "tokenshards.pipeline.tokenizers.fitted.perceptual",
 }

@@ -86,6 +86,7 @@ class TokenLoader:
         check_ranks(data, self.config, self.rank, self.world_size)
         self._reader = BatchReader(data, self.config, self.world_size)
         self._state = initial_state(data, self.config)
+        self._ended = False
         self._copies = DeviceCopies(self.device)
         self._batches: Prefetcher[Copied] | None = None
 
@@ -98,7 +99,12 @@ class TokenLoader:
         return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch."""
+        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch.
+
+        A consumer that takes the last batch of an epoch and does not ask for more, as `zip` and Lightning do, gets the next epoch next.
+        """
+        if self._ended:
+            self._state = replace(self._state, epoch=self._state.epoch + 1, next_global_index=0)
         return self._run(self._state)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
@@ -115,6 +121,7 @@ class TokenLoader:
         Raises ConfigError naming the field, where the state belongs to other data or another order.
         """
         self._state = self._state.resume(state)
+        self._ended = False
 
     def close(self) -> None:
         """Stop all background work. A loader that is no longer referenced needs no call."""
@@ -130,13 +137,14 @@ class TokenLoader:
             self._reader.close()
             self._reader = BatchReader(self.data, self.config, found[1])
             self.rank, self.world_size = found
-        size = self.config.batch_size
+        size, self._ended = self.config.batch_size, False
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
             for copied in batches:
                 state = self._state = replace(state, next_global_index=state.next_global_index + size)
+                self._ended = not epoch_steps(sample_count(self.data), size, self.config.end, start=state.next_global_index)
                 yield self._copies.take(copied)
-        self._state = replace(state, epoch=state.epoch + 1, next_global_index=0)
+        self._state, self._ended = replace(state, epoch=state.epoch + 1, next_global_index=0), False
 
     def _made(self, state: LoaderState) -> Iterator[Copied]:
         start, size = state.next_global_index, self.config.batch_size

@@ -159,7 +159,7 @@ class TokenClassifier(nn.Module):
     """Token ids to logits. `embed` and `classify` are the two halves; augmentations of embeddings fit between them.
 
     >>> dataset = tokenshards.open_dataset("photos.tokens")
-    >>> model = tokenshards.build(dataset, "vit_nano")
+    >>> model, _ = tokenshards.build("vit_nano", dataset)
     >>> vectors = model.embed(torch.from_numpy(dataset[:4].ids_BLQ))
     >>> vectors.shape, model.classify(vectors).shape
     (torch.Size([4, 48, 16, 16]), torch.Size([4, 3]))

@@ -49,7 +49,12 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         if recorded is None and not chosen and mixes(augment):
             raise ConfigError(_uneven_shares(request.loader.batch_size, ranks.world_size))
     draws = DRAWS if recorded is None else recorded.draws
-    if augment.mix_group and draws > 1 and mixes(augment):
+    # Another batch or other parts of it are refused, with a sentence on them, where the recorded run is compared.
+    same_batch = recorded is None or (recorded.loader.batch_size, recorded.train.accumulate) == (
+        request.loader.batch_size,
+        request.train.accumulate,
+    )
+    if augment.mix_group and draws > 1 and mixes(augment) and same_batch:
         _require_whole_groups(augment.mix_group, request.loader.batch_size, ranks.world_size, request.train.accumulate)
     state = loader.state_dict()
     # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.

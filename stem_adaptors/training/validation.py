@@ -21,7 +21,7 @@ from tokenshards.stem_adaptors.training.evaluate import evaluate
 from tokenshards.stem_adaptors.training.run_directory import Run
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
-__all__ = ["Candidate", "Validation"]
+__all__ = ["Candidate", "Validation", "seen_in_training"]
 
 Candidate = tuple[float, dict[str, Tensor], str]
 """A score, the weights that reached it, and the name of these weights."""
@@ -46,7 +46,7 @@ class Validation:
                 f"{val.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
                 f"{run.spec.fingerprint[:12]}…. Tokenize the validation set with --tokenizer TRAINING_SET"
             )
-        self.note = _seen_in_training(val, request.data)
+        self.note = seen_in_training(val, request.data)
         self._align = objective.align(val)
         config = LoaderConfig(
             batch_size=loader.batch_size,
@@ -80,7 +80,7 @@ class Validation:
         return evaluate(objective, loader.epoch(0), self._align, precision, objective.measure()).record(self._ranks)
 
 
-def _seen_in_training(val: TokenDataset, data: TrainingData) -> str | None:
+def seen_in_training(val: TokenDataset, data: TrainingData) -> str | None:
     """Return a note where the training set is the validation set; raise ConfigError where a mix contains it. Manifests tell."""
     measured = _digests(val)
     parts = data.parts if isinstance(data, Mix) else (data,)

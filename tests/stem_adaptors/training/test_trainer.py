@@ -291,7 +291,8 @@ def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenD
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_backbone_learns_the_same(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
-    small = {"model": replace(MODEL, depth=1), "epochs": 1}  # a second block takes the compiler another third of its time
+    # The compiler takes a minute for the augmentation, which tests/stem_adaptors/augment/test_compiled.py compiles.
+    small = {"model": replace(MODEL, depth=1), "epochs": 1, "augment": PLAIN}
     plain = fit(request_for(pair[0], tmp_path / "plain", cache, **small))
     compiled = fit(request_for(pair[0], tmp_path / "compiled", cache, compile=True, **small))
     torch.testing.assert_close(torch.tensor(compiled.losses), torch.tensor(plain.losses), rtol=1e-3, atol=1e-4)
