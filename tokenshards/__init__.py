@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tokenshards.pipeline.tokenizers.base import Tokenizer
     from tokenshards.pipeline.tokenizers.image_tokenizer import ImageTokenizer, load_tokenizer
     from tokenshards.pipeline.tokenizers.token_datasets import open_dataset
+    from tokenshards.stem_adaptors.augment.operation import Operation
+    from tokenshards.stem_adaptors.augment.registry import register_augmentation
+    from tokenshards.stem_adaptors.augment.transform import TokenTransform
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -38,10 +41,12 @@ __all__ = [
     "Layout",
     "LoaderConfig",
     "ModelConfig",
+    "Operation",
     "Sample",
     "TokenClassifier",
     "TokenDataset",
     "TokenLoader",
+    "TokenTransform",
     "TokenizeReport",
     "Tokenizer",
     "TokenizerSpec",
@@ -50,6 +55,7 @@ __all__ = [
     "build",
     "load_tokenizer",
     "open_dataset",
+    "register_augmentation",
     "tokenize",
     "train",
 ]
@@ -60,10 +66,12 @@ _HOMES = {
     "Layout": "pipeline.shards.spec",
     "LoaderConfig": "stem_adaptors.config",
     "ModelConfig": "stem_adaptors.config",
+    "Operation": "stem_adaptors.augment.operation",
     "Sample": "pipeline.shards.dataset",
     "TokenClassifier": "stem_adaptors.models.classifier",
     "TokenDataset": "pipeline.shards.dataset",
     "TokenLoader": "stem_adaptors.data.loader",
+    "TokenTransform": "stem_adaptors.augment.transform",
     "TokenizeReport": "pipeline.reports.run_report",
     "Tokenizer": "pipeline.tokenizers.base",
     "TokenizerSpec": "pipeline.shards.spec",
@@ -71,6 +79,7 @@ _HOMES = {
     "build": "stem_adaptors.training.build",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",
+    "register_augmentation": "stem_adaptors.augment.registry",
     "tokenize": "pipeline.commands.tokenizing",
     "train": "stem_adaptors.commands.training",
 }
