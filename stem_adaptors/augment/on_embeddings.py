@@ -19,10 +19,10 @@ from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
 
-__all__ = ["CentreCrop", "DropSites", "Noise", "RandomCrop", "RandomResizedCrop"]
+__all__ = ["CentreCrop", "Crop", "DropSites", "Noise", "RandomCrop", "RandomResizedCrop"]
 
 
-class _Crop(Operation):
+class Crop(Operation):
     """A crop to a share of the grid's sides."""
 
     def __init__(self, share: float = 0.875, **options: float) -> None:
@@ -50,7 +50,7 @@ def _cropped(side: int, share: float) -> int:
     return side if share == 1 else min(side, max(2, 2 * round(side * share / 2)))
 
 
-class RandomResizedCrop(_Crop):
+class RandomResizedCrop(Crop):
     """Resamples a random box of each sample (Token-RRC; SeiT, Park et al. 2023)."""
 
     name = "rrc"
@@ -72,7 +72,7 @@ class RandomResizedCrop(_Crop):
         return state._replace(x=crops.random_resized_crop(x, numbers, size, scale_min=self.scale_min, ratio_max=self.ratio_max))
 
 
-class RandomCrop(_Crop):
+class RandomCrop(Crop):
     """Cuts a window at a random place out of each sample."""
 
     name = "random_crop"
@@ -86,7 +86,7 @@ class RandomCrop(_Crop):
         return state._replace(x=crops.random_crop(state.embeddings, numbers, self.size(state)))
 
 
-class CentreCrop(_Crop):
+class CentreCrop(Crop):
     """Cuts out the centre, as in evaluation."""
 
     name = "centre_crop"

@@ -170,6 +170,11 @@ class OneOf(_Composed):
                     "operations that keep the grid: move it out of one_of"
                 )
 
+    @property
+    def choices(self) -> list[tuple[float, Operation]]:
+        """The operations with their probabilities."""
+        return list(zip(self.chances, self._own_parts(), strict=True))
+
     def draws(self, data: Data) -> tuple[Draw, ...]:
         """Return the number that decides, then those of the operations."""
         return (Draw(self.stream), *(draw for part in self._own_parts() for draw in part.draws(data)))
@@ -189,8 +194,7 @@ class OneOf(_Composed):
 
     def text(self) -> str:
         """Return the operation as `augment.ops` names it."""
-        parts = zip(self.chances, self._own_parts(), strict=True)
-        return f"one_of({', '.join(f'{_short(float(chance))}*{part.text()}' for chance, part in parts)})"
+        return f"one_of({', '.join(f'{_short(float(chance))}*{part.text()}' for chance, part in self.choices)})"
 
 
 _STREAMS = {"eda": {"synonyms", "swap"}, "flip": {"flip"}, "noise": {"noise", "color_adapt"}, "mix": {"cutmix", "mixup"}}

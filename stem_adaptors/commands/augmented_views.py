@@ -6,6 +6,7 @@ Shapes: B samples, L sites, N = B * L, Q ids per site, D channels, K codes of a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,22 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
 from tokenshards.stem_adaptors.augment import TokenTransform
+from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
+from tokenshards.stem_adaptors.augment.on_embeddings import Crop
+from tokenshards.stem_adaptors.augment.operation import OneOf
 from tokenshards.stem_adaptors.augment.transform import Lookup
-from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, with_settings
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding, embedding_statistics
-from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe
 
 __all__ = ["augmented_views", "nearest_ids"]
 
-# These options turn on one operation alone, in every sample. All other settings are those that `train` chooses for the dataset.
+MOST_LETTERS = 24
+"""Width of a column's caption."""
+
+# These options turn on one operation alone, in every sample. All other settings are those that `train` would use. A large alpha makes
+# CutMix and Mixup take about half of the other image, whatever the seed.
 _OPERATIONS: dict[str, dict[str, Any]] = {
     "synonyms": {"synonym_prob": 1.0},
     "block swap": {"swap_prob": 1.0},
@@ -37,55 +45,92 @@ _OPERATIONS: dict[str, dict[str, Any]] = {
     "noise": {"noise_prob": 1.0},
     "ColorAdapt": {"coloradapt_prob": 1.0},
     "site dropout": {"dropout_prob": 0.25},
-    "CutMix": {"cutmix_prob": 1.0, "cutmix_alpha": 1.0},
-    "Mixup": {"cutmix_prob": 1.0, "mixup_alpha": 1.0},
+    "CutMix": {"cutmix_prob": 1.0, "cutmix_alpha": 50.0},
+    "Mixup": {"cutmix_prob": 1.0, "mixup_alpha": 50.0},
 }
-_ON_IDS = ("synonyms", "block swap", "mirror")
 # The output is the whole grid, so that it can be decoded; training crops `crop_share` of the grid.
 _NOTHING = {"synonym_prob": 0.0, "swap_prob": 0.0, "flip_prob": 0.0, "dropout_prob": 0.0, "crop": "centre", "crop_share": 1.0}
 _NOTHING |= {"noise_prob": 0.0, "coloradapt_prob": 0.0, "cutmix_prob": 0.0, "cutmix_alpha": 0.0, "mixup_alpha": 0.0}
 
 
-def augmented_views(dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0) -> list[tuple[str, TokenBatch]]:
+def augmented_views(
+    dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0, recipe: str | None = None, settings: Sequence[str] = ()
+) -> list[tuple[str, TokenBatch]]:
     """Return (caption, tokens) pairs: unchanged, after each operation that the layout allows, and after all operations of `train`.
 
-    The second line of a caption says how often `train` applies the operation by default. Embeddings are standardised as in training, and
-    come back as the ids of the nearest codes. Without a codebook only operations on ids are shown. Raises ConfigError for layouts of
-    varying size, and where nothing can be shown.
+    `recipe`: a file, and `settings`: augment.FIELD=VALUE, as for `train`. The second line of a caption says how often `train` applies
+    the operation. Embeddings are standardised as in training, and come back as the ids of the nearest codes. Without a codebook only
+    operations on ids are shown. Raises ConfigError for layouts of varying size, where nothing can be shown, and for a setting that is not
+    of `augment`.
     """
     spec, tables = dataset.spec, dataset.codebook()
     if spec.layout.variable:
         raise ConfigError("samples of varying size cannot be shown augmented; leave --augment out")
-    defaults: AugmentConfig = default_configs(dataset)["augment"]
+    configs = {**default_configs(dataset), **({} if recipe is None else read_recipe(recipe))}
+    config: AugmentConfig = with_settings({"augment": configs["augment"]}, settings)["augment"]
     ids_BLQ = torch.from_numpy(tokens.ids_BLQ.astype(np.int64))
+    shown = len(ids_BLQ)
+    if shown > 1 and shown % 2:
+        # Images are mixed in pairs. One that is not shown keeps the middle one from a pair with itself.
+        ids_BLQ = torch.cat([ids_BLQ, ids_BLQ[1:2]])
     places_B = torch.arange(len(ids_BLQ))
     batch = Batch(ids_BLQ, places_B, torch.ones(len(ids_BLQ)), places_B, places_B, epoch=0, seed=seed)
     statistics = embedding_statistics(dataset)
     model = Lookup(TokenEmbedding(spec, tables, standardise=statistics))
     views = [("tokens\nas stored", tokens)]
-    for name, options in _OPERATIONS.items():
+    columns = [*_columns(config)]
+    if spec.codebook is not None:
+        columns.append(("all together\nas in training", _whole_grid(config)))
+    for caption, part in columns:
         try:
-            transform = TokenTransform(spec, tables, dataclasses.replace(defaults, **{**_NOTHING, **options}), len(ids_BLQ))
+            transform = TokenTransform(spec, tables, part, len(ids_BLQ))
         except ConfigError:
             continue  # the layout has no such operation
         state = transform.state(model, batch)
-        if name in _ON_IDS:
-            shown = state.ids_BLQ.numpy().astype(spec.id_dtype)
+        if all(operation.stage == "ids" for operation in parse_operations(part.ops)) if part.ops else not _on_embeddings(part):
+            ids = state.ids_BLQ.numpy().astype(spec.id_dtype)
         elif spec.codebook is not None:
-            shown = _nearest(spec, tables, statistics, state.embeddings)
+            ids = _nearest(spec, tables, statistics, state.embeddings)
         else:
             continue
-        views.append((f"{name}\n{_how_often(name, defaults)}", TokenBatch(shown)))
+        views.append((caption, TokenBatch(ids[:shown])))
     if len(views) == 1:
         raise ConfigError(
             f"no augmentation of tokenizer family {spec.family!r} can be shown: its layout is {spec.layout.kind!r} and it has no codebook; "
             "leave --augment out"
         )
-    if spec.codebook is not None:
-        transform = TokenTransform(spec, tables, dataclasses.replace(defaults, crop_share=1.0), len(ids_BLQ))
-        shown = _nearest(spec, tables, statistics, transform.state(model, batch).embeddings)
-        views.append(("all together\nas in training", TokenBatch(shown)))
     return views
+
+
+def _columns(config: AugmentConfig) -> Iterator[tuple[str, AugmentConfig]]:
+    """Yield the caption of each operation, and a config that applies it alone to all samples."""
+    if not config.ops:
+        for name, options in _OPERATIONS.items():
+            yield f"{name}\n{_how_often(name, config)}", dataclasses.replace(config, **{**_NOTHING, **options})
+        return
+    for operation in parse_operations(config.ops):
+        for chance, part in operation.choices if isinstance(operation, OneOf) else [(1.0, operation)]:
+            of = "mix groups" if part.by_group else "images"
+            text = part.text()
+            name = text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
+            yield f"{name}\n{chance:.0%} of {of}", _whole_grid(AugmentConfig(ops=text))
+
+
+def _whole_grid(config: AugmentConfig) -> AugmentConfig:
+    """Return the config with crops that keep the size of the grid, so that a tokenizer can decode it."""
+    if not config.ops:
+        return dataclasses.replace(config, crop_share=1.0)
+    operations = parse_operations(config.ops)
+    for operation in (member for one in operations for member in one.members()):
+        if isinstance(operation, Crop):
+            operation.options["share"] = 1.0
+    return dataclasses.replace(config, ops=text_of(operations))
+
+
+def _on_embeddings(config: AugmentConfig) -> bool:
+    """Whether a config changes embeddings."""
+    mixed = config.cutmix_prob > 0 and (config.cutmix_alpha > 0 or config.mixup_alpha > 0)
+    return mixed or config.crop != "centre" or max(config.noise_prob, config.coloradapt_prob, config.dropout_prob) > 0
 
 
 def _how_often(name: str, config: AugmentConfig) -> str:
@@ -101,7 +146,8 @@ def _how_often(name: str, config: AugmentConfig) -> str:
         "CutMix": config.cutmix_prob * (config.cutmix_alpha > 0) / both,
         "Mixup": config.cutmix_prob * (config.mixup_alpha > 0) / both,
     }
-    return f"{shares[name]:.0%} of images" if shares[name] > 0 else "off by default"
+    of = "mix groups" if name in ("CutMix", "Mixup") else "images"
+    return f"{shares[name]:.0%} of {of}" if shares[name] > 0 else "off"
 
 
 def _nearest(spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, x: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:

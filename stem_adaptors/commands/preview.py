@@ -25,6 +25,10 @@ def preview_command(
     source: Annotated[str | None, typer.Option(help="Show the originals from this place, which was tokenized, beside the tokens.")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE.py", help="With --augment: the augmentation of this recipe.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="With --augment: another setting, augment.FIELD=VALUE; may be repeated.")
+    ] = None,
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
     out_option: OutOptions = None,
@@ -39,10 +43,12 @@ def preview_command(
     options, sample_ids = side_options("out", out, storage_option, out_option), tuple(sample_id or ())
     if augment and source is not None:
         raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
+    if not augment and (recipe is not None or settings):
+        raise ConfigError("--recipe and --set say how to augment; give --augment too")
     if augment:
         from tokenshards.stem_adaptors.commands.augmented_views import augmented_views
 
-        views = functools.partial(augmented_views, seed=seed)
+        views = functools.partial(augmented_views, seed=seed, recipe=recipe, settings=settings or ())
         shown = preview_views(out, to, views, count=6 if n is None else n, sample_ids=sample_ids, label=label, options=options)
     else:
         count = 16 if n is None else n
@@ -58,3 +64,5 @@ def preview_command(
         print_json(shown.to_json())
     else:
         print(shown.text())
+        if augment:
+            print("embeddings are drawn as their nearest codes, so a change smaller than half the way to another code cannot be seen")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -93,10 +94,9 @@ def no_recompilation() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.usefixtures("no_recompilation")
-def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs(levels: int) -> None:
-    spec = spec_of(grid(6, 6, levels))
+def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
+    spec = spec_of(grid(6, 6, 2))
 
     def objective() -> ClassifyObjective:
         blueprint = Blueprint(
@@ -141,8 +141,9 @@ def test_the_compiler_of_torch_makes_the_same_of_the_default_augmentation() -> N
     transform, compiled = (transform_of(spec, AugmentConfig(mix_group=4)) for _ in range(2))
     compiled.compile()
     model, batch = embedded(spec), batch_of(spec, 8)
-    for epoch in range(2):
-        part = dataclasses.replace(batch, epoch=epoch)
-        found, expected = compiled(model, part), transform(model, part)
-        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-6)
+    with inductor.patch({"cpp.simdlen": 0}):  # plain C++ compiles three times as fast
+        for epoch in range(2):
+            part = dataclasses.replace(batch, epoch=epoch)
+            found, expected = compiled(model, part), transform(model, part)
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-6)

@@ -53,7 +53,7 @@ def test_each_view_shows_its_operation(dataset: TokenDataset) -> None:
     views = augmented_views(dataset, tokens, seed=8)
     assert [name.split("\n")[0] for name, _ in views] == ["tokens", *OPERATIONS, "all together"]
     captions = dict(name.split("\n") for name, _ in views)
-    assert (captions["synonyms"], captions["noise"], captions["CutMix"]) == ("25% of images", "25% of images", "50% of images")
+    assert (captions["synonyms"], captions["noise"], captions["CutMix"]) == ("25% of images", "25% of images", "50% of mix groups")
     assert {name for name, caption in captions.items() if "off" in caption} == {"mirror", "ColorAdapt", "site dropout", "Mixup"}
     shown = {name.split("\n")[0]: view.ids_BLQ for name, view in views}
     original = shown["tokens"]
@@ -74,6 +74,34 @@ def test_each_view_shows_its_operation(dataset: TokenDataset) -> None:
     assert all(np.array_equal(view.ids_BLQ, other.ids_BLQ) for (_, view), (_, other) in zip(views, again, strict=True))
     other = dict(augmented_views(dataset, tokens, seed=9))
     assert (other["noise\n25% of images"].ids_BLQ != shown["noise"]).any()
+
+
+def test_mixing_shows_in_every_image_whatever_their_number_and_the_seed(dataset: TokenDataset) -> None:
+    for count, seed in ((5, 8), (6, 8), (5, 0), (2, 3)):
+        tokens = tokens_of(dataset, count)
+        shown = {name.split("\n")[0]: view.ids_BLQ for name, view in augmented_views(dataset, tokens, seed=seed)}
+        for name in ("CutMix", "Mixup"):
+            assert shown[name].shape == tokens.ids_BLQ.shape
+            changed = (shown[name] != shown["tokens"]).any(2).mean(1)
+            assert (changed > 0).all(), (name, count, seed, changed)
+
+
+def test_settings_and_recipes_of_train_are_shown(dataset: TokenDataset, tmp_path: Path) -> None:
+    tokens = tokens_of(dataset, 4)
+
+    def captions(**options: Any) -> list[str]:
+        return [name for name, _ in augmented_views(dataset, tokens, **options)]
+
+    assert "Mixup\n40% of mix groups" in captions(settings=["augment.mixup_alpha=0.8", "augment.cutmix_prob=0.8"])
+    ops = "one_of(0.25*synonyms(), 0.25*swap()), rrc(share=0.5), 0.5*noise(std=2), 0.75*cutmix()"
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(f"from tokenshards.stem_adaptors.config import AugmentConfig\nAUGMENT = AugmentConfig(ops={ops!r})\n")
+    expected = ["tokens\nas stored", "synonyms()\n25% of images", "swap()\n25% of images", "rrc(share=1.0)\n100% of images"]
+    expected += ["noise(std=2)\n50% of images", "cutmix()\n75% of mix groups", "all together\nas in training"]
+    assert captions(settings=[f"augment.ops={ops}"]) == captions(recipe=str(recipe))
+    assert captions(settings=[f"augment.ops={ops}"]) == [line.replace("share=1.0", "share=0.5") for line in expected]
+    with pytest.raises(ConfigError, match="no part 'model'"):
+        captions(settings=["model.depth=1"])
 
 
 @pytest.mark.parametrize(("combine", "metric"), [("sum", "l2"), ("concat", "l2"), ("concat", "cosine")])
