@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from tokenshards.pipeline.tokenizers.base import Tokenizer
     from tokenshards.pipeline.tokenizers.image_tokenizer import ImageTokenizer, load_tokenizer
     from tokenshards.pipeline.tokenizers.token_datasets import open_dataset
-<<<<<<< HEAD
-=======
     from tokenshards.stem_adaptors.augment.operation import Operation
     from tokenshards.stem_adaptors.augment.registry import register_augmentation
->>>>>>> augment
     from tokenshards.stem_adaptors.augment.transform import TokenTransform
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
@@ -61,12 +58,9 @@ __all__ = [
     "TokenDataModule",
     "TokenDataset",
     "TokenLoader",
-<<<<<<< HEAD
     "TokenPipeline",
     "TokenSamples",
     "TokenStream",
-=======
->>>>>>> augment
     "TokenTransform",
     "TokenizeReport",
     "Tokenizer",
@@ -77,11 +71,8 @@ __all__ = [
     "build",
     "load_tokenizer",
     "open_dataset",
-<<<<<<< HEAD
     "register_timm_models",
-=======
     "register_augmentation",
->>>>>>> augment
     "tokenize",
     "train",
 ]
@@ -102,12 +93,9 @@ _HOMES = {
     "TokenDataModule": "stem_adaptors.frameworks.lightning_modules",
     "TokenDataset": "pipeline.shards.dataset",
     "TokenLoader": "stem_adaptors.data.loader",
-<<<<<<< HEAD
     "TokenPipeline": "stem_adaptors.frameworks.webdataset_pipeline",
     "TokenSamples": "stem_adaptors.frameworks.samples",
     "TokenStream": "stem_adaptors.frameworks.stream",
-=======
->>>>>>> augment
     "TokenTransform": "stem_adaptors.augment.transform",
     "TokenizeReport": "pipeline.reports.run_report",
     "Tokenizer": "pipeline.tokenizers.base",
@@ -117,11 +105,8 @@ _HOMES = {
     "build": "stem_adaptors.training.build",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",
-<<<<<<< HEAD
     "register_timm_models": "stem_adaptors.frameworks.timm_models",
-=======
     "register_augmentation": "stem_adaptors.augment.registry",
->>>>>>> augment
     "tokenize": "pipeline.commands.tokenizing",
     "train": "stem_adaptors.commands.training",
 }
