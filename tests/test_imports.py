@@ -31,7 +31,16 @@ HEAVY = (
 
 
 ROOT = Path(__file__).resolve().parents[1]
-BRIDGES = ("lightning_modules", "webdataset_pipeline", "timm_backbones", "ray_connection", "ray_places", "ray_train", "ray_worker")
+BRIDGES = (
+    "lightning_modules",
+    "webdataset_pipeline",
+    "timm_backbones",
+    "ray_connection",
+    "ray_internals",
+    "ray_places",
+    "ray_train",
+    "ray_worker",
+)
 READING = sorted(
     ".".join(("tokenshards", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "stem_adaptors").rglob("*.py")
