@@ -78,10 +78,11 @@ class TerminalReporter:
         total = len(str(progress.images_planned or progress.images_done))
         bar = BAR if self._console.width >= WIDE else SHORT_BAR
         room = self._console.width - len("- images ") - bar - (1 + 2 * total + 1) - 1 - (1 + _TIMES)
-        parts = text.split("  ")
-        while parts and len("  ".join(parts)) > room:
-            parts.pop()
-        return "  ".join(parts)
+        parts, kept = text.split("  "), set[int]()
+        for place in sorted(range(len(parts)), key=lambda place: "MB/s" in parts[place]):  # the bytes matter least
+            if len("  ".join(parts[one] for one in {*kept, place})) <= room:
+                kept.add(place)
+        return "  ".join(parts[place] for place in sorted(kept))
 
     def count(self, done: int) -> None:
         """Show how many of the planned items are done."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import ConfigError, NotFoundError, shorten
 from tokenshards.pipeline.storage.store import Store, open_parent
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
 
@@ -101,11 +101,13 @@ def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
 def read_tensors(path: str) -> dict[str, Tensor]:
     """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
 
-    Raises ConfigError where the file holds no tensors or cannot be read safely, MissingObjectError where there is no such file.
+    Raises ConfigError where the file holds no tensors or cannot be read safely, NotFoundError where there is no such file.
     """
     if Store(path).info(RUN_JSON) is not None:
         path = f"{path.rstrip('/')}/{BEST}"
     folder, name = open_parent(path.replace("\\", "/"))
+    if folder.info(name) is None:
+        raise NotFoundError(path, "no file and no run is here; expected the weights of a model. Check the path")
     data = folder.read(name)
     try:
         value: Any = load_safetensors(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
