@@ -127,7 +127,7 @@ def test_the_public_names_load_and_lead_to_one_class() -> None:
     for name in tokenshards.__all__:
         assert getattr(tokenshards, name) is not None
     assert set(tokenshards.__all__) <= set(dir(tokenshards))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'; its names are Batch"):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; its names are AugmentConfig, Batch"):
         _ = tokenshards.nothing
 
 

@@ -97,7 +97,7 @@ class TokenTransform(nn.Module):
     >>> batch = next(iter(tokenshards.TokenLoader(dataset, batch_size=24)))
     >>> x, targets_BC, mask = transform(model, batch)
     >>> x.shape, targets_BC.shape, mask  # 16 x 16 sites, cropped to 14 x 14
-    (torch.Size([24, 96, 14, 14]), torch.Size([24, 3]), None)
+    (torch.Size([24, 48, 14, 14]), torch.Size([24, 3]), None)
     >>> loss = transform.loss(model, batch)  # another batch, or the next epoch, draws other numbers
 
     `config`: the operations. `classes` and `smoothing`: those of the targets. `draws`: version of the random draws, see `config.DRAWS`.

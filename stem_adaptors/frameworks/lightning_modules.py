@@ -54,6 +54,8 @@ class TokenDataModule(LightningDataModule):
         super().__init__()
         self.train_data, self.val_data = train, val
         self.config = replace(config or LoaderConfig(), **settings)
+        self._loader: TokenLoader | None = None
+        self._place: dict[str, Any] | None = None
         if val is None:
             return
         note = seen_in_training(val, train)
@@ -63,7 +65,27 @@ class TokenDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Epochs:
         """Return the loader of the training set, one epoch per iteration."""
-        return Epochs(TokenLoader(self.train_data, self.config))
+        if self._loader is None:
+            self._loader = TokenLoader(self.train_data, self.config)
+            if self._place is not None:
+                self._loader.load_state_dict(self._place)
+        return Epochs(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training set, for a checkpoint."""
+        if self._loader is None:
+            return {} if self._place is None else self._place
+        state = self._loader.state_dict()
+        if state["next_global_index"] < len(self._loader) * self.config.batch_size:
+            return state
+        # Lightning saves at the end of an epoch, before the loader moves on.
+        return {**state, "epoch": state["epoch"] + 1, "next_global_index": 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the place of a checkpoint. Raises ConfigError, at the latest when the loader is made, for other data."""
+        self._place = state_dict or None
+        if self._loader is not None and state_dict:
+            self._loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> Measured | list[Any]:
         """Return the loader of the whole validation set, in the order stored."""
@@ -74,7 +96,7 @@ class TokenDataModule(LightningDataModule):
 
 
 class Epochs:
-    """A TokenLoader whose state at the end of an epoch is the start of the next one: Lightning saves before the loader moves on."""
+    """A TokenLoader without its state: what Lightning keeps of a loader's state, it drops when the number of steps is asked for early."""
 
     def __init__(self, loader: TokenLoader) -> None:
         self.loader = loader
@@ -84,17 +106,6 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where to continue."""
-        state = self.loader.state_dict()
-        if state["next_global_index"] < len(self.loader) * self.loader.config.batch_size:
-            return state
-        return {**state, "epoch": state["epoch"] + 1, "next_global_index": 0}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ConfigError for other data or another order."""
-        self.loader.load_state_dict(state)
 
 
 class Measured:

@@ -124,11 +124,12 @@ class TimmLoader:
     """Pairs (input, target) of a dataset for a TimmClassifier, one epoch per iteration, on the model's device.
 
     >>> import timm
+    >>> from timm.loss import SoftTargetCrossEntropy
     >>> dataset = tokenshards.open_dataset("photos.tokens")
     >>> name = tokenshards.register_timm_models()[0]
     >>> model = timm.create_model(name, data=dataset, augment="mild")
     >>> input, target = next(iter(tokenshards.TimmLoader(dataset, model, training=True, batch_size=24)))
-    >>> loss = timm.loss.SoftTargetCrossEntropy()(model(input), target)
+    >>> loss = SoftTargetCrossEntropy()(model(input), target)
     >>> input, target = next(iter(tokenshards.TimmLoader(dataset, model, training=False, batch_size=24)))
     >>> input.dtype, tuple(input.shape), target.dtype
     (torch.int64, (24, 256, 2), torch.int64)
