@@ -78,7 +78,8 @@ class SampleKeys:
 
     def integers(self, operation: str, high: int | Tensor, count: int = 1) -> Tensor:
         """Return int64 [B, count] from 0 to `high` - 1; `high` (at least 1, below 2^31) may be a tensor that broadcasts to the result."""
-        return (as_wide(self.words(operation, count)) * high) >> constants(self.positions_B.device).thirty_two
+        found: Tensor = (as_wide(self.words(operation, count)) * high) >> constants(self.positions_B.device).thirty_two
+        return found
 
     def normal(self, operation: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], standard normal to 16 bits: each half of a hash word picks one of the 65,536 `normal_quantiles`.
@@ -147,12 +148,14 @@ def sample_bases(epoch_21: Tensor, positions_B: Tensor) -> Tensor:
 def as_uniform(words: Tensor) -> Tensor:
     """Return float32 multiples of 2^-24 in [0, 1): the upper 24 bits of the words."""
     numbers = constants(words.device)
-    return ((words >> numbers.eight) & numbers.low_24).float().mul_(numbers.unit)
+    found: Tensor = ((words >> numbers.eight) & numbers.low_24).float().mul_(numbers.unit)
+    return found
 
 
 def as_wide(words: Tensor) -> Tensor:
     """Return the words as int64 from 0 to 2^32 - 1."""
-    return words.long() & constants(words.device).low_32
+    found: Tensor = words.long() & constants(words.device).low_32
+    return found
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -164,7 +167,8 @@ def folded(x: Tensor) -> Tensor:
     """Return x ^ (x >> 16), the mixer's first step."""
     # A right shift of int32 copies the sign. The masks turn it into the logical shift that the mixer defines.
     numbers = constants(x.device)
-    return (x >> numbers.sixteen).bitwise_and_(numbers.low_16).bitwise_xor_(x)
+    found: Tensor = (x >> numbers.sixteen).bitwise_and_(numbers.low_16).bitwise_xor_(x)
+    return found
 
 
 def products_(x: Tensor, key: Tensor | None = None) -> Tensor:

@@ -36,7 +36,7 @@ class ColorAdapt(Operation):
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Adapt the samples that are hit."""
-        return self(state, numbers, hit)
+        return self.forward(state, numbers, hit)
 
 
 class CutMix(Operation):
@@ -75,7 +75,7 @@ class CutMix(Operation):
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Mix the groups that are hit."""
-        return self(state, numbers, hit)
+        return self.forward(state, numbers, hit)
 
 
 class Mixup(Operation):
@@ -112,4 +112,4 @@ class Mixup(Operation):
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Mix the groups that are hit."""
-        return self(state, numbers, hit)
+        return self.forward(state, numbers, hit)

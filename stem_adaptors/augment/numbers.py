@@ -160,7 +160,8 @@ class DrawnNumbers:
         if name not in self._starts:
             return self._keys(name).integers(name, high, count)
         wide_BN = self._taken(self._wide_BN, self._starts[name], count)
-        return (wide_BN * high) >> constants(wide_BN.device).thirty_two
+        found: Tensor = (wide_BN * high) >> constants(wide_BN.device).thirty_two
+        return found
 
     def normal(self, name: str, count: int = 1) -> Tensor:
         """Return float32 [B, count], standard normal."""

@@ -123,7 +123,7 @@ class Noise(Operation):
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Add noise to the samples that are hit."""
-        return self(state, numbers, hit)
+        return self.forward(state, numbers, hit)
 
 
 class DropSites(Operation):

@@ -182,7 +182,7 @@ class OneOf(_Composed):
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Return the samples, each after the operation that its number chose."""
         if self.certain:
-            return self._own_parts()[0](state, numbers)
+            return self._own_parts()[0].forward(state, numbers)
         own = numbers[: state.groups] if self.by_group else numbers
         draw_1N = own.uniform(self.stream).view(1, -1)
         hit_CN = draw_1N < self.edges_C2[:, 1:]

@@ -147,7 +147,7 @@ class TokenTransform(nn.Module):
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
-    def compile(self, *, fullgraph: bool = True, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, *, fullgraph: bool = True, **options: Any) -> None:
         """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
 
         The options are those of torch.compile. Another size of batch makes another graph; another step or epoch does not.
