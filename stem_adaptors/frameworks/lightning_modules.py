@@ -32,7 +32,7 @@ with optional_import("TokenDataModule and TokenClassifierModule need Lightning",
 __all__ = ["TokenClassifierModule", "TokenDataModule"]
 
 
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(LightningDataModule):  # type: ignore[misc]
     """Batches of a training set and, optionally, of a validation set.
 
     >>> dataset = tokenshards.open_dataset("photos.tokens")
@@ -121,7 +121,7 @@ class Measured:
         return map(self._align, self.loader.epoch(0))
 
 
-class TokenClassifierModule(LightningModule):
+class TokenClassifierModule(LightningModule):  # type: ignore[misc]
     """A classifier and the transform of its training; logs `train_loss`, and `val_loss` and `val_top1` of the validation set.
 
     >>> model, transform = tokenshards.build("vit_nano", tokenshards.open_dataset("photos.tokens"))

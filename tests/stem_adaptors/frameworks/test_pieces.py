@@ -167,9 +167,9 @@ def test_lightning_reads_by_rank_and_begins_its_validation_anew(
     dataset: tokenshards.TokenDataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow_torchvision()
-    data = tokenshards.TokenDataModule(dataset, tokenshards.open_dataset(folder / "fewer.tokens"), batch_size=10)
     rows = []
     for _ in under_torchrun(monkeypatch):
+        data = tokenshards.TokenDataModule(dataset, tokenshards.open_dataset(folder / "fewer.tokens"), batch_size=10)
         rows.append([row for batch in data.train_dataloader() for row in batch.rows_B.tolist()])
     assert sorted(rows[0] + rows[1]) == list(range(COUNT))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
