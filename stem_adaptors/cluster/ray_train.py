@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokenshards.pipeline.errors import ClusterError, ConfigError, IncompleteError, TrainingError
 from tokenshards.pipeline.runners.ray_connection import HeadWatch
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import mixes
 from tokenshards.stem_adaptors.cluster.board import Board, News
 from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig
 from tokenshards.stem_adaptors.cluster.code_identity import code_identity
@@ -71,11 +73,26 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
         os.environ.setdefault(name, value)
     job = job.made_absolute()
     out = job.open_out()
-    if not resume and out.info(RUN_JSON) is not None:
+    begun = out.info(RUN_JSON) is not None
+    if not resume and begun:
         raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
+    if not begun:
+        job = _for_any_number_of_workers(job, cluster, reporter)
     with connected(cluster.address), marked(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
         require_same_code()
         return _Driver(job, cluster, reporter, out, mark).run(folder)
+
+
+def _for_any_number_of_workers(job: TrainingJob, cluster: ClusterConfig, reporter: Reporter) -> TrainingJob:
+    """Return the job; with a range of workers, mixing goes by what each worker has, so that every number of workers can go on."""
+    fewest, most = cluster.workers
+    if fewest == most or job.augment.mix_group is not None or not mixes(job.augment):
+        return job
+    reporter.say(
+        f"note: with {fewest} to {most} workers, CutMix, Mixup and ColorAdapt mix the images that each worker has, so the result depends on "
+        "their number. --set augment.mix_group=N keeps groups of N, and stops where workers do not get whole groups"
+    )
+    return replace(job, augment=replace(job.augment, mix_group=0))
 
 
 class _Driver:
