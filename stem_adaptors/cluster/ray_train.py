@@ -89,7 +89,7 @@ def _for_any_number_of_workers(job: TrainingJob, cluster: ClusterConfig, reporte
     if fewest == most or job.augment.mix_group is not None or not mixes(job.augment):
         return job
     reporter.say(
-        f"note: with {fewest} to {most} workers, CutMix, Mixup and ColorAdapt mix the images that each worker has, so the result depends on "
+        f"note: with {fewest} to {most} workers, CutMix, Mixup and ColorAdapt mix the images of each worker, so the result depends on "
         "their number. --set augment.mix_group=N keeps groups of N, and stops where workers do not get whole groups"
     )
     return replace(job, augment=replace(job.augment, mix_group=0))
