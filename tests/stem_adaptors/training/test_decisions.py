@@ -43,7 +43,7 @@ def test_a_training_prints_what_it_decided_and_whether_it_is_the_default(pair: t
     assert said["data"].startswith("70 images of 3 classes, 4 x 4 sites with 2 ids; nothing is measured")
     assert said["model"].startswith("vit_nano, ") and said["model"].endswith("(the default for 70 images)")
     assert said["recipe"].startswith("1 epochs of 4 steps of 16 images, AdamW at 0.002") and said["recipe"].endswith("(as given)")
-    assert "random-resized crop from 35%, synonyms 25%" in said["augmentation"] and "default" in said["augmentation"]
+    assert said["augmentation"].startswith("mild: random-resized crop from 35%, synonyms 25%") and "default" in said["augmentation"]
     assert said["place"] == "cpu in fp32, one process, seed 0"
     given = lines_of(fit(request_for(data, tmp_path / "given", tmp_path / "cache", val=val, epochs=1, train_part="head")).lines)
     assert given["data"].endswith("; measured on 20 images") and given["augmentation"].endswith("(as given)")
@@ -62,6 +62,8 @@ def test_the_map_that_a_timm_model_sees_is_said(pair: tuple[TokenDataset, TokenD
 def test_no_augmentation_has_a_word() -> None:
     assert augmentation_words(AugmentConfig.off()) == "none"
     assert augmentation_words(AugmentConfig(mixup_alpha=0.2)).endswith("CutMix 100%, Mixup 100%")
+    assert augmentation_words(AugmentConfig()).startswith("seit: ")
+    assert augmentation_words(AugmentConfig(ops="rrc(), cutmix()")) == "rrc(), cutmix()"
 
 
 def test_a_small_set_is_learnt_by_heart(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
