@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
+from tokenshards.stem_adaptors.augment.presets import PRESETS
 from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.precision import precision_name
@@ -44,9 +45,16 @@ def decisions(
 
 
 def augmentation_words(config: AugmentConfig) -> str:
-    """Return the operations that are on, with their shares of samples; of `augment.ops` its text in one form."""
+    """Return the operations that are on, after the name of the preset that has the same ones; of `augment.ops` its text in one form."""
     if config.ops:
         return text_of(parse_operations(config.ops))
+    words = _operation_words(config)
+    name = next((f"{name}: " for name, preset in PRESETS.items() if name != "none" and _operation_words(preset) == words), "")
+    return f"{name}{words}"
+
+
+def _operation_words(config: AugmentConfig) -> str:
+    """Return the operations that are on, with their shares of samples."""
     shares = {
         "synonyms": config.synonym_prob,
         "swap": config.swap_prob,

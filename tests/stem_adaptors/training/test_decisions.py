@@ -63,7 +63,7 @@ def test_no_augmentation_has_a_word() -> None:
     assert augmentation_words(AugmentConfig.off()) == "none"
     assert augmentation_words(AugmentConfig(mixup_alpha=0.2)).endswith("CutMix 100%, Mixup 100%")
     assert augmentation_words(AugmentConfig()).startswith("seit: ")
-    assert augmentation_words(AugmentConfig(ops="rrc(), cutmix()")) == "rrc(), cutmix()"
+    assert augmentation_words(AugmentConfig(ops="rrc(),cutmix( )")) == "rrc(), cutmix()"
 
 
 def test_a_small_set_is_learnt_by_heart(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
