@@ -19,6 +19,7 @@ from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.config import DRAWS
 
 __all__ = ["Data", "HalfBatch", "OneOf", "Operation"]
 
@@ -49,6 +50,8 @@ class Operation(nn.Module):
     """Whether it works on ids, before the codebook lookup, or on embeddings."""
     by_group: bool = False
     """Whether `OneOf` chooses for a whole mix group, and `hit` has one value for each group."""
+    version: int = DRAWS
+    """Version of the rules for random draws, see `config.DRAWS`."""
     mixes: bool = False
     """Whether a sample depends on other samples of its mix group."""
 

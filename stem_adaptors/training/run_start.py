@@ -49,7 +49,8 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         if recorded is None and not chosen and mixes(augment):
             raise ConfigError(_uneven_shares(request.loader.batch_size, ranks.world_size))
     draws = DRAWS if recorded is None else recorded.draws
-    if augment.mix_group and draws > 1 and mixes(augment):
+    same_batch = recorded is None or recorded.loader.batch_size == request.loader.batch_size  # another one is refused by its name
+    if augment.mix_group and draws > 1 and same_batch and mixes(augment):
         _require_whole_groups(augment.mix_group, request.loader.batch_size, ranks.world_size, request.train.accumulate)
     state = loader.state_dict()
     # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.
@@ -98,9 +99,10 @@ def _require_whole_groups(size: int, batch_size: int, world_size: int, accumulat
     groups = batch_size // (size * accumulate)
     fitting = [count for count in range(1, groups + 1) if batch_size % (size * accumulate * count) == 0]
     parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+    processes = "one process does" if world_size == 1 else f"{world_size} processes{parts} do"
     remedy = f"start {' or '.join(map(str, fitting[-6:]))} of them" if fitting else "give another augment.mix_group"
     raise ConfigError(
-        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {world_size} processes{parts} do not get whole groups of a "
+        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {processes} not get whole groups of a "
         f"batch of {batch_size}, so the result would be another one: {remedy}"
     )
 
