@@ -103,6 +103,7 @@ class Noise(Operation):
     """Adds noise to embeddings (Emb-Noise; SeiT, Park et al. 2023)."""
 
     name = "noise"
+    pool: Tensor
 
     def __init__(self, std: float = 1.0, channel_std: float = 1.0) -> None:
         """`std`: standard deviation of each value's own noise; `channel_std`: of the noise that all sites of a channel share."""
@@ -110,16 +111,23 @@ class Noise(Operation):
         require(std >= 0.0, "noise: std", std, "0 or more")
         require(channel_std >= 0.0, "noise: channel_std", channel_std, "0 or more")
         self.std, self.channel_std = std, channel_std
+        self.register_buffer("pool", embed_ops.noise_pool(), persistent=False)
 
     def draws(self, data: Data) -> tuple[Draw, ...]:
-        """A number for each channel, and one for each value."""
-        values = math.prod(data.grid) * data.channels
-        return Draw("noise.channel", "normal", data.channels), Draw("noise.value", "normal", values)
+        """A number for each channel, and the place of a vector of the pool for each site; until version 2, a number for each value.
+
+        Raises ConfigError for more channels than the pool has.
+        """
+        require(data.channels <= embed_ops.MOST_CHANNELS, "noise: channels", data.channels, f"at most {embed_ops.MOST_CHANNELS:,}")
+        sites, channel = math.prod(data.grid), Draw("noise.channel", "normal", data.channels)
+        if self.version > 2:
+            return channel, Draw("noise.site", "integers", sites)
+        return channel, Draw("noise.value", "normal", sites * data.channels)
 
     def forward(self, state: TokenState, numbers: Numbers, hit_B: Tensor | None = None) -> TokenState:
         """Add noise to the samples that are hit, by default to all."""
-        x = embed_ops.add_noise_(state.embeddings, numbers, hit_B, channel_std=self.channel_std, std=self.std, mask=state.mask)
-        return state._replace(x=x)
+        stds, pool = {"channel_std": self.channel_std, "std": self.std}, self.pool if self.version > 2 else None
+        return state._replace(x=embed_ops.add_noise_(state.embeddings, numbers, hit_B, mask=state.mask, pool=pool, **stds))
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Add noise to the samples that are hit."""

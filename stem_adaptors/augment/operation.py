@@ -19,6 +19,7 @@ from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.config import DRAWS
 
 __all__ = ["Data", "HalfBatch", "OneOf", "Operation"]
 
@@ -39,6 +40,14 @@ class Data:
 class Operation(nn.Module):
     """One step of a transform: a state in, a state out. Subclass it, and name it with `register_augmentation`.
 
+    >>> @tokenshards.register_augmentation("invert")
+    ... class Invert(tokenshards.Operation):
+    ...     def forward(self, state, numbers):
+    ...         return state._replace(x=-state.embeddings)
+    >>> model, transform = tokenshards.build("vit_nano", tokenshards.open_dataset("photos.tokens"), augment="0.5*invert()")
+    >>> [operation.text() for operation in transform.operations]
+    ['one_of(0.5*invert())']
+
     `forward` changes all samples, with numbers that `draws` has declared. It may write into `state.x`. It must not ask the device for a
     value (`.item()`, `if` on a tensor): the host would wait for a GPU, and torch.compile would fail.
     """
@@ -49,6 +58,8 @@ class Operation(nn.Module):
     """Whether it works on ids, before the codebook lookup, or on embeddings."""
     by_group: bool = False
     """Whether `OneOf` chooses for a whole mix group, and `hit` has one value for each group."""
+    version: int = DRAWS
+    """Version of the rules for random draws, see `config.DRAWS`."""
     mixes: bool = False
     """Whether a sample depends on other samples of its mix group."""
 

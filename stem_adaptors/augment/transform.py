@@ -115,6 +115,8 @@ class TokenTransform(nn.Module):
         self.operations = nn.ModuleList(operations_of(spec, config, draws=draws))
         self._grids = [spec.layout.grid or (spec.layout.sites,)]
         for operation in self._list:
+            for member in operation.members():
+                member.version = draws
             operation.prepare(spec, tables, self._grids[-1])
             self._grids.append(operation.out_grid(self._grids[-1]))
         self._suffixes = [""] * len(self.operations)

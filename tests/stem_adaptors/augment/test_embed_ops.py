@@ -72,6 +72,38 @@ def test_noise_leaves_sites_that_do_not_exist() -> None:
     assert torch.equal(short[1], result[1, :, :5]), "the width of the batch does not matter"
 
 
+@pytest.mark.parametrize("shape", [SHAPES[0], VIDEO, (6, 70, 7)], ids=str)
+def test_noise_of_a_pool_gives_each_site_one_of_its_vectors(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, keys, pool = values(*shape), keys_of(shape[0]), embed_ops.noise_pool()
+    hit_B, channels, sites = torch.arange(shape[0]) % 2 == 0, shape[1], math.prod(shape[2:])
+    expected = x.movedim(1, -1).flatten(1, -2).clone()
+    places_BL = keys.integers("noise.site", 1 << 14, sites)
+    levels_BD = keys.normal("noise.channel", channels)
+    for sample in hit_B.nonzero().flatten().tolist():
+        for site in range(sites):
+            start = 32 * int(places_BL[sample, site])
+            expected[sample, site] += 0.5 * pool[start : start + channels] + 1.5 * levels_BD[sample]
+    options = {"channel_std": 1.5, "std": 0.5, "mask": None, "pool": pool}
+    found = embed_ops.add_noise_(x.clone(), keys, hit_B, **options)
+    torch.testing.assert_close(found.movedim(1, -1).flatten(1, -2), expected, rtol=0, atol=1e-5)
+    monkeypatch.setattr(embed_ops, "all_rows", lambda device: True)
+    torch.testing.assert_close(embed_ops.add_noise_(x.clone(), keys, hit_B, **options), found, rtol=0, atol=1e-6)
+
+
+def test_the_pool_of_noise_is_normal_and_its_vectors_are_independent() -> None:
+    pool = embed_ops.noise_pool()
+    assert abs(pool.mean().item()) < 0.005 and pool.std().item() == pytest.approx(1, abs=0.005)
+    assert pool.pow(4).mean().item() == pytest.approx(3, abs=0.05)
+    vectors = pool[: 32 * 10_000].view(10_000, 32)
+    correlations = torch.corrcoef(vectors.T) - torch.eye(32)
+    assert correlations.abs().max() < 0.05 and vectors.mean(0).abs().max() < 0.05
+    zeros, keys = torch.zeros(300, 8, 8, 4).movedim(-1, 1), keys_of(300)
+    noise = embed_ops.add_noise_(zeros, keys, None, channel_std=0.0, std=1.0, mask=None, pool=pool)
+    assert noise.std().item() == pytest.approx(1, abs=0.02) and noise.mean().item() == pytest.approx(0, abs=0.02)
+    first, second = noise.flatten(1)[:-1], noise.flatten(1)[1:]
+    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].abs() < 0.02, "samples"
+
+
 def test_statistics_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, keys = 400, keys_of(400)
     zeros = torch.zeros(samples, 8, 8, 4).movedim(-1, 1)

@@ -96,7 +96,7 @@ def test_halves_of_each_mix_group_get_their_operations_and_mix_within_themselves
     spec, x, keys = spec_of(grid(4, 4)), normal(16, 4, 4, 4), keys_of(16)
     batch = batch_at(ids_of(spec, 16), keys)
     found, targets_BC, _ = with_ops(spec, "half_batch([noise(channel_std=0)], [color_adapt(), cutmix()])", 4)(Given(x), batch)
-    noisy = embed_ops.add_noise_(x[:8].clone(), keys[:8], None, channel_std=0.0, std=1.0, mask=None)
+    noisy = embed_ops.add_noise_(x[:8].clone(), keys[:8], None, channel_std=0.0, std=1.0, mask=None, pool=embed_ops.noise_pool())
     assert torch.equal(found[:8], noisy)  # groups are 0 4 8 12, 1 5 9 13, ...: the first two of each
     coloured = embed_ops.adapt_colour_(x[8:].clone(), None, 4)
     inside = found[8:] != coloured
@@ -120,7 +120,7 @@ def test_halves_may_be_cropped_in_their_own_way_to_one_size() -> None:
     assert transform.out_grid == (4, 4) == tuple(found.shape[2:]) and torch.equal(found[2:], x[2:, :, 2:6, 2:6])
     with pytest.raises(ConfigError, match=r"half_batch makes grids of \(4, 4\) and \(8, 8\)"):
         with_ops(spec, "half_batch([rrc(share=0.5)], [noise()])")
-    with pytest.raises(ConfigError, match="a half draws noise.channel, noise.value twice"):
+    with pytest.raises(ConfigError, match="a half draws noise.channel, noise.site twice"):
         with_ops(spec, "half_batch([noise(), noise()], [color_adapt()])")(Given(x), batch_at(ids_of(spec, 5), keys_of(5)))
 
 
