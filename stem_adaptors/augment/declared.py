@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
@@ -17,15 +16,7 @@ from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
 from tokenshards.stem_adaptors.augment.operation import OneOf, Operation
 from tokenshards.stem_adaptors.config import AugmentConfig
 
-__all__ = [
-    "allowed_augmentations",
-    "common_mix_group_size",
-    "default_augmentations",
-    "mix_group_size",
-    "mixes",
-    "operations_of",
-    "require_own_operations_allowed",
-]
+__all__ = ["allowed_augmentations", "default_augmentations", "mix_group_size", "mixes", "operations_of", "require_own_operations_allowed"]
 
 MOST_MIXED = 128
 """Most samples in a mix group: the batch of one GPU in SeiT."""
@@ -73,12 +64,6 @@ def mix_group_size(batch_size: int, shares: int) -> int:
     if rest:
         return 0
     return share if share % 2 else min(share & -share, MOST_MIXED)
-
-
-def common_mix_group_size(batch_size: int, several_shares: Sequence[int]) -> int:
-    """Return the size of a mix group that lies whole in the shares of a batch, for every number of shares given; 0 where there is none."""
-    size = min(mix_group_size(batch_size, shares) for shares in several_shares)
-    return size if size and all(batch_size % (size * shares) == 0 for shares in several_shares) else 0
 
 
 def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> list[Operation]:

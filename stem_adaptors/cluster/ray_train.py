@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -29,7 +28,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokenshards.pipeline.errors import ClusterError, ConfigError, IncompleteError, TrainingError
 from tokenshards.pipeline.runners.ray_connection import HeadWatch
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.augment.declared import common_mix_group_size
 from tokenshards.stem_adaptors.cluster.board import Board, News
 from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig
 from tokenshards.stem_adaptors.cluster.code_identity import code_identity
@@ -73,13 +71,8 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
         os.environ.setdefault(name, value)
     job = job.made_absolute()
     out = job.open_out()
-    begun = out.info(RUN_JSON) is not None
-    if not resume and begun:
+    if not resume and out.info(RUN_JSON) is not None:
         raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
-    if not begun and job.augment.mix_group is None and cluster.workers[0] != most:
-        # The number of workers may change, and a number that cut mix groups in two would be refused.
-        shares = [count * job.train.accumulate for count in range(cluster.workers[0], most + 1)]
-        job = replace(job, augment=replace(job.augment, mix_group=common_mix_group_size(batch_size, shares)))
     with connected(cluster.address), marked(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
         require_same_code()
         return _Driver(job, cluster, reporter, out, mark).run(folder)

@@ -37,7 +37,6 @@ from tokenshards.stem_adaptors.augment import (
     mix_group_size,
     soft_targets,
 )
-from tokenshards.stem_adaptors.augment.declared import common_mix_group_size
 from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
@@ -355,12 +354,6 @@ def test_shares_of_samples_are_the_probabilities_together_as_alone() -> None:
 )
 def test_mix_groups_are_whole_in_every_share(batch_size: int, shares: int, expected: int) -> None:
     assert mix_group_size(batch_size, shares) == expected
-
-
-@pytest.mark.parametrize(("batch_size", "most", "expected"), [(16, 2, 8), (1024, 2, 128), (1024, 4, 0), (48, 4, 4), (12, 3, 2), (6, 1, 2)])
-def test_mix_groups_that_are_whole_on_any_number_of_workers_of_a_range(batch_size: int, most: int, expected: int) -> None:
-    found = common_mix_group_size(batch_size, range(1, most + 1))
-    assert found == expected and all(found == 0 or batch_size % (found * count) == 0 for count in range(1, most + 1))
 
 
 def test_what_a_sample_is_mixed_with_does_not_depend_on_the_ranks() -> None:
