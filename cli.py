@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
+from tokenshards.pipeline.commands.options import refused_value
 from tokenshards.stem_adaptors.commands import demo, evaluate, import_classifier, predict, preview, train
 
 __all__ = ["app", "main", "run"]
@@ -33,6 +34,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Stopped from None
+        except typer.BadParameter as error:
+            raise refused_value(error) from error.__cause__
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.words import counted
 
 __all__ = ["choose_device", "tokenizer_device", "wide_float"]
 
@@ -30,7 +31,9 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise ConfigError(f"--device is cuda:{index}; this machine has {torch.cuda.device_count()} GPUs. Start fewer processes on it")
+            raise ConfigError(
+                f"--device is cuda:{index}; this machine has {counted(torch.cuda.device_count(), 'GPU')}. Start fewer processes on it"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device

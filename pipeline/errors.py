@@ -2,15 +2,16 @@
 
     TokenshardsError                the CLI prints it as one message, without a traceback
     ├── ConfigError                 an option or a field of a config has an invalid value
-    ├── SourceError                 the input location cannot be listed, or holds no input
+    ├── SourceError                 the source is not there, holds no input, or lacks what an option names
     │   └── DoubtError              the input may be meant otherwise than it is understood
     ├── TokenizerError              a tokenizer directory, spec or codebook cannot be used
-    ├── PlanError                   the plan is missing, damaged, or differs from what was asked
+    ├── PlanError                   the plan is missing or damaged, or another project's import
     ├── FormatError                 an object of a dataset cannot be read
     │   ├── FormatVersionError      a newer major version of the format wrote it
     │   ├── FingerprintMismatchError  two tokenizers would be mixed
     │   └── CorruptObjectError      the bytes do not match their checksum or schema
     ├── MissingObjectError          an object that must exist does not
+    │   └── NotFoundError           what the user named is not there: a dataset, a run, a file, an id
     ├── TransientStorageError       a store kept failing until the retry budget was used up
     │   ├── StoreAccessError        no such bucket, or no credentials: a retry does not help, and nothing is quarantined
     │   ├── DiskFullError           there is no room for the object to write
@@ -24,12 +25,12 @@
 
     BadInput                        one input failed permanently; it becomes a quarantine row and never stops the run
 
-Every message says what failed, the value seen, the value expected, and what to do.
+Every message says what failed, the value seen, the value expected, and what to do. The exit code is 2 where what was given must change: an
+option that does not fit, or a name of something that is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -46,6 +47,7 @@ __all__ = [
     "IncompleteError",
     "LiveRunError",
     "MissingObjectError",
+    "NotFoundError",
     "PlanError",
     "Reason",
     "SourceError",
@@ -58,7 +60,6 @@ __all__ = [
     "TrainingError",
     "TransientStorageError",
     "UnreadableObjectError",
-    "describe_unreadable",
     "require",
     "shorten",
 ]
@@ -98,13 +99,13 @@ class ConfigError(TokenshardsError, ValueError):
 
 
 class SourceError(TokenshardsError):
-    """The input location cannot be listed, or holds no input."""
+    """The source cannot be read as asked: it is not there, holds no input, or lacks what an option names."""
+
+    exit_code = 2
 
 
 class DoubtError(SourceError):
     """The input may be meant otherwise than it is understood. Attribute: `understood`, the summary of the listing in JSON types."""
-
-    exit_code = 2
 
     def __init__(self, message: str, *, understood: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -120,9 +121,11 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 class TokenizerError(TokenshardsError):
     """A tokenizer directory, spec or codebook cannot be used."""
 
+    exit_code = 2
+
 
 class PlanError(TokenshardsError):
-    """The plan is missing, damaged, or differs from what was asked."""
+    """The plan is missing or damaged, or is that of an import."""
 
 
 class FormatError(TokenshardsError):
@@ -157,6 +160,12 @@ class MissingObjectError(TokenshardsError):
     def __init__(self, object_path: str, detail: str = "the object does not exist", *, place: str = "") -> None:
         super().__init__(f"{place or object_path}: {detail}")
         self.object_path = object_path
+
+
+class NotFoundError(MissingObjectError):
+    """What the user named is not there: a dataset, a run, a file, an id. A missing object of a dataset is damage instead."""
+
+    exit_code = 2
 
 
 class TransientStorageError(TokenshardsError):
@@ -200,16 +209,6 @@ class UnreadableObjectError(TransientStorageError):
         super().__init__(message)
         self.reason = Reason.UNREADABLE if reason is None else reason
         self.objects = objects
-
-
-def describe_unreadable(count: int, examples: Sequence[str]) -> str:
-    """Return a message about objects that cannot be read, with what to do."""
-    shown = ", ".join(examples[:3])
-    noun, verb = ("object", "its store answers") if count == 1 else ("objects", "their stores answer")
-    return (
-        f"{count:,} {noun} cannot be read although {verb} for others, such as {shown}. Restore archived objects or grant the right to read "
-        "them, then run the same command again; or leave them out and quarantine them with --unreadable quarantine"
-    )
 
 
 class ClusterError(TokenshardsError):

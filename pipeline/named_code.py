@@ -45,7 +45,7 @@ def load_named(name: str, group: str, option: str) -> Callable[..., Any]:
     module, _, attribute = target.partition(":")
     where = f"{option} {name}"
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        found: Callable[..., Any] | None = getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # a user's module may raise anything
         absent = isinstance(error, ModuleNotFoundError) and error.name is not None and f"{module}.".startswith(f"{error.name}.")
         advice = "; expected it in a folder of PYTHONPATH, or installed. On a cluster it must be on every node" if absent else ""

@@ -24,12 +24,15 @@ def install_hint(extra: str = "") -> str:
 
 
 @contextmanager
-def optional_import(need: str, extra: str) -> Iterator[None]:
-    """Turn the failure of an import inside the block into ConfigError. `need` begins the message, such as `plots need matplotlib`."""
+def optional_import(need: str, extra: str = "", *, package: str = "") -> Iterator[None]:
+    """Turn the failure of an import inside the block into ConfigError. `need` begins the message, such as `plots need matplotlib`.
+
+    The message ends with the command that installs the extra, or the `package` that is in none.
+    """
     try:
         yield
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch raises RuntimeError
-        raise package_error(need, error, install_hint(extra)) from error
+        raise package_error(need, error, f"pip install {package}" if package else install_hint(extra)) from error
 
 
 def package_error(need: str, error: Exception, command: str) -> ConfigError:

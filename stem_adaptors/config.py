@@ -35,7 +35,11 @@ def _require_share(option: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """How a dataset is read: the order of samples, the batches, and which copies may be kept on disk."""
+    """How a dataset is read: the order of samples, the batches, and which copies may be kept on disk.
+
+    >>> tokenshards.LoaderConfig(batch_size=32, order="sequential", end="pad").batch_size
+    32
+    """
 
     batch_size: int = 256
     """G, samples per step over all ranks together."""
@@ -71,6 +75,9 @@ class LoaderConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
     """Token-space augmentations. A probability is the share of all samples that get the operation; probabilities never multiply.
+
+    >>> config = tokenshards.AugmentConfig(flip_prob=0.5, noise_prob=0.25, cutmix_prob=0.5)
+    >>> model, transform = tokenshards.build("vit_nano", tokenshards.open_dataset("photos.tokens"), augment=config)
 
     The defaults are those of SeiT (Park et al. 2023), whose Token-EDA draws one of synonyms, swap, nothing for each sample.
     """
@@ -148,7 +155,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`."""
+    """Which classifier: our own ViT by size name, any timm model as `timm:NAME`, or code of yours as `python:package.module:callable`.
+
+    >>> config = tokenshards.ModelConfig(name="vit_tiny", depth=2, drop_path=0.1)
+    >>> len(tokenshards.build(config, tokenshards.open_dataset("photos.tokens"))[0].backbone.blocks)
+    2
+    """
 
     name: str = "vit_tiny"
     """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, `timm:NAME` (extra `timm`), `python:package.module:callable`, or a name
@@ -185,7 +197,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How a classifier is optimised."""
+    """How a classifier is optimised.
+
+    >>> config = tokenshards.TrainConfig(epochs=20, lr=2e-3, layer_decay=0.75)
+    >>> config.beta1, config.beta2
+    (0.9, 0.999)
+    """
 
     epochs: int = 100
     lr: float = 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 
-__all__ = ["Ranks", "joined_ranks"]
+__all__ = ["Ranks", "found_ranks", "joined_ranks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,18 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin the sum over all ranks beside other work. The result waits for the sum and returns it. The tensor is changed in place."""
+        if self.world_size == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def finished() -> Tensor:
+            work.wait()
+            return tensor
+
+        return finished
 
     def share(self, tensor: Tensor) -> None:
         """Give every rank the main rank's values."""
@@ -60,6 +72,22 @@ class Ranks:
             return model
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def found_ranks() -> tuple[int, int]:
+    """Return rank and world size: those of torch.distributed where it is initialised, else those of torchrun's environment, else (0, 1).
+
+    Raises ConfigError where the environment names a world size above 1 and no rank.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    world_size = _number("WORLD_SIZE", 1)
+    if world_size > 1 and "RANK" not in os.environ:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size}, and RANK is not set: every process would read the same samples. Give rank= and world_size=, or "
+            "initialise torch.distributed before the first batch"
+        )
+    return _number("RANK", 0), world_size
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class RayCluster:
     @property
     def client_env(self) -> dict[str, str]:
         """Return what a client needs to reach the cluster: the token, or that there is none."""
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
         if self.token is None:
             return {**quiet, "RAY_AUTH_MODE": "disabled"}
         return {**quiet, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}

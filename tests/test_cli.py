@@ -226,14 +226,14 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
     assert len(beside["psnr_db"]) == 4 and min(beside["psnr_db"]) > 12
     _, errors = call_cli("preview", str(out), "--to", str(image), "--class", "nothing", expect=2)
     assert "class_0" in errors
-    _, errors = call_cli("preview", str(out), "--to", str(image), "--id", "nothing", expect=1)
+    _, errors = call_cli("preview", str(out), "--to", str(image), "--id", "nothing", expect=2)
     assert "nothing" in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["tokenize", "missing_folder", "out"], 1, "missing_folder"),
+        (["tokenize", "missing_folder", "out"], 2, "missing_folder"),
         (["tokenize", ".", "out", "--codec", "nope"], 2, "default, publish"),
         (["tokenize", ".", "out", "--runner", "spark"], 2, "--runner"),
         (["tokenize", ".", "out", "--size", "30"], 2, "multiple of --patch 4"),
@@ -241,16 +241,20 @@ def test_preview_by_number_id_class_and_source(dataset: tuple[Path, Path], tmp_p
         (["tokenize", ".", "out", "--workers", "9999"], 2, "1 to 1024"),
         (["tokenize", ".", "out", "--workers", "0"], 2, "1 to 1024"),
         (["plan", ".", "out", "--workers", "0"], 2, "1 to 1024"),
+        (["plan", ".", "out", "--workers", "two"], 2, "--workers is 'two'; expected a whole number"),
+        (["train", ".", "--out", "out", "--epochs", "1.5"], 2, "--epochs is '1.5'; expected a whole number"),
+        (["plan", ".", "out", "--price-per-hour", "x"], 2, "--price-per-hour is 'x'; expected a number"),
+        (["import", "seit", ".", "out", "--max-bad", "x"], 2, "--max-bad is 'x'; expected a number"),
         (["plan", ".", "out", "--price-per-hour", "-1"], 2, "--price-per-hour is -1.0; expected a price above 0"),
         (["tokenize", ".", "out", "--max-bad", "7"], 2, "0 to 1"),
         (["tokenize", ".", "out", "--storage-option", "key"], 2, "key=value"),
         (["tokenize", ".", "nosuch://bucket/out"], 2, "nosuch"),
-        (["status", "empty"], 1, "expected the OUT folder"),
-        (["verify", "empty"], 1, "expected the OUT folder"),
-        (["evaluate-tokenizer", "empty", "empty"], 1, "tokenizer.json"),
-        (["retry-failed", "empty"], 1, "expected the OUT folder"),
-        (["inspect", "empty"], 1, "tokenizer.json"),
-        (["preview", "empty", "--to", "x.png"], 1, "no dataset here"),
+        (["status", "empty"], 2, "expected the OUT folder"),
+        (["verify", "empty"], 2, "expected the OUT folder"),
+        (["evaluate-tokenizer", "empty", "empty"], 2, "tokenizer.json"),
+        (["retry-failed", "empty"], 2, "expected the OUT folder"),
+        (["inspect", "empty"], 2, "tokenizer.json"),
+        (["preview", "empty", "--to", "x.png"], 2, "no dataset here"),
         (["preview", "empty", "--to", "x.txt"], 2, ".png"),
     ],
 )
@@ -379,7 +383,7 @@ def test_a_rank_ends_at_once_when_its_work_is_done(environment: dict[str, str], 
 
 def test_status_before_there_is_a_plan(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    _, errors = call_cli("status", out, expect=1)
+    _, errors = call_cli("status", out, expect=2)
     assert "no dataset is here yet. A job that was just submitted starts within a minute" in errors
     with Heartbeat(Store(out), PLANNING, dict):
         said, _ = call_cli("status", out)

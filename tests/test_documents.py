@@ -34,14 +34,18 @@ from tests.pipeline.tokenizers import taesd_reference, vit_vqgan_reference
 from tests.pipeline.tokenizers.published_states import table_from
 from tests.pipeline.tokenizers.torchscript_programs import cosmos_files
 from tests.s3_servers import moto_server
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards import cli, open_dataset
 from tokenshards.pipeline.errors import Reason
+from tokenshards.pipeline.named_code import ALLOW_PYTHON
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES
 from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.registry import ENTRY_POINTS
-from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.config import STEMS, AugmentConfig
+from tokenshards.stem_adaptors.models.own_code import MODELS
 from tokenshards.stem_adaptors.training.defaults import _MODELS, _batch_size
 
+allow_torchvision()  # the frameworks of the training guide import it
 README = ROOT / "README.md"
 PIPELINE, TRAINING, INFRA = (ROOT / room / "README.md" for room in ("pipeline", "stem_adaptors", "infra"))
 BENCH, LOCAL_S3, SPEC = ROOT / "infra/bench/README.md", ROOT / "infra/local_s3/README.md", ROOT / "pipeline/shards/SPEC.md"
@@ -50,6 +54,7 @@ PAGES = (README, PIPELINE, TRAINING, INFRA, BENCH, LOCAL_S3, SPEC, ROOT / "CHANG
 
 RUN_BY_OTHERS = {
     PIPELINE: {"py", "sh"},  # tests/integration/test_python_tokenizer.py
+    TRAINING: {"py", "sh"},  # tests/integration/test_own_model.py
     INFRA: {"bash"},  # tests/test_infra.py
     LOCAL_S3: {"bash"},
 }
@@ -234,7 +239,7 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     assert not [command for command in page.ran if command.endswith("?")]
     assert quarantine_of("messy.tokens").keys() == {f"class_{number % 3}/bad_{number:04}.jpg" for number in (6, 7)}
     assert np.array_equal(page.names["tokens"].ids_BLQ[0], open_dataset("photos.tokens").sample("class_0/img_0000.jpg").tokens.ids_BLQ[0])
-    assert page.names["drawn_BHWC"].shape == page.names["images_BHWC"].shape == (8, 64, 64, 3)
+    assert page.names["drawn_BHWC"].shape == (8, 64, 64, 3) and page.names["report"].already_complete
     assert page.names["batch"].table["flip"].to_pylist() == [False, True] * 4 and page.names["views"].views == 2
     assert [line for line in page.said if "2 inputs in quarantine" in page.said[line]] == ["tokenshards quarantine messy.tokens"]
     assert len(open_dataset("photos_public")) == PHOTOS and not (home / "photos_public" / "commits").exists()
@@ -441,6 +446,8 @@ def test_the_changes_of_a_version_are_three_lists_without_doubles() -> None:
 
 
 def test_the_profiles_and_variables_of_stores_and_networks_are_told() -> None:
+    text = TRAINING.read_text()
+    assert [name for name in (MODELS, STEMS, ENTRY_POINTS, ALLOW_PYTHON) if f"`{name}`" not in text] == []
     text = PIPELINE.read_text()
     assert [name for name in (*PROFILE_VARIABLES.values(), GPU_ROWS, ENTRY_POINTS) if f"`{name}`" not in text] == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import tokenshards
@@ -97,8 +98,11 @@ def test_train_returns_its_report_and_says_nothing(
     write_images(made[0] / "val_photos", 9, seed=1)
     tokenshards.tokenize(made[0] / "val_photos", val, tokenizer=tokens, workers=1)
     options: dict[str, Any] = {"val": val, "epochs": 2, "batch_size": 8, "device": "cpu", "cache_dir": tmp_path / "cache"}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
     report = tokenshards.train(tokens, tmp_path / "run", set=MODEL, mix={str(tokens): 0.5}, **options)
     assert capfd.readouterr() == ("", "")
+    assert torch.equal(torch.get_rng_state(), before)
     assert len(report.records) == 2 and report.records[-1]["train_loss"] == report.record["train_loss"]
     assert report.settings["model"].width == 8 and report.settings["loader"].batch_size == 8
     assert report.said[-1] == "2 epochs are done" and 0 <= (report.best_top1 or 0) <= 1

@@ -24,11 +24,23 @@ HEAVY = (
     "timm",
     "torchvision",
     "tensorboard",
+    "lightning",
+    "accelerate",
+    "transformers",
 )
 
 
 ROOT = Path(__file__).resolve().parents[1]
-BRIDGES = ("timm_backbones", "ray_connection", "ray_places", "ray_train", "ray_worker")
+BRIDGES = (
+    "lightning_modules",
+    "webdataset_pipeline",
+    "timm_backbones",
+    "ray_connection",
+    "ray_internals",
+    "ray_places",
+    "ray_train",
+    "ray_worker",
+)
 READING = sorted(
     ".".join(("tokenshards", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in (ROOT / "stem_adaptors").rglob("*.py")
@@ -106,13 +118,16 @@ def test_training_loads_no_tokenizer() -> None:
 
 def test_the_public_names_load_and_lead_to_one_class() -> None:
     import tokenshards
+    from tests.stem_adaptors.torchvision_shim import allow_torchvision
     from tokenshards.pipeline.shards.dataset import TokenDataset
+
+    allow_torchvision()  # Lightning imports it
 
     assert tokenshards.TokenDataset is TokenDataset
     for name in tokenshards.__all__:
         assert getattr(tokenshards, name) is not None
     assert set(tokenshards.__all__) <= set(dir(tokenshards))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'; its names are Batch"):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; its names are AugmentConfig, Batch"):
         _ = tokenshards.nothing
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # In import order: a room may import the rooms before it and itself. A name is a module or a folder.
 PIPELINE = (
+    "words",
     "errors",
     "optional_packages",
     "canonical",
@@ -84,7 +85,20 @@ TOKENIZERS = (
     "custom",
     "fitted",
 )
-STEM_ADAPTORS = ("config", "ranks", "precision", "data", "augment", "models", "objectives", "reporting", "training", "cluster", "commands")
+STEM_ADAPTORS = (
+    "config",
+    "ranks",
+    "precision",
+    "data",
+    "augment",
+    "models",
+    "objectives",
+    "reporting",
+    "training",
+    "cluster",
+    "frameworks",
+    "commands",
+)
 ORDERS = (
     ("pipeline", PIPELINE),
     ("pipeline.sources", SOURCES),
@@ -93,6 +107,7 @@ ORDERS = (
 )
 # Below its commands, training knows of the pipeline only what the shards are made of.
 CONTRACT = (
+    "words",
     "errors",
     "optional_packages",
     "config",
@@ -108,9 +123,11 @@ CONTRACT = (
     "storage",
     "shards",
 )
+RAY_INTERNALS = "tokenshards.stem_adaptors.cluster.ray_internals"
 RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {
+    "tokenshards.stem_adaptors.frameworks.timm_models",
     "tokenshards.stem_adaptors.models.timm_backbones",
     "tokenshards.pipeline.tokenizers.fitted.perceptual",
 }
@@ -199,6 +216,8 @@ def test_nobody_imports_tests_or_infra_and_heavy_packages_stay_where_they_belong
         assert "typer" not in heads or ".commands" in name, name
         assert "timm" not in heads or name in TIMM_ALLOWED, name
         assert "ray" not in heads or name in RAY_ALLOWED or name.split(".")[-1].startswith("ray_"), name
+        private = {one for one in imported if one.startswith("ray.") and any(part.startswith("_") for part in one.split("."))}
+        assert not private or name == RAY_INTERNALS or not name.startswith("tokenshards.stem_adaptors"), name
         assert not heads & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, name
 
 

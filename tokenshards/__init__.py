@@ -3,7 +3,8 @@
     tokenshards tokenize photos/ photos.tokens                   # in a terminal: images to shards; again = continue
     dataset = tokenshards.open_dataset("photos.tokens")          # ids, labels and columns of a finished dataset
     loader = tokenshards.TokenLoader(dataset)                    # shuffled batches of tensors, resumable to the sample
-    model = tokenshards.build(dataset, "vit_tiny")               # a classifier that takes batch.ids_BLQ
+    model, transform = tokenshards.build("vit_tiny", dataset)    # a classifier, and the augmentation of its training
+    loss = transform.loss(model, next(iter(loader)))             # one step of a loop of your own; model(batch.ids_BLQ) gives logits
     tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
     report = tokenshards.train("photos.tokens", "run")           # the commands tokenize and train, as functions
 
@@ -28,57 +29,83 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.augment.registry import register_augmentation
     from tokenshards.stem_adaptors.augment.transform import TokenTransform
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
-    from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
+    from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
+    from tokenshards.stem_adaptors.frameworks.lightning_modules import TokenClassifierModule, TokenDataModule
+    from tokenshards.stem_adaptors.frameworks.samples import TokenSamples
+    from tokenshards.stem_adaptors.frameworks.stream import TokenStream
+    from tokenshards.stem_adaptors.frameworks.timm_models import TimmLoader, register_timm_models
+    from tokenshards.stem_adaptors.frameworks.webdataset_pipeline import TokenPipeline
+    from tokenshards.stem_adaptors.frameworks.with_loss import ClassifierWithLoss
     from tokenshards.stem_adaptors.models.classifier import TokenClassifier
     from tokenshards.stem_adaptors.training.build import build
 
     __version__: str
 
 __all__ = [
+    "AugmentConfig",
     "Batch",
+    "ClassifierWithLoss",
     "ImageTokenizer",
     "Layout",
     "LoaderConfig",
     "ModelConfig",
     "Operation",
     "Sample",
+    "TimmLoader",
     "TokenClassifier",
+    "TokenClassifierModule",
+    "TokenDataModule",
     "TokenDataset",
     "TokenLoader",
+    "TokenPipeline",
+    "TokenSamples",
+    "TokenStream",
     "TokenTransform",
     "TokenizeReport",
     "Tokenizer",
     "TokenizerSpec",
+    "TrainConfig",
     "TrainReport",
     "__version__",
     "build",
     "load_tokenizer",
     "open_dataset",
+    "register_timm_models",
     "register_augmentation",
     "tokenize",
     "train",
 ]
 
 _HOMES = {
+    "AugmentConfig": "stem_adaptors.config",
     "Batch": "pipeline.shards.dataset",
+    "ClassifierWithLoss": "stem_adaptors.frameworks.with_loss",
     "ImageTokenizer": "pipeline.tokenizers.image_tokenizer",
     "Layout": "pipeline.shards.spec",
     "LoaderConfig": "stem_adaptors.config",
     "ModelConfig": "stem_adaptors.config",
     "Operation": "stem_adaptors.augment.operation",
     "Sample": "pipeline.shards.dataset",
+    "TimmLoader": "stem_adaptors.frameworks.timm_models",
     "TokenClassifier": "stem_adaptors.models.classifier",
+    "TokenClassifierModule": "stem_adaptors.frameworks.lightning_modules",
+    "TokenDataModule": "stem_adaptors.frameworks.lightning_modules",
     "TokenDataset": "pipeline.shards.dataset",
     "TokenLoader": "stem_adaptors.data.loader",
+    "TokenPipeline": "stem_adaptors.frameworks.webdataset_pipeline",
+    "TokenSamples": "stem_adaptors.frameworks.samples",
+    "TokenStream": "stem_adaptors.frameworks.stream",
     "TokenTransform": "stem_adaptors.augment.transform",
     "TokenizeReport": "pipeline.reports.run_report",
     "Tokenizer": "pipeline.tokenizers.base",
     "TokenizerSpec": "pipeline.shards.spec",
+    "TrainConfig": "stem_adaptors.config",
     "TrainReport": "stem_adaptors.commands.training",
     "build": "stem_adaptors.training.build",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",
+    "register_timm_models": "stem_adaptors.frameworks.timm_models",
     "register_augmentation": "stem_adaptors.augment.registry",
     "tokenize": "pipeline.commands.tokenizing",
     "train": "stem_adaptors.commands.training",

@@ -22,6 +22,7 @@ from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.pipeline.words import counted
 
 __all__ = ["run_demo", "write_digits", "write_photo_tiles"]
 
@@ -110,6 +111,6 @@ def _tokenize(root: Path, source: str, out: str, fit: FitConfig, tokenizer: str 
     found = verify_dataset(Store(str(root / out)))
     totals = outcome.manifest.totals
     print(
-        f"   {totals['images_committed']:,} images, {totals['bytes_shards']:,} bytes of shards, "
+        f"   {counted(totals['images_committed'], 'image')}, {totals['bytes_shards']:,} bytes of shards, "
         f"{outcome.images / outcome.seconds:,.0f} images/s; verify: {'ok' if found.ok else found.problems}\n"
     )

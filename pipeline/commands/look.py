@@ -17,7 +17,7 @@ from tokenshards.pipeline.commands.options import (
     StorageOptions,
     side_options,
 )
-from tokenshards.pipeline.commands.output import print_json, print_way_out
+from tokenshards.pipeline.commands.output import print_json, print_way_out, way_to_retry
 
 __all__ = ["app"]
 
@@ -31,7 +31,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
     """Show the progress of a dataset and its live runs; reads only the store."""
     import time
 
-    from tokenshards.pipeline.errors import MissingObjectError
+    from tokenshards.pipeline.errors import MissingObjectError, NotFoundError
     from tokenshards.pipeline.ledger.heartbeat import PLANNING, live_runs
     from tokenshards.pipeline.reports.storage_table import status_report
     from tokenshards.pipeline.reports.terminal import print_table
@@ -46,7 +46,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
         if error.object_path != store.url:
             raise
         if not planning:
-            raise MissingObjectError(
+            raise NotFoundError(
                 store.url,
                 "no dataset is here yet. A job that was just submitted starts within a minute and then lists its inputs: ask again. "
                 "Else expected the OUT folder of `tokenshards tokenize`",
@@ -61,7 +61,7 @@ def status_command(out: Out, storage_option: StorageOptions = None, out_option: 
         return
     rows = [*report.rows(), *(("at work", record.describe(time.time())) for record in runs)]
     print_table(rows, title=store.url)
-    print_way_out(store.url, report.images_quarantined, report.complete)
+    print_way_out(store.url, report.images_quarantined, closed=report.complete or report.generation > 1)
 
 
 @app.command("inspect", epilog="Example: tokenshards inspect photos.tokens --plot usage.png")
@@ -105,13 +105,15 @@ def quarantine_command(
     from tokenshards.pipeline.reports.quarantine import QuarantineCounts, quarantined_inputs
     from tokenshards.pipeline.reports.quarantine_export import export_inputs
     from tokenshards.pipeline.reports.terminal import print_table
+    from tokenshards.pipeline.shards.manifest import load_pointer
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.words import counted
 
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     counts, hosts, listed = QuarantineCounts(), FailingHosts(), []
     most = QUARANTINE_SHOWN if reason is not None else EXAMPLES_SHOWN
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for row in quarantined_inputs(store, reason, with_bytes=export is not None):
             about = {name: value for name, value in row.items() if name != "data"}
             counts.add(about, most)
@@ -122,16 +124,16 @@ def quarantine_command(
 
     exported = None
     if export is not None:
-        exported = export_inputs(counted(), export)
+        exported = export_inputs(rows(), export)
     else:
-        deque(counted(), maxlen=0)
+        deque(rows(), maxlen=0)
     if as_json:
         more = {} if exported is None else {"exported": asdict(exported)}
         about = {"quarantined": counts.total, "reasons": dict(sorted(counts.reasons.items())), "hosts": hosts.to_json()}
         print_json({**about, "inputs": listed, **more})
         return
     reasons = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.reasons.items()))
-    print(f"{store.url}: {counts.total:,} inputs in quarantine{f' ({reasons})' if reasons else ''}")
+    print(f"{store.url}: {counted(counts.total, 'input')} in quarantine{f' ({reasons})' if reasons else ''}")
     if counts.total:
         print_table(counts.rows(), header=("reason", "inputs", "such as", "detail"))
     if line := hosts.describe():
@@ -139,9 +141,11 @@ def quarantine_command(
     if counts.total > sum(map(len, counts.examples.values())):
         print("--reason NAME lists more of one reason, --json all of them")
     if exported is not None:
-        missing = f"; {exported.without_bytes:,} inputs have no file, because their bytes are not kept" if exported.without_bytes else ""
-        print(f"{exported.files:,} files are in {exported.folder}; index.csv says which input each of them is{missing}")
+        bare = counted(exported.without_bytes, "input has", "inputs have")
+        missing = f"; {bare} no file, because the bytes are not kept" if exported.without_bytes else ""
+        files = counted(exported.files, "file is", "files are")
+        print(f"{files} in {exported.folder}; index.csv says which input each file is{missing}")
     elif counts.total:
         print(f"To look at their bytes: tokenshards quarantine {store.url} --export DIR")
     if counts.total:
-        print(f"After you repair their files, retry them with: tokenshards retry-failed {store.url}")
+        print(f"After you repair their files, {way_to_retry(store.url, closed=load_pointer(store) is not None)}")

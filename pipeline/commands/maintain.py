@@ -61,6 +61,7 @@ def verify_command(
     from tokenshards.pipeline.ledger.verify import verify_dataset
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.words import counted
 
     again = None
     if re_encode is not None:
@@ -88,21 +89,30 @@ def verify_command(
             {
                 "ok": ok,
                 **counts,
+                **({"shards_open": found.shards_open} if found.shards_open else {}),
                 "problems": problems,
                 "unreferenced": found.unreferenced,
                 **({} if compared is None else {"re_encoded": compared.to_json()}),
             }
         )
     else:
-        checked = f"{found.shards_checked:,} shards and {found.rows_checked:,} rows checked"
-        print(f"{store.url}: {'ok' if found.ok else f'{len(found.problems)} problems'}, {checked}")
+        if found.shards_open:
+            total = found.shards_checked + found.shards_open
+            shards = f"{found.shards_checked:,} of {counted(total, 'shard exists', 'shards exist')} yet,"
+        else:
+            shards = f"{counted(found.shards_checked, 'shard')} and"
+        checked = f"{shards} {counted(found.rows_checked, 'row')} checked"
+        print(f"{store.url}: {'ok' if found.ok else counted(len(found.problems), 'problem')}, {checked}")
         print_table([(problem.object, problem.kind, problem.detail) for problem in found.problems])
-        if found.problems:
+        if found.damaged:
             print(f"See what can be repaired with: tokenshards repair {store.url}")
-            if again is not None:
-                print("No row was encoded again: repair or finish the dataset first")
+        elif found.problems:
+            print("Nothing is damaged, so there is nothing to repair: the same `tokenshards tokenize` continues the job")
+        if found.problems and again is not None:
+            print("No row was encoded again: repair or finish the dataset first")
         if found.unreferenced:
-            print(f"note: {len(found.unreferenced):,} objects in shards/ are unreferenced, but a glob such as shards/*.parquet reads them:")
+            objects = counted(len(found.unreferenced), "object in shards/ is", "objects in shards/ are")
+            print(f"note: {objects} unreferenced, but a glob such as shards/*.parquet reads what lies there:")
             print_table([(path,) for path in found.unreferenced[:UNREFERENCED_SHOWN]])
             print(f"`tokenshards repair {store.url} --min-age 0 --apply` removes the ones that tokenshards wrote")
         for line in [] if compared is None else compared.lines():

@@ -45,6 +45,7 @@ __all__ = [
     "parse_numbers",
     "parse_options",
     "recorded_source",
+    "refused_value",
     "side_options",
     "takes",
 ]
@@ -167,6 +168,19 @@ def parse_numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...]:
         return () if text is None else tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} is {text!r}; expected a number, or several with commas between them") from None
+
+
+def refused_value(error: typer.BadParameter) -> Exception:
+    """Return the error of a value that is not of its option's type, in our words. Those of pydantic, which typer uses, lack the value."""
+    from tokenshards.pipeline.errors import ConfigError, shorten
+
+    cause: Any = error.__cause__
+    if error.param is None or not hasattr(cause, "errors"):
+        return error
+    found = cause.errors()[0]
+    expected = {"int": "a whole number", "float": "a number"}.get(found["type"].partition("_")[0])
+    name = error.param.opts[-1]
+    return error if expected is None else ConfigError(f"{name} is {shorten(found['input'])}; expected {expected}")
 
 
 def takes(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:

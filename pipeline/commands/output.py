@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tokenshards.pipeline.conversion.request import Outcome
     from tokenshards.pipeline.reports.terminal import TerminalReporter
 
-__all__ = ["counted_shards", "doubts_as_json", "finish_run", "print_json", "print_way_out"]
+__all__ = ["counted_shards", "doubts_as_json", "finish_run", "print_json", "print_way_out", "way_to_retry"]
 
 
 def print_json(value: object) -> None:
@@ -32,11 +32,20 @@ def doubts_as_json(as_json: bool) -> Iterator[None]:
         raise
 
 
-def print_way_out(url: str, quarantined: int, complete: bool) -> None:
+def way_to_retry(url: str, *, closed: bool) -> str:
+    """Return how to retry mended inputs. `closed`: the first generation has its manifest, without which nothing can be retried."""
+    if closed:
+        return f"retry them with: tokenshards retry-failed {url}"
+    return (
+        "retry them once the job is complete: first run the same `tokenshards tokenize` again (after exit code 5 with the larger --max-bad "
+        f"that its message names), then: tokenshards retry-failed {url}"
+    )
+
+
+def print_way_out(url: str, quarantined: int, *, closed: bool) -> None:
     """Print what to do about quarantined inputs, if there are any."""
     if quarantined:
-        retry = f"; retry them with: tokenshards retry-failed {url}" if complete else ""
-        print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}{retry}")
+        print(f"Inputs are in quarantine; list them with: tokenshards quarantine {url}; {way_to_retry(url, closed=closed)}")
 
 
 def finish_run(out: str, options: dict[str, Any], outcome: Outcome, as_json: bool, quiet: bool) -> None:
@@ -51,7 +60,7 @@ def finish_run(out: str, options: dict[str, Any], outcome: Outcome, as_json: boo
         print_json(report.to_json())
     else:
         print_table(report.rows, title=f"{report.url}: {'already complete' if report.already_complete else 'complete'}")
-        print_way_out(report.url, report.quarantined, complete=bool(report.value.get("complete")))
+        print_way_out(report.url, report.quarantined, closed=bool(report.value.get("complete")))
         if report.already_complete:
             print(f"Nothing was listed again; images that are new since then belong into another OUT, with --tokenizer {report.url}")
 

@@ -28,6 +28,7 @@ def publish_command(
     from tokenshards.pipeline.ledger.public_copy import publish_dataset
     from tokenshards.pipeline.reports.terminal import TerminalReporter
     from tokenshards.pipeline.storage.store import Store
+    from tokenshards.pipeline.words import counted
 
     store = Store(out, storage_options=side_options("src", out, storage_option, src_option))
     to = Store(dest, storage_options=side_options("out", dest, storage_option, out_option))
@@ -40,5 +41,8 @@ def publish_command(
     if not made.card:
         reporter.say(f"note: {made.url}/README.md is not a card written by tokenshards, so it is kept unchanged")
     if not quiet:
-        print(f"{made.url}: {made.images:,} images in {made.shards:,} shards, {made.bytes_shards:,} bytes; {made.copied:,} shards copied")
+        print(
+            f"{made.url}: {counted(made.images, 'image')} in {counted(made.shards, 'shard')}, {made.bytes_shards:,} bytes; "
+            f"{counted(made.copied, 'shard')} copied"
+        )
         print(f"Sample ids, labels and meta columns are unchanged. Check the copy with: tokenshards verify {made.url}")

@@ -18,6 +18,10 @@ __all__ = ["run_conversions", "tokenize"]
 def tokenize(options: TokenizeOptions) -> TokenizeReport:
     """Turn images into token shards, as the command `tokenize` does, and return a TokenizeReport. Called again, it continues.
 
+    >>> report = tokenshards.tokenize("photos", "small.tokens", levels=1, workers=1)
+    >>> report.images, report.understood["noun"]
+    (72, 'image')
+
     Raises the errors of `tokenshards.pipeline.errors`; DoubtError, whose attribute `understood` says what was seen, where the input may be
     meant otherwise than it is understood.
     """
@@ -35,5 +39,5 @@ def run_conversions(options: TokenizeOptions, reporter: TerminalReporter) -> dic
     """Make or continue the dataset, or one per split, and return the outcomes by split; without splits the key is None."""
     request, cluster = options.request(), options.cluster()
     if options.splits:
-        return {**tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster))}
+        return dict(tokenize_splits(request, reporter, lambda: open_runner(options.runner, request.run, cluster)).items())
     return {None: Conversion(request, reporter, open_runner(options.runner, request.run, cluster)).run()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.config import PlanConfig, SourceConfig
+from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import BadInput, TokenizerError
@@ -27,6 +26,7 @@ from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.view_policy import ViewPolicy
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]
 
@@ -57,6 +57,8 @@ class Estimate:
     seconds_per_stage: dict[str, float]
     """Seconds per image on one worker."""
     bad_share: float
+    bad_example: str
+    """The first input of the sample that failed, with the reason; empty if none did."""
     absent_share: float
     """Of the sample: inputs of which a table says that there is no image."""
     tokenizer: str
@@ -78,20 +80,26 @@ class Estimate:
         """Return the table as (name, value) text."""
         stages = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in self.seconds_per_stage.items())
         about = "" if self.images_exact else "about "
-        time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else f"{3600 * self.hours:.0f} seconds"
+        time_text = f"{self.hours:.2f} hours" if self.hours >= 0.1 else counted(round(3600 * self.hours), "second")
         return [
             ("images", f"{about}{self.images:,} ({self.bytes_in / 1e6:,.1f} MB)"),
             ("tokenizer", self.tokenizer),
             ("shards", f"{self.shards:,}"),
             ("requests", f"{self.requests:,}"),
-            ("images per second", f"{self.images_per_second:,.0f} with {self.workers} workers"),
+            ("images per second", f"{self.images_per_second:,.0f} with {counted(self.workers, 'worker')}"),
             ("time", time_text),
             ("output", f"{self.bytes_out / 1e6:,.1f} MB ({self.bytes_per_image:,.0f} bytes per image)"),
             ("money", "give --price-per-hour" if self.money is None else f"{self.money:,.2f}"),
             ("bottleneck", f"{self.bottleneck} ({stages} per image and worker)"),
-            ("bad inputs in the sample", f"{self.bad_share:.1%}"),
+            ("bad inputs in the sample", self._bad_text()),
             *([("absent in the sample", f"{self.absent_share:.1%} (the table says that there is no image)")] if self.absent_share else []),
         ]
+
+    def _bad_text(self) -> str:
+        such = f", such as {self.bad_example}" if self.bad_example else ""
+        limit = RunConfig().max_bad
+        stops = f". `tokenize` stops where more than {limit:.0%} are bad, unless --max-bad is above {limit:g}"
+        return f"{self.bad_share:.1%}{such}{stops if self.bad_share > limit else ''}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,6 +110,8 @@ class TimedSample:
     inputs: int = 0
     decoded: int = 0
     absent: int = 0
+    failure: str = ""
+    """The first input that failed, with its reason."""
     bytes_in: int = 0
     bytes_out: int = 0
     slice_bytes: int = 0
@@ -161,6 +171,7 @@ def estimate_job(
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
         bad_share=1 - timed.decoded / timed.inputs,
+        bad_example=timed.failure,
         absent_share=timed.absent / (timed.inputs + timed.absent),
         tokenizer=about,
         matched=tuple(matched),
@@ -217,12 +228,16 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
             timed.bytes_in += len(data)
             members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # each member has a header
             if isinstance(record, ImageRecord):
-                with contextlib.suppress(BadInput):  # counted as an input that was not decoded
+                try:
                     found = decode_views(
                         data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id, rules=source.config.image_rules
                     )
                     images.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
+                except BadInput as error:  # counted as an input that was not decoded
+                    timed.failure = timed.failure or f"{record.sample_id} ({error.reason})"
+            else:
+                timed.failure = timed.failure or f"{record.sample_id} ({record.error.reason})"
             lap("decode")
             if timed.inputs >= limit:
                 break
@@ -231,7 +246,9 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
         if stopped:
             break
     if not images:
-        raise TokenizerError(f"{source.store.url}: none of {timed.inputs} sampled inputs decodes; check the source")
+        raise TokenizerError(
+            f"{source.store.url}: none of {counted(timed.inputs, 'sampled input')} decodes, such as {timed.failure}; check the source"
+        )
     tokens = _encode(tokenizer, images, config.batch_rows)
     lap("encode")
     timed.bytes_out = _encoded_bytes(tokenizer, tokens, sizes, config)

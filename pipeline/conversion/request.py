@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from tokenshards.pipeline.config import SHAPING_FIELDS, PlanConfig, RunConfig, SourceConfig
-from tokenshards.pipeline.errors import PlanError, SourceError, UnreadableObjectError
+from tokenshards.pipeline.errors import ConfigError, PlanError, SourceError, UnreadableObjectError
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.runners.stage_usage import RunUsage
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:
-    """Raise PlanError if an option of the request contradicts the plan; an option left at its default never does."""
+    """Raise ConfigError if an option that is not at its default contradicts the plan, PlanError if the plan is that of an import."""
     if plan.is_import:
         raise PlanError(
             f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from images. "
@@ -107,7 +107,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
         if fingerprint != plan.fingerprint:
             different.append(f"--tokenizer with fingerprint {fingerprint[:12]} (the plan has {plan.fingerprint[:12]})")
     if different:
-        raise PlanError(
+        raise ConfigError(
             f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
         )

@@ -17,11 +17,11 @@ from tokenshards.pipeline.errors import (
     PlanError,
     TooManyBadInputsError,
     TransientStorageError,
-    describe_unreadable,
 )
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.inputs import describe_unreadable
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
-from tokenshards.pipeline.ledger.closing import close_generation
+from tokenshards.pipeline.ledger.closing import close_generation, max_bad_for
 from tokenshards.pipeline.ledger.dataset_card import CARD_PATH, has_own_card, write_card
 from tokenshards.pipeline.ledger.failure_examples import failure_examples
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat, live_runs
@@ -37,6 +37,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store, absolute_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["PlanRun"]
 
@@ -90,7 +91,10 @@ class PlanRun:
         spec = ensure_tokenizer(store, plan)
         survey = survey_plan(store, plan, spec)
         if survey.done:
-            self._reporter.say(f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of {plan.shards} shards are done")
+            self._reporter.say(
+                f"continuing plan {plan.plan_id[:12]} of {store.url}: {len(survey.done)} of "
+                f"{counted(plan.shards, 'shard is', 'shards are')} done"
+            )
         for problem in survey.problems:
             self._reporter.say(f"{problem.object} is {problem.kind} ({problem.detail}); its shard will be redone")
         started = time.monotonic()
@@ -105,7 +109,8 @@ class PlanRun:
                 survey = self._work(todo, spec)
             if plan.generation == 1:  # --max-bad does not limit a retry
                 self.tally.lost = survey.untaken.lost
-                self._check_limit(survey.quarantined + survey.untaken.lost, survey.planned - survey.untaken.absent + survey.untaken.lost)
+                there = survey.planned - survey.untaken.absent + survey.untaken.lost
+                self._check_limit(survey.quarantined + survey.untaken.lost, there, there)
             pointer = load_pointer(store)
             if pointer is not None and int(pointer["generation"]) >= plan.generation:  # another driver that joined wrote it first
                 manifest = load_manifest(store, pointer)
@@ -158,7 +163,8 @@ class PlanRun:
             if self._unreadable:
                 message += f"\n{describe_unreadable(self._unreadable, self._unreadable_examples)}"
             raise IncompleteError(
-                f"{plan.shards - len(survey.done)} of {plan.shards} shards are not done; the last error of shard {shard}: {message}\n"
+                f"{plan.shards - len(survey.done)} of {counted(plan.shards, 'shard is', 'shards are')} "
+                f"not done; the last error of shard {shard}: {message}\n"
                 "Nothing was lost, and nothing was quarantined because of this. Run the same command again: it continues"
             )
         return survey
@@ -223,7 +229,8 @@ class PlanRun:
         bad = self._quarantined_before + progress.images_quarantined + self.tally.lost
         there = self._expected_inputs(progress.images_seen) if self._plan.generation == 1 else None
         if there is not None:
-            self._check_limit(bad, there, about="about " if self._plan.tars_planned else "")
+            seen = self.tally.inputs_before + progress.images_seen + self.tally.lost
+            self._check_limit(bad, there, seen, about="about " if self._plan.tars_planned else "")
 
     def _expected_inputs(self, inputs: int) -> int | None:
         """Return the number of planned inputs and of those that damaged tars lost, without those known to be absent.
@@ -239,8 +246,8 @@ class PlanRun:
         counted = (tally.inputs_before + tally.inputs + there) * plan.shards // done if done else 0
         return max(counted, tally.inputs_before + inputs + there) if done else None
 
-    def _check_limit(self, bad: int, planned: int, about: str = "") -> None:
-        """Raise TooManyBadInputsError with an example of each reason if too many inputs failed."""
+    def _check_limit(self, bad: int, planned: int, seen: int, about: str = "") -> None:
+        """Raise TooManyBadInputsError with an example of each reason if too many inputs failed. `seen`: the inputs tried so far."""
         if bad <= self._request.run.max_bad * planned:
             return
         work = [] if self._plan.is_import else [shard for shard, counts in self.tally.in_flight.items() if counts[2]]
@@ -248,10 +255,15 @@ class PlanRun:
         such = "".join(f"{line}\n" for line in examples)
         lost = f" (about {self.tally.lost:,} of them are lost with damaged tars)" if self.tally.lost else ""
         raise TooManyBadInputsError(
-            f"{bad:,} of {about}{planned:,} inputs failed permanently{lost}, which is more than --max-bad {self._request.run.max_bad:g}"
-            f"{', such as' if examples else '.'}\n{such}To accept them all, run the same command with a larger --max-bad; "
+            f"{bad:,} of {about}{counted(planned, 'input')} failed permanently{lost}, which is more than --max-bad "
+            f"{self._request.run.max_bad:g}{', such as' if examples else '.'}\n{such}{self._ways_on(max_bad_for(bad, seen))}; "
             f"`tokenshards quarantine {self._store.url}` lists the failures of committed shards"
         )
+
+    def _ways_on(self, share: float) -> str:
+        """Return how to go on after too many failures. Mended files need a retry, which needs a complete dataset."""
+        accept = f"To accept them, run the same command with a larger --max-bad, such as --max-bad {share:g}"
+        return accept if self._plan.is_import else f"{accept}. After that `tokenshards retry-failed {self._store.url}` tries mended files"
 
     def progress(self) -> RunProgress:
         """Return how far the run is; may be asked by another thread."""

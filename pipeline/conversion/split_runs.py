@@ -21,6 +21,7 @@ from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels.rule import LabelRule
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, in_order, split_at, split_of_file
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["splits_of_source", "tokenize_splits"]
 
@@ -71,8 +72,9 @@ def splits_of_source(url: str, config: SourceConfig, say: Callable[[str], None] 
         )
     rest = inputs - found.total()
     if rest and not config.yes:
+        inputs_are = counted(rest, f"{noun} is", f"{noun}s are")
         raise DoubtError(
-            f"{source.store.url}: {rest:,} {noun}s are of no split and would be left out by --splits; expected --yes to go on without "
+            f"{source.store.url}: {inputs_are} of no split and would be left out by --splits; expected --yes to go on without "
             "them, or --split NAME for one split at a time",
             understood=source.summary.to_json(),
         )

@@ -11,7 +11,14 @@ from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import FingerprintMismatchError, IncompleteError, LiveRunError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import (
+    ConfigError,
+    FingerprintMismatchError,
+    IncompleteError,
+    LiveRunError,
+    NotFoundError,
+    PlanError,
+)
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, live_runs, refuse_beside_live_run, wins_planning
 from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
@@ -31,6 +38,7 @@ from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
 
@@ -110,10 +118,11 @@ class Conversion:
             if request.tokenizer_url:
                 say(f"tokenizer of {display_url(request.tokenizer_url)}: {describe_tokenizer(tokenizer)}")
                 if classes:
-                    say(f"the class table of that dataset is kept ({len(classes)} classes), so labels agree")
+                    say(f"the class table of that dataset is kept ({counted(len(classes), 'class')}), so labels agree")
             else:
                 images = sum(row.inputs for row in listing.sample)
-                about = "" if source.ordered else f" on {min(images, sample):,} images"  # images of tars are counted only when read
+                # images of tars are counted only when read
+                about = "" if source.ordered else f" on {counted(min(images, sample), 'image')}"
                 say(f"no --tokenizer given: fitting one{about} …")
                 fitted = fit_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
@@ -138,8 +147,8 @@ class Conversion:
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard
-        size = f"{tars} tar{'' if tars == 1 else 's'}" if plan.tars_planned else f"about {-(-plan.images_planned // plan.shards):,} images"
-        say(f"plan {plan.plan_id[:12]}: {plan.shards} shard{'' if plan.shards == 1 else 's'} of {size}")
+        size = counted(tars, "tar") if plan.tars_planned else f"about {counted(-(-plan.images_planned // plan.shards), 'image')}"
+        say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {size}")
         return plan
 
 
@@ -165,7 +174,7 @@ def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenize
 def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) -> LabelType | None:
     """Return the type for storing the labels of a source: the type of the given class table if there is one, else the source's own.
 
-    So the integer 7 of a table and the folder `7` are one class. Raises PlanError if the class table has integers and a label is not one.
+    So the integer 7 of a table and the folder `7` are one class. Raises ConfigError if the class table has integers and a label is not one.
     """
     if not classes or summary.label_type is None:
         return summary.label_type
@@ -173,7 +182,7 @@ def common_label_type(classes: tuple[int | str, ...], summary: SourceSummary) ->
         return "string"
     stray = next((label for label in summary.labels if integer_in(label) is None), None)
     if stray is not None:
-        raise PlanError(
+        raise ConfigError(
             f"the label {stray!r} cannot join a class table of integers such as {classes[0]}: expected integers as labels. "
             "Choose them with --label, or give only the tokenizer: --tokenizer DATASET/tokenizer"
         )
@@ -223,7 +232,7 @@ def retry_failed(
     refuse_beside_live_run(store, RETRYING)
     first = load_plan(store)
     if first is None:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     config = first.source_config(reading or SourceConfig(storage_options=options))
     where = source_url or str(first.source["url"])
     with Heartbeat(store, PLANNING, dict) as heartbeat:
@@ -234,6 +243,6 @@ def retry_failed(
     if planned is None:
         return None
     plan, inputs = planned
-    reporter.say(f"generation {plan.generation}: retrying {inputs:,} quarantined inputs")
+    reporter.say(f"generation {plan.generation}: retrying {counted(inputs, 'quarantined input')}")
     request = TokenizeRequest(source_url=where, out_url=out_url, source=config, run=run, out_options=options)
     return finish_chain(store, load_chain(store), request, runner or LocalRunner(run), reporter)

@@ -20,6 +20,8 @@ JPEG_SIGNATURE, _GIF, _RIFF = b"\xff\xd8\xff", b"GIF8", b"RIFF"
 _TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES = (JPEG_SIGNATURE, PNG_SIGNATURE, _GIF, _RIFF, b"BM", *_TIFFS, b"\0\0\0\x0cjP  ")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_UNIDENTIFIED = "no decoder knows it: its first bytes, or the header behind them, are those of no image"
+"""In place of Pillow's words, which name an object of Python."""
 TOO_MUCH_TEXT = ("Decompressed data too large", "Too much memory used in text chunks")
 """How Pillow's errors about texts and colour profiles above its limits begin."""
 
@@ -72,7 +74,8 @@ _quiet_pillow = _QuietPillow()
 def failure_of(error: Exception, data: bytes) -> BadInput:
     """Return the permanent failure that an error of Pillow means for these bytes."""
     text = _ADDRESS.sub("", str(error))  # equal inputs must give equal quarantine files
-    detail = f"{type(error).__name__}: {text[:300]}; {shown_bytes(data)}"
+    words = _UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {text[:300]}"
+    detail = f"{words}; {shown_bytes(data)}"
     if isinstance(error, Image.DecompressionBombError):
         return BadInput(Reason.TOO_MANY_PIXELS, detail)
     if text.startswith(TOO_MUCH_TEXT):

@@ -11,6 +11,7 @@ from functools import cache
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from tokenshards.pipeline.images.extras import installed_extras
+from tokenshards.pipeline.words import counted
 
 __all__ = ["PNG_SIGNATURE", "deep_extensions", "describe_tiff", "image_extensions", "is_lfs_pointer", "open_lazily", "without_texts"]
 
@@ -121,4 +122,4 @@ def describe_tiff(data: bytes) -> str | None:
     depth = " and ".join(str(value) for value in sorted(set(bits)))
     kind = " and ".join(_SAMPLE_FORMATS.get(value, f"sample format {value}") for value in sorted(set(formats)))
     packed = "" if compression in TiffImagePlugin.COMPRESSION_INFO else f", compression {compression}"
-    return f"{bands} {'band' if bands == 1 else 'bands'} of {depth} bits, {kind}{packed}"
+    return f"{counted(bands, 'band')} of {depth} bits, {kind}{packed}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
+from tokenshards.pipeline.words import counted
+
 __all__ = ["REMARK_NAMES", "Remark", "remark_notes"]
 
 
@@ -23,9 +25,10 @@ REMARK_NAMES = {Remark.TRUNCATED: "truncated but taken", Remark.DARK_16_BIT: "da
 def remark_notes(counts: Mapping[str, int]) -> Iterator[str]:
     """Yield a sentence for each remark, by the numbers of its images."""
     if count := counts.get(Remark.TRUNCATED, 0):
-        yield f"{count:,} images end too early and were taken as far as they decode (--accept-truncated)"
+        taken = counted(count, "image ends too early and was", "images end too early and were")
+        yield f"{taken} taken as far as the data go (--accept-truncated)"
     if count := counts.get(Remark.DARK_16_BIT, 0):
         yield (
-            f"{count:,} 16-bit images use at most 14 of their bits, so their high bytes are dark (--sixteen-bit high-byte); a new output "
-            "with --sixteen-bit scale takes them as bright as they are meant"
+            f"{counted(count, '16-bit image uses', '16-bit images use')} at most 14 of 16 bits, so the high bytes are dark "
+            "(--sixteen-bit high-byte); a new output with --sixteen-bit scale takes all as bright as they are meant"
         )

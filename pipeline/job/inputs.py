@@ -5,10 +5,10 @@ What a rule leaves out of a container comes too, so that a commit can account fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, Reason, Stage, UnreadableObjectError, describe_unreadable
+from tokenshards.pipeline.errors import BadInput, Reason, Stage, UnreadableObjectError
 from tokenshards.pipeline.job.probe_urls import ProbeUrls
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
@@ -16,8 +16,9 @@ from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import file_record
 from tokenshards.pipeline.sources.fetch import expected_bytes, fetch_ahead, fetch_file, urls_to_probe
 from tokenshards.pipeline.storage.store import Store, is_absolute
+from tokenshards.pipeline.words import counted
 
-__all__ = ["read_inputs"]
+__all__ = ["describe_unreadable", "read_inputs"]
 
 REMOTE_FETCH_THREADS = 32
 """Threads of one shard. The store's request limit (storage/request_limit.py) decides how many requests run at once in the process."""
@@ -104,3 +105,13 @@ def _all_unreadable(errors: list[UnreadableObjectError]) -> UnreadableObjectErro
 def _killer(sample_id: str, uri: str) -> FailedRecord:
     error = BadInput(Reason.KILLED_WORKER, "the worker process died or hung each time that a worker handled this input", Stage.DECODE)
     return FailedRecord(sample_id=sample_id, error=error, uri=uri)
+
+
+def describe_unreadable(count: int, examples: Sequence[str]) -> str:
+    """Return a message about objects that cannot be read, with what to do."""
+    shown = ", ".join(examples[:3])
+    objects = counted(count, "object cannot be read although its store answers", "objects cannot be read although their stores answer")
+    return (
+        f"{objects} for others, such as {shown}. Restore archived objects or grant the right to read "
+        "them, then run the same command again; or leave them out and quarantine them with --unreadable quarantine"
+    )

@@ -15,8 +15,9 @@ from tokenshards.pipeline.shards.manifest import UNTAKEN_TOTALS, Manifest, publi
 from tokenshards.pipeline.shards.shard_table import ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
-__all__ = ["class_table", "close_generation"]
+__all__ = ["class_table", "close_generation", "max_bad_for"]
 
 
 def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tuple[int | str, ...]:
@@ -26,12 +27,18 @@ def class_table(inherited: tuple[int | str, ...], counts: dict[Any, int]) -> tup
     return (*inherited, *new)
 
 
+def max_bad_for(bad: int, inputs: int) -> float:
+    """Return the smallest --max-bad of two decimals that accepts `bad` failures of `inputs`."""
+    return next((percent / 100 for percent in range(1, 100) if bad <= percent / 100 * inputs), 1.0)
+
+
 def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSpec, parent: Manifest | None) -> Manifest:
     """Write the manifest of a finished plan; raises IncompleteError with the numbers if they do not add up."""
     if not survey.balanced:
         gone = f", {survey.untaken.absent:,} absent" if survey.untaken.absent else ""
         raise IncompleteError(
-            f"{store.url}: {survey.planned:,} inputs are planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
+            f"{store.url}: {counted(survey.planned, 'input is', 'inputs are')} "
+            f"planned, {survey.images:,} committed and {survey.quarantined:,} quarantined{gone}"
             f"; {plan.shards - len(survey.done)} shards of {plan.shards} are not done. "
             "Run the same command again: it continues"
         )

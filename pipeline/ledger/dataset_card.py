@@ -16,6 +16,7 @@ from tokenshards.pipeline.shards.columns import Column, dataset_columns
 from tokenshards.pipeline.shards.manifest import Manifest
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["CARD_PATH", "has_own_card", "is_own_card", "public_source", "write_card"]
 
@@ -96,7 +97,10 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
     yield ""
     yield "# Images as discrete tokens"
     yield ""
-    yield f"{images:,} images as ids of a tokenizer, written by tokenshards. The images are not included; a decoder restores them roughly."
+    yield (
+        f"{counted(images, 'image')} "
+        "as ids of a tokenizer, written by tokenshards. The images are not included; a decoder restores them roughly."
+    )
     yield ""
     yield "| | |"
     yield "|---|---|"
@@ -104,17 +108,17 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
     if manifest.classes:
         yield f"| classes | {len(manifest.classes):,} |"
     if failed := int(totals.get("images_quarantined", 0)):
-        yield f"| left out | {failed:,} inputs that could not be read |"
+        yield f"| left out | {counted(failed, 'input')} that could not be read |"
     untaken = manifest.untaken
     if untaken.lost:
-        yield f"| lost | about {untaken.lost:,} further images of damaged containers |"
+        yield f"| lost | about {counted(untaken.lost, 'further image')} of damaged containers |"
     if untaken.absent:
-        yield f"| absent | {untaken.absent:,} inputs that the source lists without an image |"
+        yield f"| absent | {counted(untaken.absent, 'input')} that the source lists without an image |"
     if untaken.left_out:
         kinds = ", ".join(f"{count:,} {_cell(kind)}" for kind, count in sorted(untaken.left_out.items(), key=lambda item: -item[1])[:8])
         yield f"| not taken from containers | {kinds} |"
     shards = sum(entry.path is not None for entry in manifest.shards)
-    yield f"| shards | {shards:,} Parquet files, {totals.get('bytes_shards', 0):,} bytes |"
+    yield f"| shards | {counted(shards, 'Parquet file')}, {totals.get('bytes_shards', 0):,} bytes |"
     yield f"| tokenizer | {_tokenizer(spec)} |"
     yield f"| fingerprint | `{spec.fingerprint}` |"
     for name, value in sorted(manifest.card.items()):

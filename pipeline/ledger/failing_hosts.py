@@ -13,7 +13,7 @@ from tokenshards.pipeline.shards.quarantine_file import quarantine_rows
 from tokenshards.pipeline.sources.hosts.failures import host_of
 from tokenshards.pipeline.storage.store import Store
 
-__all__ = ["FailingHosts", "hosts_in_quarantine"]
+__all__ = ["MOST_SHARDS", "FailingHosts", "hosts_in_quarantine"]
 
 SHOWN = 5
 MOST_HOSTS = 100_000

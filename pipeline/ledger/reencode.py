@@ -32,6 +32,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.pipeline.tokenizers.networks.device import describe_device
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Reencoding", "ReencodingConfig", "reencode_sample"]
 
@@ -107,8 +108,9 @@ class Reencoding:
 
     def lines(self) -> list[str]:
         """Return the result as text, with what to do if too few ids agree."""
-        shown = "" if self.agreement is None else f": {self.agreement:.4%} of {self.ids:,} ids agree, {self.rows_different:,} rows differ"
-        rows = f"{self.rows_encoded:,} of {self.rows_drawn:,} rows (--seed {self.config.seed})"
+        differ = counted(self.rows_different, "row differs", "rows differ")
+        shown = "" if self.agreement is None else f": {self.agreement:.4%} of {self.ids:,} ids agree, {differ}"
+        rows = f"{self.rows_encoded:,} of {counted(self.rows_drawn, 'row')} (--seed {self.config.seed})"
         lines = [f"re-encoded {rows} on {self.device}, {self.dtype}{shown}"]
         if self.left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))

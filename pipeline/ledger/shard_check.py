@@ -19,6 +19,7 @@ from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ShardCheck", "ShardChecker"]
 
@@ -29,6 +30,8 @@ class ShardCheck:
 
     shard: int
     plan_id: str
+    exists: bool = False
+    """Whether the shard has a commit, even a damaged one, or an entry in the manifest."""
     rows: int = 0
     problems: list[Problem] = field(default_factory=list)
     references: list[ObjectRef] = field(default_factory=list)
@@ -59,6 +62,7 @@ class ShardChecker:
         check = ShardCheck(shard, plan_id)
         entry = self.entries.get(shard)
         commit = self._commit(entry, check)
+        check.exists = commit is not None or entry is not None or bool(check.problems)
         data, quarantine = _objects(commit, entry)
         named = {data, quarantine} | ({commit.data, commit.quarantine} if commit is not None else set())
         check.references = [reference for reference in named if reference is not None]
@@ -115,7 +119,7 @@ class ShardChecker:
         if reader.fingerprint != self.spec.fingerprint:
             check.add(path, "fingerprint", f"made by tokenizer {reader.fingerprint[:12]}, the dataset by {self.spec.fingerprint[:12]}")
         if commit is not None and len(content) != commit.rows:
-            check.add(path, "rows", f"{len(content)} rows; its commit says {commit.rows}")
+            check.add(path, "rows", f"{counted(len(content), 'row')}; its commit says {commit.rows}")
         sample_ids: list[str] = content.table["sample_id"].to_pylist()
         numbers = content.table["view"].to_pylist()
         keys = (f"{view}\0{sample_id}" for sample_id, view in zip(sample_ids, numbers, strict=True))
@@ -133,16 +137,16 @@ class ShardChecker:
         seen = len(recorded) + commit.absent + commit.left_out_count
         if commit.inputs_seen != seen:
             parts = f"{len(recorded)} recorded, {commit.absent} absent and {commit.left_out_count} left out"
-            check.add(path, "accounts", f"{parts} make {seen} inputs; its commit has seen {commit.inputs_seen}")
+            check.add(path, "accounts", f"{parts} make {counted(seen, 'input')}; its commit has seen {commit.inputs_seen}")
         if all(row.kind in ("file", "absent") for row in planned):
             wanted = sorted(row.sample_id for row in planned if row.kind == "file")
             if sorted(recorded) != wanted:
                 odd = sorted(set(wanted) ^ set(recorded))[:3]
-                check.add(path, "accounts", f"{len(recorded)} inputs recorded, {len(wanted)} planned; they differ in {odd}")
+                check.add(path, "accounts", f"{counted(len(recorded), 'input')} recorded, {len(wanted)} planned; they differ in {odd}")
         elif all(row.inputs >= 0 for row in planned):
             inputs = sum(row.inputs for row in planned)
             if inputs != len(recorded) + commit.absent:
-                check.add(path, "accounts", f"{len(recorded)} inputs recorded and {commit.absent} absent, {inputs} planned")
+                check.add(path, "accounts", f"{counted(len(recorded), 'input')} recorded and {commit.absent} absent, {inputs} planned")
 
 
 def _same_work(commit: Commit, entry: ShardEntry) -> bool:
@@ -165,5 +169,5 @@ def _read_quarantine(path: str, data: bytes, commit: Commit | None, check: Shard
         check.add(path, "corrupt", str(error))
         return []
     if commit is not None and len(rows) != commit.quarantined:
-        check.add(path, "rows", f"{len(rows)} rows; its commit says {commit.quarantined}")
+        check.add(path, "rows", f"{counted(len(rows), 'row')}; its commit says {commit.quarantined}")
     return [row["sample_id"] for row in rows]

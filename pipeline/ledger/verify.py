@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import PlanError
+from tokenshards.pipeline.errors import NotFoundError
 from tokenshards.pipeline.ledger.orphans import find_unreferenced
 from tokenshards.pipeline.ledger.shard_check import ShardCheck, ShardChecker
 from tokenshards.pipeline.ledger.state import DatasetState, read_state
@@ -22,6 +22,7 @@ from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Verification", "verify_dataset"]
 
@@ -34,6 +35,8 @@ class Verification:
 
     state: DatasetState
     shards_checked: int = 0
+    shards_open: int = 0
+    """Planned shards that an unfinished job has not made yet."""
     rows_checked: int = 0
     complete: bool = False
     """True if the newest generation has a readable manifest."""
@@ -66,12 +69,12 @@ def verify_dataset(
 ) -> Verification:
     """Check a dataset; `sample` checks only so many random shards, `first_shard` continues a check that was stopped.
 
-    Calls `on_shard(done, total)` after each shard. Raises PlanError if there is nothing to verify, FormatVersionError if a newer version
-    wrote the dataset.
+    Calls `on_shard(done, total)` after each shard. Raises NotFoundError if there is nothing to verify, FormatVersionError if a newer
+    version wrote the dataset.
     """
     state = read_state(store)
     if not state.plan_ids and not state.pointer_exists:
-        raise PlanError(f"{store.url}: there is neither a plan nor a manifest; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "there is neither a plan nor a manifest; expected the OUT folder of `tokenshards tokenize`")
     found = Verification(state, problems=list(state.problems))
     sizes = object_sizes(store, "shards", "quarantine", "commits")
     tasks = [task for task in _tasks(state, sizes) if task[1] >= first_shard]
@@ -79,7 +82,8 @@ def verify_dataset(
         tasks = sorted(random.sample(tasks, sample), key=lambda task: task[1])
     hashes = []
     for done, check in enumerate(_check_shards(store, state, tasks, sizes), 1):
-        found.shards_checked += 1
+        found.shards_checked += check.exists
+        found.shards_open += not check.exists
         found.rows_checked += check.rows
         found.problems += check.problems
         found.referenced |= {reference.path for reference in check.references}
@@ -133,7 +137,10 @@ def _check_complete(found: Verification) -> None:
     found.complete = state.manifest is not None and state.manifest.generation >= generations
     if not found.complete and not found.damaged & _manifest_objects(state):
         closed = 0 if state.manifest is None else state.manifest.generation
-        detail = f"{closed} of {generations} generations are complete; run the same `tokenshards tokenize` again to finish"
+        detail = (
+            f"{closed} of {counted(generations, 'generation is', 'generations are')} "
+            "complete; run the same `tokenshards tokenize` again to finish"
+        )
         found.problems.append(Problem(MANIFEST_POINTER, "incomplete", detail))
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import IncompleteError, MissingObjectError, PlanError
+from tokenshards.pipeline.errors import IncompleteError, NotFoundError, PlanError
 from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.records import PlanRow
@@ -20,6 +20,7 @@ from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["failed_entries", "plan_retry", "rows_to_retry", "waiting_failures"]
 
@@ -40,7 +41,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     pointer = load_pointer(store)
     chain = load_chain(store)
     if not chain:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     last = chain[-1]
     last.refuse_newer()
     if last.is_import:
@@ -50,7 +51,11 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
         )
     if pointer is None or int(pointer["generation"]) < last.generation:
         if last.generation == 1 or pointer is None:
-            raise IncompleteError(f"{store.url} is not complete yet. Finish it with `tokenshards tokenize` before you retry failed inputs")
+            raise IncompleteError(
+                f"{store.url} is not complete yet, and only a complete dataset can retry its failed inputs. First run the same "
+                "`tokenshards tokenize` again until it ends; if it stops with exit code 5, add the larger --max-bad that it names. "
+                f"Then run `tokenshards retry-failed {store.url}`"
+            )
         return last, last.images_planned + last.tars_planned
     manifest = load_manifest(store, pointer)
     failed = failed_entries(manifest)
@@ -72,7 +77,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             card={**last.card, "retried": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
             label_type=last.label_type,
             meta_types=last.meta_types,
-            matched=(f"{quarantined} quarantined inputs of generation {last.generation}",),
+            matched=(f"{counted(quarantined, 'quarantined input')} of generation {last.generation}",),
             format_version=last.format_version,
         )
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
@@ -134,7 +139,8 @@ def _rows_of_shard(store: Store, plan: Plan, commit: Commit) -> Iterator[PlanRow
             yield replace(row, inputs=-1, skip=tuple(sorted(given.union(row.skip or ()))))
     if claimed != len(failures):
         raise PlanError(
-            f"{store.url}/{path}: {len(failures)} inputs are quarantined, but only {claimed} are in the plan of shard {commit.shard}. "
+            f"{store.url}/{path}: {counted(len(failures), 'input is', 'inputs are')} "
+            f"quarantined, but only {claimed} are in the plan of shard {commit.shard}. "
             f"Run `tokenshards verify {store.url}`"
         )
 

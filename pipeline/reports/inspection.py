@@ -20,6 +20,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import code_usage
 from tokenshards.pipeline.tokenizers.directory import load_spec, load_statistics, resolve_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Inspection", "inspect_dataset"]
 
@@ -83,11 +84,11 @@ class Inspection:
         if self.manifest is not None:
             tables.append(("card", [(name, str(value)) for name, value in self.manifest.card.items()]))
             if self.manifest.classes:
-                counted = list(zip(self.manifest.classes, self.manifest.class_counts, strict=True))
-                rows: Rows = [(str(label), f"{count:,}") for label, count in counted[:CLASSES_SHOWN]]
-                if len(counted) > CLASSES_SHOWN:
-                    rows.append(("…", f"{len(counted) - CLASSES_SHOWN} more classes"))
-                counts = f"{len(counted)} classes" + (
+                each = list(zip(self.manifest.classes, self.manifest.class_counts, strict=True))
+                rows: Rows = [(str(label), f"{count:,}") for label, count in each[:CLASSES_SHOWN]]
+                if len(each) > CLASSES_SHOWN:
+                    rows.append(("…", counted(len(each) - CLASSES_SHOWN, "more class")))
+                counts = counted(len(each), "class") + (
                     f", rows of each ({self.manifest.views} per image)" if self.manifest.views > 1 else ""
                 )
                 tables.append((counts, rows))

@@ -24,6 +24,7 @@ from tokenshards.pipeline.shards.dataset import Sample, TokenDataset, open_datas
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
 
@@ -49,7 +50,7 @@ class Preview:
     def text(self) -> str:
         """Return one line for the terminal."""
         fidelity = f", mean PSNR {np.mean(self.psnr_db):.2f} dB against the originals" if self.psnr_db else ""
-        return f"{len(self.sample_ids)} images drawn in {self.path}{fidelity}"
+        return f"{counted(len(self.sample_ids), 'image')} drawn in {self.path}{fidelity}"
 
 
 def preview_dataset(
@@ -77,7 +78,8 @@ def preview_dataset(
     kept = [index for index, sample_id in enumerate(ids) if sample_id in originals]
     if not kept:
         raise ConfigError(
-            f"--source {display_url(source_url)}: none of {len(ids)} images exists there unchanged; give the source that was tokenized"
+            f"--source {display_url(source_url)}: none of {counted(len(ids), 'image')} "
+            "exists there unchanged; give the source that was tokenized"
         )
     pairs = [(originals[ids[index]], images[index]) for index in kept]
     drawing = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])

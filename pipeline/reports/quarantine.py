@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, Reason
+from tokenshards.pipeline.errors import ConfigError, NotFoundError, Reason
 from tokenshards.pipeline.ledger.survey import survey_plan
 from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan
 from tokenshards.pipeline.planning.retry_plan import failed_entries, waiting_failures
@@ -79,7 +79,7 @@ def _standing(store: Store) -> Iterator[tuple[ShardEntry, _Stands]]:
     if pointer is None:
         plan = load_plan(store)
         if plan is None:
-            raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+            raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
         yield from ((entry, always) for entry in survey_plan(store, plan, plan.spec).done)
         return
     manifest = load_manifest(store, pointer)

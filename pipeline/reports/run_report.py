@@ -15,7 +15,12 @@ __all__ = ["TokenizeReport", "join_reports", "report_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeReport:
-    """The datasets that a run made or found complete. With splits the numbers are sums."""
+    """The datasets that a run made or found complete. With splits the numbers are sums.
+
+    >>> report = tokenshards.tokenize("photos", "photos.tokens")
+    >>> report.images, report.quarantined, report.already_complete, report.to_json()["complete"]
+    (72, 0, True, True)
+    """
 
     url: str
     """Where the dataset is, or the folder of its splits."""

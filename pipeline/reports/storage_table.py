@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import MissingObjectError
+from tokenshards.pipeline.errors import NotFoundError
 from tokenshards.pipeline.images.remarks import REMARK_NAMES
+from tokenshards.pipeline.ledger.closing import max_bad_for
 from tokenshards.pipeline.ledger.heartbeat import RunRecord, run_records
 from tokenshards.pipeline.ledger.survey import Survey, is_commit, manifest_histograms, survey_plan
 from tokenshards.pipeline.planning.plan import Plan, load_chain
@@ -19,6 +20,7 @@ from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_p
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import entropy_per_id
 from tokenshards.pipeline.view_policy import ViewPolicy
+from tokenshards.pipeline.words import counted
 
 LEFT_OUT_SHOWN = 8
 
@@ -109,8 +111,21 @@ class StorageReport:
             *([] if self.estimated else [("bits per token", f"{self.bits_per_token:.2f}  (order-0 entropy {entropy})")]),
             ("images per second", f"{self.images_per_second:,.0f}"),
             *([("work by stage", stages)] if stages else []),
-            ("complete", "yes" if self.complete else "no"),
+            ("complete", "yes" if self.complete else f"no: {self._why_open()}"),
         ]
+
+    def _why_open(self) -> str:
+        again = "run the same `tokenshards tokenize` again" if self.generation == 1 else "run `tokenshards retry-failed` again"
+        if self.shards_committed < self.shards_planned:
+            return f"{self.shards_planned - self.shards_committed:,} of {counted(self.shards_planned, 'shard')} still to do"
+        bad = self.images_quarantined + self.images_lost_about
+        if not bad or self.generation > 1:  # --max-bad does not limit a retry
+            return f"every shard is committed, but the run stopped before its end; {again}"
+        share = max_bad_for(bad, self.images_planned - self.images_absent + self.images_lost_about)
+        return (
+            f"every shard is committed, but {counted(bad, 'input')} failed, maybe more than --max-bad allowed; {again}, if need be "
+            f"with --max-bad {share:g}"
+        )
 
     def _example(self, kind: str) -> str:
         return f"  (such as {self.examples[kind]})" if self.examples.get(kind) else ""
@@ -209,7 +224,7 @@ def _read_chain(store: Store) -> tuple[list[Plan], Manifest | None]:
     manifest = None if pointer is None else load_manifest(store, pointer)
     chain = [] if manifest is not None and manifest.published else load_chain(store)
     if not chain and manifest is None:
-        raise MissingObjectError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
+        raise NotFoundError(store.url, "no dataset is here; expected the OUT folder of `tokenshards tokenize`")
     return chain, manifest
 
 

@@ -16,6 +16,9 @@ from tokenshards.pipeline.ledger.progress import RunProgress
 __all__ = ["TerminalReporter", "print_table"]
 
 LINE_SECONDS = 30.0
+WIDE, BAR, SHORT_BAR = 140, 40, 10
+"""Columns of a terminal that has room for the long bar, and of the bars."""
+_TIMES = len("0:00:00 ETA 0:00:00")
 
 
 class TerminalReporter:
@@ -47,7 +50,7 @@ class TerminalReporter:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(BAR if self._console.width >= WIDE else SHORT_BAR),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
@@ -64,11 +67,22 @@ class TerminalReporter:
             self.begin(progress.images_planned, progress.images_before)
             self._last_line = float("-inf")  # a person who joins late wants to see the progress now
         if self._progress is not None:
-            shown = f"{progress.rate_text()}{progress.state_text()}"
+            shown = self._fitting(f"{progress.rate_text()}{progress.state_text()}", progress)
             self._progress.update(self._task, total=progress.images_planned, completed=progress.images_done, rate=shown)
         elif (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self._print(progress.line())
+
+    def _fitting(self, text: str, progress: RunProgress) -> str:
+        """Return the parts of a text that fit beside the counts and the times, which rich would cut instead."""
+        total = len(str(progress.images_planned or progress.images_done))
+        bar = BAR if self._console.width >= WIDE else SHORT_BAR
+        room = self._console.width - len("- images ") - bar - (1 + 2 * total + 1) - 1 - (1 + _TIMES)
+        parts, kept = text.split("  "), set[int]()
+        for place in sorted(range(len(parts)), key=lambda place: "MB/s" in parts[place]):  # the bytes matter least
+            if len("  ".join(parts[one] for one in {*kept, place})) <= room:
+                kept.add(place)
+        return "  ".join(parts[place] for place in sorted(kept))
 
     def count(self, done: int) -> None:
         """Show how many of the planned items are done."""

@@ -24,6 +24,7 @@ from tokenshards.pipeline.runners.deadlines import Verdict
 from tokenshards.pipeline.runners.local_devices import VISIBLE_DEVICES, Place, available_cores, choose_places, visible_gpus
 from tokenshards.pipeline.runners.pulse import ALIVE
 from tokenshards.pipeline.runners.supervisor import TICK_SECONDS, Supervisor, Worker, beat_seconds
+from tokenshards.pipeline.words import counted
 
 __all__ = ["LocalRunner"]
 
@@ -109,7 +110,7 @@ class LocalRunner:
         gpus = visible_gpus()
         places = choose_places(self._config.workers, len(shards), gpus if gpus and uses_gpu(job) else [], available_cores())
         if places[0].gpu is not None:
-            shown = f"{len(places)} worker{'' if len(places) == 1 else 's'} on {len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
+            shown = f"{counted(len(places), 'worker')} on {counted(len(gpus), 'GPU')}"
             listener.noted(f"{shown}, with {places[0].decode_threads} decoding threads each; --workers asks for another number")
         return _LocalRun(self._config, job, shards, listener, places).run()
 

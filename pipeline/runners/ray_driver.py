@@ -31,6 +31,7 @@ from tokenshards.pipeline.runners.ray_placement import RayPlacement
 from tokenshards.pipeline.runners.ray_pool import ActorPool, RayWorker
 from tokenshards.pipeline.runners.shard_queue import ShardTask
 from tokenshards.pipeline.runners.supervisor import TICK_SECONDS, Supervisor, beat_seconds
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ActorLimit", "RayRunner"]
 
@@ -98,7 +99,7 @@ class _RayRun:
 
     def run(self) -> dict[int, str]:
         supervisor, limit = self._supervisor, self._limit()
-        self._listener.noted(f"Ray cluster: {self._view.size}; up to {limit} actor{'' if limit == 1 else 's'} of {self._actor_size()}")
+        self._listener.noted(f"Ray cluster: {self._view.size}; up to {counted(limit, 'actor')} of {self._actor_size()}")
         if lacking := self._view.lacks(self._cluster.cpus_per_actor, self._cluster.gpus_per_actor):
             self._listener.noted(
                 f"no actor of {self._actor_size()} can start now: {lacking}. Waiting for a node that can hold an actor, until no shard "
@@ -141,7 +142,7 @@ class _RayRun:
 
     def _actor_size(self) -> str:
         cpus, gpus = self._cluster.cpus_per_actor, self._cluster.gpus_per_actor
-        return f"{cpus} CPU{'' if cpus == 1 else 's'}" + (f" and {gpus:g} GPU" if gpus else "")
+        return counted(cpus, "CPU") + (f" and {gpus:g} GPU" if gpus else "")
 
     def _room(self) -> int:
         spared = 1 if self._cluster.decode == "remote" else 0  # keep a CPU for decoding tasks
@@ -247,7 +248,10 @@ class _RayRun:
         workers = self._supervisor.workers
         ready = sum(worker.ready for worker in workers)
         waiting = len(workers) - ready
-        standing = f"{ready} actors are at work and {waiting} wait for {self._actor_size()} each; the cluster has {self._view.size}"
+        standing = (
+            f"{counted(ready, 'actor is', 'actors are')} "
+            f"at work and {waiting} wait{'s' if waiting == 1 else ''} for {self._actor_size()} each; the cluster has {self._view.size}"
+        )
         lacking = self._view.lacks(self._cluster.cpus_per_actor, self._cluster.gpus_per_actor)
         return standing + (f"; {lacking}" if lacking else "")
 
@@ -273,6 +277,6 @@ class _RayRun:
         blamed = not left and self._view.has(worker.node_id)
         if not blamed:
             self._listener.noted(
-                f"node {worker.host} is gone, out of reach or out of memory, with {len(worker.tasks)} shards in flight", how=how
+                f"node {worker.host} is gone, out of reach or out of memory, with {counted(len(worker.tasks), 'shard')} in flight", how=how
             )
         self._supervisor.lost(worker, how, verdict=verdict, blamed=blamed)

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from tokenshards.pipeline.runners.ray_connection import ASK_SECONDS, HeadWatch
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ClusterSize", "ClusterView"]
 
@@ -24,7 +25,7 @@ class ClusterSize:
 
     def __str__(self) -> str:
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.nodes} node{'' if self.nodes == 1 else 's'}, {self.cpus} CPUs{gpus}"
+        return f"{counted(self.nodes, 'node')}, {counted(self.cpus, 'CPU')}{gpus}"
 
     def room_for(self, cpus: int, gpus: float) -> int:
         """Return how many actors of this size fit into the totals of the cluster."""

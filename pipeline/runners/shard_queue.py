@@ -14,6 +14,7 @@ from typing import Any
 from tokenshards.pipeline.config import RunConfig
 from tokenshards.pipeline.errors import DiskFullError
 from tokenshards.pipeline.runners.base import RunListener
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ShardQueue", "ShardTask"]
 
@@ -127,7 +128,7 @@ class ShardQueue:
             self._listener.unreadable(**unreadable)
         self._disk_full += kind == "disk_full"
         if self._disk_full >= MAX_DISK_FULL:
-            raise DiskFullError(f"{self._disk_full} shards could not be written, so this run stops. The last error: {message}")
+            raise DiskFullError(f"{counted(self._disk_full, 'shard')} could not be written, so this run stops. The last error: {message}")
         if kind != "transient" or task.failures >= self._config.shard_attempts:
             self._give_up(task, message)
             return
@@ -164,7 +165,9 @@ class ShardQueue:
         """Begin a search by bisection once enough workers have died."""
         task.search = None
         if task.deaths >= self._config.worker_deaths:
-            self._listener.noted(f"shard {task.shard} killed {task.deaths} workers: searching for the guilty input", shard=task.shard)
+            self._listener.noted(
+                f"shard {task.shard} killed {counted(task.deaths, 'worker')}: searching for the guilty input", shard=task.shard
+            )
             task.search = _Search()
 
     def _clear(self, task: ShardTask, search: _Search) -> None:

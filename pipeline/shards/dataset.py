@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, overload
 
@@ -22,6 +23,7 @@ from tokenshards.pipeline.errors import (
     FingerprintMismatchError,
     IncompleteError,
     MissingObjectError,
+    NotFoundError,
     shorten,
 )
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
@@ -49,7 +51,7 @@ def open_dataset(url: str, *, storage_options: dict[str, Any] | None = None, ver
     if store.info(MANIFEST_POINTER) is None:
         if store.info("plan/current.json") is None:
             refuse_split_root(store)
-            raise MissingObjectError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
+            raise NotFoundError(store.url, f"no dataset here: neither {MANIFEST_POINTER} nor plan/current.json exists")
         raise IncompleteError(
             f"{store.url}: the dataset is not complete, {MANIFEST_POINTER} does not exist yet. "
             "Run `tokenshards tokenize` again to finish it, or `tokenshards status` to see what is missing"
@@ -65,7 +67,14 @@ class Decoder(Protocol):
 
 
 class TokenDataset:
-    """Read access to the shards that one manifest names."""
+    """Read access to the shards that one manifest names: `tokenshards.open_dataset` makes it.
+
+    >>> dataset = tokenshards.open_dataset("photos.tokens")
+    >>> dataset.spec.layout.grid, sorted(dataset.codebook())
+    ((16, 16), ['level_0', 'level_1'])
+    >>> sum(len(batch) for batch in dataset.batches(32)) == len(dataset)
+    True
+    """
 
     def __init__(
         self, store: Store, manifest: Manifest, *, verify: bool = False, open_tokenizer: Callable[[Store], Decoder] | None = None
@@ -185,7 +194,7 @@ class TokenDataset:
         rows = np.flatnonzero(found)
         rows = rows[self._keys["view"].to_numpy()[rows] == view]
         if not rows.size:
-            raise MissingObjectError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
+            raise NotFoundError(sample_id, f"no row has this sample_id with view {view} among {len(self)} rows of {self.store.url}")
         return self[int(rows[0])]
 
     @overload
@@ -201,7 +210,7 @@ class TokenDataset:
         reads whole batches. Raises IndexError for a row that does not exist, and the errors of `open_shard`.
         """
         count = len(self)
-        if isinstance(row, slice) and count:
+        if isinstance(row, slice):
             return self._slice(range(count)[row])
         place = operator.index(row)
         if not -count <= place < count:
@@ -217,18 +226,23 @@ class TokenDataset:
         return (self[row] for row in range(len(self)))
 
     def _slice(self, rows: range) -> Batch:
-        pieces = []
+        pieces: list[tuple[ShardData, int, int]] = []
         for row in rows:
             group, at = self._groups.find(row)
             if pieces and rows.step == 1 and pieces[-1][0] is group:
                 pieces[-1] = (group, pieces[-1][1], at + 1)
             else:
                 pieces.append((group, at, at + 1))
+        if not pieces and not len(self):
+            raise IndexError(f"a slice of {self!r}, which has no rows; expected at least one")
         if not pieces:
             pieces = [(self._groups.find(0)[0], 0, 0)]
         schemas = [group.table.schema for group, _, _ in pieces]
         shared = [field.name for field in schemas[0] if all(field.name in one.names and one.field(field.name) == field for one in schemas)]
-        return self._batch([_rows(*piece) for piece in pieces], shared)
+        batch = self._batch([_rows(*piece) for piece in pieces], shared)
+        tokens = batch.tokens
+        # A copy: torch wants writable memory, and a few rows should not keep their whole group in memory.
+        return replace(batch, tokens=replace(tokens, ids_BLQ=np.array(tokens.ids_BLQ)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without open files and cached rows, so that a worker process opens its own."""

@@ -19,7 +19,12 @@ __all__ = ["Batch", "Sample"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named."""
+    """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named.
+
+    >>> batch = next(tokenshards.open_dataset("photos.tokens").batches(16, columns=["orig_width"]))
+    >>> batch.ids_BLQ.shape, batch.labels_B.shape, len(batch.sample_ids), batch.table.column_names
+    ((16, 256, 2), (16,), 16, ['orig_width'])
+    """
 
     tokens: TokenBatch
     labels_B: npt.NDArray[np.int64]
@@ -39,7 +44,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row with all its columns."""
+    """One row with all its columns.
+
+    >>> sample = tokenshards.open_dataset("photos.tokens").sample("class_0/img_0000.jpg")
+    >>> sample.ids_LQ.shape, sample.label, sample.row["orig_width"]
+    ((256, 2), 'class_0', 64)
+    """
 
     tokens: TokenBatch
     """A batch of one row, so that length and shape stay with the ids."""
@@ -50,7 +60,8 @@ class Sample:
     @property
     def ids_LQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Ids of the row, [sites, ids per site]."""
-        return self.tokens.ids_BLQ[0]
+        ids_LQ: npt.NDArray[np.unsignedinteger[Any]] = self.tokens.ids_BLQ[0]
+        return ids_LQ
 
     @property
     def row(self) -> dict[str, Any]:

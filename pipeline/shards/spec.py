@@ -28,7 +28,12 @@ Combine = Literal["single", "sum", "concat"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How L sites of Q ids are arranged. Consumers read these fields and never guess a grid from L."""
+    """How L sites of Q ids are arranged. Consumers read these fields and never guess a grid from L.
+
+    >>> layout = tokenshards.open_dataset("photos.tokens").spec.layout
+    >>> layout.kind, layout.grid, layout.sites, layout.ids_per_site, layout.combine
+    ('grid', (16, 16), 256, 2, 'sum')
+    """
 
     kind: LayoutKind
     grid: tuple[int, ...] = ()
@@ -124,7 +129,14 @@ class CodebookInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerSpec:
-    """Everything that decides what an id means. Two datasets may be mixed if and only if their fingerprints are equal."""
+    """Everything that decides what an id means. Two datasets may be mixed if and only if their fingerprints are equal.
+
+    >>> spec = tokenshards.open_dataset("photos.tokens").spec
+    >>> spec.vocabulary, spec.preprocess.size, str(spec.id_dtype)
+    ((256, 256), 64, 'uint8')
+    >>> spec.fingerprint == tokenshards.open_dataset("more.tokens").spec.fingerprint
+    True
+    """
 
     family: str
     layout: Layout

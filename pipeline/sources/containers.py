@@ -12,6 +12,7 @@ from tokenshards.pipeline.sources.lfs import refuse_lfs_pointers
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_of_file
 from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["open_containers"]
 
@@ -34,7 +35,8 @@ def open_containers(kind: OpenFiles, store: Store, config: SourceConfig, files: 
     if not chosen:
         seen = ", ".join(sorted(counts)) or "none"
         raise SourceError(
-            f"{store.url}: none of {len(files)} files is of the split {config.split!r}; expected the name of a folder or file (seen: "
+            f"{store.url}: none of {counted(len(files), 'file')} "
+            f"is of the split {config.split!r}; expected the name of a folder or file (seen: "
             f"{seen}). Leave --split out to take every file"
         )
     source: ImageSource = kind(store, config, chosen)

@@ -14,6 +14,7 @@ from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.beside import label_option
 from tokenshards.pipeline.sources.splits import in_order, known_split
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ANY_IMAGES", "add_doubts", "images_not_taken", "new_classes", "null_column", "refuse_grave", "several_images"]
 
@@ -60,7 +61,7 @@ def several_images(samples: int, example: str, members: Sequence[str], *, lost: 
     shown = ", ".join(members[:4])
     what = f"{lost:,} of their images would be lost" if lost else "each image is a row of its own"
     return Doubt(
-        sentence=f"{samples:,} samples such as {example} hold several images ({shown}): {what}",
+        sentence=f"{counted(samples, 'sample')} such as {example} {'holds' if samples == 1 else 'hold'} several images ({shown}): {what}",
         option=f"--image-member {members[0]} takes one a sample, --image-member all takes each",
         grave=lost > 0,
     )
@@ -90,7 +91,7 @@ def null_column(column: str, nulls: int, rows: int, option: str) -> Doubt | None
     """Return the doubt about a column of which half of the values or more are null; None if fewer are."""
     if not nulls or 2 * nulls < rows:
         return None
-    return Doubt(sentence=f"column {column} is null in {nulls:,} of {rows:,} rows", option=option)
+    return Doubt(sentence=f"column {column} is null in {nulls:,} of {counted(rows, 'row')}", option=option)
 
 
 def _splits_mixed(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
@@ -167,7 +168,7 @@ def _many_classes(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
         return None
     answered = asked.label is not None or asked.label_from is not None
     return Doubt(
-        sentence=f"{classes:,} classes for {labelled:,} labelled inputs: nearly as many classes as images, such as "
+        sentence=f"{counted(classes, 'class')} for {counted(labelled, 'labelled input')}: nearly as many classes as images, such as "
         f"{shorten(min(summary.classes, key=str))}",
         option="--no-labels if these are captions or names, or --label, --label-from to say where the class is",
         grave=labelled >= GRAVE_IMAGES and not answered,
@@ -209,7 +210,7 @@ def _archived(summary: SourceSummary, asked: SourceConfig) -> Doubt | None:
     if not found.count or asked.unreadable is not None:
         return None
     return Doubt(
-        sentence=f"{found.count:,} {'object is' if found.count == 1 else 'objects are'} archived (storage class GLACIER or DEEP_ARCHIVE), "
+        sentence=f"{counted(found.count, 'object is', 'objects are')} archived (storage class GLACIER or DEEP_ARCHIVE), "
         f"such as {found.example}, and cannot be read until restored",
         option="restore them, or --unreadable quarantine goes on without them",
     )
@@ -219,7 +220,7 @@ def _without_decoder(summary: SourceSummary) -> Iterator[Doubt]:
     for extra, kinds in missing_extras(summary.left_out).items():
         files = sum(summary.left_out[kind].count for kind in kinds)
         yield Doubt(
-            sentence=f"{files:,} {'image is' if files == 1 else 'images are'} left out: {needs_extra(extra, kinds)}",
+            sentence=f"{counted(files, 'image is', 'images are')} left out: {needs_extra(extra, kinds)}",
             option=f"{install_hint(extra)} installs it, --yes goes on without them",
             grave=files >= GRAVE_IMAGES,
         )

@@ -68,7 +68,7 @@ def find_tables(store: Store, table: str) -> tuple[Store, list[ObjectInfo]]:
             infos = sorted((info for info in listed if first and info.path.lower().endswith(first)), key=lambda info: info.path)
     if not infos:
         here = f"; it lies in the present folder, so give {os.path.abspath(table)}" if store.is_local and os.path.exists(table) else ""
-        raise SourceError(f"--label-from file:{shorten(table)}: there is no such table below {store.url}, where its path begins{here}")
+        raise SourceError(f"--label-from {shorten(f'file:{table}')}: there is no such table below {store.url}, where its path begins{here}")
     return place, infos
 
 

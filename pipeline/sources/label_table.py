@@ -19,6 +19,7 @@ from tokenshards.pipeline.sources.labels.values import LabelType
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, split_at
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["FILE_RULE", "LabelTable", "names_table", "open_once", "table_version"]
 
@@ -75,7 +76,8 @@ class LabelTable:
         if images and self._missing == images:
             key = next(iter(rows.places), "")
             raise SourceError(
-                f"{self._where}: none of its {len(rows.labels):,} rows belongs to an image: column {rows.key_column} holds values such as "
+                f"{self._where}: none of its {counted(len(rows.labels), 'row')} "
+                f"belongs to an image: column {rows.key_column} holds values such as "
                 f"{shorten(key)}, and images have paths such as {shorten(self._without[0])}. Name the column of the names with --key-column"
             )
         summary.class_order = rows.class_order
@@ -84,15 +86,16 @@ class LabelTable:
         summary.notes += label_notes(summary.classes, rows.label_type)
         if self._missing:
             shown = ", ".join(self._without)
-            summary.notes.append(f"{self._missing:,} images have no row in {self._table}, such as {shown}: they have no label")
+            summary.notes.append(f"{counted(self._missing, 'image has', 'images have')} no row in {self._table}, such as {shown}: no label")
         unused = self._used.count(0)
         if unused:
-            summary.notes.append(f"{unused:,} rows of {self._table} belong to no image")
+            summary.notes.append(f"{counted(unused, 'row')} of {self._table} {'belongs' if unused == 1 else 'belong'} to no image")
         shared = self._used.count(2)
         if shared:
             summary.doubts.append(
                 Doubt(
-                    sentence=f"{shared:,} rows of {self._table} name several images, which lie in different folders: each gets that label",
+                    sentence=f"{counted(shared, 'row')} of {self._table} {'names' if shared == 1 else 'name'} several images, which lie in "
+                    "different folders: each gets that label",
                     option="--key-column NAME for a column with folders, or --split NAME for one of the folders",
                 )
             )
@@ -180,12 +183,13 @@ def _join_in_order(rows: LabelRows, store: Store, where: str, config: SourceConf
         )
     if not names_sorted:
         raise SourceError(
-            f"{where} holds {len(rows.labels):,} labels without the names of images, and there are no image files in {store.url} to be "
+            f"{where} holds {counted(len(rows.labels), 'label')} "
+            f"without the names of images, and there are no image files in {store.url} to be "
             "numbered by them. Images in tars have names, not numbers: unpack them, or give a table with a column of names"
         )
     if len(names_sorted) != len(rows.labels):
         raise SourceError(
-            f"{where} holds {len(rows.labels):,} labels without the names of images; expected as many as there are images, "
+            f"{where} holds {counted(len(rows.labels), 'label')} without the names of images; expected as many as there are images, "
             f"{len(names_sorted):,}, to take them in the order of the sorted paths, or a column with names"
         )
     by_number = sorted(names_sorted, key=_by_number)

@@ -10,6 +10,7 @@ from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.base import ImageSource, readable_text
 from tokenshards.pipeline.sources.summary import Doubt
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, is_absolute
+from tokenshards.pipeline.words import counted
 
 __all__ = ["doubt_lfs_pointers", "refuse_lfs_pointers"]
 
@@ -23,7 +24,7 @@ def refuse_lfs_pointers(store: Store, files: Sequence[ObjectInfo]) -> None:
     small = [info for info in files if SMALLEST <= info.size <= MAX_LFS_POINTER and info.regular]
     for info in small[:LOOKED_AT]:
         if _is_pointer(store, info.path):
-            as_small = f"{len(small)} of {len(files)} files are as small"
+            as_small = f"{len(small)} of {counted(len(files), 'file is', 'files are')} as small"
             raise SourceError(
                 f"{store.place(info.path)} is a Git LFS pointer of {info.size} bytes, not the file itself ({as_small}): {_PULL}"
             )

@@ -29,6 +29,7 @@ from tokenshards.pipeline.sources.tables.earlier_rules import TablesBefore
 from tokenshards.pipeline.sources.tables.source import TableSource
 from tokenshards.pipeline.sources.tars.source import TarSource
 from tokenshards.pipeline.storage.store import ObjectInfo, Store, display_url
+from tokenshards.pipeline.words import counted
 
 __all__ = ["expand_braces", "open_source", "source_root"]
 
@@ -131,7 +132,7 @@ def _open_folder(store: Store, config: SourceConfig) -> ImageSource:
         source.summary.leave_out(kind, found.examples[kind], count)
     noun = source.summary.noun
     if found.images:
-        images = f"{found.images} image{'' if found.images == 1 else 's'}"
+        images = counted(found.images, "image")
         if found.images >= GRAVE_IMAGES:
             sentence = f"the {noun}s are taken, because they hold more bytes than the {images} beside them"
             source.summary.doubts.append(images_not_taken(sentence, "to take the images, put them into a folder of their own"))

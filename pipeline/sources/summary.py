@@ -11,6 +11,7 @@ from typing import Any
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
 from tokenshards.pipeline.sources.splits import in_order
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Doubt", "LeftOut", "SourceSummary", "extension"]
 
@@ -185,9 +186,9 @@ class SourceSummary:
 
     def _inputs(self) -> str:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.matched.most_common())
-        rows = f", {self.rows:,} row{'' if self.rows == 1 else 's'}" if self.rows >= 0 else ""
-        images = f", {self.images:,} image{'' if self.images == 1 else 's'}" if self.images >= 0 else ""
-        return f"{self.files:,} {self.noun}{'' if self.files == 1 else 's'} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
+        rows = f", {counted(self.rows, 'row')}" if self.rows >= 0 else ""
+        images = f", {counted(self.images, 'image')}" if self.images >= 0 else ""
+        return f"{counted(self.files, self.noun)} ({kinds}), {self.bytes / 1e6:.1f} MB{rows}{images}"
 
     def _class_count(self) -> str:
         return f"{len(self.classes)}{'+' if len(self.classes) == MAX_LABELS_COUNTED else ''}"
@@ -195,7 +196,7 @@ class SourceSummary:
     def _ignored(self) -> str:
         most = sorted(self.left_out.items(), key=lambda item: -item[1].count)
         rest = len(most) - KINDS_SHOWN
-        more = f"; and {rest} more kind{'' if rest == 1 else 's'}" if rest > 0 else ""
+        more = f"; and {counted(rest, 'more kind')}" if rest > 0 else ""
         return ", ".join(f"{found.count:,} {kind} such as {found.example}" for kind, found in most[:KINDS_SHOWN]) + more
 
 

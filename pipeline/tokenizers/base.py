@@ -50,7 +50,13 @@ class DecodeNotSupported(TokenizerError):
 
 
 class Tokenizer(Protocol):
-    """A discrete tokenizer. `encode` must give equal ids for equal batches, and no image may change the ids of another image."""
+    """A discrete tokenizer, as its author writes it. `encode` must give equal ids for equal batches, and no image may change the ids of
+    another image. `ImageTokenizer` stands around it for users.
+
+    >>> plain: tokenshards.Tokenizer = tokenshards.load_tokenizer("photos.tokens").tokenizer
+    >>> plain.encode(np.zeros((2, 64, 64, 3), np.uint8)).ids_BLQ.shape
+    (2, 256, 2)
+    """
 
     @property
     def spec(self) -> TokenizerSpec:

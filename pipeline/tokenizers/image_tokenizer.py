@@ -35,7 +35,12 @@ _RULES = replace(ImageRules(), sixteen_bit="scale")  # as `predict`: there is no
 
 
 class ImageTokenizer:
-    """A tokenizer with its preprocessing. `tokenizer` is the plain one, which takes prepared pixels [B, size, size, 3]."""
+    """A tokenizer with its preprocessing. `tokenizer` is the plain one, which takes prepared pixels [B, size, size, 3].
+
+    >>> tokenizer = tokenshards.load_tokenizer("photos.tokens")
+    >>> tokenizer.encode(np.zeros((50, 70, 3), np.uint8)).ids_BLQ.shape
+    (1, 256, 2)
+    """
 
     def __init__(self, tokenizer: Tokenizer, storage_options: dict[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer

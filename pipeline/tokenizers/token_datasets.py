@@ -31,7 +31,7 @@ def open_dataset(
     >>> len(dataset), dataset.classes
     (72, ('class_0', 'class_1', 'class_2'))
     >>> dataset[-1].ids_LQ.shape, dataset[-1].label  # one row; -1 is the last
-    ((256, 2), 'class_1')
+    ((256, 2), 'class_0')
     >>> dataset[:4].ids_BLQ.shape  # some rows, as one Batch
     (4, 256, 2)
     >>> dataset.decode(dataset[:4]).shape  # back to images, where the tokenizer can

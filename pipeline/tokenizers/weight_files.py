@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tokenshards.pipeline.errors import MissingObjectError
+from tokenshards.pipeline.errors import NotFoundError
 from tokenshards.pipeline.storage.store import Store, open_parent
 
 __all__ = ["local_path", "read_file"]
@@ -42,5 +42,5 @@ def _found(url: str, storage_options: Mapping[str, Any] | None, expected: str) -
     where = f"{store.url}/{name}"
     info = store.info(name)
     if info is None or not info.regular:
-        raise MissingObjectError(where, f"{'no file is here' if info is None else 'this is no file'}; expected {expected}. Check the path")
+        raise NotFoundError(where, f"{'no file is here' if info is None else 'this is no file'}; expected {expected}. Check the path")
     return store, name, where

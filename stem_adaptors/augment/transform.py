@@ -92,6 +92,14 @@ class Transformed(NamedTuple):
 class TokenTransform(nn.Module):
     """What training does to token batches: `x, targets_BC, mask = transform(model, batch)`, or `transform.loss(model, batch)`.
 
+    >>> dataset = tokenshards.open_dataset("photos.tokens")
+    >>> model, transform = tokenshards.build("vit_nano", dataset, augment="seit")
+    >>> batch = next(iter(tokenshards.TokenLoader(dataset, batch_size=24)))
+    >>> x, targets_BC, mask = transform(model, batch)
+    >>> x.shape, targets_BC.shape, mask  # 16 x 16 sites, cropped to 14 x 14
+    (torch.Size([24, 48, 14, 14]), torch.Size([24, 3]), None)
+    >>> loss = transform.loss(model, batch)  # another batch, or the next epoch, draws other numbers
+
     `config`: the operations. `classes` and `smoothing`: those of the targets. `draws`: version of the random draws, see `config.DRAWS`.
     Raises ConfigError for an operation that has no meaning in the layout, or that needs a codebook where there is none.
     """

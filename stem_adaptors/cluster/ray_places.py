@@ -1,7 +1,7 @@
 """Places on a Ray cluster for the workers of a training: free ones, those of this driver, and how to give them back.
 
 Ray Train has no call for these, and keeps the places and the demand of a training that was killed. This module therefore asks Ray's own
-tables (`ray._private`, the actor of the autoscaling coordinator). That is why the range of Ray's versions has an upper end.
+tables (ray_internals.py, the actor of the autoscaling coordinator). That is why the range of Ray's versions has an upper end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import contextlib
 
 import ray
 import ray.exceptions
-from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup
+
+from tokenshards.stem_adaptors.cluster.ray_internals import free_resources_by_node
 
 __all__ = ["amount", "free_places", "give_places_back", "has_place", "withdraw_demand"]
 
@@ -26,7 +27,7 @@ def has_place() -> bool:
 def free_places(resources: dict[str, float]) -> int:
     """Return how many workers of this size the free resources could hold now."""
     asked = {name: size for name, size in resources.items() if size > 0}
-    nodes = available_resources_per_node().values()
+    nodes = free_resources_by_node()
     return sum(int(min((free.get(name, 0) // size for name, size in asked.items()), default=0)) for free in nodes)
 
 

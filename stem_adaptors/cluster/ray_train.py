@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -22,16 +23,17 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tokenshards.pipeline.errors import ClusterError, ConfigError, IncompleteError, TrainingError
 from tokenshards.pipeline.runners.ray_connection import HeadWatch
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import mixes
 from tokenshards.stem_adaptors.cluster.board import Board, News
 from tokenshards.stem_adaptors.cluster.cluster_config import ClusterConfig
 from tokenshards.stem_adaptors.cluster.code_identity import code_identity
 from tokenshards.stem_adaptors.cluster.ray_connection import connected, one_line, require_same_code
+from tokenshards.stem_adaptors.cluster.ray_internals import had_no_place
 from tokenshards.stem_adaptors.cluster.ray_places import amount, free_places, give_places_back, has_place, withdraw_demand
 from tokenshards.stem_adaptors.cluster.ray_worker import Losses, take_part
 from tokenshards.stem_adaptors.cluster.run_mark import marked
@@ -71,11 +73,26 @@ def train_on_cluster(job: TrainingJob, cluster: ClusterConfig, reporter: Reporte
         os.environ.setdefault(name, value)
     job = job.made_absolute()
     out = job.open_out()
-    if not resume and out.info(RUN_JSON) is not None:
+    begun = out.info(RUN_JSON) is not None
+    if not resume and begun:
         raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")
+    if not begun:
+        job = _for_any_number_of_workers(job, cluster, reporter)
     with connected(cluster.address), marked(out) as mark, tempfile.TemporaryDirectory(prefix="tokenshards-ray-") as folder:
         require_same_code()
         return _Driver(job, cluster, reporter, out, mark).run(folder)
+
+
+def _for_any_number_of_workers(job: TrainingJob, cluster: ClusterConfig, reporter: Reporter) -> TrainingJob:
+    """Return the job; with a range of workers, mixing goes by what each worker has, so that every number of workers can go on."""
+    fewest, most = cluster.workers
+    if fewest == most or job.augment.mix_group is not None or not mixes(job.augment):
+        return job
+    reporter.say(
+        f"note: with {fewest} to {most} workers, CutMix, Mixup and ColorAdapt mix the images of each worker, so the result depends on "
+        "their number. --set augment.mix_group=N keeps groups of N, and stops where workers do not get whole groups"
+    )
+    return replace(job, augment=replace(job.augment, mix_group=0))
 
 
 class _Driver:
@@ -143,7 +160,7 @@ class _Driver:
         """Count an end of Ray Train itself, such as a death before the workers had found each other."""
         if failure is None:
             raise TrainingError("Ray Train ended without a result; expected one. --resume continues; Ray's logs of this cluster say more")
-        if isinstance(getattr(failure, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        if had_no_place(failure):
             return  # nobody died: there was no place yet, and --ray-wait limits the wait for one
         give_places_back()  # Ray Train also does this and withdraws its demand, but not where it was killed
         withdraw_demand(self._train_run)

@@ -83,6 +83,7 @@ def _tokenize_for(run: str, images: str, folder: str, reading: Any, workers: int
     from tokenshards.pipeline.conversion.request import TokenizeRequest
     from tokenshards.pipeline.conversion.tokenize import Conversion
     from tokenshards.pipeline.reports.terminal import TerminalReporter
+    from tokenshards.pipeline.words import counted
 
     request = TokenizeRequest(
         source_url=images,
@@ -94,5 +95,5 @@ def _tokenize_for(run: str, images: str, folder: str, reading: Any, workers: int
     )
     reporter = TerminalReporter()
     outcome = Conversion(request, reporter).run()
-    if outcome.manifest.totals["images_quarantined"]:
-        reporter.say(f"{outcome.manifest.totals['images_quarantined']} images cannot be read and are left out")
+    if failed := outcome.manifest.totals["images_quarantined"]:
+        reporter.say(f"{counted(failed, 'image cannot be read and is', 'images cannot be read and are')} left out")

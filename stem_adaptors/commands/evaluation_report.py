@@ -77,7 +77,7 @@ def require_confusion(store: Store) -> None:
 def evaluate_run(
     store: Store, data: TokenDataset, *, weights: str, device: torch.device, batch_size: int = 256, confusion: bool = False
 ) -> EvaluationReport:
-    """Measure the weights `best` or `last` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
+    """Measure the weights `best`, `last` or `ema` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
 
     Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
@@ -90,7 +90,7 @@ def evaluate_run(
     if not data.classes:
         raise ConfigError(f"{data.store.url}: no image has a label, so there is nothing to measure; `predict` needs none")
     align = objective.align(data, strict=False)
-    loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), device=device)
+    loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), rank=0, world_size=1, device=device)
     precision = recorded_precision(run.train.precision, device)
     counts = evaluate(objective, loader.epoch(0), align, precision, objective.measure(confusion=confusion))
     accuracy = counts.accuracy(Ranks())

@@ -31,7 +31,7 @@ def train_command(options: TrainOptions) -> None:
     if options.as_json:
         print_json(report.to_json())
     elif report.best_top1 is not None:
-        best = f"best top-1 {report.best_top1:.1%} after epoch {(report.best_epoch or 0) + 1}"
+        best = f"best top-1 {report.best_top1:.1%} after epoch {report.best_epoch}"
         print(f"{report.run}: {best}. Look at {report.run}/curves.png")
     else:
         print(f"{report.run}: trained. Measure it with: tokenshards evaluate {report.run} DATA")

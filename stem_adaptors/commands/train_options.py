@@ -62,7 +62,10 @@ class TrainOptions:
     train_part: Annotated[str | None, typer.Option(help="`all`, `head` (linear probe) or `attention`.", show_default="all")] = None
     ema: Annotated[float | None, typer.Option(help="Decay of averaged weights, evaluated too; 0 for none.", show_default="0")] = None
     precision: Annotated[str | None, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.", show_default="auto")] = None
-    recipe: Annotated[str | None, typer.Option(metavar="FILE.py", help="Settings from a recipe, such as those in infra/recipes/.")] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE.py", help="Settings from a recipe: a file, or laptop_64px, seit_vit_s_imagenet1k, …"),
+    ] = None
     set: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),

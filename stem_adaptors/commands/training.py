@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenshards.pipeline.commands.options import parse_options
@@ -12,12 +12,12 @@ from tokenshards.pipeline.errors import ConfigError, StoppedError
 from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.stem_adaptors.augment import augmentation_named
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
-from tokenshards.stem_adaptors.config import with_settings
+from tokenshards.stem_adaptors.config import TrainConfig, with_settings
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import joined_ranks
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
-from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, training_data, with_given
-from tokenshards.stem_adaptors.training.run_directory import default_fraction_seed
+from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, smaller_batch_note, training_data, with_given
+from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, default_fraction_seed, load_run
 from tokenshards.stem_adaptors.training.training_job import TrainingJob
 from tokenshards.stem_adaptors.training.training_request import TrainResult
 
@@ -26,13 +26,21 @@ __all__ = ["TrainReport", "run_training", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """The result of a training, and what was decided on the way."""
+    """The result of a training, and what was decided on the way.
+
+    >>> report = tokenshards.train("photos.tokens", "probe", pretrained="run", train_part="head", epochs=1, set={"model.depth": 1})
+    >>> report.said[0]
+    'no --val given: nothing is measured, and the last weights count as the best'
+    >>> report.settings["train"].train_part, len(report.records)
+    ('head', 1)
+    """
 
     run: str
     """URL of the run directory."""
     best_top1: float | None
     """Accuracy on the validation set, 0 to 1; None without one."""
     best_epoch: int | None
+    """Counted from 1, as in every record."""
     record: dict[str, Any]
     """Measurements of the last epoch."""
     records: tuple[dict[str, Any], ...]
@@ -52,6 +60,10 @@ class TrainReport:
 def train(options: TrainOptions) -> TrainReport:
     """Train a classifier from token shards alone, as the command `train` does, and return a TrainReport.
 
+    >>> report = tokenshards.train("photos.tokens", "run", val="more.tokens", epochs=2, set={"model.depth": 1})
+    >>> report.record["epoch"], report.settings["model"].depth, 0 <= report.best_top1 <= 1
+    (2, 1, True)
+
     Raises the errors of `tokenshards.pipeline.errors`; StoppedError where a signal ended the training, after a checkpoint.
     """
     return run_training(options)
@@ -68,8 +80,11 @@ def run_training(options: TrainOptions) -> TrainReport:
     chosen = training_data(options.data, fraction=options.fraction, seed=fraction_seed, mix_with=mix, storage_options=stores)
     configs = _configs(options, chosen)
     reporter = TrainingReporter(quiet=options.quiet)
+    configs["train"] = _as_long_as_recorded(options, Store(options.out, storage_options=stores), configs["train"], reporter)
     if options.val is None:
         reporter.say("no --val given: nothing is measured, and the last weights count as the best")
+    if (note := smaller_batch_note(chosen, configs["loader"])) is not None:
+        reporter.say(note)
     job = TrainingJob(
         data_url=options.data,
         val_url=options.val,
@@ -128,6 +143,18 @@ def _configs(options: TrainOptions, chosen: TrainingData) -> dict[str, Any]:
     if name is not None:
         configs["augment"] = augmentation_named(name, chosen.spec)
     return with_settings(configs, options.set or ())
+
+
+def _as_long_as_recorded(options: TrainOptions, out: Store, train: TrainConfig, reporter: TrainingReporter) -> TrainConfig:
+    """Return the config with the epochs of the run to continue, where no option gives them and the run was made longer before."""
+    asked = options.epochs is not None or any(setting.startswith("train.epochs=") for setting in options.set or ())
+    if not options.resume or asked or out.info(RUN_JSON) is None:
+        return train
+    epochs = load_run(out).train.epochs
+    if epochs <= train.epochs:
+        return train
+    reporter.say(f"the run has {epochs} epochs")
+    return replace(train, epochs=epochs)
 
 
 def _run(options: TrainOptions, job: TrainingJob, chosen: TrainingData, reporter: TrainingReporter) -> tuple[TrainResult, int]:

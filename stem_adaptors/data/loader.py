@@ -32,8 +32,9 @@ from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
 from tokenshards.stem_adaptors.data.prefetch import Prefetcher
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import Rows, join_rows, open_source
+from tokenshards.stem_adaptors.ranks import found_ranks
 
-__all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "initial_state"]
+__all__ = ["BatchReader", "TokenLoader", "TrainingData", "check_ranks", "given_ranks", "initial_state"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 TrainingData: TypeAlias = TokenDataset | Selection | Mix
@@ -42,6 +43,12 @@ TrainingData: TypeAlias = TokenDataset | Selection | Mix
 
 class TokenLoader:
     """Epoch after epoch of batches of one rank, made ahead by a thread.
+
+    >>> loader = tokenshards.TokenLoader(tokenshards.open_dataset("photos.tokens"), batch_size=24)
+    >>> [tuple(batch.ids_BLQ.shape) for batch in loader]  # one epoch, shuffled
+    [(24, 256, 2), (24, 256, 2), (24, 256, 2)]
+    >>> loader.state_dict()["epoch"]  # where load_state_dict continues
+    1
 
     An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
@@ -55,24 +62,31 @@ class TokenLoader:
         data: TrainingData,
         config: LoaderConfig | None = None,
         *,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         device: torch.device | str | None = None,
+        **settings: Any,
     ) -> None:
         """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
+
+        `settings` are fields of LoaderConfig by name, such as `batch_size=64`; they hold in place of those of `config`.
+        Without `rank` and `world_size` the loader asks torch.distributed, or else torchrun's environment, each time that an iteration
+        begins: a process group may be joined after the loader was made.
 
         Raises ConfigError where batch size and ranks do not fit, where no batch would come, or where the cache budget is too small. Errors
         of decoding, such as CorruptObjectError naming shard and rows, come from here or from the iterators.
         """
-        self.data, self.config = data, config or LoaderConfig()
-        self.rank, self.world_size = rank, world_size
+        self.data, self.config = data, replace(config or LoaderConfig(), **settings)
+        self._finds_ranks = rank is None and world_size is None
+        self.rank, self.world_size = given_ranks(rank, world_size)
         self.device = None if device is None else torch.device(device)
         if self.device == torch.device("cuda"):
             # CUDA's current device belongs to a thread, and another thread moves the batches.
             self.device = torch.device("cuda", torch.cuda.current_device())
-        check_ranks(data, self.config, rank, world_size)
-        self._reader = BatchReader(data, self.config, world_size)
+        check_ranks(data, self.config, self.rank, self.world_size)
+        self._reader = BatchReader(data, self.config, self.world_size)
         self._state = initial_state(data, self.config)
+        self._ended = False
         self._copies = DeviceCopies(self.device)
         self._batches: Prefetcher[Copied] | None = None
 
@@ -85,7 +99,12 @@ class TokenLoader:
         return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch."""
+        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch.
+
+        A consumer that takes the last batch of an epoch and does not ask for more, as `zip` and Lightning do, gets the next epoch next.
+        """
+        if self._ended:
+            self._state = replace(self._state, epoch=self._state.epoch + 1, next_global_index=0)
         return self._run(self._state)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
@@ -102,6 +121,7 @@ class TokenLoader:
         Raises ConfigError naming the field, where the state belongs to other data or another order.
         """
         self._state = self._state.resume(state)
+        self._ended = False
 
     def close(self) -> None:
         """Stop all background work. A loader that is no longer referenced needs no call."""
@@ -112,13 +132,19 @@ class TokenLoader:
     def _run(self, state: LoaderState) -> Generator[Batch, None, None]:
         if self._batches is not None:
             self._batches.close()
-        size = self.config.batch_size
+        if self._finds_ranks and (found := found_ranks()) != (self.rank, self.world_size):
+            check_ranks(self.data, self.config, *found)
+            self._reader.close()
+            self._reader = BatchReader(self.data, self.config, found[1])
+            self.rank, self.world_size = found
+        size, self._ended = self.config.batch_size, False
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
             for copied in batches:
                 state = self._state = replace(state, next_global_index=state.next_global_index + size)
+                self._ended = not epoch_steps(sample_count(self.data), size, self.config.end, start=state.next_global_index)
                 yield self._copies.take(copied)
-        self._state = replace(state, epoch=state.epoch + 1, next_global_index=0)
+        self._state, self._ended = replace(state, epoch=state.epoch + 1, next_global_index=0), False
 
     def _made(self, state: LoaderState) -> Iterator[Copied]:
         start, size = state.next_global_index, self.config.batch_size
@@ -186,6 +212,15 @@ class BatchReader:
         real_B1L = (np.arange(ids_BQL.shape[2]) < lengths_B[:, None])[:, None]
         np.copyto(ids_BQL, self._pad_id, where=~real_B1L, casting="unsafe")
         return TokenBatch(ids_BQL.transpose(0, 2, 1), tokens.lengths_B, tokens.shapes_BD), lengths_B
+
+
+def given_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return the ranks given, or those that `found_ranks` finds. Raises ConfigError where only one of the two is given."""
+    if rank is None and world_size is None:
+        return found_ranks()
+    if rank is None or world_size is None:
+        raise ConfigError(f"rank is {rank} and world_size is {world_size}; expected both or neither")
+    return rank, world_size
 
 
 def check_ranks(data: TrainingData, config: LoaderConfig, rank: int, world_size: int) -> None:

@@ -111,7 +111,7 @@ class SharedWindows:
 
 
 def _crc(array: np.ndarray[Any, Any]) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8)) if array.size else 0
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
 
 
 def _mapped(place: Path) -> Arrays | None:

@@ -25,7 +25,7 @@ from tokenshards.stem_adaptors.data.order import GlobalOrder, WindowedOrder, dra
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.data.windows import Window, WindowStore
 
-__all__ = ["Rows", "Source", "join_rows", "open_source"]
+__all__ = ["Rows", "Source", "drawn_rows", "join_rows", "open_source"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = Any
@@ -82,7 +82,7 @@ class _GlobalSource:
     def _rows(self, epoch: int, positions_B: Ints) -> Ints:
         samples_B = self._order(epoch).samples(positions_B)
         first_B = samples_B * self._views if self._selected is None else self._selected[samples_B]
-        return _drawn(first_B, self._seed, epoch, self._views)
+        return drawn_rows(first_B, self._seed, epoch, self._views)
 
     def _order_of(self, epoch: int) -> GlobalOrder:
         return GlobalOrder(self._size, seed=self._seed, epoch=epoch)
@@ -125,7 +125,7 @@ class _WindowedSource:
             samples = self._order(at[0]).samples(positions)
             rows = samples * self._views if self._selected is None else self._selected[samples]
             if self._shuffle:
-                rows = _drawn(rows, self._config.seed, at[0], self._views)
+                rows = drawn_rows(rows, self._config.seed, at[0], self._views)
             window = self._window(at, int(positions[0]))
             parts.append((places, Rows(window.take(rows), window.labels(rows), rows)))
             if self._last_draw(at) <= newest:
@@ -194,7 +194,7 @@ class _WindowedSource:
         )
 
 
-def _drawn(first_rows_B: Ints, seed: int, epoch: int, views: int) -> Ints:
+def drawn_rows(first_rows_B: Ints, seed: int, epoch: int, views: int) -> Ints:
     """Return, for the rows of view 0 of some samples, the rows of the views that the epoch draws."""
     return first_rows_B if views == 1 else first_rows_B + drawn_views(first_rows_B // views, seed=seed, epoch=epoch, views=views)
 

@@ -17,16 +17,25 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, initial_state
+from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, given_ranks, initial_state
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
 from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["BatchDataset", "Step", "StepSampler"]
+
+PREPARED = (
+    "a DataLoader of BatchDataset and StepSampler went through something that divides samples among ranks, such as accelerate's prepare(); "
+    "expected to be read as it is, because StepSampler gives each rank its share already. Prepare the model and the optimizer alone, or "
+    "prepare DataLoader(tokenshards.TokenSamples(dataset), batch_size=..., shuffle=True), which has one sample an item"
+)
+"""What to do instead."""
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -41,8 +50,10 @@ class Step(NamedTuple):
 class BatchDataset(Dataset[Batch]):
     """A map-style dataset whose items are whole batches. Every reading process opens the data for itself, at its first batch."""
 
-    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int = 1) -> None:
-        self.data, self.config, self.world_size = data, config or LoaderConfig(), world_size
+    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int | None = None) -> None:
+        """Without `world_size` that of torch.distributed or of torchrun's environment holds."""
+        self.data, self.config = data, config or LoaderConfig()
+        self.world_size = found_ranks()[1] if world_size is None else world_size
         self._opened: tuple[int, BatchReader] | None = None
 
     def __getitem__(self, step: Step) -> Batch:
@@ -53,28 +64,41 @@ class BatchDataset(Dataset[Batch]):
             self._opened = (os.getpid(), BatchReader(self.data, self.config, self.world_size, workers=workers))
         return self._opened[1].read(step.epoch, step.positions_B)
 
+    def __len__(self) -> int:
+        """Raise ConfigError: only a program that takes the steps away from `StepSampler` asks, and it would split the batches again."""
+        raise ConfigError(PREPARED)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without open files and windows, so that a worker process opens its own."""
         return {**self.__dict__, "_opened": None}
 
 
-class StepSampler(Sampler[Step]):
+class StepSampler(BatchSampler):
     """The steps of one rank, one epoch per iteration. `epoch` is the epoch of the next iteration; it rises when an epoch has been used up.
 
     A plain DataLoader asks for steps ahead of delivery. To stop and resume it exactly, keep `state_after(batch)` of the last batch used and
     give that to `resume`. A StatefulDataLoader keeps its place itself.
     """
 
-    def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int = 0, world_size: int = 1) -> None:
-        self.config, self.rank, self.world_size, self.size = config or LoaderConfig(), rank, world_size, sample_count(data)
-        check_ranks(data, self.config, rank, world_size)
+    def __init__(
+        self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """Without `rank` and `world_size` those of torch.distributed or of torchrun's environment hold. Raises ConfigError."""
+        self.config, self.size = config or LoaderConfig(), sample_count(data)
+        self.rank, self.world_size = given_ranks(rank, world_size)
+        check_ranks(data, self.config, self.rank, self.world_size)
         self.next_state = initial_state(data, self.config)
         """The place where the next iteration begins."""
+
+    @property
+    def sampler(self) -> Any:  # type: ignore[override]
+        """Raise ConfigError: accelerate asks before it divides the steps among ranks, which they are already."""
+        raise ConfigError(PREPARED)
 
     def __len__(self) -> int:
         return epoch_steps(self.size, self.config.batch_size, self.config.end)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Step]:  # type: ignore[override]
         return _Steps(self)
 
     def set_epoch(self, epoch: int) -> None:

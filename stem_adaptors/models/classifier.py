@@ -156,7 +156,14 @@ class VisionTransformer(nn.Module):
 
 
 class TokenClassifier(nn.Module):
-    """Token ids to logits. `embed` and `classify` are the two halves; augmentations of embeddings fit between them."""
+    """Token ids to logits. `embed` and `classify` are the two halves; augmentations of embeddings fit between them.
+
+    >>> dataset = tokenshards.open_dataset("photos.tokens")
+    >>> model, transform = tokenshards.build("vit_nano", dataset)
+    >>> vectors = transform.evaluation(model.embed(torch.from_numpy(dataset[:4].ids_BLQ)))  # the centre crop that `classify` expects
+    >>> vectors.shape, model.classify(vectors).shape
+    (torch.Size([4, 48, 14, 14]), torch.Size([4, 3]))
+    """
 
     def __init__(self, embedding: TokenEmbedding, backbone: nn.Module, out_grid: Sequence[int]) -> None:
         super().__init__()

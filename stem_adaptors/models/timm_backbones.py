@@ -31,6 +31,7 @@ def build_timm_backbone(
 ) -> nn.Module:
     """Return the untrained timm model `name` that takes embeddings [B, D, H, W] over `grid` and returns logits [B, classes].
 
+    `stem_sites` of the result is the size of the map that stage 1 gets.
     `options` go to `timm.create_model` (depths, widths). Raises ConfigError where timm is missing, the name is unknown, or the model's stem
     cannot be replaced.
     """
@@ -51,6 +52,7 @@ def build_timm_backbone(
         if out != (side, side):
             model = _resized(model, timm, name, settings, (out[0] * image[1] // side, out[1] * image[2] // side))
         _replace_stem(model, first, in_channels, scale)
+        model.stem_sites = out  # type: ignore[assignment]
         _replace_drop_path(model)
         found = _stage_input(model, first, (in_channels, *grid))
         _run(model, (in_channels, *grid))

@@ -24,7 +24,7 @@ def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
     """Return loss and accuracy over epochs, side by side; `records` are those of metrics.jsonl."""
     plt = load_pyplot()
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = [record["epoch"] + 1 for record in records]
+    epochs = [record["epoch"] for record in records]
     for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, "top1", "top-1 accuracy")):
         for prefix, name in (("train", "training, augmented"), ("val", "validation"), ("ema_val", "validation, averaged weights")):
             values = [record.get(f"{prefix}_{suffix}") for record in records]

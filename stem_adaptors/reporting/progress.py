@@ -31,7 +31,7 @@ class TrainingReporter:
         """Show the place in the epoch; on a terminal only."""
         if self._quiet or not self._console.is_terminal:
             return
-        text = f"epoch {epoch + 1}: step {step:,} of {steps:,}  loss {loss:.3f}  {images_per_second:,.0f} images/s"
+        text = f"epoch {epoch}: step {step:,} of {steps:,}  loss {loss:.3f}  {images_per_second:,.0f} images/s"
         if self._status is None:
             self._status = self._console.status(text)
             self._status.start()
@@ -41,7 +41,7 @@ class TrainingReporter:
         """Print the record of a finished epoch."""
         self.end()
         self.records.append(record)
-        parts = [f"epoch {record['epoch'] + 1:>3}/{record['epochs']}", f"loss {record['train_loss']:.3f}"]
+        parts = [f"epoch {record['epoch']:>3}/{record['epochs']}", f"loss {record['train_loss']:.3f}"]
         if "val_top1" in record:
             parts.append(f"val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.1%}  top-5 {record['val_top5']:.1%}")
         if "ema_val_top1" in record:

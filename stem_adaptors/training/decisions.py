@@ -28,13 +28,15 @@ def decisions(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == weights else f", {trained:,} of them trained"
     layout = run.spec.layout
+    stem_sites = getattr(getattr(model, "backbone", None), "stem_sites", None)
+    scaled = "" if stem_sites in (None, layout.grid) else f", which sees the sites as a map of {stem_sites[0]} x {stem_sites[1]}"
     sites = " x ".join(map(str, layout.grid)) if layout.grid else str(layout.sites)
     val = "nothing is measured" if request.val is None else f"measured on {len(request.val):,} images"
     same_recipe = run.train == usual["train"] and run.loader.batch_size == usual["loader"].batch_size
     same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
     return [
         f"data          {count:,} images of {len(run.classes):,} classes, {sites} sites with {layout.ids_per_site} ids; {val}",
-        f"model         {run.model.name}, {weights:,} weights{part} ({default if run.model == usual['model'] else given})",
+        f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({default if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
         f"place         {_place(run.train, precision, device, ranks)}, seed {run.train.seed}",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import runpy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import tokenshards
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.augment import augmentation_named, default_augmentations
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
-from tokenshards.stem_adaptors.data.mixing import mix
+from tokenshards.stem_adaptors.data.mixing import Mix, mix
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count, select
 
-__all__ = ["default_configs", "read_recipe", "training_data", "with_given"]
+__all__ = ["default_configs", "read_recipe", "smaller_batch_note", "training_data", "whole_count", "with_given"]
 
 # Number of images below which each model is the best choice: measured on digits and Tiny-ImageNet-10 for the small sizes; from SeiT and
 # DeiT for the large ones.
@@ -54,9 +56,13 @@ def training_data(
 
 
 def default_configs(data: TrainingData) -> dict[str, Any]:
-    """Return the configs `model`, `augment`, `loader` and `train` for a dataset of this size and layout."""
-    count = sample_count(data)
-    batch_size = _batch_size(count)
+    """Return the configs `model`, `augment`, `loader` and `train` for a dataset of this size and layout.
+
+    A selection counts as the whole dataset that it is taken from, so that shares of one dataset train one model in one way. Only the
+    batch is smaller where the selection does not fill one.
+    """
+    count = whole_count(data)
+    batch_size = _fitting(_batch_size(count), sample_count(data))
     augment = default_augmentations(data.spec)
     if count < _SMALL:
         augment = augmentation_named("mild", data.spec)
@@ -72,8 +78,14 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
 def read_recipe(path: str) -> dict[str, Any]:
     """Run a recipe and return its configs by part name. A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN.
 
-    Raises ConfigError where the file is missing, fails, defines none of these names, or defines one with another type.
+    `path`: a file, or the name of a recipe that comes with the package, such as `laptop_64px`. Raises ConfigError where the file is
+    missing, fails, defines none of these names, or defines one with another type.
     """
+    own = {file.stem: file for file in sorted((Path(tokenshards.__file__).parent / "recipes").glob("*.py"))}
+    if not Path(path).exists():
+        if path not in own:
+            raise ConfigError(f"--recipe {path}: there is no such file; expected a Python file, or one of {', '.join(own)}")
+        path = str(own[path])
     kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
     try:
         names = runpy.run_path(path)
@@ -95,6 +107,27 @@ def with_given(configs: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]
         part: replace(config, **{name: value for name, value in given.get(part, {}).items() if value is not None})
         for part, config in configs.items()
     }
+
+
+def whole_count(data: TrainingData) -> int:
+    """Return the samples of the datasets that the data are taken from."""
+    parts = data.parts if isinstance(data, Mix) else (data,)
+    return sum(sample_count(part.dataset if isinstance(part, Selection) else part) for part in parts)
+
+
+def smaller_batch_note(data: TrainingData, loader: LoaderConfig) -> str | None:
+    """Return a note where the default batch size is not that of the whole dataset."""
+    count, usual = sample_count(data), _batch_size(whole_count(data))
+    if loader.batch_size == usual or loader.batch_size != _fitting(usual, count):
+        return None
+    return f"note: the batch size is {loader.batch_size}, because {count:,} images do not fill one of {usual}, the default for all images"
+
+
+def _fitting(batch_size: int, count: int) -> int:
+    """Return the batch size, halved until so many samples fill a batch."""
+    while batch_size > max(1, count):
+        batch_size = (batch_size + 1) // 2
+    return batch_size
 
 
 def _batch_size(count: int) -> int:

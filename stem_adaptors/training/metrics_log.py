@@ -28,6 +28,12 @@ class MetricsLog:
                 break
         return cls(records)
 
+    @classmethod
+    def counted_from_one(cls, records: Sequence[dict[str, Any]]) -> tuple[MetricsLog, int]:
+        """Return the log of a checkpoint, and what was added to its epochs: 1 where they count from 0, as in earlier versions."""
+        shift = 1 if records and records[0]["epoch"] == 0 else 0
+        return cls([{**record, "epoch": record["epoch"] + shift} for record in records]), shift
+
     def before(self, epoch: int) -> MetricsLog:
         """Return the records of earlier epochs."""
         return MetricsLog([record for record in self.records if record["epoch"] < epoch])

@@ -84,7 +84,7 @@ class Optimisation:
     def _gradients(self, batch: Batch, measure: Measure) -> Tensor:
         """Add up the gradients of a batch; return its loss."""
         ranks, objective, wrapped = self._ranks, self._objective, self._wrapped
-        weights = ranks.sum(objective.weights_B(batch).sum())
+        weights = ranks.start_sum(objective.weights_B(batch).sum())  # runs beside the first forward pass
         total = torch.zeros((), device=self._device)
         pieces = _pieces(len(batch), self._config.accumulate, in_a_row=self._draws == 1)
         for index, piece in enumerate(pieces):
@@ -95,7 +95,7 @@ class Optimisation:
                 with autocast(self._device, self.precision):
                     answers: Answers = wrapped(part)
                 # DistributedDataParallel takes the mean over ranks, but the loss is the mean over all samples of the step.
-                loss = (answers.loss_B * objective.weights_B(part)).sum() * ranks.world_size / weights.clamp_min(1.0)
+                loss = (answers.loss_B * objective.weights_B(part)).sum() * ranks.world_size / weights().clamp_min(1.0)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / ranks.world_size
             measure.add(part, answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.errors import ConfigError, NotFoundError, shorten
 from tokenshards.pipeline.storage.store import Store, open_parent
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
 
@@ -32,9 +32,12 @@ class LoadReport:
     ignored: tuple[str, ...]
     renamed: tuple[str, ...] = ()
     """Tensors of the file that were loaded under another name."""
+    misfits: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tensor of another shape in the file -> both shapes as text."""
 
     def __str__(self) -> str:
-        fresh = f"; left fresh: {', '.join(self.fresh)}" if self.fresh else ""
+        names = ", ".join(f"{name}{f' ({self.misfits[name]})' if name in self.misfits else ''}" for name in self.fresh)
+        fresh = f"; left fresh: {names}" if self.fresh else ""
         renamed = "; norm.* taken as fc_norm.*" if self.renamed else ""
         return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused{fresh}{renamed}"
 
@@ -56,14 +59,24 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
         if resized is not None:
             stored[_POSITIONS] = resized
     fitting = {name: tensor for name, tensor in stored.items() if name in wanted and tensor.shape == wanted[name].shape}
+    misfits = {
+        name: f"{list(stored[name].shape)} in the file, {list(tensor.shape)} in the model"
+        for name, tensor in wanted.items()
+        if name in stored and name not in fitting
+    }
     if not any(tensor.ndim > 1 for tensor in fitting.values()):
+        shapes = "; ".join(f"{name} is {text}" for name, text in list(misfits.items())[:4])
+        names = f"It has {shorten(sorted(stored)[:4])}, the model {shorten(sorted(wanted)[:4])}"
         raise ConfigError(
-            f"{path}: none of its {len(stored)} weights fits the model. It has {shorten(sorted(stored)[:4])}, "
-            f"the model {shorten(sorted(wanted)[:4])}. Choose the model that the checkpoint was made with"
+            f"{path}: none of its {len(stored)} weights fits the model. {shapes or names}. Choose the model that the file was made with"
         )
     target.load_state_dict(fitting, strict=False)
     return LoadReport(
-        tuple(sorted(fitting)), tuple(sorted(wanted.keys() - fitting.keys())), tuple(sorted(stored.keys() - fitting.keys())), renamed
+        tuple(sorted(fitting)),
+        tuple(sorted(wanted.keys() - fitting.keys())),
+        tuple(sorted(stored.keys() - fitting.keys())),
+        renamed,
+        misfits,
     )
 
 
@@ -88,11 +101,13 @@ def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
 def read_tensors(path: str) -> dict[str, Tensor]:
     """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
 
-    Raises ConfigError where the file holds no tensors or cannot be read safely, MissingObjectError where there is no such file.
+    Raises ConfigError where the file holds no tensors or cannot be read safely, NotFoundError where there is no such file.
     """
     if Store(path).info(RUN_JSON) is not None:
         path = f"{path.rstrip('/')}/{BEST}"
     folder, name = open_parent(path.replace("\\", "/"))
+    if folder.info(name) is None:
+        raise NotFoundError(path, "no file and no run is here; expected the weights of a model. Check the path")
     data = folder.read(name)
     try:
         value: Any = load_safetensors(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)

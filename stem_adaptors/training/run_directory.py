@@ -22,7 +22,7 @@ import torch
 
 from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, unseal
-from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, shorten
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, NotFoundError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
@@ -34,7 +34,7 @@ from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_sta
 from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
 from tokenshards.stem_adaptors.objectives import OBJECTIVES, Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
-from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights
+from tokenshards.stem_adaptors.training.checkpoints import load_model, read_checkpoint, read_weights
 
 __all__ = [
     "BEST",
@@ -59,7 +59,7 @@ BEST = "best.safetensors"
 METRICS_JSONL = "metrics.jsonl"
 METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
-WEIGHTS = {"best": BEST, "last": CHECKPOINT}
+WEIGHTS = {"best": BEST, "last": CHECKPOINT, "ema": CHECKPOINT}
 """The object that each choice of --weights reads."""
 VERSION = 3
 READABLE = (1, 2, 3)
@@ -139,7 +139,8 @@ class Run:
                 if field.name in FREE_FIELDS.get(part, ()):
                     continue
                 before, now = getattr(mine, field.name), getattr(theirs, field.name)
-                if before != now:
+                longer = (part, field.name) == ("train", "epochs") and now > before  # the schedule then follows the new number
+                if before != now and not longer:
                     raise ConfigError(
                         f"--resume: {part}.{field.name} is {shorten(now)}; this run was started with {shorten(before)}. "
                         "Give the same options, or start a new run in another directory"
@@ -157,7 +158,7 @@ def load_run(store: Store) -> Run:
     try:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
-        raise MissingObjectError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
+        raise NotFoundError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
     version = value.get("version")
     if version not in READABLE:
         raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")
@@ -186,7 +187,7 @@ def default_fraction_seed(store: Store, seed: int) -> int:
 
 
 def open_objective(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[Objective, Run]:
-    """Build the objective of a run with its `best` or `last` weights, ready to measure.
+    """Build the objective of a run with its `best` or `last` weights, or the last averaged ones (`ema`), ready to measure.
 
     Raises the errors of `load_run` and of the weights; ConfigError for another choice, and where the run's model is code of a user that
     $TOKENSHARDS_ALLOW_PYTHON does not name; MissingObjectError before the first epoch has ended.
@@ -202,11 +203,13 @@ def open_objective(store: Store, weights: str = "best", device: torch.device | s
     objective = run.build(tables)
     path = WEIGHTS[weights]
     try:
-        tensors, _ = read_weights(store, path)
+        tensors = read_checkpoint(store, path).average if weights == "ema" else read_weights(store, path)[0]
     except MissingObjectError:
         raise MissingObjectError(
             path, f"the run has not written these weights yet; continue it with train --resume ({store.url})"
         ) from None
+    if not tensors:
+        raise ConfigError(f"--weights is ema; {store.url} keeps no averaged weights. Train with --ema, such as 0.999, or give best or last")
     load_model(objective.model, tensors, path)
     objective.to(device).eval()
     return objective, run

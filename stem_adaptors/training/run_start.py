@@ -14,7 +14,7 @@ from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, Run, load_run, statistics_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
-__all__ = ["is_there", "mixing_note", "recorded_run", "run_for"]
+__all__ = ["is_there", "lengthen", "mixing_note", "recorded_run", "run_for"]
 
 
 def is_there(request: TrainRequest, name: str, ranks: Ranks, device: torch.device) -> bool:
@@ -49,8 +49,12 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         if recorded is None and not chosen and mixes(augment):
             raise ConfigError(_uneven_shares(request.loader.batch_size, ranks.world_size))
     draws = DRAWS if recorded is None else recorded.draws
-    same_batch = recorded is None or recorded.loader.batch_size == request.loader.batch_size  # another one is refused by its name
-    if augment.mix_group and draws > 1 and same_batch and mixes(augment):
+    # Another batch or other parts of it are refused, with a sentence on them, where the recorded run is compared.
+    same_batch = recorded is None or (recorded.loader.batch_size, recorded.train.accumulate) == (
+        request.loader.batch_size,
+        request.train.accumulate,
+    )
+    if augment.mix_group and draws > 1 and mixes(augment) and same_batch:
         _require_whole_groups(augment.mix_group, request.loader.batch_size, ranks.world_size, request.train.accumulate)
     state = loader.state_dict()
     # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.
@@ -67,6 +71,16 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         draws=draws,
         objective=request.objective,
     )
+
+
+def lengthen(recorded: Run, request: TrainRequest, ranks: Ranks) -> str | None:
+    """Record that a resumed run gets more epochs than it was started with; return a note for the user."""
+    before, epochs = recorded.train.epochs, request.train.epochs
+    if epochs == before:
+        return None
+    if ranks.is_main:
+        replace(recorded, train=replace(recorded.train, epochs=epochs)).save(request.out, request.dataset)
+    return f"{epochs} epochs in place of {before}: from here on the learning rate is that of a run of {epochs} epochs"
 
 
 def _require_even_pieces(batch_size: int, world_size: int, accumulate: int) -> None:
@@ -99,10 +113,9 @@ def _require_whole_groups(size: int, batch_size: int, world_size: int, accumulat
     groups = batch_size // (size * accumulate)
     fitting = [count for count in range(1, groups + 1) if batch_size % (size * accumulate * count) == 0]
     parts = f" in {accumulate} parts each" if accumulate > 1 else ""
-    processes = "one process does" if world_size == 1 else f"{world_size} processes{parts} do"
     remedy = f"start {' or '.join(map(str, fitting[-6:]))} of them" if fitting else "give another augment.mix_group"
     raise ConfigError(
-        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {processes} not get whole groups of a "
+        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {world_size} processes{parts} do not get whole groups of a "
         f"batch of {batch_size}, so the result would be another one: {remedy}"
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
+from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.objectives import OBJECTIVES
@@ -30,7 +31,7 @@ from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.optimisation import Optimisation
 from tokenshards.stem_adaptors.training.pretrained import load_pretrained
 from tokenshards.stem_adaptors.training.run_directory import CHECKPOINT
-from tokenshards.stem_adaptors.training.run_start import is_there, mixing_note, recorded_run, run_for
+from tokenshards.stem_adaptors.training.run_start import is_there, lengthen, mixing_note, recorded_run, run_for
 from tokenshards.stem_adaptors.training.run_writer import RunWriter
 from tokenshards.stem_adaptors.training.stopping import StopFlag
 from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
@@ -79,7 +80,7 @@ class Trainer:
         """Train to the last epoch. SIGINT and SIGTERM end the training after the current step, with a checkpoint."""
         config = self.request.train
         self._begin()
-        self._writer = RunWriter(self.request.out, self.epoch) if self.ranks.is_main else None
+        self._writer = RunWriter(self.request.out, self.epoch + 1) if self.ranks.is_main else None
         try:
             if self._writer is not None:
                 self._writer.log(self.log)  # a kill may have come between the checkpoint and the log files of its epoch
@@ -90,7 +91,7 @@ class Trainer:
         finally:
             if self._writer is not None and (note := self._writer.close(self.log)) is not None:
                 self._say(note)
-        self._say(f"{config.epochs} epochs are done")
+        self._say(f"{counted(config.epochs, 'epoch is', 'epochs are')} done")
         measured = self.request.val is not None
         return TrainResult(self.log.records[-1], self.best["score"] if measured else None, self.best["epoch"])
 
@@ -104,12 +105,15 @@ class Trainer:
         return self.step // len(self.loader)
 
     def _begin(self) -> None:
-        out, config = self.request.out, self.request.train
+        request, out, config = self.request, self.request.out, self.request.train
         saved = is_there(self.request, CHECKPOINT, self.ranks, self.device)
-        if (note := mixing_note(self.run, self.ranks)) is not None:
-            self._say(note)
+        for note in (mixing_note(self.run, self.ranks), self.validation.note):
+            if note is not None:
+                self._say(note)
         if self._recorded is not None:
             self._recorded.check_same(self.run)
+            if (note := lengthen(self._recorded, request, self.ranks)) is not None:
+                self._say(note)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
@@ -153,7 +157,7 @@ class Trainer:
                     continue  # the loader then moves on to the next epoch, and its state belongs to the finished one
                 if value is not None and self.ranks.is_main:
                     rate = self._epoch_sums["images"] / max(1e-9, self._epoch_sums["seconds"])
-                    self.reporter.step(epoch, done, steps, rate, value)
+                    self.reporter.step(epoch + 1, done, steps, rate, value)
                 if stop or due:
                     self._save()
                     saved = asked = time.monotonic()
@@ -184,7 +188,7 @@ class Trainer:
         return value
 
     def _end_epoch(self) -> None:
-        epoch = self.epoch - 1
+        epoch = self.epoch  # records count epochs from 1
         sums, train = self._epoch_sums, self._measure.record(self.ranks)
         self.optimisation.share_buffers()
         measured, candidates = self.validation.measure(self.optimisation.average, self.optimisation.precision, self.step)
@@ -257,8 +261,9 @@ class Trainer:
         self.optimisation.load(checkpoint)
         self.loader.load_state_dict(state["loader"])
         self.step, best, self._epoch_sums = state["step"], state["best"], state["epoch_sums"]
-        self.best = {"score": best.get("score", best.get("top1")), "epoch": best["epoch"]}  # `top1` until 0.1.0
-        self.log = MetricsLog(state["metrics"])
+        self.log, shift = MetricsLog.counted_from_one(state["metrics"])
+        best_epoch = None if best["epoch"] is None else best["epoch"] + shift
+        self.best = {"score": best.get("score", best.get("top1")), "epoch": best_epoch}  # `top1` until 0.1.0
         if self.ranks.is_main:  # the sums of all ranks were saved together
             self._measure.add_tensors(checkpoint.counts)
 

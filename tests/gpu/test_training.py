@@ -149,7 +149,7 @@ def test_half_precision_learns_nearly_the_same(
     trainer = Trainer(request_for(pair[0], tmp_path / "other", cache, precision=precision, **options), Ranks(), device, KeptReporter())
     assert {group.dtype for group in trainer.model.parameters()} == {torch.float32}, "weights stay float32 under autocast"
     if precision == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        assert trainer.precision is torch.bfloat16
+        assert trainer.optimisation.precision is torch.bfloat16
 
 
 def test_a_run_that_fell_over_continues_on_the_device_and_its_checkpoint_opens_anywhere(
@@ -186,7 +186,7 @@ def test_a_run_begun_on_the_cpu_goes_on_on_the_device(
     with pytest.raises(Stopped), death_after(5):
         fit(request_for(pair[0], tmp_path / "run", cache, **options), torch.device("cpu"))
     reporter = fit(request_for(pair[0], tmp_path / "run", cache, resume=True, **{**options, "device": str(device)}), device)
-    assert reporter.records[-1]["epoch"] == 2 and all(np.isfinite(record["train_loss"]) for record in reporter.records)
+    assert reporter.records[-1]["epoch"] == 3 and all(np.isfinite(record["train_loss"]) for record in reporter.records)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler: what is deprecated in it, and that TF32 would be faster
@@ -207,6 +207,43 @@ def test_a_timm_backbone_trains(pair: tuple[TokenDataset, TokenDataset], cache: 
     model = ModelConfig(name="timm:test_vit")
     reporter = fit(request_for(pair[0], tmp_path / "run", cache, epochs=1, accumulate=2, model=model, val=pair[1]), device)
     assert np.isfinite(reporter.records[0]["val_loss"])
+
+
+def test_formats_of_products_and_of_convolutions_are_set_for_training_on_a_gpu(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device
+) -> None:
+    allow_torchvision()
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    reporter = KeptReporter()
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=1, model=ModelConfig(name="timm:resnet10t"), precision="fp32")
+    trainer = Trainer(request, Ranks(), device, reporter)
+    trainer.fit()
+    weight = trainer.model.backbone.layer1[0].conv1.weight
+    on_gpu = device.type == "cuda"
+    assert weight.is_contiguous(memory_format=torch.channels_last) or not on_gpu
+    assert (torch.get_float32_matmul_precision() == "high") or not on_gpu
+    assert any(f"in fp32{' with TF32' if on_gpu else ''}, one process" in line for line in reporter.lines)
+
+
+def test_a_run_is_measured_in_the_format_of_its_training(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device
+) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=2, val=pair[1], precision="bf16", ema_decay=0.0)
+    records = fit(request, device).records
+    best = max(records, key=lambda record: record["val_top1"])
+    report = evaluate_run(request.out, pair[1], weights="best", device=device, batch_size=16)
+    assert report.precision == "bf16" and report.accuracy.top1 == best["val_top1"]
+    assert report.accuracy.loss == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_a_checkpoint_written_beside_the_training_holds_the_weights_of_its_step(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, device: torch.device
+) -> None:
+    request = request_for(pair[0], tmp_path / "run", cache, epochs=1, checkpoint_steps=1, precision="fp32")
+    trainer = Trainer(request, Ranks(), device, KeptReporter())
+    trainer.fit()
+    saved = read_checkpoint(request.out, "checkpoint.safetensors").model
+    assert all(torch.equal(saved[name], tensor.cpu()) for name, tensor in trainer.model.state_dict().items())
 
 
 def test_the_device_that_is_chosen_has_a_number(device: torch.device) -> None:

@@ -18,7 +18,7 @@ from tests.inline import InlineRunner
 from tokenshards.pipeline.canonical import seal, unseal
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.tokenize import retry_failed
-from tokenshards.pipeline.errors import PlanError, TooManyBadInputsError
+from tokenshards.pipeline.errors import ConfigError, TooManyBadInputsError
 from tokenshards.pipeline.job import inputs
 from tokenshards.pipeline.ledger.public_copy import publish_dataset
 from tokenshards.pipeline.ledger.repair import repair_dataset
@@ -223,5 +223,5 @@ def test_options_of_the_source_that_differ_from_the_plan_are_refused(made: Path)
         (SourceConfig(split="train"), "--split train"),
         (SourceConfig(no_labels=True), "--no-labels True .the plan has False."),
     ):
-        with pytest.raises(PlanError, match=said):
+        with pytest.raises(ConfigError, match=said):
             convert(made.parent / "src", made, source=config, runner=InlineRunner())

@@ -36,7 +36,7 @@ def test_a_run_holds_all_that_is_needed(places: tuple[Path, Path], tmp_path: Pat
     assert names >= files | {"tensorboard"}
     assert image_size(run / "curves.png") > (400, 200)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1]
+    assert [line["epoch"] for line in lines] == [1, 2]
     assert (run / "metrics.csv").read_text().splitlines()[0].split(",") == list(lines[0])
     # The run classifies where neither the training set nor its place exists.
     moved = tmp_path / "elsewhere"
@@ -66,7 +66,7 @@ def test_broken_and_unknown_images_are_left_out_and_counted(places: tuple[Path, 
     write_images(tmp_path / "more", 2, classes=1, seed=9)
     (tmp_path / "more" / "class_0").rename(tmp_path / "images" / "zebra")
     out, errors = call_cli("evaluate", str(run), "--images", str(tmp_path / "images"), "--confusion", str(tmp_path / "matrix.png"))
-    assert "1 images cannot be read" in errors
+    assert "1 image cannot be read" in errors
     assert re.search(r"left out +2 images without a class that the run knows", out) and re.search(r"images +20\b", out)
     assert "confusion matrix drawn in" in out and image_size(tmp_path / "matrix.png") > (300, 300)
 
@@ -98,8 +98,8 @@ def test_training_from_another_run_and_its_parts(places: tuple[Path, Path], tmp_
     options = ["--val", str(folder / "val"), "--epochs", "1", "--cache-dir", str(folder / "cache"), *SMALL]
     probe = ["--pretrained", str(run), "--train-part", "head", "--no-augment", "--fraction", "0.5"]
     found = call_json("train", str(folder / "train"), "--out", str(tmp_path / "probe"), *options, *probe)
-    assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 0
-    mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options, "--mix", f"{folder / 'val'}=0.5")
+    assert found["run"] == str(tmp_path / "probe") and 0 <= found["best_top1"] <= 1 and found["epoch"] == 1
+    mixed = call_json("train", str(folder / "train"), "--out", str(tmp_path / "mixed"), *options[2:], "--mix", f"{folder / 'val'}=0.5")
     assert mixed["step"] == (70 + 20) // 16  # an epoch has as many samples as both together
 
 
@@ -112,15 +112,15 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["train", "{train}", "--out", "new", "--cache-gb", "0.000001"], 2, "GB"),
     (["train", "{train}", "--out", "new", "--recipe", "none.py"], 2, "none.py"),
     (["train", "{train}", "--out", "new", "--mix", "{val}"], 2, "URL=WEIGHT"),
-    (["train", "{train}", "--out", "new", "--pretrained", "none.safetensors"], 1, "none.safetensors"),
-    (["train", "{train}", "--out", "new", "--val", "{train}/none"], 1, "no dataset here"),
-    (["train", "{images}", "--out", "new"], 1, "no dataset here"),
+    (["train", "{train}", "--out", "new", "--pretrained", "none.safetensors"], 2, "none.safetensors"),
+    (["train", "{train}", "--out", "new", "--val", "{train}/none"], 2, "no dataset here"),
+    (["train", "{images}", "--out", "new"], 2, "no dataset here"),
     (["evaluate", "{run}"], 2, "exactly one"),
-    (["evaluate", "{train}", "{val}"], 1, "no run here"),
+    (["evaluate", "{train}", "{val}"], 2, "no run here"),
     (["evaluate", "{run}", "{val}", "--weights", "worst"], 2, "best, last"),
     (["predict", "{run}", "{images}", "--top", "0"], 2, "at least 1"),
-    (["predict", "{train}", "{images}"], 1, "no run here"),
-    (["predict", "{run}", "{run}/tokenizer"], 1, "expected images or folders of images"),
+    (["predict", "{train}", "{images}"], 2, "no run here"),
+    (["predict", "{run}", "{run}/tokenizer"], 2, "expected images or folders of images"),
 ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,32 @@ def test_the_images_that_are_lost_with_a_damaged_tar_count_against_the_limit(tar
     assert totals["images_planned"] == 3 * IMAGES + WHOLE + 1 and totals["lost_example"] == failed
     assert any(f"about {lost} further images are lost with damaged tars, such as {failed}" in line for line in reporter.lines)
     assert f"about {lost} in damaged tars" in call_cli("status", str(out))[0] and verify_dataset(Store(str(out))).ok
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "zip"])
+def test_a_cut_archive_loses_an_unknown_number(tars: Path, tmp_path: Path, ending: str) -> None:
+    """Nothing says how much lay behind the cut: it was said at which byte the tar ends, and not that images are lost."""
+    whole = (tars / "0.tar").read_bytes()
+    if ending == "zip":
+        buffer = io.BytesIO()
+        with tarfile.open(tars / "0.tar") as archive, zipfile.ZipFile(buffer, "w") as packed:
+            for member in archive.getmembers():
+                packed.writestr(member.name, archive.extractfile(member).read())  # type: ignore[union-attr]
+        whole = buffer.getvalue()
+    elif ending == "tar.gz":
+        whole = gzip.compress(whole)
+    src, out, reporter = tmp_path / "src", tmp_path / "out", SilentReporter()
+    src.mkdir()
+    (src / "a.tar").write_bytes((tars / "2.tar").read_bytes())
+    (src / f"b.{ending}").write_bytes(whole[: 6 * len(whole) // 10 + 100])
+    said = "1 archive was cut{}: an unknown number of images behind the cut is lost, and no count holds them; get a whole copy of it"
+    assert said.format("") in " ".join(call_cli("plan", str(src), str(out))[1].split())
+    convert(src, out, runner=InlineRunner(), reporter=reporter)
+    assert f"note: {said.format(f', such as {src}/b.{ending}')}, then run `tokenshards retry-failed {out}`" in reporter.lines
+    (src / f"b.{ending}").write_bytes(whole)
+    again = SilentReporter()
+    retry_failed(str(out), None, RunConfig(workers=1), {}, again, InlineRunner())
+    assert len(content(out)) == 2 * IMAGES and not any("was cut" in line for line in again.lines)
 
 
 def test_work_that_goes_on_and_a_retry_lose_the_same(tars: Path, tmp_path: Path) -> None:

@@ -145,9 +145,9 @@ def test_usage_far_below_what_was_measured_at_the_fit_is_a_warning(dataset: tupl
     ("arguments", "code", "says"),
     [
         (["{out}", "{src}", "--sample", "0"], 2, "--sample is 0; expected at least 1"),
-        (["{src}", "{src}"], 1, "tokenizer.json"),
-        (["{out}", "{empty}"], 1, "nothing to tokenize"),
-        (["{out}", "{bad}"], 1, "none of 2 sampled inputs holds an image that decodes"),
+        (["{src}", "{src}"], 2, "tokenizer.json"),
+        (["{out}", "{empty}"], 2, "nothing to tokenize"),
+        (["{out}", "{bad}"], 2, "none of 2 sampled inputs holds an image that decodes"),
     ],
 )
 def test_mistakes_are_one_message(arguments: list[str], code: int, says: str, dataset: tuple[Path, Path], tmp_path: Path) -> None:

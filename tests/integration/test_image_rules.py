@@ -21,7 +21,7 @@ from tests.pipeline.sources.zoo import encoded, noise
 from tokenshards.pipeline.canonical import unseal
 from tokenshards.pipeline.config import ImageRules, PlanConfig, SourceConfig
 from tokenshards.pipeline.conversion.estimate import estimate_job
-from tokenshards.pipeline.errors import PlanError, Reason, SourceError
+from tokenshards.pipeline.errors import ConfigError, Reason, SourceError
 from tokenshards.pipeline.images import extras
 from tokenshards.pipeline.images.headers import HEAD_BYTES
 from tokenshards.pipeline.job.batches import DecodedBatch
@@ -132,11 +132,11 @@ def test_a_plan_that_saw_no_16_bit_image_contradicts_no_answer(tokenizer: Path, 
         assert found == content(tokenizer)
         assert sum("planning saw no 16-bit image, so --sixteen-bit scale changes nothing" in line for line in lines) == notes
     made(twelve, tmp_path / "scaled", tokenizer)
-    with pytest.raises(PlanError, match=r"--sixteen-bit high-byte \(the plan has scale\)"):
+    with pytest.raises(ConfigError, match=r"--sixteen-bit high-byte \(the plan has scale\)"):
         made(twelve, tmp_path / "scaled", tokenizer, ImageRules(sixteen_bit="high-byte"))
     convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(rules=2))
     convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="high-byte")))
-    with pytest.raises(PlanError, match=r"--sixteen-bit scale \(the plan has high-byte\)"):
+    with pytest.raises(ConfigError, match=r"--sixteen-bit scale \(the plan has high-byte\)"):
         convert(eight, tmp_path / "older", runner=InlineRunner(), source=SourceConfig(image_rules=ImageRules(sixteen_bit="scale")))
 
 

@@ -80,6 +80,6 @@ def test_what_does_not_go_together_is_one_sentence(weights: dict[str, str], data
     ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)
         assert expected in err and len(err.splitlines()) == 1, err
-    _, err = call_cli("fit-tokenizer", photos, out, "--kind", "latent-kmeans", "--encoder", f"{photos}/class_0/img_0000.jpg", expect=1)
+    _, err = call_cli("fit-tokenizer", photos, out, "--kind", "latent-kmeans", "--encoder", f"{photos}/class_0/img_0000.jpg", expect=2)
     assert "are no state dict; expected safetensors or torch's format" in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "tok").exists()

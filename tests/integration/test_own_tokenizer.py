@@ -47,7 +47,7 @@ def test_killed_it_continues_to_the_same_tokenizer(photos: str, tmp_path: Path) 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert state.exists(), "it was killed too late to tell"
-    _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "5", expect=1)
+    _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "5", expect=2)
     assert "stopped here after" in err and "delete that file to start over" in err
     continued = call_json("fit-tokenizer", photos, str(tmp_path / "killed"), *SMALL, "--epochs", "4", "--json")
     assert continued == whole and not state.exists()
@@ -91,5 +91,5 @@ def test_a_perceptual_loss_of_a_timm_model(photos: str, tmp_path: Path) -> None:
         (("--perceptual-weights", str(tmp_path / "other.pth")), "features_0.weight of vgg11 is missing"),
         (("--perceptual-weights", str(tmp_path / "none.pth")), "no file is here"),
     ):
-        _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "no"), *network, *words, expect=1)
+        _, err = call_cli("fit-tokenizer", photos, str(tmp_path / "no"), *network, *words, expect=2)
         assert expected in err, err

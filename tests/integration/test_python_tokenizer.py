@@ -59,7 +59,7 @@ def test_without_leave_nothing_of_it_runs_and_reports_do(home: Path, tmp_path: P
         ("tokenize", str(home / "photos"), str(tmp_path / "out"), "--tokenizer", str(home / "mine.tok")),
         ("preview", str(home / "mine.tokens"), "--to", str(tmp_path / "look.png")),
     ):
-        _, err = run_cli(*words, env=env, expect=1)
+        _, err = run_cli(*words, env=env, expect=2)
         assert f"my_tokenizers:build, and {ALLOW} is not set" in err and err.count("error:") == 1
     away = {"PYTHONPATH": "", ALLOW: ""}
     assert "512" in run_cli("inspect", str(home / "mine.tok"), env=away)[0]
@@ -71,10 +71,10 @@ def test_a_file_that_changed_and_code_that_fails_are_one_sentence(home: Path, tm
     (tmp_path / "my_tokenizers.py").write_text(code.replace("/ 32", "/ 33"))
     env = {"PYTHONPATH": str(tmp_path), ALLOW: "my_tokenizers"}
     words = ("tokenize", str(home / "photos"), str(tmp_path / "out"), "--workers", "1", "--tokenizer")
-    _, err = run_cli(*words, str(home / "mine.tok"), env=env, expect=1)
+    _, err = run_cli(*words, str(home / "mine.tok"), env=env, expect=2)
     assert "the file of its module has the sha256" in err and err.count("error:") == 1
     (tmp_path / "odd.py").write_text("def build(settings):\n    raise OSError('no weights\\nat all')\n")
-    _, err = run_cli("import", "tokenizer", str(tmp_path / "t2"), "--kind", "python:odd:build", env=env, expect=1)
+    _, err = run_cli("import", "tokenizer", str(tmp_path / "t2"), "--kind", "python:odd:build", env=env, expect=2)
     assert "python:odd:build: build raised OSError: 'no weights\\nat all', at odd.py:2" in err and not (tmp_path / "t2").exists()
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.datasets import SilentReporter, content, convert, quarantine_of, start_cli, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import LiveRunError, PlanError, SourceError, TokenizerError
+from tokenshards.pipeline.errors import ConfigError, LiveRunError, SourceError, TokenizerError
 from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.ledger.heartbeat import Heartbeat
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -120,7 +120,7 @@ def test_a_plan_without_labels_is_not_continued_with_some(images: Path, referenc
     tokenizer = f"{reference}/tokenizer"
     convert(images, tmp_path / "out", tokenizer=tokenizer, source=SourceConfig(no_labels=True), runner=InlineRunner())
     assert {label for label, _ in content(tmp_path / "out").values()} == {None}
-    with pytest.raises(PlanError, match=r"--no-labels True \(the plan has False\)"):
+    with pytest.raises(ConfigError, match=r"--no-labels True \(the plan has False\)"):
         convert(images, reference, source=SourceConfig(no_labels=True), runner=InlineRunner())
 
 
@@ -233,10 +233,10 @@ def test_a_changed_input_is_quarantined_not_mixed_in(images: Path, tmp_path: Pat
 
 
 def test_other_options_than_the_plan_are_refused(images: Path, reference: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="--codec publish .the plan has default."):
+    with pytest.raises(ConfigError, match="--codec publish .the plan has default."):
         convert(images, reference, codec="publish")
     convert(images / "class_1", tmp_path / "other", runner=InlineRunner(), fit=FitConfig(size=16, codes=8))
-    with pytest.raises(PlanError, match="--tokenizer with fingerprint"):
+    with pytest.raises(ConfigError, match="--tokenizer with fingerprint"):
         convert(images, reference, tokenizer=str(tmp_path / "other"))
     with pytest.raises(TokenizerError, match=r"looked for tokenizer\.json"):
         convert(images, tmp_path / "new", tokenizer=str(images))
@@ -315,7 +315,7 @@ def test_labels_take_the_type_of_the_class_table(tmp_path: Path) -> None:
     convert(tmp_path / "folders", tmp_path / "as_integers", tokenizer=str(tmp_path / "integers"), runner=InlineRunner())
     assert open_dataset(str(tmp_path / "as_integers")).classes == (0, 1)
     write_images(tmp_path / "named", 6)
-    with pytest.raises(PlanError, match="class table of integers"):
+    with pytest.raises(ConfigError, match="class table of integers"):
         convert(tmp_path / "named", tmp_path / "refused", tokenizer=str(tmp_path / "integers"), runner=InlineRunner())
 
 

@@ -64,7 +64,7 @@ def test_one_split_of_a_source_is_a_dataset_and_continues_without_the_option(spl
     said = call_cli("tokenize", str(split_source), str(out))[0]
     assert "already complete" in said and f"another OUT, with --tokenizer {out}" in said
     assert "2 splits" in call_cli("plan", str(split_source), str(out))[1], "an output that has a plan is never stopped by a doubt"
-    told = call_cli("tokenize", str(split_source), str(out), "--split", "train", expect=1)[1]
+    told = call_cli("tokenize", str(split_source), str(out), "--split", "train", expect=2)[1]
     assert "--split train (the plan has val)" in told
     told = call_cli("tokenize", str(split_source), str(out), "--splits", expect=2)[1]
     assert "is a dataset; expected an OUT of its own for --splits" in told
@@ -115,7 +115,7 @@ def test_a_table_of_labels_counts_for_the_splits_whose_images_it_names(split_sou
         (out / "val" / lost).unlink(missing_ok=True)
     run_cli(*command)  # the splits that have a plan continue by it
     assert (out / "val" / "manifest.json").exists()
-    told = call_cli(*command[:-1], "file:other.csv", expect=1)[1]
+    told = call_cli(*command[:-1], "file:other.csv", expect=2)[1]
     assert "already holds a plan made with other options: --label-from file:other.csv" in told
 
 

@@ -115,8 +115,8 @@ def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayClu
 
 
 def test_the_exit_code_and_the_end_of_the_log_of_a_failing_job(cluster: RayCluster, place: Path) -> None:
-    out, errors = submit_cli(cluster, str(place / "nothing"), str(place / "out1"), "--local-paths", "--json", expect=1)
-    assert json.loads(out)["exit_code"] == 1 and json.loads(out)["status"] == "failed"
+    out, errors = submit_cli(cluster, str(place / "nothing"), str(place / "out1"), "--local-paths", "--json", expect=2)
+    assert json.loads(out)["exit_code"] == 2 and json.loads(out)["status"] == "failed"
     assert "ended with exit code 1" in errors and "nothing there; check the path" in errors
 
 

@@ -128,7 +128,7 @@ def test_policies_are_different_plans(made: Path) -> None:
 
 
 def test_another_policy_or_a_bad_one_is_refused(made: Path, tmp_path: Path) -> None:
-    _, err = call_cli(*command(made, made / "flip", "5"), expect=1)
+    _, err = call_cli(*command(made, made / "flip", "5"), expect=2)
     assert "--views 5 (the plan has flip)" in err
     call_cli(*command(made, made / "flip", "one"))  # the default asks for nothing
     for name in ("tokenize", "plan"):

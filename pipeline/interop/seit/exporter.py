@@ -29,6 +29,7 @@ from tokenshards.pipeline.interop.seit.tables import import_torch, nearest_codes
 from tokenshards.pipeline.interop.seit.token_files import check_split_name
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["SeitExport", "export_seit"]
 
@@ -123,7 +124,7 @@ def _refuse_unfit(dataset: TokenDataset) -> None:
             (max(spec.vocabulary) > MAX_CODES, f"vocabulary {max(spec.vocabulary):,}; SeiT's format holds at most {MAX_CODES} codes"),
             (spec.codebook is None, "no codebook; SeiT's classifiers embed ids by its rows"),
             (not len(dataset), "no rows; SeiT's format holds at least one image"),
-            (unlabelled > 0, f"{unlabelled:,} rows without a label; SeiT's format holds a class for every image"),
+            (unlabelled > 0, f"{counted(unlabelled, 'row')} without a label; SeiT's format holds a class for every image"),
             (bool(multiline), f"the class name {shorten(multiline[:1])}; {CLASSES_NAME} holds one name per line"),
         )
         if applies

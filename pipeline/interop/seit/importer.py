@@ -21,7 +21,7 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import finish_chain
-from tokenshards.pipeline.errors import ConfigError, LiveRunError, PlanError, TooManyBadInputsError
+from tokenshards.pipeline.errors import ConfigError, LiveRunError, TooManyBadInputsError
 from tokenshards.pipeline.interop.seit.shard_job import SeitRunner, SeitSource
 from tokenshards.pipeline.interop.seit.tables import read_class_names, read_codebook, read_synonyms
 from tokenshards.pipeline.interop.seit.token_files import open_split
@@ -36,6 +36,7 @@ from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.published.seit_tokens import SeitTokens
+from tokenshards.pipeline.words import counted
 
 __all__ = ["SOURCE_KIND", "SYNONYMS_PATH", "SeitImportRequest", "import_seit", "parse_grid"]
 
@@ -72,8 +73,8 @@ def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
 
     An image whose bytes do not decode to ids of the grid and the vocabulary is quarantined, as `tokenize` quarantines a broken image: one
     bad image among a million must not stop the others. A fault in the relation of images, offsets and labels raises SourceError, and
-    nothing is written. Raises ConfigError for a codebook, synonym or class file that does not match, TooManyBadInputsError above
-    `max_bad`, PlanError if OUT holds something else, LiveRunError beside another run, IncompleteError if a store fails.
+    nothing is written. Raises ConfigError for a codebook, synonym or class file that does not match and if OUT holds something else,
+    TooManyBadInputsError above `max_bad`, LiveRunError beside another run, IncompleteError if a store fails.
     """
     get_codec(request.plan.codec)  # fail for an unknown name before a long read
     store = Store(request.out_url, storage_options=request.options)
@@ -113,9 +114,10 @@ def _open(request: SeitImportRequest) -> SeitSource:
 
 
 def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImportRequest) -> None:
-    """Raise PlanError if OUT holds something else than this import; an option left at its default never contradicts."""
+    """Raise ConfigError if OUT holds something else than this import; an option left at its default never contradicts."""
     if plan.source["kind"] != SOURCE_KIND:
-        raise PlanError(f"{store.url} was made by `tokenize` from {plan.source['url']}; expected an import of SeiT. Choose another output")
+        made = f"{store.url} was made by `tokenize` from {plan.source['url']}"
+        raise ConfigError(f"{made}; expected an import of SeiT. Choose another output")
     planned = read_shard_rows(store, plan, plan.first_shard)[0]
     spec, default = source.tokenizer.spec, PlanConfig()
     different = [
@@ -131,7 +133,7 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
         if wanted != have
     ]
     if different:
-        raise PlanError(
+        raise ConfigError(
             f"{store.url} holds an import of something else: {'; '.join(different)}. Choose another output, or give its options"
         )
 
@@ -139,7 +141,8 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
 def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, reporter: Reporter) -> Plan:
     split, tokenizer = source.split, source.tokenizer
     matched = (
-        f"{len(split):,} images of split {split.name} in {split.uri} ({split.data.size / 1e6:,.1f} MB), {len(source.classes):,} classes",
+        f"{counted(len(split), 'image')} of split {split.name} in {split.uri} ({split.data.size / 1e6:,.1f} MB), "
+        f"{counted(len(source.classes), 'class')}",
         f"{describe_tokenizer(tokenizer)}{'' if source.synonyms is None else ', with its synonym table'}",
     )
     for line in matched:
@@ -172,7 +175,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
             matched=matched,
         )
         plan = write_plan(store, listing, plan_request, tars_per_shard=1)
-    reporter.say(f"plan {plan.plan_id[:12]}: {plan.shards} shards of {plan.shard_rows:,} images")
+    reporter.say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {counted(plan.shard_rows, 'image')}")
     return plan
 
 
@@ -227,5 +230,8 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
             f"--max-bad {max_bad:g}: {'; '.join(shown)}{more}. Check --grid and --codebook; nothing was written"
         )
     if bad:
-        reporter.say(f"note: {bad:,} images of {split.uri} are damaged and will be quarantined: {'; '.join(shown)}{more}")
+        reporter.say(
+            f"note: {counted(bad, 'image')} "
+            f"of {split.uri} {'is' if bad == 1 else 'are'} damaged and will be quarantined: {'; '.join(shown)}{more}"
+        )
     return counts_K

@@ -34,6 +34,7 @@ from tokenshards.pipeline.storage.fsspec_requests import WebRemote
 from tokenshards.pipeline.storage.request_limit import shared_limit
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.web_hosts import BodyTooLargeError, Download, any_client, public_client
+from tokenshards.pipeline.words import counted
 
 __all__ = ["HostStore"]
 
@@ -64,7 +65,7 @@ class _Url:
     begun: float = field(default_factory=time.monotonic)
 
     def in_attempts(self) -> str:
-        return f"{self.attempts} attempt{'' if self.attempts == 1 else 's'}"
+        return counted(self.attempts, "attempt")
 
 
 class HostStore(Store):

@@ -13,6 +13,7 @@ from decimal import Decimal
 from tokenshards.pipeline.errors import BadInput, SourceError, shorten
 from tokenshards.pipeline.records import Label
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType, as_meta, integer_in, valid_utf8
+from tokenshards.pipeline.words import counted
 
 __all__ = ["ListLabelError", "fitting_meta", "label_notes", "plain_label", "plain_meta", "whole_floats", "whole_number"]
 
@@ -92,14 +93,19 @@ def label_notes(classes: Counter[int | str], label_type: LabelType | None) -> li
     notes = []
     unknown = [label for label in classes if (label == -1 or label == "-1")]
     if unknown:
-        notes.append(f"label -1 ({classes[unknown[0]]:,} inputs) often means `not known`; it is kept as a class")
+        notes.append(f"label -1 ({counted(classes[unknown[0]], 'input')}) often means `not known`; it is kept as a class")
     texts = [label for label in classes if isinstance(label, str)]
     words = [text for text in texts if text.strip().lower() in _MISSING_WORDS]
     if words:
-        notes.append(f"the label {shorten(words[0])} ({classes[words[0]]:,} inputs) may mean that there is none; it is kept as a class")
+        notes.append(
+            f"the label {shorten(words[0])} ({counted(classes[words[0]], 'input')}) may mean that there is none; it is kept as a class"
+        )
     spaced = [text for text in texts if text != text.strip()]
     if spaced:
-        notes.append(f"{len(spaced):,} classes begin or end with spaces, such as {shorten(spaced[0])}; they are kept as they are written")
+        notes.append(
+            f"{counted(len(spaced), 'class begins or ends', 'classes begin or end')} "
+            f"with spaces, such as {shorten(spaced[0])}; kept as written"
+        )
     if label_type == "string" and texts and all(integer_in(text) is not None for text in texts):
         notes.append("labels are text that consists of digits: they are kept as text")
     return notes

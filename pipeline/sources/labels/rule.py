@@ -101,9 +101,9 @@ def _compiled(text: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise ConfigError(f"--label-from regex:{shorten(text)} is not a pattern of Python's re ({error})") from None
+        raise ConfigError(f"--label-from {shorten(f'regex:{text}')} is not a pattern of Python's re ({error})") from None
     if not pattern.groups:
         raise ConfigError(
-            f"--label-from regex:{shorten(text)} has no group; expected one around the label, such as regex:^(?P<label>[^_]+)_[0-9]+"
+            f"--label-from {shorten(f'regex:{text}')} has no group; expected one around the label, such as regex:^(?P<label>[^_]+)_[0-9]+"
         )
     return pattern

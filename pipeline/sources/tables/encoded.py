@@ -66,7 +66,7 @@ def encoded_slices(
             if split is not None:
                 summary.splits[split] += 1
             if wanted is not None and not is_of_split(cells[columns.split], wanted):
-                seen.other_split += 1
+                seen.leave_split(split or str(cells[columns.split] or "").strip().casefold())
                 summary.leave_out(OTHER_SPLIT, f"{name}#{number}")
                 continue
         inputs += 1

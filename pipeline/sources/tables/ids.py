@@ -16,6 +16,7 @@ from tokenshards.pipeline.sources.tables.files import id_text, parsing
 from tokenshards.pipeline.sources.tables.scan import hash64, ids_of_columns
 from tokenshards.pipeline.sources.tables.text import open_text
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["refuse_repeated_ids"]
 
@@ -30,11 +31,11 @@ def refuse_repeated_ids(store: Store, files: Sequence[ObjectInfo], config: Sourc
     for info in files:
         with parsing(store.place(info.path)):
             counts.update(value for value in _ids(store, info, config) if hash64(value) in suspects)
-    repeated = [f"{value!r} ({count} rows)" for value, count in counts.most_common() if count > 1]
+    repeated = [f"{value!r} ({counted(count, 'row')})" for value, count in counts.most_common() if count > 1]
     if repeated:
         examples = ", ".join(repeated[:3])
         raise SourceError(
-            f"--id-column {config.id_column}: {len(repeated)} values are not unique, such as {examples}; "
+            f"--id-column {config.id_column}: {counted(len(repeated), 'value is', 'values are')} not unique, such as {examples}; "
             "name a column of unique ids, or leave the option out to number the rows"
         )
 

@@ -75,8 +75,8 @@ def scan_columns(table: ColumnTable, columns: Columns, config: SourceConfig, whe
     return scan
 
 
-def paths_are_there(table: ColumnTable, columns: Columns) -> npt.NDArray[np.int64] | None:
-    """Return hashes of the file names in a column of {bytes, path}; None if there is no such field, or a row has none.
+def paths_are_there(table: ColumnTable, columns: Columns) -> npt.NDArray[np.int64] | int | None:
+    """Return hashes of the file names in a column of {bytes, path}; the number of a row that has none although others have one; else None.
 
     They are those of `hash`, which differ between processes: they serve to find equal names, and others would cost ten times the time.
     """
@@ -88,8 +88,9 @@ def paths_are_there(table: ColumnTable, columns: Columns) -> npt.NDArray[np.int6
     names: list[npt.NDArray[np.int64]] = []
     for batch in table.all_batches([f"{columns.image}.path"], SCANNED_ROWS):
         paths = _path_field(batch.column(batch.schema.get_field_index(columns.image)))
-        if paths.null_count or pc.any(pc.equal(paths, "")).as_py():
-            return None
+        absent = pc.fill_null(pc.equal(paths, ""), True)
+        if (first := pc.index(absent, True).as_py()) >= 0:
+            return sum(map(len, names)) + first if names or not pc.all(absent).as_py() else None
         names.append(np.fromiter(map(hash, paths.to_pylist()), np.int64, len(paths)))
     return np.concatenate(names) if names else np.zeros(0, np.int64)
 

@@ -13,6 +13,7 @@ from tokenshards.pipeline.errors import Reason, SourceError
 from tokenshards.pipeline.sources.doubts import null_column
 from tokenshards.pipeline.sources.labels.cell_values import label_notes
 from tokenshards.pipeline.sources.labels.values import LabelType
+from tokenshards.pipeline.sources.splits import in_order
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tables.columns import LABEL_NAMES, Columns
 from tokenshards.pipeline.sources.tables.hints import where_images_are
@@ -20,10 +21,11 @@ from tokenshards.pipeline.sources.tables.labels import SeenLabels, SeenMeta
 from tokenshards.pipeline.sources.tables.rows import class_of
 from tokenshards.pipeline.sources.tables.scan import Scan
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["Seen"]
 
-COLUMNS_SHOWN = 12
+COLUMNS_SHOWN, SPLITS_SHOWN = 12, 8
 _KINDS: dict[LabelType | None, str] = {"int64": "whole numbers", "string": "text", None: "all of them null"}
 _OTHER_KINDS = {
     "float64": "floats: those that are whole numbers are taken as such, others as text, NaN as no label",
@@ -55,8 +57,15 @@ class Seen:
     probed: list[str] = field(default_factory=list)
     """The first places below the source."""
     other_split: int = 0
+    """Rows of other splits than the asked one."""
+    split_names: set[str] = field(default_factory=set)
+    """Some of their splits."""
     paths: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
     """Hashes of the file names of all tables with bytes; None once a row has none."""
+    some_paths: bool = False
+    """Whether a row of bytes has a file name."""
+    no_path: str = ""
+    """The first row or table of bytes without file names."""
 
     def take_scan(self, scan: Scan, kind: str) -> None:
         """Take what was seen of a table of bytes."""
@@ -65,6 +74,21 @@ class Seen:
         self.others += scan.others
         self.meta.nulls.update(scan.null_meta)
         self.summary.unlabelled += scan.no_label
+
+    def leave_split(self, name: str) -> None:
+        """Count a row of another split."""
+        self.other_split += 1
+        if name and len(self.split_names) < SPLITS_SHOWN:
+            self.split_names.add(name)
+
+    def take_paths(self, paths: npt.NDArray[np.int64] | int | None, name: str) -> None:
+        """Take the file names of a table of bytes, as `paths_are_there` returns them."""
+        self.some_paths |= isinstance(paths, int) or (paths is not None and len(paths) > 0)
+        if self.paths is not None and paths is not None and not isinstance(paths, int):
+            self.paths.append(paths)
+        elif paths is None or isinstance(paths, int):
+            self.paths = None
+            self.no_path = self.no_path or (name if paths is None else f"row {paths} of {name}")
 
     def paths_are_ids(self) -> bool:
         """Return whether all images have file names, and no two the same."""
@@ -78,7 +102,7 @@ class Seen:
         summary, first = self.summary, self.first
         self._finish_labels()
         if first is None:
-            raise SourceError(f"{self.store.url}: the tables are empty; expected rows with images, or a column of their paths")
+            raise SourceError(f"{self._where}: the tables are empty; expected rows with images, or a column of their paths")
         summary.meta_types = self.meta.finish(first.meta)
         summary.newer_inputs |= bool(self.meta.widened)
         summary.image_rule = first.image_words
@@ -96,7 +120,20 @@ class Seen:
         for name, nulls in self.meta.nulls.items():
             self._doubt(null_column(name, nulls, rows, f"leave --meta {name} out if it says nothing"))
         if self.other_split and not rows:
-            raise SourceError(f"{self.store.url}: no row is of the split {self.config.split!r}, as column {first.split} says")
+            found = ", ".join(in_order({*summary.splits, *self.split_names})[:SPLITS_SHOWN]) or "none"
+            raise SourceError(
+                f"{self._where}: no row is of the split {self.config.split!r}, as column {first.split} says; the splits there are {found}. "
+                "Give one of them, or leave --split out"
+            )
+        if self.some_paths and not self.paths_are_ids() and rows:
+            why = f"{self.no_path} has none" if self.no_path else "two rows have the same"
+            summary.notes.append(f"ids are numbers of rows, not the file names in {first.image}.path, because {why}")
+
+    @property
+    def _where(self) -> str:
+        """The only table, or the folder of several."""
+        only = self.summary.files == 1 and self.summary.examples
+        return self.store.place(self.summary.examples[0]) if only else self.store.url
 
     def _finish_labels(self) -> None:
         summary, labels, first = self.summary, self.labels, self.first
@@ -137,11 +174,11 @@ class Seen:
         elif self.paths_are_ids():
             summary.id_rule = f"the file names in {first.image}.path, each of which occurs once"
         if self.absent:
-            summary.notes.append(f"{self.absent:,} rows have no image, as their table says: they are counted as absent")
+            summary.notes.append(f"{counted(self.absent, 'row has', 'rows have')} no image, as the table says: counted as absent")
         if self.outside:
             summary.notes.append(self._outside_note())
         if self.backslashes:
-            summary.notes.append(f"backslashes in {self.backslashes:,} paths are taken as separators of folders")
+            summary.notes.append(f"backslashes in {counted(self.backslashes, 'path')} are taken as separators of folders")
         if self.probed:
             self._doubt(where_images_are(self.store, self.probed, config))
 
@@ -150,7 +187,7 @@ class Seen:
             self.summary.doubts.append(doubt)
 
     def _outside_note(self) -> str:
-        rows = "1 row names" if self.outside == 1 else f"{self.outside:,} rows name"
+        rows = counted(self.outside, "row names", "rows name")
         if self.store.is_local:
             return f"{rows} files outside {self.store.root}: if one fails, the quarantine does not keep its bytes"
         return f"{rows} local files, which a table in a store may not do: they will be quarantined as {Reason.BAD_URI}"

@@ -55,7 +55,7 @@ class _Look:
     columns: Columns
     partition: dict[str, str | None]
     scan: Scan
-    paths: npt.NDArray[np.int64] | None
+    paths: npt.NDArray[np.int64] | int | None
 
 
 class TableSource:
@@ -180,10 +180,7 @@ class TableSource:
             look.scan.take_label(seen.labels.new(look.partition[str(columns.label)], where), taken)
             kind = "null"
         seen.take_scan(look.scan, kind)
-        if seen.paths is not None and look.paths is not None:
-            seen.paths.append(look.paths)
-        else:
-            seen.paths = None
+        seen.take_paths(look.paths, readable_text(info.path))
         self.summary.splits.update(look.scan.splits)
         yield from self._slices(info, table.group_rows, look.scan.wanted, seen)
 

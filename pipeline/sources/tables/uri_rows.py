@@ -57,7 +57,7 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
             if split is not None:
                 summary.splits[split] += 1
             if wanted is not None and (split or text.casefold()) != wanted:
-                seen.other_split += 1
+                seen.leave_split(split or text.casefold())
                 summary.leave_out(OTHER_SPLIT, f"{name}#{number}")
                 continue
         sample_id = f"{name}#{number}" if id_at < 0 else id_text(cells[id_at], str(columns.id), number, where)

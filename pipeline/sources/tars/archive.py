@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput, Reason, Stage, TokenshardsError
 from tokenshards.pipeline.sources.tars.bytes import FREE_BYTES, MAX_RATIO, ArchiveBytes, StoredBytes, UnpackedBytes, packing_of
+from tokenshards.pipeline.sources.tars.damage import CUT
 from tokenshards.pipeline.sources.tars.headers import FILE, FOLDER, HARD_LINK, SPECIAL, SYMLINK, BadMember, Damaged, Member, walk
 from tokenshards.pipeline.storage.object_file import RangeReader
 from tokenshards.pipeline.storage.store import Store
@@ -179,7 +180,7 @@ def _zip_members(file: io.BufferedReader) -> Iterator[Member]:
     except (TokenshardsError, BadInput):
         raise
     except Exception as error:  # zipfile raises many types for a damaged index
-        raise Damaged(0, f"the index at the end of the zip cannot be read ({error}): the zip was cut, or is none") from None
+        raise Damaged(0, f"the index at the end of the zip cannot be read ({error}): the zip {CUT}, or is none") from None
     infos = archive.infolist()
     if not any("/" in info.filename for info in infos):  # some programs of Windows write its own separator
         for info in infos:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tokenshards.pipeline.errors import BadInput, Reason
 from tokenshards.pipeline.sources.tars.bytes import ArchiveBytes, UnpackedBytes, packing_of
+from tokenshards.pipeline.sources.tars.damage import CUT
 
 __all__ = ["DAMAGE", "FILE", "FOLDER", "HARD_LINK", "NESTED", "SPECIAL", "SYMLINK", "BadMember", "Damaged", "Member", "walk"]
 
@@ -27,7 +28,7 @@ _ZEROS = bytes(BLOCK)
 _KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"1": HARD_LINK, b"2": SYMLINK, b"5": FOLDER}
 _NO_DATA = b"123456"
 _NESTED = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_UNPACK_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
+_UNPACK_ERRORS = (OSError, zlib.error, lzma.LZMAError)
 
 
 class Damaged(Exception):
@@ -71,7 +72,7 @@ class Member:
 
 def cut_inside(member: Member, end: int) -> Damaged:
     """Return the error of an archive that ends inside a member."""
-    detail = f"it ends at byte {end} inside {member.name}, which goes on to byte {_padded(member)}: the tar was cut"
+    detail = f"it ends at byte {end} inside {member.name}, which goes on to byte {_padded(member)}: the tar {CUT}"
     return Damaged(member.offset, detail, name=member.inner + member.name if member.inner not in member.name else member.name)
 
 
@@ -83,6 +84,8 @@ def read_or_damage(source: ArchiveBytes, position: int, size: int, offset: int) 
         if error.reason is Reason.DECOMPRESSION_BOMB and not isinstance(error, BadMember):
             raise Damaged(offset, error.detail, error.reason) from None
         raise
+    except EOFError:
+        raise Damaged(offset, f"it cannot be unpacked from there to its end: the tar {CUT}") from None
     except (*_UNPACK_ERRORS, _zstandard_error()) as error:
         raise Damaged(offset, f"it cannot be unpacked from there: {type(error).__name__}: {error}") from None
 
@@ -102,6 +105,7 @@ def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") 
     """
     position, marked, names = start, False, _Names()
     last: Member | None = None
+    named: Member | None = None  # a header with the long name or the pax values of the member that must follow
     if stop < 0:
         stop = source.end
     while True:
@@ -109,9 +113,11 @@ def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") 
         block = read_or_damage(source, position, want, position)
         if len(block) < BLOCK:
             if position == start or block.strip(b"\0"):
-                raise Damaged(position, f"it ends at byte {position + len(block)}, within the header of a member: the tar was cut")
+                raise Damaged(position, f"it ends at byte {position + len(block)}, within the header of a member: the tar {CUT}")
             if last is not None and 0 <= source.end < _padded(last):
                 raise cut_inside(last, source.end)
+            if named is not None:
+                raise Damaged(named.offset, f"it ends before the member that byte {named.offset} announces: the tar {CUT}")
             return
         if block == _ZEROS:
             marked, position = True, position + BLOCK
@@ -123,8 +129,10 @@ def walk(source: ArchiveBytes, start: int = 0, stop: int = -1, inner: str = "") 
             position = _padded(member)
             payload = _extended(member, stop)
             names.take(flag, payload)
+            named = None if flag == b"g" else member  # values for all members need none
             continue
         names.give(member, flag)
+        named = None
         if flag == b"S":
             member.data += _sparse_headers(source, block, member)
         member.inner, marked = inner, False

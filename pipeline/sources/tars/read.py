@@ -40,6 +40,7 @@ from tokenshards.pipeline.sources.tars.members import (
 )
 from tokenshards.pipeline.sources.tars.partner import partner_labels
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["FURTHER", "KeyOrder", "choose_images", "read_tar_by_members", "stray_parts"]
 
@@ -290,7 +291,7 @@ class _Reader:
 
 
 def _about(lost: int) -> str:
-    return f"; about {lost:,} samples are lost, by their bytes" if lost > 1 else ""
+    return f"; about {counted(lost, 'sample is', 'samples are')} lost, by their bytes" if lost > 1 else ""
 
 
 def _names(suffixes: list[str]) -> str:

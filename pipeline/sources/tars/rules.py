@@ -16,12 +16,14 @@ from tokenshards.pipeline.sources.labels.values import as_label
 from tokenshards.pipeline.sources.summary import Doubt, SourceSummary
 from tokenshards.pipeline.sources.tables.rows import OTHER_SPLIT
 from tokenshards.pipeline.sources.tars.counts import Values
+from tokenshards.pipeline.sources.tars.damage import damage_notes
 from tokenshards.pipeline.sources.tars.labels import CAPTION, LABEL_SUFFIXES
 from tokenshards.pipeline.sources.tars.members import TWO_DEEP, UNREAD_ARCHIVE, is_image
 from tokenshards.pipeline.sources.tars.partner import partner_labels, partner_path
 from tokenshards.pipeline.sources.tars.read import HOW_TO_SORT, LIST_OPTIONS, told_members
 from tokenshards.pipeline.sources.tars.survey import TarSurvey
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["describe", "settle", "survey_tars"]
 
@@ -221,8 +223,8 @@ def _label_words(survey: TarSurvey, config: SourceConfig, summary: SourceSummary
         place = {"parent": "the folder of the image", "first": "the first folder"}.get(config.label_from, config.label_from)
         return f"{place} inside the tar ({_first(summary)})"
     if summary.label_type is None:
-        seen = f"all {survey.samples}" if survey.complete else f"the first {survey.samples}"
-        return f"none (no .cls and no label in .json in {seen} samples)"
+        seen = f"{'all' if survey.complete else 'the first'} {counted(survey.samples, 'sample')}"
+        return f"none (no .cls and no label in .json in {seen})"
     places = [place for place, _ in survey.places.most_common()] or [f".{config.label}"]
     return f"{' or '.join(places)}, {kind}"
 
@@ -254,11 +256,9 @@ def _notes(survey: TarSurvey, config: SourceConfig, summary: SourceSummary) -> l
     if unused:
         notes.append(f"members that are not used: {', '.join(unused[:NAMES_SHOWN])}; --label NAME or --meta NAME takes one")
     if survey.again:
-        notes.append(f"{survey.again} samples have a key that came before, and will be quarantined as duplicate_id")
-    notes += [f"damaged: {damage}" for damage in survey.damages[:3]]
-    if len(survey.damages) > 3:
-        notes.append(f"damaged: {len(survey.damages) - 3} more")
-    return notes
+        samples = counted(survey.again, "sample has", "samples have")
+        notes.append(f"{samples} a key that came before, and will be quarantined as duplicate_id")
+    return [*notes, *damage_notes(survey.damages)]
 
 
 def _is_text(suffix: str, survey: TarSurvey) -> bool:
@@ -272,13 +272,13 @@ def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
         key = ", --key last-dot ends keys at the last dot" if config.tar_key == "first-dot" and survey.keys.dotted else ""
         doubts.append(replace(doubt, option=f"{doubt.option}{key}"))
     for count, example in (survey.left_out[kind] for kind in (TWO_DEEP, UNREAD_ARCHIVE) if kind in survey.left_out):
-        sentence = f"{count:,} {'archive is' if count == 1 else 'archives are'} not read, such as {example}, and may hold images"
+        sentence = f"{counted(count, 'archive is', 'archives are')} not read, such as {example}, and may hold images"
         doubts.append(Doubt(sentence=sentence, option="unpack them, to take the images inside"))
     if survey.others:
         doubts.append(
             Doubt(
-                sentence=f"{survey.others:,} samples have no member {config.image_member}, but other images, such as "
-                f"{survey.others_example}: they will be quarantined",
+                sentence=f"{counted(survey.others, 'sample has', 'samples have')} no member {config.image_member}, but other images, "
+                f"such as {survey.others_example}, and will be quarantined",
                 option="--image-member NAME,NAME takes the first that is there",
                 grave=True,
             )
@@ -288,10 +288,10 @@ def _doubts(survey: TarSurvey, config: SourceConfig) -> list[Doubt]:
         doubts.append(Doubt(sentence=f"the label of an image is the {what}, because nothing else is one", option="--label-from none"))
     if survey.without_images and survey.with_images:
         example = readable_text(survey.without_images[0])
-        noun, verb = ("tar holds", "is") if len(survey.without_images) == 1 else ("tars hold", "are")
+        tars = counted(len(survey.without_images), "tar holds no image and is", "tars hold no image and are")
         doubts.append(
             Doubt(
-                sentence=f"{len(survey.without_images):,} {noun} no image and {verb} left out, such as {example}",
+                sentence=f"{tars} left out, such as {example}",
                 option="--label-from file:FOLDER takes labels from tars of the same names",
             )
         )

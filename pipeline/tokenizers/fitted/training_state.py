@@ -12,6 +12,7 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import CorruptObjectError, TokenizerError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.tensor_file import parse_tensors, safetensors_metadata, save_tensors
+from tokenshards.pipeline.words import counted
 
 __all__ = ["TrainingState"]
 
@@ -44,7 +45,7 @@ class TrainingState:
             raise TokenizerError(f"{where}: {error.detail}. Delete it to train from the start") from None
         if state[_DIGEST] != digest:
             raise TokenizerError(
-                f"{where}: a training with other options or images stopped here after {len(state[_REPORTS])} epochs. "
+                f"{where}: a training with other options or images stopped here after {counted(len(state[_REPORTS]), 'epoch')}. "
                 "Give the command that it was started with to continue it, another OUT, or delete that file to start over"
             )
         return tensors, state[_REPORTS]

@@ -32,6 +32,7 @@ from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
 from tokenshards.pipeline.tokenizers.fitted.vq_autoencoder import COLOURS, Decoder, Encoder, VqAutoencoder
 from tokenshards.pipeline.tokenizers.networks.network import SLOTS, choose_device, device_name, scaled, to_device
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
+from tokenshards.pipeline.words import counted
 
 __all__ = ["EpochReport", "fit_vq_autoencoder"]
 
@@ -83,7 +84,7 @@ def fit_vq_autoencoder(
         on_epoch({**reports[-1], "images_per_second": rate})  # the rate is not stored: equal tokenizers have equal bytes
     tokenizer = training.tokenizer()
     used = _histograms(tokenizer, pixels_MHWC)
-    notes = [f"{left_out} images left out: pixels in memory are limited to {MAX_BYTES >> 30} GB"] if left_out else []
+    notes = [f"{counted(left_out, 'image')} left out: pixels in memory are limited to {MAX_BYTES >> 30} GB"] if left_out else []
     statistics = {
         "images": len(names),
         "held_out": shown,
@@ -210,7 +211,9 @@ def _gathered(images: Iterable[tuple[str, Images]], size: int, seed: int) -> tup
             del kept[max(kept, key=lambda key: rank[key])]
             left_out += 1
     if len(kept) < 2:
-        raise TokenizerError(f"fit: {len(kept)} images to train a tokenizer on; expected at least 2, and some thousands for a good one")
+        raise TokenizerError(
+            f"fit: {counted(len(kept), 'image')} to train a tokenizer on; expected at least 2, and some thousands for a good one"
+        )
     names = sorted(kept, key=lambda key: rank[key])
     return names, np.stack([kept.pop(name) for name in names]), left_out
 

@@ -18,6 +18,7 @@ from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.tokenizers.base import SLOTS, Images
 from tokenshards.pipeline.tokenizers.config import GPU_ROWS
 from tokenshards.pipeline.tokenizers.networks.exact_float32 import exact_float32
+from tokenshards.pipeline.words import counted
 
 __all__ = [
     "SLOTS",
@@ -99,7 +100,7 @@ class Network:
         if before == self._rows:
             return []
         return [
-            f"memory of {device_name()} is short: {self._rows} images at a time go through the network from here on, "
+            f"memory of {device_name()} is short: {counted(self._rows, 'image')} at a time go through the network from here on, "
             f"{before} before; a few ids may differ for it"
         ]
 
@@ -117,7 +118,7 @@ class Network:
     def _halve(self) -> None:
         if self._rows == self._least:
             raise TokenizerError(
-                f"memory of {device_name()} is too small for {self._rows} images at a time, the fewest that this network takes. "
+                f"memory of {device_name()} is too small for {counted(self._rows, 'image')} at a time, the fewest that this network takes. "
                 "Stop other programs there, or use a device with more memory, or a smaller network"
             )
         self._rows //= 2

@@ -92,6 +92,55 @@ def test_a_command_may_leave_options_out() -> None:
         read_with(["--label", "x"], without=LABELLING)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--split", "vall"),
+        ("--label", "foo"),
+        ("--meta", "caption"),
+        ("--label-from", "file:nolabels.csv"),
+        ("--tokenizer", "nothere.tok"),
+        ("--image-column", "fle"),
+        ("--id-column", "keyy"),
+        ("--image-root", "nowhere"),
+        ("--key", "last-dot"),
+        ("--path-template", "{nothing}.png"),
+        ("--workers", "0"),
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_does_not_fit_is_exit_code_2(listed: str, tmp_path: Path, words: tuple[str, str]) -> None:
+    """Some of them ended with 1, as damage does, and others with 2."""
+    _, errors = call_cli("plan", listed, str(tmp_path / "out"), *words, expect=2)
+    assert errors.startswith("error: ") or "\nerror: " in errors
+    assert words[1].removeprefix("file:").strip("{}").removesuffix("}.png") in errors
+
+
+def test_a_rule_is_quoted_as_a_shell_reads_it(tmp_path: Path) -> None:
+    """It was `file:'nolabels.csv'`."""
+    write_images(tmp_path / "src", 2)
+    src = str(tmp_path / "src")
+    for rule in ("file:nolabels.csv", "regex:("):
+        assert f"--label-from '{rule}'" in call_cli("plan", src, str(tmp_path / "out"), "--label-from", rule, expect=2)[1]
+
+
+@pytest.mark.parametrize(
+    "words", [("plan", "nosuch", "out"), ("status", "nosuch"), ("verify", "nosuch"), ("inspect", "nosuch"), ("retry-failed", "nosuch")]
+)
+def test_what_is_not_there_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "nosuch" in call_cli(*words, expect=2)[1]
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("listed")
+    write_images(folder, 4, classes=0)
+    rows = "".join(f"{path.name},{path.stem},train\n" for path in sorted(folder.iterdir()))
+    (folder / "list.csv").write_text(f"file,key,split\n{rows}")
+    return str(folder / "list.csv")
+
+
 def test_options_that_contradict_a_plan_are_named(tmp_path: Path) -> None:
     write_images(tmp_path / "src", 6)
     src, out = str(tmp_path / "src"), str(tmp_path / "out")
@@ -102,5 +151,5 @@ def test_options_that_contradict_a_plan_are_named(tmp_path: Path) -> None:
         (["--key", "last-dot"], "--key last-dot (the plan has auto)"),
         (["--meta", "x"], "--meta ('x',) (the plan has ())"),
     ):
-        assert said in call_cli("tokenize", src, out, *words, expect=1)[1]
+        assert said in call_cli("tokenize", src, out, *words, expect=2)[1]
     call_cli("tokenize", src, out, "--label-from", "parent", "--yes", "--url-attempts", "9")

@@ -52,6 +52,20 @@ def test_files_are_counted(tmp_path: Path) -> None:
     assert found.bytes_out == pytest.approx(found.bytes_per_image * 42, rel=0.01)
 
 
+def test_bad_inputs_are_shown_with_an_example_and_the_limit(tmp_path: Path) -> None:
+    write_images(tmp_path / "src", 40)
+    (tmp_path / "src" / "empty.jpg").write_bytes(b"")
+    said = dict(estimated(tmp_path / "src").rows())["bad inputs in the sample"]
+    limit = "`tokenize` stops where more than 1% are bad, unless --max-bad is above 0.01"
+    assert said == f"2.4%, such as empty.jpg (empty). {limit}"
+    write_images(tmp_path / "many", 120)
+    (tmp_path / "many" / "empty.jpg").write_bytes(b"")
+    assert dict(estimated(tmp_path / "many").rows())["bad inputs in the sample"] == "0.8%, such as empty.jpg (empty)"
+    write_images(tmp_path / "none", 0, bad=2)
+    with pytest.raises(TokenizerError, match=r"none of 2 sampled inputs decodes, such as .*bad_000\d.* \(\w+\); check the source"):
+        estimated(tmp_path / "none", tokenizer=tokenizer())
+
+
 def test_labels_are_named_and_no_fingerprint_that_the_run_will_not_have(tmp_path: Path) -> None:
     write_images(tmp_path, 24, classes=12)
     found = estimated(tmp_path)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.datasets import SilentReporter, convert, write_images
+from tests.datasets import SilentReporter, call_cli, convert, write_images
 from tests.inline import InlineRunner
 from tests.submitting import foreign_folder
 from tokenshards.pipeline.errors import IncompleteError, TooManyBadInputsError
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
+from tokenshards.pipeline.ledger.closing import max_bad_for
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.runners.base import RunListener
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.manifest import load_manifest
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
 
 Story = Callable[[RunListener], None]
@@ -145,6 +149,43 @@ def test_what_was_committed_gives_examples_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(TooManyBadInputsError, match=r"3 of 7 inputs .*, such as\n  \w+: .*bad_000"):
         convert(tmp_path / "src", tmp_path / "out", runner=InlineRunner(), max_bad=0.2)
+
+
+def test_mended_files_are_taken_by_the_order_that_the_messages_name(tmp_path: Path) -> None:
+    """After exit code 5 `retry-failed` said `Finish it with tokenize`, tokenize stopped by the same failures, and so on for ever."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    write_images(src, 7, classes=0, bad=3)
+    tokenize = ("tokenize", str(src), str(out), "--size", "16", "--codes", "4", "--workers", "1")
+    _, said = call_cli(*tokenize, expect=5)
+    assert "such as --max-bad 0.3. After that" in said and f"tokenshards retry-failed {out}" in said
+    for path in src.glob("bad_*"):
+        path.write_bytes(next(src.glob("img_*.jpg")).read_bytes())
+    _, said = call_cli("retry-failed", str(out), expect=3)
+    assert "exit code 5, add the larger --max-bad" in said
+    assert "after exit code 5 with the larger --max-bad" in call_cli("quarantine", str(out))[0]
+    status = call_cli("status", str(out))[0]
+    assert "no: every shard is committed, but 3 inputs failed" in " ".join(status.split()) and "--max-bad 0.3" in " ".join(status.split())
+    call_cli(*tokenize, "--max-bad", "0.3")
+    call_cli("retry-failed", str(out), "--workers", "1")
+    assert load_manifest(Store(str(out))).totals["images_committed"] == 10
+    assert "complete yes" in " ".join(call_cli("status", str(out))[0].split())
+
+
+def test_the_proposed_max_bad_accepts_the_failures() -> None:
+    for bad, inputs in itertools.product(range(101), (100, 101, 777)):
+        share = max_bad_for(bad, inputs)
+        assert bad <= share * inputs and (share == 0.01 or bad > (share - 0.011) * inputs)
+
+
+def test_a_proposal_before_the_end_is_by_the_inputs_seen(src: Path, tmp_path: Path) -> None:
+    """By the inputs of the whole plan the same failures would stop the next run again."""
+
+    def story(listener: RunListener) -> None:
+        listener.started(0)
+        listener.progressed(0, 4, 40, 3)
+
+    with pytest.raises(TooManyBadInputsError, match=r"(?s)3 of 12 inputs .*--max-bad 0\.75\. After"):
+        convert(src, tmp_path / "out", runner=Telling(story), shard_rows=4, max_bad=0.2)
 
 
 def tars(folder: Path, count: int, bad: int) -> Path:

@@ -89,7 +89,7 @@ def test_nothing_goes_beside_another_run_and_verify_names_what_stays(folder: Pat
     found = verify_dataset(store)
     assert found.ok and found.unreferenced == [f"shards/{damaged.name}"]
     said, _ = call_cli("verify", str(out))
-    assert "1 objects in shards/ are unreferenced" in said and damaged.name in said and "--min-age 0 --apply" in said
+    assert "1 object in shards/ is unreferenced" in said and damaged.name in said and "--min-age 0 --apply" in said
     call_cli("repair", str(out), "--min-age", "0", "--apply")
     assert not damaged.exists() and verify_dataset(store).unreferenced == []
 

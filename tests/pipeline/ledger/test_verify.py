@@ -9,9 +9,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.datasets import call_json, convert, write_images
+from tests.datasets import call_cli, call_json, convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.pipeline.errors import FormatVersionError, PlanError
+from tokenshards.pipeline.errors import FormatVersionError, NotFoundError
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan, plan_pointer
 from tokenshards.pipeline.shards.commit import commit_path, read_commit
@@ -101,7 +101,13 @@ def test_an_unfinished_dataset(out: Path) -> None:
     assert [(problem.object, problem.kind) for problem in found.problems] == [("manifest.json", "incomplete")]
     assert "tokenize` again" in found.problems[0].detail
     report = call_json("verify", str(out), expect=1)
-    assert not report["ok"] and not report["complete"]
+    assert not report["ok"] and not report["complete"] and report["shards_open"] == 1
+    said = call_cli("verify", str(out), expect=1)[0]
+    total = report["shards_checked"] + 1
+    assert f": 1 problem, {total - 1} of {total} shards exist yet, {report['rows_checked']} rows checked" in said
+    assert "tokenshards repair" not in said and "the same `tokenshards tokenize` continues the job" in said
+    shutil.rmtree(out / "commits")
+    assert f"0 of {total} shards exist yet, 0 rows checked" in call_cli("verify", str(out), expect=1)[0]
 
 
 def test_a_missing_commit_of_a_finished_dataset(out: Path) -> None:
@@ -148,12 +154,12 @@ def test_sealed_commits_that_do_not_add_up(out: Path) -> None:
 
 
 def test_nothing_to_verify(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(PlanError, match="neither a plan nor a manifest"):
+    with pytest.raises(NotFoundError, match="neither a plan nor a manifest"):
         verify_dataset(Store(str(tmp_path / "empty")))
     shutil.rmtree(out / "commits")
     (out / "manifest.json").unlink()
     (out / "plan" / "current.json").unlink()
-    with pytest.raises(PlanError, match="neither a plan nor a manifest"):  # what a run leaves that died while it planned
+    with pytest.raises(NotFoundError, match="neither a plan nor a manifest"):  # what a run leaves that died while it planned
         verify_dataset(Store(str(out)))
 
 

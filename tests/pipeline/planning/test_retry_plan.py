@@ -85,7 +85,7 @@ def test_a_failure_that_no_planned_row_explains_is_refused(tmp_path: Path) -> No
     failures = read_quarantine(store.read(commit.quarantine.path))
     failures[0]["sample_id"] = "nobody.jpg"
     store.write(commit.quarantine.path, encode_quarantine(failures))
-    with pytest.raises(PlanError, match="1 inputs are quarantined, but only 0 are in the plan of shard 0"):
+    with pytest.raises(PlanError, match="1 input is quarantined, but only 0 are in the plan of shard 0"):
         retried(src, out)
 
 
@@ -98,5 +98,8 @@ def test_when_there_is_nothing_to_retry(tmp_path: Path) -> None:
     convert(src, out, runner=InlineRunner())
     assert failed_entries(load_manifest(store)) == [] and plan_retry(store, source_root(str(src), config), config) is None
     (out / "manifest.json").unlink()
-    with pytest.raises(IncompleteError, match="is not complete yet"):
+    with pytest.raises(
+        IncompleteError,
+        match="is not complete yet.*exit code 5, add the larger --max-bad that it names. Then run `tokenshards retry-failed",
+    ):
         plan_retry(store, source_root(str(src), config), config)

@@ -45,7 +45,7 @@ def test_every_failed_input_with_its_reason(made: Path) -> None:
     assert listed["quarantined"] == 3 and listed["reasons"]["empty"] == 1
     assert all("data" not in row for row in listed["inputs"]), "bytes of images do not belong on a terminal"
     said, _ = call_cli("quarantine", str(out), "--reason", "empty")
-    assert "1 inputs in quarantine (1 empty)" in said and "empty.jpg" in said and "bad_" not in said
+    assert "1 input in quarantine (1 empty)" in said and "empty.jpg" in said and "bad_" not in said
     assert f"tokenshards retry-failed {out}" in said
     assert f"tokenshards quarantine {out}" in call_cli("status", str(out))[0]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from tokenshards.pipeline.ledger.progress import RunProgress
@@ -38,6 +41,22 @@ def test_the_progress_of_a_run_elsewhere_is_a_bar_on_a_terminal(
     reporter.end()
     shown = capsys.readouterr().err
     assert "2400/5000" in shown and "200 images/s  1.2 MB/s  3 quarantined  waiting for store" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 160, 200])
+@pytest.mark.parametrize("seen", [2000, 1_000_000])
+def test_a_narrow_terminal_shows_the_counts_and_the_times_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, seen: int
+) -> None:
+    """The total and the elapsed time were cut, because the rate took their room."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    reporter = TerminalReporter()
+    reporter.advance(replace(PROGRESS, images_planned=1_281_167, images_seen=seen))
+    reporter.end()
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).replace("\n", "\r").rstrip("\r ").split("\r")[-1]
+    assert f"{seen + 400}/1281167 " in last and "images/s" in last and "0:00:00 ETA" in last and "…" not in last
+    assert len(last) <= columns and ("waiting for store" in last) == (columns >= 160)
 
 
 def test_a_quiet_terminal_shows_nothing_of_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,8 +128,8 @@ def test_what_does_not_fit_is_said(images: Path) -> None:
     source, found = labels(images, "t.csv")
     assert found == {**TWO, "train/0c3.jpg": None, "other/0a1.jpg": "cat"}
     said = "\n".join(source.summary.notes)
-    assert "1 images have no row in t.csv, such as train/0c3.jpg" in said and "1 rows of t.csv belong to no image" in said
-    assert any("1 rows of t.csv name several images" in doubt.sentence for doubt in source.summary.doubts)
+    assert "1 image has no row in t.csv, such as train/0c3.jpg" in said and "1 row of t.csv belongs to no image" in said
+    assert any("1 row of t.csv names several images" in doubt.sentence for doubt in source.summary.doubts)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_list_without_names_is_not_for_tars(tmp_path: Path) -> None:
         info.size = len(PNG)
         archive.addfile(info, io.BytesIO(PNG))
     (tmp_path / "list.txt").write_text("cat\n")
-    with pytest.raises(SourceError, match="1 labels without the names of images, and there are no image files"):
+    with pytest.raises(SourceError, match="1 label without the names of images, and there are no image files"):
         labels(tmp_path, "list.txt")
 
 

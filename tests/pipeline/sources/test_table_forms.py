@@ -241,8 +241,27 @@ def test_file_names_of_structs_are_ids_where_each_occurs_once(tmp_path: Path) ->
     parquet(tmp_path / "d/0.parquet", image=[{"bytes": PNG, "path": "a.png"}])
     parquet(tmp_path / "d/1.parquet", image=[{"bytes": PNG, "path": "a.png"}])
     assert [record.sample_id for record in records(tmp_path / "d")] == ["0.parquet#0", "1.parquet#0"]
-    with pytest.raises(SourceError, match=r"image\.path: 1 values are not unique, such as 'a\.png'"):
+    with pytest.raises(SourceError, match=r"image\.path: 1 value is not unique, such as 'a\.png'"):
         plan(tmp_path / "d", id_column="image.path")
+
+
+def test_ids_that_become_numbers_of_rows_say_why(tmp_path: Path) -> None:
+    """One null image in a million changed the ids of all rows without a word."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": PNG, "path": f"{n}.png"} for n in range(4)]
+    said = "ids are numbers of rows, not the file names in image.path, because"
+    for cells, why in (
+        ([*rows[:2], None, *rows[2:]], "row 2 of t.parquet has none"),
+        ([*rows, {"bytes": PNG, "path": ""}], "row 4 of t.parquet has none"),
+        ([*rows, rows[0]], "two rows have the same"),
+    ):
+        source, _ = plan(parquet(tmp_path / "t.parquet", image=pa.array(cells, kind)))
+        assert f"{said} {why}" in notes(source) and source.config.id_column is None
+    for cells in (rows, [{"bytes": PNG, "path": None}, None]):
+        assert said not in notes(plan(parquet(tmp_path / "t.parquet", image=pa.array(cells, kind)))[0])
+    parquet(tmp_path / "d/0.parquet", image=pa.array(rows, kind))
+    parquet(tmp_path / "d/1.parquet", image=[PNG])
+    assert f"{said} 1.parquet has none" in notes(plan(tmp_path / "d")[0])
 
 
 def test_base64_and_data_uris(folder: Path) -> None:
@@ -321,9 +340,9 @@ def test_empty_groups_and_tables(tmp_path: Path) -> None:
         (pa.array([Decimal("1.00"), Decimal("2.50")]), ["1", "2.5"], "decimals"),
         (pa.array([Decimal("1.00"), Decimal("2.00")]), [1, 2], "decimals"),
         (pa.array(["b", "a"]).dictionary_encode(), ["b", "a"], "labels: column label, text"),
-        (pa.array([" cat", "cat"]), [" cat", "cat"], "1 classes begin or end with spaces, such as ' cat'"),
-        (pa.array(["NA", "cat", ""]), ["NA", "cat", None], "'NA' .1 inputs. may mean that there is none"),
-        (pa.array([-1, 2]), [-1, 2], "label -1 .1 inputs. often means"),
+        (pa.array([" cat", "cat"]), [" cat", "cat"], "1 class begins or ends with spaces, such as ' cat'"),
+        (pa.array(["NA", "cat", ""]), ["NA", "cat", None], "'NA' .1 input. may mean that there is none"),
+        (pa.array([-1, 2]), [-1, 2], "label -1 .1 input. often means"),
         (pa.array(["7", "8"]), ["7", "8"], "they are kept as text"),
         (pa.array([1 << 63, 1], pa.uint64()), [str(1 << 63), "1"], "text"),
         (pa.array(["é", unicodedata.normalize("NFD", "é")]), ["é", unicodedata.normalize("NFD", "é")], "text"),
@@ -536,8 +555,11 @@ def test_a_split_column(tmp_path: Path) -> None:
         assert [record.sample_id for record in found] == [f"{name}#1", f"{name}#3"]
         source, rows = plan(tmp_path / name, split="val")
         assert sum(row.inputs for row in rows) == 2 and source.summary.left_out["of another split"].count == 3
-        with pytest.raises(SourceError, match="no row is of the split"):
+        with pytest.raises(SourceError, match=rf"/{name}: no row is of the split 'test', .* there are train, val\. Give one"):
             plan(tmp_path / name, split="test")
+    (tmp_path / "own.csv").write_text("path,split\n1.png,Fold 1\n2.png,\n3.png,train\n")
+    with pytest.raises(SourceError, match="there are train, fold 1"):
+        plan(tmp_path / "own.csv", split="vall")
     with pytest.raises(SourceError, match="no column `split`"):
         (tmp_path / "u.csv").write_text("path\n1.png\n")
         plan(tmp_path / "u.csv", split="val")
@@ -571,5 +593,5 @@ def test_splits_of_a_column_are_the_splits_of_the_source(tmp_path: Path) -> None
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", "train"])
     assert list(splits_of_source(str(path), SourceConfig())) == ["train", "val"]
     path = parquet(tmp_path / "t.parquet", image=[numbered(n) for n in range(3)], split=["train", "val", None])
-    with pytest.raises(DoubtError, match="1 rows are of no split"):
+    with pytest.raises(DoubtError, match="1 row is of no split"):
         splits_of_source(str(path), SourceConfig())

@@ -224,7 +224,7 @@ def test_splits_inside_a_tar(tmp_path: Path) -> None:
         planned(tmp_path, SourceConfig(split="test"))
     assert tuple(splits_of_source(str(tmp_path), SourceConfig())) == ("train", "val")
     (tmp_path / "b.tar").write_bytes(tar_bytes([("1.jpg", JPG)]))
-    with pytest.raises(DoubtError, match="1 images are of no split"):
+    with pytest.raises(DoubtError, match="1 image is of no split"):
         splits_of_source(str(tmp_path), SourceConfig())
 
 
@@ -408,6 +408,22 @@ def test_concatenated_tars_and_tars_without_an_end_mark(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(packed(*one) + b"garbage" * 100)
     _, found = planned(tmp_path)
     assert ids(found) == ["1"] and list(reasons(found).values()) == [Reason.BAD_CONTAINER]
+
+
+@pytest.mark.parametrize("kept", [1024 - 100, 1024])
+def test_a_tar_that_was_cut_before_the_member_of_a_pax_header(tmp_path: Path, kept: int) -> None:
+    """It counted as whole: behind the header with the values of the next member, its padding or that member was missing."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("1.jpg", "2.jpg", "3.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(JPG), 0.5  # such a time needs a pax header  # type: ignore[assignment]
+            archive.addfile(info, io.BytesIO(JPG))
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as archive:
+        third = archive.getmembers()[2].offset
+    (tmp_path / "x.tar").write_bytes(buffer.getvalue()[: third + kept])
+    one, cut = planned(tmp_path / "x.tar")[1]  # the second sample may lack a part, so the failure begins there
+    assert isinstance(one, ImageRecord) and isinstance(cut, FailedRecord) and "the tar was cut" in cut.error.detail
 
 
 def test_damage_counts_by_its_bytes(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_an_epoch_has_every_row_of_all_parts_once(places: tuple[Path, Path], tmp
 
 def test_a_model_fits_the_joined_classes_and_the_shared_tokenizer(places: tuple[Path, Path]) -> None:
     both = tokenshards.open_dataset(places)
-    model = tokenshards.build(both, "vit_nano")
+    model, _ = tokenshards.build("vit_nano", both)
     assert model.backbone.head.out_features == 3
     for found, expected in zip(statistics_of(both) or (), statistics_of(tokenshards.open_dataset(places[0])) or (), strict=True):
         np.testing.assert_array_equal(found, expected)

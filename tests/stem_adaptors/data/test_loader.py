@@ -183,6 +183,14 @@ def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(dataset: TokenData
             assert found[1][0].epoch == other.state_dict()["epoch"] - 1
 
 
+def test_who_takes_only_as_many_batches_as_there_are_gets_the_next_epoch(dataset: TokenDataset, cache: str) -> None:
+    config = LoaderConfig(batch_size=16, cache_dir=cache)
+    loader, whole = TokenLoader(dataset, config), TokenLoader(dataset, config)
+    for epoch in range(3):
+        taken = [batch.rows_B.tolist() for _, batch in zip(range(len(loader)), loader, strict=False)]
+        assert taken == [batch.rows_B.tolist() for batch in whole.epoch(epoch)]
+
+
 def test_batches_made_ahead_do_not_count(dataset: TokenDataset, cache: str) -> None:
     loader = TokenLoader(dataset, LoaderConfig(batch_size=8, prefetch_batches=6, cache_dir=cache))
     assert loader.state_dict()["next_global_index"] == 0

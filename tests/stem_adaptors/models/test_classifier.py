@@ -205,7 +205,7 @@ def test_weights_alone_are_decayed() -> None:
 def test_arguments_that_cannot_be_are_named() -> None:
     spec = make_spec(grid(8, 8), (9,), (4,))
     for config, expected in (
-        (ModelConfig(name="vit_huge"), "vit_tiny, vit_small, vit_base, or timm:NAME"),
+        (ModelConfig(name="vit_huge"), "vit_tiny, vit_small, vit_base, timm:NAME, or python:"),
         (ModelConfig(width=50, depth=1), None),
         (ModelConfig(width=200, depth=1), "width 200 and 3 heads"),
         (ModelConfig(name="timm:resnet18", depth=2), "leave them out"),

@@ -11,6 +11,7 @@ import torch
 
 import tokenshards
 from tests.datasets import call_cli, call_json
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards.pipeline import named_code
 from tokenshards.pipeline.errors import ConfigError
@@ -49,13 +50,15 @@ def trained(pair: tuple[Path, Path], run: Path, **options: Any) -> tokenshards.T
     [
         (f"python:{HERE}:make", {"model.width": 4}),
         (f"python:{HERE}:WithHead", {}),
+        (f"python:{HERE}:registered_with_timm", {}),
         ("vit_nano", {"model.stem": f"python:{HERE}:make_stem"}),
     ],
-    ids=["function", "class", "stem"],
+    ids=["function", "class", "timm", "stem"],
 )
 def test_own_code_trains_and_is_measured_where_it_is_allowed(
     model: str, settings: dict[str, Any], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    allow_torchvision()
     run = tmp_path / "run"
     report = trained(pair, run, model=model, set=settings)
     _, error = call_cli("evaluate", str(run), str(pair[1]), "--device", "cpu", expect=2)
@@ -78,10 +81,10 @@ def test_an_entry_point_needs_no_permission(offers: None, pair: tuple[Path, Path
     report = trained(pair, tmp_path / "run", model="my_net")
     measured = call_json("evaluate", str(tmp_path / "run"), str(pair[1]), "--device", "cpu", "--weights", "last")
     assert measured["top1"] == pytest.approx(report.record["val_top1"])
-    model = tokenshards.build(tokenshards.open_dataset(pair[0]), ModelConfig(name="vit_nano", stem="my_stem"))
+    model, _ = tokenshards.build(ModelConfig(name="vit_nano", stem="my_stem"), tokenshards.open_dataset(pair[0]))
     assert model.backbone.patch_embed.grid == (1,)
     with pytest.raises(ConfigError, match="expected one of vit_nano, .*, my_net, timm:NAME, or python"):
-        tokenshards.build(tokenshards.open_dataset(pair[0]), "no_such")
+        tokenshards.build("no_such", tokenshards.open_dataset(pair[0]))
 
 
 @pytest.mark.parametrize(
@@ -98,15 +101,15 @@ def test_an_entry_point_needs_no_permission(offers: None, pair: tuple[Path, Path
 )
 def test_what_is_wrong_with_own_code_is_a_sentence(name: str, words: str, pair: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=words):
-        tokenshards.build(tokenshards.open_dataset(pair[0]), name)
+        tokenshards.build(name, tokenshards.open_dataset(pair[0]))
 
 
 def test_options_that_the_callable_does_not_take_are_a_sentence(pair: tuple[Path, Path]) -> None:
     dataset = tokenshards.open_dataset(pair[0])
     with pytest.raises(ConfigError, match="raised TypeError: .*depth"):
-        tokenshards.build(dataset, ModelConfig(name=f"python:{HERE}:WithHead", depth=2))
+        tokenshards.build(ModelConfig(name=f"python:{HERE}:WithHead", depth=2), dataset)
     with pytest.raises(ConfigError, match="has a stem of its own"):
-        tokenshards.build(dataset, ModelConfig(name=f"python:{HERE}:make", stem="conv"))
+        tokenshards.build(ModelConfig(name=f"python:{HERE}:make", stem="conv"), dataset)
     with pytest.raises(ConfigError, match="auto, conv"):
         ModelConfig(stem="fancy")
 
@@ -115,5 +118,5 @@ def test_weights_depend_on_the_seed_alone_and_the_global_generator_stays(pair: t
     dataset, name = tokenshards.open_dataset(pair[0]), f"python:{HERE}:WithHead"
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again, other = (tokenshards.build(dataset, name, seed=seed).backbone.head.weight for seed in (0, 0, 1))
+    first, again, other = (tokenshards.build(name, dataset, seed=seed)[0].backbone.head.weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(torch.get_rng_state(), before)

@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.stem_adaptors.training.small_runs import fit, request_for, tokenize_pair
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
+from tests.stem_adaptors.training.small_runs import KeptReporter, fit, request_for, tokenize_pair
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.decisions import augmentation_words
 from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.trainer import Trainer
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 
@@ -44,6 +48,15 @@ def test_a_training_prints_what_it_decided_and_whether_it_is_the_default(pair: t
     given = lines_of(fit(request_for(data, tmp_path / "given", tmp_path / "cache", val=val, epochs=1, train_part="head")).lines)
     assert given["data"].endswith("; measured on 20 images") and given["augmentation"].endswith("(as given)")
     assert "51 of them trained (as given)" in given["model"]
+
+
+def test_the_map_that_a_timm_model_sees_is_said(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
+    allow_torchvision()
+    pytest.importorskip("timm", reason="timm (an extra) is not installed")
+    model = ModelConfig(name="timm:resnet10t")
+    reporter = KeptReporter()
+    Trainer(request_for(pair[0], tmp_path / "run", tmp_path / "cache", model=model), Ranks(), torch.device("cpu"), reporter)._begin()
+    assert ", which sees the sites as a map of 16 x 16 (as given)" in lines_of(reporter.lines)["model"]
 
 
 def test_no_augmentation_has_a_word() -> None:

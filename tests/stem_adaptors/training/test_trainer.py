@@ -115,7 +115,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(pair: tuple[TokenDatase
 
     class Interrupting(KeptReporter):
         def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
-            if (epoch, step) == (1, 2):
+            if (epoch, step) == (2, 2):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     reporter = Interrupting()
@@ -166,7 +166,7 @@ def test_what_is_learned_classifies_and_the_average_is_measured(
     assert all(0 <= record["data_wait_share"] <= 1 and record["val_images"] == len(data) for record in records)
     best = max(max(record["val_top1"], record["ema_val_top1"]) for record in records)
     state = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert state["epoch"] == 29 and state["ema_val_top1"] == records[-1]["ema_val_top1"]
+    assert state["epoch"] == 30 and state["ema_val_top1"] == records[-1]["ema_val_top1"]
     model, _ = open_classifier(request.out)
     batches = data.batches(len(data))
     batch = next(iter(batches))
@@ -199,7 +199,7 @@ def test_an_existing_run_needs_resume_and_a_misfit_is_named(pair: tuple[TokenDat
     with pytest.raises(ConfigError, match="the dataset is"):
         fit(replace(again, data=select(data, fraction=0.5)))
     unhindered = replace(again, train=replace(again.train, checkpoint_steps=3), loader=replace(again.loader, prefetch_batches=0))
-    assert "1 epochs are done" in fit(unhindered).lines[-1]
+    assert "1 epoch is done" in fit(unhindered).lines[-1]
 
 
 def test_data_without_labels_is_an_error(cache: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_run_continues_from_another_folder_and_with_its_first_weights_elsewher
     request = request_for(pair[0], tmp_path / "run", cache, epochs=1, pretrained="first")
     fit(request)
     monkeypatch.chdir("/")
-    assert "1 epochs are done" in fit(replace(request, resume=True, pretrained=str(tmp_path / "first"))).lines[-1]
+    assert "1 epoch is done" in fit(replace(request, resume=True, pretrained=str(tmp_path / "first"))).lines[-1]
     with pytest.raises(ConfigError, match="this run was started with"):
         fit(replace(request, resume=True, pretrained=None))
 
@@ -291,7 +291,8 @@ def test_mixes_selections_and_remote_runs_train(pair: tuple[TokenDataset, TokenD
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_backbone_learns_the_same(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
-    small = {"model": replace(MODEL, depth=1), "epochs": 1}  # a second block takes the compiler another third of its time
+    # The compiler takes a minute for the augmentation, which tests/stem_adaptors/augment/test_compiled.py compiles.
+    small = {"model": replace(MODEL, depth=1), "epochs": 1, "augment": PLAIN}
     plain = fit(request_for(pair[0], tmp_path / "plain", cache, **small))
     compiled = fit(request_for(pair[0], tmp_path / "compiled", cache, compile=True, **small))
     torch.testing.assert_close(torch.tensor(compiled.losses), torch.tensor(plain.losses), rtol=1e-3, atol=1e-4)

@@ -444,14 +444,14 @@ def test_another_import_into_the_same_place_is_refused(tmp_path: Path) -> None:
         ({"shard_rows": 7}, r"--shard-rows 7 \(the plan has 6\)"),
         ({"codec": "publish"}, r"--codec publish \(the plan has default\)"),
     ):
-        with pytest.raises(PlanError, match=message):
+        with pytest.raises(ConfigError, match=message):
             imported(src, tmp_path / "out", **changes)
     (src / LABELS).write_text("1\n" * 30)
-    with pytest.raises(PlanError, match="tokens, index, labels, classes or synonyms of version"):
+    with pytest.raises(ConfigError, match="tokens, index, labels, classes or synonyms of version"):
         imported(src, tmp_path / "out")
     write_images(tmp_path / "images", 8)
     convert(tmp_path / "images", tmp_path / "tokens")
-    with pytest.raises(PlanError, match="was made by `tokenize`"):
+    with pytest.raises(ConfigError, match="was made by `tokenize`"):
         imported(src, tmp_path / "tokens")
 
 

@@ -175,7 +175,7 @@ def test_a_training_that_the_first_version_stopped_is_continued(tmp_path: Path) 
 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="1 images .* at least 2"):
+    with pytest.raises(TokenizerError, match="1 image .* at least 2"):
         fit(tmp_path, drawn_images(1))
 
 

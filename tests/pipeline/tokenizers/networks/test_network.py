@@ -129,7 +129,7 @@ def test_rows_are_halved_in_the_middle_of_a_batch() -> None:
 
 def test_one_image_that_does_not_fit_is_said() -> None:
     made = Network(Small(0))
-    with pytest.raises(TokenizerError, match="memory of cpu .* is too small for 1 images at a time.*a smaller network"):
+    with pytest.raises(TokenizerError, match="memory of cpu .* is too small for 1 image at a time.*a smaller network"):
         made(torch.zeros(20))
 
 
