@@ -113,10 +113,9 @@ def _require_whole_groups(size: int, batch_size: int, world_size: int, accumulat
     groups = batch_size // (size * accumulate)
     fitting = [count for count in range(1, groups + 1) if batch_size % (size * accumulate * count) == 0]
     parts = f" in {accumulate} parts each" if accumulate > 1 else ""
-    processes = "one process does" if world_size == 1 else f"{world_size} processes{parts} do"
     remedy = f"start {' or '.join(map(str, fitting[-6:]))} of them" if fitting else "give another augment.mix_group"
     raise ConfigError(
-        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {processes} not get whole groups of a "
+        f"CutMix, Mixup and ColorAdapt mix the images of groups of {size}; {world_size} processes{parts} do not get whole groups of a "
         f"batch of {batch_size}, so the result would be another one: {remedy}"
     )
 
