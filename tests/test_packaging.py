@@ -76,7 +76,6 @@ def in_a_folder_of_the_user(folder: Path) -> Path:
 def test_the_wheel_holds_one_package_and_all_of_it(wheel: Path, tmp_path: Path) -> None:
     names = names_in(wheel)
     sources = {f"tokenshards/{name}" for name in tracked("pipeline", "stem_adaptors") if name.endswith(".py")}
-    sources |= {name.replace("infra/", "tokenshards/") for name in tracked("infra/recipes")}
     assert names == sources | {f"tokenshards/{name}" for name in ("__init__.py", "cli.py", "py.typed", "pipeline/shards/SPEC.md")}
     assert names_in(build("wheel", checkout(tmp_path / "tree"), tmp_path / "wheel")) == names, "straight from the checkout it is the same"
     with zipfile.ZipFile(wheel) as archive:

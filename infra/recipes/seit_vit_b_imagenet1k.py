@@ -1,7 +1,7 @@
 r"""SeiT, ViT-B on ImageNet-1k tokens of a ViT-VQGAN (32 x 32 sites, 391 codes), with SeiT's hyper-parameters.
 
     torchrun --nproc-per-node 8 --no-python \
-        tokenshards train IN1K_TRAIN --val IN1K_VAL --out run --recipe seit_vit_b_imagenet1k
+        tokenshards train IN1K_TRAIN --val IN1K_VAL --out run --recipe infra/recipes/seit_vit_b_imagenet1k.py
 
 Cost: the authors used 8 V100 GPUs; 384 M images in all (300 epochs of 1.28 M). Expected: 74.0 % top-1 from 1.4 GB of tokens, as the
 paper reports it. We have not run it: it takes GPUs for days. Tokens come from `tokenshards import seit`.

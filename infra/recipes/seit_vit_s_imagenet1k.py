@@ -1,7 +1,7 @@
 r"""SeiT, ViT-S on ImageNet-1k tokens of a ViT-VQGAN (32 x 32 sites, 391 codes), with SeiT's hyper-parameters.
 
     torchrun --nproc-per-node 8 --no-python \
-        tokenshards train IN1K_TRAIN --val IN1K_VAL --out run --recipe seit_vit_s_imagenet1k
+        tokenshards train IN1K_TRAIN --val IN1K_VAL --out run --recipe infra/recipes/seit_vit_s_imagenet1k.py
 
 Cost: about a quarter of ViT-B's arithmetic, 384 M images in all (300 epochs of 1.28 M). Expected: the paper reports no ViT-S figure for
 ImageNet-1k that we know of (on ImageNet-100 it is 77.3 % without, 81.4 % with SeiT++'s augmentations). We have not run it.

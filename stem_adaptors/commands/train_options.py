@@ -64,7 +64,7 @@ class TrainOptions:
     precision: Annotated[str | None, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.", show_default="auto")] = None
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE.py", help="Settings from a recipe: a file, or laptop_64px, seit_vit_s_imagenet1k, …"),
+        typer.Option(metavar="FILE.py", help="Settings from a recipe, such as those in infra/recipes/."),
     ] = None
     set: Annotated[
         list[str] | None,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import runpy
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import tokenshards
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.augment import augmentation_named, default_augmentations
@@ -78,14 +76,8 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
 def read_recipe(path: str) -> dict[str, Any]:
     """Run a recipe and return its configs by part name. A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN.
 
-    `path`: a file, or the name of a recipe that comes with the package, such as `laptop_64px`. Raises ConfigError where the file is
-    missing, fails, defines none of these names, or defines one with another type.
+    Raises ConfigError where the file is missing, fails, defines none of these names, or defines one with another type.
     """
-    own = {file.stem: file for file in sorted((Path(tokenshards.__file__).parent / "recipes").glob("*.py"))}
-    if not Path(path).exists():
-        if path not in own:
-            raise ConfigError(f"--recipe {path}: there is no such file; expected a Python file, or one of {', '.join(own)}")
-        path = str(own[path])
     kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
     try:
         names = runpy.run_path(path)

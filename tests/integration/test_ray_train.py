@@ -130,7 +130,8 @@ def test_two_nodes_from_s3_to_s3_equal_one_process(pair: tuple[Path, Path], undi
     assert run.info("curves.png") is not None and run.info("run.json") is not None
     lines = err.splitlines()
     assert lines[0] == "training on 2 workers of 1 CPU", err
-    assert [line.split()[:2] for line in lines[1:-1]] == [["epoch", f"{epoch + 1}/{EPOCHS}"] for epoch in range(EPOCHS)]
+    assert [line.split()[0] for line in lines[1:6]] == ["data", "model", "recipe", "augmentation", "place"]
+    assert [line.split()[:2] for line in lines[6:-1]] == [["epoch", f"{epoch + 1}/{EPOCHS}"] for epoch in range(EPOCHS)]
     assert lines[-1] == f"{EPOCHS} epochs are done"
 
 

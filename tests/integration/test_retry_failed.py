@@ -298,7 +298,7 @@ def test_refusals(tmp_path: Path) -> None:
     with Heartbeat(Store(str(out)), plan.plan_id, dict), pytest.raises(LiveRunError, match="cannot retry failed inputs"):
         retry_failed(str(out), None, RunConfig(workers=1), {}, SilentReporter())
     (out / "manifest.json").unlink()
-    with pytest.raises(IncompleteError, match="Finish it with"):
+    with pytest.raises(IncompleteError, match="First run the same `tokenshards tokenize` again"):
         retry_failed(str(out), None, RunConfig(workers=1), {}, SilentReporter())
 
 

@@ -117,7 +117,7 @@ def test_no_wait_prints_the_id_and_a_second_submission_continues(cluster: RayClu
 def test_the_exit_code_and_the_end_of_the_log_of_a_failing_job(cluster: RayCluster, place: Path) -> None:
     out, errors = submit_cli(cluster, str(place / "nothing"), str(place / "out1"), "--local-paths", "--json", expect=2)
     assert json.loads(out)["exit_code"] == 2 and json.loads(out)["status"] == "failed"
-    assert "ended with exit code 1" in errors and "nothing there; check the path" in errors
+    assert "ended with exit code 2" in errors and "nothing there; check the path" in errors
 
 
 def test_a_killed_driver_then_the_same_command_again(cluster: RayCluster, place: Path) -> None:

@@ -150,7 +150,7 @@ def test_integer_ids(tmp_path: Path) -> None:
 def test_repeated_and_empty_ids_are_refused(tmp_path: Path) -> None:
     for number, keys in enumerate((["a", "b", "c"], ["d", "b", "e"])):
         parquet(tmp_path / f"{number}.parquet", {"image": [PNG] * 3, "key": keys})
-    with pytest.raises(SourceError, match=r"1 values are not unique, such as 'b' \(2 rows\)"):
+    with pytest.raises(SourceError, match=r"1 value is not unique, such as 'b' \(2 rows\)"):
         plan(tmp_path, SourceConfig(id_column="key"))
     parquet(tmp_path / "1.parquet", {"image": [PNG] * 2, "key": ["d", None]})
     with pytest.raises(SourceError, match="row 1: --id-column key is empty"):

@@ -207,7 +207,7 @@ def test_a_submission_id_is_a_plain_name(name: str) -> None:
     ("arguments", "says"),
     [
         (["--sise", "32"], "No such option: --sise"),
-        (["--size", "many"], "Invalid value for '--size'"),
+        (["--size", "many"], "--size is 'many'; expected a whole number"),
         (["--runner", "local"], "No such option: --runner"),
         (["--size", "30"], "multiple of --patch 4"),
         (["--codec", "nope"], "default, publish"),

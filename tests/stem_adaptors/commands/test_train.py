@@ -167,12 +167,3 @@ def test_a_share_of_the_data_trains_the_model_of_the_whole(pair: tuple[Path, Pat
     assert any(re.match("note: the batch size is 4, because . images do not fill one of 16", line) for line in said), said
     said = tokenshards.train(pair[0], tmp_path / "half", fraction=0.5, **common).said
     assert not any("batch size" in line for line in said)
-
-
-def test_a_recipe_is_known_by_its_name(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    run = trained(pair[0], tmp_path / "run", "--recipe", "laptop_64px", "--batch-size", "16")
-    assert (run.model.name, run.model.stem, run.augment.crop_scale_min) == ("vit_micro", "conv", 0.35)
-    assert (
-        "expected a Python file, or one of laptop_64px, seit_vit_b_imagenet1k"
-        in call_cli("train", str(pair[0]), "--out", str(tmp_path / "no"), "--recipe", "laptop", expect=2)[1]
-    )

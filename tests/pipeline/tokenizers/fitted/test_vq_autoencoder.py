@@ -141,7 +141,7 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
 
     with pytest.raises(_Stop):
         fit(tmp_path, on_epoch=stop)
-    with pytest.raises(TokenizerError, match="stopped here after 1 epochs"):
+    with pytest.raises(TokenizerError, match="stopped here after 1 epoch"):
         fit(tmp_path, config=settings(width=16))
     with pytest.raises(TokenizerError, match="other options or images"):
         fit(tmp_path, drawn_images(39))

@@ -92,7 +92,9 @@ def test_too_little_memory_halves_the_rows_and_they_stay_halved(limit: int) -> N
     assert torch.equal(made(values), values + 1)
     fits = max(rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows <= limit)
     notes = made.take_notes()
-    assert len(notes) == (fits < 64) and all(f"{fits} images at a time" in note and "64 before" in note for note in notes)
+    assert len(notes) == (fits < 64) and all(
+        f"{fits} image{'s' if fits > 1 else ''} at a time" in note and "64 before" in note for note in notes
+    )
     module.seen.clear()
     assert torch.equal(made(values), values + 1)
     assert max(module.seen) == fits and made.take_notes() == []
