@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.storage.store import TEMPORARY_PREFIX, Store
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.training.run_writer import MARK_PREFIX
 
 __all__ = ["marked", "require_mark"]
 
@@ -19,7 +20,7 @@ def marked(out: Store) -> Iterator[str | None]:
     if not out.is_local:
         yield None
         return
-    mark = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    mark = f"{MARK_PREFIX}{uuid.uuid4().hex}"
     out.write(mark, b"")
     try:
         yield mark

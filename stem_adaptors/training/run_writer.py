@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import TEMPORARY_PREFIX, Store
 from tokenshards.stem_adaptors.reporting.curves import curves_png
 from tokenshards.stem_adaptors.reporting.tensorboard_log import TensorBoardLog
 from tokenshards.stem_adaptors.training.background_writer import BackgroundWriter
@@ -16,7 +16,10 @@ from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, copied_te
 from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.run_directory import BEST, CHECKPOINT, CURVES, METRICS_CSV, METRICS_JSONL
 
-__all__ = ["RunWriter"]
+__all__ = ["MARK_PREFIX", "RunWriter", "remove_unfinished"]
+
+MARK_PREFIX = f"{TEMPORARY_PREFIX}mark-"
+"""Begins the name of a cluster's mark in the run directory, which outlives the processes that train (`cluster.run_mark`)."""
 
 
 class RunWriter:
@@ -24,6 +27,7 @@ class RunWriter:
 
     def __init__(self, out: Store, first_epoch: int) -> None:
         """`first_epoch`: events of TensorBoard from this epoch on are replaced."""
+        remove_unfinished(out)
         self._out = out
         self._thread = BackgroundWriter()
         self._board = TensorBoardLog(out, first_epoch)
@@ -71,3 +75,13 @@ class RunWriter:
         except ConfigError as error:
             return f"note: no {CURVES} was drawn, {error}"
         return None
+
+
+def remove_unfinished(out: Store) -> None:
+    """Delete the unfinished files that a killed writer has left in a local run directory. Each may be as large as a checkpoint."""
+    if not out.is_local:
+        return  # there a write is one request, which happens or does not
+    for info in list(out.list(temporary=True)):
+        name = info.path.rpartition("/")[2]
+        if name.startswith(TEMPORARY_PREFIX) and not name.startswith(MARK_PREFIX):
+            out.delete(info.path)

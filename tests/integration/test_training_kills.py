@@ -37,11 +37,13 @@ def command(pair: tuple[Path, Path], run: Path, epochs: int) -> list[str]:
 
 
 def content(run: Path) -> dict[str, Any]:
-    """What must be equal: weights and optimiser to the byte, and what was measured but for the clock."""
+    """What must be equal: the names, weights and optimiser to the byte, and what was measured but for the clock."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = ("images_per_second", "data_wait_share")
     measured = [{name: value for name, value in record.items() if name not in timed} for record in records]
-    return {"best": (run / "best.safetensors").read_bytes(), "checkpoint": tensors(run / "checkpoint.safetensors"), "records": measured}
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in path.parts)
+    best, checkpoint = (run / "best.safetensors").read_bytes(), tensors(run / "checkpoint.safetensors")
+    return {"names": names, "best": best, "checkpoint": checkpoint, "records": measured}
 
 
 def tensors(file: Path) -> dict[str, bytes]:
