@@ -36,8 +36,8 @@ from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, crops,
 from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
-from tokenshards.stem_adaptors.models.classifier import parameter_groups
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
+from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups
 from tokenshards.stem_adaptors.training.schedule import learning_rate
 
 RESAMPLES = 4000
