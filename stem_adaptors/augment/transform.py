@@ -22,7 +22,7 @@ from tokenshards.stem_adaptors.augment.keys import digest_halves
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
-from tokenshards.stem_adaptors.augment.targets import soft_targets
+from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.precision import in_float32
@@ -183,7 +183,7 @@ class TokenTransform(nn.Module):
         """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
         found = self.transformed(model, inputs)
         logits_BC = model.classify(found.x, found.mask, found.draws_BP)
-        return -(found.targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1), logits_BC
+        return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
