@@ -39,7 +39,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return log_sums_B * totals_B - chosen_B
 
     @staticmethod
-    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None]:
         logits_BC, targets_BC, log_sums_B, totals_B = ctx.saved_tensors
         grad_BC = (logits_BC - log_sums_B[:, None]).exp_().mul_(totals_B[:, None]).sub_(targets_BC).mul_(grad_B[:, None])
         return grad_BC, None

@@ -18,8 +18,9 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
-from tokenshards.stem_adaptors.augment.keys import digest_halves
+from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
+from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
@@ -203,14 +204,25 @@ class TokenTransform(nn.Module):
         targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
         state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)))
         for operation, suffix in zip(self._list, self._suffixes, strict=True):
+            own = numbers.scoped(suffix)
             if operation.stage == "embeddings" and state.x is None:
+                if isinstance(operation, RandomResizedCrop) and _looks_up_rows(model, inputs.ids_BLQ.device):
+                    state = self._cropped(model, inputs, operation, state, own)
+                    continue
                 state = self._embedded(model, inputs, state)
-            state = operation(state, numbers.scoped(suffix))
+            state = operation(state, own)
         return state if state.x is not None else self._embedded(model, inputs, state)
 
     def _embedded(self, model: TokenModel, inputs: StepInputs, state: TokenState) -> TokenState:
         x = model.embed(state.ids_BLQ, shapes_BD=inputs.shapes_BD)
         return state._replace(x=x if self.layout.grid else x.transpose(1, 2), mask=inputs.mask)
+
+    def _cropped(
+        self, model: TokenModel, inputs: StepInputs, crop: RandomResizedCrop, state: TokenState, numbers: DrawnNumbers
+    ) -> TokenState:
+        """Look up and crop piece by piece. The result is that of a lookup and a crop, to the bit, without the memory between them."""
+        shape = torch.Size([len(state.ids_BLQ), model.embedding.channels, *self._grids[0]])
+        return crop.looked_up(lambda rows: model.embed(state.ids_BLQ[rows]), shape, state._replace(mask=inputs.mask), numbers)
 
     def _groups(self, count: int) -> int:
         """Return the number of mix groups among `count` samples; 1 where the samples do not fill groups of the configured size."""
@@ -233,6 +245,11 @@ class TokenTransform(nn.Module):
                 count = max(draw.count, found[name].count if name in found else 0)
                 found[name] = Draw(name, draw.kind, count)
         return DrawPlan(list(found.values()), few=few)
+
+
+def _looks_up_rows(model: TokenModel, device: torch.device) -> bool:
+    """Return whether embeddings may be looked up piece by piece: on a CPU, where no gradient comes back to the tables."""
+    return not all_rows(device) and not getattr(model.embedding, "learned", True)
 
 
 def _free_suffix(draws: Sequence[Draw], taken: dict[str, Draw]) -> str:
