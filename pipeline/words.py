@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["counted", "short_repr"]
+__all__ = ["counted", "near_names", "short_repr"]
 
 
 def counted(count: int, one: str, many: str = "") -> str:
     """Return `1 image`, `2,000 images`. Without `many` the plural ends in s, or in es after an s."""
     return f"{count:,} {one if count == 1 else many or one + ('es' if one.endswith('s') else 's')}"
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'cat' or 'cats'?)` for up to three names that are spelt alike, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 class _Short(reprlib.Repr):
