@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput
+from tokenshards.pipeline.words import short_repr
 
 __all__ = [
     "AbsentRecord",
@@ -185,6 +186,9 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
+
+    def __repr__(self) -> str:
+        return short_repr(self, ids_BLQ=self.ids_BLQ, lengths_B=self.lengths_B, shapes_BD=self.shapes_BD)
 
     @property
     def sites_B(self) -> npt.NDArray[np.int64]:

@@ -250,7 +250,6 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
 
 def test_shards_to_classifiers(readme: Page, away: Path) -> None:
     home = copied_home(away, "stem_adaptors")
-    shutil.copytree(ROOT / "infra" / "recipes", home / "infra" / "recipes")
     page = Page(TRAINING).run()
     first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train"]
     assert page.ran == [*first, "train?", "train?", "train?", "preview", "train"]

@@ -89,6 +89,7 @@ STEM_ADAPTORS = (
     "config",
     "ranks",
     "precision",
+    "recipes",
     "data",
     "augment",
     "models",

@@ -9,6 +9,7 @@ from typing import Any
 from tokenshards.pipeline.conversion.request import Outcome
 from tokenshards.pipeline.reports.storage_table import dataset_report
 from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.words import short_repr
 
 __all__ = ["TokenizeReport", "join_reports", "report_of"]
 
@@ -38,6 +39,10 @@ class TokenizeReport:
     rows: tuple[tuple[str, str], ...] = ()
     """The storage table as (name, value) text; empty with splits."""
     value: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        splits, done = list(self.splits) or None, self.already_complete
+        return short_repr(self, url=self.url, images=self.images, quarantined=self.quarantined, already_complete=done, splits=splits)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `tokenize --json` prints."""

@@ -12,6 +12,7 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import short_repr
 
 __all__ = ["JoinedDataset"]
 
@@ -58,8 +59,8 @@ class JoinedDataset(TokenDataset):
         super().__init__(first.store, manifest, verify=first.verify, open_tokenizer=first.open_tokenizer)
 
     def __repr__(self) -> str:
-        places = ", ".join(repr(part.store.url) for part in self.parts)
-        return f"JoinedDataset({places}, rows={len(self)}, shards={len(self.shards)}, classes={len(self.classes)})"
+        places = [part.store.url for part in self.parts]
+        return short_repr(self, places=places, rows=len(self), shards=len(self.shards), classes=len(self.classes))
 
     @property
     def digest(self) -> str:

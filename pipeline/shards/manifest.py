@@ -20,6 +20,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
+from tokenshards.pipeline.words import short_repr
 
 __all__ = [
     "MANIFEST_POINTER",
@@ -72,6 +73,11 @@ class Manifest:
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, name=self.name, generation=self.generation, family=self.spec.family, classes=self.classes, shards=self.shards
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tokenshards.pipeline.records import Label, TokenBatch
+from tokenshards.pipeline.words import short_repr
 
 __all__ = ["Batch", "Sample"]
 
@@ -36,6 +37,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        columns = self.table.column_names or None
+        return short_repr(
+            self, rows=len(self), ids_BLQ=self.ids_BLQ, labels_B=self.labels_B.tolist(), sample_ids=self.sample_ids, columns=columns
+        )
+
     @property
     def ids_BLQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Ids of the batch, padded with zeros if rows vary."""
@@ -56,6 +63,10 @@ class Sample:
     label: Label
     table: pa.Table
     """The row's columns except the ids."""
+
+    def __repr__(self) -> str:
+        sample_id = self.row.get("sample_id")
+        return short_repr(self, sample_id=sample_id, label=self.label, ids_LQ=self.ids_LQ, columns=self.table.column_names)
 
     @property
     def ids_LQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:

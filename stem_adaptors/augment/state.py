@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenshards.pipeline.words import short_repr
+
 __all__ = ["TokenState"]
 
 
@@ -26,6 +28,9 @@ class TokenState(NamedTuple):
     """float32 [B, D, *sites] embeddings; None in operations on ids."""
     mask: Tensor | None = None
     """True at sites that exist, [B, *sites]; None where all do."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
 
     @property
     def embeddings(self) -> Tensor:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
+from tokenshards.stem_adaptors.augment.language import text_of
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
 from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
@@ -78,6 +80,9 @@ class StepInputs(NamedTuple):
     mask: Tensor | None
     shapes_BD: Tensor | None
 
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
+
 
 class Transformed(NamedTuple):
     """A batch that is ready for the backbone."""
@@ -88,6 +93,9 @@ class Transformed(NamedTuple):
     mask: Tensor | None
     draws_BP: Tensor | None
     """Numbers for the model's stochastic depth; None where it needs none."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
 
 
 class TokenTransform(nn.Module):
@@ -124,6 +132,10 @@ class TokenTransform(nn.Module):
         self._compiled = False
         self._planned: tuple[int, int, int | None] | None = None
         self.plan = DrawPlan([])
+
+    def __repr__(self) -> str:
+        """Return the operations as `augment.ops` writes them; torch's own form has a line for each part of each operation."""
+        return f"TokenTransform({text_of(self._list)}; {self.classes} classes, grid {self.out_grid})"
 
     @property
     def _list(self) -> list[Operation]:

@@ -58,10 +58,10 @@ def augmented_views(
 ) -> list[tuple[str, TokenBatch]]:
     """Return (caption, tokens) pairs: unchanged, after each operation that the layout allows, and after all operations of `train`.
 
-    `recipe`: a file, and `settings`: augment.FIELD=VALUE, as for `train`. The second line of a caption says how often `train` applies
-    the operation. Embeddings are standardised as in training, and come back as the ids of the nearest codes. Without a codebook only
-    operations on ids are shown. Raises ConfigError for layouts of varying size, where nothing can be shown, and for a setting that is not
-    of `augment`.
+    `recipe` (a name or a file) and `settings` (augment.FIELD=VALUE) are those of `train`. The second line of a caption says how often
+    `train` applies the operation. Embeddings are standardised as in training, and come back as the ids of the nearest codes. Without a
+    codebook only operations on ids are shown. Raises ConfigError for layouts of varying size, where nothing can be shown, and for a setting
+    that is not of `augment`.
     """
     spec, tables = dataset.spec, dataset.codebook()
     if spec.layout.variable:

@@ -14,6 +14,7 @@ import torch
 from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import sample_count
@@ -39,6 +40,9 @@ class EvaluationReport:
     """Images without a label, or with a class that the run does not know."""
     precision: str = "fp32"
     """`fp32`, `bf16` or `fp16`: the format of the run's training, as far as the device has it."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, accuracy=self.accuracy, classes=self.classes, left_out=self.left_out, precision=self.precision)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of `evaluate --json`."""

@@ -25,7 +25,7 @@ def preview_command(
     source: Annotated[str | None, typer.Option(help="Show the originals from this place, which was tokenized, beside the tokens.")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Show what each augmentation of `train` does, one column each.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the augmentations.")] = 8,
-    recipe: Annotated[str | None, typer.Option(metavar="FILE.py", help="With --augment: the augmentation of this recipe.")] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE.py", help="With --augment: the augmentation of this recipe.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="With --augment: another setting, augment.FIELD=VALUE; may be repeated.")
     ] = None,

@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from tokenshards.pipeline.commands.options import JsonFlag, Quiet, StorageOptions
+from tokenshards.stem_adaptors.recipes import recipe_names
 
 __all__ = ["TrainOptions"]
+
+RECIPES = ", ".join(recipe_names())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class TrainOptions:
     precision: Annotated[str | None, typer.Option(help="`auto`, `fp32`, `bf16` or `fp16`.", show_default="auto")] = None
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="FILE.py", help="Settings from a recipe, such as those in infra/recipes/."),
+        typer.Option(metavar="NAME|FILE.py", help=f"Settings from a recipe: {RECIPES}, or a file of yours."),
     ] = None
     set: Annotated[
         list[str] | None,

@@ -10,6 +10,7 @@ from tokenshards.pipeline.commands.options import parse_options
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.errors import ConfigError, StoppedError
 from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import augmentation_named
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 from tokenshards.stem_adaptors.config import TrainConfig, with_settings
@@ -50,6 +51,11 @@ class TrainReport:
     said: tuple[str, ...]
     """What a terminal would have shown, without the lines of epochs."""
     rank: int = 0
+
+    def __repr__(self) -> str:
+        model, epochs, said = self.settings["model"].name, self.record.get("epoch"), f"{len(self.said)} lines"
+        top1 = None if self.best_top1 is None else round(self.best_top1, 4)
+        return short_repr(self, run=self.run, best_top1=top1, best_epoch=self.best_epoch, epochs=epochs, model=model, said=said)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `train --json` prints."""

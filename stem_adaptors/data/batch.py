@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenshards.pipeline.words import short_repr
+
 __all__ = ["Batch"]
 
 
@@ -37,6 +39,10 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return short_repr(self, **values, device=str(self.ids_BLQ.device))
 
     @property
     def mask_BL(self) -> Tensor | None:

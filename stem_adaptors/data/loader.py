@@ -23,6 +23,7 @@ import torch
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.device_copies import Copied, DeviceCopies
@@ -89,6 +90,13 @@ class TokenLoader:
         self._ended = False
         self._copies = DeviceCopies(self.device)
         self._batches: Prefetcher[Copied] | None = None
+
+    def __repr__(self) -> str:
+        config, device = self.config, None if self.device is None else str(self.device)
+        ranks = f"{self.rank} of {self.world_size}" if self.world_size > 1 else None
+        return short_repr(
+            self, data=self.data, batches=len(self), batch_size=config.batch_size, order=config.order, rank=ranks, device=device
+        )
 
     @property
     def classes(self) -> tuple[int | str, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import LoaderConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
@@ -62,6 +63,9 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
         if note is not None:
             warnings.warn(note, stacklevel=2)
         self._classes = class_map(val.classes, train.classes, val.store.url, missing_is_error=True)
+
+    def __repr__(self) -> str:
+        return short_repr(self, train=self.train_data, val=self.val_data, batch_size=self.config.batch_size)
 
     def train_dataloader(self) -> Epochs:
         """Return the loader of the training set, one epoch per iteration."""

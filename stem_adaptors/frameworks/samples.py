@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.data.decoded import DecodedSet
 from tokenshards.stem_adaptors.data.selection import Ints, Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import drawn_rows
@@ -77,6 +78,9 @@ class TokenSamples(Dataset[dict[str, Tensor]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the views of another epoch from now on."""
         self._epoch = epoch
+
+    def __repr__(self) -> str:
+        return short_repr(self, data=self._data, classes=self.classes)
 
     def __len__(self) -> int:
         return self._size

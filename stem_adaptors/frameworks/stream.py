@@ -16,6 +16,7 @@ from tokenshards.pipeline.canonical import keyed_hash64
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["TokenStream"]
@@ -40,6 +41,9 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     def __init__(self, dataset: TokenDataset, *, shuffle_shards: bool = True, seed: int = 0) -> None:
         self.dataset, self.classes = dataset, dataset.classes
         self._shuffle, self._seed, self._epoch = shuffle_shards, seed, 0
+
+    def __repr__(self) -> str:
+        return short_repr(self, dataset=self.dataset, shuffle_shards=self._shuffle, seed=self._seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration with this epoch. Without a call each iteration in one process is an epoch; worker processes need one."""

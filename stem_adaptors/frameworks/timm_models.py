@@ -155,6 +155,9 @@ class TimmLoader:
         if training and any(parameter.requires_grad for parameter in model.embedding.parameters()):
             raise ConfigError("the model learns its codebook; TimmLoader looks codes up before the model, which would get no gradient")
 
+    def __repr__(self) -> str:
+        return f"TimmLoader({self.loader!r}, training={self._training})"
+
     def __len__(self) -> int:
         return len(self.loader)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenshards.pipeline.errors import shorten
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.frameworks.stream import TokenStream
@@ -26,3 +27,6 @@ class TokenPipeline(webdataset.DataPipeline, webdataset.FluidInterface):  # type
     def __init__(self, dataset: TokenDataset, *, shuffle_shards: bool = True, seed: int = 0) -> None:
         """Begin the pipeline with `TokenStream(dataset, shuffle_shards=..., seed=...)`."""
         super().__init__(TokenStream(dataset, shuffle_shards=shuffle_shards, seed=seed))
+
+    def __repr__(self) -> str:
+        return f"TokenPipeline({', '.join(shorten(stage) for stage in self.pipeline)})"

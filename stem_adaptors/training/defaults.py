@@ -14,6 +14,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count, select
+from tokenshards.stem_adaptors.recipes import recipe_file
 
 __all__ = ["default_configs", "read_recipe", "smaller_batch_note", "training_data", "whole_count", "with_given"]
 
@@ -73,22 +74,24 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
     }
 
 
-def read_recipe(path: str) -> dict[str, Any]:
-    """Run a recipe and return its configs by part name. A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN.
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Run a recipe, by its name or path, and return its configs by part name.
 
-    Raises ConfigError where the file is missing, fails, defines none of these names, or defines one with another type.
+    A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN. Raises ConfigError where there is no such recipe or
+    file, where it fails, defines none of these names, or defines one with another type.
     """
+    path = recipe_file(recipe)
     kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
     try:
         names = runpy.run_path(path)
     except Exception as error:  # a user's file may raise anything
-        raise ConfigError(f"--recipe {path}: cannot be run ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"--recipe {recipe}: cannot be run ({type(error).__name__}: {error})") from None
     found = {part: names[part.upper()] for part in kinds if part.upper() in names}
     wrong = [part.upper() for part, value in found.items() if not isinstance(value, kinds[part])]
     if wrong or not found:
         wanted = ", ".join(f"{part.upper()} = {kind.__name__}(…)" for part, kind in kinds.items())
         raise ConfigError(
-            f"--recipe {path}: {f'{wrong} are of another type' if wrong else 'nothing is defined'}; expected some of {wanted}"
+            f"--recipe {recipe}: {f'{wrong} are of another type' if wrong else 'nothing is defined'}; expected some of {wanted}"
         )
     return found
 

@@ -27,6 +27,7 @@ from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import require_own_operations_allowed
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
@@ -91,6 +92,9 @@ class Run:
     """Version of the rules for random draws, see `config.DRAWS`."""
     objective: str = "classify"
     """What is learned: a name of `objectives.OBJECTIVES`."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, objective=self.objective, model=self.model.name, classes=self.classes, data=self.data.get("url"))
 
     def build(self, tables: Mapping[str, npt.NDArray[Any]]) -> Objective:
         """Return a new objective of this run, with its first weights. `tables`: the codebook of the run's tokenizer."""

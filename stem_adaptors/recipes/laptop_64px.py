@@ -1,6 +1,6 @@
 """A small ViT for some thousand images of 64 px, such as ten classes of Tiny ImageNet: minutes on the two cores of a laptop.
 
-    tokenshards train photos.tokens --val photos_val.tokens --out run --recipe infra/recipes/laptop_64px.py
+    tokenshards train photos.tokens --val photos_val.tokens --out run --recipe laptop_64px
 
 Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: 69 % top-1 on the 500 held-out images of ten classes
 of Tiny ImageNet, from the default tokens (two levels, 16 x 16 sites, 489 bytes an image): one run, seed 0, gave 69.6 %. Augmentation is
