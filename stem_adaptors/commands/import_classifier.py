@@ -1,4 +1,4 @@
-"""`import classifier`: make a run from foreign weights."""
+"""`import classifier`: make a run from weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ app = typer.Typer()
     epilog="Example: tokenshards import classifier trained-vit.ckpt imagenet_val.tokens run; tokenshards evaluate run imagenet_val.tokens",
 )
 def import_classifier_command(
-    weights: Annotated[str, typer.Argument(help="Weights (.safetensors, or torch's .pt, .pth, .ckpt), local or any fsspec URL.")],
+    weights: Annotated[
+        str, typer.Argument(help="Weights (.safetensors, or torch's .pt, .pth, .ckpt) or a run directory, local or any fsspec URL.")
+    ],
     data: Annotated[str, typer.Argument(help="Dataset of the tokens that the weights learned from, with their classes in their order.")],
     run: Annotated[str, typer.Argument(help="Run directory to make, local or any fsspec URL.")],
     model: Annotated[str | None, typer.Option(help="As for `train`.", show_default="a ViT of the sizes in the file")] = None,
@@ -30,7 +32,7 @@ def import_classifier_command(
     storage_option: StorageOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a run for `evaluate` and `predict` from weights that another project trained, such as SeiT's ViT; every weight must fit."""
+    """Make a run for `evaluate` and `predict` from weights alone, ours or another project's such as SeiT's; every weight must fit."""
     prepare_for_torch()
     from tokenshards.pipeline.shards import open_dataset
     from tokenshards.pipeline.storage.store import Store, display_url
@@ -38,9 +40,12 @@ def import_classifier_command(
 
     options = parse_options(storage_option)
     dataset, out = open_dataset(data, storage_options=options), Store(run, storage_options=options)
-    made, report = import_classifier(weights, dataset, out, model=model, settings=settings or ())
+    made, report, notes = import_classifier(weights, dataset, out, model=model, settings=settings or ())
     where = display_url(run)
     if as_json:
-        print_json({"run": where, "model": made.model.name, "classes": len(made.classes), "tensors": len(report.loaded)})
+        sizes = {"classes": len(made.classes), "tensors": len(report.loaded)}
+        print_json({"run": where, "model": made.model.name, **sizes, "raw_embeddings": made.model.raw_embeddings, "notes": notes})
     else:
+        for note in notes:
+            print(note)
         print(f"{where}: {report}. Measure it with: tokenshards evaluate {where} {display_url(data)}")

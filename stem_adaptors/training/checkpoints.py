@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import CorruptObjectError
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.tensor_file import load_tensors, save_tensors
 
@@ -26,6 +26,7 @@ __all__ = [
     "optimizer_tensors",
     "read_checkpoint",
     "read_weights",
+    "require_finite",
     "write_checkpoint",
     "write_weights",
 ]
@@ -104,8 +105,20 @@ def read_weights(store: Store, path: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Give a model its weights. CorruptObjectError names the weights that do not fit."""
+    """Give a model its weights. CorruptObjectError names the weights that do not fit; ConfigError a weight that is not finite."""
+    require_finite(weights, where)
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise CorruptObjectError(where, f"these weights do not fit the model of run.json ({str(error).splitlines()[-1].strip()})") from None
+
+
+def require_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise ConfigError naming the weights that hold NaN or an infinite number: a model with them answers, but its answers mean nothing."""
+    bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in weights.items() if not bool(tensor.isfinite().all())}
+    if bad:
+        first = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in list(bad.items())[:4])
+        raise ConfigError(
+            f"{where}: {len(bad)} of the {len(weights)} weights hold numbers that are not finite: {first}. Give weights from before the "
+            "training went wrong"
+        )

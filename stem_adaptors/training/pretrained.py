@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError, NotFoundError, shorten
-from tokenshards.pipeline.storage.store import Store, open_parent
-from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
+from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
+from tokenshards.stem_adaptors.training.checkpoints import require_finite
+from tokenshards.stem_adaptors.training.stored_embeddings import same_tables
+from tokenshards.stem_adaptors.training.weight_files import code_vectors, plain_names, read_tensors
 
-__all__ = ["LoadReport", "load_pretrained", "named_tensors", "trainable_parameters"]
+__all__ = ["LoadReport", "fill_model", "load_pretrained", "trainable_parameters"]
 
-_WRAPPERS = ("model/", "module.", "_orig_mod.", "backbone.", "model.")
 _POSITIONS = "pos_embed"
 
 
@@ -34,25 +33,38 @@ class LoadReport:
     """Tensors of the file that were loaded under another name."""
     misfits: Mapping[str, str] = field(default_factory=dict)
     """Name of a tensor of another shape in the file -> both shapes as text."""
+    other_codes: bool = False
+    """The weights learned from other code vectors than those of the model."""
 
     def __str__(self) -> str:
         names = ", ".join(f"{name}{f' ({self.misfits[name]})' if name in self.misfits else ''}" for name in self.fresh)
         fresh = f"; left fresh: {names}" if self.fresh else ""
         renamed = "; norm.* taken as fc_norm.*" if self.renamed else ""
-        return f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused{fresh}{renamed}"
+        codes = (
+            "; they learned from other code vectors than the model's: another codebook, or another --set model.raw_embeddings"
+            if self.other_codes
+            else ""
+        )
+        counts = f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused"
+        return f"{counts}{fresh}{renamed}{codes}"
 
 
 def load_pretrained(model: nn.Module, path: str) -> LoadReport:
     """Copy every tensor of a checkpoint into `model` where name and shape match. The codebook always stays the dataset's.
 
     `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt`, which are read without running code. The
-    tensors may lie below "model" or "state_dict". In a model with a `backbone` they go into the backbone. A stem or head of another shape
-    keeps its initial values; positions of another grid are interpolated. Raises ConfigError where the file is no checkpoint, or where
-    nothing of it fits.
+    tensors may lie below "model" or "state_dict", and their names may have one prefix, such as `module.` or `model.backbone.`. In a model
+    with a `backbone` they go into the backbone. A stem or head of another shape keeps its initial values; positions of another grid are
+    interpolated. Raises ConfigError where the file is no checkpoint, where nothing of it fits, and for weights that are not finite.
     """
+    return fill_model(model, read_tensors(path), path)
+
+
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> LoadReport:
+    """Do what `load_pretrained` does, with the result of `read_tensors`."""
     target = getattr(model, "backbone", model)
-    stored = named_tensors(path)
     wanted: dict[str, Tensor] = target.state_dict()
+    stored = plain_names(tensors, wanted, path)
     renamed = tuple(_rename_final_norm(stored, wanted))
     if _POSITIONS in stored and _POSITIONS in wanted:
         resized = _resized_positions(stored[_POSITIONS], wanted[_POSITIONS], _token_grid(target))
@@ -66,10 +78,13 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
     }
     if not any(tensor.ndim > 1 for tensor in fitting.values()):
         shapes = "; ".join(f"{name} is {text}" for name, text in list(misfits.items())[:4])
-        names = f"It has {shorten(sorted(stored)[:4])}, the model {shorten(sorted(wanted)[:4])}"
+        names = (
+            f"Their names are not those of the model: the file has {shorten(sorted(stored)[:4])}, the model {shorten(sorted(wanted)[:4])}"
+        )
         raise ConfigError(
             f"{path}: none of its {len(stored)} weights fits the model. {shapes or names}. Choose the model that the file was made with"
         )
+    require_finite(fitting, path)
     target.load_state_dict(fitting, strict=False)
     return LoadReport(
         tuple(sorted(fitting)),
@@ -77,12 +92,20 @@ def load_pretrained(model: nn.Module, path: str) -> LoadReport:
         tuple(sorted(stored.keys() - fitting.keys())),
         renamed,
         misfits,
+        other_codes=_other_codes(model, tensors, path),
     )
 
 
-def named_tensors(path: str) -> dict[str, Tensor]:
-    """Return the tensors of `read_tensors`, without the name prefixes that wrappers add."""
-    return {_plain_name(name): tensor for name, tensor in read_tensors(path).items()}
+def _other_codes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> bool:
+    """Whether the file has code vectors that are not those of the model."""
+    embedding = getattr(model, "embedding", None)
+    if not isinstance(embedding, TokenEmbedding) or embedding.learned:
+        return False
+    try:
+        stored = code_vectors(tensors, len(embedding.vocabulary), path)
+    except ConfigError:  # another number of levels
+        return True
+    return stored is not None and not same_tables(stored, embedding)
 
 
 def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -96,33 +119,6 @@ def _rename_final_norm(stored: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
     for name in names:
         stored[f"fc_{name}"] = stored.pop(name)
     return names
-
-
-def read_tensors(path: str) -> dict[str, Tensor]:
-    """Return the tensors by name of a checkpoint file, or of the best weights of a run directory.
-
-    Raises ConfigError where the file holds no tensors or cannot be read safely, NotFoundError where there is no such file.
-    """
-    if Store(path).info(RUN_JSON) is not None:
-        path = f"{path.rstrip('/')}/{BEST}"
-    folder, name = open_parent(path.replace("\\", "/"))
-    if folder.info(name) is None:
-        raise NotFoundError(path, "no file and no run is here; expected the weights of a model. Check the path")
-    data = folder.read(name)
-    try:
-        value: Any = load_safetensors(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    except Exception as error:  # torch raises many types of error for broken files
-        raise ConfigError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}: {shorten(str(error))}); "
-            "expected .safetensors, or a file of torch.save that holds tensors alone"
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    tensors = {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)} if isinstance(value, Mapping) else {}
-    if not tensors:
-        raise ConfigError(f'{path}: holds {type(value).__name__}; expected tensors by name, or a dict with "model" or "state_dict"')
-    return tensors
 
 
 def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
@@ -153,13 +149,6 @@ def trainable_parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     if part == "attention" and not attention:
         raise ConfigError("train_part is 'attention'; this model has no attention layers. Use all or head")
     return chosen
-
-
-def _plain_name(name: str) -> str:
-    """Return the name without the prefixes of wrappers (our checkpoint, DDP, compile, our classifier)."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
 
 
 def _head(backbone: nn.Module) -> nn.ModuleList:
