@@ -104,6 +104,6 @@ def _texts(name: str, value: Any) -> list[str]:
         return [f"{key}={one if isinstance(one, str) and not quoted else json.dumps(one)}" for key, one in value.items()]
     if isinstance(value, str):
         return [value]
-    if isinstance(value, Sequence) and all(isinstance(one, (str, os.PathLike)) for one in value):
-        return [os.fspath(one) for one in value]
+    if isinstance(value, Sequence) and all(isinstance(one, (str, os.PathLike, int)) and not isinstance(one, bool) for one in value):
+        return [str(one) if isinstance(one, int) else os.fspath(one) for one in value]
     raise ConfigError(f"{name} is {shorten(value)}; expected a list of texts, or a mapping of names to values")

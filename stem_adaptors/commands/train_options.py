@@ -58,6 +58,13 @@ class TrainOptions:
     fraction_seed: Annotated[int | None, typer.Option(help="Seed that draws this share; --seed does not change it.", show_default="0")] = (
         None
     )
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Learn and measure these classes only: names with commas between, or file:NAMES.txt with one a line; may be repeated.",
+        ),
+    ] = None
     mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset; DATA has weight 1; may be repeated.")] = None
     pretrained: Annotated[
         str | None, typer.Option(help="Start from the ViT weights in this file (.safetensors, .pt) or run directory.")
