@@ -68,6 +68,7 @@ COMMANDS = {
         "--device",
         "--seed",
         "--resume",
+        "--classes",
         "--recipe",
         "--set",
         "--json",
