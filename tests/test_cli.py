@@ -71,6 +71,7 @@ COMMANDS = {
         "--classes",
         "--recipe",
         "--set",
+        "--list-settings",
         "--json",
     ],
     "evaluate": ["--images", "--confusion", "--json"],

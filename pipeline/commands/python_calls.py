@@ -18,8 +18,8 @@ __all__ = ["PRESENTATION", "as_function"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-PRESENTATION = ("as_json",)
-"""Fields that say how a command prints its report. A function returns the report."""
+PRESENTATION = ("as_json", "list_settings")
+"""Fields that say what a command prints. A function returns its report."""
 
 
 def as_function(options: Callable[..., T]) -> Callable[[Callable[[T], R]], Callable[..., R]]:

@@ -15,6 +15,14 @@ __all__ = ["TrainOptions"]
 RECIPES = ", ".join(recipe_names())
 
 
+def _list_settings(asked: bool) -> None:
+    if asked:
+        from tokenshards.stem_adaptors.commands.setting_list import setting_lines
+
+        print("\n".join(setting_lines()))
+        raise typer.Exit
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The arguments and options of `train`. Each field has the name of its option."""
@@ -80,6 +88,10 @@ class TrainOptions:
         list[str] | None,
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
     ] = None
+    list_settings: Annotated[
+        bool,
+        typer.Option("--list-settings", is_eager=True, callback=_list_settings, help="Print the fields that --set takes, and exit."),
+    ] = False
     ray_workers: Annotated[
         str | None, typer.Option(help="Number of workers on a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
     ] = None
