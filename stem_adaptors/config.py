@@ -238,7 +238,7 @@ class TrainConfig:
     train_part: str = "all"
     """`all`, `head` (linear probe) or `attention` (attention, stem and head)."""
     seed: int = 0
-    """Seed of the first weights."""
+    """Seed of the first weights and of dropout."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     checkpoint_seconds: float = 600.0
