@@ -9,6 +9,7 @@ Shapes: B samples, D channels, H x W grid, T tries or frames, O output side, N l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,14 @@ from tokenshards.pipeline.devices import wide_float
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Numbers
 
-__all__ = ["bicubic_taps", "centre_crop", "crop_boxes", "random_crop", "random_resized_crop", "resample"]
+__all__ = ["bicubic_taps", "centre_crop", "crop_boxes", "random_crop", "random_resized_crop", "resample", "resample_in_pieces"]
 
 CROP_TRIES = 10
 PIECE_BYTES = 4 << 20
 """Bytes of embeddings that one pass works on, on a CPU."""
+
+Taps = tuple[Tensor, Tensor]
+"""The sites that make each output site, int32 [B, O, 4], and their weights."""
 
 
 def random_resized_crop(x_BDHW: Tensor, numbers: Numbers, size: tuple[int, int], *, scale_min: float, ratio_max: float) -> Tensor:
@@ -68,31 +72,41 @@ def resample(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
     each output site is a weighted sum of four input sites. On a CPU this is three times as fast as the batched dense product, and a
     sample's result does not depend on the other samples.
     """
+    if all_rows(x_BDHW.device):
+        return _resampled(x_BDHW, _both_taps(boxes_B4, size), size).to(x_BDHW.dtype)
+    return resample_in_pieces(lambda piece: x_BDHW[piece], pieces(x_BDHW.shape), boxes_B4, size)
+
+
+def resample_in_pieces(look_up: Callable[[slice], Tensor], pieces: Sequence[slice], boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
+    """Do as `resample` with the samples that `look_up` returns for each piece of a batch, from the first to the last."""
+    taps = _both_taps(boxes_B4, size)
+    out_BHWD = torch.empty(0)
+    for piece in pieces:
+        x_RDHW = look_up(piece)
+        x_RHWD = _resampled(x_RDHW, [(sites[piece], weights[piece]) for sites, weights in taps], size).movedim(1, -1)
+        if piece.start == 0:
+            out_BHWD = torch.empty(len(boxes_B4), *x_RHWD.shape[1:], dtype=x_RDHW.dtype)
+        out_BHWD[piece] = x_RHWD
+    return out_BHWD.movedim(-1, 1)
+
+
+def pieces(shape: torch.Size) -> list[slice]:
+    """Return slices of a batch of float32 that stay in the cache of a CPU."""
+    rows = max(1, PIECE_BYTES // max(1, 4 * math.prod(shape[1:])))
+    return [slice(start, start + rows) for start in range(0, shape[0], rows)]
+
+
+def _resampled(x_BDHW: Tensor, taps: Sequence[Taps], size: tuple[int, int]) -> Tensor:
+    """Return float32 samples, resampled along both axes."""
     x_BTHWD = x_BDHW.movedim(1, -1)
     *lead, height, width, channels = x_BTHWD.shape
-    (down_BO4, across_BO4), (down_weights_BO4, across_weights_BO4) = _both_taps(boxes_B4, size)
-    shape = (*lead[1:], *size, channels)
-
-    def resampled(piece: slice) -> Tensor:
-        # Rows first: they are wide, so few sums suffice, and rows outside of the boxes are never read.
-        planes = len(x_BTHWD[piece]) * math.prod(lead[1:])
-        x_NE = x_BTHWD[piece].float().reshape(-1, width * channels)
-        x_NE = _weighted_sums(x_NE, down_BO4[piece], down_weights_BO4[piece], lines=planes, step=height)
-        x_ND = _weighted_sums(x_NE.view(-1, channels), across_BO4[piece], across_weights_BO4[piece], lines=planes * size[0], step=width)
-        return x_ND.view(-1, *shape)
-
-    if all_rows(x_BDHW.device):
-        return resampled(slice(None)).to(x_BDHW.dtype).movedim(-1, 1)
-    out_BTHWD = torch.empty(lead[0], *shape, dtype=x_BDHW.dtype)
-    for piece in pieces(x_BDHW):
-        out_BTHWD[piece] = resampled(piece)
-    return out_BTHWD.movedim(-1, 1)
-
-
-def pieces(x: Tensor) -> list[slice]:
-    """Return slices of the batch that stay in the cache of a CPU."""
-    rows = max(1, len(x) * PIECE_BYTES // max(1, 4 * x.numel()))
-    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+    (down_BO4, down_weights_BO4), (across_BO4, across_weights_BO4) = taps
+    # Rows first: they are wide, so few sums suffice, and rows outside of the boxes are never read.
+    planes = math.prod(lead)
+    x_NE = x_BTHWD.float().reshape(-1, width * channels)
+    x_NE = _weighted_sums(x_NE, down_BO4, down_weights_BO4, lines=planes, step=height)
+    x_ND = _weighted_sums(x_NE.view(-1, channels), across_BO4, across_weights_BO4, lines=planes * size[0], step=width)
+    return x_ND.view(*lead, *size, channels).movedim(-1, 1)
 
 
 def _weighted_sums(x_ND: Tensor, taps_BO4: Tensor, weights_BO4: Tensor, *, lines: int, step: int) -> Tensor:
@@ -109,13 +123,13 @@ def _weighted_sums(x_ND: Tensor, taps_BO4: Tensor, weights_BO4: Tensor, *, lines
     return total
 
 
-def _both_taps(boxes_B4: Tensor, size: tuple[int, int]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the taps of both axes, and their weights."""
+def _both_taps(boxes_B4: Tensor, size: tuple[int, int]) -> tuple[Taps, Taps]:
+    """Return the taps of both axes."""
     if size[0] == size[1]:
         taps_B2O4, weights_B2O4 = bicubic_taps(boxes_B4[:, :2], boxes_B4[:, 2:], size[0])
-        return taps_B2O4.unbind(1), weights_B2O4.unbind(1)
+        return (taps_B2O4[:, 0], weights_B2O4[:, 0]), (taps_B2O4[:, 1], weights_B2O4[:, 1])
     down, across = (bicubic_taps(boxes_B4[:, axis], boxes_B4[:, 2 + axis], size[axis]) for axis in (0, 1))
-    return (down[0], across[0]), (down[1], across[1])
+    return down, across
 
 
 def bicubic_taps(start: Tensor, length: Tensor, out: int) -> tuple[Tensor, Tensor]:

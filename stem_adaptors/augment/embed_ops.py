@@ -66,7 +66,7 @@ def add_noise_(
         x_BLD.add_(noise_BLD)
         return x_BDHW
     every_R = torch.arange(len(x_BDHW)) if hit_B is None else hit_B.nonzero().flatten()
-    for piece in pieces(x_BDHW):
+    for piece in pieces(x_BDHW.shape):
         rows = every_R[piece]
         if not len(rows):
             break

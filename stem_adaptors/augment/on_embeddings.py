@@ -6,6 +6,7 @@ Shapes: B samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -70,6 +71,12 @@ class RandomResizedCrop(Crop):
         """Crop all samples."""
         x, size = state.embeddings, self.size(state)
         return state._replace(x=crops.random_resized_crop(x, numbers, size, scale_min=self.scale_min, ratio_max=self.ratio_max))
+
+    def looked_up(self, look_up: Callable[[slice], Tensor], shape: torch.Size, state: TokenState, numbers: Numbers) -> TokenState:
+        """Crop embeddings of this shape that are looked up piece by piece, so that they are never in memory as a whole."""
+        grid, size = (shape[-2], shape[-1]), self.out_grid(tuple(shape[2:]))[-2:]
+        boxes_B4 = crops.crop_boxes(numbers, grid, scale_min=self.scale_min, ratio_max=self.ratio_max)
+        return state._replace(x=crops.resample_in_pieces(look_up, crops.pieces(shape), boxes_B4, (size[0], size[1])))
 
 
 class RandomCrop(Crop):

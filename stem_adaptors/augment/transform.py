@@ -19,12 +19,13 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
-from tokenshards.stem_adaptors.augment.keys import digest_halves
+from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
+from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
-from tokenshards.stem_adaptors.augment.targets import soft_targets
+from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.precision import in_float32
@@ -195,7 +196,7 @@ class TokenTransform(nn.Module):
         """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
         found = self.transformed(model, inputs)
         logits_BC = model.classify(found.x, found.mask, found.draws_BP)
-        return -(found.targets_BC * logits_BC.float().log_softmax(dim=1)).sum(dim=1), logits_BC
+        return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
@@ -215,14 +216,25 @@ class TokenTransform(nn.Module):
         targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
         state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)))
         for operation, suffix in zip(self._list, self._suffixes, strict=True):
+            own = numbers.scoped(suffix)
             if operation.stage == "embeddings" and state.x is None:
+                if isinstance(operation, RandomResizedCrop) and _looks_up_rows(model, inputs.ids_BLQ.device):
+                    state = self._cropped(model, inputs, operation, state, own)
+                    continue
                 state = self._embedded(model, inputs, state)
-            state = operation(state, numbers.scoped(suffix))
+            state = operation(state, own)
         return state if state.x is not None else self._embedded(model, inputs, state)
 
     def _embedded(self, model: TokenModel, inputs: StepInputs, state: TokenState) -> TokenState:
         x = model.embed(state.ids_BLQ, shapes_BD=inputs.shapes_BD)
         return state._replace(x=x if self.layout.grid else x.transpose(1, 2), mask=inputs.mask)
+
+    def _cropped(
+        self, model: TokenModel, inputs: StepInputs, crop: RandomResizedCrop, state: TokenState, numbers: DrawnNumbers
+    ) -> TokenState:
+        """Look up and crop piece by piece. The result is that of a lookup and a crop, to the bit, without the memory between them."""
+        shape = torch.Size([len(state.ids_BLQ), model.embedding.channels, *self._grids[0]])
+        return crop.looked_up(lambda rows: model.embed(state.ids_BLQ[rows]), shape, state._replace(mask=inputs.mask), numbers)
 
     def _groups(self, count: int) -> int:
         """Return the number of mix groups among `count` samples; 1 where the samples do not fill groups of the configured size."""
@@ -245,6 +257,11 @@ class TokenTransform(nn.Module):
                 count = max(draw.count, found[name].count if name in found else 0)
                 found[name] = Draw(name, draw.kind, count)
         return DrawPlan(list(found.values()), few=few)
+
+
+def _looks_up_rows(model: TokenModel, device: torch.device) -> bool:
+    """Return whether embeddings may be looked up piece by piece: on a CPU, where no gradient comes back to the tables."""
+    return not all_rows(device) and not getattr(model.embedding, "learned", True)
 
 
 def _free_suffix(draws: Sequence[Draw], taken: dict[str, Draw]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ def connected(address: str) -> Iterator[None]:
     """Join the cluster as a driver, and leave it at the end; leaving ends everything that was started there."""
     target = answering_address(address)
     before = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # older Ray warns about workers that ask for no GPU
     try:
         with contextlib.chdir("/"):  # Ray puts the current folder first on the workers' path, and the folder may hold another `pipeline`
             ray.init(address=target, log_to_driver=False, logging_level=logging.CRITICAL)

@@ -11,7 +11,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 __all__ = ["SUPPORTED", "free_resources_by_node", "had_no_place"]
 
-SUPPORTED = (">=2.52", "<2.61")
+SUPPORTED = (">=2.55", "<2.61")
+"""2.55 is the first version whose number of workers may be a range."""
 
 
 def free_resources_by_node() -> list[dict[str, float]]:

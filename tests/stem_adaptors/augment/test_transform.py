@@ -400,3 +400,22 @@ def test_synonyms_go_by_the_metric_of_the_tokenizer_unless_asked_otherwise(metri
     assert torch.equal(found.long(), table_K1[ids_BLQ.long()][..., 0])
     [other_K1] = index_ops.synonym_table(tables_of(spec), 1, "l2" if expected == "cosine" else "cosine")
     assert not torch.equal(table_K1, other_K1)
+
+
+@pytest.mark.parametrize("layout", [grid(8, 8), grid(6, 10, 2), video(2, 7, 5)], ids=str)
+def test_a_lookup_piece_by_piece_is_one_lookup_and_a_crop(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, sizes = spec_of(layout), []
+    transform, embedding = transform_of(spec, EVERYTHING), TokenEmbedding(spec, tables_of(spec))
+    embed, batch = Lookup(embedding).embed, batch_of(spec, 20)
+
+    class Counting(Lookup):
+        def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
+            sizes.append(len(ids_BLQ))
+            return embed(ids_BLQ, shapes_BD=shapes_BD)
+
+    monkeypatch.setattr(crops, "PIECE_BYTES", 3 * 4 * layout.sites * embedding.channels)
+    by_pieces, _, _ = transform(Counting(embedding), batch)
+    assert sizes == [3] * 6 + [2]
+    embedding.learned = True  # gradients need the lookup as a whole
+    whole, _, _ = transform(Counting(embedding), batch)
+    assert sizes[7:] == [20] and torch.equal(by_pieces, whole)
