@@ -45,10 +45,10 @@ class LoaderConfig:
     """G, samples per step over all ranks together."""
     order: str = "global"
     """`global`: a true permutation of a decoded copy; `windowed`: shards, then samples within windows; `sequential`: as stored.
-
     An image may be stored with several views. `global` and `windowed` draw one view of each image for each epoch. `sequential`, which
     evaluation uses, reads view 0."""
     seed: int = 0
+    """Seed of the order, the views and the augmentation."""
     window_shards: int = 64
     """W, shards per window of the windowed order."""
     lanes: int = 1
@@ -177,10 +177,13 @@ class ModelConfig:
     raw_embeddings: bool = False
     """Keep embeddings as stored (SeiT) instead of standardising each channel."""
     drop_path: float = 0.0
+    """Largest share of the samples that skip a block (stochastic depth)."""
     depth: int | None = None
     """Blocks of our own ViT; None takes the number of the size name."""
     width: int | None = None
+    """Channels of a token of our own ViT; None takes the number of the size name."""
     heads: int | None = None
+    """Attention heads, which divide the width; None takes the number of the size name."""
 
     def __post_init__(self) -> None:
         if self.stem not in _STEMS:
@@ -205,11 +208,15 @@ class TrainConfig:
     """
 
     epochs: int = 100
+    """Passes over the training set."""
     lr: float = 1e-3
     """Peak learning rate; no other setting scales this number."""
     min_lr: float = 1e-5
+    """Learning rate at the end of the schedule."""
     warmup_epochs: float = 5.0
+    """Epochs in which the learning rate rises from 0 to its peak."""
     weight_decay: float = 0.05
+    """Decay of AdamW, which spares biases, norms and embeddings."""
     layer_decay: float = 1.0
     """Factor of the rate from each layer to the one before it: below 1, the first layers learn least (for fine-tuning)."""
     beta1: float = 0.9
@@ -217,6 +224,7 @@ class TrainConfig:
     beta2: float = 0.999
     """Decay of AdamW's average of squared gradients."""
     label_smoothing: float = 0.1
+    """Share of each target that all classes divide among them."""
     ema_decay: float = 0.0
     """Decay per step of an average of the weights, which is evaluated too; 0 keeps no average."""
     clip_grad_norm: float = 1.0
@@ -226,10 +234,13 @@ class TrainConfig:
     precision: str = "auto"
     """`fp32`, `bf16`, `fp16`; `auto` takes bf16 where the device has it, fp32 on a CPU."""
     compile: bool = False
+    """Compile augmentation and model with torch.compile; it pays on a GPU."""
     train_part: str = "all"
     """`all`, `head` (linear probe) or `attention` (attention, stem and head)."""
     seed: int = 0
+    """Seed of the first weights and of dropout."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
     checkpoint_seconds: float = 600.0
     """Seconds between checkpoints within an epoch; the end of an epoch always writes one."""
     checkpoint_steps: int = 0
@@ -238,20 +249,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         require(self.lr > 0, "--lr", self.lr, "more than 0")
-        require(0 <= self.min_lr, "min_lr", self.min_lr, "0 or more")
-        require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_grad_norm", "checkpoint_steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "more than 0, at most 1")
         require(0 <= self.beta1 < 1, "beta1", self.beta1, "0 or more, less than 1")
         require(0 <= self.beta2 < 1, "beta2", self.beta2, "0 or more, less than 1")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "0 or more, less than 1")
         require(0 <= self.ema_decay < 1, "--ema", self.ema_decay, "0 or more, less than 1")
-        require(self.clip_grad_norm >= 0, "clip_grad_norm", self.clip_grad_norm, "0 or more")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         require(self.precision in ("auto", "fp32", "bf16", "fp16"), "--precision", self.precision, "auto, fp32, bf16 or fp16")
         require(self.train_part in ("all", "head", "attention"), "--train-part", self.train_part, "all, head or attention")
         require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "more than 0")
-        require(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
 
 
 def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -363,8 +363,10 @@ OF_OTHERS = {
     "--sort",
     "--dereference",
     "--hard-dereference",
+    "--no-python",
+    "--nproc-per-node",
 }
-"""Options of ray, pip, nvidia-smi, SeiT, click and tar that our texts name."""
+"""Options of ray, pip, nvidia-smi, SeiT, click, tar and torchrun that our texts name."""
 
 
 def test_every_option_that_a_message_names_exists() -> None:

@@ -37,7 +37,7 @@ def test_a_function_has_the_options_of_its_command_and_their_defaults(name: str)
         longest = max(param.opts, key=len)
         options[longest.removeprefix("--").replace("-", "_") if longest.startswith("-") else param.name] = param
     parameters = inspect.signature(getattr(tokenshards, name)).parameters
-    assert parameters.keys() == options.keys() - {"json", "help"}
+    assert parameters.keys() == options.keys() - {"json", "list_settings", "help"}
     for key, parameter in parameters.items():
         expected = inspect.Parameter.empty if options[key].required else options[key].default
         assert parameter.default == (True if key == "quiet" else expected), key

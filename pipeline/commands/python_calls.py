@@ -18,8 +18,8 @@ __all__ = ["PRESENTATION", "as_function"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-PRESENTATION = ("as_json",)
-"""Fields that say how a command prints its report. A function returns the report."""
+PRESENTATION = ("as_json", "list_settings")
+"""Fields that say what a command prints. A function returns its report."""
 
 
 def as_function(options: Callable[..., T]) -> Callable[[Callable[[T], R]], Callable[..., R]]:
@@ -104,6 +104,6 @@ def _texts(name: str, value: Any) -> list[str]:
         return [f"{key}={one if isinstance(one, str) and not quoted else json.dumps(one)}" for key, one in value.items()]
     if isinstance(value, str):
         return [value]
-    if isinstance(value, Sequence) and all(isinstance(one, (str, os.PathLike)) for one in value):
-        return [os.fspath(one) for one in value]
+    if isinstance(value, Sequence) and all(isinstance(one, (str, os.PathLike, int)) and not isinstance(one, bool) for one in value):
+        return [str(one) if isinstance(one, int) else os.fspath(one) for one in value]
     raise ConfigError(f"{name} is {shorten(value)}; expected a list of texts, or a mapping of names to values")

@@ -15,6 +15,14 @@ __all__ = ["TrainOptions"]
 RECIPES = ", ".join(recipe_names())
 
 
+def _list_settings(asked: bool) -> None:
+    if asked:
+        from tokenshards.stem_adaptors.commands.setting_list import setting_lines
+
+        print("\n".join(setting_lines()))
+        raise typer.Exit
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """The arguments and options of `train`. Each field has the name of its option."""
@@ -58,6 +66,13 @@ class TrainOptions:
     fraction_seed: Annotated[int | None, typer.Option(help="Seed that draws this share; --seed does not change it.", show_default="0")] = (
         None
     )
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Learn and measure these classes only: names with commas between, or file:NAMES.txt with one a line; may be repeated.",
+        ),
+    ] = None
     mix: Annotated[list[str] | None, typer.Option(help="URL=WEIGHT of a further dataset; DATA has weight 1; may be repeated.")] = None
     pretrained: Annotated[
         str | None, typer.Option(help="Start from the ViT weights in this file (.safetensors, .pt) or run directory.")
@@ -73,6 +88,10 @@ class TrainOptions:
         list[str] | None,
         typer.Option("--set", help="Any other setting: PART.FIELD=VALUE of model, augment, loader or train; may be repeated."),
     ] = None
+    list_settings: Annotated[
+        bool,
+        typer.Option("--list-settings", is_eager=True, callback=_list_settings, help="Print the fields that --set takes, and exit."),
+    ] = False
     ray_workers: Annotated[
         str | None, typer.Option(help="Number of workers on a Ray cluster; 2-8 goes on with fewer while nodes are missing.")
     ] = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenshards.pipeline.commands.options import parse_options
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.errors import ConfigError, StoppedError
+from tokenshards.pipeline.interop.seit.tables import read_named
 from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import augmentation_named
@@ -83,7 +84,10 @@ def run_training(options: TrainOptions) -> TrainReport:
         out = Store(options.out, storage_options=stores)
         fraction_seed = default_fraction_seed(out, options.seed or 0) if options.fraction < 1.0 else 0
     mix = tuple(options.mix or ())
-    chosen = training_data(options.data, fraction=options.fraction, seed=fraction_seed, mix_with=mix, storage_options=stores)
+    classes = _class_names(options.classes or (), stores)
+    chosen = training_data(
+        options.data, fraction=options.fraction, seed=fraction_seed, classes=classes, mix_with=mix, storage_options=stores
+    )
     configs = _configs(options, chosen)
     reporter = TrainingReporter(quiet=options.quiet)
     configs["train"] = _as_long_as_recorded(options, Store(options.out, storage_options=stores), configs["train"], reporter)
@@ -98,6 +102,7 @@ def run_training(options: TrainOptions) -> TrainReport:
         **configs,
         fraction=options.fraction,
         fraction_seed=fraction_seed,
+        classes=tuple(map(str, chosen.classes)) if classes else (),
         mix=mix,
         pretrained=options.pretrained,
         storage_options=stores,
@@ -118,6 +123,21 @@ def run_training(options: TrainOptions) -> TrainReport:
         said=tuple(reporter.said),
         rank=rank,
     )
+
+
+def _class_names(given: Iterable[str], stores: dict[str, Any]) -> list[str]:
+    """Return the texts of `--classes`, with the lines of a file in its place. Raises ConfigError for a file without a name."""
+    names: list[str] = []
+    for text in given:
+        kind, _, place = text.partition(":")
+        if kind != "file":
+            names.append(text)
+            continue
+        lines = [line.strip() for line in read_named(place, stores).decode("utf-8-sig", "replace").splitlines()]
+        if not any(lines):
+            raise ConfigError(f"--classes {text}: the file is empty; expected the name of a class on each line")
+        names.extend(filter(None, lines))
+    return names
 
 
 def _configs(options: TrainOptions, chosen: TrainingData) -> dict[str, Any]:

@@ -117,8 +117,11 @@ class Objective(nn.Module, ABC):
         """Return sums that begin at 0, on the device of the model."""
 
     @abstractmethod
-    def align(self, dataset: TokenDataset) -> Align:
-        """Return what makes batches of the dataset fit this objective. Raises ConfigError where the dataset cannot be measured."""
+    def align(self, dataset: TokenDataset, *, strict: bool = True) -> Align:
+        """Return what makes batches of the dataset fit this objective.
+
+        Raises ConfigError where the dataset cannot be measured, or, if `strict`, where a part of it cannot.
+        """
 
     def compile_model(self) -> None:
         """Let torch compile what a step computes."""

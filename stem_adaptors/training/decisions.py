@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.presets import PRESETS
 from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig
-from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.data.class_choice import left_out_words
+from tokenshards.stem_adaptors.data.mixing import Mix
+from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.precision import precision_name
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import default_configs
@@ -32,16 +36,24 @@ def decisions(
     stem_sites = getattr(getattr(model, "backbone", None), "stem_sites", None)
     scaled = "" if stem_sites in (None, layout.grid) else f", which sees the sites as a map of {stem_sites[0]} x {stem_sites[1]}"
     sites = " x ".join(map(str, layout.grid)) if layout.grid else str(layout.sites)
-    val = "nothing is measured" if request.val is None else f"measured on {len(request.val):,} images"
+    parts = request.data.parts if isinstance(request.data, Mix) else (request.data,)
+    data = f"{count:,} images of {counted(len(run.classes), 'class')}{left_out_words(parts)}"
     same_recipe = run.train == usual["train"] and run.loader.batch_size == usual["loader"].batch_size
     same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
     return [
-        f"data          {count:,} images of {len(run.classes):,} classes, {sites} sites with {layout.ids_per_site} ids; {val}",
+        f"data          {data}, {sites} sites with {layout.ids_per_site} ids; {_measured(request.val)}",
         f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({default if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
         f"place         {_place(run.train, precision, device, ranks)}, seed {run.train.seed}",
     ]
+
+
+def _measured(val: TokenDataset | Selection | None) -> str:
+    if val is None:
+        return "nothing is measured"
+    of = f" of {sample_count(val.dataset):,}" if isinstance(val, Selection) else ""
+    return f"measured on {sample_count(val):,}{of} images"
 
 
 def augmentation_words(config: AugmentConfig) -> str:

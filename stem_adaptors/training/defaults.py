@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
+from tokenshards.pipeline.shards.dataset import open_dataset
 from tokenshards.stem_adaptors.augment import augmentation_named, default_augmentations
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.class_choice import class_part, named_classes, whole_images
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
-from tokenshards.stem_adaptors.data.selection import Selection, sample_count, select
+from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.recipes import recipe_file
 
 __all__ = ["default_configs", "read_recipe", "smaller_batch_note", "training_data", "whole_count", "with_given"]
@@ -31,34 +32,39 @@ _EPOCHS = (40, 300)
 
 
 def training_data(
-    url: str, *, fraction: float = 1.0, seed: int = 0, mix_with: tuple[str, ...] = (), storage_options: dict[str, Any] | None = None
+    url: str,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    mix_with: tuple[str, ...] = (),
+    storage_options: dict[str, Any] | None = None,
 ) -> TrainingData:
-    """Open a training set: a dataset, a share of each of its classes, or a weighted mix with other datasets, given as `URL=WEIGHT`."""
+    """Open a training set: a dataset, or a weighted mix with other datasets, given as `URL=WEIGHT`.
 
-    def opened(place: str) -> TokenDataset | Selection:
-        dataset = open_dataset(place, storage_options=storage_options)
-        return dataset if fraction == 1.0 else select(dataset, fraction=fraction, seed=seed)
+    `classes`: names of those to keep, see `named_classes`. `fraction`: the share of each class. Raises ConfigError for a class that no
+    dataset has.
+    """
+    places = [(url, 1.0), *map(_place_and_weight, mix_with)]
+    datasets = [open_dataset(place, storage_options=storage_options) for place, _ in places]
+    names = named_classes(classes, [name for dataset in datasets for name in dataset.classes]) if classes else ()
+    parts = [class_part(dataset, names, fraction=fraction, seed=seed, remap=True) for dataset in datasets]
+    return mix([(part, weight) for part, (_, weight) in zip(parts, places, strict=True)]) if mix_with else parts[0]
 
-    first = opened(url)
-    if not mix_with:
-        return first
-    parts: list[tuple[TokenDataset | Selection, float]] = [(first, 1.0)]
-    for text in mix_with:
-        place, _, weight = text.rpartition("=")
-        try:
-            parts.append((opened(place or text), float(weight)))
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"--mix is {text!r}; expected URL=WEIGHT, such as more.tokens=0.5") from None
-    return mix(parts)
+
+def _place_and_weight(text: str) -> tuple[str, float]:
+    place, _, weight = text.rpartition("=")
+    try:
+        return place or text, float(weight)
+    except ValueError:
+        raise ConfigError(f"--mix is {text!r}; expected URL=WEIGHT, such as more.tokens=0.5") from None
 
 
 def default_configs(data: TrainingData) -> dict[str, Any]:
     """Return the configs `model`, `augment`, `loader` and `train` for a dataset of this size and layout.
 
-    A selection counts as the whole dataset that it is taken from, so that shares of one dataset train one model in one way. Only the
-    batch is smaller where the selection does not fill one.
+    A share counts as all images of its classes, so that shares of one dataset train one model in one way. Only the batch is smaller where
+    the share does not fill one.
     """
     count = whole_count(data)
     batch_size = _fitting(_batch_size(count), sample_count(data))
@@ -105,9 +111,8 @@ def with_given(configs: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]
 
 
 def whole_count(data: TrainingData) -> int:
-    """Return the samples of the datasets that the data are taken from."""
-    parts = data.parts if isinstance(data, Mix) else (data,)
-    return sum(sample_count(part.dataset if isinstance(part, Selection) else part) for part in parts)
+    """Return the samples of the classes that the data are taken from, as if there were no fraction."""
+    return sum(map(whole_images, data.parts if isinstance(data, Mix) else (data,)))
 
 
 def smaller_batch_note(data: TrainingData, loader: LoaderConfig) -> str | None:

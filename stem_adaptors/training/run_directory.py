@@ -137,6 +137,12 @@ class Run:
 
     def check_same(self, other: Run) -> None:
         """Raise ConfigError naming the difference, unless `other` continues this run."""
+        # Of the same dataset, other classes are the cause of all other differences: in the data, and in defaults that go by their number.
+        if self.classes != other.classes and self.data.get("manifest") == other.data.get("manifest"):
+            raise ConfigError(
+                f"--resume: the classes are {shorten(other.classes)}; this run was started with {shorten(self.classes)}. "
+                "Give the same --classes, or start a new run in another directory"
+            )
         for part in ("model", "augment", "loader", "train"):
             mine, theirs = getattr(self, part), getattr(other, part)
             for field in fields(mine):

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.shards.dataset import open_dataset
+from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.class_choice import class_part
 from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import training_data
 from tokenshards.stem_adaptors.training.trainer import Trainer
@@ -37,6 +39,8 @@ class TrainingJob:
     train: TrainConfig
     fraction: float = 1.0
     fraction_seed: int = 0
+    classes: tuple[str, ...] = ()
+    """Names of the classes to learn and to measure; empty for all."""
     mix: tuple[str, ...] = ()
     """Further datasets as URL=WEIGHT."""
     pretrained: str | None = None
@@ -45,13 +49,13 @@ class TrainingJob:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as values that JSON can hold."""
-        return {**asdict(self), "mix": list(self.mix)}
+        return {**asdict(self), "classes": list(self.classes), "mix": list(self.mix)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TrainingJob:
         """Return the job from the value that `to_json` returned."""
         configs = {name: kind(**value[name]) for name, kind in _CONFIGS.items()}
-        return cls(**{**value, **configs, "mix": tuple(value["mix"])})
+        return cls(**{**value, **configs, "classes": tuple(value["classes"]), "mix": tuple(value["mix"])})
 
     def made_absolute(self) -> TrainingJob:
         """Return the job with absolute local paths, so that a process with another working directory finds them."""
@@ -69,8 +73,19 @@ class TrainingJob:
     def open_data(self) -> TrainingData:
         """Open the training set. Raises the errors of opening a dataset."""
         return training_data(
-            self.data_url, fraction=self.fraction, seed=self.fraction_seed, mix_with=self.mix, storage_options=self.storage_options
+            self.data_url,
+            fraction=self.fraction,
+            seed=self.fraction_seed,
+            classes=self.classes,
+            mix_with=self.mix,
+            storage_options=self.storage_options,
         )
+
+    def open_val(self) -> TokenDataset | Selection | None:
+        """Open the validation set, of the same classes. Raises the errors of opening a dataset, ConfigError where it has none of them."""
+        if self.val_url is None:
+            return None
+        return class_part(open_dataset(self.val_url, storage_options=self.storage_options), self.classes)
 
     def open_out(self) -> Store:
         """Open the run directory."""
@@ -92,7 +107,7 @@ class TrainingJob:
         """
         request = TrainRequest(
             data=data,
-            val=None if self.val_url is None else open_dataset(self.val_url, storage_options=self.storage_options),
+            val=self.open_val(),
             out=self.open_out(),
             model=self.model,
             augment=self.augment,

@@ -9,6 +9,7 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.data.selection import Selection
 
 __all__ = ["Reporter", "TrainRequest", "TrainResult"]
 
@@ -31,7 +32,7 @@ class TrainRequest:
     """What to train, on what data, and where the run is kept."""
 
     data: TrainingData
-    val: TokenDataset | None
+    val: TokenDataset | Selection | None
     out: Store
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

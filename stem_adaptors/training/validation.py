@@ -41,13 +41,15 @@ class Validation:
         val, loader = request.val, request.loader
         if val is None:
             return
+        dataset = val.dataset if isinstance(val, Selection) else val
         if val.spec.fingerprint != run.spec.fingerprint:
             raise ConfigError(
-                f"{val.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
+                f"{dataset.store.url} was made by the tokenizer {val.spec.fingerprint[:12]}…; the training set by "
                 f"{run.spec.fingerprint[:12]}…. Tokenize the validation set with --tokenizer TRAINING_SET"
             )
-        self.note = seen_in_training(val, request.data)
-        self._align = objective.align(val)
+        self.note = seen_in_training(dataset, request.data)
+        # The labels of a part index the table of the whole dataset. A part has been chosen for its classes.
+        self._align = objective.align(dataset, strict=dataset is val)
         config = LoaderConfig(
             batch_size=loader.batch_size,
             order="sequential",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+from typing import Any
+
 import pytest
 
+import tokenshards
+from tests.datasets import call_cli
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
 
 
-def configs() -> dict[str, object]:
+def configs() -> dict[str, Any]:
     return {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig()}
 
 
@@ -42,6 +48,17 @@ def test_settings_are_parsed_by_the_kind_of_their_field() -> None:
 def test_a_wrong_setting_says_what_was_expected(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_settings(configs(), [setting])
+
+
+def test_the_list_of_settings_holds_every_field_and_what_it_prints_is_taken() -> None:
+    out, _ = call_cli("train", "--list-settings")
+    lines = [line for line in out.splitlines()[1:]]
+    assert [line.partition("=")[0] for line in lines] == [
+        f"{part}.{field.name}" for part, config in configs().items() for field in fields(config)
+    ]
+    assert "train.compile=false (bool): Compile augmentation and model with torch.compile; it pays on a GPU." in lines
+    assert with_settings(configs(), [line.partition(" (")[0] for line in lines]) == configs()
+    assert "list_settings" not in inspect.signature(tokenshards.train).parameters
 
 
 def test_no_augmentation_is_a_centre_crop_alone() -> None:

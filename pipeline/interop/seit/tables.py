@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.core import split_protocol
 
-from tokenshards.pipeline.errors import ConfigError, SourceError, TokenshardsError, shorten
+from tokenshards.pipeline.errors import ConfigError, MissingObjectError, NotFoundError, SourceError, TokenshardsError, shorten
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.storage.store import Store, open_parent
@@ -123,9 +123,12 @@ def read_synonyms(store: Store, path: str | None, codes: int) -> bytes | None:
 
 
 def read_named(path: str, storage_options: dict[str, Any]) -> bytes:
-    """Return the bytes of the file at a local path or URL."""
+    """Return the bytes of the file at a local path or URL. Raises NotFoundError where there is none."""
     store, name = open_parent(path, storage_options if split_protocol(path)[0] is not None else {})
-    return store.read(name)
+    try:
+        return store.read(name)
+    except MissingObjectError:
+        raise NotFoundError(path, "no such file") from None
 
 
 def nearest_codes(codebook_KD: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
