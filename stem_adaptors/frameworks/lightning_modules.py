@@ -34,7 +34,7 @@ __all__ = ["TokenClassifierModule", "TokenDataModule"]
 
 
 class TokenDataModule(LightningDataModule):  # type: ignore[misc]
-    """Batches of a training set and, optionally, of a validation set.
+    """Batches of a training set and, optionally, of a validation and a test set.
 
     >>> dataset = tokenshards.open_dataset("photos.tokens")
     >>> data = tokenshards.TokenDataModule(dataset, val=tokenshards.open_dataset("more.tokens"), batch_size=24)
@@ -46,14 +46,21 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
     """
 
     def __init__(
-        self, train: TrainingData, val: TokenDataset | None = None, *, config: LoaderConfig | None = None, **settings: Any
+        self,
+        train: TrainingData,
+        val: TokenDataset | None = None,
+        *,
+        test: TokenDataset | None = None,
+        config: LoaderConfig | None = None,
+        **settings: Any,
     ) -> None:
         """`config` and `settings` are those of TokenLoader; `batch_size` is that of all ranks together.
 
-        Raises ConfigError where the validation set is part of a mix to train on, or has classes that the training set lacks.
+        `test` is the set of Trainer.test and Trainer.predict, by default the validation set. Raises ConfigError where the validation set is
+        part of a mix to train on, or has classes that the training set lacks.
         """
         super().__init__()
-        self.train_data, self.val_data = train, val
+        self.train_data, self.val_data, self.test_data = train, val, val if test is None else test
         self.config = replace(config or LoaderConfig(), **settings)
         self._loader: TokenLoader | None = None
         self._place: dict[str, Any] | None = None
@@ -93,10 +100,21 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
 
     def val_dataloader(self) -> Measured | list[Any]:
         """Return the loader of the whole validation set, in the order stored."""
-        if self.val_data is None:
+        return [] if self.val_data is None else self._whole(self.val_data, functools.partial(relabelled, self._classes))
+
+    def test_dataloader(self) -> Measured | list[Any]:
+        """Return the loader of the whole test set. Raises ConfigError where it has classes that the training set lacks."""
+        if self.test_data is None:
             return []
-        loader = TokenLoader(self.val_data, replace(self.config, order="sequential", end="pad"))
-        return Measured(loader, functools.partial(relabelled, self._classes))
+        classes = class_map(self.test_data.classes, self.train_data.classes, self.test_data.store.url, missing_is_error=True)
+        return self._whole(self.test_data, functools.partial(relabelled, classes))
+
+    def predict_dataloader(self) -> Measured | list[Any]:
+        """Return the loader of the whole test set, whatever its labels are."""
+        return [] if self.test_data is None else self._whole(self.test_data, lambda batch: batch)
+
+    def _whole(self, data: TokenDataset, align: Callable[[Batch], Batch]) -> Measured:
+        return Measured(TokenLoader(data, replace(self.config, order="sequential", end="pad")), align)
 
 
 class Epochs:
@@ -126,7 +144,7 @@ class Measured:
 
 
 class TokenClassifierModule(LightningModule):  # type: ignore[misc]
-    """A classifier and the transform of its training; logs `train_loss`, and `val_loss` and `val_top1` of the validation set.
+    """A classifier and the transform of its training; logs `train_loss`, `val_loss` and `val_top1`, `test_loss` and `test_top1`.
 
     >>> model, transform = tokenshards.build("vit_nano", tokenshards.open_dataset("photos.tokens"))
     >>> module = tokenshards.TokenClassifierModule(model, transform, tokenshards.TrainConfig(lr=2e-3, warmup_epochs=2))
@@ -155,14 +173,26 @@ class TokenClassifierModule(LightningModule):  # type: ignore[misc]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to `val_loss` and `val_top1`; padding and images without a label do not count."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to `test_loss` and `test_top1`, as `validation_step` does."""
+        self._measure(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return logits [B, C] of the images of a batch, without those of padding."""
+        logits_BC: Tensor = self(batch)
+        return logits_BC[batch.weights_B > 0]
+
+    def _measure(self, batch: Batch, part: str) -> None:
         logits_BC = self(batch).float()
         counts_B = (batch.weights_B > 0) & (batch.labels_B >= 0)
         labels_B = batch.labels_B.clamp_min(0)
         losses_B = torch.nn.functional.cross_entropy(logits_BC, labels_B, reduction="none")
         images = int(counts_B.sum())
-        for name, values_B in (("val_loss", losses_B), ("val_top1", (logits_BC.argmax(dim=1) == labels_B).float())):
+        for name, values_B in (("loss", losses_B), ("top1", (logits_BC.argmax(dim=1) == labels_B).float())):
             mean = (values_B * counts_B).sum() / max(1, images)
-            self.log(name, mean, batch_size=images, on_epoch=True, sync_dist=True, prog_bar=name == "val_top1")
+            self.log(f"{part}_{name}", mean, batch_size=images, on_epoch=True, sync_dist=True, prog_bar=name == "top1")
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and the schedule of the learning rate, step by step."""

@@ -21,6 +21,10 @@ from tests.ports import free_ports
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.commands.demo_images import write_digits
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
+from tokenshards.stem_adaptors.training.imported_classifier import import_classifier
+from tokenshards.stem_adaptors.training.pretrained import load_pretrained
 
 allow_torchvision()
 pytestmark = pytest.mark.timeout(300)  # the first test makes the tokens, and one starts two processes
@@ -70,6 +74,14 @@ def top1(model: tokenshards.TokenClassifier, digits: Digits) -> float:
     return right / len(samples)
 
 
+def imported_top1(weights: Path, digits: Digits) -> float:
+    """Accuracy of weights that a framework saved, as `import classifier` and `evaluate` give it; `--pretrained` takes all of them too."""
+    assert not load_pretrained(parts(digits, seed=2)[0], str(weights)).fresh
+    out = Store(str(weights.parent / "imported" / weights.name))
+    import_classifier(str(weights), digits.train, out)
+    return evaluate_run(out, digits.val, weights="best", device=torch.device("cpu")).accuracy.top1
+
+
 def test_trainer_of_transformers(digits: Digits, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
@@ -99,6 +111,9 @@ def test_trainer_of_transformers(digits: Digits, tmp_path: Path) -> None:
     found = trainer.evaluate()
     assert abs(found["eval_top1"] - digits.top1) < CLOSE and found["eval_loss"] < 1
     assert found["eval_top1"] == pytest.approx(top1(model.model, digits))
+    trainer.save_model(str(tmp_path / "saved"))
+    for place in ("saved", "saved/model.safetensors"):
+        assert imported_top1(tmp_path / place, digits) == pytest.approx(found["eval_top1"])
     again = tokenshards.ClassifierWithLoss(*parts(digits, seed=1))
     newest = max(tmp_path.glob("checkpoint-*"))
     Trainer(again, arguments)._load_from_checkpoint(str(newest))
@@ -175,6 +190,16 @@ def test_lightning(digits: Digits, tmp_path: Path) -> None:
     found = float(whole.callback_metrics["val_top1"])
     assert whole.global_step == EPOCHS * 89
     assert abs(found - digits.top1) < 0.02, "order, augmentation, schedule and optimiser are those of the command"
+    module, data = whole.lightning_module, whole.datamodule
+    tested = whole.test(module, data, verbose=False)[0]
+    assert set(tested) == {"test_loss", "test_top1"} and tested["test_top1"] == pytest.approx(found)
+    logits_NC = torch.cat(whole.predict(module, data))
+    labels_N = next(iter(digits.val.batches(len(digits.val)))).labels_B
+    answers_N = [digits.train.classes[place] for place in logits_NC.argmax(dim=1)]
+    right = [digits.val.classes[label] == answer for label, answer in zip(labels_N, answers_N, strict=True)]
+    assert sum(right) / len(digits.val) == pytest.approx(found), "each image once, without padding"
+    whole.save_checkpoint(tmp_path / "last.ckpt")
+    assert imported_top1(tmp_path / "last.ckpt", digits) == pytest.approx(found)
     resumed = fitted(str(tmp_path / "first.ckpt"))
     assert resumed.global_step == whole.global_step and float(resumed.callback_metrics["val_top1"]) == found
 
