@@ -9,6 +9,7 @@
     ├── FormatError                 an object of a dataset cannot be read
     │   ├── FormatVersionError      a newer major version of the format wrote it
     │   ├── FingerprintMismatchError  two tokenizers would be mixed
+    │   │   └── OtherTokenizerError the user named data of another tokenizer
     │   └── CorruptObjectError      the bytes do not match their checksum or schema
     ├── MissingObjectError          an object that must exist does not
     │   └── NotFoundError           what the user named is not there: a dataset, a run, a file, an id
@@ -48,6 +49,7 @@ __all__ = [
     "LiveRunError",
     "MissingObjectError",
     "NotFoundError",
+    "OtherTokenizerError",
     "PlanError",
     "Reason",
     "SourceError",
@@ -138,6 +140,12 @@ class FormatVersionError(FormatError):
 
 class FingerprintMismatchError(FormatError):
     """Two different tokenizers would be mixed."""
+
+
+class OtherTokenizerError(FingerprintMismatchError):
+    """What the user named together was made by different tokenizers. A shard of another tokenizer within a dataset is damage instead."""
+
+    exit_code = 2
 
 
 class CorruptObjectError(FormatError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenshards.pipeline.canonical import canonical_json, sha256_hex
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
@@ -24,13 +24,13 @@ class JoinedDataset(TokenDataset):
     """
 
     def __init__(self, parts: Sequence[TokenDataset]) -> None:
-        """Join datasets. FingerprintMismatchError where two tokenizers made them, ConfigError where they cannot be one dataset."""
+        """Join datasets. OtherTokenizerError where two tokenizers made them, ConfigError where they cannot be one dataset."""
         if not parts:
             raise ConfigError("open_dataset got an empty list; expected at least one URL")
         first = parts[0]
         for part in parts[1:]:
             if part.spec.fingerprint != first.spec.fingerprint:
-                raise FingerprintMismatchError(
+                raise OtherTokenizerError(
                     f"{part.store.url} was made by the tokenizer {part.spec.fingerprint[:12]}…, {first.store.url} by "
                     f"{first.spec.fingerprint[:12]}…. Ids of two tokenizers cannot be joined; tokenize both with one: "
                     f"tokenshards tokenize SRC OUT --tokenizer {first.store.url}"

@@ -25,7 +25,7 @@ def open_dataset(
 
     `verify`: each shard is checked against its sha256 before it is read. Datasets in a list keep their order; their classes are joined by
     name. Raises MissingObjectError if there is no dataset, IncompleteError if tokenization has not finished, CorruptObjectError or
-    FormatVersionError if the manifest cannot be read, FingerprintMismatchError if the datasets have different tokenizers.
+    FormatVersionError if the manifest cannot be read, OtherTokenizerError if the datasets have different tokenizers.
 
     >>> dataset = tokenshards.open_dataset("photos.tokens")
     >>> len(dataset), dataset.classes

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import short_repr
@@ -83,19 +83,21 @@ def evaluate_run(
 ) -> EvaluationReport:
     """Measure the weights `best`, `last` or `ema` of a run on a dataset. Classes are matched by name. `confusion`: also count the matrix.
 
-    Raises FingerprintMismatchError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
+    Raises OtherTokenizerError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
     objective, run = open_classify_objective(store, weights, device)
     if data.spec.fingerprint != run.spec.fingerprint:
-        raise FingerprintMismatchError(
+        raise OtherTokenizerError(
             f"{data.store.url}: made by the tokenizer {data.spec.fingerprint[:12]}…; this run learned from {run.spec.fingerprint[:12]}…. "
             f"Tokenize the images with --tokenizer {store.url}/tokenizer"
         )
-    if not data.classes:
-        raise ConfigError(f"{data.store.url}: no image has a label, so there is nothing to measure; `predict` needs none")
     align = objective.align(data, strict=False)
     loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), rank=0, world_size=1, device=device)
     precision = recorded_precision(run.train.precision, device)
     counts = evaluate(objective, loader.epoch(0), align, precision, objective.measure(confusion=confusion))
     accuracy = counts.accuracy(Ranks())
+    if not accuracy.images:
+        raise ConfigError(
+            f"{data.store.url}: no image has a class that the run knows, so nothing is measured; the run knows {shorten(list(run.classes))}"
+        )
     return EvaluationReport(accuracy, run.classes, sample_count(data) - accuracy.images, precision_name(precision))

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError, shorten
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
@@ -41,7 +41,7 @@ class Mix:
         first = self.parts[0].spec
         for number, data in enumerate(self.parts):
             if data.spec.fingerprint != first.fingerprint:
-                raise FingerprintMismatchError(
+                raise OtherTokenizerError(
                     f"dataset {number} of the mix was made by the tokenizer {data.spec.fingerprint[:12]}…; dataset 0 by "
                     f"{first.fingerprint[:12]}…. Ids of two tokenizers cannot be mixed; tokenize both with one (--tokenizer)"
                 )
@@ -81,7 +81,7 @@ class Mix:
 def mix(parts: Sequence[tuple[TokenDataset | Selection, float]]) -> Mix:
     """Return a mix of (dataset or selection, weight) pairs. Decimal weights are taken as written, so 0.1 is a tenth.
 
-    Raises FingerprintMismatchError unless one tokenizer made all datasets, ConfigError for weights that are not positive or whose
+    Raises OtherTokenizerError unless one tokenizer made all datasets, ConfigError for weights that are not positive or whose
     proportions repeat only after more than 2,097,152 draws.
     """
     return Mix(parts)

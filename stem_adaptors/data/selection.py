@@ -19,7 +19,7 @@ from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 
-__all__ = ["Ints", "Selection", "sample_count", "select"]
+__all__ = ["Ints", "Selection", "labels_of", "sample_count", "select"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -101,6 +101,11 @@ def select(
     if remap and classes is not None:
         table = tuple(name for name in table if name in wanted)
     return Selection(dataset=dataset, rows_n=kept, classes=table)
+
+
+def labels_of(dataset: TokenDataset) -> Ints:
+    """Return the class index of every row, -1 where it has no label. Reads the labels of all shards."""
+    return _labels_and_hashes(dataset, 0, hashes=False)[0]
 
 
 def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:

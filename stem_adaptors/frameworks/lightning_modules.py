@@ -20,6 +20,7 @@ from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import LoaderConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
@@ -57,7 +58,7 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
         """`config` and `settings` are those of TokenLoader; `batch_size` is that of all ranks together.
 
         `test` is the set of Trainer.test and Trainer.predict, by default the validation set. Raises ConfigError where the validation set is
-        part of a mix to train on, or has classes that the training set lacks.
+        part of a mix to train on, has no labels, or has classes that the training set lacks.
         """
         super().__init__()
         self.train_data, self.val_data, self.test_data = train, val, val if test is None else test
@@ -69,6 +70,7 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
         note = seen_in_training(val, train)
         if note is not None:
             warnings.warn(note, stacklevel=2)
+        require_labels(val, "Without labels nothing can be measured")
         self._classes = class_map(val.classes, train.classes, val.store.url, missing_is_error=True)
 
     def __repr__(self) -> str:
@@ -103,9 +105,10 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
         return [] if self.val_data is None else self._whole(self.val_data, functools.partial(relabelled, self._classes))
 
     def test_dataloader(self) -> Measured | list[Any]:
-        """Return the loader of the whole test set. Raises ConfigError where it has classes that the training set lacks."""
+        """Return the loader of the whole test set. Raises ConfigError where it has no labels, or classes that the training set lacks."""
         if self.test_data is None:
             return []
+        require_labels(self.test_data, "Trainer.predict needs none")
         classes = class_map(self.test_data.classes, self.train_data.classes, self.test_data.store.url, missing_is_error=True)
         return self._whole(self.test_data, functools.partial(relabelled, classes))
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, VisionTransformer, build_classifier
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, Counts
@@ -77,10 +77,7 @@ class ClassifyObjective(Objective):
     @classmethod
     def require(cls, data: TrainingData) -> None:
         """Raise ConfigError where no image has a label."""
-        if not data.classes:
-            raise ConfigError(
-                "the training set has no labels: nothing can be learned from it. Tokenize it with labels (class folders, --label)"
-            )
+        require_labels(data, "A classifier learns from nothing else")
 
     def __init__(self, model: TokenClassifier, transform: TokenTransform, classes: Sequence[int | str]) -> None:
         super().__init__()
@@ -113,9 +110,10 @@ class ClassifyObjective(Objective):
     def align(self, dataset: TokenDataset, *, strict: bool = True) -> Align:
         """Return what gives batches of a dataset the labels of this classifier, by the names of classes.
 
-        Raises ConfigError where no class is shared, or, if `strict`, where the dataset has a class that the classifier does not know.
-        Otherwise samples of such classes lose their labels.
+        Raises ConfigError where no image has a label, where no class is shared, or, if `strict`, where the dataset has a class that the
+        classifier does not know. Otherwise samples of such classes lose their labels.
         """
+        require_labels(dataset, "Without labels nothing can be measured; `predict` needs none")
         mapping = class_map(dataset.classes, self.class_names, dataset.store.url, missing_is_error=strict)
         return functools.partial(relabelled, mapping.to(self.device))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError, shorten
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import allowed_augmentations, require_own_operations_allowed
@@ -91,7 +91,7 @@ def import_classifier(
 
 
 def _recorded(weights: str, dataset: TokenDataset) -> Run | None:
-    """Return the run whose directory `weights` is, None for a file. Raises ConfigError and FingerprintMismatchError where it cannot be
+    """Return the run whose directory `weights` is, None for a file. Raises ConfigError and OtherTokenizerError where it cannot be
     used with the dataset."""
     store = Store(weights)
     if store.info(RUN_JSON) is None:
@@ -100,7 +100,7 @@ def _recorded(weights: str, dataset: TokenDataset) -> Run | None:
     require_own_code_allowed(run.model)
     require_own_operations_allowed(run.augment)
     if run.spec.fingerprint != dataset.spec.fingerprint:
-        raise FingerprintMismatchError(
+        raise OtherTokenizerError(
             f"{dataset.store.url}: made by the tokenizer {dataset.spec.fingerprint[:12]}…; the run {weights} learned from "
             f"{run.spec.fingerprint[:12]}…. Tokenize the images with --tokenizer {weights}/tokenizer"
         )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pipeline.shards.test_dataset import build
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -96,6 +96,6 @@ def test_classes_are_matched_by_name(dataset: TokenDataset, tmp_path: Path) -> N
 def test_two_tokenizers_are_never_mixed(dataset: TokenDataset, tmp_path: Path) -> None:
     build(tmp_path, [5], "grid_residual")
     other = open_dataset(str(tmp_path))
-    with pytest.raises(FingerprintMismatchError, match="dataset 1 of the mix") as caught:
+    with pytest.raises(OtherTokenizerError, match="dataset 1 of the mix") as caught:
         mix([(dataset, 1), (other, 1)])
     assert other.spec.fingerprint[:12] in str(caught.value)

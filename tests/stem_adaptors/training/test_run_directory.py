@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.datasets import convert, write_images
 from tests.stem_adaptors.training.small_runs import FIT, fit, request_for, tokenize_pair
 from tokenshards.pipeline.canonical import seal
-from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError, FormatVersionError, MissingObjectError
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, OtherTokenizerError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
@@ -83,12 +83,17 @@ def test_weights_of_another_model_are_named(run: Path, trained: Path, tmp_path: 
 def test_tokens_of_another_tokenizer_and_data_without_labels_are_refused(trained: Path, tmp_path: Path) -> None:
     store = Store(str(trained / "run"))
     convert(trained / "val_images", tmp_path / "foreign", fit=FIT)
-    with pytest.raises(FingerprintMismatchError, match="Tokenize the images with --tokenizer .*run/tokenizer"):
+    with pytest.raises(OtherTokenizerError, match="Tokenize the images with --tokenizer .*run/tokenizer") as caught:
         evaluate_run(store, open_dataset(str(tmp_path / "foreign")), weights="best", device=CPU)
+    assert caught.value.exit_code == ConfigError.exit_code, "as `train` ends for such a --val"
     write_images(tmp_path / "flat", 5, classes=0)
     convert(tmp_path / "flat", tmp_path / "unlabelled", tokenizer=str(trained / "run" / "tokenizer"))
-    with pytest.raises(ConfigError, match="no image has a label"):
+    with pytest.raises(ConfigError, match="none of the 5 images has a label; .*`predict` needs none"):
         evaluate_run(store, open_dataset(str(tmp_path / "unlabelled")), weights="best", device=CPU)
+    convert(tmp_path / "flat", tmp_path / "inherited", tokenizer=str(trained / "train"))
+    assert open_dataset(str(tmp_path / "inherited")).classes
+    with pytest.raises(ConfigError, match="none of the 5 images has a label"):
+        evaluate_run(store, open_dataset(str(tmp_path / "inherited")), weights="best", device=CPU)
     write_images(tmp_path / "others", 6, classes=1)
     (tmp_path / "others" / "class_0").rename(tmp_path / "others" / "zebra")
     convert(tmp_path / "others", tmp_path / "zebras", tokenizer=str(trained / "run" / "tokenizer"))

@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tokenshards
 from tests.datasets import convert, write_images
 from tests.stem_adaptors.training.small_runs import FIT, MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
 from tokenshards.pipeline.errors import ConfigError, TrainingError
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.data.labels import has_labels
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.mixing import mix
-from tokenshards.stem_adaptors.data.selection import select
+from tokenshards.stem_adaptors.data.selection import labels_of, sample_count, select
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.optimisation import Optimisation
@@ -202,11 +204,36 @@ def test_an_existing_run_needs_resume_and_a_misfit_is_named(pair: tuple[TokenDat
     assert "1 epoch is done" in fit(unhindered).lines[-1]
 
 
-def test_data_without_labels_is_an_error(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inherited", [False, True])
+def test_data_without_labels_is_an_error(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, inherited: bool) -> None:
+    """Also where the class table is that of the tokenizer's dataset, and for a part of the rows."""
     write_images(tmp_path / "flat", 16, classes=0)
-    convert(tmp_path / "flat", tmp_path / "out", fit=FIT)
-    with pytest.raises(ConfigError, match="no labels: nothing can be learned"):
-        fit(request_for(open_dataset(str(tmp_path / "out")), tmp_path / "run", cache))
+    how: dict[str, Any] = {"tokenizer": pair[0].store.url} if inherited else {"fit": FIT}
+    convert(tmp_path / "flat", tmp_path / "out", **how)
+    flat = open_dataset(str(tmp_path / "out"))
+    assert bool(flat.classes) == inherited
+    for data in (flat, select(flat, fraction=0.5), mix([(flat, 1.0), (select(flat, rows=[1]), 1.0)])):
+        images = sample_count(data)
+        with pytest.raises(ConfigError, match=rf"out: none of the {images} images has a label; .* --label-from"):
+            fit(request_for(data, tmp_path / "run", cache))
+    with pytest.raises(ConfigError, match="none of the 16 images has a label"):
+        tokenshards.build("vit_nano", flat)
+    if inherited:
+        with pytest.raises(ConfigError, match="out: none of the 16 images has a label; .*nothing can be measured"):
+            fit(request_for(pair[0], tmp_path / "run", cache, val=flat))
+    assert not (tmp_path / "run").exists()
+
+
+def test_some_images_without_a_label_are_no_error(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 6, classes=1)
+    write_images(tmp_path / "images", 3, classes=0, seed=5)
+    convert(tmp_path / "images", tmp_path / "out", tokenizer=pair[0].store.url)
+    some = open_dataset(str(tmp_path / "out"))
+    labels = labels_of(some)
+    assert 0 < (labels < 0).sum() < len(some)
+    for data in (some, select(some, rows=[int(labels.argmax())]), mix([(some, 1.0), (pair[0], 1.0)])):
+        assert has_labels(data)
+    assert not has_labels(select(some, rows=[int(labels.argmin())]))
 
 
 def test_a_validation_class_that_is_missing_and_another_tokenizer_are_errors(
