@@ -54,14 +54,37 @@ def named_code(text: str) -> list[str]:
 def _elements(text: str) -> list[ast.expr]:
     try:
         tree = ast.parse(f"[{text}\n]", mode="eval")
+        if not isinstance(tree.body, ast.List):
+            raise SyntaxError("brackets that close too early")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"augment.ops is {shorten(text)}, which cannot be read: {error}; expected calls such as {_EXAMPLE}") from None
-    if not isinstance(tree.body, ast.List):
-        raise _unreadable(tree.body)
+        raise ConfigError(f"augment.ops is {shorten(text)}, which cannot be read: {_fault(text, error)}; expected {_EXAMPLES}") from None
     return tree.body.elts
 
 
-_EXAMPLE = "one_of(0.25*synonyms(), 0.25*swap()), rrc(), 0.5*noise(std=1), cutmix(alpha=1)"
+_EXAMPLES = "calls such as one_of(0.25*synonyms(), 0.25*swap()), rrc(), 0.5*noise(std=1), cutmix(alpha=1)"
+_CLOSES = {")": "(", "]": "[", "}": "{"}
+
+
+def _fault(text: str, error: Exception) -> str:
+    """Return what is wrong with a text that Python's parser refused: brackets and quotes first, else the place of the parser."""
+    opened: list[tuple[int, str]] = []
+    quote = 0, ""
+    for place, sign in enumerate(text, start=1):
+        if quote[1]:
+            quote = (0, "") if sign == quote[1] else quote
+        elif sign in "'\"":
+            quote = place, sign
+        elif sign in _CLOSES.values():
+            opened.append((place, sign))
+        elif sign in _CLOSES and (not opened or opened.pop()[1] != _CLOSES[sign]):
+            return f"the {sign} at character {place} closes no {_CLOSES[sign]}"
+    for place, sign in (quote, *reversed(opened)):
+        if sign:
+            return f"the {sign} at character {place} is not closed"
+    if isinstance(error, SyntaxError) and error.lineno == 1 and error.offset and error.offset - 2 < len(text):
+        place = max(1, error.offset - 1)  # the parser reads one bracket more, and counts from 1
+        return f"something is wrong at character {place}, before or in {shorten(text[place - 1 :], 40)}"
+    return "it ends too early"
 
 
 def _operation(node: ast.expr) -> Operation:
@@ -129,4 +152,4 @@ def _require(node: ast.Call, holds: bool) -> None:
 
 
 def _unreadable(node: ast.expr) -> ConfigError:
-    return ConfigError(f"augment.ops: {shorten(ast.unparse(node))} cannot be read; expected calls such as {_EXAMPLE}")
+    return ConfigError(f"augment.ops: {shorten(ast.unparse(node))} cannot be read; expected {_EXAMPLES}")

@@ -15,7 +15,7 @@ from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.precision import precision_name
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.defaults import default_configs
+from tokenshards.stem_adaptors.training.defaults import default_configs, whole_count
 from tokenshards.stem_adaptors.training.run_directory import Run
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
@@ -28,7 +28,9 @@ def decisions(
     """Return lines on the data, the model, the recipe, the augmentation and the place. Each says whether it is the default."""
     count = sample_count(request.data)
     usual = default_configs(request.data)
-    default, given = f"the default for {count:,} images", "as given"
+    whole = whole_count(request.data)
+    used = "" if whole == count else f", of which {count:,} are used"
+    default, given = f"the default for {whole:,} images{used}", "as given"
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == weights else f", {trained:,} of them trained"
@@ -85,9 +87,15 @@ def _operation_words(config: AugmentConfig) -> str:
 def _recipe(config: TrainConfig, steps: int, batch_size: int) -> str:
     extra = f", layer decay {config.layer_decay:g}" if config.layer_decay != 1 else ""
     parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    longest = config.epochs / 2  # as Optimisation cuts it
+    cut = (
+        f" (cut from {config.warmup_epochs:g} to half of the training; more --epochs leave it whole)"
+        if config.warmup_epochs > longest
+        else ""
+    )
     return (
-        f"{config.epochs} epochs of {steps:,} steps of {batch_size} images{parts}, AdamW at {config.lr:g} after {config.warmup_epochs:g} "
-        f"epochs of warm-up, weight decay {config.weight_decay:g}{extra}"
+        f"{config.epochs} epochs of {steps:,} steps of {batch_size} images{parts}, AdamW at {config.lr:g} after "
+        f"{min(config.warmup_epochs, longest):g} epochs of warm-up{cut}, weight decay {config.weight_decay:g}{extra}"
     )
 
 

@@ -13,6 +13,7 @@ from tests.stem_adaptors.training.small_runs import KeptReporter, fit, request_f
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.data.selection import select
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.decisions import augmentation_words
 from tokenshards.stem_adaptors.training.defaults import default_configs
@@ -45,9 +46,24 @@ def test_a_training_prints_what_it_decided_and_whether_it_is_the_default(pair: t
     assert said["recipe"].startswith("1 epochs of 4 steps of 16 images, AdamW at 0.002") and said["recipe"].endswith("(as given)")
     assert said["augmentation"].startswith("mild: random-resized crop from 35%, synonyms 25%") and "default" in said["augmentation"]
     assert said["place"] == "cpu in fp32, one process, seed 0"
+    assert "after 0.5 epochs of warm-up (cut from 2 to half of the training; more --epochs leave it whole), weight" in said["recipe"]
     given = lines_of(fit(request_for(data, tmp_path / "given", tmp_path / "cache", val=val, epochs=1, train_part="head")).lines)
     assert given["data"].endswith("; measured on 20 images") and given["augmentation"].endswith("(as given)")
     assert "51 of them trained (as given)" in given["model"]
+
+
+def test_the_defaults_of_a_share_are_those_of_all_images(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
+    data = select(pair[0], fraction=0.5)
+    configs = default_configs(data)
+    configs["train"] = replace(configs["train"], epochs=4, warmup_epochs=2, device="cpu")
+    configs["loader"] = replace(configs["loader"], cache_dir=str(tmp_path / "cache"))
+    reporter = KeptReporter()
+    request = TrainRequest(data=data, val=None, out=Store(str(tmp_path / "run")), **configs)
+    Trainer(request, Ranks(), torch.device("cpu"), reporter)._begin()
+    said = lines_of(reporter.lines)
+    assert said["data"].startswith(f"{len(data)} images of 3 classes")
+    assert said["model"].endswith(f"(the default for 70 images, of which {len(data)} are used)")
+    assert "after 2 epochs of warm-up, weight decay" in said["recipe"]
 
 
 def test_the_map_that_a_timm_model_sees_is_said(pair: tuple[TokenDataset, TokenDataset], tmp_path: Path) -> None:
