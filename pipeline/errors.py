@@ -190,11 +190,8 @@ class TransientStorageError(TokenshardsError):
 
 
 class StoreAccessError(TransientStorageError):
-    """A store cannot be used as configured: no such bucket, no credentials, no such profile. A retry does not help.
-
-    The error counts as an outage, because an input that cannot be reached is not a bad input. Attribute: `bad_name`, the quarantine
-    reason for an input whose own URI names this store; None if the name is not the cause.
-    """
+    """A store cannot be used as configured: no such bucket, no credentials, no such profile. A retry does not help, yet it counts as an
+    outage: an input out of reach is no bad input. Attribute: `bad_name`, the quarantine reason where the input's own URI is the cause."""
 
     exit_code = 2
 

@@ -77,7 +77,7 @@ class ClassifyObjective(Objective):
     @classmethod
     def require(cls, data: TrainingData) -> None:
         """Raise ConfigError where no image has a label."""
-        require_labels(data, "A classifier learns from nothing else")
+        require_labels(data, "Without labels nothing can be learned")
 
     def __init__(self, model: TokenClassifier, transform: TokenTransform, classes: Sequence[int | str]) -> None:
         super().__init__()
