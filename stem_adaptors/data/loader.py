@@ -51,6 +51,9 @@ class TokenLoader:
     >>> loader.state_dict()["epoch"]  # where load_state_dict continues
     1
 
+    Each iteration is a whole epoch: after `next(iter(loader))`, or a `break`, a new iteration begins the next epoch at its first batch (in
+    the order `sequential`, the whole set again). Only a place given to `load_state_dict` is continued in the middle of its epoch, once.
+
     An image that is stored with several views comes once an epoch. Seed and epoch draw the view; the order `sequential` reads view 0.
 
     Every rank gets the same number of steps. Rank r of R takes every R-th sample of a global batch, from r on; where R does not divide the
@@ -87,7 +90,7 @@ class TokenLoader:
         check_ranks(data, self.config, self.rank, self.world_size)
         self._reader = BatchReader(data, self.config, self.world_size)
         self._state = initial_state(data, self.config)
-        self._ended = False
+        self._resumed = False  # the next pass continues at a place that load_state_dict set
         self._copies = DeviceCopies(self.device)
         self._batches: Prefetcher[Copied] | None = None
 
@@ -107,13 +110,12 @@ class TokenLoader:
         return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield from the current state to the end of the epoch. The state is then the start of the next epoch.
+        """Yield a whole epoch, the one after an epoch that was begun; after `load_state_dict`, the rest of the epoch of that state.
 
-        A consumer that takes the last batch of an epoch and does not ask for more, as `zip` and Lightning do, gets the next epoch next.
+        The state moves with each batch, and is the start of the next epoch after the last one.
         """
-        if self._ended:
-            self._state = replace(self._state, epoch=self._state.epoch + 1, next_global_index=0)
-        return self._run(self._state)
+        state = self._state
+        return self._run(state if self._resumed or not state.next_global_index else state.next_epoch())
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """Yield all of one epoch, whatever the state. The state is then the start of the epoch after it."""
@@ -124,12 +126,11 @@ class TokenLoader:
         return self._state.to_json()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, with any number of ranks.
+        """Let the next iteration continue where `state` was taken, with any number of ranks.
 
         Raises ConfigError naming the field, where the state belongs to other data or another order.
         """
-        self._state = self._state.resume(state)
-        self._ended = False
+        self._state, self._resumed = self._state.resume(state), True
 
     def close(self) -> None:
         """Stop all background work. A loader that is no longer referenced needs no call."""
@@ -145,14 +146,14 @@ class TokenLoader:
             self._reader.close()
             self._reader = BatchReader(self.data, self.config, found[1])
             self.rank, self.world_size = found
-        size, self._ended = self.config.batch_size, False
+        size = self.config.batch_size
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)
         with closing(batches):
             for copied in batches:
                 state = self._state = replace(state, next_global_index=state.next_global_index + size)
-                self._ended = not epoch_steps(sample_count(self.data), size, self.config.end, start=state.next_global_index)
+                self._resumed = False
                 yield self._copies.take(copied)
-        self._state, self._ended = replace(state, epoch=state.epoch + 1, next_global_index=0), False
+        self._state, self._resumed = state.next_epoch(), False
 
     def _made(self, state: LoaderState) -> Iterator[Copied]:
         start, size = state.next_global_index, self.config.batch_size

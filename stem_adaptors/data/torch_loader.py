@@ -74,7 +74,7 @@ class BatchDataset(Dataset[Batch]):
 
 
 class StepSampler(BatchSampler):
-    """The steps of one rank, one epoch per iteration. `epoch` is the epoch of the next iteration; it rises when an epoch has been used up.
+    """The steps of one rank, one whole epoch per iteration: after an iteration that was begun, the next one begins the next epoch.
 
     A plain DataLoader asks for steps ahead of delivery. To stop and resume it exactly, keep `state_after(batch)` of the last batch used and
     give that to `resume`. A StatefulDataLoader keeps its place itself.
@@ -124,8 +124,8 @@ class _Steps(Iterator[Step]):
 
     def __next__(self) -> Step:
         sampler, config, begin = self._sampler, self._sampler.config, self._state.next_global_index
+        sampler.next_state = self._state.next_epoch()
         if not epoch_steps(sampler.size, config.batch_size, config.end, start=begin):
-            sampler.set_epoch(self._state.epoch + 1)
             raise StopIteration
         self._state = replace(self._state, next_global_index=begin + config.batch_size)
         return Step(self._state.epoch, rank_positions(begin, config.batch_size, sampler.rank, sampler.world_size))
