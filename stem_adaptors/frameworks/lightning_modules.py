@@ -20,9 +20,9 @@ from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import LoaderConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups, spared_names
 from tokenshards.stem_adaptors.training.schedule import learning_rate
 from tokenshards.stem_adaptors.training.validation import seen_in_training

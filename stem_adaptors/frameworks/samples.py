@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.words import short_repr
+from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.decoded import DecodedSet
 from tokenshards.stem_adaptors.data.selection import Ints, Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import drawn_rows
-from tokenshards.stem_adaptors.objectives.class_names import class_map
 
 __all__ = ["TokenSamples"]
 

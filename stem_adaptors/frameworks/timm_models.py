@@ -17,10 +17,10 @@ from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.training.build import build
 
 __all__ = ["TimmClassifier", "TimmLoader", "register_timm_models"]

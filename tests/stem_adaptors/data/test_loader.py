@@ -199,6 +199,25 @@ def test_who_takes_only_as_many_batches_as_there_are_gets_the_next_epoch(dataset
         assert taken == [batch.rows_B.tolist() for batch in whole.epoch(epoch)]
 
 
+def test_labels_are_numbered_by_the_names_of_the_classes_given(dataset: TokenDataset, stored: tuple[np.ndarray, np.ndarray]) -> None:
+    own, labels = dataset.classes, stored[1]
+    config = LoaderConfig(batch_size=TOTAL, order="sequential")
+    swapped = ("other", *reversed(own))
+    expected = np.array([*(swapped.index(name) for name in own), -1])[labels]
+    for data in (dataset, mix([(dataset, 1)])):
+        loader = TokenLoader(data, config, classes=swapped)
+        assert loader.classes == swapped
+        (batch,) = loader
+        np.testing.assert_array_equal(batch.labels_B.numpy(), expected)
+    with pytest.warns(UserWarning, match="'class_0', 'class_2'. are not among the 1 classes given.*no label") as said:
+        (batch,) = TokenLoader(dataset, config, classes=own[1:2])
+    assert len(said) == 1 and said[0].filename == __file__
+    np.testing.assert_array_equal(batch.labels_B.numpy(), np.where(labels == 1, 0, -1))
+    for classes, words in ((["x"], "unknown"), ("class_0", "expected the names"), ([*own, own[0]], "each once")):
+        with pytest.raises(ConfigError, match=words):
+            TokenLoader(dataset, config, classes=classes)
+
+
 def test_batches_made_ahead_do_not_count(dataset: TokenDataset, cache: str) -> None:
     loader = TokenLoader(dataset, LoaderConfig(batch_size=8, prefetch_batches=6, cache_dir=cache))
     assert loader.state_dict()["next_global_index"] == 0

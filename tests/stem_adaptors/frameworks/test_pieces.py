@@ -76,6 +76,19 @@ def test_labels_of_another_set_are_those_of_the_table_given(dataset: tokenshards
     assert {int(chosen[row]["labels"]) for row in range(len(chosen))} == {0} and chosen.classes == ("class_1",)
 
 
+def test_a_stream_numbers_labels_by_the_classes_given(dataset: tokenshards.TokenDataset) -> None:
+    table = ("class_9", *reversed(dataset.classes))
+    stream = tokenshards.TokenStream(dataset, classes=table)
+    assert stream.classes == table
+    plain = {sample["__key__"]: dataset.classes[int(sample["labels"])] for sample in tokenshards.TokenStream(dataset)}
+    assert {sample["__key__"]: table[int(sample["labels"])] for sample in stream} == plain
+    with pytest.warns(UserWarning, match="class_2.* no label"):
+        fewer = tokenshards.TokenStream(dataset, classes=dataset.classes[:2])
+    assert {sample["__key__"] for sample in fewer if sample["labels"] < 0} == {key for key, name in plain.items() if name == "class_2"}
+    pipeline = tokenshards.TokenPipeline(dataset, classes=table)
+    assert {sample["__key__"]: table[int(sample["labels"])] for sample in pipeline} == plain
+
+
 def test_an_image_of_several_views_is_one_sample(folder: Path) -> None:
     both = tokenshards.open_dataset(folder / "views")
     samples = tokenshards.TokenSamples(both)
