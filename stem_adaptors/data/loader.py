@@ -24,6 +24,7 @@ from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.batch_reader import BatchReader, TrainingData, class_tables, parts_of
 from tokenshards.stem_adaptors.data.device_copies import Copied, DeviceCopies
+from tokenshards.stem_adaptors.data.given import loader_config, require_data
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
@@ -77,7 +78,8 @@ class TokenLoader:
         the cache budget is too small. Errors of decoding, such as CorruptObjectError naming shard and rows, come from here or from the
         iterators.
         """
-        self.data, self.config = data, replace(config or LoaderConfig(), **settings)
+        require_data(data)
+        self.data, self.config = data, loader_config(config, settings)
         self._finds_ranks = rank is None and world_size is None
         self.rank, self.world_size = given_ranks(rank, world_size)
         self.device = None if device is None else torch.device(device)
@@ -100,6 +102,15 @@ class TokenLoader:
         return short_repr(
             self, data=self.data, batches=len(self), batch_size=config.batch_size, order=config.order, rank=ranks, device=device
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without open files and threads; a copy in another process opens its own."""
+        return {**self.__dict__, "_reader": None, "_copies": None, "_batches": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reader = BatchReader(self.data, self.config, self.world_size, tables=self._classes)
+        self._copies = DeviceCopies(self.device)
 
     def __len__(self) -> int:
         return epoch_steps(sample_count(self.data), self.config.batch_size, self.config.end)

@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, Dataset, get_worker_info
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, given_ranks, initial_state
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
@@ -52,6 +53,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int | None = None) -> None:
         """Without `world_size` that of torch.distributed or of torchrun's environment holds."""
+        require_data(data)
         self.data, self.config = data, config or LoaderConfig()
         self.world_size = found_ranks()[1] if world_size is None else world_size
         self._opened: tuple[int, BatchReader] | None = None
@@ -84,6 +86,7 @@ class StepSampler(BatchSampler):
         self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int | None = None, world_size: int | None = None
     ) -> None:
         """Without `rank` and `world_size` those of torch.distributed or of torchrun's environment hold. Raises ConfigError."""
+        require_data(data)
         self.config, self.size = config or LoaderConfig(), sample_count(data)
         self.rank, self.world_size = given_ranks(rank, world_size)
         check_ranks(data, self.config, self.rank, self.world_size)

@@ -21,7 +21,9 @@ from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import LoaderConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
+from tokenshards.stem_adaptors.data.given import loader_config, require_data
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups, spared_names
 from tokenshards.stem_adaptors.training.schedule import learning_rate
@@ -50,15 +52,18 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
     ) -> None:
         """`config` and `settings` are those of TokenLoader; `batch_size` is that of all ranks together.
 
-        Raises ConfigError where the validation set is part of a mix to train on, or has classes that the training set lacks.
+        Raises FingerprintMismatchError for a validation set of another tokenizer. Raises ConfigError where it is part of a mix to train on,
+        or has classes that the training set lacks.
         """
         super().__init__()
         self.train_data, self.val_data = train, val
-        self.config = replace(config or LoaderConfig(), **settings)
+        require_data(train, val)
+        self.config = loader_config(config, settings)
         self._loader: TokenLoader | None = None
         self._place: dict[str, Any] | None = None
         if val is None:
             return
+        require_same_tokenizer(val, train.spec, "the training set")
         note = seen_in_training(val, train)
         if note is not None:
             warnings.warn(note, stacklevel=2)
@@ -66,6 +71,8 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return short_repr(self, train=self.train_data, val=self.val_data, batch_size=self.config.batch_size)
+
+    __str__ = __repr__  # that of Lightning takes datasets apart
 
     def train_dataloader(self) -> Epochs:
         """Return the loader of the training set, one epoch per iteration."""

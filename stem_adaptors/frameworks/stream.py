@@ -18,6 +18,7 @@ from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.data.class_names import own_class_map
+from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["TokenStream"]
@@ -46,6 +47,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
 
         Raises ConfigError where the dataset has none of `classes`.
         """
+        require_data(dataset, whole=True)
         self.dataset = dataset
         self.classes: tuple[int | str, ...] = dataset.classes if classes is None else tuple(classes)
         """Labels in the order of their class index."""
