@@ -174,7 +174,7 @@ class Untaken:
         self.left_out_examples.setdefault(kind, example[:MAX_NAMED])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # its own __eq__: arrays have no truth value
 class TokenBatch:
     """Ids of a batch. If the number of sites varies, `ids_BLQ` is padded with zeros up to the longest row."""
 
@@ -186,6 +186,14 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenBatch):
+            return NotImplemented
+        mine, theirs = (self.ids_BLQ, self.lengths_B, self.shapes_BD), (other.ids_BLQ, other.lengths_B, other.shapes_BD)
+        return all(
+            one is two or (one is not None and two is not None and np.array_equal(one, two)) for one, two in zip(mine, theirs, strict=True)
+        )
 
     def __repr__(self) -> str:
         return short_repr(self, ids_BLQ=self.ids_BLQ, lengths_B=self.lengths_B, shapes_BD=self.shapes_BD)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError, require, shorten
 from tokenshards.pipeline.named_code import names_code
+from tokenshards.stem_adaptors.field_types import check_types
 
 __all__ = ["DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
 
@@ -63,6 +64,7 @@ class LoaderConfig:
     """Whole batches that a thread makes ahead; 0 makes batches in the calling thread."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.order in _ORDERS, "order", self.order, f"one of {', '.join(_ORDERS)}")
         require(self.window_shards >= 1, "window_shards", self.window_shards, "at least 1")
@@ -128,6 +130,7 @@ class AugmentConfig:
     that the other fields describe. A text replaces all other fields but `mix_group`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         names = "synonym_prob synonym_replace_prob swap_prob swap_max_share flip_prob dropout_prob noise_prob coloradapt_prob cutmix_prob"
         for name in names.split():
             _require_share(name, getattr(self, name))
@@ -186,6 +189,7 @@ class ModelConfig:
     """Attention heads, which divide the width; None takes the number of the size name."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.stem not in _STEMS:
             require(names_code(self.stem, STEMS), "stem", self.stem, f"{', '.join(_STEMS)}, or python:package.module:callable")
         require(self.levels in ("auto", "sum", "concat"), "levels", self.levels, "auto, sum or concat")
@@ -247,6 +251,7 @@ class TrainConfig:
     """Steps between checkpoints, in place of seconds; 0 uses `checkpoint_seconds`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         require(self.lr > 0, "--lr", self.lr, "more than 0")
         for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_grad_norm", "checkpoint_steps"):

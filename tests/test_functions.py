@@ -1,8 +1,9 @@
-"""`tokenshards.tokenize` and `tokenshards.train`: the commands as functions, with the same options and the same results."""
+"""`tokenshards.tokenize`, `train`, `evaluate` and `predict`: the commands as functions, with the same options and the same results."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 import typer
 
 import tokenshards
-from tests.datasets import call_json, content, write_images
+from tests.datasets import call_cli, call_json, content, write_images
 from tokenshards import cli
 from tokenshards.pipeline.errors import ConfigError, SourceError, StoppedError, TokenshardsError
+from tokenshards.stem_adaptors.data.mixing import mix
+from tokenshards.stem_adaptors.data.selection import select
 from tokenshards.stem_adaptors.training import trainer
 
 SMALL: dict[str, Any] = {"size": 16, "codes": 16, "workers": 1}
@@ -29,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tokenshards.To
     return folder, tokenshards.tokenize(folder / "photos", folder / "tokens", license="CC0", max_bad=0.5, **SMALL)
 
 
-@pytest.mark.parametrize("name", ["tokenize", "train"])
+@pytest.mark.parametrize("name", ["tokenize", "train", "evaluate", "predict"])
 def test_a_function_has_the_options_of_its_command_and_their_defaults(name: str) -> None:
     command: Any = typer.main.get_command(cli.app)
     options = {}
@@ -41,6 +44,7 @@ def test_a_function_has_the_options_of_its_command_and_their_defaults(name: str)
     for key, parameter in parameters.items():
         expected = inspect.Parameter.empty if options[key].required else options[key].default
         assert parameter.default == (True if key == "quiet" else expected), key
+        assert (parameter.kind is parameter.POSITIONAL_OR_KEYWORD) == (options[key].required or options[key].param_type_name == "argument")
         assert f"{key}: {options[key].help}" in str(getattr(tokenshards, name).__doc__)
 
 
@@ -85,7 +89,7 @@ def test_a_wrong_value_is_a_sentence(options: dict[str, Any], words: str, tmp_pa
 def test_errors_are_exceptions_and_an_unknown_name_is_a_type_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         tokenshards.tokenize(tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(TypeError, match="worker"):
+    with pytest.raises(TypeError, match="tokenize has no option 'worker' .did you mean 'workers'"):
         tokenshards.tokenize(tmp_path, tmp_path / "out", worker=2)
     with pytest.raises(TokenshardsError):
         tokenshards.train(tmp_path / "nothing", tmp_path / "run")
@@ -132,3 +136,37 @@ def test_a_stop_of_a_training_is_an_exception(
         tokenshards.train(tokens, tmp_path / "run", **options)
     assert stopped.value.exit_code == 130
     assert tokenshards.train(tokens, tmp_path / "run", resume=True, **options).record["step"] == 10
+
+
+def test_evaluate_and_predict_return_what_the_commands_print(
+    made: tuple[Path, tokenshards.TokenizeReport], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokens, run, photos = made[0] / "tokens", tmp_path / "run", tmp_path / "photos"
+    dataset = tokenshards.open_dataset(str(tokens))
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "device": "cpu", "cache_dir": tmp_path / "cache", "set": MODEL}
+    report = tokenshards.train(dataset, run, val=dataset, **options)  # datasets stand for their URLs
+    measured = tokenshards.evaluate(run, dataset, device="cpu", confusion=tmp_path / "confusion.png")
+    assert measured.accuracy.top1 == report.best_top1 and (tmp_path / "confusion.png").is_file()
+    write_images(photos, 9, bad=1, seed=1)
+    from_images = tokenshards.evaluate(run, images=photos, workers=1)
+    found = tokenshards.predict(run, photos, top=2)
+    assert capfd.readouterr() == ("", "")
+    assert call_json("evaluate", str(run), str(tokens), "--device=cpu") == measured.to_json()
+    read = [one for one in found if one.error is None]
+    assert len(found) == 10 and len(read) == from_images.accuracy.images == 9
+    right = [one.label == Path(one.image).parent.name for one in read]
+    assert sum(right) == round(from_images.accuracy.top1 * 9)
+    out, _ = call_cli("predict", str(run), str(photos), "--top=2", "--json", expect=1)
+    assert [json.loads(line) for line in out.splitlines()] == [one.to_json() for one in read]
+
+
+def test_a_part_of_a_dataset_is_refused_with_a_sentence(made: tuple[Path, tokenshards.TokenizeReport], tmp_path: Path) -> None:
+    dataset = tokenshards.open_dataset(str(made[0] / "tokens"))
+    write_images(tmp_path / "photos", 9, seed=2)
+    tokenshards.tokenize(tmp_path / "photos", tmp_path / "more", tokenizer=dataset, workers=1)
+    joined = tokenshards.open_dataset([made[0] / "tokens", tmp_path / "more"])
+    for part in (select(dataset, fraction=0.5), mix([(dataset, 1.0)]), joined):
+        with pytest.raises(ConfigError, match="data is .*; expected one whole dataset or its URL.* fraction="):
+            tokenshards.train(part, tmp_path / "run")
+    with pytest.raises(ConfigError, match="images is empty"):
+        tokenshards.predict(tmp_path / "run", [])

@@ -86,6 +86,7 @@ TOKENIZERS = (
     "fitted",
 )
 STEM_ADAPTORS = (
+    "field_types",
     "config",
     "ranks",
     "precision",

@@ -6,7 +6,7 @@
     model, transform = tokenshards.build("vit_tiny", dataset)    # a classifier, and the augmentation of its training
     loss = transform.loss(model, next(iter(loader)))             # one step of a loop of your own; model(batch.ids_BLQ) gives logits
     tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
-    report = tokenshards.train("photos.tokens", "run")           # the commands tokenize and train, as functions
+    report = tokenshards.train("photos.tokens", "run")           # the commands as functions: tokenize, train, evaluate, predict
 
 Names load on first use, so that `import tokenshards` alone loads no numpy, no pyarrow and no torch.
 """
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.augment.operation import Operation
     from tokenshards.stem_adaptors.augment.registry import register_augmentation
     from tokenshards.stem_adaptors.augment.transform import TokenTransform
+    from tokenshards.stem_adaptors.commands.evaluating import evaluate
+    from tokenshards.stem_adaptors.commands.evaluation_report import EvaluationReport
+    from tokenshards.stem_adaptors.commands.predicting import Prediction, predict
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -46,11 +49,13 @@ __all__ = [
     "AugmentConfig",
     "Batch",
     "ClassifierWithLoss",
+    "EvaluationReport",
     "ImageTokenizer",
     "Layout",
     "LoaderConfig",
     "ModelConfig",
     "Operation",
+    "Prediction",
     "Sample",
     "TimmLoader",
     "TokenClassifier",
@@ -69,8 +74,10 @@ __all__ = [
     "TrainReport",
     "__version__",
     "build",
+    "evaluate",
     "load_tokenizer",
     "open_dataset",
+    "predict",
     "register_timm_models",
     "register_augmentation",
     "tokenize",
@@ -81,11 +88,13 @@ _HOMES = {
     "AugmentConfig": "stem_adaptors.config",
     "Batch": "pipeline.shards.dataset",
     "ClassifierWithLoss": "stem_adaptors.frameworks.with_loss",
+    "EvaluationReport": "stem_adaptors.commands.evaluation_report",
     "ImageTokenizer": "pipeline.tokenizers.image_tokenizer",
     "Layout": "pipeline.shards.spec",
     "LoaderConfig": "stem_adaptors.config",
     "ModelConfig": "stem_adaptors.config",
     "Operation": "stem_adaptors.augment.operation",
+    "Prediction": "stem_adaptors.commands.predicting",
     "Sample": "pipeline.shards.dataset",
     "TimmLoader": "stem_adaptors.frameworks.timm_models",
     "TokenClassifier": "stem_adaptors.models.classifier",
@@ -103,8 +112,10 @@ _HOMES = {
     "TrainConfig": "stem_adaptors.config",
     "TrainReport": "stem_adaptors.commands.training",
     "build": "stem_adaptors.training.build",
+    "evaluate": "stem_adaptors.commands.evaluating",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",
+    "predict": "stem_adaptors.commands.predicting",
     "register_timm_models": "stem_adaptors.frameworks.timm_models",
     "register_augmentation": "stem_adaptors.augment.registry",
     "tokenize": "pipeline.commands.tokenizing",

@@ -19,6 +19,7 @@ __all__ = [
     "DecodePlace",
     "GiveUpAfter",
     "GpusPerActor",
+    "HIDDEN",
     "JsonFlag",
     "Levels",
     "MaxActors",
@@ -183,17 +184,25 @@ def refused_value(error: typer.BadParameter) -> Exception:
     return error if expected is None else ConfigError(f"{name} is {shorten(found['input'])}; expected {expected}")
 
 
+HIDDEN = "hidden"
+"""Attribute of a dataclass of options: the names of inherited fields that are no options of its command."""
+
+
 def takes(options: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Give a command the fields of the dataclass `options` as its parameters, in their order. The command gets one `options`."""
+    """Give a command the fields of the dataclass `options` as its parameters, in their order. The command gets one `options`.
+
+    A class attribute `hidden` names fields that are no options.
+    """
 
     def decorate(command: Callable[[T], None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
             command(options(**values))
 
         hints = get_type_hints(options, include_extras=True)
-        defaults = {field.name: Parameter.empty if field.default is MISSING else field.default for field in fields(options)}  # type: ignore[arg-type]
+        shown = [field for field in fields(options) if field.name not in getattr(options, HIDDEN, ())]  # type: ignore[arg-type]
+        defaults = {field.name: Parameter.empty if field.default is MISSING else field.default for field in shown}
         parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=hints[name]) for name, value in defaults.items()]
-        run.__doc__, run.__annotations__ = command.__doc__, hints
+        run.__doc__, run.__annotations__ = command.__doc__, {name: hints[name] for name in defaults}
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         return run
 

@@ -207,12 +207,19 @@ class TokenDataset:
         """Return the row at a place in shard order as a Sample, counted from the end if negative; a slice as one Batch of all columns.
 
         Decoded row groups stay in memory, up to 256 MB, so rows near each other cost microseconds. For training use a TokenLoader, which
-        reads whole batches. Raises IndexError for a row that does not exist, and the errors of `open_shard`.
+        reads whole batches. Raises IndexError for a row that does not exist, ConfigError for a list or an array of rows, and the errors of
+        `open_shard`.
         """
         count = len(self)
         if isinstance(row, slice):
             return self._slice(range(count)[row])
-        place = operator.index(row)
+        try:
+            place = operator.index(row)
+        except TypeError:
+            raise ConfigError(
+                f"the place is {shorten(row)}, of type {type(row).__name__}; expected one row as a whole number, or a slice. For several: "
+                "[dataset[row] for row in rows]; to train on them: select(dataset, rows=rows) of tokenshards.stem_adaptors.data.selection"
+            ) from None
         if not -count <= place < count:
             raise IndexError(f"row {place} of a dataset of {count} rows")
         group, at = self._groups.find(place % count)

@@ -18,7 +18,7 @@ from tokenshards.pipeline.words import short_repr
 __all__ = ["Batch", "Sample"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # its own __eq__: arrays have no truth value
 class Batch:
     """Rows in shard order: ids [B, L, Q], class indices, sample ids, and the extra columns that the caller named.
 
@@ -36,6 +36,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Batch):
+            return NotImplemented
+        same = self.sample_ids == other.sample_ids and np.array_equal(self.labels_B, other.labels_B)
+        return same and self.tokens == other.tokens and bool(self.table.equals(other.table))
 
     def __repr__(self) -> str:
         columns = self.table.column_names or None
@@ -67,6 +73,11 @@ class Sample:
     def __repr__(self) -> str:
         sample_id = self.row.get("sample_id")
         return short_repr(self, sample_id=sample_id, label=self.label, ids_LQ=self.ids_LQ, columns=self.table.column_names)
+
+    @property
+    def sample_id(self) -> str:
+        """Id of the image in the dataset."""
+        return str(self.row["sample_id"])
 
     @property
     def ids_LQ(self) -> npt.NDArray[np.unsignedinteger[Any]]:

@@ -170,7 +170,10 @@ def _array(value: Any) -> npt.NDArray[Any]:
     if isinstance(value, np.ndarray) or not _is_array(value):
         return np.asarray(value)
     if value.dtype.is_floating_point:
-        raise TokenizerError(f"got a tensor of {value.dtype} {tuple(value.shape)}; expected uint8 pixels of 0 to 255, or integer ids")
+        raise TokenizerError(
+            f"got a tensor of {value.dtype} {tuple(value.shape)}; expected pixels as uint8, 0 to 255, or ids "
+            "as integers. Pixels x from 0 to 1: (x * 255).round().to(torch.uint8)"
+        )
     found: npt.NDArray[Any] = value.detach().cpu().numpy()
     return found
 

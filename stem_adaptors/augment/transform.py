@@ -27,7 +27,7 @@ from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
-from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
@@ -174,8 +174,9 @@ class TokenTransform(nn.Module):
     def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
 
-        Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does.
+        Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does, and for anything but a batch of tensors.
         """
+        require_batch(batch)
         device = batch.ids_BLQ.device
         few = few_on(device, compiled=self._compiled)
         wanted = model.embedding.channels, self._paths(model), few

@@ -32,7 +32,15 @@ SHOWN_CLASSES = 20
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Accuracy of a run, with the names of its classes."""
+    """Accuracy of a run, with the names of its classes.
+
+    >>> trained = tokenshards.train("photos.tokens", "reported", epochs=1, set={"model.depth": 1})
+    >>> report = tokenshards.evaluate("reported", "more.tokens")
+    >>> report.classes, report.left_out, report.precision
+    (('class_0', 'class_1', 'class_2'), 0, 'fp32')
+    >>> sorted(report.to_json())
+    ['images', 'left_out', 'loss', 'per_class', 'precision', 'top1', 'top5']
+    """
 
     accuracy: Accuracy
     classes: Sequence[int | str]

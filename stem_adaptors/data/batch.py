@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.words import short_repr
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "require_batch", "require_ids"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # its own __eq__: arrays have no truth value
 class Batch:
     """Samples of one step on one rank."""
 
@@ -36,6 +38,19 @@ class Batch:
     """int64 sites per row, for ragged layouts."""
     shapes_BD: Tensor | None = None
     """int64 grid per row, for grids and videos of varying size."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Batch):
+            return NotImplemented
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
+                same = type(mine) is type(theirs) and mine == theirs
+            else:
+                same = (mine.dtype, mine.device) == (theirs.dtype, theirs.device) and torch.equal(mine, theirs)
+            if not same:
+                return False
+        return True
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])
@@ -74,3 +89,28 @@ class Batch:
     def _map(self, change: Any) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+
+
+def require_ids(ids: object) -> None:
+    """Raise ConfigError unless `ids` are a tensor of integers. Looks at no value, so it waits for no device."""
+    if isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        return
+    if isinstance(ids, Tensor):
+        raise ConfigError(f"ids are a tensor of {ids.dtype}; expected integers, the ids themselves, such as batch.ids_BLQ of a TokenLoader")
+    if isinstance(ids, np.ndarray):
+        raise ConfigError(f"ids are a NumPy array of {ids.dtype}, {list(ids.shape)}; expected a tensor of integers: torch.from_numpy(ids)")
+    inside = getattr(ids, "ids_BLQ", None)
+    if inside is None:
+        raise ConfigError(f"ids are {shorten(ids)}, a {type(ids).__name__}; expected a tensor of integers [samples, sites, levels]")
+    how = "batch.ids_BLQ" if isinstance(inside, Tensor) else "torch.from_numpy(batch.ids_BLQ)"
+    raise ConfigError(f"ids are {shorten(ids)}, a whole batch; expected its tensor of ids: {how}")
+
+
+def require_batch(batch: object) -> None:
+    """Raise ConfigError unless `batch` is a Batch of tensors."""
+    if not isinstance(batch, Batch):
+        raise ConfigError(
+            f"the batch is {shorten(batch)}, of type {type(batch).__module__}.{type(batch).__name__}; expected a batch of a TokenLoader: "
+            "for batch in tokenshards.TokenLoader(dataset, batch_size=64)"
+        )
+    require_ids(batch.ids_BLQ)

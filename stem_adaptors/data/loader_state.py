@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError, shorten
@@ -33,6 +33,10 @@ class LoaderState:
     """Draws from each dataset in one cycle of a mix."""
     subset: list[str | None]
     """Digest of the rows chosen of each dataset; None where all rows are read."""
+
+    def next_epoch(self) -> LoaderState:
+        """Return the start of the epoch after this one."""
+        return replace(self, epoch=self.epoch + 1, next_global_index=0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, which `resume` reads."""

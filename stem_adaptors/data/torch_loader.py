@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, Dataset, get_worker_info
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.data.loader import BatchReader, TrainingData, check_ranks, given_ranks, initial_state
 from tokenshards.stem_adaptors.data.loader_state import LoaderState
 from tokenshards.stem_adaptors.data.order import epoch_steps, rank_positions
@@ -52,6 +53,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __init__(self, data: TrainingData, config: LoaderConfig | None = None, *, world_size: int | None = None) -> None:
         """Without `world_size` that of torch.distributed or of torchrun's environment holds."""
+        require_data(data)
         self.data, self.config = data, config or LoaderConfig()
         self.world_size = found_ranks()[1] if world_size is None else world_size
         self._opened: tuple[int, BatchReader] | None = None
@@ -74,7 +76,7 @@ class BatchDataset(Dataset[Batch]):
 
 
 class StepSampler(BatchSampler):
-    """The steps of one rank, one epoch per iteration. `epoch` is the epoch of the next iteration; it rises when an epoch has been used up.
+    """The steps of one rank, one whole epoch per iteration: after an iteration that was begun, the next one begins the next epoch.
 
     A plain DataLoader asks for steps ahead of delivery. To stop and resume it exactly, keep `state_after(batch)` of the last batch used and
     give that to `resume`. A StatefulDataLoader keeps its place itself.
@@ -84,6 +86,7 @@ class StepSampler(BatchSampler):
         self, data: TrainingData, config: LoaderConfig | None = None, *, rank: int | None = None, world_size: int | None = None
     ) -> None:
         """Without `rank` and `world_size` those of torch.distributed or of torchrun's environment hold. Raises ConfigError."""
+        require_data(data)
         self.config, self.size = config or LoaderConfig(), sample_count(data)
         self.rank, self.world_size = given_ranks(rank, world_size)
         check_ranks(data, self.config, self.rank, self.world_size)
@@ -124,8 +127,8 @@ class _Steps(Iterator[Step]):
 
     def __next__(self) -> Step:
         sampler, config, begin = self._sampler, self._sampler.config, self._state.next_global_index
+        sampler.next_state = self._state.next_epoch()
         if not epoch_steps(sampler.size, config.batch_size, config.end, start=begin):
-            sampler.set_epoch(self._state.epoch + 1)
             raise StopIteration
         self._state = replace(self._state, next_global_index=begin + config.batch_size)
         return Step(self._state.epoch, rank_positions(begin, config.batch_size, sampler.rank, sampler.world_size))

@@ -20,10 +20,12 @@ from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import LoaderConfig, TrainConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
+from tokenshards.stem_adaptors.data.given import loader_config, require_data
 from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups, spared_names
 from tokenshards.stem_adaptors.training.schedule import learning_rate
 from tokenshards.stem_adaptors.training.validation import seen_in_training
@@ -57,16 +59,19 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
     ) -> None:
         """`config` and `settings` are those of TokenLoader; `batch_size` is that of all ranks together.
 
-        `test` is the set of Trainer.test and Trainer.predict, by default the validation set. Raises ConfigError where the validation set is
-        part of a mix to train on, has no labels, or has classes that the training set lacks.
+        `test` is the set of Trainer.test and Trainer.predict, by default the validation set. Raises OtherTokenizerError for sets of another
+        tokenizer. Raises ConfigError where the validation set is part of a mix to train on, has no labels, or has classes that the training
+        set lacks.
         """
         super().__init__()
         self.train_data, self.val_data, self.test_data = train, val, val if test is None else test
-        self.config = replace(config or LoaderConfig(), **settings)
+        require_data(train, val, test)
+        self.config = loader_config(config, settings)
         self._loader: TokenLoader | None = None
         self._place: dict[str, Any] | None = None
         if val is None:
             return
+        require_same_tokenizer(val, train.spec, "the training set")
         note = seen_in_training(val, train)
         if note is not None:
             warnings.warn(note, stacklevel=2)
@@ -75,6 +80,8 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return short_repr(self, train=self.train_data, val=self.val_data, batch_size=self.config.batch_size)
+
+    __str__ = __repr__  # that of Lightning takes datasets apart
 
     def train_dataloader(self) -> Epochs:
         """Return the loader of the training set, one epoch per iteration."""

@@ -17,10 +17,12 @@ from torch.utils.data import Dataset
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.words import short_repr
+from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.decoded import DecodedSet
+from tokenshards.stem_adaptors.data.given import require_data
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.data.selection import Ints, Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import drawn_rows
-from tokenshards.stem_adaptors.objectives.class_names import class_map
 
 __all__ = ["TokenSamples"]
 
@@ -44,20 +46,27 @@ class TokenSamples(Dataset[dict[str, Tensor]]):
         data: TokenDataset | Selection,
         *,
         classes: Sequence[int | str] | None = None,
+        like: TokenDataset | Selection | None = None,
         seed: int = 0,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_gb: float = 64.0,
     ) -> None:
-        """Open the data. `classes`: the table that labels index, by default the data's own. Give a validation set the training set's.
+        """Open the data. `classes`: the table that labels index, by default the data's own. `like`: the training set of a validation set,
+        whose classes are the table and whose tokenizer must be the same.
 
-        `cache_dir`, `cache_gb`: as in LoaderConfig. Raises ConfigError for a layout of varying size, for images without labels, for classes
-        that the table lacks, and where the cache budget is too small.
+        `cache_dir`, `cache_gb`: as in LoaderConfig. Raises OtherTokenizerError for data of another tokenizer than that of `like`.
+        Raises ConfigError for a layout of varying size, for images without labels, for classes that the table lacks, and where the cache
+        budget is too small.
         """
+        require_data(data, like)
         if data.spec.layout.variable:
             raise ConfigError(
                 "TokenSamples needs samples of one size; this layout varies, and the frameworks' own code to join samples cannot pad it. "
                 "Read it with tokenshards.TokenLoader, whose batches have a mask"
             )
+        if like is not None:
+            require_same_tokenizer(data, like.spec, "the training set")
+            classes = like.classes if classes is None else classes
         self.classes: tuple[int | str, ...] = data.classes if classes is None else tuple(classes)
         """Labels in the order of their class index."""
         self._data, self._size = data, sample_count(data)

@@ -5,7 +5,7 @@ Shapes: L sites, Q ids per site, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.words import short_repr
+from tokenshards.stem_adaptors.data.class_names import own_class_map
+from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.ranks import found_ranks
 
 __all__ = ["TokenStream"]
@@ -38,8 +40,18 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     shuffle behind the stream. Rows of several views of an image are samples of their own.
     """
 
-    def __init__(self, dataset: TokenDataset, *, shuffle_shards: bool = True, seed: int = 0) -> None:
-        self.dataset, self.classes = dataset, dataset.classes
+    def __init__(
+        self, dataset: TokenDataset, *, classes: Sequence[int | str] | None = None, shuffle_shards: bool = True, seed: int = 0
+    ) -> None:
+        """`classes`: the names that labels index, by default the dataset's own. Samples of other classes get the label -1, after a warning.
+
+        Raises ConfigError where the dataset has none of `classes`.
+        """
+        require_data(dataset, whole=True)
+        self.dataset = dataset
+        self.classes: tuple[int | str, ...] = dataset.classes if classes is None else tuple(classes)
+        """Labels in the order of their class index."""
+        self._table = None if classes is None else own_class_map(dataset.classes, classes, dataset.store.url, stacklevel=2)
         self._shuffle, self._seed, self._epoch = shuffle_shards, seed, 0
 
     def __repr__(self) -> str:
@@ -81,6 +93,8 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     def _of_group(self, reader: ShardReader, group: int, rows: range) -> Iterator[dict[str, Any]]:
         data = reader.read_row_group(group, ("sample_id", "label"))
         labels_B = self.dataset._class_indices(data.table.column("label"))
+        if self._table is not None:
+            labels_B = self._table[labels_B]
         keys = data.table.column("sample_id").to_pylist()
         tokens = data.tokens
         lengths_B = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)

@@ -6,7 +6,6 @@ Shapes: B samples, L sites, Q ids per site, D channels, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +16,12 @@ from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
+from tokenshards.stem_adaptors.data.given import loader_config, require_data
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.training.build import build
 
 __all__ = ["TimmClassifier", "TimmLoader", "register_timm_models"]
@@ -74,7 +75,7 @@ def _entry_point(name: str) -> Callable[..., TimmClassifier]:
             raise ConfigError(f"{what}: num_classes is {num_classes}; the dataset has {len(dataset.classes)} classes. Leave it out")
         config = ModelConfig(name=name.removeprefix(PREFIX), drop_path=drop_path_rate)
         model, transform = build(config, dataset, augment=augment, label_smoothing=label_smoothing, seed=seed)
-        return TimmClassifier(model, transform, dataset.classes, name)
+        return TimmClassifier(model, transform, dataset, name)
 
     create.__name__ = create.__qualname__ = name
     # timm lists what it registers in the module's __all__, so it must be found there.
@@ -85,10 +86,12 @@ def _entry_point(name: str) -> Callable[..., TimmClassifier]:
 class TimmClassifier(TokenClassifier):
     """A TokenClassifier that also takes augmented embeddings, with what timm's loop asks of a model."""
 
-    def __init__(self, model: TokenClassifier, transform: TokenTransform, classes: tuple[int | str, ...], name: str) -> None:
+    def __init__(self, model: TokenClassifier, transform: TokenTransform, data: TokenDataset | Selection, name: str) -> None:
         super().__init__(model.embedding, model.backbone, model.out_grid)
         self._transform = [transform]  # in a list, so that a state dict holds the weights of the classifier alone
-        self.classes, self.num_classes = classes, len(classes)
+        self.spec = data.spec
+        """What the ids mean."""
+        self.classes, self.num_classes = data.classes, len(data.classes)
         self.pretrained_cfg = self.default_cfg = {
             "architecture": name,
             "num_classes": self.num_classes,
@@ -103,7 +106,14 @@ class TimmClassifier(TokenClassifier):
 
     def forward(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
         """Return logits [B, C] of ids, as TokenClassifier does, or of the transform's embeddings [B, D, *sites]."""
-        if ids_BLQ.is_floating_point():
+        if isinstance(ids_BLQ, Tensor) and ids_BLQ.is_floating_point():
+            grid = bool(self.embedding.layout.grid)
+            channels = ids_BLQ.shape[1 if grid else -1]
+            if ids_BLQ.ndim != (2 + len(self.embedding.grid) if grid else 3) or channels != self.embedding.channels:
+                raise ConfigError(
+                    f"the input is {ids_BLQ.dtype} {list(ids_BLQ.shape)}; expected ids as integers, or the transform's embeddings of "
+                    f"{self.embedding.channels} channels, which TimmLoader(..., training=True) gives"
+                )
             return self.classify(ids_BLQ)
         return super().forward(ids_BLQ, mask_BL=mask_BL, shapes_BD=shapes_BD)
 
@@ -146,11 +156,14 @@ class TimmLoader:
     ) -> None:
         """`config` and `settings` are those of TokenLoader; `batch_size` is that of all ranks together.
 
-        Raises what TokenLoader raises, and ConfigError for classes that the model lacks, and for training of a learned codebook.
+        Raises what TokenLoader raises, and OtherTokenizerError for ids of another tokenizer than the model's. Raises ConfigError for
+        classes that the model lacks, and for training of a learned codebook.
         """
+        require_data(data)
+        require_same_tokenizer(data, model.spec, "the model's training set")
         self._model, self._training = model, training
         kinds = {} if training else {"order": "sequential", "end": "pad"}
-        self.loader = TokenLoader(data, replace(config or LoaderConfig(), **{**settings, **kinds}))
+        self.loader = TokenLoader(data, loader_config(config, {**settings, **kinds}))
         self._classes = class_map(data.classes, model.classes, shorten(data), missing_is_error=True)
         if training and any(parameter.requires_grad for parameter in model.embedding.parameters()):
             raise ConfigError("the model learns its codebook; TimmLoader looks codes up before the model, which would get no gradient")

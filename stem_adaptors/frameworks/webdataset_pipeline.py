@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenshards.pipeline.errors import shorten
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.shards.dataset import TokenDataset
@@ -24,9 +26,11 @@ class TokenPipeline(webdataset.DataPipeline, webdataset.FluidInterface):  # type
     The stream splits the samples by rank and worker: no splitter of webdataset is needed.
     """
 
-    def __init__(self, dataset: TokenDataset, *, shuffle_shards: bool = True, seed: int = 0) -> None:
-        """Begin the pipeline with `TokenStream(dataset, shuffle_shards=..., seed=...)`."""
-        super().__init__(TokenStream(dataset, shuffle_shards=shuffle_shards, seed=seed))
+    def __init__(
+        self, dataset: TokenDataset, *, classes: Sequence[int | str] | None = None, shuffle_shards: bool = True, seed: int = 0
+    ) -> None:
+        """Begin the pipeline with a TokenStream of these arguments."""
+        super().__init__(TokenStream(dataset, classes=classes, shuffle_shards=shuffle_shards, seed=seed))
 
     def __repr__(self) -> str:
         return f"TokenPipeline({', '.join(shorten(stage) for stage in self.pipeline)})"

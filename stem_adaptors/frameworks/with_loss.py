@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenshards.stem_adaptors.augment import TokenTransform
-from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.batch import Batch, require_ids
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.ranks import found_ranks
 
@@ -58,6 +58,7 @@ class ClassifierWithLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
         """Return logits and, with labels [B], the loss of ids [B, L, Q], or [B, L] where a site has one id."""
+        require_ids(input_ids)
         ids_BLQ = input_ids if input_ids.ndim == 3 else input_ids[..., None]
         transform = self._transform[0]
         if self.training and labels is not None and transform is not None:

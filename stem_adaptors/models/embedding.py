@@ -18,6 +18,7 @@ from tokenshards.pipeline.canonical import unseal
 from tokenshards.pipeline.errors import ConfigError, MissingObjectError
 from tokenshards.pipeline.shards import TokenDataset, TokenizerSpec
 from tokenshards.pipeline.shards.commit import unpack_counts
+from tokenshards.stem_adaptors.data.batch import require_ids
 
 __all__ = ["Statistics", "TokenEmbedding", "embedding_statistics"]
 
@@ -98,6 +99,7 @@ class TokenEmbedding(nn.Module):
         `shapes_BD` are the grids of the rows where the layout varies. Raises ConfigError for ids outside the vocabulary. A GPU is checked
         in the first batch only, because the check costs a synchronisation; later such ids end in CUDA's own index assertion.
         """
+        require_ids(ids_BLQ)
         if ids_BLQ.ndim != 3 or ids_BLQ.shape[2] != len(self.vocabulary):
             raise ConfigError(f"ids of shape {tuple(ids_BLQ.shape)}; expected [samples, sites, {len(self.vocabulary)}]")
         if out is not None and self.learned:

@@ -16,12 +16,12 @@ from torch import Tensor
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, VisionTransformer, build_classifier
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, Counts
 from tokenshards.stem_adaptors.objectives.base import Align, Answers, Blueprint, Objective
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.ranks import Ranks
 
 __all__ = ["ClassifyMeasure", "ClassifyObjective"]

@@ -6,6 +6,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform, augmentation_named
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.objectives.base import Blueprint
@@ -42,6 +43,7 @@ def build(
     """
     if isinstance(model, TokenDataset | Selection):
         raise ConfigError('build got the dataset first; expected the model first, such as build("vit_tiny", dataset)')
+    require_data(dataset)
     ClassifyObjective.require(dataset)
     whole = dataset.dataset if isinstance(dataset, Selection) else dataset
     objective = ClassifyObjective.build(

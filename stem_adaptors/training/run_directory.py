@@ -12,6 +12,7 @@ RUN/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -163,8 +164,12 @@ class Run:
             )
 
 
-def load_run(store: Store) -> Run:
-    """Read run.json. MissingObjectError where there is no run, CorruptObjectError or FormatVersionError where it cannot be read."""
+def load_run(place: str | os.PathLike[str] | Store) -> Run:
+    """Read run.json of a run, given by path or URL or as a Store.
+
+    Raises MissingObjectError where there is no run, CorruptObjectError or FormatVersionError where it cannot be read.
+    """
+    store = _store_of(place)
     try:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
@@ -233,10 +238,19 @@ def open_classify_objective(store: Store, weights: str = "best", device: torch.d
     return objective, run
 
 
-def open_classifier(store: Store, weights: str = "best", device: torch.device | str = "cpu") -> tuple[TokenClassifier, Run]:
-    """Return the classifier of a run and the run. Raises the errors of `open_classify_objective`."""
-    objective, run = open_classify_objective(store, weights, device)
-    return objective.model, run
+def open_classifier(
+    run: str | os.PathLike[str] | Store, weights: str = "best", device: torch.device | str = "cpu"
+) -> tuple[TokenClassifier, Run]:
+    """Return the classifier of a run, which is given by path or URL or as a Store, and the Run.
+
+    Raises the errors of `open_classify_objective`.
+    """
+    objective, found = open_classify_objective(_store_of(run), weights, device)
+    return objective.model, found
+
+
+def _store_of(place: str | os.PathLike[str] | Store) -> Store:
+    return place if isinstance(place, Store) else Store(os.fspath(place))
 
 
 def _known_objective(name: str) -> str:

@@ -149,19 +149,27 @@ def test_each_sample_once_on_any_ranks_and_after_any_resume(
         assert together(first) + together(second) == one
 
 
-def test_iterations_go_on_and_epochs_follow_each_other(dataset: TokenDataset, cache: str) -> None:
-    config = LoaderConfig(batch_size=16, cache_dir=cache)
+@pytest.mark.parametrize("order", ["global", "windowed", "sequential"])
+def test_after_an_abandoned_pass_the_next_epoch_comes_whole(dataset: TokenDataset, cache: str, order: str) -> None:
+    config = LoaderConfig(batch_size=16, order=order, end="pad", cache_dir=cache)
     loader, whole = TokenLoader(dataset, config), TokenLoader(dataset, config)
-    expected = [batch.rows_B.tolist() for epoch in range(2) for batch in whole.epoch(epoch)]
-    found = []
-    for batch in loader:
-        found.append(batch.rows_B.tolist())
-        if len(found) == 3:
+    first, second, third = ([batch.rows_B.tolist() for batch in whole.epoch(epoch)] for epoch in range(3))
+    assert next(iter(loader)).rows_B.tolist() == first[0]  # a look at one batch
+    assert loader.state_dict()["next_global_index"] == 16
+    iter(loader)  # takes nothing, so it begins no epoch
+    for number, batch in enumerate(loader):
+        assert batch.rows_B.tolist() == second[number]
+        if number == 2:
             break
-    assert loader.state_dict()["next_global_index"] == 48
-    found += [batch.rows_B.tolist() for batch in loader]
-    found += [batch.rows_B.tolist() for batch in loader]
-    assert found == expected and loader.state_dict()["epoch"] == 2
+    place = loader.state_dict()
+    assert (place["epoch"], place["next_global_index"]) == (1, 48)
+    assert [batch.rows_B.tolist() for batch in loader] == third
+    loader.load_state_dict(place)  # only a state that is given is continued in its middle, once
+    iter(loader)
+    assert next(iter(loader)).rows_B.tolist() == second[3]
+    assert [batch.rows_B.tolist() for batch in loader] == third
+    loader.load_state_dict(place)
+    assert [batch.rows_B.tolist() for _ in range(2) for batch in loader] == second[3:] + third
 
 
 def test_a_state_at_the_end_of_an_epoch_goes_on_with_the_next(dataset: TokenDataset, cache: str) -> None:
@@ -189,6 +197,25 @@ def test_who_takes_only_as_many_batches_as_there_are_gets_the_next_epoch(dataset
     for epoch in range(3):
         taken = [batch.rows_B.tolist() for _, batch in zip(range(len(loader)), loader, strict=False)]
         assert taken == [batch.rows_B.tolist() for batch in whole.epoch(epoch)]
+
+
+def test_labels_are_numbered_by_the_names_of_the_classes_given(dataset: TokenDataset, stored: tuple[np.ndarray, np.ndarray]) -> None:
+    own, labels = dataset.classes, stored[1]
+    config = LoaderConfig(batch_size=TOTAL, order="sequential")
+    swapped = ("other", *reversed(own))
+    expected = np.array([*(swapped.index(name) for name in own), -1])[labels]
+    for data in (dataset, mix([(dataset, 1)])):
+        loader = TokenLoader(data, config, classes=swapped)
+        assert loader.classes == swapped
+        (batch,) = loader
+        np.testing.assert_array_equal(batch.labels_B.numpy(), expected)
+    with pytest.warns(UserWarning, match="'class_0', 'class_2'. are not among the 1 classes given.*no label") as said:
+        (batch,) = TokenLoader(dataset, config, classes=own[1:2])
+    assert len(said) == 1 and said[0].filename == __file__
+    np.testing.assert_array_equal(batch.labels_B.numpy(), np.where(labels == 1, 0, -1))
+    for classes, words in ((["x"], "unknown"), ("class_0", "expected the names"), ([*own, own[0]], "each once")):
+        with pytest.raises(ConfigError, match=words):
+            TokenLoader(dataset, config, classes=classes)
 
 
 def test_batches_made_ahead_do_not_count(dataset: TokenDataset, cache: str) -> None:
@@ -420,7 +447,7 @@ def test_an_abandoned_or_replaced_iterator_ends_its_thread(dataset: TokenDataset
     with pytest.raises(ConfigError, match="one iterator at a time"):
         next(older)
     state = loader.state_dict()
-    assert state["next_global_index"] == 12
+    assert (state["epoch"], state["next_global_index"]) == (2, 4)
     del older, newer
     assert not prefetch_threads()
     assert loader.state_dict() == state

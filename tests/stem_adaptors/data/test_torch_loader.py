@@ -157,3 +157,14 @@ def test_a_corrupt_shard_is_named(tmp_path: Path) -> None:
     # torch can carry only the text of an error with two arguments out of a worker.
     with pytest.raises(RuntimeError, match=f"CorruptObjectError: {data.shards[1].path}(.|\n)*rows 10 to 19"):
         list(plain(data, config, 1, multiprocessing_context="fork"))
+
+
+def test_the_sampler_begins_the_next_epoch_after_an_abandoned_pass(dataset: TokenDataset, cache: str) -> None:
+    config = LoaderConfig(batch_size=8, cache_dir=cache)
+    steps = StepSampler(dataset, config)
+    next(iter(steps))
+    begun = iter(steps)
+    assert [next(begun).epoch, next(begun).epoch] == [1, 1]
+    steps.resume(TokenLoader(dataset, config).state_dict() | {"epoch": 4, "next_global_index": config.batch_size})
+    rest = iter(steps)
+    assert (next(rest).epoch, steps.next_state.epoch, len(list(iter(steps)))) == (4, 5, len(steps))

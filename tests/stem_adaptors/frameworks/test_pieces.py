@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.datasets import convert, write_images
 from tests.pipeline.shards.samples import LAYOUTS
 from tests.pipeline.shards.test_dataset import build
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.stem_adaptors.data.selection import select
 
@@ -31,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert(folder / "photos", folder / "tokens", fit=FitConfig(size=32, codes=16, iterations=4, patch=8), shard_rows=12)
     convert(folder / "photos", folder / "views", tokenizer=str(folder / "tokens" / "tokenizer"), views="flip")
     convert(folder / "fewer", folder / "fewer.tokens", tokenizer=str(folder / "tokens" / "tokenizer"))
+    convert(folder / "fewer", folder / "other.tokens", fit=FitConfig(size=32, codes=8, iterations=2, patch=8))
     return folder
 
 
@@ -74,6 +76,19 @@ def test_labels_of_another_set_are_those_of_the_table_given(dataset: tokenshards
         tokenshards.TokenSamples(dataset, classes=fewer.classes)
     chosen = tokenshards.TokenSamples(select(dataset, classes=["class_1"], remap=True))
     assert {int(chosen[row]["labels"]) for row in range(len(chosen))} == {0} and chosen.classes == ("class_1",)
+
+
+def test_a_stream_numbers_labels_by_the_classes_given(dataset: tokenshards.TokenDataset) -> None:
+    table = ("class_9", *reversed(dataset.classes))
+    stream = tokenshards.TokenStream(dataset, classes=table)
+    assert stream.classes == table
+    plain = {sample["__key__"]: dataset.classes[int(sample["labels"])] for sample in tokenshards.TokenStream(dataset)}
+    assert {sample["__key__"]: table[int(sample["labels"])] for sample in stream} == plain
+    with pytest.warns(UserWarning, match="class_2.* no label"):
+        fewer = tokenshards.TokenStream(dataset, classes=dataset.classes[:2])
+    assert {sample["__key__"] for sample in fewer if sample["labels"] < 0} == {key for key, name in plain.items() if name == "class_2"}
+    pipeline = tokenshards.TokenPipeline(dataset, classes=table)
+    assert {sample["__key__"]: table[int(sample["labels"])] for sample in pipeline} == plain
 
 
 def test_an_image_of_several_views_is_one_sample(folder: Path) -> None:
@@ -203,3 +218,49 @@ def test_timm_models_say_what_they_need(dataset: tokenshards.TokenDataset) -> No
     assert {"backbone.pos_embed", "backbone.cls_token"} <= model.no_weight_decay()
     features = model.forward_features(torch.from_numpy(dataset[:2].ids_BLQ.astype(np.int64)))
     assert features.shape[0] == 2 and features.shape[2] == 64
+
+
+def test_ids_of_another_tokenizer_are_refused(dataset: tokenshards.TokenDataset, folder: Path) -> None:
+    allow_torchvision()
+    import timm
+
+    other, fewer = tokenshards.open_dataset(folder / "other.tokens"), tokenshards.open_dataset(folder / "fewer.tokens")
+    name = tokenshards.register_timm_models()[0]
+    model = timm.create_model(name, data=dataset, augment="none").eval()
+    words = r"other\.tokens was made by the tokenizer .*; .* Tokenize both sets with one tokenizer"
+    for make in (
+        lambda val: tokenshards.TokenDataModule(dataset, val),
+        lambda val: tokenshards.TimmLoader(val, model, training=False),
+        lambda val: tokenshards.TokenSamples(val, like=dataset),
+    ):
+        with pytest.raises(FingerprintMismatchError, match=words):
+            make(other)
+        make(fewer)
+    assert tokenshards.TokenSamples(fewer, like=dataset).classes == dataset.classes
+
+
+@pytest.mark.parametrize("timm_model", [False, True])
+def test_what_is_no_tensor_of_ids_is_refused_with_a_sentence(dataset: tokenshards.TokenDataset, timm_model: bool) -> None:
+    allow_torchvision()
+    import timm
+
+    model, transform = tokenshards.build("vit_nano", dataset)
+    batch = next(iter(tokenshards.TokenLoader(dataset, batch_size=4)))
+    wrapped = tokenshards.ClassifierWithLoss(model, transform)
+    if timm_model:
+        model = timm.create_model(tokenshards.register_timm_models()[0], data=dataset, augment="none")
+    ids, stored = batch.ids_BLQ, dataset[:4]
+    given = {
+        "NumPy array of uint.*torch.from_numpy": stored.ids_BLQ,
+        "whole batch; expected its tensor of ids: batch.ids_BLQ": batch,
+        r"whole batch; expected its tensor of ids: torch.from_numpy\(batch.ids_BLQ\)": stored,
+        "'photos', a str; expected a tensor": "photos",
+        "torch.float32": ids.float() + 0.9,
+    }
+    for words, value in given.items():
+        for call in (model, wrapped):
+            with pytest.raises(ConfigError, match=words):
+                call(value)
+    for value in (stored, replace(batch, ids_BLQ=ids.float())):
+        with pytest.raises(ConfigError, match="expected a batch of a TokenLoader|torch.float32"):
+            transform.loss(model, value)

@@ -16,9 +16,9 @@ from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.commands.evaluation_report import SHOWN_CLASSES, EvaluationReport
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy
-from tokenshards.stem_adaptors.objectives.class_names import class_map, relabelled
 from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.reporting.curves import confusion_png, curves_png

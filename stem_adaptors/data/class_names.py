@@ -5,16 +5,19 @@ Shapes: B samples, C classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.stem_adaptors.data.batch import Batch
 
-__all__ = ["class_map", "relabelled"]
+__all__ = ["class_map", "own_class_map", "relabelled"]
 
 
 def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: str, *, missing_is_error: bool) -> Tensor:
@@ -32,6 +35,23 @@ def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: s
             "Classes are matched by name"
         )
     return torch.tensor([*mapped, -1])  # the label -1 picks the last entry
+
+
+def own_class_map(classes: Sequence[int | str], wanted: Sequence[int | str], where: str, *, stacklevel: int) -> npt.NDArray[np.int64]:
+    """Return what `class_map` returns, as an array. Warns of classes that `wanted` lacks: their samples lose their labels.
+
+    Raises ConfigError for a text in the place of names, for a name that comes twice, and where no class is shared.
+    """
+    names = [str(name) for name in wanted]
+    if isinstance(wanted, str) or len(set(names)) < len(names):
+        raise ConfigError(f"classes is {shorten(wanted)}; expected the names of classes, each once, such as run.classes or train.classes")
+    mapping = class_map(classes, wanted, where, missing_is_error=False).numpy()
+    if lacking := [name for name, place in zip(classes, mapping, strict=False) if place < 0]:
+        warnings.warn(
+            f"{where}: the classes {shorten(lacking)} are not among the {len(names)} classes given; images of them have no label (-1)",
+            stacklevel=stacklevel + 1,
+        )
+    return np.asarray(mapping, np.int64)
 
 
 def relabelled(mapping: Tensor, batch: Batch) -> Batch:
