@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
-from tokenshards.pipeline.errors import ConfigError, require, shorten
+from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.named_code import names_code
 from tokenshards.stem_adaptors.field_types import check_types
 
-__all__ = ["DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig", "with_settings"]
+__all__ = ["DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig"]
 
 DRAWS = 3
 """Version of the rules for random draws and optimisation. A run keeps its version to its end; run.json names it.
@@ -265,41 +262,3 @@ class TrainConfig:
         require(self.precision in ("auto", "fp32", "bf16", "fp16"), "--precision", self.precision, "auto, fp32, bf16 or fp16")
         require(self.train_part in ("all", "head", "attention"), "--train-part", self.train_part, "all, head or attention")
         require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "more than 0")
-
-
-def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return the configs with settings such as `augment.noise_prob=0.25` applied; the part names are the keys of `configs`.
-
-    Raises ConfigError for an unknown part or field (the message lists the known ones) and for a value of another type.
-    """
-    changed = dict(configs)
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        part, dot, field_name = name.partition(".")
-        if not equals or not dot:
-            raise ConfigError(f"--set is {shorten(setting)}; expected PART.FIELD=VALUE, such as augment.noise_prob=0.25")
-        if part not in changed:
-            raise ConfigError(f"--set {name}: no part {part!r}; expected one of {', '.join(sorted(changed))}")
-        known = {field.name: field for field in fields(changed[part])}
-        if field_name not in known:
-            raise ConfigError(f"--set {name}: {part} has no field {field_name!r}; it has {', '.join(sorted(known))}")
-        changed[part] = replace(changed[part], **{field_name: _parsed(name, text, str(known[field_name].type))})
-    return changed
-
-
-def _parsed(name: str, text: str, kind: str) -> Any:
-    if kind == "str" or (kind == "str | None" and text != "null"):
-        return text
-    try:
-        value = json.loads(text.lower())
-    except ValueError:
-        value = text
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = {
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and number,
-        "float": number,
-    }.get(kind.removesuffix(" | None"), False)
-    if not fits and not (value is None and kind.endswith("None")):
-        raise ConfigError(f"--set {name}: {text!r} is not of type {kind}")
-    return value

@@ -90,6 +90,7 @@ STEM_ADAPTORS = (
     "config",
     "ranks",
     "precision",
+    "settings",
     "recipes",
     "data",
     "augment",

@@ -25,9 +25,10 @@ from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.on_embeddings import Crop
 from tokenshards.stem_adaptors.augment.operation import OneOf
 from tokenshards.stem_adaptors.augment.transform import Lookup
-from tokenshards.stem_adaptors.config import AugmentConfig, with_settings
+from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding, embedding_statistics
+from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe
 
 __all__ = ["augmented_views", "nearest_ids"]

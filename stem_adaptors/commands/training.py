@@ -14,10 +14,11 @@ from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import augmentation_named
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
-from tokenshards.stem_adaptors.config import TrainConfig, with_settings
+from tokenshards.stem_adaptors.config import TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.ranks import joined_ranks
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
+from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe, smaller_batch_note, training_data, with_given
 from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, default_fraction_seed, load_run
 from tokenshards.stem_adaptors.training.training_job import TrainingJob

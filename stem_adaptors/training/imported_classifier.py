@@ -12,11 +12,12 @@ from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorte
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import allowed_augmentations, require_own_operations_allowed
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import initial_state
 from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
 from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
+from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.checkpoints import require_finite, write_weights
 from tokenshards.stem_adaptors.training.pretrained import LoadReport, fill_model
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON, Run, load_run

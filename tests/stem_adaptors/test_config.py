@@ -11,7 +11,8 @@ import pytest
 import tokenshards
 from tests.datasets import call_cli
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig, with_settings
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.settings import with_settings
 
 
 def configs() -> dict[str, Any]:

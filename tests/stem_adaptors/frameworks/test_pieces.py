@@ -17,7 +17,7 @@ from tests.datasets import convert, write_images
 from tests.pipeline.shards.samples import LAYOUTS
 from tests.pipeline.shards.test_dataset import build
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tokenshards.pipeline.errors import ConfigError, FingerprintMismatchError
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.stem_adaptors.data.selection import select
 
@@ -233,7 +233,7 @@ def test_ids_of_another_tokenizer_are_refused(dataset: tokenshards.TokenDataset,
         lambda val: tokenshards.TimmLoader(val, model, training=False),
         lambda val: tokenshards.TokenSamples(val, like=dataset),
     ):
-        with pytest.raises(FingerprintMismatchError, match=words):
+        with pytest.raises(OtherTokenizerError, match=words):
             make(other)
         make(fewer)
     assert tokenshards.TokenSamples(fewer, like=dataset).classes == dataset.classes
