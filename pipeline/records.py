@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenshards.pipeline.errors import BadInput
-from tokenshards.pipeline.words import short_repr
+from tokenshards.pipeline.words import same_fields, short_repr
 
 __all__ = [
     "AbsentRecord",
@@ -188,12 +188,7 @@ class TokenBatch:
         return int(self.ids_BLQ.shape[0])
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TokenBatch):
-            return NotImplemented
-        mine, theirs = (self.ids_BLQ, self.lengths_B, self.shapes_BD), (other.ids_BLQ, other.lengths_B, other.shapes_BD)
-        return all(
-            one is two or (one is not None and two is not None and np.array_equal(one, two)) for one, two in zip(mine, theirs, strict=True)
-        )
+        return same_fields(self, other) if isinstance(other, TokenBatch) else NotImplemented
 
     def __repr__(self) -> str:
         return short_repr(self, ids_BLQ=self.ids_BLQ, lengths_B=self.lengths_B, shapes_BD=self.shapes_BD)

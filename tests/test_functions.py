@@ -148,6 +148,7 @@ def test_evaluate_and_predict_return_what_the_commands_print(
     measured = tokenshards.evaluate(run, dataset, device="cpu", confusion=tmp_path / "confusion.png")
     assert measured.accuracy.top1 == report.best_top1 and (tmp_path / "confusion.png").is_file()
     write_images(photos, 9, bad=1, seed=1)
+    assert tokenshards.evaluate(run, dataset, device="cpu", confusion=tmp_path / "confusion.png") == measured
     from_images = tokenshards.evaluate(run, images=photos, workers=1)
     found = tokenshards.predict(run, photos, top=2)
     assert capfd.readouterr() == ("", "")

@@ -81,6 +81,7 @@ def made() -> Iterator[tuple[str, Any]]:
     report = evaluate_run(store, more, weights="best", device=torch.device("cpu"))
     yield "EvaluationReport", report
     yield "Accuracy", report.accuracy
+    yield "Prediction", tokenshards.predict("run", "more", top=3)[0]
 
 
 def test_what_a_user_holds_shows_itself_in_three_lines(shown: dict[str, str]) -> None:

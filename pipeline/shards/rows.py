@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tokenshards.pipeline.records import Label, TokenBatch
-from tokenshards.pipeline.words import short_repr
+from tokenshards.pipeline.words import same_fields, short_repr
 
 __all__ = ["Batch", "Sample"]
 
@@ -38,10 +38,7 @@ class Batch:
         return len(self.tokens)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Batch):
-            return NotImplemented
-        same = self.sample_ids == other.sample_ids and np.array_equal(self.labels_B, other.labels_B)
-        return same and self.tokens == other.tokens and bool(self.table.equals(other.table))
+        return same_fields(self, other) if isinstance(other, Batch) else NotImplemented
 
     def __repr__(self) -> str:
         columns = self.table.column_names or None

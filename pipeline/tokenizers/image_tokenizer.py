@@ -75,7 +75,7 @@ class ImageTokenizer:
         (4, 256, 2)
         """
         if prepared:
-            return self.tokenizer.encode(np.ascontiguousarray(_array(images)))
+            return self.tokenizer.encode(np.ascontiguousarray(_array(images, _PIXELS)))
         found = []
         pixels = self._pixels(images, channels)
         while some := list(islice(pixels, AT_A_TIME)):
@@ -102,7 +102,7 @@ class ImageTokenizer:
         elif isinstance(images, Image.Image):
             yield self._prepared(images, "a PIL image")
         elif _is_array(images):
-            for image_HWC in _images_of(_array(images), channels):
+            for image_HWC in _images_of(_array(images, _PIXELS), channels):
                 yield self._prepared(Image.fromarray(image_HWC), "an array")
         elif isinstance(images, Iterable) and not isinstance(images, (bytes, bytearray)):
             for image in images:
@@ -144,8 +144,9 @@ def token_batch(ids: Any, spec: TokenizerSpec) -> TokenBatch:
     if isinstance(tokens, TokenBatch):
         check_ids(tokens.ids_BLQ, spec)
         return tokens
-    layout, found = spec.layout, _array(ids) if _is_array(ids) else np.asarray(ids)
+    layout = spec.layout
     wanted = f"a TokenBatch, or integers [B, {layout.sites}, {layout.ids_per_site}]"
+    found = _array(ids, wanted) if _is_array(ids) else np.asarray(ids)
     if layout.variable:
         raise TokenizerError(f"decode got {type(ids).__name__}; expected a TokenBatch, because rows of this tokenizer vary in size")
     if found.dtype.kind not in "iu":
@@ -161,19 +162,19 @@ def token_batch(ids: Any, spec: TokenizerSpec) -> TokenBatch:
     return TokenBatch(np.ascontiguousarray(found.transpose(0, 2, 1).astype(spec.id_dtype)).transpose(0, 2, 1))
 
 
+_PIXELS = "uint8 pixels of 0 to 255. Of x from 0 to 1: (x * 255).round().to(torch.uint8)"
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "torch"
 
 
-def _array(value: Any) -> npt.NDArray[Any]:
+def _array(value: Any, expected: str) -> npt.NDArray[Any]:
     """Return an array or a torch tensor as an array. This module does not import torch."""
     if isinstance(value, np.ndarray) or not _is_array(value):
         return np.asarray(value)
     if value.dtype.is_floating_point:
-        raise TokenizerError(
-            f"got a tensor of {value.dtype} {tuple(value.shape)}; expected pixels as uint8, 0 to 255, or ids "
-            "as integers. Pixels x from 0 to 1: (x * 255).round().to(torch.uint8)"
-        )
+        raise TokenizerError(f"got a tensor of {value.dtype} {list(value.shape)}; expected {expected}")
     found: npt.NDArray[Any] = value.detach().cpu().numpy()
     return found
 
@@ -186,8 +187,9 @@ def _images_of(pixels: npt.NDArray[Any], channels: Channels | None) -> npt.NDArr
     first = pixels.ndim in (3, 4) and shape[-3] == 3 and channels != "last"
     last = pixels.ndim in (3, 4) and shape[-1] == 3 and channels != "first"
     if pixels.dtype != np.uint8 or not (first or last) or 0 in shape[-3:]:
+        cast = ". Of x from 0 to 1: (x * 255).round().astype('uint8')" if pixels.dtype.kind == "f" else ""
         raise TokenizerError(
-            f"encode got {pixels.dtype} {list(shape)}; expected uint8 pixels of 0 to 255, [H, W, 3] or [3, H, W], or a batch of either"
+            f"encode got {pixels.dtype} {list(shape)}; expected uint8 pixels of 0 to 255, [H, W, 3] or [3, H, W], or batches{cast}"
         )
     if first and last:
         raise TokenizerError(f"encode got {list(shape)}: the colours may be its first or last axis; say channels='first' or 'last'")

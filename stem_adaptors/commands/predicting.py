@@ -16,6 +16,7 @@ from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.commands.predict_options import PredictOptions
 from tokenshards.stem_adaptors.precision import recorded_precision
 from tokenshards.stem_adaptors.training import evaluate
@@ -39,6 +40,9 @@ class Prediction:
     """(class, probability) pairs, the best first; empty where the image cannot be read."""
     error: str | None = None
     """Why the image cannot be read."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, image=self.image, classes=self.classes or None, error=self.error)
 
     @property
     def label(self) -> int | str | None:

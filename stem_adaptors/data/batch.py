@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, shorten
-from tokenshards.pipeline.words import short_repr
+from tokenshards.pipeline.words import same_fields, short_repr
 
 __all__ = ["Batch", "require_batch", "require_ids"]
 
@@ -40,17 +40,7 @@ class Batch:
     """int64 grid per row, for grids and videos of varying size."""
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Batch):
-            return NotImplemented
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
-                same = type(mine) is type(theirs) and mine == theirs
-            else:
-                same = (mine.dtype, mine.device) == (theirs.dtype, theirs.device) and torch.equal(mine, theirs)
-            if not same:
-                return False
-        return True
+        return same_fields(self, other) if isinstance(other, Batch) else NotImplemented
 
     def __len__(self) -> int:
         return int(self.ids_BLQ.shape[0])

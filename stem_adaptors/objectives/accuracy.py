@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.words import short_repr
+from tokenshards.pipeline.words import same_fields, short_repr
 from tokenshards.stem_adaptors.ranks import Ranks
 
 __all__ = ["CONFUSION_CLASSES", "Accuracy", "Counts", "require_few_classes"]
@@ -92,7 +92,7 @@ class Counts:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # its own __eq__: arrays have no truth value
 class Accuracy:
     """The measurement of a classifier on labelled images."""
 
@@ -103,6 +103,9 @@ class Accuracy:
     """Images of each class, and the images among them whose best class is right."""
     confusion_CC: npt.NDArray[np.int64] | None = None
     """Rows are true classes, columns predicted classes; None where no matrix was asked for."""
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other) if isinstance(other, Accuracy) else NotImplemented
 
     def __repr__(self) -> str:
         return short_repr(self, top1=round(self.top1, 4), top5=round(self.top5, 4), images=self.images, loss=round(self.loss, 4))

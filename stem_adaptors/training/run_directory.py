@@ -28,7 +28,7 @@ from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.words import short_repr
+from tokenshards.pipeline.words import same_fields, short_repr
 from tokenshards.stem_adaptors.augment import require_own_operations_allowed
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
@@ -75,7 +75,7 @@ FREE_FIELDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # its own __eq__: arrays have no truth value
 class Run:
     """The content of run.json."""
 
@@ -93,6 +93,9 @@ class Run:
     """Version of the rules for random draws, see `config.DRAWS`."""
     objective: str = "classify"
     """What is learned: a name of `objectives.OBJECTIVES`."""
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other) if isinstance(other, Run) else NotImplemented
 
     def __repr__(self) -> str:
         return short_repr(self, objective=self.objective, model=self.model.name, classes=self.classes, data=self.data.get("url"))

@@ -46,6 +46,8 @@ def test_what_is_loaded_is_what_was_trained(trained: Path) -> None:
     assert json.loads(json.dumps(found.to_json())) == {**found.to_json()}
     model, _ = open_classifier(store, "last")
     assert not model.training
+    for place in (trained / "run", str(trained / "run")):
+        assert load_run(place) == open_classifier(place)[1] == found
     kept = load_file(trained / "run" / "checkpoint.safetensors")
     assert all(torch.equal(value, kept[f"model/{name}"]) for name, value in model.state_dict().items())
 
