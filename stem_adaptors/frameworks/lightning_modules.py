@@ -69,9 +69,11 @@ class TokenDataModule(LightningDataModule):  # type: ignore[misc]
         self.config = loader_config(config, settings)
         self._loader: TokenLoader | None = None
         self._place: dict[str, Any] | None = None
+        for measured in (val, test):
+            if measured is not None:
+                require_same_tokenizer(measured, train.spec, "the training set")
         if val is None:
             return
-        require_same_tokenizer(val, train.spec, "the training set")
         note = seen_in_training(val, train)
         if note is not None:
             warnings.warn(note, stacklevel=2)

@@ -115,10 +115,14 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> N
 
 def require_finite(weights: Mapping[str, Tensor], where: str) -> None:
     """Raise ConfigError naming the weights that hold NaN or an infinite number: a model with them answers, but its answers mean nothing."""
-    bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in weights.items() if not bool(tensor.isfinite().all())}
+    bad = {name: count for name, tensor in weights.items() if (count := int((~_widened(tensor).isfinite()).sum()))}
     if bad:
         first = ", ".join(f"{name} ({count} of {weights[name].numel()})" for name, count in list(bad.items())[:4])
         raise ConfigError(
             f"{where}: {len(bad)} of the {len(weights)} weights hold numbers that are not finite: {first}. Give weights from before the "
             "training went wrong"
         )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # torch cannot ask float8 for NaN

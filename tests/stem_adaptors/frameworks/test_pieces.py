@@ -199,6 +199,21 @@ def test_lightning_reads_by_rank_and_begins_its_validation_anew(
         tokenshards.TokenDataModule(dataset, tokenshards.open_dataset(folder / "tokens"))
 
 
+def test_lightning_predicts_unlabelled_images_and_measures_none(dataset: tokenshards.TokenDataset, folder: Path, tmp_path: Path) -> None:
+    allow_torchvision()
+    write_images(tmp_path / "flat", 7, classes=0)
+    convert(tmp_path / "flat", tmp_path / "tokens", tokenizer=f"{dataset.store.url}/tokenizer")
+    flat = tokenshards.open_dataset(tmp_path / "tokens")
+    data = tokenshards.TokenDataModule(dataset, test=flat, batch_size=4)
+    module = tokenshards.TokenClassifierModule(*tokenshards.build("vit_nano", dataset))
+    answers = [module.predict_step(batch, number) for number, batch in enumerate(data.predict_dataloader())]
+    assert [len(logits_BC) for logits_BC in answers] == [4, 3]
+    with pytest.raises(ConfigError, match="none of the 7 images has a label; .*Trainer.predict needs none"):
+        data.test_dataloader()
+    with pytest.raises(ConfigError, match="none of the 7 images has a label; .*nothing can be measured"):
+        tokenshards.TokenDataModule(dataset, flat)
+
+
 def test_timm_models_say_what_they_need(dataset: tokenshards.TokenDataset) -> None:
     allow_torchvision()
     import timm
@@ -230,6 +245,7 @@ def test_ids_of_another_tokenizer_are_refused(dataset: tokenshards.TokenDataset,
     words = r"other\.tokens was made by the tokenizer .*; .* Tokenize both sets with one tokenizer"
     for make in (
         lambda val: tokenshards.TokenDataModule(dataset, val),
+        lambda val: tokenshards.TokenDataModule(dataset, test=val),
         lambda val: tokenshards.TimmLoader(val, model, training=False),
         lambda val: tokenshards.TokenSamples(val, like=dataset),
     ):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, MissingObjectError
+from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.training.checkpoints import (
     Checkpoint,
@@ -17,6 +17,7 @@ from tokenshards.stem_adaptors.training.checkpoints import (
     optimizer_tensors,
     read_checkpoint,
     read_weights,
+    require_finite,
     write_checkpoint,
     write_weights,
 )
@@ -120,3 +121,11 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "new.safetensors").write_bytes(data.replace(b'\\"version\\": 1', b'\\"version\\": 9'))
     with pytest.raises(FormatVersionError, match="reads 1"):
         read_weights(store, "new.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_weight_that_is_not_finite_is_named(dtype: torch.dtype) -> None:
+    weights = {"good": torch.ones(3).to(dtype), "steps": torch.tensor(4)}
+    require_finite(weights, "file")
+    with pytest.raises(ConfigError, match=r"^file: 1 of the 3 weights .* not finite: bad \(2 of 3\)"):
+        require_finite({**weights, "bad": torch.tensor([float("nan"), 1.0, float("nan")]).to(dtype)}, "file")

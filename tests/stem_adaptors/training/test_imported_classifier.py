@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.datasets import call_cli
-from tests.stem_adaptors.training.small_runs import fit, request_for, tokenize_pair
+from tests.datasets import call_cli, convert, write_images
+from tests.stem_adaptors.training.small_runs import FIT, fit, request_for, tokenize_pair
 from tests.stem_adaptors.training.test_pretrained import save, seit_state
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
@@ -119,6 +119,18 @@ def test_a_run_directory_and_its_files_answer_as_the_run(trained: Trained, token
     for file in ("best", "checkpoint"):
         import_classifier(f"{trained.url}/{file}.safetensors", open_dataset(str(tokens)), Store(str(tmp_path / file)), settings=learned)
         torch.testing.assert_close(logits_of(tmp_path / file, tokens), trained.logits)
+
+
+def test_a_run_keeps_its_classes_and_needs_its_tokenizer(trained: Trained, tokens: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3, classes=1, seed=8)
+    convert(tmp_path / "images", tmp_path / "one", tokenizer=str(tokens / "tokenizer"))
+    assert open_dataset(str(tmp_path / "one")).classes == ("class_0",)
+    made = import_classifier(trained.url, open_dataset(str(tmp_path / "one")), Store(str(tmp_path / "run")))
+    assert made.run.classes == open_dataset(str(tokens)).classes
+    torch.testing.assert_close(logits_of(tmp_path / "run", tokens), trained.logits)
+    convert(tmp_path / "images", tmp_path / "foreign", fit=FIT)
+    with pytest.raises(OtherTokenizerError, match="Tokenize the images with --tokenizer .*run/tokenizer"):
+        import_classifier(trained.url, open_dataset(str(tmp_path / "foreign")), Store(str(tmp_path / "other")))
 
 
 def test_a_backbone_alone_takes_raw_embeddings_and_says_how_to_change_that(trained: Trained, tokens: Path, tmp_path: Path) -> None:

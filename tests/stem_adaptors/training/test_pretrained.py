@@ -50,6 +50,23 @@ def test_a_checkpoint_of_torch_is_loaded_whole(tmp_path: Path, wrapped: Any, suf
     assert set(report.loaded) == set(source.state_dict()) and not report.fresh and not report.ignored
 
 
+def test_a_prefix_is_what_lies_before_the_names_of_the_model(tmp_path: Path) -> None:
+    """A module of the model's own may have the name of a wrapper, and averaged weights may lie beside the ones wanted."""
+
+    class Own(nn.Module):
+        def __init__(self, fill: float) -> None:
+            super().__init__()
+            self.model = nn.Linear(3, 2)
+            nn.init.constant_(self.model.weight, fill)
+
+    state = Own(1.0).state_dict()
+    for prefix in ("", "module.", "a.b."):
+        target = Own(0.0)
+        extra = {f"ema.{name}": -tensor for name, tensor in state.items()} if prefix == "module." else {"steps": torch.tensor(3)}
+        path = save(tmp_path / "own.pt", {f"{prefix}{name}": tensor for name, tensor in state.items()} | extra)
+        assert not load_pretrained(target, path).fresh and bool((target.model.weight == 1).all())
+
+
 def test_a_run_s_weights_fill_the_backbone_and_leave_the_codebook(tmp_path: Path) -> None:
     source, target = make_classifier(), make_classifier()
     with torch.no_grad():
@@ -59,6 +76,10 @@ def test_a_run_s_weights_fill_the_backbone_and_leave_the_codebook(tmp_path: Path
     report = load_pretrained(target, save(tmp_path / "weights.safetensors", source.state_dict()))
     assert torch.equal(target.embedding.level_0, codes_KD)
     assert report.ignored == ("embedding.level_0",) and not report.fresh
+    assert "they learned from other code vectors than the model's" in str(report)
+    same = load_pretrained(target, save(tmp_path / "same.safetensors", make_classifier().state_dict()))
+    assert not same.other_codes and "code vectors" not in str(same)
+    load_pretrained(target, str(tmp_path / "weights.safetensors"))
     for name, tensor in source.backbone.state_dict().items():
         assert torch.equal(target.backbone.state_dict()[name], tensor)
 
