@@ -216,9 +216,12 @@ class TokenDataset:
         try:
             place = operator.index(row)
         except TypeError:
+            several = (
+                "[dataset[row] for row in rows], or to train on them select(dataset, rows=rows) of tokenshards.stem_adaptors.data.selection"
+            )
             raise ConfigError(
-                f"the place is {shorten(row)}, of type {type(row).__name__}; expected one row as a whole number, or a slice. For several: "
-                "[dataset[row] for row in rows]; to train on them: select(dataset, rows=rows) of tokenshards.stem_adaptors.data.selection"
+                f"the place is {shorten(row)}, of type {type(row).__name__}; expected one row as a whole number, or a slice. "
+                + ("By its id: dataset.sample(id)" if isinstance(row, str) else f"Several rows: {several}")
             ) from None
         if not -count <= place < count:
             raise IndexError(f"row {place} of a dataset of {count} rows")

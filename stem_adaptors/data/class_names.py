@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from torch import Tensor
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.stem_adaptors.data.batch import Batch
 
-__all__ = ["class_map", "own_class_map", "relabelled"]
+__all__ = ["class_map", "own_class_map", "relabelled", "require_names"]
 
 
 def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: str, *, missing_is_error: bool) -> Tensor:
@@ -37,18 +38,23 @@ def class_map(classes: Sequence[int | str], known: Sequence[int | str], where: s
     return torch.tensor([*mapped, -1])  # the label -1 picks the last entry
 
 
+def require_names(classes: Any) -> None:
+    """Raise ConfigError unless `classes` are numbers or texts in a sequence, each once."""
+    names = None if isinstance(classes, str) or not hasattr(classes, "__len__") or hasattr(classes, "spec") else list(classes)
+    if names is None or not all(isinstance(name, (int, str)) for name in names) or len({str(name) for name in names}) < len(names):
+        raise ConfigError(f"classes is {shorten(classes)}; expected the names of classes, each once, such as run.classes or train.classes")
+
+
 def own_class_map(classes: Sequence[int | str], wanted: Sequence[int | str], where: str, *, stacklevel: int) -> npt.NDArray[np.int64]:
     """Return what `class_map` returns, as an array. Warns of classes that `wanted` lacks: their samples lose their labels.
 
-    Raises ConfigError for a text in the place of names, for a name that comes twice, and where no class is shared.
+    Raises what `require_names` raises, and ConfigError where no class is shared.
     """
-    names = [str(name) for name in wanted]
-    if isinstance(wanted, str) or len(set(names)) < len(names):
-        raise ConfigError(f"classes is {shorten(wanted)}; expected the names of classes, each once, such as run.classes or train.classes")
+    require_names(wanted)
     mapping = class_map(classes, wanted, where, missing_is_error=False).numpy()
     if lacking := [name for name, place in zip(classes, mapping, strict=False) if place < 0]:
         warnings.warn(
-            f"{where}: the classes {shorten(lacking)} are not among the {len(names)} classes given; images of them have no label (-1)",
+            f"{where}: the classes {shorten(lacking)} are not among the {len(wanted)} classes given; images of them have no label (-1)",
             stacklevel=stacklevel + 1,
         )
     return np.asarray(mapping, np.int64)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.words import short_repr
-from tokenshards.stem_adaptors.data.class_names import class_map
+from tokenshards.stem_adaptors.data.class_names import class_map, require_names
 from tokenshards.stem_adaptors.data.decoded import DecodedSet
 from tokenshards.stem_adaptors.data.given import require_data
 from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
@@ -67,6 +67,8 @@ class TokenSamples(Dataset[dict[str, Tensor]]):
         if like is not None:
             require_same_tokenizer(data, like.spec, "the training set")
             classes = like.classes if classes is None else classes
+        if classes is not None:
+            require_names(classes)
         self.classes: tuple[int | str, ...] = data.classes if classes is None else tuple(classes)
         """Labels in the order of their class index."""
         self._data, self._size = data, sample_count(data)

@@ -49,9 +49,9 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         """
         require_data(dataset, whole=True)
         self.dataset = dataset
+        self._table = None if classes is None else own_class_map(dataset.classes, classes, dataset.store.url, stacklevel=2)
         self.classes: tuple[int | str, ...] = dataset.classes if classes is None else tuple(classes)
         """Labels in the order of their class index."""
-        self._table = None if classes is None else own_class_map(dataset.classes, classes, dataset.store.url, stacklevel=2)
         self._shuffle, self._seed, self._epoch = shuffle_shards, seed, 0
 
     def __repr__(self) -> str:

@@ -242,7 +242,7 @@ def test_rows_by_place_from_either_end_and_in_slices(tmp_path: Path) -> None:
     for row in (4005, -4006):
         with pytest.raises(IndexError, match="of a dataset of 4005 rows"):
             _ = dataset[row]
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"By its id: dataset.sample\(id\)"):
         _ = dataset["class_1"]  # type: ignore[call-overload]
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from tokenshards.stem_adaptors.data.mixing import mix
 from tokenshards.stem_adaptors.data.prefetch import Prefetcher
 from tokenshards.stem_adaptors.data.selection import select
 from tokenshards.stem_adaptors.data.windows import Window, WindowStore
+from tokenshards.stem_adaptors.frameworks.samples import TokenSamples
+from tokenshards.stem_adaptors.frameworks.stream import TokenStream
 
 ORDERS = ("global", "windowed", "sequential")
 ROWS = [13, None, 8, 21, 5, 1, 17]
@@ -199,9 +202,11 @@ def test_who_takes_only_as_many_batches_as_there_are_gets_the_next_epoch(dataset
         assert taken == [batch.rows_B.tolist() for batch in whole.epoch(epoch)]
 
 
-def test_labels_are_numbered_by_the_names_of_the_classes_given(dataset: TokenDataset, stored: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_are_numbered_by_the_names_of_the_classes_given(
+    dataset: TokenDataset, cache: str, stored: tuple[np.ndarray, np.ndarray]
+) -> None:
     own, labels = dataset.classes, stored[1]
-    config = LoaderConfig(batch_size=TOTAL, order="sequential")
+    config = LoaderConfig(batch_size=TOTAL, order="sequential", cache_dir=cache)
     swapped = ("other", *reversed(own))
     expected = np.array([*(swapped.index(name) for name in own), -1])[labels]
     for data in (dataset, mix([(dataset, 1)])):
@@ -213,9 +218,11 @@ def test_labels_are_numbered_by_the_names_of_the_classes_given(dataset: TokenDat
         (batch,) = TokenLoader(dataset, config, classes=own[1:2])
     assert len(said) == 1 and said[0].filename == __file__
     np.testing.assert_array_equal(batch.labels_B.numpy(), np.where(labels == 1, 0, -1))
-    for classes, words in ((["x"], "unknown"), ("class_0", "expected the names"), ([*own, own[0]], "each once")):
-        with pytest.raises(ConfigError, match=words):
-            TokenLoader(dataset, config, classes=classes)
+    wrong: list[Any] = ["class_0", 3, dataset, [*own, own[0]], [1.5]]
+    for classes, words in [(["x"], "unknown"), *((value, "expected the names of classes, each once") for value in wrong)]:
+        for read in (partial(TokenLoader, config=config), partial(TokenSamples, cache_dir=cache), TokenStream):
+            with pytest.raises(ConfigError, match=words):
+                read(dataset, classes=classes)
 
 
 def test_batches_made_ahead_do_not_count(dataset: TokenDataset, cache: str) -> None:
