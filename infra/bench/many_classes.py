@@ -47,6 +47,7 @@ def write_dataset(root: Path, rows: int, seed: int) -> None:
         codebook=CodebookInfo(sha256=codebook_sha256(tables), dims=(WIDTH,)),
     )
     names = [f"n{number:08d}" for number in range(CLASSES)]
+    counts_C = np.bincount(np.arange(rows) * 7919 % CLASSES, minlength=CLASSES)
     store, entries = Store(str(root)), []
     for shard, start in enumerate(range(0, rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, rows - start)
@@ -71,7 +72,7 @@ def write_dataset(root: Path, rows: int, seed: int) -> None:
         )  # fmt: skip
     store.write("tokenizer/codebook.safetensors", save(tables))
     manifest = Manifest(
-        generation=0, parent=None, plan_ids=("bench",), spec=spec, classes=tuple(names), class_counts=(0,) * CLASSES,
+        generation=0, parent=None, plan_ids=("bench",), spec=spec, classes=tuple(names), class_counts=tuple(counts_C.tolist()),
         totals={}, statistics={}, card={}, tokenizer_objects={}, label_type="string", shards=entries,
     )  # fmt: skip
     publish_manifest(store, manifest)

@@ -100,7 +100,8 @@ class Operation(nn.Module):
             x = None if state.x is None else state.x.clone()  # `forward` may write into x
             return state.where(hit_B, self(state._replace(x=x), numbers))
         rows = hit_B.nonzero().flatten()
-        return state.put(rows, self(state.take(rows), numbers[rows]))
+        taken = state.take(rows)
+        return state.put(rows, self(taken, numbers[rows]), taken)
 
     def text(self) -> str:
         """Return the operation as `augment.ops` names it."""

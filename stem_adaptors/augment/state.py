@@ -46,11 +46,14 @@ class TokenState(NamedTuple):
             self.ids_BLQ[rows], self.targets_BC[rows], groups, None if x is None else x[rows], None if mask is None else mask[rows]
         )
 
-    def put(self, rows: Tensor, part: TokenState) -> TokenState:
-        """Return this state with the samples of `part` in those rows."""
+    def put(self, rows: Tensor, part: TokenState, taken: TokenState) -> TokenState:
+        """Return this state with the samples of `part` in those rows. What `part` still shares with `taken`, as it was taken, stays."""
+        # Targets of many classes are large. Embeddings may have been changed in place.
         x = self.x if self.x is None or part.x is None else self.x.index_copy(0, rows, part.x)
+        ids_BLQ = self.ids_BLQ if part.ids_BLQ is taken.ids_BLQ else self.ids_BLQ.index_copy(0, rows, part.ids_BLQ)
+        same = part.targets_BC is taken.targets_BC
         return self._replace(
-            ids_BLQ=self.ids_BLQ.index_copy(0, rows, part.ids_BLQ), targets_BC=self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
+            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
         )
 
     def where(self, hit_B: Tensor, other: TokenState) -> TokenState:

@@ -18,7 +18,7 @@ def soft_targets(labels_B: Tensor, classes: int, smoothing: float = 0.0) -> Tens
     off = smoothing / classes
     hit_BC = labels_B[:, None] == torch.arange(classes, device=labels_B.device)
     targets_BC = torch.where(hit_BC, 1.0 - smoothing + off, off)
-    return targets_BC * (labels_B >= 0)[:, None]
+    return targets_BC.mul_((labels_B >= 0)[:, None])
 
 
 def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from filelock import FileLock
 
 from tokenshards.pipeline.canonical import seal, unseal
@@ -238,6 +239,7 @@ def _build(dataset: TokenDataset, folder: Path, needed: int, threads: int, lock:
             sinks = {name: stack.enter_context(open(place / name, "wb")) for name in array_names(dataset.spec)}
             groups = decode_shards(ShardCopies(dataset), range(len(dataset.shards)), threads)
             found = write_rows(groups, dataset.spec, sinks)
+        pa.default_memory_pool().release_unused()  # otherwise the pool keeps the memory of the decoding for the whole training
         arrays = {name: map_array(place / name, dtype, shape) for name, (dtype, shape) in found.items()}
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
