@@ -74,7 +74,8 @@ _quiet_pillow = _QuietPillow()
 def failure_of(error: Exception, data: bytes) -> BadInput:
     """Return the permanent failure that an error of Pillow means for these bytes."""
     text = _ADDRESS.sub("", str(error))  # equal inputs must give equal quarantine files
-    words = _UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {text[:300]}"
+    said = text[:300] if type(error) is OSError and text else f"{type(error).__name__}: {text[:300]}"  # "OSError" says nothing of an image
+    words = _UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else said
     detail = f"{words}; {shown_bytes(data)}"
     if isinstance(error, Image.DecompressionBombError):
         return BadInput(Reason.TOO_MANY_PIXELS, detail)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorten
+from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.objectives.accuracy import Accuracy, require_few_classes
 from tokenshards.stem_adaptors.precision import precision_name, recorded_precision
@@ -94,11 +95,7 @@ def evaluate_run(
     Raises OtherTokenizerError for tokens of another tokenizer, ConfigError where no class is shared or no image has a label.
     """
     objective, run = open_classify_objective(store, weights, device)
-    if data.spec.fingerprint != run.spec.fingerprint:
-        raise OtherTokenizerError(
-            f"{data.store.url}: made by the tokenizer {data.spec.fingerprint[:12]}…; this run learned from {run.spec.fingerprint[:12]}…. "
-            f"Tokenize the images with --tokenizer {store.url}/tokenizer"
-        )
+    require_same_tokenizer(data, run.spec, f"the run {store.url}", f"Tokenize the images with --tokenizer {store.url}/tokenizer")
     align = objective.align(data, strict=False)
     loader = TokenLoader(data, LoaderConfig(batch_size=batch_size, order="sequential", end="pad"), rank=0, world_size=1, device=device)
     precision = recorded_precision(run.train.precision, device)

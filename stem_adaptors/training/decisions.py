@@ -94,7 +94,8 @@ def _recipe(config: TrainConfig, steps: int, batch_size: int) -> str:
         else ""
     )
     return (
-        f"{config.epochs} epochs of {steps:,} steps of {batch_size} images{parts}, AdamW at {config.lr:g} after "
+        f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(batch_size, 'image')}{parts}, "
+        f"AdamW at {config.lr:g} after "
         f"{min(config.warmup_epochs, longest):g} epochs of warm-up{cut}, weight decay {config.weight_decay:g}{extra}"
     )
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError, shorten
+from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import allowed_augmentations, require_own_operations_allowed
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import initial_state
+from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.models.classifier import SIZES, TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
 from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
@@ -100,11 +101,7 @@ def _recorded(weights: str, dataset: TokenDataset) -> Run | None:
     run = load_run(store)
     require_own_code_allowed(run.model)
     require_own_operations_allowed(run.augment)
-    if run.spec.fingerprint != dataset.spec.fingerprint:
-        raise OtherTokenizerError(
-            f"{dataset.store.url}: made by the tokenizer {dataset.spec.fingerprint[:12]}…; the run {weights} learned from "
-            f"{run.spec.fingerprint[:12]}…. Tokenize the images with --tokenizer {weights}/tokenizer"
-        )
+    require_same_tokenizer(dataset, run.spec, f"the run {weights}", f"Tokenize the images with --tokenizer {weights}/tokenizer")
     return run
 
 

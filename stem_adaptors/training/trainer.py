@@ -116,7 +116,7 @@ class Trainer:
                 self._say(note)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
-                self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1} of {config.epochs})")
+                self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1:,} of {config.epochs:,})")
         elif self.ranks.is_main:
             self.run.save(out, self.request.dataset)
         for line in self._decisions():
