@@ -20,7 +20,9 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.augment import PRESETS, TokenTransform, augmentation_named, embed_ops, index_ops, mixes
 from tokenshards.stem_adaptors.augment.language import named_code as code_named_in
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
+from tokenshards.stem_adaptors.augment.numbers import Numbers
 from tokenshards.stem_adaptors.augment.registry import _REGISTERED, AUGMENTATIONS, register_augmentation
+from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.config import AugmentConfig
 
 HERE = "tests.stem_adaptors.augment.own_operations"
@@ -52,6 +54,19 @@ def test_one_of_gives_each_sample_one_operation(levels: int) -> None:
         assert torch.equal(found[sample], (replaced, moved, ids_BLQ)[kind][sample])
         kinds.add(kind)
     assert kinds == {0, 1, 2}
+
+
+def test_an_operation_that_changes_targets_changes_those_of_its_samples() -> None:
+    class Softened(tokenshards.Operation):
+        def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
+            return state._replace(targets_BC=state.targets_BC * 0.5)
+
+    states = {}
+    for hit in (True, False):
+        state = TokenState(torch.zeros(4, 6, 1, dtype=torch.int32), torch.ones(4, 3), x=torch.zeros(4, 2, 6))
+        states[hit] = Softened().chosen(state, keys_of(4), torch.tensor([hit, False, hit, False]))
+    assert states[True].targets_BC.tolist() == [[0.5] * 3, [1.0] * 3] * 2
+    assert states[False].targets_BC.tolist() == [[1.0] * 3] * 4
 
 
 @pytest.mark.parametrize("samples", [1, 2])
