@@ -43,7 +43,7 @@ def test_a_training_prints_what_it_decided_and_whether_it_is_the_default(pair: t
     assert tuple(said) == FIVE
     assert said["data"].startswith("70 images of 3 classes, 4 x 4 sites with 2 ids; nothing is measured")
     assert said["model"].startswith("vit_nano, ") and said["model"].endswith("(the default for 70 images)")
-    assert said["recipe"].startswith("1 epochs of 4 steps of 16 images, AdamW at 0.002") and said["recipe"].endswith("(as given)")
+    assert said["recipe"].startswith("1 epoch of 4 steps of 16 images, AdamW at 0.002") and said["recipe"].endswith("(as given)")
     assert said["augmentation"].startswith("mild: random-resized crop from 35%, synonyms 25%") and "default" in said["augmentation"]
     assert said["place"] == "cpu in fp32, one process, seed 0"
     assert "after 0.5 epochs of warm-up (cut from 2 to half of the training; more --epochs leave it whole), weight" in said["recipe"]
