@@ -9,11 +9,12 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.named_code import require_allowed
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
+from tokenshards.stem_adaptors.augment.composed import OneOf
 from tokenshards.stem_adaptors.augment.language import named_code, parse_operations
 from tokenshards.stem_adaptors.augment.mixing import ColorAdapt, CutMix, Mixup
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSites, Noise, RandomCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
-from tokenshards.stem_adaptors.augment.operation import OneOf, Operation
+from tokenshards.stem_adaptors.augment.operation import Operation
 from tokenshards.stem_adaptors.config import AugmentConfig
 
 __all__ = ["allowed_augmentations", "default_augmentations", "mix_group_size", "mixes", "operations_of", "require_own_operations_allowed"]

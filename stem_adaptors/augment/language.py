@@ -12,7 +12,8 @@ from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.named_code import PREFIX
-from tokenshards.stem_adaptors.augment.operation import HalfBatch, OneOf, Operation
+from tokenshards.stem_adaptors.augment.composed import HalfBatch, OneOf
+from tokenshards.stem_adaptors.augment.operation import Operation
 from tokenshards.stem_adaptors.augment.registry import make_operation, operations_of_callable
 
 __all__ = ["named_code", "parse_operations", "text_of"]

@@ -12,6 +12,7 @@ from tokenshards.stem_adaptors.augment.mixing import ColorAdapt, CutMix, Mixup
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSites, Noise, RandomCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
 from tokenshards.stem_adaptors.augment.operation import Operation
+from tokenshards.stem_adaptors.augment.quantise import Quantise
 
 __all__ = ["AUGMENTATIONS", "make_operation", "operation_names", "operations_of_callable", "register_augmentation"]
 
@@ -21,7 +22,8 @@ AUGMENTATIONS = "tokenshards.augmentations"
 _OWN: dict[str, Callable[..., Operation]] = {
     kind.name: kind
     for kind in (
-        Synonyms, Swap, Flip, RandomResizedCrop, RandomCrop, CentreCrop, Noise, ColorAdapt, DropSites, CutMix, Mixup,
+        Synonyms, Swap, Flip, RandomResizedCrop, RandomCrop, CentreCrop, Noise, ColorAdapt, DropSites, Quantise, CutMix,
+        Mixup,
     )
 }  # fmt: skip
 _REGISTERED: dict[str, Callable[..., Operation]] = {}

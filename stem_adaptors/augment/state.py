@@ -5,6 +5,7 @@ Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ class TokenState(NamedTuple):
     """float32 [B, D, *sites] embeddings; None in operations on ids."""
     mask: Tensor | None = None
     """True at sites that exist, [B, *sites]; None where all do."""
+    vectors: Callable[[Tensor], Tensor] | None = None
+    """The model's code vectors: ids [B, N, Q] of any N sites -> float32 [B, N, D]."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -39,11 +42,23 @@ class TokenState(NamedTuple):
             raise TypeError("there are no embeddings yet in an operation on ids; let its stage be 'embeddings'")
         return self.x
 
+    def with_ids(self, ids_BNQ: Tensor, grid: tuple[int, ...]) -> TokenState:
+        """Return the samples with new ids over a grid, and the model's code vectors of these ids as embeddings."""
+        if self.vectors is None:
+            raise TypeError("this state has no code vectors; only a TokenTransform gives them")
+        x_BND = self.vectors(ids_BNQ)
+        return self._replace(ids_BLQ=ids_BNQ, x=x_BND.view(len(x_BND), *grid, x_BND.shape[-1]).movedim(-1, 1))
+
     def take(self, rows: slice | Tensor, groups: int = 1) -> TokenState:
         """Return some of the samples, as `groups` mix groups."""
         x, mask = self.x, self.mask
         return TokenState(
-            self.ids_BLQ[rows], self.targets_BC[rows], groups, None if x is None else x[rows], None if mask is None else mask[rows]
+            self.ids_BLQ[rows],
+            self.targets_BC[rows],
+            groups,
+            None if x is None else x[rows],
+            None if mask is None else mask[rows],
+            self.vectors,
         )
 
     def put(self, rows: Tensor, part: TokenState, taken: TokenState) -> TokenState:

@@ -15,7 +15,7 @@ __all__ = ["soft_cross_entropy", "soft_targets"]
 
 def soft_targets(labels_B: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
     """Return float32 [B, C]: 1 - s + s/C at the label and s/C elsewhere, where s is the smoothing. A label of -1 (none) gives zeros."""
-    off = smoothing / classes
+    off = smoothing / max(1, classes)  # without classes there are no targets: [B, 0]
     hit_BC = labels_B[:, None] == torch.arange(classes, device=labels_B.device)
     targets_BC = torch.where(hit_BC, 1.0 - smoothing + off, off)
     return targets_BC.mul_((labels_B >= 0)[:, None])

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -109,12 +111,21 @@ class TokenTransform(nn.Module):
     (torch.Size([24, 48, 14, 14]), torch.Size([24, 3]), None)
     >>> loss = transform.loss(model, batch)  # another batch, or the next epoch, draws other numbers
 
-    `config`: the operations. `classes` and `smoothing`: those of the targets. `draws`: version of the random draws, see `config.DRAWS`.
+    `config`: the operations. `classes` and `smoothing`: those of the targets. `statistics`: mean and standard deviation by which the
+    model standardises embeddings. `draws`: version of the random draws, see `config.DRAWS`.
     Raises ConfigError for an operation that has no meaning in the layout, or that needs a codebook where there is none.
     """
 
     def __init__(
-        self, spec: TokenizerSpec, tables: Tables, config: AugmentConfig, classes: int = 0, smoothing: float = 0.0, *, draws: int = DRAWS
+        self,
+        spec: TokenizerSpec,
+        tables: Tables,
+        config: AugmentConfig,
+        classes: int = 0,
+        smoothing: float = 0.0,
+        *,
+        statistics: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
+        draws: int = DRAWS,
     ) -> None:
         super().__init__()
         self.config, self.layout = config, spec.layout
@@ -125,7 +136,7 @@ class TokenTransform(nn.Module):
         self._grids = [spec.layout.grid or (spec.layout.sites,)]
         for operation in self._list:
             for member in operation.members():
-                member.version = draws
+                member.version, member.statistics = draws, statistics
             operation.prepare(spec, tables, self._grids[-1])
             self._grids.append(operation.out_grid(self._grids[-1]))
         self._suffixes = [""] * len(self.operations)
@@ -215,7 +226,8 @@ class TokenTransform(nn.Module):
 
     def _augmented(self, model: TokenModel, inputs: StepInputs, numbers: DrawnNumbers) -> TokenState:
         targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
-        state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)))
+        vectors = getattr(model.embedding, "vectors", None)
+        state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)), vectors=vectors)
         for operation, suffix in zip(self._list, self._suffixes, strict=True):
             own = numbers.scoped(suffix)
             if operation.stage == "embeddings" and state.x is None:

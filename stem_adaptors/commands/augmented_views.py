@@ -10,28 +10,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.dataset import TokenDataset
-from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.tokenizers.nearest_code import Metric, NearestCode
 from tokenshards.stem_adaptors.augment import TokenTransform
+from tokenshards.stem_adaptors.augment.composed import OneOf
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.on_embeddings import Crop
-from tokenshards.stem_adaptors.augment.operation import OneOf
+from tokenshards.stem_adaptors.augment.quantise import NearestCodes
 from tokenshards.stem_adaptors.augment.transform import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
-from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding, embedding_statistics
+from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
 from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe
 
-__all__ = ["augmented_views", "nearest_ids"]
+__all__ = ["augmented_views"]
 
 MOST_LETTERS = 24
 """Width of a column's caption."""
@@ -78,20 +74,21 @@ def augmented_views(
     batch = Batch(ids_BLQ, places_B, torch.ones(len(ids_BLQ)), places_B, places_B, epoch=0, seed=seed)
     statistics = embedding_statistics(dataset)
     model = Lookup(TokenEmbedding(spec, tables, standardise=statistics))
+    nearest = None if spec.codebook is None else NearestCodes(spec, tables, statistics)
     views = [("tokens\nas stored", tokens)]
     columns = [*_columns(config)]
     if spec.codebook is not None:
         columns.append(("all together\nas in training", _whole_grid(config)))
     for caption, part in columns:
         try:
-            transform = TokenTransform(spec, tables, part, len(ids_BLQ))
+            transform = TokenTransform(spec, tables, part, len(ids_BLQ), statistics=statistics)
         except ConfigError:
             continue  # the layout has no such operation
         state = transform.state(model, batch)
         if all(operation.stage == "ids" for operation in parse_operations(part.ops)) if part.ops else not _on_embeddings(part):
             ids = state.ids_BLQ.numpy().astype(spec.id_dtype)
-        elif spec.codebook is not None:
-            ids = _nearest(spec, tables, statistics, state.embeddings)
+        elif nearest is not None:
+            ids = nearest(state.embeddings.flatten(2).transpose(1, 2)).numpy().astype(spec.id_dtype)
         else:
             continue
         views.append((caption, TokenBatch(ids[:shown])))
@@ -149,34 +146,3 @@ def _how_often(name: str, config: AugmentConfig) -> str:
     }
     of = "mix groups" if name in ("CutMix", "Mixup") else "images"
     return f"{shares[name]:.0%} of {of}" if shares[name] > 0 else "off"
-
-
-def _nearest(spec: TokenizerSpec, tables: Tables, statistics: Statistics | None, x: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:
-    x_BLD = x.flatten(2).transpose(1, 2)
-    if statistics is not None:
-        mean_D, std_D = (torch.from_numpy(np.asarray(part, np.float32)) for part in statistics)
-        # A channel without variance is not divided by its standard deviation, as in `TokenEmbedding`.
-        x_BLD = x_BLD * torch.where(std_D > 1e-6 * std_D.max(), std_D, 1.0) + mean_D
-    return nearest_ids(spec, tables, x_BLD)
-
-
-def nearest_ids(spec: TokenizerSpec, tables: Tables, x_BLD: Tensor) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """Return ids [B, L, Q] of the codes nearest to embeddings.
-
-    With `concat` each level names the code nearest to its own part of the channels. Otherwise each level names the code nearest to what the
-    levels before it left. The metric is cosine where the codebook says so, else Euclidean distance. Raises ConfigError without a codebook.
-    """
-    if spec.codebook is None:
-        raise ConfigError(f"tokenizer family {spec.family!r} has no codebook; its embeddings have no nearest ids")
-    concat = spec.layout.combine == "concat"
-    metric: Metric = "cosine" if spec.codebook.metric == "cosine" else "l2"
-    rest_ND, start, ids = x_BLD.float().flatten(0, 1), 0, []
-    for level in range(spec.layout.ids_per_site):
-        table_KD = np.asarray(tables[f"level_{level}"], np.float32)
-        part_ND = rest_ND[:, start : start + table_KD.shape[1]] if concat else rest_ND
-        ids.append(NearestCode(table_KD, metric)(part_ND))
-        if concat:
-            start += table_KD.shape[1]
-        else:
-            rest_ND = rest_ND - torch.from_numpy(table_KD)[ids[-1]]
-    return torch.stack(ids, dim=1).reshape(*x_BLD.shape[:2], len(ids)).numpy().astype(spec.id_dtype)

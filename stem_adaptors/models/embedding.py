@@ -110,9 +110,7 @@ class TokenEmbedding(nn.Module):
             ids_BQL = self._on_canvas(ids_BQL, shapes_BD)
         if not torch.compiler.is_compiling():
             self._check(ids_BQL)
-        tables = [self._table(q) for q in range(len(self.vocabulary))]
-        if self.layout.variable and self.learned:
-            tables = [self._with_pad(table) for table in tables]
+        tables = self._tables()
         if self.learned or (out is None and (ids_BQL.device.type != "cpu" or torch.compiler.is_compiling())):
             x_BLD = self._summed(ids_BQL, tables)
         else:
@@ -121,6 +119,10 @@ class TokenEmbedding(nn.Module):
             return x_BLD
         x = x_BLD.reshape(len(x_BLD), *self.layout.grid, self.channels)
         return x.movedim(-1, 1)
+
+    def vectors(self, ids_BNQ: Tensor) -> Tensor:
+        """Return float32 [B, N, D], the code vectors of ids of any N sites, without a layout and without a check."""
+        return self._summed(ids_BNQ.transpose(1, 2), self._tables())
 
     def site_mask(self, mask_BL: Tensor | None, shapes_BD: Tensor | None = None) -> Tensor | None:
         """Return True at real sites of the output, [B, *grid] or [B, L]. None where every row fills the output."""
@@ -131,6 +133,11 @@ class TokenEmbedding(nn.Module):
         for inside_BN in axes[1:]:
             mask = mask[..., None] & inside_BN.reshape(len(mask), *[1] * (mask.ndim - 1), -1)
         return mask
+
+    def _tables(self) -> list[Tensor]:
+        """Return the tables, with a row for the pad id where the layout varies."""
+        tables = [self._table(q) for q in range(len(self.vocabulary))]
+        return [self._with_pad(table) for table in tables] if self.layout.variable and self.learned else tables
 
     def _table(self, level: int) -> Tensor:
         return cast(Tensor, getattr(self, f"level_{level}"))

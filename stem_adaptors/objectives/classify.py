@@ -70,7 +70,10 @@ class ClassifyObjective(Objective):
     def build(cls, blueprint: Blueprint) -> ClassifyObjective:
         """Return a new classifier with its augmentation."""
         spec, tables, classes = blueprint.spec, blueprint.tables, len(blueprint.classes)
-        transform = TokenTransform(spec, tables, blueprint.augment, classes, blueprint.label_smoothing, draws=blueprint.draws)
+        statistics = None if blueprint.model.raw_embeddings else blueprint.statistics
+        transform = TokenTransform(
+            spec, tables, blueprint.augment, classes, blueprint.label_smoothing, statistics=statistics, draws=blueprint.draws
+        )
         model = build_classifier(spec, tables, blueprint.statistics, blueprint.model, classes, transform.out_grid, seed=blueprint.seed)
         return cls(model, transform, blueprint.classes)
 

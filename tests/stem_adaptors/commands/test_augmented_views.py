@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.datasets import convert, write_images
 from tests.pipeline.shards.test_dataset import build
-from tests.stem_adaptors.augment.layouts import grid, sequence, spec_of, tables_of
+from tests.stem_adaptors.augment.layouts import sequence, spec_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import TokenDataset, TokenizerSpec, open_dataset
 from tokenshards.pipeline.tokenizers.config import FitConfig
-from tokenshards.stem_adaptors.commands.augmented_views import augmented_views, nearest_ids
+from tokenshards.stem_adaptors.commands.augmented_views import augmented_views
 
 OPERATIONS = ["synonyms", "block swap", "mirror", "resized crop", "noise", "ColorAdapt", "site dropout", "CutMix", "Mixup"]
 
@@ -104,27 +103,6 @@ def test_settings_and_recipes_of_train_are_shown(dataset: TokenDataset, tmp_path
         captions(settings=["model.depth=1"])
 
 
-@pytest.mark.parametrize(("combine", "metric"), [("sum", "l2"), ("concat", "l2"), ("concat", "cosine")])
-def test_nearest_ids(combine: Any, metric: str) -> None:
-    spec = spec_of(grid(2, 3, 2, combine=combine), codes=9, metric=metric)
-    tables = tables_of(spec)
-    x_BLD = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 6, 8 if combine == "concat" else 4)).astype(np.float32))
-    found_BLQ = nearest_ids(spec, tables, x_BLD)
-    assert found_BLQ.dtype == spec.id_dtype
-    for sample in range(4):
-        for site in range(6):
-            rest = x_BLD[sample, site].numpy().astype(float)
-            for level in range(2):
-                part = rest[4 * level : 4 * level + 4] if combine == "concat" else rest
-                table = tables[f"level_{level}"].astype(float)
-                if metric == "cosine":
-                    near = max(range(9), key=lambda code, part=part, table=table: part @ table[code] / np.linalg.norm(table[code]))
-                else:
-                    near = min(range(9), key=lambda code, part=part, table=table: np.square(part - table[code]).sum())
-                assert found_BLQ[sample, site, level] == near
-                rest = rest - table[near] if combine == "sum" else rest
-
-
 def test_a_sequence_shows_what_it_has(tmp_path: Path) -> None:
     build(tmp_path, [8], "sequence")
     dataset = open_dataset(str(tmp_path))
@@ -138,8 +116,6 @@ def test_without_a_codebook_only_ids_change(tmp_path: Path) -> None:
     assert dataset.spec.codebook is None
     names = [name.split("\n")[0] for name, _ in augmented_views(dataset, tokens_of(dataset, 4))]
     assert names == ["tokens", "block swap", "mirror"]
-    with pytest.raises(ConfigError, match="has no codebook"):
-        nearest_ids(dataset.spec, {}, torch.zeros(1, 1, 1))
 
 
 def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
