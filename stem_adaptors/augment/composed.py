@@ -17,7 +17,7 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation, short_value
-from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.state import Cut, TokenState
 
 __all__ = ["HalfBatch", "OneOf"]
 
@@ -187,12 +187,21 @@ class HalfBatch(_Composed):
             for name in ("ids_BLQ", "targets_BC", "x", "mask")
             if (found := [getattr(part, name) for part in results])[0] is not None
         }
-        return state._replace(**joined)
+        return state._replace(**joined, cut=_joined_cuts(results))
 
     def text(self) -> str:
         """Return the operation as `augment.ops` names it."""
         first, second = (", ".join(part.text() for part in half) for half in self.halves)
         return f"half_batch([{first}], [{second}])"
+
+
+def _joined_cuts(parts: Sequence[TokenState]) -> Cut | None:
+    """Return the cuts of all samples; None where no part has any."""
+    known = next((part.cut for part in parts if part.cut is not None), None)
+    if known is None:
+        return None
+    cuts = [known.nothing(len(part.targets_BC)) if part.cut is None else part.cut for part in parts]
+    return Cut(*(torch.cat(found) for found in zip(*cuts, strict=True)))
 
 
 def _grids(operations: Sequence[Operation], grid: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -13,7 +13,27 @@ from torch import Tensor
 
 from tokenshards.pipeline.words import short_repr
 
-__all__ = ["TokenState"]
+__all__ = ["Cut", "TokenState"]
+
+
+class Cut(NamedTuple):
+    """What CutMix took from the partners of samples whose labels are mixed behind the model (`cutmix(labels="attention")`)."""
+
+    replaced: Tensor
+    """bool [B, *sites], True at sites that come from the partner."""
+    targets_BC: Tensor
+    """float32 soft targets of the partners."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
+
+    def take(self, rows: slice | Tensor) -> Cut:
+        """Return the cuts of some of the samples."""
+        return Cut(self.replaced[rows], self.targets_BC[rows])
+
+    def nothing(self, count: int) -> Cut:
+        """Return the cuts of `count` samples of which no site was replaced."""
+        return Cut(*(found.new_zeros(count, *found.shape[1:]) for found in self))
 
 
 class TokenState(NamedTuple):
@@ -31,6 +51,8 @@ class TokenState(NamedTuple):
     """True at sites that exist, [B, *sites]; None where all do."""
     vectors: Callable[[Tensor], Tensor] | None = None
     """The model's code vectors: ids [B, N, Q] of any N sites -> float32 [B, N, D]."""
+    cut: Cut | None = None
+    """Where not None, `targets_BC` are those of the samples before CutMix."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -59,6 +81,7 @@ class TokenState(NamedTuple):
             None if x is None else x[rows],
             None if mask is None else mask[rows],
             self.vectors,
+            None if self.cut is None else self.cut.take(rows),
         )
 
     def put(self, rows: Tensor, part: TokenState, taken: TokenState) -> TokenState:
@@ -67,13 +90,22 @@ class TokenState(NamedTuple):
         x = self.x if self.x is None or part.x is None else self.x.index_copy(0, rows, part.x)
         ids_BLQ = self.ids_BLQ if part.ids_BLQ is taken.ids_BLQ else self.ids_BLQ.index_copy(0, rows, part.ids_BLQ)
         same = part.targets_BC is taken.targets_BC
+        cut = self.cut
+        if part.cut is not None and part.cut is not taken.cut:
+            whole = part.cut.nothing(len(self.targets_BC)) if cut is None else cut
+            cut = Cut(*(old.index_copy(0, rows, new) for old, new in zip(whole, part.cut, strict=True)))
         return self._replace(
-            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
+            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x, cut=cut
         )
 
     def where(self, hit_B: Tensor, other: TokenState) -> TokenState:
         """Return `other` in the samples that are hit, and this state in the rest."""
+        cut = self.cut
+        if other.cut is not None and other.cut is not cut:
+            rest = other.cut.nothing(len(hit_B)) if cut is None else cut
+            cut = Cut(*(_where(hit_B, new, old) for new, old in zip(other.cut, rest, strict=True)))
         return self._replace(
+            cut=cut,
             ids_BLQ=_where(hit_B, other.ids_BLQ, self.ids_BLQ),
             targets_BC=_where(hit_B, other.targets_BC, self.targets_BC),
             x=None if self.x is None or other.x is None else _where(hit_B, other.x, self.x),

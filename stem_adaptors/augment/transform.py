@@ -8,7 +8,7 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
+from tokenshards.stem_adaptors.augment.mixing import CutMix
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
 from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
-from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.state import Cut, TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
+from tokenshards.stem_adaptors.augment.token_model import Lookup, TokenModel
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
@@ -36,39 +38,6 @@ __all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"
 
 DROP_PATH = "drop path"
 """The stream of a model's stochastic depth."""
-
-
-class TokenModel(Protocol):
-    """What a transform needs of a model; `TokenClassifier` has it."""
-
-    embedding: Any
-    """A TokenEmbedding: it has `channels`, `check` and `site_mask`."""
-    drop_path_draws: int
-    """P, numbers in [0, 1) that `classify` takes for each sample."""
-
-    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
-        """Return embeddings [B, D, *sites], or [B, L, D] for sequences and pyramids."""
-
-    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
-        """Return logits [B, C]."""
-
-
-class Lookup:
-    """An embedding in the place of a model, for a transform whose result no classifier gets."""
-
-    drop_path_draws = 0
-
-    def __init__(self, embedding: Any) -> None:
-        self.embedding = embedding
-
-    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
-        """Return embeddings."""
-        x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD)
-        return x
-
-    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
-        """Raise TypeError: there is no classifier."""
-        raise TypeError("Lookup has no classifier; give the transform a TokenClassifier")
 
 
 class StepInputs(NamedTuple):
@@ -95,6 +64,8 @@ class Transformed(NamedTuple):
     mask: Tensor | None
     draws_BP: Tensor | None
     """Numbers for the model's stochastic depth; None where it needs none."""
+    cut: Cut | None = None
+    """What CutMix with labels by attention replaced; `targets_BC` are then those before CutMix."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -153,6 +124,12 @@ class TokenTransform(nn.Module):
         return [operation for operation in self.operations if isinstance(operation, Operation)]
 
     @property
+    def needs_label_shares(self) -> bool:
+        """Whether labels are mixed by the model's attention (`TokenModel.classify_with_shares`)."""
+        members = (member for operation in self._list for member in operation.members())
+        return any(isinstance(member, CutMix) and member.follows_attention for member in members)
+
+    @property
     def out_grid(self) -> tuple[int, ...] | None:
         """(H', W') or (T, H', W') of transformed embeddings. None for a layout without a common grid, which is never cropped."""
         return self._grids[-1] if index_ops.has_plane(self.layout) else None
@@ -163,8 +140,16 @@ class TokenTransform(nn.Module):
         return x if grid is None else crops.centre_crop(x, (grid[-2], grid[-1]))
 
     def forward(self, model: TokenModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch."""
+        """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch.
+
+        Raises ConfigError for CutMix with labels by attention: targets are then known behind the model only, in `loss` and `answers`.
+        """
         found = self.transformed(model, self.inputs(model, batch))
+        if found.cut is not None:
+            raise ConfigError(
+                "CutMix has labels='attention', so that the targets depend on what the model computes; expected a call of "
+                "transform.loss(model, batch), or labels='area' (augment.cutmix_labels=area)"
+            )
         return found.x, found.targets_BC, found.mask
 
     def loss(self, model: TokenModel, batch: Batch) -> Tensor:
@@ -207,8 +192,12 @@ class TokenTransform(nn.Module):
     def answers(self, model: TokenModel, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
         found = self.transformed(model, inputs)
-        logits_BC = model.classify(found.x, found.mask, found.draws_BP)
-        return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
+        if found.cut is None:
+            logits_BC = model.classify(found.x, found.mask, found.draws_BP)
+            return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
+        logits_BC, shares_B = model.classify_with_shares(found.x, found.cut.replaced, found.draws_BP)
+        targets_BC = torch.lerp(found.targets_BC, found.cut.targets_BC, shares_B[:, None])
+        return soft_cross_entropy(logits_BC.float(), targets_BC), logits_BC
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
@@ -217,7 +206,7 @@ class TokenTransform(nn.Module):
             state = self._augmented(model, inputs, numbers)
             x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
             draws_BP = numbers.uniform(DROP_PATH, model.drop_path_draws) if self._paths(model) else None
-        return Transformed(x, state.targets_BC, inputs.mask, draws_BP)
+        return Transformed(x, state.targets_BC, inputs.mask, draws_BP, state.cut)
 
     def state(self, model: TokenModel, batch: Batch) -> TokenState:
         """Return ids and embeddings [B, D, *sites] of an augmented batch, to look at."""

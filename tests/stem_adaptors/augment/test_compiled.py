@@ -95,7 +95,8 @@ def no_recompilation() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_recompilation")
-def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
+@pytest.mark.parametrize("labels", ["area", "attention"])
+def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs(labels: str) -> None:
     spec = spec_of(grid(6, 6, 2))
 
     def objective() -> ClassifyObjective:
@@ -105,7 +106,7 @@ def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
             statistics=None,
             classes=tuple(range(5)),
             model=MODEL,
-            augment=dataclasses.replace(EVERYTHING, mix_group=4),
+            augment=dataclasses.replace(EVERYTHING, mix_group=4, cutmix_labels=labels),
             label_smoothing=0.1,
             draws=DRAWS,
         )
