@@ -125,9 +125,11 @@ def alone(places: tuple[Path, Path], out: Path, **settings: Any) -> KeptReporter
     return fit(request_for(train, out, out.parent / "cache", val=val, **settings))
 
 
-def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Path, Path], tmp_path: Path) -> None:
-    expected = alone(places, tmp_path / "one", **DEFAULTS)
-    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**DEFAULTS, "accumulate": 2}, 0)[0]
+@pytest.mark.parametrize("labels", ["area", "attention"])
+def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Path, Path], tmp_path: Path, labels: str) -> None:
+    settings = {**DEFAULTS, "augment": replace(DEFAULTS["augment"], cutmix_labels=labels)}
+    expected = alone(places, tmp_path / "one", **settings)
+    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
     for found, record in zip(records, expected.records, strict=True):
         for name in ("train_loss", "val_loss", "ema_val_loss"):

@@ -13,14 +13,17 @@ from torch import Tensor
 from tests.stem_adaptors.augment.layouts import grid, keys_of, pyramid, sequence, spec_of, tables_of, video
 from tests.stem_adaptors.augment.test_embed_ops import box_by_loop, draw_lambda
 from tests.stem_adaptors.augment.test_transform import OFF, batch_of, embedded, transform_of
+from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import TokenTransform, allowed_augmentations, soft_targets
-from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.blocks import Block
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, VisionTransformer, build_classifier
 from tokenshards.stem_adaptors.models.stems import ConvStem
+from tokenshards.stem_adaptors.objectives.base import Blueprint
+from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
 
 MODEL = ModelConfig(name="vit_nano", width=16, depth=3, heads=2, learned_codebook=True)
 CUT = dataclasses.replace(OFF, cutmix_prob=1.0, cutmix_labels="attention")
@@ -238,3 +241,27 @@ def test_refusals_are_sentences() -> None:
     transform = transform_of(spec, CUT)
     with pytest.raises(ConfigError, match=r"depend on what the model computes; expected a call of transform.loss\(model, batch\)"):
         transform(embedded(spec), batch_of(spec, 4))
+
+
+OWN = "python:tests.stem_adaptors.models.own_modules"
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (ModelConfig(name=f"{OWN}:WithHead"), "model, a WithHead,"),
+        (dataclasses.replace(MODEL, stem=f"{OWN}:make_stem"), "stem"),
+        (ModelConfig(name="timm:vit_tiny_patch16_224"), "model, a .*"),
+    ],
+    ids=["own model", "own stem", "timm"],
+)
+def test_models_whose_attention_cannot_be_followed_are_refused_before_a_step(model: ModelConfig, what: str) -> None:
+    if model.name.startswith("timm:"):
+        allow_torchvision()
+        pytest.importorskip("timm", reason="timm (an extra) is not installed")
+    spec = spec_of(grid(8, 8))
+    parts: dict[str, Any] = {"spec": spec, "tables": tables_of(spec), "statistics": None, "classes": (0, 1, 2), "draws": DRAWS}
+    message = f"the attention of this {what} cannot be followed; expected one of vit_nano, .* or labels='area'"
+    with pytest.raises(ConfigError, match=message):
+        ClassifyObjective.build(Blueprint(**parts, model=model, augment=CUT))
+    ClassifyObjective.build(Blueprint(**parts, model=model, augment=dataclasses.replace(CUT, cutmix_labels="area")))
