@@ -48,7 +48,7 @@ class TrainOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Token-space augmentations: seit, seitpp, mild, none, or operations such as 'rrc(), 0.5*noise()'.",
+            help="Token-space augmentations: seit, seitpp, seitpp_small, mild, none, or operations such as 'rrc(), 0.5*noise()'.",
             show_default="by the size of DATA",
         ),
     ] = None
