@@ -1,4 +1,4 @@
-"""What a transform needs of a model, and the embedding alone in the place of a model.
+"""What a transform needs of a model, and an embedding that stands in its place.
 
 Shapes: B samples, L sites, Q ids per site, D channels, C classes, P places of a model that draw.
 """
@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Lookup", "TokenModel"]
+__all__ = ["DROP_PATH", "Lookup", "TokenModel"]
+
+DROP_PATH = "drop path"
+"""The stream of a model's stochastic depth."""
 
 
 class TokenModel(Protocol):

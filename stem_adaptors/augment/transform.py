@@ -29,15 +29,12 @@ from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import Cut, TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
-from tokenshards.stem_adaptors.augment.token_model import Lookup, TokenModel
+from tokenshards.stem_adaptors.augment.token_model import DROP_PATH, TokenModel
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
 
-__all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
-
-DROP_PATH = "drop path"
-"""The stream of a model's stochastic depth."""
+__all__ = ["StepInputs", "TokenTransform", "Transformed"]
 
 
 class StepInputs(NamedTuple):
@@ -123,11 +120,14 @@ class TokenTransform(nn.Module):
     def _list(self) -> list[Operation]:
         return [operation for operation in self.operations if isinstance(operation, Operation)]
 
+    def members(self) -> list[Operation]:
+        """Return all operations, with those that others hold."""
+        return [member for operation in self._list for member in operation.members()]
+
     @property
     def needs_label_shares(self) -> bool:
         """Whether labels are mixed by the model's attention (`TokenModel.classify_with_shares`)."""
-        members = (member for operation in self._list for member in operation.members())
-        return any(isinstance(member, CutMix) and member.follows_attention for member in members)
+        return any(isinstance(member, CutMix) and member.follows_attention for member in self.members())
 
     @property
     def out_grid(self) -> tuple[int, ...] | None:

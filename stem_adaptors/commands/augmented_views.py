@@ -20,7 +20,7 @@ from tokenshards.stem_adaptors.augment.composed import OneOf
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.on_embeddings import Crop
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
