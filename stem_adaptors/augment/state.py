@@ -27,10 +27,6 @@ class Cut(NamedTuple):
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
 
-    def take(self, rows: slice | Tensor) -> Cut:
-        """Return the cuts of some of the samples."""
-        return Cut(self.replaced[rows], self.targets_BC[rows])
-
     def nothing(self, count: int) -> Cut:
         """Return the cuts of `count` samples of which no site was replaced."""
         return Cut(*(found.new_zeros(count, *found.shape[1:]) for found in self))
@@ -72,7 +68,7 @@ class TokenState(NamedTuple):
         return self._replace(ids_BLQ=ids_BNQ, x=x_BND.view(len(x_BND), *grid, x_BND.shape[-1]).movedim(-1, 1))
 
     def take(self, rows: slice | Tensor, groups: int = 1) -> TokenState:
-        """Return some of the samples, as `groups` mix groups."""
+        """Return some of the samples, as `groups` mix groups, without what other operations have cut."""
         x, mask = self.x, self.mask
         return TokenState(
             self.ids_BLQ[rows],
@@ -81,7 +77,6 @@ class TokenState(NamedTuple):
             None if x is None else x[rows],
             None if mask is None else mask[rows],
             self.vectors,
-            None if self.cut is None else self.cut.take(rows),
         )
 
     def put(self, rows: Tensor, part: TokenState, taken: TokenState) -> TokenState:
@@ -90,12 +85,8 @@ class TokenState(NamedTuple):
         x = self.x if self.x is None or part.x is None else self.x.index_copy(0, rows, part.x)
         ids_BLQ = self.ids_BLQ if part.ids_BLQ is taken.ids_BLQ else self.ids_BLQ.index_copy(0, rows, part.ids_BLQ)
         same = part.targets_BC is taken.targets_BC
-        cut = self.cut
-        if part.cut is not None and part.cut is not taken.cut:
-            whole = part.cut.nothing(len(self.targets_BC)) if cut is None else cut
-            cut = Cut(*(old.index_copy(0, rows, new) for old, new in zip(whole, part.cut, strict=True)))
         return self._replace(
-            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x, cut=cut
+            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
         )
 
     def where(self, hit_B: Tensor, other: TokenState) -> TokenState:

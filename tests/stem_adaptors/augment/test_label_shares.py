@@ -138,8 +138,7 @@ def test_gradients_are_those_of_the_shares_as_constants() -> None:
     model.zero_grad(set_to_none=True)
     found = transform.transformed(model, transform.inputs(model, batch))
     assert found.cut is not None
-    with torch.no_grad():
-        _, shares_B = model.classify_with_shares(found.x, found.cut.replaced)
+    _, shares_B = model.classify_with_shares(found.x, found.cut.replaced)
     assert not shares_B.requires_grad
     targets_BC = torch.lerp(found.targets_BC, found.cut.targets_BC, shares_B[:, None])
     torch.nn.functional.cross_entropy(model.classify(found.x), targets_BC).backward()
@@ -168,6 +167,7 @@ def test_the_shares_are_float32_under_autocast() -> None:
 
 MIXED = "rrc(share=1), one_of(0.4*cutmix(labels='attention'), 0.4*mixup())"
 HALVES = "half_batch([noise(), cutmix(labels='attention')], [color_adapt()]), quantise()"
+SOME_HALVES = "one_of(0.5*half_batch([cutmix(labels='attention')], [noise()]), 0.4*half_batch([noise()], [mixup()]))"
 
 
 @pytest.mark.parametrize("text", ["cutmix(labels='attention')", MIXED, HALVES])
@@ -187,7 +187,7 @@ def test_ranks_and_micro_batches_get_what_the_whole_batch_gets(text: str) -> Non
 def test_samples_that_are_not_cut_keep_their_targets() -> None:
     spec = spec_of(grid(8, 8))
     batch = batch_of(spec, 16)
-    for text in (MIXED, HALVES):
+    for text in (MIXED, HALVES, SOME_HALVES):
         transform = transform_of(spec, AugmentConfig(ops=text, mix_group=4))
         plain = transform_of(spec, AugmentConfig(ops=text.replace("labels='attention'", ""), mix_group=4))
         model = classifier_for(transform, spec)
