@@ -18,11 +18,12 @@ PRESETS: dict[str, AugmentConfig] = {
         crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, coloradapt_prob=0.125, cutmix_prob=0.5
     ),
     "mild": AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5),
+    "mtm": AugmentConfig(synonym_prob=0.0, swap_prob=0.0, crop_scale_min=0.2, noise_prob=0.0, cutmix_prob=0.0),
     "none": AugmentConfig.off(),
 }
 """`seit`: SeiT (Park et al. 2023). `seitpp`: 37.5 % noise and 12.5 % ColorAdapt (SeiT++, Lee et al. 2024). `mild`: ours, for small sets.
-`seitpp_small`: `mild` with 12.5 % ColorAdapt. `none`: the centre crop alone. No preset holds TokenAdapt, which needs a file that
-`fit-tokenadapt` makes: `train --tokenadapt FILE` adds it to any of them."""
+`seitpp_small`: `mild` with 12.5 % ColorAdapt. `mtm`: SeiT++'s pre-training. `none`: the centre crop alone. No preset has TokenAdapt, which
+needs a file that `fit-tokenadapt` makes: `train --tokenadapt FILE` adds it to any of them."""
 
 
 def augmentation_named(name: str, spec: TokenizerSpec) -> AugmentConfig:

@@ -288,7 +288,7 @@ def test_presets_fit_their_dataset() -> None:
     assert augmentation_named("seit", spec).cutmix_alpha == 0.0
     assert augmentation_named("rrc(), 0.5*noise()", spec).ops == "rrc(), 0.5*noise()"
     assert augmentation_named(f"python:{HERE}:both", spec).ops == f"python:{HERE}:both"
-    with pytest.raises(ConfigError, match="--augment is 'hard'; expected one of seit, seitpp, seitpp_small, mild, none"):
+    with pytest.raises(ConfigError, match="--augment is 'hard'; expected one of seit, seitpp, seitpp_small, mild, mtm, none"):
         augmentation_named("hard", spec)
     with pytest.raises(ConfigError, match=r"--augment is 'seitp' \(did you mean 'seitpp' or 'seit'"):
         augmentation_named("seitp", spec)
