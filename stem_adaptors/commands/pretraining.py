@@ -59,8 +59,8 @@ class PretrainReport:
 def pretrain(options: PretrainOptions) -> PretrainReport:
     """Learn an encoder from tokens without labels, as the command `pretrain` does, and return a PretrainReport.
 
-    >>> report = tokenshards.pretrain("photos.tokens", "pretrained", epochs=2, set={"model.depth": 1})
-    >>> tuned = tokenshards.train("photos.tokens", "tuned", pretrained="pretrained", epochs=1)
+    >>> report = tokenshards.pretrain("photos.tokens", "encoder", epochs=1, set={"model.depth": 1})
+    >>> tuned = tokenshards.train("photos.tokens", "tuned", pretrained="encoder", epochs=1)
     >>> tuned.settings["model"].depth
     1
 

@@ -36,8 +36,10 @@ def setting_lines() -> Iterator[str]:
 
     Where `train` chooses by the data, its choice stands in the place of the default.
     """
-    yield "PART.FIELD=DEFAULT (type): what it is. Of some fields `train` and `pretrain` choose the value by the data, and say so "
-    yield "before they start. The part `mask` is for `pretrain` alone."
+    yield (
+        "PART.FIELD=DEFAULT (type): what it is. Of some fields `train` and `pretrain` choose the value by the data, and say so before they "
+        "start. The part `mask` is for `pretrain` alone."
+    )
     for part, kind in PARTS.items():
         texts = descriptions(kind)
         for field in fields(kind):

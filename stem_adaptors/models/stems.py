@@ -110,13 +110,13 @@ class ConvStem(Stem):
         """Return tokens [B, N, E], row-major over the grid."""
         if len(self.sites) == 1:
             x = x.transpose(1, 2)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
         if tuple(x.shape[2:]) != self.sites and not (len(self.sites) == 1 and x.shape[2] < self.sites[0]):
             raise ConfigError(f"embeddings with {tuple(x.shape[2:])} sites; this stem was built for {self.sites}: build it for that grid")
         if any(self._fill) or x.shape[2] != self.sites[0]:
             missing = [size + fill - found for size, fill, found in zip(self.sites, self._fill, x.shape[2:], strict=True)]
             x = F.pad(x, [value for last in reversed(missing) for value in (0, last)])
+        if self.embed_norm is not None:  # after padding: a missing site is the same whether the batch or the stem adds it
+            x = self.embed_norm(x)
         y: Tensor = self.proj(x)
         return y.flatten(2).transpose(1, 2)
 

@@ -33,7 +33,7 @@ def decisions(
     usual = usual_configs(request.data, request.objective, start)
     whole = whole_count(request.data)
     used = "" if whole == count else f", of which {count:,} are used"
-    default, given = f"the default for {whole:,} images{used}{'' if start is None else f' after {request.pretrained}'}", "as given"
+    default, given = f"the default for {whole:,} images{used}{'' if start is None else f', from {request.pretrained}'}", "as given"
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == weights else f", {trained:,} of them trained"
