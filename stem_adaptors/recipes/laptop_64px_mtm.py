@@ -2,8 +2,8 @@
 
     tokenshards pretrain photos.tokens --val photos_val.tokens --out mtm --recipe laptop_64px_mtm
 
-Cost: 60 epochs of 4,500 images, 10 to 15 minutes on two cores: an image takes 1.4 times as long as with `laptop_64px`. Expected: a start for
-`laptop_64px_finetune`. The settings are ours.
+Cost: 60 epochs of 4,500 images, 10 to 15 minutes on two cores: an image takes 1.4 times as long as with the recipe `laptop_64px`.
+Expected: a start for `laptop_64px_finetune`. The settings are ours.
 """
 
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
