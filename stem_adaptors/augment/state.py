@@ -1,6 +1,6 @@
-"""The samples of a step, as operations pass them on.
+"""The samples of a step: as a transform gets them, as operations pass them on, and as a model gets them.
 
-Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes.
+Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes, P places of a model that draw.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenshards.pipeline.words import short_repr
 
-__all__ = ["Cut", "TokenState"]
+__all__ = ["Cut", "StepInputs", "TokenState", "Transformed"]
 
 
 class Cut(NamedTuple):
@@ -101,6 +101,37 @@ class TokenState(NamedTuple):
             targets_BC=_where(hit_B, other.targets_BC, self.targets_BC),
             x=None if self.x is None or other.x is None else _where(hit_B, other.x, self.x),
         )
+
+
+class StepInputs(NamedTuple):
+    """A batch as tensors alone."""
+
+    ids_BLQ: Tensor
+    labels_B: Tensor
+    positions_B: Tensor
+    epoch_21: Tensor
+    """int32 [2, 1] digest of seed and epoch."""
+    mask: Tensor | None
+    shapes_BD: Tensor | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
+
+
+class Transformed(NamedTuple):
+    """A batch that is ready for the backbone."""
+
+    x: Tensor
+    """float32 embeddings."""
+    targets_BC: Tensor
+    mask: Tensor | None
+    draws_BP: Tensor | None
+    """Numbers for the model's stochastic depth; None where it needs none."""
+    cut: Cut | None = None
+    """What CutMix with labels by attention replaced; `targets_BC` are then those before CutMix."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
 
 
 def _where(hit_B: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
@@ -28,7 +27,7 @@ from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPl
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.quantise import Quantise
-from tokenshards.stem_adaptors.augment.state import Cut, TokenState
+from tokenshards.stem_adaptors.augment.state import StepInputs, TokenState, Transformed
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.augment.token_model import DROP_PATH, TokenModel
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
@@ -36,37 +35,6 @@ from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["StepInputs", "TokenTransform", "Transformed"]
-
-
-class StepInputs(NamedTuple):
-    """A batch as tensors alone."""
-
-    ids_BLQ: Tensor
-    labels_B: Tensor
-    positions_B: Tensor
-    epoch_21: Tensor
-    """int32 [2, 1] digest of seed and epoch."""
-    mask: Tensor | None
-    shapes_BD: Tensor | None
-
-    def __repr__(self) -> str:
-        return short_repr(self, **self._asdict())
-
-
-class Transformed(NamedTuple):
-    """A batch that is ready for the backbone."""
-
-    x: Tensor
-    """float32 embeddings."""
-    targets_BC: Tensor
-    mask: Tensor | None
-    draws_BP: Tensor | None
-    """Numbers for the model's stochastic depth; None where it needs none."""
-    cut: Cut | None = None
-    """What CutMix with labels by attention replaced; `targets_BC` are then those before CutMix."""
-
-    def __repr__(self) -> str:
-        return short_repr(self, **self._asdict())
 
 
 class TokenTransform(nn.Module):
