@@ -157,9 +157,8 @@ def test_what_is_hidden_decides_nothing() -> None:
         other[sample, places] = (other[sample, places] + 5) % 23
     assert not torch.equal(other, ids_BLQ)
     with torch.no_grad():
-        found, expected = (model.vectors(model.embedding(ids), masks) for ids in (other, ids_BLQ))
-    for level, wanted in zip(found, expected, strict=True):
-        assert torch.equal(level, wanted)
+        found, expected = (model.decode(model.embedding(ids), masks) for ids in (other, ids_BLQ))
+    assert torch.equal(found, expected)
 
 
 def test_many_scores_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +197,9 @@ def test_ragged_rows_count_what_they_have() -> None:
             row, own = ids_BLQ[sample : sample + 1, :length], slice(sample, sample + 1)
             alone = Masks(masks.kept_BK[own], masks.masked_BN[own], masks.real_BN[own] if masks.real_BN is not None else None)
             patches = -(-length // 2)
-            vectors = model.vectors(model.embedding(row), alone)[0][0, :patches]
-            together = model.vectors(model.embedding(ids_BLQ), masks)[0][sample, :patches]
-            torch.testing.assert_close(vectors, together, rtol=1e-4, atol=1e-5)
+            own = model.decode(model.embedding(row), alone)[0, :patches]
+            together = model.decode(model.embedding(ids_BLQ), masks)[sample, :patches]
+            torch.testing.assert_close(own, together, rtol=1e-4, atol=1e-5)
 
 
 def test_models_that_cannot_be_masked_are_refused() -> None:
