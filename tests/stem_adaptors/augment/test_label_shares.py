@@ -265,3 +265,15 @@ def test_models_whose_attention_cannot_be_followed_are_refused_before_a_step(mod
     with pytest.raises(ConfigError, match=message):
         ClassifyObjective.build(Blueprint(**parts, model=model, augment=CUT))
     ClassifyObjective.build(Blueprint(**parts, model=model, augment=dataclasses.replace(CUT, cutmix_labels="area")))
+
+
+@pytest.mark.parametrize("text", [MIXED, HALVES])
+def test_one_graph_holds_operations_and_shares(text: str) -> None:
+    spec = spec_of(grid(8, 6))
+    plain, compiled = (transform_of(spec, AugmentConfig(ops=text, mix_group=4)) for _ in range(2))
+    model, batch = classifier_for(plain, spec, depth=1), batch_of(spec, 8)
+    torch._dynamo.reset()
+    compiled.compile(backend="aot_eager")
+    found, expected = (one.loss(model, batch) for one in (compiled, plain))
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
