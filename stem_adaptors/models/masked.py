@@ -150,26 +150,26 @@ class MaskedTokenModel(nn.Module):
         return decoded_BNW.float()
 
     def forward(self, x: Tensor, ids_BLQ: Tensor, masks: Masks, site_mask_BL: Tensor | None = None, smoothing: float = 0.0) -> Predictions:
-        """Return what is predicted for the hidden patches.
+        """Return what is predicted for the hidden patches that are predicted.
 
         `x`: embeddings of `ids_BLQ`, which may have dropout. `site_mask_BL`: sites that exist. The loss of a patch is the mean over its
-        ids; the loss of a sample is the mean over its hidden patches.
+        ids; the loss of a sample is the mean over these patches.
         """
-        decoded_MW, masked_M = self.decode(x, masks).flatten(0, 1), masks.masked_BN.flatten()
+        decoded_MW, predicted_M = self.decode(x, masks).flatten(0, 1), masks.predicted_BN.flatten()
         places_NP = self.sites_NP.clamp_min(0)
         wanted_MPQ, there_MP = ids_BLQ[:, places_NP].flatten(0, 1), (self.sites_NP >= 0).repeat(len(ids_BLQ), 1)
         if site_mask_BL is not None:
             there_MP = there_MP & site_mask_BL[:, places_NP].flatten(0, 1)
         if all_rows(x.device):
-            there_MP = there_MP & masked_M[:, None]
+            there_MP = there_MP & predicted_M[:, None]
         else:
-            decoded_MW, wanted_MPQ, there_MP = decoded_MW[masked_M], wanted_MPQ[masked_M], there_MP[masked_M]
+            decoded_MW, wanted_MPQ, there_MP = decoded_MW[predicted_M], wanted_MPQ[predicted_M], there_MP[predicted_M]
         with in_float32(x.device):
             loss_M, sums_M3 = self._patch_losses(decoded_MW, wanted_MPQ, there_MP, smoothing)
         counted_M = there_MP.any(1).float()
         found_M5 = torch.cat([loss_M[:, None], counted_M[:, None], sums_M3], dim=1)
         if not all_rows(x.device):
-            found_M5 = found_M5.new_zeros(len(masked_M), 5).index_copy(0, masked_M.nonzero().flatten(), found_M5)
+            found_M5 = found_M5.new_zeros(len(predicted_M), 5).index_copy(0, predicted_M.nonzero().flatten(), found_M5)
         sums_B5 = found_M5.view(len(ids_BLQ), -1, 5).sum(1)
         return Predictions(sums_B5[:, 0] / sums_B5[:, 1].clamp_min(1), sums_B5[:, 2:].detach())
 
