@@ -10,14 +10,14 @@ from tokenshards.stem_adaptors.field_types import check_types
 
 __all__ = ["CUTMIX_LABELS", "DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig"]
 
-DRAWS = 3
+DRAWS = 4
 """Version of the rules for random draws and optimisation. A run keeps its version to its end; run.json names it.
 
 Version 1 (until 0.1.0): noise and ColorAdapt are drawn independently, drop path is keyed by rank and step, micro-batches are slices, a
 linear probe trains in train mode, and weight decay goes by names alone. Version 2: a sample gets noise, ColorAdapt or neither; drop path
 is keyed by sample; micro-batches hold whole mix groups; a linear probe keeps the backbone in evaluation mode; weight decay also spares
 what timm's model lists. Version 3: the noise of a site is one of 16,384 vectors of normal numbers, in place of a number of its own for
-each value.
+each value. Version 4: ColorAdapt takes the statistics of a partner without the partner's noise.
 """
 
 _ORDERS = ("global", "windowed", "sequential")

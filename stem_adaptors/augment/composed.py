@@ -103,7 +103,10 @@ class OneOf(_Composed):
         hit_CN = draw_1N < self.edges_C2[:, 1:]
         if len(hit_CN) > 1:
             hit_CN = hit_CN & (draw_1N >= self.edges_C2[:, :1])
-        for part, hit in zip(self._own_parts(), hit_CN.unbind(0), strict=True):
+        chosen = list(zip(self._own_parts(), hit_CN.unbind(0), strict=True))
+        if self.version > 3:  # what looks at other samples comes first, and sees them as they were
+            chosen = [pair for mixes in (True, False) for pair in chosen if pair[0].mixes is mixes]
+        for part, hit in chosen:
             state = part.chosen(state, numbers, hit)
         return state
 
@@ -182,11 +185,13 @@ class HalfBatch(_Composed):
                 for operation in half:
                     part = operation(part, own)
                 results.append(part)
-        joined: dict[str, Any] = {
-            name: torch.cat(found)
-            for name in ("ids_BLQ", "targets_BC", "x", "mask")
-            if (found := [getattr(part, name) for part in results])[0] is not None
-        }
+        # On embeddings, ids without their vectors mean nothing any more, and the halves may have as many as their grids before a crop.
+        with_ids = ("ids_BLQ",) if self.stage == "ids" or self.gives_ids else ()
+        joined: dict[str, Any] = {}
+        for name in (*with_ids, "targets_BC", "x", "mask"):  # a comprehension with a name of its own is beyond torch.compile
+            found = [getattr(part, name) for part in results]
+            if found[0] is not None:
+                joined[name] = torch.cat(found)
         return state._replace(**joined, cut=_joined_cuts(results))
 
     def text(self) -> str:

@@ -71,14 +71,16 @@ def test_an_image_of_one_token_takes_and_gives_finite_values(layout: Layout) -> 
     torch.testing.assert_close(found[1], plain, rtol=0, atol=2e-5)
 
 
-def test_a_sample_never_gets_noise_and_colour() -> None:
+@pytest.mark.parametrize("draws", [3, 4])
+def test_a_sample_never_gets_noise_and_colour(draws: int) -> None:
     count = 400
     spec, keys = spec_of(grid(4, 6)), keys_of(count)
     batch = batch_at(ids_of(spec, count), keys)
     rates = ((0.0, 0.0), (0.3, 0.0), (0.3, 0.3))
     configs = [dataclasses.replace(OFF, mix_group=4, noise_prob=noise, coloradapt_prob=colour) for noise, colour in rates]
-    plain, noisy, mixed = (transform_of(spec, config).state(embedded(spec), batch).embeddings for config in configs)
-    coloured = embed_ops.adapt_colour_(noisy.clone(), None, count // 4)  # the partner gives the statistics that it has after its noise
+    plain, noisy, mixed = (transform_of(spec, config, draws=draws).state(embedded(spec), batch).embeddings for config in configs)
+    # In the formula the partner has no noise; runs of the third version keep the statistics that it has after its noise.
+    coloured = embed_ops.adapt_colour_((noisy if draws == 3 else plain).clone(), None, count // 4)
     kinds = {"noise": 0, "colour": 0, "neither": 0}
     for sample, draw in enumerate(keys.uniform("noise")[:, 0].tolist()):
         kind, expected = ("noise", noisy) if draw < 0.3 else ("colour", coloured) if draw < 0.6 else ("neither", plain)
