@@ -2,8 +2,8 @@
 
     tokenshards train photos.tokens --val photos_val.tokens --out fine --pretrained mtm --recipe laptop_64px_finetune
 
-`mtm` is the run of `laptop_64px_mtm`. Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: more than training alone gives
-in the time of both where few images have labels; infra/bench/seitpp.py measures it. The settings are ours, those of that bench, with
+`mtm` is the run of `laptop_64px_mtm`. Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: more than training alone
+gives in the time of both where few images have labels; infra/bench/seitpp.py measures it. The settings are ours, those of that bench, with
 ColorAdapt. For `--fraction 0.1` more epochs and a stronger form pay: `--set augment.crop_scale_min=0.2 --set augment.noise_prob=0.5 --set
 augment.cutmix_prob=1`.
 """
