@@ -1,0 +1,175 @@
+"""The two networks of TokenAdapt (SeiT++, Lee et al. 2024): from codes to cells in which images can be moved, and back to ids.
+
+Conversion: code vector -> width, positions, one transformer block, norm, transposed 2 x 2 convolution to twice the sites along each axis.
+Reverse: 2 x 2 convolution, positions, one block, norm, one linear head for each level of ids.
+
+Shapes: B samples, H x W grid, h x w grid of the result, L = H * W and N = h * w sites, Q ids per site, D channels of a code vector, E width,
+K codes of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenshards.pipeline.errors import ConfigError, require
+from tokenshards.pipeline.shards.codebook import Tables
+from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.stem_adaptors.augment.adapt_maps import sampled, window_maps
+
+__all__ = ["AdaptSizes", "TokenAdapter", "sin_cos_positions"]
+
+HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptSizes:
+    """The sizes of the two networks. The defaults are the paper's."""
+
+    out_grid: tuple[int, int]
+    """(h, w) of the result: the central window of the grid, as evaluation cuts it out."""
+    width: int = 384
+    heads: int = 6
+    """Attention heads of 64 channels each."""
+    hidden: int = 1536
+    """Width between the two layers of the MLP."""
+
+    def __post_init__(self) -> None:
+        require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
+        require(self.heads >= 1, "token_adapt: heads", self.heads, "at least 1")
+        require(self.hidden >= 1, "token_adapt: hidden", self.hidden, "at least 1")
+        require(min(self.out_grid) >= 1, "token_adapt: out_grid", self.out_grid, "two positive numbers")
+
+
+def sin_cos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Return float32 [H * W, E], fixed: the first half from the column, the second from the row; each half sines, then cosines.
+
+    Frequency k is 10000^(-k / (E / 4)), as in ViT-VQGAN (Yu et al. 2022).
+    """
+    rows, columns = grid
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    halves = []
+    for places in (torch.arange(columns).repeat(rows), torch.arange(rows).repeat_interleave(columns)):
+        angles = places.double()[:, None] * omega
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+class _Block(nn.Module):
+    """Pre-norm attention without a bias for queries, keys and values, and an MLP with a tanh between its layers."""
+
+    def __init__(self, sizes: AdaptSizes) -> None:
+        super().__init__()
+        inner = sizes.heads * HEAD_WIDTH
+        self.norm1, self.norm2 = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
+        self.qkv, self.out = nn.Linear(sizes.width, 3 * inner, bias=False), nn.Linear(inner, sizes.width)
+        self.fc1, self.fc2 = nn.Linear(sizes.width, sizes.hidden), nn.Linear(sizes.hidden, sizes.width)
+
+    def forward(self, x_BLE: Tensor) -> Tensor:
+        """Return the same shape."""
+        qkv = self.qkv(self.norm1(x_BLE)).reshape(*x_BLE.shape[:2], 3, -1, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x_BLE = x_BLE + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        found: Tensor = x_BLE + self.fc2(torch.tanh(self.fc1(self.norm2(x_BLE))))
+        return found
+
+
+class _Conversion(nn.Module):
+    positions: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int], sizes: AdaptSizes) -> None:
+        super().__init__()
+        self.enter, self.block, self.norm = nn.Linear(channels, sizes.width), _Block(sizes), nn.LayerNorm(sizes.width)
+        self.leave = nn.ConvTranspose2d(sizes.width, channels, 2, 2)
+        self.register_buffer("positions", sin_cos_positions(grid, sizes.width))
+
+    def forward(self, x_BLD: Tensor, grid: tuple[int, int]) -> Tensor:
+        x_BLE = self.norm(self.block(self.enter(x_BLD) + self.positions))
+        cells: Tensor = self.leave(x_BLE.transpose(1, 2).unflatten(2, grid))
+        return cells
+
+
+class _Reverse(nn.Module):
+    positions: Tensor
+
+    def __init__(self, channels: int, vocabulary: Sequence[int], sizes: AdaptSizes) -> None:
+        super().__init__()
+        self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
+        self.heads = nn.ModuleList(nn.Linear(sizes.width, size) for size in vocabulary)
+        self.register_buffer("positions", sin_cos_positions(sizes.out_grid, sizes.width))
+
+    def forward(self, cells_BDHW: Tensor) -> list[Tensor]:
+        x_BNE = self.enter(cells_BDHW).flatten(2).transpose(1, 2)
+        x_BNE = self.norm(self.block(x_BNE + self.positions))
+        return [head(x_BNE) for head in self.heads]
+
+
+class TokenAdapter(nn.Module):
+    """Both networks for a tokenizer with a codebook. They read code vectors as the codebook holds them."""
+
+    def __init__(self, spec: TokenizerSpec, tables: Tables, sizes: AdaptSizes) -> None:
+        """Raises ConfigError for a tokenizer without a codebook or without a grid of one size."""
+        super().__init__()
+        if spec.codebook is None:
+            raise ConfigError(f"TokenAdapt: tokenizer family {spec.family!r} has no codebook; expected one with code vectors")
+        if spec.layout.kind != "grid" or spec.layout.variable:
+            raise ConfigError(f"TokenAdapt: the layout is of kind {spec.layout.kind!r}; expected a grid of one size")
+        self.grid = spec.layout.grid[0], spec.layout.grid[1]
+        if sizes.out_grid[0] > self.grid[0] or sizes.out_grid[1] > self.grid[1]:
+            raise ConfigError(f"TokenAdapt: the result has {sizes.out_grid} sites of a grid of {self.grid}; expected no more")
+        self.sizes, self.vocabulary = sizes, spec.vocabulary
+        self._concat = spec.layout.combine == "concat"
+        for level in range(len(spec.vocabulary)):
+            table_KD = torch.from_numpy(np.array(tables[f"level_{level}"], np.float32))
+            self.register_buffer(f"code_{level}", table_KD, persistent=False)
+        channels = sum(spec.codebook.dims) if self._concat else spec.codebook.dims[0]
+        self.conversion = _Conversion(channels, self.grid, sizes)
+        self.reverse = _Reverse(channels, spec.vocabulary, sizes)
+
+    def vectors(self, ids_BLQ: Tensor) -> Tensor:
+        """Return float32 [B, L, D], the raw code vectors of sites: levels side by side, or summed."""
+        parts = [F.embedding(ids_BLQ[..., level], cast(Tensor, getattr(self, f"code_{level}"))) for level in range(len(self.vocabulary))]
+        if self._concat:
+            return torch.cat(parts, dim=-1)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def convert(self, ids_BLQ: Tensor) -> Tensor:
+        """Return the cells [B, D, 2 H, 2 W] of whole samples."""
+        cells: Tensor = self.conversion(self.vectors(ids_BLQ), self.grid)
+        return cells
+
+    def forward(self, ids_BLQ: Tensor, maps_B23: Tensor) -> list[Tensor]:
+        """Return logits [B, N, K] of each level, for maps of whole images as `adapt_maps.random_maps` draws them."""
+        rows, columns = self.sizes.out_grid
+        maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
+        logits: list[Tensor] = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)))
+        return logits
+
+    def ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
+        """Return ids [B, N, Q], the most probable ones, in the dtype of `ids_BLQ`."""
+        return torch.stack([logits.argmax(-1) for logits in self(ids_BLQ, maps_B23)], dim=-1).to(ids_BLQ.dtype)
+
+    @torch.no_grad()
+    def standardise(self, mean_D: npt.NDArray[Any], std_D: npt.NDArray[Any]) -> None:
+        """Fold statistics of the code vectors into the first layer, so that it begins as if they were standardised."""
+        enter = self.conversion.enter
+        std = torch.from_numpy(np.where(std_D > 1e-6 * std_D.max(), std_D, 1.0).astype(np.float32))
+        enter.weight /= std
+        enter.bias -= enter.weight @ torch.from_numpy(np.asarray(mean_D, np.float32))
+
+    def load(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Take weights. Raises ConfigError naming what does not fit."""
+        try:
+            self.load_state_dict(dict(weights))
+        except RuntimeError as error:
+            raise ConfigError(f"{where}: these weights do not fit its sizes ({str(error).splitlines()[-1].strip()})") from None
