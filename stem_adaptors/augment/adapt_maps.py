@@ -39,13 +39,15 @@ class MapRanges:
     """Largest shift as a share of the side."""
     shear: float = 15.0
     """Largest angle of shear in degrees."""
+    crop: float = 1.0
+    """Share of samples of which a random crop is enlarged at the end."""
     scale_min: float = 0.08
-    """Least share of the area in the crop that follows."""
+    """Least share of the area in this crop."""
     ratio_max: float = 4 / 3
-    """Largest aspect ratio of this crop."""
+    """Largest aspect ratio of this crop; the least is its inverse."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "affine"):
+        for name in ("flip", "affine", "crop"):
             require(0.0 <= getattr(self, name) <= 1.0, f"token_adapt: {name}", getattr(self, name), "a number from 0 to 1")
         require(0.0 <= self.degrees <= 180.0, "token_adapt: degrees", self.degrees, "0 to 180")
         require(0.0 <= self.shift <= 1.0, "token_adapt: shift", self.shift, "0 to 1")
@@ -57,7 +59,7 @@ class MapRanges:
     def draws() -> tuple[Draw, ...]:
         """Return the numbers that `random_maps` asks for."""
         crop = Draw("crop.box", count=2 * CROP_TRIES), Draw("crop.y", "integers"), Draw("crop.x", "integers")
-        return (Draw("token_adapt", count=2 + 2 * _PARTS), *crop)
+        return (Draw("token_adapt", count=3 + 2 * _PARTS), *crop)
 
 
 def random_maps(numbers: Numbers, ranges: MapRanges, grid: tuple[int, int]) -> Tensor:
@@ -65,10 +67,10 @@ def random_maps(numbers: Numbers, ranges: MapRanges, grid: tuple[int, int]) -> T
 
     The box of the crop has whole cells of the doubled `grid`, as TokenAdapt crops its cells.
     """
-    draws_BN = numbers.uniform("token_adapt", 2 + 2 * _PARTS)
+    draws_BN = numbers.uniform("token_adapt", 3 + 2 * _PARTS)
     mirrored_B = draws_BN[:, 0] < ranges.flip
     some_BP = (draws_BN[:, 1:2] < ranges.affine) & (draws_BN[:, 2 : 2 + _PARTS] < 0.5)
-    signed_BP = torch.where(some_BP, 2 * draws_BN[:, 2 + _PARTS :] - 1, 0.0)
+    signed_BP = torch.where(some_BP, 2 * draws_BN[:, 2 + _PARTS : -1] - 1, 0.0)
     angle_B, right_B, down_B, shear_x_B, shear_y_B = signed_BP.unbind(1)
     maps_B23 = affine_maps(
         mirrored_B,
@@ -79,7 +81,8 @@ def random_maps(numbers: Numbers, ranges: MapRanges, grid: tuple[int, int]) -> T
     )
     sides = 2 * grid[0], 2 * grid[1]
     boxes_B4 = crop_boxes(numbers, sides, scale_min=ranges.scale_min, ratio_max=ranges.ratio_max).float()
-    return product(maps_B23, _box_maps(boxes_B4, sides))
+    cropped_B11 = (draws_BN[:, -1] < ranges.crop)[:, None, None]
+    return torch.where(cropped_B11, product(maps_B23, _box_maps(boxes_B4, sides)), maps_B23)
 
 
 def affine_maps(mirrored_B: Tensor, angle_B: Tensor, shift_B2: Tensor, shear_x_B: Tensor, shear_y_B: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
 """The two networks of TokenAdapt (SeiT++, Lee et al. 2024): from codes to cells in which images can be moved, and back to ids.
 
 Conversion: code vector -> width, positions, one transformer block, norm, transposed 2 x 2 convolution to twice the sites along each axis.
-Reverse: 2 x 2 convolution, positions, one block, norm, one linear head for each level of ids.
+Reverse: 2 x 2 convolution, positions, one block, norm, one linear head for each level of ids. The head of a residual level also sees the
+code vectors of the levels before it, because its ids mean a correction of them; with one level this is the paper's network.
 
-Shapes: B samples, H x W grid, h x w grid of the result, L = H * W and N = h * w sites, Q ids per site, D channels of a code vector, E width,
-K codes of a level.
+Shapes: B samples, H x W grid, h x w grid of the result, L = H * W and N = h * w sites, Q ids per site, D channels of a code vector,
+E width, K codes of a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,12 +103,16 @@ class _Reverse(nn.Module):
         super().__init__()
         self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
         self.heads = nn.ModuleList(nn.Linear(sizes.width, size) for size in vocabulary)
+        self.before = nn.Linear(channels, sizes.width, bias=False) if len(vocabulary) > 1 else None
+        """What a head sees of the code vectors of the levels before it."""
+        if self.before is not None:
+            nn.init.zeros_(self.before.weight)
         self.register_buffer("positions", sin_cos_positions(sizes.out_grid, sizes.width))
 
-    def forward(self, cells_BDHW: Tensor) -> list[Tensor]:
+    def forward(self, cells_BDHW: Tensor) -> Tensor:
         x_BNE = self.enter(cells_BDHW).flatten(2).transpose(1, 2)
-        x_BNE = self.norm(self.block(x_BNE + self.positions))
-        return [head(x_BNE) for head in self.heads]
+        found: Tensor = self.norm(self.block(x_BNE + self.positions))
+        return found
 
 
 class TokenAdapter(nn.Module):
@@ -125,19 +129,31 @@ class TokenAdapter(nn.Module):
         if sizes.out_grid[0] > self.grid[0] or sizes.out_grid[1] > self.grid[1]:
             raise ConfigError(f"TokenAdapt: the result has {sizes.out_grid} sites of a grid of {self.grid}; expected no more")
         self.sizes, self.vocabulary = sizes, spec.vocabulary
-        self._concat = spec.layout.combine == "concat"
+        self.metric = spec.codebook.metric
+        self.concat = spec.layout.combine == "concat"
         for level in range(len(spec.vocabulary)):
             table_KD = torch.from_numpy(np.array(tables[f"level_{level}"], np.float32))
             self.register_buffer(f"code_{level}", table_KD, persistent=False)
-        channels = sum(spec.codebook.dims) if self._concat else spec.codebook.dims[0]
+        channels = sum(spec.codebook.dims) if self.concat else spec.codebook.dims[0]
         self.conversion = _Conversion(channels, self.grid, sizes)
         self.reverse = _Reverse(channels, spec.vocabulary, sizes)
 
-    def vectors(self, ids_BLQ: Tensor) -> Tensor:
-        """Return float32 [B, L, D], the raw code vectors of sites: levels side by side, or summed."""
-        parts = [F.embedding(ids_BLQ[..., level], cast(Tensor, getattr(self, f"code_{level}"))) for level in range(len(self.vocabulary))]
-        if self._concat:
-            return torch.cat(parts, dim=-1)
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """The last layer of each level."""
+        return [head for head in self.reverse.heads if isinstance(head, nn.Linear)]
+
+    def codes(self, level: int) -> Tensor:
+        """Return the raw code vectors [K, D] of a level."""
+        return cast(Tensor, getattr(self, f"code_{level}"))
+
+    def vectors(self, ids_BLQ: Tensor, levels: int | None = None) -> Tensor:
+        """Return float32 [B, L, D], the raw code vectors of sites: levels summed, or side by side. With `levels`, of the first ones."""
+        count = len(self.vocabulary) if levels is None else levels
+        parts = [F.embedding(ids_BLQ[..., level], self.codes(level)) for level in range(count)]
+        if self.concat:
+            x_BLD = torch.cat(parts, dim=-1)
+            return F.pad(x_BLD, (0, self.reverse.enter.in_channels - x_BLD.shape[-1]))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -148,24 +164,31 @@ class TokenAdapter(nn.Module):
         cells: Tensor = self.conversion(self.vectors(ids_BLQ), self.grid)
         return cells
 
-    def forward(self, ids_BLQ: Tensor, maps_B23: Tensor) -> list[Tensor]:
-        """Return logits [B, N, K] of each level, for maps of whole images as `adapt_maps.random_maps` draws them."""
+    def moved(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
+        """Return [B, N, E], what the heads read, for maps of whole images as `adapt_maps.random_maps` draws them."""
         rows, columns = self.sizes.out_grid
         maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
-        logits: list[Tensor] = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)))
-        return logits
+        x_BNE: Tensor = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)))
+        return x_BNE
+
+    def forward(self, ids_BLQ: Tensor, maps_B23: Tensor, known_BNQ: Tensor) -> list[Tensor]:
+        """Return logits [B, N, K] of each level, given the right ids of the levels before it."""
+        x_BNE = self.moved(ids_BLQ, maps_B23)
+        return [self._logits(x_BNE, known_BNQ, level) for level in range(len(self.vocabulary))]
 
     def ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
-        """Return ids [B, N, Q], the most probable ones, in the dtype of `ids_BLQ`."""
-        return torch.stack([logits.argmax(-1) for logits in self(ids_BLQ, maps_B23)], dim=-1).to(ids_BLQ.dtype)
+        """Return ids [B, N, Q] in the dtype of `ids_BLQ`: of each level the most probable one after those before it."""
+        x_BNE, found_BNQ = self.moved(ids_BLQ, maps_B23), ids_BLQ.new_zeros(0)
+        for level in range(len(self.vocabulary)):
+            own_BN1 = self._logits(x_BNE, found_BNQ, level).argmax(-1, keepdim=True).to(ids_BLQ.dtype)
+            found_BNQ = own_BN1 if level == 0 else torch.cat([found_BNQ, own_BN1], dim=-1)
+        return found_BNQ
 
-    @torch.no_grad()
-    def standardise(self, mean_D: npt.NDArray[Any], std_D: npt.NDArray[Any]) -> None:
-        """Fold statistics of the code vectors into the first layer, so that it begins as if they were standardised."""
-        enter = self.conversion.enter
-        std = torch.from_numpy(np.where(std_D > 1e-6 * std_D.max(), std_D, 1.0).astype(np.float32))
-        enter.weight /= std
-        enter.bias -= enter.weight @ torch.from_numpy(np.asarray(mean_D, np.float32))
+    def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, level: int) -> Tensor:
+        if level and self.reverse.before is not None:
+            x_BNE = x_BNE + self.reverse.before(self.vectors(known_BNQ, level))
+        logits_BNK: Tensor = self.reverse.heads[level](x_BNE)
+        return logits_BNK
 
     def load(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Take weights. Raises ConfigError naming what does not fit."""

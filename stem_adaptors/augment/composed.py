@@ -19,7 +19,7 @@ from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation, short_value
 from tokenshards.stem_adaptors.augment.state import TokenState
 
-__all__ = ["HalfBatch", "OneOf"]
+__all__ = ["HalfBatch", "OneOf", "late_reader"]
 
 
 class _Composed(Operation):
@@ -182,9 +182,11 @@ class HalfBatch(_Composed):
                 for operation in half:
                     part = operation(part, own)
                 results.append(part)
+        # On embeddings, ids without their vectors mean nothing any more, and the halves may have as many as their grids before a crop.
+        with_ids = ("ids_BLQ",) if self.stage == "ids" or self.gives_ids else ()
         joined: dict[str, Any] = {
             name: torch.cat(found)
-            for name in ("ids_BLQ", "targets_BC", "x", "mask")
+            for name in (*with_ids, "targets_BC", "x", "mask")
             if (found := [getattr(part, name) for part in results])[0] is not None
         }
         return state._replace(**joined)
@@ -193,6 +195,13 @@ class HalfBatch(_Composed):
         """Return the operation as `augment.ops` names it."""
         first, second = (", ".join(part.text() for part in half) for half in self.halves)
         return f"half_batch([{first}], [{second}])"
+
+
+def late_reader(operations: Sequence[Operation]) -> Operation | None:
+    """Return an operation that starts from the ids of whole samples and stands after another one on embeddings, if there is one."""
+    late = [member for operation in operations[1:] for member in operation.members() if member.reads_ids]
+    halves = [half for operation in operations[:1] if isinstance(operation, HalfBatch) for half in operation.halves]
+    return next(iter(late), None) or next((found for half in halves if (found := late_reader(half)) is not None), None)
 
 
 def _grids(operations: Sequence[Operation], grid: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -140,7 +140,7 @@ class TokenTransform(nn.Module):
             operation.prepare(spec, tables, self._grids[-1])
             self._grids.append(operation.out_grid(self._grids[-1]))
         self._suffixes = [""] * len(self.operations)
-        self._compiled = False
+        self._compiled = self._loaded = False
         self._planned: tuple[int, int, int | None] | None = None
         self.plan = DrawPlan([])
 
@@ -173,6 +173,14 @@ class TokenTransform(nn.Module):
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
+    def load(self) -> None:
+        """Read the files that operations need, once. `inputs` does so before the first batch; a run that is only measured needs none."""
+        if not self._loaded:
+            for operation in self._list:
+                for member in operation.members():
+                    member.load()
+        self._loaded = True
+
     def compile(self, *, fullgraph: bool = True, **options: Any) -> None:
         """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
 
@@ -188,6 +196,7 @@ class TokenTransform(nn.Module):
         Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does, and for anything but a batch of tensors.
         """
         require_batch(batch)
+        self.load()
         device = batch.ids_BLQ.device
         few = few_on(device, compiled=self._compiled)
         wanted = model.embedding.channels, self._paths(model), few

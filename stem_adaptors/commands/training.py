@@ -13,6 +13,7 @@ from tokenshards.pipeline.interop.seit.tables import read_named
 from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import augmentation_named
+from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 from tokenshards.stem_adaptors.config import TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
@@ -169,7 +170,10 @@ def _configs(options: TrainOptions, chosen: TrainingData) -> dict[str, Any]:
     name = "none" if options.no_augment else options.augment
     if name is not None:
         configs["augment"] = augmentation_named(name, chosen.spec)
-    return with_settings(configs, options.set or ())
+    configs = with_settings(configs, options.set or ())
+    if options.tokenadapt is not None:
+        configs["augment"] = with_token_adapt(configs["augment"], chosen.spec, options.tokenadapt)
+    return configs
 
 
 def _as_long_as_recorded(options: TrainOptions, out: Store, train: TrainConfig, reporter: TrainingReporter) -> TrainConfig:

@@ -6,7 +6,6 @@ Shapes: M images, B of a batch, N sites of the result, Q ids per site, L sites, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,8 @@ def _moved_codes(ids_BLQ: Tensor, black_1LQ: Tensor, maps_B23: Tensor, adapter: 
     """Return the codes nearest to the code vectors of the sites, resampled bicubic; outside of the image those of black."""
     device = next(adapter.parameters()).device
     fill_1LD = adapter.vectors(black_1LQ.to(device)).cpu().mean(1, keepdim=True)
-    x_BDHW = (adapter.vectors(ids_BLQ.to(device)).cpu() - fill_1LD).transpose(1, 2).unflatten(2, adapter.grid)
+    x_BLD = adapter.vectors(ids_BLQ.to(device)).cpu() - fill_1LD
+    x_BDHW = x_BLD.transpose(1, 2).reshape(len(x_BLD), -1, *adapter.grid)
     maps_B23 = window_maps(maps_B23, adapter.grid, adapter.sizes.out_grid)
     moved_BND = sampled(x_BDHW, maps_B23, adapter.sizes.out_grid, "bicubic").flatten(2).transpose(1, 2) + fill_1LD
     found: npt.NDArray[Any] = nearest(moved_BND).numpy()

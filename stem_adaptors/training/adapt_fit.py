@@ -30,6 +30,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, resampled_pixels
 from tokenshards.stem_adaptors.augment.adapt_networks import HEAD_WIDTH, AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
 from tokenshards.stem_adaptors.augment.on_embeddings import cropped
 from tokenshards.stem_adaptors.precision import autocast, precision_of
@@ -50,6 +51,8 @@ ENCODED_TOGETHER = 64
 WARM_UP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
+FITTED_RANGES = MapRanges(crop=0.5)
+"""Without a crop half of the time, so that maps which keep the scale are learned too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,8 @@ class AdaptFitConfig:
     """Passes over the images."""
     views: int = 0
     """Distinct views of an image, after which they repeat, so that a slow tokenizer encodes each once; 0: a new view in every epoch."""
-    batch: int = 32
+    batch: int = 8
+    """Images of a step. A site is a sample, so that few images are enough."""
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -98,7 +102,9 @@ class AdaptFit:
         """`held_out`: images to measure on, by default one in 16. Raises ConfigError where a part does not fit the tokenizer, and for
         fewer than 2 images."""
         if len(images) < 2:
-            raise ConfigError(f"fit-tokenadapt: {counted(len(images), 'image')} to fit on; expected at least 2, and some thousands to be good")
+            raise ConfigError(
+                f"fit-tokenadapt: {counted(len(images), 'image')} to fit on; expected at least 2, and some thousands to be good"
+            )
         self.config, self.spec, self._encode, self._device = config, spec, encode, device
         chosen = sorted(images, key=lambda image: keyed_hash64(str(config.seed), image[0]))
         self.held_out = min(MOST_HELD_OUT, max(1, len(chosen) // HELD_OUT_SHARE)) if held_out is None else held_out
@@ -131,7 +137,9 @@ class AdaptFit:
         inner, total = sizes.heads * HEAD_WIDTH, 0
         for rows, columns in (self.adapter.grid, sizes.out_grid):
             sites = rows * columns
-            total += sites * (sizes.width * (4 * inner + 2 * sizes.hidden + 5 * self.adapter.conversion.enter.in_features) + 2 * sites * inner)
+            total += sites * (
+                sizes.width * (4 * inner + 2 * sizes.hidden + 5 * self.adapter.conversion.enter.in_features) + 2 * sites * inner
+            )
         return 3.0 * self.batch * (total + math.prod(sizes.out_grid) * sizes.width * sum(self.spec.vocabulary))
 
     def run(self, state: Store | None, on_epoch: Callable[[dict[str, Any]], None] = lambda report: None) -> None:
@@ -140,7 +148,7 @@ class AdaptFit:
         Raises ConfigError for the state of another fit, TrainingError where the loss is not a number.
         """
         self._ids_MLQ = self._encoded(self._pixels_MHWC)
-        self._standardise()
+        self._start()
         if state is not None:
             self._load(state)
         saved = time.monotonic()
@@ -168,11 +176,11 @@ class AdaptFit:
         ids_BLQ = self._tensor(self._ids_MLQ[chosen_B])
         self.adapter.train()
         with autocast(self._device, precision_of("auto", self._device)):
-            logits = self.adapter(ids_BLQ, maps_B23.to(self._device))
+            logits = self.adapter(ids_BLQ, maps_B23.to(self._device), targets_BNQ)
         losses = [F.cross_entropy(part.float().flatten(0, 1), targets_BNQ[..., q].flatten()) for q, part in enumerate(logits)]
         loss = torch.stack(losses).mean()
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.adapter.parameters(), MAX_GRADIENT)
         total = self.steps * self.config.epochs
         factor = min(1.0, (self.step + 1) / max(1.0, WARM_UP_SHARE * total)) * half_cosine(self.step / total)
@@ -190,7 +198,7 @@ class AdaptFit:
     def _pairs(self, view: int, chosen_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the maps of a view of some images, and the ids of the images that they make, [B, N, Q]."""
         keys = SampleKeys(self.config.seed, view, torch.from_numpy(chosen_B))
-        maps_B23 = random_maps(keys, MapRanges(), self.adapter.grid)
+        maps_B23 = random_maps(keys, FITTED_RANGES, self.adapter.grid)
         missing = [place for place, image in enumerate(chosen_B) if (view, int(image)) not in self._views]
         ids: dict[int, Ids] = {}
         if missing:
@@ -209,11 +217,9 @@ class AdaptFit:
         parts = [self._encode(pixels_MHWC[start : start + ENCODED_TOGETHER]) for start in range(0, len(pixels_MHWC), ENCODED_TOGETHER)]
         return np.concatenate(parts)
 
-    def _standardise(self) -> None:
+    def _start(self) -> None:
         some = self._ids_MLQ[:: max(1, len(self._ids_MLQ) // 64)]
-        rows_ND = self.adapter.vectors(self._tensor(some)).flatten(0, 1).double().cpu().numpy()
-        if self.step == 0:
-            self.adapter.standardise(rows_ND.mean(axis=0), rows_ND.std(axis=0))
+        start_from_codes(self.adapter, self.adapter.vectors(self._tensor(some)).flatten(0, 1))
 
     @torch.no_grad()
     def _held_out_accuracy(self) -> float:
@@ -223,7 +229,7 @@ class AdaptFit:
         for start in range(0, len(self.held_out_MHWC), self.batch):
             pixels_BHWC = self.held_out_MHWC[start : start + self.batch]
             keys = SampleKeys(self.config.seed, -1, torch.arange(start, start + len(pixels_BHWC)))
-            maps_B23 = random_maps(keys, MapRanges(), self.adapter.grid)
+            maps_B23 = random_maps(keys, FITTED_RANGES, self.adapter.grid)
             wanted = central_ids(self._encode(resampled_pixels(torch.from_numpy(pixels_BHWC), maps_B23).numpy()), self.adapter)
             found = self.adapter.ids(self._tensor(self._encode(pixels_BHWC)), maps_B23.to(self._device)).cpu().numpy()
             right.append((found == wanted).mean(axis=(1, 2)))
@@ -247,8 +253,8 @@ class AdaptFit:
         if found.state["digest"] != self.digest:
             raise ConfigError(
                 f"{state.url}/{STATE_NAME}: a fit with other options, images or another tokenizer stopped here after "
-                f"{counted(len(found.state['reports']), 'epoch')}. Give the command that it was started with to continue it, another --out, "
-                "or delete that file to start over"
+                f"{counted(len(found.state['reports']), 'epoch')}. Give the command that it was started with to continue it, another "
+                "--out, or delete that file to start over"
             )
         self.adapter.load_state_dict(found.model)
         load_optimizer(self._optimizer, found.optimizer)
@@ -261,5 +267,3 @@ def central_ids(ids_BLQ: Ids, adapter: TokenAdapter) -> Ids:
     top, left = (height - rows) // 2, (width - columns) // 2
     window = ids_BLQ.reshape(len(ids_BLQ), height, width, -1)[:, top : top + rows, left : left + columns]
     return np.ascontiguousarray(window.reshape(len(ids_BLQ), rows * columns, -1))
-
-
