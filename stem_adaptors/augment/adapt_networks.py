@@ -40,6 +40,9 @@ class AdaptSizes:
     """Attention heads of 64 channels each."""
     hidden: int = 1536
     """Width between the two layers of the MLP."""
+    skip: bool = False
+    """Whether code vectors also pass beside the two transformers, as cells and to the heads. The published networks have no such path; with
+    it a fit begins where moving the grid directly ends."""
 
     def __post_init__(self) -> None:
         require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
@@ -88,12 +91,13 @@ class _Conversion(nn.Module):
         super().__init__()
         self.enter, self.block, self.norm = nn.Linear(channels, sizes.width), _Block(sizes), nn.LayerNorm(sizes.width)
         self.leave = nn.ConvTranspose2d(sizes.width, channels, 2, 2)
+        self.beside = nn.ConvTranspose2d(channels, channels, 2, 2) if sizes.skip else None
         self.register_buffer("positions", sin_cos_positions(grid, sizes.width))
 
     def forward(self, x_BLD: Tensor, grid: tuple[int, int]) -> Tensor:
         x_BLE = self.norm(self.block(self.enter(x_BLD) + self.positions))
-        cells: Tensor = self.leave(x_BLE.transpose(1, 2).unflatten(2, grid))
-        return cells
+        cells: Tensor = self.leave(x_BLE.transpose(1, 2).reshape(len(x_BLE), -1, *grid))
+        return cells if self.beside is None else cells + self.beside(x_BLD.transpose(1, 2).reshape(len(x_BLD), -1, *grid))
 
 
 class _Reverse(nn.Module):
@@ -102,8 +106,10 @@ class _Reverse(nn.Module):
     def __init__(self, channels: int, vocabulary: Sequence[int], sizes: AdaptSizes) -> None:
         super().__init__()
         self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
-        self.heads = nn.ModuleList(nn.Linear(sizes.width, size) for size in vocabulary)
-        self.before = nn.Linear(channels, sizes.width, bias=False) if len(vocabulary) > 1 else None
+        read = sizes.width + channels if sizes.skip else sizes.width
+        self.heads = nn.ModuleList(nn.Linear(read, size) for size in vocabulary)
+        self.beside = nn.Conv2d(channels, channels, 2, 2) if sizes.skip else None
+        self.before = nn.Linear(channels, read, bias=False) if len(vocabulary) > 1 else None
         """What a head sees of the code vectors of the levels before it."""
         if self.before is not None:
             nn.init.zeros_(self.before.weight)
@@ -112,7 +118,7 @@ class _Reverse(nn.Module):
     def forward(self, cells_BDHW: Tensor) -> Tensor:
         x_BNE = self.enter(cells_BDHW).flatten(2).transpose(1, 2)
         found: Tensor = self.norm(self.block(x_BNE + self.positions))
-        return found
+        return found if self.beside is None else torch.cat([found, self.beside(cells_BDHW).flatten(2).transpose(1, 2)], dim=-1)
 
 
 class TokenAdapter(nn.Module):
@@ -165,7 +171,7 @@ class TokenAdapter(nn.Module):
         return cells
 
     def moved(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
-        """Return [B, N, E], what the heads read, for maps of whole images as `adapt_maps.random_maps` draws them."""
+        """Return [B, N, E], with a skip [B, N, E + D], what the heads read, for maps as `adapt_maps.random_maps` draws them."""
         rows, columns = self.sizes.out_grid
         maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
         x_BNE: Tensor = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)))

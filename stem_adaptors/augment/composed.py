@@ -184,11 +184,11 @@ class HalfBatch(_Composed):
                 results.append(part)
         # On embeddings, ids without their vectors mean nothing any more, and the halves may have as many as their grids before a crop.
         with_ids = ("ids_BLQ",) if self.stage == "ids" or self.gives_ids else ()
-        joined: dict[str, Any] = {
-            name: torch.cat(found)
-            for name in (*with_ids, "targets_BC", "x", "mask")
-            if (found := [getattr(part, name) for part in results])[0] is not None
-        }
+        joined: dict[str, Any] = {}
+        for name in (*with_ids, "targets_BC", "x", "mask"):  # a comprehension with a name of its own is beyond torch.compile
+            found = [getattr(part, name) for part in results]
+            if found[0] is not None:
+                joined[name] = torch.cat(found)
         return state._replace(**joined)
 
     def text(self) -> str:

@@ -105,7 +105,7 @@ class TokenAdapt(Operation):
         if made != wanted:
             raise ConfigError(
                 f"token_adapt: {store.url}/{prefix} was fitted for {made} of {self._grid} sites; share={self.share:g} makes {wanted}. Give "
-                f"share={made[0] / self._grid[0]:g}, or fit with --share {self.share:g}"
+                f"the share of the fit, or fit with --share {self.share:g}"
             )
         self.adapter = adapter
 

@@ -82,7 +82,7 @@ class AdaptFitConfig:
     def sizes(self, grid: tuple[int, ...]) -> AdaptSizes:
         """Return the sizes for a grid."""
         out_grid = cropped(grid[0], self.share), cropped(grid[1], self.share)
-        return AdaptSizes(out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width)
+        return AdaptSizes(out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True)
 
 
 class AdaptFit:
