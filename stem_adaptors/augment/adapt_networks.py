@@ -27,6 +27,8 @@ from tokenshards.stem_adaptors.augment.adapt_maps import sampled, window_maps
 __all__ = ["AdaptSizes", "TokenAdapter", "sin_cos_positions"]
 
 HEAD_WIDTH = 64
+MAP_FEATURES = 6
+"""Of a map: 1, the four entries of its linear part without its scale, and the scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class AdaptSizes:
     hidden: int = 1536
     """Width between the two layers of the MLP."""
     skip: bool = False
-    """Whether code vectors also pass beside the two transformers, as cells and to the heads. The published networks have no such path; with
-    it a fit begins where moving the grid directly ends."""
+    """Whether code vectors also pass beside the two transformers, and the reverse network knows the map. The published networks have no
+    such path; with it a fit begins where moving the grid directly ends, and how a code looks in a mirror is learned at once."""
 
     def __post_init__(self) -> None:
         require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
@@ -108,17 +110,31 @@ class _Reverse(nn.Module):
         self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
         read = sizes.width + channels if sizes.skip else sizes.width
         self.heads = nn.ModuleList(nn.Linear(read, size) for size in vocabulary)
-        self.beside = nn.Conv2d(channels, channels, 2, 2) if sizes.skip else None
+        self.beside = nn.Conv2d(channels, MAP_FEATURES * channels, 2, 2) if sizes.skip else None
+        self.map = nn.Linear(MAP_FEATURES, sizes.width, bias=False) if sizes.skip else None
         self.before = nn.Linear(channels, read, bias=False) if len(vocabulary) > 1 else None
         """What a head sees of the code vectors of the levels before it."""
         if self.before is not None:
             nn.init.zeros_(self.before.weight)
         self.register_buffer("positions", sin_cos_positions(sizes.out_grid, sizes.width))
 
-    def forward(self, cells_BDHW: Tensor) -> Tensor:
-        x_BNE = self.enter(cells_BDHW).flatten(2).transpose(1, 2)
-        found: Tensor = self.norm(self.block(x_BNE + self.positions))
-        return found if self.beside is None else torch.cat([found, self.beside(cells_BDHW).flatten(2).transpose(1, 2)], dim=-1)
+    def forward(self, cells_BDHW: Tensor, features_BF: Tensor) -> Tensor:
+        x_BNE = self.enter(cells_BDHW).flatten(2).transpose(1, 2) + self.positions
+        if self.map is None or self.beside is None:
+            plain: Tensor = self.norm(self.block(x_BNE))
+            return plain
+        x_BNE = self.norm(self.block(x_BNE + self.map(features_BF)[:, None]))
+        # One matrix for each feature of the map, weighted by the features: a matrix of the sample's own.
+        beside_BFDN = self.beside(cells_BDHW).flatten(2).unflatten(1, (MAP_FEATURES, -1))
+        beside_BDN = (beside_BFDN * features_BF[:, :, None, None]).sum(1)
+        return torch.cat([x_BNE, beside_BDN.transpose(1, 2)], dim=-1)
+
+
+def _features(maps_B23: Tensor) -> Tensor:
+    """Return [B, F] of maps."""
+    turn_B4 = maps_B23[:, :, :2].flatten(1)
+    scale_B1 = (turn_B4[:, :1] * turn_B4[:, 3:] - turn_B4[:, 1:2] * turn_B4[:, 2:3]).abs().clamp_min(1e-6).sqrt()
+    return torch.cat([torch.ones_like(scale_B1), turn_B4 / scale_B1, scale_B1], dim=1)
 
 
 class TokenAdapter(nn.Module):
@@ -174,7 +190,7 @@ class TokenAdapter(nn.Module):
         """Return [B, N, E], with a skip [B, N, E + D], what the heads read, for maps as `adapt_maps.random_maps` draws them."""
         rows, columns = self.sizes.out_grid
         maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
-        x_BNE: Tensor = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)))
+        x_BNE: Tensor = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)), _features(maps_B23))
         return x_BNE
 
     def forward(self, ids_BLQ: Tensor, maps_B23: Tensor, known_BNQ: Tensor) -> list[Tensor]:

@@ -34,7 +34,10 @@ def start_from_codes(adapter: TokenAdapter, sample_RD: Tensor) -> None:
         return
     _set(conversion.leave, torch.zeros_like(conversion.leave.weight))
     _set(conversion.beside, (same_DD / std_D[:, None])[:, :, None, None].expand_as(conversion.beside.weight), -mean_D / std_D)
-    _set(reverse.beside, same_DD[:, :, None, None].expand_as(reverse.beside.weight) / 4)
+    _set(reverse.beside, torch.zeros_like(reverse.beside.weight))
+    reverse.beside.weight[: len(same_DD)] = same_DD[:, :, None, None] / 4
+    if reverse.map is not None:
+        nn.init.zeros_(reverse.map.weight)
     start = 0
     for level, head in enumerate(adapter.heads):
         code_KD = adapter.codes(level)

@@ -85,13 +85,19 @@ def test_both_networks_equal_the_formula(name: str, skip: bool) -> None:
     maps_B23 = random_maps(keys_of(2), MapRanges(), (6, 10))
     known_BNQ = ids_BLQ[:, :32]
     logits = adapter(ids_BLQ, maps_B23, known_BNQ)
-    moved = sampled(cells, window_maps(maps_B23, (6, 10), (4, 8)), (8, 16)).detach().double().numpy()
+    windows_B23 = window_maps(maps_B23, (6, 10), (4, 8))
+    moved = sampled(cells, windows_B23, (8, 16)).detach().double().numpy()
     for sample in range(2):
         fours = moved[sample].reshape(-1, 4, 2, 8, 2).transpose(1, 3, 0, 2, 4).reshape(32, -1)
         x = slow_positions(4, 8, 16) + fours @ state["reverse.enter.weight"].reshape(16, -1).T + state["reverse.enter.bias"]
+        turn = windows_B23[sample, :, :2].double().numpy()
+        scale = math.sqrt(abs(np.linalg.det(turn)))
+        features = np.array([1, *(turn / scale).flatten(), scale])
+        x = x + features @ state["reverse.map.weight"].T if skip else x
         x = norm(slow_block(x, state, "reverse"), state, "reverse.norm")
         if skip:
-            x = np.concatenate([x, fours @ state["reverse.beside.weight"].reshape(moved.shape[1], -1).T + state["reverse.beside.bias"]], 1)
+            wide = fours @ state["reverse.beside.weight"].reshape(6 * moved.shape[1], -1).T + state["reverse.beside.bias"]
+            x = np.concatenate([x, np.einsum("nfd,f->nd", wide.reshape(32, 6, -1), features)], 1)
         for level, found in enumerate(logits):
             own = x
             if level:
