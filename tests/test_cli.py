@@ -92,6 +92,8 @@ COMMANDS = {
         "--json",
     ],
     "import classifier": ["--model", "--set", "--json"],
+    "import tokenadapt": ["--tokenizer", "--out", "--json"],
+    "fit-tokenadapt": ["--tokenizer", "--out", "--width", "--heads", "--share", "--epochs", "--views", "--batch", "--sample", "--seed"],
     "import seit": ["--split", "--grid", "--codebook", "--classes", "--json"],
     "export seit": ["--split", "--json"],
     "demo": [],

@@ -55,9 +55,9 @@ RESAMPLES = 4000
 Named = list[tuple[str, Images]]
 SETTINGS = {
     "default": AdaptFitConfig(width=128, heads=1, epochs=12, learning_rate=2e-3),
-    "taef2": AdaptFitConfig(width=128, heads=1, epochs=60, views=12, batch=4, learning_rate=1e-3),
+    "taef2": AdaptFitConfig(width=128, heads=1, epochs=30, views=6, batch=4, learning_rate=1e-3),
 }
-"""For some minutes on 2 cores. A taef2 latent takes 0.2 s, so its fit sees each of 12 views several times."""
+"""For some minutes on 2 cores. A taef2 latent takes 0.2 s, so its fit sees each of 6 views several times."""
 
 
 def decoded(files: list[Path], preprocess: Preprocess) -> Named:
