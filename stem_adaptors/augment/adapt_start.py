@@ -1,7 +1,8 @@
 """The first weights of a fit: cells are code vectors, and the heads look up the nearest codes, so that a fit begins where moving the grid
-of code vectors ends. The transformers begin as torch begins them, with last layers of zeros.
+of code vectors ends. In a mirror a code vector becomes that of the mirrored image, by least squares over some images. The transformers
+begin as torch begins them; what reads them begins with zeros.
 
-Shapes: R sample rows, D channels of a code vector, E width, K codes of a level.
+Shapes: B images, L sites, Q ids per site, R sample rows, D channels of a code vector, E width, K codes of a level.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
 
-__all__ = ["start_from_codes"]
+__all__ = ["start_from_codes", "start_with_mirror"]
 
 SHARPNESS = 2.0
 """Logits between a code and its neighbour."""
@@ -52,6 +53,33 @@ def start_from_codes(adapter: TokenAdapter, sample_RD: Tensor) -> None:
     if reverse.before is not None and not adapter.concat:
         # A head is linear in what the levels before it left of the vector.
         reverse.before.weight[width:] = -same_DD / std_D
+
+
+@torch.no_grad()
+def start_with_mirror(adapter: TokenAdapter, ids_BLQ: Tensor, mirrored_BLQ: Tensor) -> None:
+    """Let the reverse network of a started fit mirror code vectors: `mirrored_BLQ` are the ids of the mirrored images.
+
+    The map's first entry is 1 for an upright image and -1 for a mirrored one, which chooses between no change and the change of a mirror.
+    """
+    beside, of_cells = adapter.reverse.beside, adapter.conversion.beside
+    if beside is None or of_cells is None or of_cells.bias is None or beside.bias is None:
+        return
+    # The cells of a site all begin as its standardised vector.
+    rows = []
+    for ids in (ids_BLQ, mirrored_BLQ):
+        x_BLD = adapter.vectors(ids) * of_cells.weight[:, :, 0, 0].diagonal() + of_cells.bias
+        rows.append(x_BLD.unflatten(1, adapter.grid))
+    before_RD, after_RD = rows[0].flip(2).flatten(0, 2).double(), rows[1].flatten(0, 2).double()
+    channels = before_RD.shape[1]
+    known_RD = torch.cat([before_RD, torch.ones_like(before_RD[:, :1])], dim=1)
+    ridge_DD = 1e-4 * len(known_RD) * torch.eye(channels + 1, dtype=torch.float64, device=known_RD.device)
+    found_DD = torch.linalg.solve(known_RD.T @ known_RD + ridge_DD, known_RD.T @ after_RD).float()
+    mirror_DD, shift_D = found_DD[:channels].T, found_DD[channels]
+    same_DD = torch.eye(channels, device=mirror_DD.device)
+    for feature, sign in ((0, 1.0), (1, -1.0)):
+        own = slice(feature * channels, (feature + 1) * channels)
+        beside.weight[own] = ((same_DD + sign * mirror_DD) / 8)[:, :, None, None]
+        beside.bias[own] = sign * shift_D / 2
 
 
 def _set(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor | None = None) -> None:

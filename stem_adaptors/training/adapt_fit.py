@@ -30,7 +30,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, resampled_pixels
 from tokenshards.stem_adaptors.augment.adapt_networks import HEAD_WIDTH, AdaptSizes, TokenAdapter
-from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes
+from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes, start_with_mirror
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
 from tokenshards.stem_adaptors.augment.on_embeddings import cropped
 from tokenshards.stem_adaptors.precision import autocast, precision_of
@@ -48,6 +48,10 @@ SAVE_SECONDS = 60.0
 HELD_OUT_SHARE = 16
 MOST_HELD_OUT = 256
 ENCODED_TOGETHER = 64
+MOST_MIRRORED = 256
+"""Images that show what a mirror does to code vectors."""
+SLOW_SHARE = 0.2
+"""Learning rate of the path beside the transformers, which begins in the right place, as a share of the others'."""
 WARM_UP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
@@ -118,9 +122,7 @@ class AdaptFit:
             torch.manual_seed(keyed_hash64(str(config.seed), "start"))
             self.adapter = TokenAdapter(spec, tables, config.sizes(spec.layout.grid))
         self.adapter.to(device)
-        decayed = [{"params": [p for p in self.adapter.parameters() if (p.ndim > 1) is wide], "weight_decay": decay}
-                   for wide, decay in ((True, WEIGHT_DECAY), (False, 0.0))]  # fmt: skip
-        self._optimizer = torch.optim.AdamW(decayed, lr=config.learning_rate, betas=(0.9, 0.95))
+        self._optimizer = torch.optim.AdamW(_groups(self.adapter, config.learning_rate), betas=(0.9, 0.95))
         self._views: dict[tuple[int, int], Ids] = {}
         self.step = 0
         self.reports: list[dict[str, Any]] = []
@@ -185,7 +187,7 @@ class AdaptFit:
         total = self.steps * self.config.epochs
         factor = min(1.0, (self.step + 1) / max(1.0, WARM_UP_SHARE * total)) * half_cosine(self.step / total)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor * group["share"]
         self._optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -220,6 +222,8 @@ class AdaptFit:
     def _start(self) -> None:
         some = self._ids_MLQ[:: max(1, len(self._ids_MLQ) // 64)]
         start_from_codes(self.adapter, self.adapter.vectors(self._tensor(some)).flatten(0, 1))
+        mirrored_MHWC = np.ascontiguousarray(self._pixels_MHWC[:MOST_MIRRORED, :, ::-1])
+        start_with_mirror(self.adapter, self._tensor(self._ids_MLQ[:MOST_MIRRORED]), self._tensor(self._encoded(mirrored_MHWC)))
 
     @torch.no_grad()
     def _held_out_accuracy(self) -> float:
@@ -267,3 +271,12 @@ def central_ids(ids_BLQ: Ids, adapter: TokenAdapter) -> Ids:
     top, left = (height - rows) // 2, (width - columns) // 2
     window = ids_BLQ.reshape(len(ids_BLQ), height, width, -1)[:, top : top + rows, left : left + columns]
     return np.ascontiguousarray(window.reshape(len(ids_BLQ), rows * columns, -1))
+
+
+def _groups(adapter: TokenAdapter, rate: float) -> list[dict[str, Any]]:
+    """Return the parameters in groups: matrices decay, and the path beside the transformers learns slowly."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in adapter.named_parameters():
+        slow = ".beside." in name or ".before." in name
+        found.setdefault((SLOW_SHARE if slow else 1.0, WEIGHT_DECAY if parameter.ndim > 1 and not slow else 0.0), []).append(parameter)
+    return [{"params": own, "lr": rate, "share": share, "weight_decay": decay} for (share, decay), own in found.items()]

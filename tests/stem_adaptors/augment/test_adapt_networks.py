@@ -15,7 +15,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, sampled, window_maps
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter, sin_cos_positions
 from tokenshards.stem_adaptors.augment.adapt_published import adapter_of_published, published_names
-from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes
+from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes, start_with_mirror
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
 
 LAYOUTS = {"grid": grid(6, 10), "residual": grid(6, 10, 2), "concat": grid(6, 10, 2, combine="concat")}
@@ -142,6 +142,21 @@ def test_a_fit_begins_with_the_nearest_codes(name: str, metric: str) -> None:
     if metric == "cosine" and name == "residual":
         return  # cosine compares what is left by its direction, which no linear head does
     assert torch.equal(adapter.ids(ids_BLQ, mirrored_B23), NearestCodes(spec, tables)(x_BDHW.flatten(2).transpose(1, 2)))
+
+
+def test_a_fit_begins_with_mirrored_codes_in_a_mirror() -> None:
+    """Each code has a partner whose channels are swapped: that of the mirrored patch. Upright images keep their codes."""
+    spec = spec_of(grid(6, 10), codes=40)
+    half_KD = tables_of(spec)["level_0"][:20]
+    tables = {"level_0": np.concatenate([half_KD, half_KD[:, [1, 0, 3, 2]]])}
+    adapter = TokenAdapter(spec, tables, AdaptSizes(out_grid=(6, 10), width=16, heads=1, hidden=24, skip=True))
+    ids_BLQ = ids_of(spec, 12).int()
+    mirrored_BLQ = ((ids_BLQ + 20) % 40).view(12, 6, 10, 1).flip(2).reshape(12, 60, 1)
+    start_from_codes(adapter, adapter.vectors(ids_BLQ).flatten(0, 1))
+    start_with_mirror(adapter, ids_BLQ, mirrored_BLQ)
+    upright_B23 = torch.eye(2, 3).expand(12, -1, -1)
+    assert torch.equal(adapter.ids(ids_BLQ, upright_B23), ids_BLQ)
+    assert torch.equal(adapter.ids(ids_BLQ, upright_B23 * torch.tensor([[-1.0], [1.0]])), mirrored_BLQ)
 
 
 def test_published_weights_load_under_their_names() -> None:
