@@ -1,6 +1,6 @@
 """The weights of TokenAdapt as SeiT++ (Lee et al. 2024) publishes them: names, shapes, and which sizes they have.
 
-No published file was at hand: names and shapes are those that its loader expects.
+No published file could be had: names and shapes are those that its loader expects.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def start_with_mirror(adapter: TokenAdapter, ids_BLQ: Tensor, mirrored_BLQ: Tens
     rows = []
     for ids in (ids_BLQ, mirrored_BLQ):
         x_BLD = adapter.vectors(ids) * of_cells.weight[:, :, 0, 0].diagonal() + of_cells.bias
-        rows.append(x_BLD.unflatten(1, adapter.grid))
+        rows.append(x_BLD.reshape(len(x_BLD), *adapter.grid, -1))
     before_RD, after_RD = rows[0].flip(2).flatten(0, 2).double(), rows[1].flatten(0, 2).double()
     channels = before_RD.shape[1]
     known_RD = torch.cat([before_RD, torch.ones_like(before_RD[:, :1])], dim=1)

@@ -24,6 +24,8 @@ from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment.adapt_file import save_adapter
+from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
@@ -132,6 +134,18 @@ def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Pat
     for found, record in zip(records, expected.records, strict=True):
         for name in ("train_loss", "val_loss", "ema_val_loss"):
             assert found[name] == pytest.approx(record[name], rel=1e-5)
+
+
+def test_two_processes_equal_one_with_token_adapt(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each half of a mix group, and the maps of its images, are those of one process; every process reads the fitted networks itself."""
+    dataset = open_dataset(str(places[0]))
+    adapter = TokenAdapter(dataset.spec, dataset.codebook(), AdaptSizes(out_grid=(4, 4), width=16, heads=1, hidden=16))
+    save_adapter(adapter, dataset.spec, Store(str(tmp_path / "adapt")), "", settings={}, fidelity={})
+    ops = f"half_batch([rrc()], [token_adapt(file='{tmp_path / 'adapt'}')]), 0.5*noise(), cutmix()"
+    settings = {**DEFAULTS, "augment": AugmentConfig(ops=ops, mix_group=4)}
+    expected = alone(places, tmp_path / "one", **settings)
+    losses, _ = train_with(2, *map(str, places), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
 
 
 def test_mix_groups_are_those_of_the_first_start(places: tuple[Path, Path], tmp_path: Path) -> None:
