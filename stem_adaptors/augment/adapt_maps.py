@@ -19,7 +19,7 @@ from tokenshards.pipeline.errors import require
 from tokenshards.stem_adaptors.augment.crops import CROP_TRIES, crop_boxes
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 
-__all__ = ["MapRanges", "affine_maps", "product", "random_maps", "resampled_pixels", "sampled", "window_maps"]
+__all__ = ["MapRanges", "affine_maps", "product", "random_colours", "random_maps", "resampled_pixels", "sampled", "window_maps"]
 
 _PARTS = 5
 """Rotation, shift along x and y, shear along x and y."""
@@ -46,7 +46,11 @@ class MapRanges:
     ratio_max: float = 4 / 3
     """Largest aspect ratio of this crop; the least is its inverse."""
 
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation as a share, each drawn for itself; 0 for none."""
+
     def __post_init__(self) -> None:
+        require(0.0 <= self.colour < 1.0, "token_adapt: colour", self.colour, "0 to less than 1")
         for name in ("flip", "affine", "crop"):
             require(0.0 <= getattr(self, name) <= 1.0, f"token_adapt: {name}", getattr(self, name), "a number from 0 to 1")
         require(0.0 <= self.degrees <= 180.0, "token_adapt: degrees", self.degrees, "0 to 180")
@@ -55,11 +59,11 @@ class MapRanges:
         require(0.0 < self.scale_min <= 1.0, "token_adapt: scale_min", self.scale_min, "above 0, at most 1")
         require(self.ratio_max >= 1.0, "token_adapt: ratio_max", self.ratio_max, "at least 1")
 
-    @staticmethod
-    def draws() -> tuple[Draw, ...]:
-        """Return the numbers that `random_maps` asks for."""
+    def draws(self) -> tuple[Draw, ...]:
+        """Return the numbers that `random_maps` and `random_colours` ask for."""
         crop = Draw("crop.box", count=2 * CROP_TRIES), Draw("crop.y", "integers"), Draw("crop.x", "integers")
-        return (Draw("token_adapt", count=3 + 2 * _PARTS), *crop)
+        colour = (Draw("token_adapt.colour", count=3),) if self.colour else ()
+        return (Draw("token_adapt", count=3 + 2 * _PARTS), *crop, *colour)
 
 
 def random_maps(numbers: Numbers, ranges: MapRanges, grid: tuple[int, int]) -> Tensor:
@@ -83,6 +87,11 @@ def random_maps(numbers: Numbers, ranges: MapRanges, grid: tuple[int, int]) -> T
     boxes_B4 = crop_boxes(numbers, sides, scale_min=ranges.scale_min, ratio_max=ranges.ratio_max).float()
     cropped_B11 = (draws_BN[:, -1] < ranges.crop)[:, None, None]
     return torch.where(cropped_B11, product(maps_B23, _box_maps(boxes_B4, sides)), maps_B23)
+
+
+def random_colours(numbers: Numbers, ranges: MapRanges) -> Tensor | None:
+    """Return float32 [B, 3], the changes of brightness, contrast and saturation as shares; None where the ranges have none."""
+    return ranges.colour * (2 * numbers.uniform("token_adapt.colour", 3) - 1) if ranges.colour else None
 
 
 def affine_maps(mirrored_B: Tensor, angle_B: Tensor, shift_B2: Tensor, shear_x_B: Tensor, shear_y_B: Tensor) -> Tensor:
@@ -134,8 +143,25 @@ def sampled(x_BCHW: Tensor, maps_B23: Tensor, size: tuple[int, int], mode: str =
     return F.grid_sample(x_BCHW, places_BHW2, mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def resampled_pixels(pixels_BHWC: Tensor, maps_B23: Tensor) -> Tensor:
-    """Return uint8 images of the same size, bicubic, black outside of the input."""
+def resampled_pixels(pixels_BHWC: Tensor, maps_B23: Tensor, colours_B3: Tensor | None = None) -> Tensor:
+    """Return uint8 images of the same size, bicubic, black outside of the input, first with other colours."""
     _, height, width, _ = pixels_BHWC.shape
     x_BCHW = pixels_BHWC.movedim(-1, 1).float()
+    if colours_B3 is not None:
+        x_BCHW = _coloured(x_BCHW, colours_B3)
     return sampled(x_BCHW, maps_B23, (height, width), "bicubic").round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+
+
+def _coloured(x_BCHW: Tensor, colours_B3: Tensor) -> Tensor:
+    """Return images of 0 to 255 brighter, with more contrast, with more saturation, in this order, as torchvision defines the three."""
+    brightness_B, contrast_B, saturation_B = (1 + colours_B3).view(-1, 3, 1, 1, 1).unbind(1)
+    x_BCHW = (x_BCHW * brightness_B).clamp(0, 255)
+    mean_B = _grey(x_BCHW).mean(dim=(1, 2, 3), keepdim=True)
+    x_BCHW = (mean_B + (x_BCHW - mean_B) * contrast_B).clamp(0, 255)
+    grey_B1HW = _grey(x_BCHW)
+    return (grey_B1HW + (x_BCHW - grey_B1HW) * saturation_B).clamp(0, 255)
+
+
+def _grey(x_BCHW: Tensor) -> Tensor:
+    """Return luma (ITU-R BT.601)."""
+    return (x_BCHW * x_BCHW.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)

@@ -46,7 +46,18 @@ class AdaptSizes:
     """Whether code vectors also pass beside the two transformers, and the reverse network knows the map. The published networks have no
     such path; with it a fit begins where moving the grid directly ends, and how a code looks in a mirror is learned at once."""
 
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation that the reverse network learned to make; it needs the skip."""
+
+    @property
+    def features(self) -> int:
+        """Numbers that tell the reverse network what happened: those of the map, and the three colour changes."""
+        return MAP_FEATURES + (3 if self.colour else 0)
+
     def __post_init__(self) -> None:
+        require(
+            0.0 <= self.colour < 1.0 and (self.skip or not self.colour), "token_adapt: colour", self.colour, "0 to less than 1, with skip"
+        )
         require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
         require(self.heads >= 1, "token_adapt: heads", self.heads, "at least 1")
         require(self.hidden >= 1, "token_adapt: hidden", self.hidden, "at least 1")
@@ -110,8 +121,8 @@ class _Reverse(nn.Module):
         self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
         read = sizes.width + channels if sizes.skip else sizes.width
         self.heads = nn.ModuleList(nn.Linear(read, size) for size in vocabulary)
-        self.beside = nn.Conv2d(channels, MAP_FEATURES * channels, 2, 2) if sizes.skip else None
-        self.map = nn.Linear(MAP_FEATURES, sizes.width, bias=False) if sizes.skip else None
+        self.beside = nn.Conv2d(channels, sizes.features * channels, 2, 2) if sizes.skip else None
+        self.map = nn.Linear(sizes.features, sizes.width, bias=False) if sizes.skip else None
         self.before = nn.Linear(channels, read, bias=False) if len(vocabulary) > 1 else None
         """What a head sees of the code vectors of the levels before it."""
         if self.before is not None:
@@ -125,7 +136,7 @@ class _Reverse(nn.Module):
             return plain
         x_BNE = self.norm(self.block(x_BNE + self.map(features_BF)[:, None]))
         # One matrix for each feature of the map, weighted by the features: a matrix of the sample's own.
-        beside_BFDN = self.beside(cells_BDHW).flatten(2).unflatten(1, (MAP_FEATURES, -1))
+        beside_BFDN = self.beside(cells_BDHW).flatten(2).unflatten(1, (features_BF.shape[1], -1))
         beside_BDN = (beside_BFDN * features_BF[:, :, None, None]).sum(1)
         return torch.cat([x_BNE, beside_BDN.transpose(1, 2)], dim=-1)
 
@@ -186,25 +197,34 @@ class TokenAdapter(nn.Module):
         cells: Tensor = self.conversion(self.vectors(ids_BLQ), self.grid)
         return cells
 
-    def moved(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
+    def moved(self, ids_BLQ: Tensor, maps_B23: Tensor, colours_B3: Tensor | None = None) -> Tensor:
         """Return [B, N, E], with a skip [B, N, E + D], what the heads read, for maps as `adapt_maps.random_maps` draws them."""
         rows, columns = self.sizes.out_grid
         maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
-        x_BNE: Tensor = self.reverse(sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)), _features(maps_B23))
+        x_BNE: Tensor = self.reverse(
+            sampled(self.convert(ids_BLQ), maps_B23, (2 * rows, 2 * columns)), self._features(maps_B23, colours_B3)
+        )
         return x_BNE
 
-    def forward(self, ids_BLQ: Tensor, maps_B23: Tensor, known_BNQ: Tensor) -> list[Tensor]:
+    def forward(self, ids_BLQ: Tensor, maps_B23: Tensor, known_BNQ: Tensor, colours_B3: Tensor | None = None) -> list[Tensor]:
         """Return logits [B, N, K] of each level, given the right ids of the levels before it."""
-        x_BNE = self.moved(ids_BLQ, maps_B23)
+        x_BNE = self.moved(ids_BLQ, maps_B23, colours_B3)
         return [self._logits(x_BNE, known_BNQ, level) for level in range(len(self.vocabulary))]
 
-    def ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> Tensor:
+    def ids(self, ids_BLQ: Tensor, maps_B23: Tensor, colours_B3: Tensor | None = None) -> Tensor:
         """Return ids [B, N, Q] in the dtype of `ids_BLQ`: of each level the most probable one after those before it."""
-        x_BNE, found_BNQ = self.moved(ids_BLQ, maps_B23), ids_BLQ.new_zeros(0)
+        x_BNE, found_BNQ = self.moved(ids_BLQ, maps_B23, colours_B3), ids_BLQ.new_zeros(0)
         for level in range(len(self.vocabulary)):
             own_BN1 = self._logits(x_BNE, found_BNQ, level).argmax(-1, keepdim=True).to(ids_BLQ.dtype)
             found_BNQ = own_BN1 if level == 0 else torch.cat([found_BNQ, own_BN1], dim=-1)
         return found_BNQ
+
+    def _features(self, maps_B23: Tensor, colours_B3: Tensor | None) -> Tensor:
+        features_BF = _features(maps_B23)
+        if not self.sizes.colour:
+            return features_BF
+        colours_B3 = torch.zeros_like(features_BF[:, :3]) if colours_B3 is None else colours_B3
+        return torch.cat([features_BF, colours_B3], dim=1)
 
     def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, level: int) -> Tensor:
         if level and self.reverse.before is not None:

@@ -6,15 +6,13 @@ Shapes: B samples, R of them, Q ids per site.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, require
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment.adapt_file import load_adapter
-from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps
+from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps
 from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
 from tokenshards.stem_adaptors.augment.index_ops import meaningless
 from tokenshards.stem_adaptors.augment.keys import all_rows
@@ -50,6 +48,7 @@ class TokenAdapt(Operation):
         crop: float = 1.0,
         scale_min: float = 0.08,
         ratio_max: float = 4 / 3,
+        colour: float = 0.0,
         sha256: str = "",
     ) -> None:
         """`file`: the directory of `fit-tokenadapt`; `share`: side of the result as a share of the grid's; the rest: see `MapRanges`.
@@ -57,7 +56,7 @@ class TokenAdapt(Operation):
         `sha256`: digest of the fitted file, which a training records; "" for any.
         """
         ranges = {"flip": flip, "affine": affine, "degrees": degrees, "shift": shift, "shear": shear, "crop": crop}
-        ranges |= {"scale_min": scale_min, "ratio_max": ratio_max}
+        ranges |= {"scale_min": scale_min, "ratio_max": ratio_max, "colour": colour}
         super().__init__(file=file, share=share, **ranges, sha256=sha256)
         require(0.0 < share <= 1.0, "token_adapt: share", share, "above 0, at most 1")
         self.file, self.share, self.sha256 = file, share, sha256
@@ -107,6 +106,11 @@ class TokenAdapt(Operation):
                 f"token_adapt: {store.url}/{prefix} was fitted for {made} of {self._grid} sites; share={self.share:g} makes {wanted}. Give "
                 f"the share of the fit, or fit with --share {self.share:g}"
             )
+        if self.ranges.colour > about.sizes.colour:
+            raise ConfigError(
+                f"token_adapt: colour is {self.ranges.colour:g}; {store.url}/{prefix} was fitted for {about.sizes.colour:g} at most. Give "
+                f"less, or fit with --colour {self.ranges.colour:g}"
+            )
         self.adapter = adapter
 
     @torch.no_grad()
@@ -115,19 +119,14 @@ class TokenAdapt(Operation):
         if self.adapter is None:
             raise ConfigError("token_adapt has no networks yet; call `load` of the transform before its first batch")
         ids_BLQ = state.ids_BLQ
-        maps_B23 = random_maps(numbers, self.ranges, self._grid)
+        maps_B23, colours_B3 = random_maps(numbers, self.ranges, self._grid), random_colours(numbers, self.ranges)
         if all_rows(ids_BLQ.device):
-            found_BNQ = self.adapter.ids(ids_BLQ, maps_B23)
+            found_BNQ = self.adapter.ids(ids_BLQ, maps_B23, colours_B3)
         else:
-            pieces = zip(torch.split(ids_BLQ, ROWS), torch.split(maps_B23, ROWS), strict=True)
-            found_BNQ = torch.cat([_padded_ids(self.adapter, ids_RLQ, maps_R23) for ids_RLQ, maps_R23 in pieces])
+            parts = []
+            for start in range(0, len(ids_BLQ), ROWS):
+                rows = torch.arange(start, start + ROWS).clamp_max(len(ids_BLQ) - 1)  # the last sample fills a piece up
+                own = None if colours_B3 is None else colours_B3[rows]
+                parts.append(self.adapter.ids(ids_BLQ[rows], maps_B23[rows], own))
+            found_BNQ = torch.cat(parts)[: len(ids_BLQ)]
         return state.with_ids(found_BNQ, self.adapter.sizes.out_grid)
-
-
-def _padded_ids(adapter: TokenAdapter, ids_RLQ: Tensor, maps_R23: Tensor) -> Tensor:
-    """Return the ids of up to ROWS samples, computed beside as many copies as are missing."""
-    rows, missing = len(ids_RLQ), ROWS - len(ids_RLQ)
-    if missing:
-        ids_RLQ = F.pad(ids_RLQ, (0, 0, 0, 0, 0, missing))
-        maps_R23 = torch.cat([maps_R23, maps_R23[:1].expand(missing, -1, -1)])
-    return adapter.ids(ids_RLQ, maps_R23)[:rows]

@@ -45,6 +45,7 @@ def fit_tokenadapt_command(
             help="Distinct views of an image, which then repeat, so that a slow tokenizer encodes few.", show_default="new in every epoch"
         ),
     ] = 0,
+    colour: Annotated[float, typer.Option(help="Largest change of brightness, contrast and saturation to learn too, such as 0.3.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Images per step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.")] = "auto",
@@ -67,7 +68,15 @@ def fit_tokenadapt_command(
     from tokenshards.stem_adaptors.training.adapt_fit import AdaptFitConfig
 
     config = AdaptFitConfig(
-        width=width, heads=heads, share=share, epochs=epochs, views=views, batch=batch, learning_rate=learning_rate, seed=seed
+        width=width,
+        heads=heads,
+        share=share,
+        epochs=epochs,
+        views=views,
+        colour=colour,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
     )
     made_by = open_tokenizer(tokenizer, storage_options=side_options("tokenizer", tokenizer, storage_option, tokenizer_option))
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))

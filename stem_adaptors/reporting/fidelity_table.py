@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["fidelity_rows"]
 
-_MOVES = {"flip": "mirror", "rotation": "rotation by 15°", "crop": "random crop"}
+_MOVES = {"flip": "mirror", "rotation": "rotation by 15°", "crop": "random crop", "colour": "other colours"}
 _WAYS = {
     "token_adapt": "TokenAdapt",
     "direct_sites": "ids moved to the nearest site",

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, affine_maps, random_maps, resampled_pixels, sampled, window_maps
+from tokenshards.stem_adaptors.augment.adapt_maps import (
+    MapRanges,
+    affine_maps,
+    random_colours,
+    random_maps,
+    resampled_pixels,
+    sampled,
+    window_maps,
+)
 from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
@@ -24,7 +32,7 @@ from tokenshards.stem_adaptors.training.adapt_fit import Encode, Images, central
 __all__ = ["MOVES", "WAYS", "fidelity_of", "right_ids"]
 
 MOVES = ("flip", "rotation", "crop")
-"""A mirror image, a rotation by 15 degrees, a random-resized crop."""
+"""A mirror image, a rotation by 15 degrees, a random-resized crop. Where colours were learned, "colour" comes too."""
 WAYS = ("token_adapt", "direct_sites", "direct_codes", "nothing")
 """TokenAdapt; the id of the nearest site; the code nearest to code vectors resampled bicubic; the ids of the image as it was."""
 DEGREES = 15.0
@@ -50,16 +58,22 @@ def right_ids(
     device = next(adapter.parameters()).device
     nearest = NearestCodes(spec, tables)
     black = encode(np.zeros((1, *pixels_MHWC.shape[1:]), np.uint8))
-    found: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {move: {way: [] for way in WAYS} for move in MOVES}
-    for move in MOVES:
+    moves = (*MOVES, "colour") if adapter.sizes.colour else MOVES
+    found: dict[str, dict[str, list[npt.NDArray[np.float64]]]] = {move: {way: [] for way in WAYS} for move in moves}
+    for move in moves:
+        keys = SampleKeys(seed, -2, torch.arange(len(pixels_MHWC)))
+        colours_M3 = random_colours(keys, MapRanges(colour=adapter.sizes.colour)) if move == "colour" else None
         maps_M23 = move_maps(move, len(pixels_MHWC), adapter.grid, seed)
         for start in range(0, len(pixels_MHWC), TOGETHER):
-            pixels_BHWC, maps_B23 = pixels_MHWC[start : start + TOGETHER], maps_M23[start : start + TOGETHER]
+            own = slice(start, start + TOGETHER)
+            pixels_BHWC, maps_B23, colours_B3 = pixels_MHWC[own], maps_M23[own], None if colours_M3 is None else colours_M3[own]
             ids_BLQ = encode(pixels_BHWC)
-            wanted_BNQ = central_ids(encode(resampled_pixels(torch.from_numpy(pixels_BHWC), maps_B23).numpy()), adapter)
+            wanted_BNQ = central_ids(encode(resampled_pixels(torch.from_numpy(pixels_BHWC), maps_B23, colours_B3).numpy()), adapter)
             wide = torch.from_numpy(ids_BLQ.astype(np.int64))
             ways = {
-                "token_adapt": adapter.ids(wide.to(device), maps_B23.to(device)).cpu().numpy(),
+                "token_adapt": adapter.ids(wide.to(device), maps_B23.to(device), None if colours_B3 is None else colours_B3.to(device))
+                .cpu()
+                .numpy(),
                 "direct_sites": _moved_sites(ids_BLQ, black, maps_B23, adapter),
                 "direct_codes": _moved_codes(wide, torch.from_numpy(black.astype(np.int64)), maps_B23, adapter, nearest),
                 "nothing": central_ids(ids_BLQ, adapter),

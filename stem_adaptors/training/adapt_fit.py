@@ -28,7 +28,7 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
-from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, resampled_pixels
+from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps, resampled_pixels
 from tokenshards.stem_adaptors.augment.adapt_networks import HEAD_WIDTH, AdaptSizes, TokenAdapter
 from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes, start_with_mirror
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
@@ -55,8 +55,6 @@ SLOW_SHARE = 0.2
 WARM_UP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
-FITTED_RANGES = MapRanges(crop=0.5)
-"""Without a crop half of the time, so that maps which keep the scale are learned too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +69,8 @@ class AdaptFitConfig:
     """Passes over the images."""
     views: int = 0
     """Distinct views of an image, after which they repeat, so that a slow tokenizer encodes each once; 0: a new view in every epoch."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation to learn too; 0 for none."""
     batch: int = 8
     """Images of a step. A site is a sample, so that few images are enough."""
     learning_rate: float = 1e-3
@@ -83,10 +83,15 @@ class AdaptFitConfig:
         require(self.views >= 0, "--views", self.views, "0 or more")
         require(self.learning_rate > 0, "--learning-rate", self.learning_rate, "more than 0")
 
+    @property
+    def ranges(self) -> MapRanges:
+        """How images are moved: without a crop half of the time, so that maps which keep the scale are learned too."""
+        return MapRanges(crop=0.5, colour=self.colour)
+
     def sizes(self, grid: tuple[int, ...]) -> AdaptSizes:
         """Return the sizes for a grid."""
         out_grid = cropped(grid[0], self.share), cropped(grid[1], self.share)
-        return AdaptSizes(out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True)
+        return AdaptSizes(out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True, colour=self.colour)
 
 
 class AdaptFit:
@@ -174,11 +179,12 @@ class AdaptFit:
 
     def _train_step(self, epoch: int, chosen_B: npt.NDArray[np.int64]) -> float:
         view = epoch % self.config.views if self.config.views else epoch
-        maps_B23, targets_BNQ = self._pairs(view, chosen_B)
+        maps_B23, colours_B3, targets_BNQ = self._pairs(view, chosen_B)
+        colours_B3 = None if colours_B3 is None else colours_B3.to(self._device)
         ids_BLQ = self._tensor(self._ids_MLQ[chosen_B])
         self.adapter.train()
         with autocast(self._device, precision_of("auto", self._device)):
-            logits = self.adapter(ids_BLQ, maps_B23.to(self._device), targets_BNQ)
+            logits = self.adapter(ids_BLQ, maps_B23.to(self._device), targets_BNQ, colours_B3)
         losses = [F.cross_entropy(part.float().flatten(0, 1), targets_BNQ[..., q].flatten()) for q, part in enumerate(logits)]
         loss = torch.stack(losses).mean()
         self._optimizer.zero_grad(set_to_none=True)
@@ -197,19 +203,20 @@ class AdaptFit:
             )
         return value
 
-    def _pairs(self, view: int, chosen_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return the maps of a view of some images, and the ids of the images that they make, [B, N, Q]."""
+    def _pairs(self, view: int, chosen_B: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the maps and colours of a view of some images, and the ids of the images that they make, [B, N, Q]."""
         keys = SampleKeys(self.config.seed, view, torch.from_numpy(chosen_B))
-        maps_B23 = random_maps(keys, FITTED_RANGES, self.adapter.grid)
+        maps_B23, colours_B3 = random_maps(keys, self.config.ranges, self.adapter.grid), random_colours(keys, self.config.ranges)
         missing = [place for place, image in enumerate(chosen_B) if (view, int(image)) not in self._views]
         ids: dict[int, Ids] = {}
         if missing:
-            images_BHWC = resampled_pixels(torch.from_numpy(self._pixels_MHWC[chosen_B[missing]]), maps_B23[missing]).numpy()
+            own = None if colours_B3 is None else colours_B3[missing]
+            images_BHWC = resampled_pixels(torch.from_numpy(self._pixels_MHWC[chosen_B[missing]]), maps_B23[missing], own).numpy()
             ids = dict(zip(missing, central_ids(self._encode(images_BHWC), self.adapter), strict=True))
         if self.config.views:
             self._views |= {(view, int(chosen_B[place])): own for place, own in ids.items()}
         found = [ids[place] if place in ids else self._views[view, int(image)] for place, image in enumerate(chosen_B)]
-        return maps_B23, self._tensor(np.stack(found))
+        return maps_B23, colours_B3, self._tensor(np.stack(found))
 
     def _tensor(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self._device)
@@ -233,7 +240,7 @@ class AdaptFit:
         for start in range(0, len(self.held_out_MHWC), self.batch):
             pixels_BHWC = self.held_out_MHWC[start : start + self.batch]
             keys = SampleKeys(self.config.seed, -1, torch.arange(start, start + len(pixels_BHWC)))
-            maps_B23 = random_maps(keys, FITTED_RANGES, self.adapter.grid)
+            maps_B23 = random_maps(keys, self.config.ranges, self.adapter.grid)
             wanted = central_ids(self._encode(resampled_pixels(torch.from_numpy(pixels_BHWC), maps_B23).numpy()), self.adapter)
             found = self.adapter.ids(self._tensor(self._encode(pixels_BHWC)), maps_B23.to(self._device)).cpu().numpy()
             right.append((found == wanted).mean(axis=(1, 2)))

@@ -16,6 +16,7 @@ from tokenshards.stem_adaptors.augment.adapt_maps import (
     MapRanges,
     affine_maps,
     product,
+    random_colours,
     random_maps,
     resampled_pixels,
     sampled,
@@ -110,8 +111,27 @@ def test_pixels_keep_their_size_and_black_fills() -> None:
     torch.testing.assert_close(resampled_pixels(images, one().expand(2, -1, -1)), images)
 
 
+def test_colours_are_those_of_the_formula() -> None:
+    """Brightness, contrast about the mean grey of the image, saturation about the grey of each pixel, clamped after each."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
+    changes = torch.tensor([[0.3, -0.2, 0.5], [-0.4, 0.3, -1.0], [0, 0, 0]])
+    found = resampled_pixels(torch.from_numpy(pixels), one().expand(3, -1, -1), changes).numpy()
+    weights = np.array([0.299, 0.587, 0.114])
+    for image, (brightness, contrast, saturation), own in zip(pixels, 1 + changes.numpy(), found, strict=True):
+        x = np.clip(image * brightness, 0, 255)
+        mean = (x @ weights).mean()
+        x = np.clip(mean + (x - mean) * contrast, 0, 255)
+        grey = (x @ weights)[..., None]
+        assert np.abs(np.clip(grey + (x - grey) * saturation, 0, 255) - own).max() <= 1
+    assert (found[2] == pixels[2]).all()
+    drawn = random_colours(keys_of(500), MapRanges(colour=0.3))
+    assert drawn is not None and drawn.shape == (500, 3) and 0.28 < drawn.abs().max() <= 0.3 and abs(drawn.mean()) < 0.02
+    assert random_colours(keys_of(5), MapRanges()) is None
+
+
 @pytest.mark.parametrize(
-    ("options", "said"), [({"flip": 2.0}, "flip is 2.0"), ({"shear": 90.0}, "shear is 90"), ({"scale_min": 0.0}, "scale_min")]
+    ("options", "said"),
+    [({"flip": 2.0}, "flip is 2.0"), ({"shear": 90.0}, "shear is 90"), ({"scale_min": 0.0}, "scale_min"), ({"colour": 1.0}, "colour is 1")],
 )
 def test_ranges_are_checked(options: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

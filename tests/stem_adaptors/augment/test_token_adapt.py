@@ -13,7 +13,7 @@ from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatV
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, copy_adapter, load_adapter, read_about, save_adapter
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
-from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps
+from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
 from tokenshards.stem_adaptors.augment.transform import Lookup, TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig
@@ -50,6 +50,20 @@ def test_samples_become_the_ids_of_the_networks(name: str, tmp_path: Path) -> No
     vectors = model.embedding.vectors(expected).view(11, *OUT, -1).movedim(-1, 1)
     torch.testing.assert_close(state.embeddings, vectors)
     assert len({tuple(row.flatten().tolist()) for row in state.ids_BLQ}) == 11, "the samples differ"
+
+
+def test_colours_reach_the_networks(tmp_path: Path) -> None:
+    spec = spec_of(LAYOUTS["grid"])
+    adapter = TokenAdapter(spec, tables_of(spec), AdaptSizes(out_grid=OUT, width=16, heads=1, hidden=24, skip=True, colour=0.4))
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_adapter(adapter, spec, Store(str(tmp_path)), "", settings={}, fidelity={})
+    ids_BLQ, keys, ranges = ids_of(spec, 3), keys_of(3), MapRanges(colour=0.3)
+    maps_B23, colours_B3 = random_maps(keys, ranges, (6, 10)), random_colours(keys, ranges)
+    transform, model = transform_of(f'token_adapt(file="{tmp_path}", colour=0.3)', LAYOUTS["grid"])
+    found = transform.state(model, batch_at(ids_BLQ, keys)).ids_BLQ
+    assert torch.equal(found, adapter.ids(ids_BLQ.int(), maps_B23, colours_B3))
+    assert not torch.equal(found, adapter.ids(ids_BLQ.int(), maps_B23))
 
 
 def test_a_sample_does_not_depend_on_those_beside_it(tmp_path: Path) -> None:
@@ -130,6 +144,7 @@ def test_another_tokenizer_share_or_file_is_refused(tmp_path: Path) -> None:
     for option, said in (
         ("share=0.5", r"was fitted for \(6, 8\) of \(6, 10\) sites; share=0.5 makes \(4, 4\)"),
         ('sha256="ab"', "holds .*; expected"),
+        ("colour=0.2", r"colour is 0.2; .* was fitted for 0 at most. Give less, or fit with --colour 0.2"),
     ):
         transform, model = transform_of(f'token_adapt(file="{tmp_path}", {option})', LAYOUTS["grid"])
         with pytest.raises(ConfigError, match=said):

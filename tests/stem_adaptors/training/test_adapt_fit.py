@@ -90,7 +90,7 @@ def test_the_state_of_another_fit_is_refused(tokenizer: PatchKMeans, tmp_path: P
 def test_pairs_are_the_ids_of_moved_images(tokenizer: PatchKMeans) -> None:
     fit = fit_of(tokenizer)
     chosen_B = np.array([3, 0])
-    maps_B23, targets_BNQ = fit._pairs(5, chosen_B)
+    maps_B23, _, targets_BNQ = fit._pairs(5, chosen_B)
     ranges = MapRanges(crop=0.5)
     assert torch.equal(maps_B23, random_maps(keys_of(4, seed=0, epoch=5)[torch.from_numpy(chosen_B)], ranges, (4, 4)))
     moved = resampled_pixels(torch.from_numpy(fit._pixels_MHWC[chosen_B]), maps_B23).numpy()
@@ -115,6 +115,16 @@ def test_a_fit_learns_what_a_mirror_does_to_codes(tokenizer: PatchKMeans) -> Non
     for ways in found.values():
         for shares in ways.values():
             assert shares["ids"] == pytest.approx(np.mean(shares["levels"]), abs=1e-3) and shares["sites"] <= min(shares["levels"]) + 1e-9
+
+
+def test_a_fit_learns_other_colours(tokenizer: PatchKMeans) -> None:
+    config = AdaptFitConfig(width=32, heads=1, epochs=10, batch=8, learning_rate=1e-2, share=1.0, colour=0.4)
+    fit = fit_of(tokenizer, config, images_of(160), held_out=40)
+    fit.run(None)
+    right = right_ids(fit.adapter, tokenizer.spec, tokenizer.codebook(), lambda pixels: tokenizer.encode(pixels).ids_BLQ, fit.held_out_MHWC)
+    found = fidelity_of(right)["colour"]
+    assert found["nothing"]["ids"] == pytest.approx(found["direct_sites"]["ids"]) and found["nothing"]["ids"] < 0.9, "codes did change"
+    assert found["token_adapt"]["ids"] > found["nothing"]["ids"] + 0.03
 
 
 def test_doing_nothing_is_right_where_nothing_moves(tokenizer: PatchKMeans, monkeypatch: pytest.MonkeyPatch) -> None:
