@@ -26,6 +26,7 @@ from tokenshards.stem_adaptors.commands import (
     import_classifier,
     import_tokenadapt,
     predict,
+    pretrain,
     preview,
     train,
 )
@@ -56,7 +57,7 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, train, evaluate, predict, demo, publish):
+for _module in (tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)

@@ -17,8 +17,11 @@ from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 __all__ = ["with_token_adapt"]
 
 
-def with_token_adapt(config: AugmentConfig, spec: TokenizerSpec, file: str) -> AugmentConfig:
+def with_token_adapt(config: AugmentConfig, spec: TokenizerSpec, file: str, *, to_ids: bool = False) -> AugmentConfig:
     """Return the augmentation with `half_batch([rrc(…)], [token_adapt(file, …)])` in the place of its `rrc(…)`, of the same strengths.
+
+    `to_ids`: what is learned needs ids at the end. Where nothing follows the crop, its half is quantised there, and the other half's ids
+    stay those of the networks.
 
     Raises ConfigError where the augmentation has no random-resized crop of whole batches.
     """
@@ -35,5 +38,7 @@ def with_token_adapt(config: AugmentConfig, spec: TokenizerSpec, file: str) -> A
     given = {"share": crop.share, "scale_min": crop.scale_min, "ratio_max": crop.ratio_max}
     usual = RandomResizedCrop()
     options = {name: value for name, value in given.items() if value != getattr(usual, name)}
-    operations[place] = HalfBatch([crop], [make_operation("token_adapt", {"file": file, **options})])
+    last = to_ids and place == len(operations) - 1
+    cropped = [crop, make_operation("quantise", {})] if last else [crop]
+    operations[place] = HalfBatch(cropped, [make_operation("token_adapt", {"file": file, **options})])
     return replace(AugmentConfig(ops=text_of(operations)), mix_group=config.mix_group)

@@ -15,7 +15,8 @@ from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, copy_adapter
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
-from tokenshards.stem_adaptors.augment.transform import Lookup, TokenTransform
+from tokenshards.stem_adaptors.augment.token_model import Lookup
+from tokenshards.stem_adaptors.augment.transform import TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 
@@ -193,6 +194,10 @@ def test_half_of_rrc_is_replaced() -> None:
     )
     again = with_token_adapt(AugmentConfig(ops="rrc(share=0.75), cutmix()"), spec, "a").ops
     assert "token_adapt(file='a', share=0.75)" in again
+    assert with_token_adapt(AugmentConfig(ops="rrc()"), spec, "a", to_ids=True).ops == (
+        "half_batch([rrc(), quantise()], [token_adapt(file='a')])"
+    )
+    assert "quantise" not in with_token_adapt(AugmentConfig(ops="rrc(), noise()"), spec, "a", to_ids=True).ops, "the objective appends it"
     with pytest.raises(ConfigError, match="takes the place of rrc in half of each batch, and there is none in: centre_crop"):
         with_token_adapt(AugmentConfig.off(), spec, "a")
     with pytest.raises(ConfigError, match="cannot change python:a:b"):

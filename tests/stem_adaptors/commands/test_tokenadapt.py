@@ -23,8 +23,9 @@ from tokenshards.stem_adaptors.augment.adapt_file import load_adapter, read_abou
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
 from tokenshards.stem_adaptors.augment.adapt_published import published_names
 from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
-from tokenshards.stem_adaptors.training.run_directory import load_run
+from tokenshards.stem_adaptors.training.run_directory import load_run, open_objective
 
 QUICK = ("--width", "16", "--heads", "1", "--batch", "16", "--epochs", "2")
 
@@ -102,6 +103,19 @@ def test_a_run_keeps_its_own_copy(folder: Path, tmp_path: Path) -> None:
     assert "is not there; the run goes on with its copy" in said and "epoch   2/2" in said
     shutil.rmtree(run / "tokenadapt")
     assert 0 <= call_json("evaluate", str(run), str(folder / "val"))["top1"] <= 1, "measuring needs neither copy nor original"
+
+
+def test_a_pretraining_takes_it_too(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "masked"
+    small = ("--set", "model.depth=1", "--set", "model.width=16", "--set", "model.heads=2", "--set", "mask.decoder_depth=1")
+    sizes = ("--model", "vit_nano", "--epochs", "1", "--batch-size", "16", "--cache-dir", str(folder / "cache"))
+    arguments = ("pretrain", str(folder / "train"), "--val", str(folder / "val"), "--out", str(run), *sizes, *small)
+    call_cli(*arguments, "--tokenadapt", str(folder / "adapt"))
+    assert "quantise()], [token_adapt(file='tokenadapt', scale_min=0.2, sha256=" in load_run(str(run)).augment.ops
+    shutil.rmtree(run / "tokenadapt")
+    objective, _ = open_objective(Store(str(run)))
+    batch = next(iter(TokenLoader(open_dataset(str(folder / "val")), batch_size=8)))
+    assert objective.answers(batch).loss_B.isfinite().all(), "measuring needs no copy"
 
 
 def test_a_killed_run_goes_on_in_the_same_bits_without_the_original(folder: Path, tmp_path: Path) -> None:
