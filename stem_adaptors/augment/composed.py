@@ -19,7 +19,7 @@ from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation, short_value
 from tokenshards.stem_adaptors.augment.state import Cut, TokenState
 
-__all__ = ["HalfBatch", "OneOf"]
+__all__ = ["HalfBatch", "OneOf", "late_reader"]
 
 
 class _Composed(Operation):
@@ -198,6 +198,13 @@ class HalfBatch(_Composed):
         """Return the operation as `augment.ops` names it."""
         first, second = (", ".join(part.text() for part in half) for half in self.halves)
         return f"half_batch([{first}], [{second}])"
+
+
+def late_reader(operations: Sequence[Operation]) -> Operation | None:
+    """Return an operation that starts from the ids of whole samples and stands after another one on embeddings, if there is one."""
+    late = [member for operation in operations[1:] for member in operation.members() if member.reads_ids]
+    halves = [half for operation in operations[:1] if isinstance(operation, HalfBatch) for half in operation.halves]
+    return next(iter(late), None) or next((found for half in halves if (found := late_reader(half)) is not None), None)
 
 
 def _joined_cuts(parts: Sequence[TokenState]) -> Cut | None:

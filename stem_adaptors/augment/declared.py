@@ -11,7 +11,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.named_code import require_allowed
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
-from tokenshards.stem_adaptors.augment.composed import HalfBatch, OneOf
+from tokenshards.stem_adaptors.augment.composed import HalfBatch, OneOf, late_reader
 from tokenshards.stem_adaptors.augment.language import named_code, parse_operations
 from tokenshards.stem_adaptors.augment.mixing import ColorAdapt, CutMix, Mixup
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSites, Noise, RandomCrop, RandomResizedCrop
@@ -82,6 +82,11 @@ def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> 
             if (reason := operation.refusal(spec.layout)) is not None:
                 raise ConfigError(f"augment.ops: {reason}")
         _require_cuts_last(operations)
+        if (late := late_reader([operation for operation in operations if operation.stage == "embeddings"])) is not None:
+            raise ConfigError(
+                f"augment.ops: {late.name} stands after another operation on embeddings, whose result it would throw away; expected it "
+                "first among them, or first in a half of half_batch"
+            )
         return operations
     for option in _refused(spec.layout, config):
         raise ConfigError(index_ops.refusal(spec.layout, option, getattr(config, option)))

@@ -83,7 +83,7 @@ class TokenTransform(nn.Module):
             operation.prepare(spec, tables, self._grids[-1])
             self._grids.append(operation.out_grid(self._grids[-1]))
         self._suffixes = [""] * len(self.operations)
-        self._compiled = False
+        self._compiled = self._loaded = False
         self._planned: tuple[int, int, int | None] | None = None
         self.plan = DrawPlan([])
 
@@ -133,6 +133,14 @@ class TokenTransform(nn.Module):
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
 
+    def load(self) -> None:
+        """Read the files that operations need, once. `inputs` does so before the first batch; a run that is only measured needs none."""
+        if not self._loaded:
+            for operation in self._list:
+                for member in operation.members():
+                    member.load()
+        self._loaded = True
+
     def compile(self, *, fullgraph: bool = True, **options: Any) -> None:
         """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
 
@@ -146,12 +154,16 @@ class TokenTransform(nn.Module):
         """Prepare batches for a graph that torch compiles: ids are checked and all random numbers are drawn outside of the operations."""
         self._compiled = True
 
-    def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
+    def inputs(self, model: TokenModel, batch: Batch, *, augmented: bool = True) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
+
+        `augmented`: whether operations will work on them, which may need files (`load`).
 
         Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does, and for anything but a batch of tensors.
         """
         require_batch(batch)
+        if augmented:
+            self.load()
         device = batch.ids_BLQ.device
         few = few_on(device, compiled=self._compiled)
         wanted = model.embedding.channels, self._paths(model), few

@@ -52,6 +52,12 @@ class RunOptions:
             show_default="by the size of DATA",
         ),
     ] = None
+    tokenadapt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPT", help="Half of each batch goes through this fitted TokenAdapt (`fit-tokenadapt`) in the place of `rrc`."
+        ),
+    ] = None
     no_augment: Annotated[bool, typer.Option("--no-augment", help="The same as --augment none.")] = False
     device: Annotated[str | None, typer.Option(help="`auto`, `cpu`, `cuda` or `cuda:1`.", show_default="auto")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentations.", show_default="0")] = None
