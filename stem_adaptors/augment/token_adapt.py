@@ -5,7 +5,11 @@ Shapes: B samples, R of them, Q ids per site.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
+from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, require
 from tokenshards.pipeline.shards.codebook import Tables
@@ -34,7 +38,6 @@ class TokenAdapt(Operation):
     """
 
     name, gives_ids, reads_ids = "token_adapt", True, True
-    adapter: TokenAdapter | None
 
     def __init__(
         self,
@@ -61,7 +64,19 @@ class TokenAdapt(Operation):
         require(0.0 < share <= 1.0, "token_adapt: share", share, "above 0, at most 1")
         self.file, self.share, self.sha256 = file, share, sha256
         self.ranges = MapRanges(**ranges)
-        self.adapter = None
+        self._adapter: list[TokenAdapter] = []  # in a list: no state dict holds what the fitted file holds
+
+    @property
+    def adapter(self) -> TokenAdapter | None:
+        """The two networks, frozen; None before they are read."""
+        return self._adapter[0] if self._adapter else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Take the networks along to another device."""
+        for adapter in self._adapter:
+            adapter._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def refusal(self, layout: Layout) -> str | None:
         """Images need a grid that all samples share."""
@@ -111,22 +126,22 @@ class TokenAdapt(Operation):
                 f"token_adapt: colour is {self.ranges.colour:g}; {store.url}/{prefix} was fitted for {about.sizes.colour:g} at most. Give "
                 f"less, or fit with --colour {self.ranges.colour:g}"
             )
-        self.adapter = adapter
+        self._adapter = [adapter]
 
     @torch.no_grad()
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Move all samples."""
-        if self.adapter is None:
+        if not self._adapter:
             raise ConfigError("token_adapt has no networks yet; call `load` of the transform before its first batch")
-        ids_BLQ = state.ids_BLQ
+        [adapter], ids_BLQ = self._adapter, state.ids_BLQ
         maps_B23, colours_B3 = random_maps(numbers, self.ranges, self._grid), random_colours(numbers, self.ranges)
         if all_rows(ids_BLQ.device):
-            found_BNQ = self.adapter.ids(ids_BLQ, maps_B23, colours_B3)
+            found_BNQ = adapter.ids(ids_BLQ, maps_B23, colours_B3)
         else:
             parts = []
             for start in range(0, len(ids_BLQ), ROWS):
                 rows = torch.arange(start, start + ROWS).clamp_max(len(ids_BLQ) - 1)  # the last sample fills a piece up
                 own = None if colours_B3 is None else colours_B3[rows]
-                parts.append(self.adapter.ids(ids_BLQ[rows], maps_B23[rows], own))
+                parts.append(adapter.ids(ids_BLQ[rows], maps_B23[rows], own))
             found_BNQ = torch.cat(parts)[: len(ids_BLQ)]
-        return state.with_ids(found_BNQ, self.adapter.sizes.out_grid)
+        return state.with_ids(found_BNQ, adapter.sizes.out_grid)

@@ -15,6 +15,7 @@ from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, copy_adapter
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.token_adapt import TokenAdapt
 from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.augment.transform import TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig
@@ -95,6 +96,16 @@ def test_half_batches_have_a_cropped_and_an_adapted_half(tmp_path: Path) -> None
         assert torch.equal(state.ids_BLQ[8:], expected) if gives else torch.equal(state.ids_BLQ, ids_BLQ.int())
         plain, _ = transform_of(first, layout)
         torch.testing.assert_close(state.embeddings[:8], plain.state(model, batch_at(ids_BLQ, keys)).embeddings[:8])
+
+
+def test_no_state_dict_holds_the_networks_and_they_move_along(tmp_path: Path) -> None:
+    fitted(tmp_path, LAYOUTS["grid"])
+    transform, _ = transform_of(f'half_batch([rrc()], [token_adapt(file="{tmp_path}")])', LAYOUTS["grid"])
+    transform.load()
+    assert transform.state_dict() == {} and list(transform.parameters()) == []
+    [operation] = [part for part in transform.modules() if isinstance(part, TokenAdapt)]
+    transform.to("meta")
+    assert operation.adapter is not None and {tensor.device.type for tensor in operation.adapter.state_dict().values()} == {"meta"}
 
 
 def test_whole_under_compile(tmp_path: Path) -> None:

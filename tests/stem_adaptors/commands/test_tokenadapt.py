@@ -24,6 +24,7 @@ from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAd
 from tokenshards.stem_adaptors.augment.adapt_published import published_names
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.training.adapt_copy import absolute_files
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_objective
 
@@ -130,6 +131,14 @@ def test_a_killed_run_goes_on_in_the_same_bits_without_the_original(folder: Path
     small_fit(request_for(dataset, tmp_path / "parts", folder / "cache", resume=True, **parts))
     whole, again = (read_checkpoint(Store(str(tmp_path / name)), "checkpoint.safetensors").model for name in ("whole", "parts"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_a_job_for_a_cluster_has_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = AugmentConfig(ops="half_batch([rrc()], [token_adapt(file='photos.adapt', degrees=10)])", mix_group=4)
+    found = absolute_files(config, os.path.abspath)
+    assert found == AugmentConfig(ops=f"half_batch([rrc()], [token_adapt(file='{tmp_path / 'photos.adapt'}', degrees=10)])", mix_group=4)
+    assert absolute_files(AugmentConfig(ops="rrc()"), os.path.abspath) == AugmentConfig(ops="rrc()")
 
 
 def test_what_does_not_fit_is_a_sentence(folder: Path, tmp_path: Path) -> None:
