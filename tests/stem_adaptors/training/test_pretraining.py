@@ -111,13 +111,17 @@ def test_code_vectors_of_another_tokenizer_are_not_taken(
     torch.testing.assert_close(after["backbone.blocks.0.attn.qkv.weight"], before["backbone.blocks.0.attn.qkv.weight"], rtol=0, atol=1e-9)
 
 
-def test_what_is_usual_after_a_pretraining(pair: tuple[TokenDataset, TokenDataset], run: Path) -> None:
+def test_what_is_usual_after_a_pretraining(pair: tuple[TokenDataset, TokenDataset], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, start = default_configs(pair[0]), load_run(run)
     tuned = usual_configs(pair[0], "classify", start)
-    assert tuned["model"] == replace(start.model, drop_path=0.1) and tuned["train"].layer_decay < 1 == plain["train"].layer_decay
+    assert tuned["model"] == start.model and (tuned["train"].layer_decay, tuned["train"].lr) == (1.0, 1e-3)
     assert tuned["augment"] == plain["augment"] and "mask" not in tuned
     found = pretraining_configs(pair[0])
-    assert found["mask"] == MaskConfig() and found["train"].label_smoothing == 0 and found["train"].beta2 == 0.95
+    assert found["mask"].drop_share == 0.75 and found["train"].label_smoothing == 0 and found["train"].beta2 == 0.95
+    monkeypatch.setattr("tokenshards.stem_adaptors.training.defaults._SMALL", 50)  # as if 70 images were a large set
+    large = usual_configs(pair[0], "classify", start)
+    assert large["model"] == replace(start.model, drop_path=0.1) and large["train"].layer_decay == 0.65
+    assert pretraining_configs(pair[0])["mask"] == MaskConfig()
     assert (found["model"].stem, found["model"].learned_codebook, found["model"].embed_norm) == ("patch", True, True)
     assert usual_configs(pair[0], "mtm", start)["model"] == start.model
 
@@ -132,7 +136,7 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
     tokens, labelled, out = (str(tmp_path / name) for name in ("tokens", "labelled", "pre"))
 
     text, said = call_cli("pretrain", tokens, "--val", labelled, "--out", out, "--epochs=4", *WORDS)
-    assert "labels are not read" in said and "masking       45% +- 25% of the patches" in said
+    assert "labels are not read" in said and "masking       75% of the patches; the encoder does not see 75%" in said
     assert "hidden ids right" in said and "reconstructions.png shows" in said and "of hidden ids right, after epoch" in text
     with Image.open(tmp_path / "pre" / "reconstructions.png") as drawing:
         assert drawing.width > 3 * 32
@@ -148,7 +152,7 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
 
     options = ["--device=cpu", "--batch-size=16", "--epochs=2", "--fraction=0.5"]
     _, said = call_cli("train", labelled, "--val", labelled, "--out", str(tmp_path / "tuned"), "--pretrained", out, *options)
-    assert f"from {out}" in said and "layer decay 0.65" in said
+    assert f"from {out}" in said and "AdamW at 0.001" in said
     tuned = load_run(Store(str(tmp_path / "tuned")))
     assert (tuned.model.width, tuned.model.depth, tuned.model.stem) == (16, 2, "patch")
     call_cli("train", labelled, "--out", str(tmp_path / "probe"), "--pretrained", out, "--train-part=head", *options)
