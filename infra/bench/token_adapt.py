@@ -9,7 +9,8 @@ TokenAdapt is compared with two ways of moving the grid directly: the ids of the
 resampled bicubic; `over_direct` is the difference to the better one of the two, with a 95 % bootstrap interval over images.
 
 The last line is one JSON object: `ratio` is the smallest difference of `ids` over 0.05 and should be 1 or more; `clear` says whether every
-interval is above zero. --work keeps the state of a fit: a bench that was stopped continues.
+interval is above zero. --work keeps tokenizers and states of fits: a bench that was
+stopped continues, and more --epochs go on with a finished fit.
 
 Shapes: M images, H and W pixels, L sites, Q ids per site.
 """
@@ -44,6 +45,7 @@ from tokenshards.pipeline.shards.spec import Preprocess  # noqa: E402
 from tokenshards.pipeline.storage.store import Store  # noqa: E402
 from tokenshards.pipeline.tokenizers.base import Images, Tokenizer  # noqa: E402
 from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig  # noqa: E402
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer, save_tokenizer  # noqa: E402
 from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans  # noqa: E402
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder  # noqa: E402
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import default_preprocess, fit_patch_kmeans  # noqa: E402
@@ -55,10 +57,10 @@ BAR = 0.05
 RESAMPLES = 4000
 Named = list[tuple[str, Images]]
 SETTINGS = {
-    "default": AdaptFitConfig(width=128, heads=1, epochs=5, learning_rate=2e-3),
-    "taef2": AdaptFitConfig(width=64, heads=1, epochs=12, views=4, batch=4, learning_rate=2e-3),
+    "default": AdaptFitConfig(width=128, heads=1, epochs=8, learning_rate=2e-3),
+    "taef2": AdaptFitConfig(width=64, heads=1, epochs=12, views=2, batch=4, learning_rate=2e-3),
 }
-"""For some minutes on 2 cores. A taef2 latent takes 0.2 s, so its fit sees each of 4 views three times."""
+"""For some minutes on 2 cores. A taef2 latent takes 0.2 s, so its fit sees each of two views six times."""
 
 
 def decoded(files: list[Path], preprocess: Preprocess) -> Named:
@@ -66,8 +68,12 @@ def decoded(files: list[Path], preprocess: Preprocess) -> Named:
     return [(name, decode_image(data, preprocess).pixels_HWC) for name, data in sorted(found.items())]
 
 
-def default_side(options: argparse.Namespace, scratch: Path) -> tuple[Tokenizer, Named, Named]:
-    """Return the default tokenizer, fitted to the images of train/, these images, and those of val/ to measure on."""
+Side = tuple[Callable[[], Tokenizer], Named, Named]
+"""What fits the tokenizer, the images that it and the networks are fitted to, and those to measure on."""
+
+
+def default_side(options: argparse.Namespace, scratch: Path) -> Side:
+    """Return the default tokenizer on the images of train/, to measure on those of val/."""
     data = options.data or (TINY if TINY.is_dir() else None)
     if data is None:
         data = scratch / "generated"
@@ -78,21 +84,20 @@ def default_side(options: argparse.Namespace, scratch: Path) -> tuple[Tokenizer,
     )
     if options.quick:
         fitted, measured = fitted[::20], measured[::20]
-    tokenizer, _ = fit_patch_kmeans(iter(fitted), FitConfig(size=64), 64, preprocess)
-    return tokenizer, fitted, measured[: options.measured]
+    return lambda: fit_patch_kmeans(iter(fitted), FitConfig(size=64), 64, preprocess)[0], fitted, measured[: options.measured]
 
 
-def taef2_side(options: argparse.Namespace, scratch: Path) -> tuple[Tokenizer, Named, Named]:
-    """Return 391 codes of taef2 latents, fitted to 200 images, these images, and 50 others to measure on."""
+def taef2_side(options: argparse.Namespace, scratch: Path) -> Side:
+    """Return 391 codes of taef2 latents on 200 images, to measure on 50 others."""
     preprocess = Preprocess(size=256, filter="bicubic", exif_orientation=True, decoder=DECODER)
     images = decoded(find_images(options.latent_data, scratch), preprocess)
     fit_on, measured = (8, 4) if options.quick else (200, 50)
     opened = open_encoder(str(options.weights / "taef2_encoder.pth"), str(options.weights / "taef2_decoder.pth"))
     encoder = RememberingEncoder.from_arrays(opened.arrays())
     encoder.seen = {}
-    codes = 32 if options.quick else 391
-    tokenizer, _ = fit_latent_kmeans(iter(images[:fit_on]), encoder, LatentFitConfig(size=256, codes=codes, mirrored=True), preprocess)
-    return tokenizer, images[:fit_on], images[fit_on : fit_on + measured]
+    config = LatentFitConfig(size=256, codes=32 if options.quick else 391, mirrored=True)
+    fitted = images[:fit_on]
+    return lambda: fit_latent_kmeans(iter(fitted), encoder, config, preprocess)[0], fitted, images[fit_on : fit_on + measured]
 
 
 def interval(differences_M: np.ndarray) -> list[float]:
@@ -117,10 +122,19 @@ def over_direct(right: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     return found
 
 
-def measure(name: str, side: Callable[..., tuple[Tokenizer, Named, Named]], options: argparse.Namespace, work: Path) -> dict[str, Any]:
+def kept_tokenizer(make: Callable[[], Tokenizer], store: Store) -> Tokenizer:
+    """Return the tokenizer of an earlier start, or fit it and keep it."""
+    if store.info("tokenizer.json") is None:
+        save_tokenizer(make(), store)
+    return load_tokenizer(store)
+
+
+def measure(name: str, side: Callable[..., Side], options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Fit and measure one side."""
     started = time.perf_counter()
-    tokenizer, fitted, measured = side(options, work)
+    make, fitted, measured = side(options, work)
+    work = work / (f"{name}-quick" if options.quick else name)
+    tokenizer = kept_tokenizer(make, Store(str(work / "tokenizer")))
     config = SETTINGS[name]
     changes = {key: value for key, value in (("epochs", options.epochs), ("width", options.width), ("heads", options.heads)) if value}
     if options.quick:
@@ -134,7 +148,7 @@ def measure(name: str, side: Callable[..., tuple[Tokenizer, Named, Named]], opti
         tokenizer.spec, tokenizer.codebook(), encode, fitted, config, device=torch.device("cpu"), held_out=max(1, len(fitted) // 50)
     )
     print(f"{name}: {fit.training_images} images to fit on, {len(measured)} to measure, {fit.steps} steps an epoch", flush=True)
-    fit.run(Store(str(work / name)), lambda report: print(f"{name}: {report}", flush=True))
+    fit.run(Store(str(work)), lambda report: print(f"{name}: {report}", flush=True))
     right = right_ids(fit.adapter, tokenizer.spec, tokenizer.codebook(), encode, np.stack([pixels for _, pixels in measured]))
     result = {
         "images": fit.training_images,

@@ -122,7 +122,8 @@ class AdaptFit:
         self.held_out_MHWC, self._pixels_MHWC = pixels_MHWC[: self.held_out], pixels_MHWC[self.held_out :]
         self.batch = min(config.batch, len(self._pixels_MHWC))
         self.steps = len(self._pixels_MHWC) // self.batch
-        self.digest = sha256_hex(canonical_json([asdict(config), spec.fingerprint, self.held_out, self.names]))
+        # Other epochs go on with a stopped fit, as in `train`: from there on the rate is that of the new number.
+        self.digest = sha256_hex(canonical_json([{**asdict(config), "epochs": None}, spec.fingerprint, self.held_out, self.names]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_hash64(str(config.seed), "start"))
             self.adapter = TokenAdapter(spec, tables, config.sizes(spec.layout.grid))

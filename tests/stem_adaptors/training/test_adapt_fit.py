@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_fit_is_deterministic_and_goes_on_after_a_kill(
     tokenizer: PatchKMeans, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state of each step is written here, and the process dies in the middle of the second epoch."""
-    config = AdaptFitConfig(**{**{name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}, "views": views})
+    config = replace(SMALL, views=views)
     whole = fit_of(tokenizer, config, images=images_of(22)[::-1])
     whole.run(None)
     monkeypatch.setattr("tokenshards.stem_adaptors.training.adapt_fit.SAVE_SECONDS", 0.0)
@@ -76,6 +77,15 @@ def test_a_fit_is_deterministic_and_goes_on_after_a_kill(
     assert again.step == whole.step == 2 * 5 and [report["epoch"] for report in said] == [2], "only the second epoch was trained again"
     assert again.reports == whole.reports
     assert all(torch.equal(tensor, weights_of(again)[name]) for name, tensor in weights_of(whole).items())
+
+
+def test_a_stopped_fit_gets_more_epochs(tokenizer: PatchKMeans, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    short = fit_of(tokenizer)
+    short.run(store)
+    longer, said = fit_of(tokenizer, replace(SMALL, epochs=4)), list[dict[str, Any]]()
+    longer.run(store, said.append)
+    assert [report["epoch"] for report in said] == [3, 4] and longer.reports[:2] == short.reports
 
 
 def test_the_state_of_another_fit_is_refused(tokenizer: PatchKMeans, tmp_path: Path) -> None:
