@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
 from tokenshards.pipeline.commands.options import refused_value
-from tokenshards.stem_adaptors.commands import demo, evaluate, import_classifier, predict, preview, train
+from tokenshards.stem_adaptors.commands import demo, evaluate, import_classifier, predict, pretrain, preview, train
 
 __all__ = ["app", "main", "run"]
 
@@ -47,7 +47,7 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, look, maintain, preview, train, evaluate, predict, demo, publish):
+for _module in (tokenizers, tokenize, submit, look, maintain, preview, pretrain, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)

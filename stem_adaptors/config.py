@@ -166,7 +166,7 @@ class ModelConfig:
     """`vit_nano`, `vit_micro`, `vit_tiny`, `vit_small`, `vit_base`, `timm:NAME` (extra `timm`), `python:package.module:callable`, or a name
     that an installed package offers (entry points, group `tokenshards.models`)."""
     stem: str = "auto"
-    """`conv` (overlapping, SeiT), `patch` (no overlap), `sequence`, `pyramid`; `auto` chooses by the layout. Code of yours as
+    """`conv` (overlapping, SeiT), `patch` (no overlap, SeiT++), `sequence`, `pyramid`; `auto` chooses by the layout. Code of yours as
     `python:package.module:callable`, or of an installed package (group `tokenshards.stems`)."""
     stem_patch: int = 0
     """Sites per side that become one token of the backbone; 0 chooses by the grid."""
@@ -176,6 +176,8 @@ class ModelConfig:
     """Train the code vectors, starting from the stored ones; they stay fixed otherwise."""
     raw_embeddings: bool = False
     """Keep embeddings as stored (SeiT) instead of standardising each channel."""
+    embed_norm: bool = False
+    """Norm the channels of each site's embedding before the stem (SeiT++)."""
     drop_path: float = 0.0
     """Largest share of the samples that skip a block (stochastic depth)."""
     depth: int | None = None

@@ -87,6 +87,7 @@ TOKENIZERS = (
 )
 STEM_ADAPTORS = (
     "field_types",
+    "mask_config",
     "config",
     "ranks",
     "precision",

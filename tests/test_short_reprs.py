@@ -27,7 +27,7 @@ allow_torchvision()  # timm and Lightning import it
 LONGEST = 3 * 140
 OF_OTHERS = {"TokenClassifier", "ClassifierWithLoss", "TokenClassifierModule", "Operation"}
 """Modules of torch, which show their layers."""
-NOT_MADE = {"Layout", "TokenizerSpec", "AugmentConfig", "LoaderConfig", "ModelConfig", "TrainConfig", "Tokenizer"}
+NOT_MADE = {"Layout", "TokenizerSpec", "AugmentConfig", "LoaderConfig", "MaskConfig", "ModelConfig", "TrainConfig", "Tokenizer"}
 """Settings, which show all their fields, and a protocol."""
 
 
@@ -48,6 +48,7 @@ def made() -> Iterator[tuple[str, Any]]:
     tokenshards.tokenize("more", "more.tokens", tokenizer="photos.tokens", workers=1)
     dataset, more = tokenshards.open_dataset("photos.tokens"), tokenshards.open_dataset("more.tokens")
     yield "TrainReport", tokenshards.train("photos.tokens", "run", val="more.tokens", epochs=1, set={"model.depth": 1})
+    yield "PretrainReport", tokenshards.pretrain("photos.tokens", "pretrained", epochs=1, set={"model.depth": 1})
     yield "TokenDataset", dataset
     yield "JoinedDataset", tokenshards.open_dataset(["photos.tokens", "more.tokens"])
     yield "Manifest", dataset.manifest

@@ -6,7 +6,7 @@
     model, transform = tokenshards.build("vit_tiny", dataset)    # a classifier, and the augmentation of its training
     loss = transform.loss(model, next(iter(loader)))             # one step of a loop of your own; model(batch.ids_BLQ) gives logits
     tokenizer = tokenshards.load_tokenizer("photos.tokens")      # encode and decode images yourself
-    report = tokenshards.train("photos.tokens", "run")           # the commands as functions: tokenize, train, evaluate, predict
+    report = tokenshards.train("photos.tokens", "run")           # the commands as functions: tokenize, pretrain, train, …
 
 Names load on first use, so that `import tokenshards` alone loads no numpy, no pyarrow and no torch.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.commands.evaluating import evaluate
     from tokenshards.stem_adaptors.commands.evaluation_report import EvaluationReport
     from tokenshards.stem_adaptors.commands.predicting import Prediction, predict
+    from tokenshards.stem_adaptors.commands.pretraining import PretrainReport, pretrain
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
     from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
     from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.frameworks.timm_models import TimmLoader, register_timm_models
     from tokenshards.stem_adaptors.frameworks.webdataset_pipeline import TokenPipeline
     from tokenshards.stem_adaptors.frameworks.with_loss import ClassifierWithLoss
+    from tokenshards.stem_adaptors.mask_config import MaskConfig
     from tokenshards.stem_adaptors.models.classifier import TokenClassifier
     from tokenshards.stem_adaptors.training.build import build
 
@@ -53,9 +55,11 @@ __all__ = [
     "ImageTokenizer",
     "Layout",
     "LoaderConfig",
+    "MaskConfig",
     "ModelConfig",
     "Operation",
     "Prediction",
+    "PretrainReport",
     "Sample",
     "TimmLoader",
     "TokenClassifier",
@@ -78,6 +82,7 @@ __all__ = [
     "load_tokenizer",
     "open_dataset",
     "predict",
+    "pretrain",
     "register_timm_models",
     "register_augmentation",
     "tokenize",
@@ -92,6 +97,7 @@ _HOMES = {
     "ImageTokenizer": "pipeline.tokenizers.image_tokenizer",
     "Layout": "pipeline.shards.spec",
     "LoaderConfig": "stem_adaptors.config",
+    "MaskConfig": "stem_adaptors.mask_config",
     "ModelConfig": "stem_adaptors.config",
     "Operation": "stem_adaptors.augment.operation",
     "Prediction": "stem_adaptors.commands.predicting",
@@ -111,11 +117,13 @@ _HOMES = {
     "TokenizerSpec": "pipeline.shards.spec",
     "TrainConfig": "stem_adaptors.config",
     "TrainReport": "stem_adaptors.commands.training",
+    "PretrainReport": "stem_adaptors.commands.pretraining",
     "build": "stem_adaptors.training.build",
     "evaluate": "stem_adaptors.commands.evaluating",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",
     "predict": "stem_adaptors.commands.predicting",
+    "pretrain": "stem_adaptors.commands.pretraining",
     "register_timm_models": "stem_adaptors.frameworks.timm_models",
     "register_augmentation": "stem_adaptors.augment.registry",
     "tokenize": "pipeline.commands.tokenizing",

@@ -64,7 +64,7 @@ from tokenshards.pipeline.shards.commit import write_object
 from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, publish_manifest
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import TokenTransform, soft_targets
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, crops, embed_ops, soft_targets
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics

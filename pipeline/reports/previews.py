@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.pipeline.words import counted
 
-__all__ = ["Preview", "Views", "preview_dataset", "preview_views"]
+__all__ = ["Preview", "View", "Views", "preview_dataset", "preview_views", "spread_samples", "views_drawing"]
 
 Pixels = npt.NDArray[np.uint8]
 MAX_IMAGES = 400
-Views = Callable[[TokenDataset, TokenBatch], list[tuple[str, TokenBatch]]]
-"""Function from a dataset and the tokens of some samples to variants of these tokens, each with its caption."""
+GREY = 128
+View = tuple[str, TokenBatch] | tuple[str, TokenBatch, npt.NDArray[np.bool_]]
+"""A caption and tokens; where sites of a grid are hidden, also True at these, [samples, height, width]."""
+Views = Callable[[TokenDataset, TokenBatch], Sequence[View]]
+"""Function from a dataset and the tokens of some samples to variants of these tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +95,33 @@ def preview_views(
 ) -> Preview:
     """Draw the variants that `views` makes of the images that `preview_dataset` would choose: one row per image, one column per variant."""
     dataset, samples = _opened(url, to, count, sample_ids, label, options)
-    tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
-    captioned = views(dataset, concatenate_tokens([sample.tokens for sample in samples]))
-    columns = [list(tokenizer.decode(tokens)) for _, tokens in captioned]
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    _save(image_table(rows, [caption for caption, _ in captioned], [_caption(sample) for sample in samples]), to)
+    drawing = views_drawing(dataset, samples, views)
+    _save(drawing, to)
     return Preview(to, [str(sample.row["sample_id"]) for sample in samples], [])
+
+
+def views_drawing(dataset: TokenDataset, samples: Sequence[Sample], views: Views) -> Any:
+    """Return an image with one row per sample and one column per variant. Sites that a variant hides are drawn grey."""
+    tokenizer = load_tokenizer(dataset.store, TOKENIZER_FOLDER)
+    found = views(dataset, concatenate_tokens([sample.tokens for sample in samples]))
+    columns = []
+    for _, tokens, *hidden in found:
+        pixels_BHWC = tokenizer.decode(tokens)
+        columns.append(list(_greyed(pixels_BHWC, hidden[0]) if hidden else pixels_BHWC))
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return image_table(rows, [str(caption) for caption, *_ in found], [_caption(sample) for sample in samples])
+
+
+def spread_samples(dataset: TokenDataset, count: int) -> list[Sample]:
+    """Return samples spread over a dataset."""
+    return list(_chosen(dataset, count, (), None))
+
+
+def _greyed(pixels_BHWC: Pixels, hidden_Bhw: npt.NDArray[np.bool_]) -> Pixels:
+    """Return the images with grey in the place of hidden sites of a grid h x w."""
+    places = [np.arange(side) * sites // side for side, sites in zip(pixels_BHWC.shape[1:3], hidden_Bhw.shape[1:], strict=True)]
+    hidden_BHW1 = hidden_Bhw[:, places[0][:, None], places[1][None, :]][..., None]
+    return np.where(hidden_BHW1, np.uint8(GREY), pixels_BHWC)
 
 
 def _opened(

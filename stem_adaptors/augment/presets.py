@@ -14,10 +14,11 @@ PRESETS: dict[str, AugmentConfig] = {
     "seit": AugmentConfig(),
     "seitpp": AugmentConfig(noise_prob=0.375, coloradapt_prob=0.125),
     "mild": AugmentConfig(crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5),
+    "mtm": AugmentConfig(synonym_prob=0.0, swap_prob=0.0, crop_scale_min=0.2, noise_prob=0.0, cutmix_prob=0.0),
     "none": AugmentConfig.off(),
 }
 """`seit`: SeiT (Park et al. 2023). `seitpp`: with ColorAdapt in the place of a quarter of the noise (SeiT++, Lee et al. 2024; its
-TokenAdapt is missing). `mild`: ours, for small sets. `none`: the centre crop alone."""
+TokenAdapt is missing). `mild`: ours, for small sets. `mtm`: SeiT++'s pre-training. `none`: the centre crop alone."""
 
 
 def augmentation_named(name: str, spec: TokenizerSpec) -> AugmentConfig:

@@ -45,7 +45,9 @@ class NearestCodes(nn.Module):
         """
         super().__init__()
         if spec.codebook is None:
-            raise ConfigError(f"tokenizer family {spec.family!r} has no codebook; its embeddings have no nearest ids")
+            raise ConfigError(
+                f"tokenizer family {spec.family!r} has no codebook, so embeddings have no nearest ids; leave out operations on embeddings"
+            )
         self.concat, self.metric, self._dtype = spec.layout.combine == "concat", spec.codebook.metric, id_dtype(spec)
         self.levels = spec.layout.ids_per_site
         for level in range(self.levels):

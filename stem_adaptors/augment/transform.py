@@ -8,7 +8,7 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,51 +24,17 @@ from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
-from tokenshards.stem_adaptors.augment.on_embeddings import RandomResizedCrop
+from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
+from tokenshards.stem_adaptors.augment.quantise import Quantise
 from tokenshards.stem_adaptors.augment.state import TokenState
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
+from tokenshards.stem_adaptors.augment.token_model import DROP_PATH, TokenModel
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
 
-__all__ = ["Lookup", "StepInputs", "TokenModel", "TokenTransform", "Transformed"]
-
-DROP_PATH = "drop path"
-"""The stream of a model's stochastic depth."""
-
-
-class TokenModel(Protocol):
-    """What a transform needs of a model; `TokenClassifier` has it."""
-
-    embedding: Any
-    """A TokenEmbedding: it has `channels`, `check` and `site_mask`."""
-    drop_path_draws: int
-    """P, numbers in [0, 1) that `classify` takes for each sample."""
-
-    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
-        """Return embeddings [B, D, *sites], or [B, L, D] for sequences and pyramids."""
-
-    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
-        """Return logits [B, C]."""
-
-
-class Lookup:
-    """An embedding in the place of a model, for a transform whose result no classifier gets."""
-
-    drop_path_draws = 0
-
-    def __init__(self, embedding: Any) -> None:
-        self.embedding = embedding
-
-    def embed(self, ids_BLQ: Tensor, *, shapes_BD: Tensor | None = None) -> Tensor:
-        """Return embeddings."""
-        x: Tensor = self.embedding(ids_BLQ, shapes_BD=shapes_BD)
-        return x
-
-    def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
-        """Raise TypeError: there is no classifier."""
-        raise TypeError("Lookup has no classifier; give the transform a TokenClassifier")
+__all__ = ["StepInputs", "TokenTransform", "Transformed"]
 
 
 class StepInputs(NamedTuple):
@@ -112,7 +78,7 @@ class TokenTransform(nn.Module):
     >>> loss = transform.loss(model, batch)  # another batch, or the next epoch, draws other numbers
 
     `config`: the operations. `classes` and `smoothing`: those of the targets. `statistics`: mean and standard deviation by which the
-    model standardises embeddings. `draws`: version of the random draws, see `config.DRAWS`.
+    model standardises embeddings. `draws`: version of the random draws, see `config.DRAWS`. `to_ids`: end with ids, for `quantised`.
     Raises ConfigError for an operation that has no meaning in the layout, or that needs a codebook where there is none.
     """
 
@@ -126,13 +92,19 @@ class TokenTransform(nn.Module):
         *,
         statistics: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None,
         draws: int = DRAWS,
+        to_ids: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.layout = config, spec.layout
         self.classes, self.smoothing = classes, smoothing
         self._version = draws
         self._id_dtype = index_ops.id_dtype(spec)
-        self.operations = nn.ModuleList(operations_of(spec, config, draws=draws))
+        operations = operations_of(spec, config, draws=draws)
+        if to_ids:
+            operations = [part for part in operations if not (isinstance(part, CentreCrop) and part.share == 1)]  # changes nothing
+            if operations and operations[-1].stage == "embeddings" and not operations[-1].gives_ids:
+                operations.append(Quantise())
+        self.operations = nn.ModuleList(operations)
         self._grids = [spec.layout.grid or (spec.layout.sites,)]
         for operation in self._list:
             for member in operation.members():
@@ -151,6 +123,10 @@ class TokenTransform(nn.Module):
     @property
     def _list(self) -> list[Operation]:
         return [operation for operation in self.operations if isinstance(operation, Operation)]
+
+    def members(self) -> list[Operation]:
+        """Return all operations, with those that others hold."""
+        return [member for operation in self._list for member in operation.members()]
 
     @property
     def out_grid(self) -> tuple[int, ...] | None:
@@ -178,9 +154,13 @@ class TokenTransform(nn.Module):
 
         The options are those of torch.compile. Another size of batch makes another graph; another step or epoch does not.
         """
-        self._compiled = True
+        self.use_one_graph()
         self.transformed = torch.compile(self.transformed, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
         self.answers = torch.compile(self.answers, fullgraph=fullgraph, dynamic=False, **options)  # type: ignore[method-assign]
+
+    def use_one_graph(self) -> None:
+        """Prepare batches for a graph that torch compiles: ids are checked and all random numbers are drawn outside of the operations."""
+        self._compiled = True
 
     def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
@@ -219,12 +199,21 @@ class TokenTransform(nn.Module):
             draws_BP = numbers.uniform(DROP_PATH, model.drop_path_draws) if self._paths(model) else None
         return Transformed(x, state.targets_BC, inputs.mask, draws_BP)
 
+    def quantised(self, model: TokenModel, inputs: StepInputs) -> Tensor:
+        """Return the ids [B, L, Q] of an augmented batch, of a transform that was made with `to_ids`."""
+        with in_float32(inputs.ids_BLQ.device):
+            return self._operated(model, inputs, self.plan(inputs.epoch_21, inputs.positions_B)).ids_BLQ
+
     def state(self, model: TokenModel, batch: Batch) -> TokenState:
         """Return ids and embeddings [B, D, *sites] of an augmented batch, to look at."""
         inputs = self.inputs(model, batch)
         return self._augmented(model, inputs, self.plan(inputs.epoch_21, inputs.positions_B))
 
     def _augmented(self, model: TokenModel, inputs: StepInputs, numbers: DrawnNumbers) -> TokenState:
+        state = self._operated(model, inputs, numbers)
+        return state if state.x is not None else self._embedded(model, inputs, state)
+
+    def _operated(self, model: TokenModel, inputs: StepInputs, numbers: DrawnNumbers) -> TokenState:
         targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
         vectors = getattr(model.embedding, "vectors", None)
         state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)), vectors=vectors)
@@ -236,7 +225,7 @@ class TokenTransform(nn.Module):
                     continue
                 state = self._embedded(model, inputs, state)
             state = operation(state, own)
-        return state if state.x is not None else self._embedded(model, inputs, state)
+        return state
 
     def _embedded(self, model: TokenModel, inputs: StepInputs, state: TokenState) -> TokenState:
         x = model.embed(state.ids_BLQ, shapes_BD=inputs.shapes_BD)

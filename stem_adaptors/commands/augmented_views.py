@@ -14,13 +14,14 @@ import torch
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
+from tokenshards.pipeline.reports.previews import View
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform
 from tokenshards.stem_adaptors.augment.composed import OneOf
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.on_embeddings import Crop
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
@@ -52,7 +53,7 @@ _NOTHING |= {"noise_prob": 0.0, "coloradapt_prob": 0.0, "cutmix_prob": 0.0, "cut
 
 def augmented_views(
     dataset: TokenDataset, tokens: TokenBatch, *, seed: int = 0, recipe: str | None = None, settings: Sequence[str] = ()
-) -> list[tuple[str, TokenBatch]]:
+) -> list[View]:
     """Return (caption, tokens) pairs: unchanged, after each operation that the layout allows, and after all operations of `train`.
 
     `recipe` (a name or a file) and `settings` (augment.FIELD=VALUE) are those of `train`. The second line of a caption says how often
@@ -75,7 +76,7 @@ def augmented_views(
     statistics = embedding_statistics(dataset)
     model = Lookup(TokenEmbedding(spec, tables, standardise=statistics))
     nearest = None if spec.codebook is None else NearestCodes(spec, tables, statistics)
-    views = [("tokens\nas stored", tokens)]
+    views: list[View] = [("tokens\nas stored", tokens)]
     columns = [*_columns(config)]
     if spec.codebook is not None:
         columns.append(("all together\nas in training", _whole_grid(config)))

@@ -19,7 +19,7 @@ app = typer.Typer()
 def preview_command(
     out: Out,
     to: Annotated[str, typer.Option(metavar="FILE.png", help="Image file to write.")],
-    n: Annotated[int | None, typer.Option("-n", help="Images to show.", show_default="16; 6 with --augment")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="Images to show.", show_default="16; 6 with --augment or --masked")] = None,
     sample_id: Annotated[list[str] | None, typer.Option("--id", help="Show this sample id; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Show images of this class only.")] = None,
     source: Annotated[str | None, typer.Option(help="Show the originals from this place, which was tokenized, beside the tokens.")] = None,
@@ -29,23 +29,34 @@ def preview_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="With --augment: another setting, augment.FIELD=VALUE; may be repeated.")
     ] = None,
+    masked: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Show the images with 75 % hidden, and as this run of `pretrain` completes them.")
+    ] = None,
     storage_option: StorageOptions = None,
     src_option: SrcOptions = None,
     out_option: OutOptions = None,
     allow_private_hosts: AllowPrivateHosts = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Draw what the tokens hold: reconstructions, beside the originals (--source) or their augmentations (--augment)."""
+    """Draw what the tokens hold: reconstructions, beside the originals (--source), augmentations (--augment) or completions (--masked)."""
     from tokenshards.pipeline.config import SourceConfig
     from tokenshards.pipeline.errors import ConfigError
     from tokenshards.pipeline.reports.previews import preview_dataset, preview_views
 
     options, sample_ids = side_options("out", out, storage_option, out_option), tuple(sample_id or ())
+    if masked is not None and (augment or source is not None):
+        raise ConfigError("--masked was given with --augment or --source; expected one of the three")
     if augment and source is not None:
         raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
     if not augment and (recipe is not None or settings):
         raise ConfigError("--recipe and --set say how to augment; give --augment too")
-    if augment:
+    if masked is not None:
+        from tokenshards.pipeline.storage.store import Store
+        from tokenshards.stem_adaptors.commands.masked_views import masked_views
+
+        views = functools.partial(masked_views, Store(masked, storage_options=options), seed=seed)
+        shown = preview_views(out, to, views, count=6 if n is None else n, sample_ids=sample_ids, label=label, options=options)
+    elif augment:
         from tokenshards.stem_adaptors.commands.augmented_views import augmented_views
 
         views = functools.partial(augmented_views, seed=seed, recipe=recipe, settings=settings or ())

@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from tokenshards.stem_adaptors import config
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 
 __all__ = ["descriptions", "setting_lines"]
 
-PARTS = {"model": config.ModelConfig, "augment": config.AugmentConfig, "loader": config.LoaderConfig, "train": config.TrainConfig}
+PARTS = {
+    "model": config.ModelConfig,
+    "augment": config.AugmentConfig,
+    "loader": config.LoaderConfig,
+    "train": config.TrainConfig,
+    "mask": MaskConfig,
+}
 
 
 def descriptions(kind: type) -> dict[str, str]:
@@ -29,7 +36,10 @@ def setting_lines() -> Iterator[str]:
 
     Where `train` chooses by the data, its choice stands in the place of the default.
     """
-    yield "PART.FIELD=DEFAULT (type): what it is. Of some fields `train` chooses the value by the data, and says so before it starts."
+    yield (
+        "PART.FIELD=DEFAULT (type): what it is. Of some fields `train` and `pretrain` choose the value by the data, and say so before they "
+        "start. The part `mask` is for `pretrain` alone."
+    )
     for part, kind in PARTS.items():
         texts = descriptions(kind)
         for field in fields(kind):

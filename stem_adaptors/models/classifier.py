@@ -25,7 +25,7 @@ from tokenshards.stem_adaptors.models.own_code import MODELS, build_own_model, b
 from tokenshards.stem_adaptors.models.stems import Stem, build_stem
 from tokenshards.stem_adaptors.precision import in_float32
 
-__all__ = ["SIZES", "TokenClassifier", "VisionTransformer", "build_classifier"]
+__all__ = ["SIZES", "Block", "TokenClassifier", "VisionTransformer", "build_classifier", "seeded"]
 
 SIZES = {
     "vit_nano": (64, 4, 4),
@@ -251,7 +251,7 @@ def build_classifier(
     if classes < 1:
         raise ConfigError(f"classes is {classes}; expected at least 1")
     sites = tuple(out_grid) if out_grid is not None else spec.layout.grid or (spec.layout.sites,)
-    with _seeded(seed):
+    with seeded(seed):
         embedding = TokenEmbedding(
             spec,
             tables,
@@ -270,8 +270,8 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
                 f"model {config.name!r} needs a grid of one size; this layout is {spec.layout.kind!r}, variable={spec.layout.variable}. "
                 f"Use one of {', '.join(SIZES)}"
             )
-        own = {name: getattr(config, name) for name in ("stem", "stem_patch", "depth", "width", "heads")}
-        if own != {"stem": "auto", "stem_patch": 0, "depth": None, "width": None, "heads": None}:
+        own = {name: getattr(config, name) for name in ("stem", "stem_patch", "embed_norm", "depth", "width", "heads")}
+        if own != {"stem": "auto", "stem_patch": 0, "embed_norm": False, "depth": None, "width": None, "heads": None}:
             raise ConfigError(f"model {config.name!r} comes with its own sizes; {own} are for {', '.join(SIZES)}: leave them out")
         from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
 
@@ -285,12 +285,12 @@ def _build_backbone(spec: TokenizerSpec, config: ModelConfig, channels: int, sit
     heads = config.heads or (heads if config.width is None else max(1, config.width // 64))
     width = config.width or width
     own_stem = is_own_stem(config.stem)
-    stem = build_own_stem(config.stem, channels, sites, width) if own_stem else build_stem(spec, config, channels, sites, width)
+    stem = build_own_stem(config, channels, sites, width) if own_stem else build_stem(spec, config, channels, sites, width)
     return VisionTransformer(stem, classes=classes, width=width, depth=config.depth or depth, heads=heads, drop_path=config.drop_path)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Let torch's initialisers draw from `seed`, and restore the global generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

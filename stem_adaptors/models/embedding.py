@@ -107,10 +107,10 @@ class TokenEmbedding(nn.Module):
         wide = torch.int64 if self.pad_id > 2**31 - 1 else torch.int32
         ids_BQL = ids_BLQ.transpose(1, 2).to(wide)
         if shapes_BD is not None:
-            ids_BQL = self._on_canvas(ids_BQL, shapes_BD)
+            ids_BQL = self.on_canvas(ids_BQL, shapes_BD)
         if not torch.compiler.is_compiling():
             self._check(ids_BQL)
-        tables = self._tables()
+        tables = self.tables()
         if self.learned or (out is None and (ids_BQL.device.type != "cpu" or torch.compiler.is_compiling())):
             x_BLD = self._summed(ids_BQL, tables)
         else:
@@ -122,7 +122,7 @@ class TokenEmbedding(nn.Module):
 
     def vectors(self, ids_BNQ: Tensor) -> Tensor:
         """Return float32 [B, N, D], the code vectors of ids of any N sites, without a layout and without a check."""
-        return self._summed(ids_BNQ.transpose(1, 2), self._tables())
+        return self._summed(ids_BNQ.transpose(1, 2), self.tables())
 
     def site_mask(self, mask_BL: Tensor | None, shapes_BD: Tensor | None = None) -> Tensor | None:
         """Return True at real sites of the output, [B, *grid] or [B, L]. None where every row fills the output."""
@@ -134,7 +134,7 @@ class TokenEmbedding(nn.Module):
             mask = mask[..., None] & inside_BN.reshape(len(mask), *[1] * (mask.ndim - 1), -1)
         return mask
 
-    def _tables(self) -> list[Tensor]:
+    def tables(self) -> list[Tensor]:
         """Return the tables, with a row for the pad id where the layout varies."""
         tables = [self._table(q) for q in range(len(self.vocabulary))]
         return [self._with_pad(table) for table in tables] if self.layout.variable and self.learned else tables
@@ -179,7 +179,7 @@ class TokenEmbedding(nn.Module):
                 target.copy_(part) if self.concat else target.add_(part)
         return out_ND.view(batch, sites, self.channels)
 
-    def _on_canvas(self, ids_BQL: Tensor, shapes_BD: Tensor) -> Tensor:
+    def on_canvas(self, ids_BQL: Tensor, shapes_BD: Tensor) -> Tensor:
         """Put rows of different grids into the largest grid, [B, Q, L] to [B, Q, prod(grid)]; the rest holds the pad id."""
         inside = cast(Tensor, self.site_mask(None, shapes_BD)).flatten(1)
         source = torch.zeros((), dtype=torch.int64, device=ids_BQL.device)

@@ -48,8 +48,11 @@ def build_own_model(config: ModelConfig, channels: int, grid: Sequence[int], cla
     The callable gets (channels, grid, classes), and by name those of drop_path, depth, width and heads that are set. Raises ConfigError
     where it cannot be imported or fails, or where its module gives something else for zeros.
     """
-    if config.stem != "auto" or config.stem_patch:
-        raise ConfigError(f"--model {config.name} has a stem of its own; model.stem and model.stem_patch are for our ViTs: leave them out")
+    if config.stem != "auto" or config.stem_patch or config.embed_norm:
+        raise ConfigError(
+            f"--model {config.name} has a stem of its own; model.stem, model.stem_patch and model.embed_norm are for our ViTs: leave "
+            "them out"
+        )
     given = {name: getattr(config, name) for name in ("depth", "width", "heads") if getattr(config, name) is not None}
     if config.drop_path:
         given["drop_path"] = config.drop_path
@@ -61,10 +64,15 @@ def build_own_model(config: ModelConfig, channels: int, grid: Sequence[int], cla
     return module
 
 
-def build_own_stem(name: str, channels: int, grid: Sequence[int], width: int) -> Stem:
-    """Return a stem around the module that the callable `name` makes of (channels, grid, width). Raises what `build_own_model` raises."""
-    where = f"model.stem={name}"
-    module = _made(where, load_named(name, STEMS, "model.stem"), (channels, tuple(grid), width), {})
+def build_own_stem(config: ModelConfig, channels: int, grid: Sequence[int], width: int) -> Stem:
+    """Return a stem around the module that the callable `config.stem` makes of (channels, grid, width).
+
+    Raises what `build_own_model` raises.
+    """
+    where = f"model.stem={config.stem}"
+    if config.embed_norm:
+        raise ConfigError(f"{where}: model.embed_norm is for our stems; leave it out")
+    module = _made(where, load_named(config.stem, STEMS, "model.stem"), (channels, tuple(grid), width), {})
     found = _output(where, module, channels, grid)
     if found.ndim != 3 or len(found) != _PROBE or found.shape[2] != width:
         raise ConfigError(f"{where}: its module gives {list(found.shape)} for {_PROBE} samples; expected [{_PROBE}, tokens, {width}]")

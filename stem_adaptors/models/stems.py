@@ -56,6 +56,8 @@ class Stem(nn.Module):
 
     grid: tuple[int, ...]
     """Tokens along each axis; (N,) where they have no grid."""
+    overlap: bool = True
+    """Whether a token also sees sites of its neighbours."""
 
     @property
     def tokens(self) -> int:
@@ -70,22 +72,38 @@ class Stem(nn.Module):
         """Return [B, N], True for tokens with at least one real site. `mask` comes from `TokenEmbedding.site_mask`."""
         raise NotImplementedError
 
+    def token_sites(self) -> Tensor:
+        """Return int64 [N, P]: the P sites of each token, without the overlap, row-major; -1 where a token has fewer sites."""
+        raise NotImplementedError
+
+
+class SiteNorm(nn.LayerNorm):
+    """Norms the D channels of each site of [B, D, *sites]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the same shape, in channel-last memory."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
 
 class ConvStem(Stem):
     """One convolution over a grid, a video or a sequence. Its name is `proj`, so that in a ViT it is timm's `patch_embed.proj`.
 
     Takes [B, D, H, W], [B, D, T, H, W] or [B, L, D]. With `overlap` the kernel is twice the step, as in SeiT (kernel 4, step 2, padding 1
     for two sites a token; kernel 3, padding 1 for one site); otherwise kernel = step. A grid that the step does not divide is padded with
-    zeros.
+    zeros. With `norm` the channels of each site are normed first.
     """
 
-    def __init__(self, channels: int, width: int, sites: Sequence[int], step: Sequence[int], *, overlap: bool) -> None:
+    def __init__(self, channels: int, width: int, sites: Sequence[int], step: Sequence[int], *, overlap: bool, norm: bool = False) -> None:
         super().__init__()
-        self.sites, self.step = tuple(sites), tuple(step)
+        self.sites, self.step, self.overlap = tuple(sites), tuple(step), overlap
         kernel = tuple((3 if side == 1 else 2 * side) if overlap else side for side in step)
         padding = tuple((side + 1) // 2 if overlap else 0 for side in step)
         self._fill = [-size % side for size, side in zip(sites, step, strict=True)]
         self.grid = tuple(math.ceil(size / side) for size, side in zip(sites, step, strict=True))
+        self.embed_norm = SiteNorm(channels) if norm else None
         self.proj = _CONVOLUTIONS[len(self.sites)](channels, width, kernel, self.step, padding)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +115,8 @@ class ConvStem(Stem):
         if any(self._fill) or x.shape[2] != self.sites[0]:
             missing = [size + fill - found for size, fill, found in zip(self.sites, self._fill, x.shape[2:], strict=True)]
             x = F.pad(x, [value for last in reversed(missing) for value in (0, last)])
+        if self.embed_norm is not None:  # after padding: a missing site is the same whether the batch or the stem adds it
+            x = self.embed_norm(x)
         y: Tensor = self.proj(x)
         return y.flatten(2).transpose(1, 2)
 
@@ -111,13 +131,24 @@ class ConvStem(Stem):
             real = F.pad(real, (0, missing)).reshape(*real.shape[:-1], count, side).any(-1).movedim(-1, axis)
         return real.flatten(1)
 
+    def token_sites(self) -> Tensor:
+        """Return int64 [N, P], see Stem."""
+        places = torch.arange(math.prod(self.sites)).view(self.sites)
+        places = F.pad(places, [value for fill in reversed(self._fill) for value in (0, fill)], value=-1)
+        pairs = [value for count, side in zip(self.grid, self.step, strict=True) for value in (count, side)]
+        axes = len(self.sites)
+        return places.view(pairs).permute(*range(0, 2 * axes, 2), *range(1, 2 * axes, 2)).reshape(self.tokens, -1)
+
 
 class PyramidStem(Stem):
     """Scales of a pyramid [B, L, D], coarse to fine. Each scale has its own convolution and a learned marker; tokens are concatenated."""
 
-    def __init__(self, channels: int, width: int, scales: Sequence[tuple[int, int]], *, overlap: bool, step: int = 0) -> None:
+    def __init__(
+        self, channels: int, width: int, scales: Sequence[tuple[int, int]], *, overlap: bool, step: int = 0, norm: bool = False
+    ) -> None:
         super().__init__()
-        self.scales = tuple(scales)
+        self.scales, self.overlap = tuple(scales), overlap
+        self.embed_norm = nn.LayerNorm(channels, eps=1e-6) if norm else None
         steps = [(min(step, h), min(step, w)) if step else sites_per_token((h, w)) for h, w in self.scales]
         # A token of one site has no neighbours to overlap with. A plain kernel makes a 1 x 1 scale a linear map.
         self.proj = nn.ModuleList(
@@ -129,6 +160,16 @@ class PyramidStem(Stem):
         self.grid = (sum(stem.tokens for stem in self._stems),)
 
     @property
+    def scale_grids(self) -> tuple[tuple[int, int], ...]:
+        """Tokens of each scale along both axes."""
+        return tuple((stem.grid[0], stem.grid[1]) for stem in self._stems)
+
+    @property
+    def scale_tokens(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(stem.tokens for stem in self._stems)
+
+    @property
     def _stems(self) -> list[ConvStem]:
         return [stem for stem in self.proj if isinstance(stem, ConvStem)]
 
@@ -137,6 +178,8 @@ class PyramidStem(Stem):
         sizes = [h * w for h, w in self.scales]
         if x.ndim != 3 or x.shape[1] != sum(sizes):
             raise ConfigError(f"embeddings of shape {tuple(x.shape)}; this stem expects [samples, {sum(sizes)}, channels]")
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         parts = []
         for stem, part_BLD, scale_E in zip(self._stems, torch.split(x, sizes, dim=1), self.scale_embed, strict=True):
             parts.append(stem(part_BLD.transpose(1, 2).reshape(len(x), -1, *stem.sites)) + scale_E)
@@ -145,6 +188,16 @@ class PyramidStem(Stem):
     def token_mask(self, mask: Tensor | None) -> Tensor | None:
         """Return None: the scales of a pyramid are always whole."""
         return None
+
+    def token_sites(self) -> Tensor:
+        """Return int64 [N, P], see Stem."""
+        parts, start = [], 0
+        for stem, (height, width) in zip(self._stems, self.scales, strict=True):
+            own_NP = stem.token_sites()
+            parts.append(torch.where(own_NP < 0, -1, own_NP + start))
+            start += height * width
+        widest = max(part_NP.shape[1] for part_NP in parts)
+        return torch.cat([F.pad(part_NP, (0, widest - part_NP.shape[1]), value=-1) for part_NP in parts])
 
 
 def build_stem(
@@ -156,7 +209,8 @@ def build_stem(
     does not fit the layout.
     """
     layout = spec.layout
-    fitting = {"grid": ("conv", "patch"), "video": ("conv", "patch"), "sequence": ("sequence",), "pyramid": ("pyramid",)}[layout.kind]
+    plane, line = ("conv", "patch"), ("sequence", "patch")
+    fitting = {"grid": plane, "video": plane, "sequence": line, "pyramid": ("pyramid", "patch")}[layout.kind]
     kind = fitting[0] if config.stem == "auto" else config.stem
     if kind not in fitting:
         raise ConfigError(
@@ -164,7 +218,8 @@ def build_stem(
             "or python:package.module:callable"
         )
     if layout.kind == "pyramid":
-        return PyramidStem(in_channels, width, layout.scales, overlap=True, step=config.stem_patch)
+        overlap, norm = kind == "pyramid", config.embed_norm
+        return PyramidStem(in_channels, width, layout.scales, overlap=overlap, step=config.stem_patch, norm=norm)
     given = out_grid if out_grid is not None else layout.grid or layout.sites
     sites = (given,) if isinstance(given, int) else tuple(given)
     if len(sites) != max(1, len(layout.grid)) or any(size < 1 for size in sites):
@@ -173,4 +228,4 @@ def build_stem(
     if config.stem_patch:
         first = step[:1] if layout.kind == "video" else ()
         step = (*first, *(min(config.stem_patch, size) for size in sites[len(first) :]))
-    return ConvStem(in_channels, width, sites, step, overlap=kind == "conv")
+    return ConvStem(in_channels, width, sites, step, overlap=kind == "conv", norm=config.embed_norm)

@@ -2,8 +2,9 @@
 
 from tokenshards.stem_adaptors.objectives.base import Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
+from tokenshards.stem_adaptors.objectives.masked_tokens import MaskedTokenObjective
 
 __all__ = ["OBJECTIVES", "Blueprint", "Objective"]
 
-OBJECTIVES: dict[str, type[Objective]] = {"classify": ClassifyObjective}
+OBJECTIVES: dict[str, type[Objective]] = {"classify": ClassifyObjective, "mtm": MaskedTokenObjective}
 """The objectives by the name that run.json gives."""

@@ -18,6 +18,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.models.embedding import Statistics
 from tokenshards.stem_adaptors.ranks import Ranks
 
@@ -64,6 +65,8 @@ class Blueprint:
     classes: tuple[int | str, ...]
     model: ModelConfig
     augment: AugmentConfig
+    mask: MaskConfig | None = None
+    """What a masked token modelling hides; None for other objectives."""
     label_smoothing: float = 0.0
     seed: int = 0
     draws: int

@@ -21,11 +21,13 @@ NAMED_CLASSES = 40
 
 
 def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
-    """Return loss and accuracy over epochs, side by side; `records` are those of metrics.jsonl."""
+    """Return loss and accuracy (of a pre-training, of hidden ids) over epochs, side by side; `records` are those of metrics.jsonl."""
     plt = load_pyplot()
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [record["epoch"] for record in records]
-    for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, "top1", "top-1 accuracy")):
+    masked = any("train_masked_accuracy" in record for record in records)
+    score = ("masked_accuracy", "share of hidden ids that are right") if masked else ("top1", "top-1 accuracy")
+    for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, *score)):
         for prefix, name in (("train", "training, augmented"), ("val", "validation"), ("ema_val", "validation, averaged weights")):
             values = [record.get(f"{prefix}_{suffix}") for record in records]
             if any(value is not None for value in values):

@@ -13,9 +13,11 @@ from tokenshards.stem_adaptors.config import AugmentConfig, TrainConfig
 from tokenshards.stem_adaptors.data.class_choice import left_out_words
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.precision import precision_name
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.defaults import default_configs, whole_count
+from tokenshards.stem_adaptors.training.defaults import usual_configs, whole_count
+from tokenshards.stem_adaptors.training.pretrained import run_of
 from tokenshards.stem_adaptors.training.run_directory import Run
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
@@ -27,10 +29,11 @@ def decisions(
 ) -> list[str]:
     """Return lines on the data, the model, the recipe, the augmentation and the place. Each says whether it is the default."""
     count = sample_count(request.data)
-    usual = default_configs(request.data)
+    start = run_of(request.pretrained)
+    usual = usual_configs(request.data, request.objective, start)
     whole = whole_count(request.data)
     used = "" if whole == count else f", of which {count:,} are used"
-    default, given = f"the default for {whole:,} images{used}", "as given"
+    default, given = f"the default for {whole:,} images{used}{'' if start is None else f', from {request.pretrained}'}", "as given"
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == weights else f", {trained:,} of them trained"
@@ -39,16 +42,28 @@ def decisions(
     scaled = "" if stem_sites in (None, layout.grid) else f", which sees the sites as a map of {stem_sites[0]} x {stem_sites[1]}"
     sites = " x ".join(map(str, layout.grid)) if layout.grid else str(layout.sites)
     parts = request.data.parts if isinstance(request.data, Mix) else (request.data,)
-    data = f"{count:,} images of {counted(len(run.classes), 'class')}{left_out_words(parts)}"
+    labels = f" of {counted(len(run.classes), 'class')}{left_out_words(parts)}" if request.mask is None else ", labels are not read"
+    data = f"{count:,} images{labels}"
     same_recipe = run.train == usual["train"] and run.loader.batch_size == usual["loader"].batch_size
+    same_mask = request.mask == usual.get("mask")
     same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
+    hidden = [] if request.mask is None else [f"masking       {_masking(request.mask)} ({default if same_mask else given})"]
     return [
         f"data          {data}, {sites} sites with {layout.ids_per_site} ids; {_measured(request.val)}",
         f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({default if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
+        *hidden,
         f"place         {_place(run.train, precision, device, ranks)}, seed {run.train.seed}",
     ]
+
+
+def _masking(mask: MaskConfig) -> str:
+    drawn = f"{mask.ratio_mean:.0%} +- {mask.ratio_std:.0%}" if mask.ratio_std else f"{mask.ratio_mean:.0%}"
+    return (
+        f"{drawn} of the patches, {mask.ratio_min:.0%} to {mask.ratio_max:.0%}; the encoder does not see {mask.drop_share:.0%}; "
+        f"a decoder of {counted(mask.decoder_depth, 'block')}"
+    )
 
 
 def _measured(val: TokenDataset | Selection | None) -> str:

@@ -15,9 +15,21 @@ from tokenshards.stem_adaptors.data.class_choice import class_part, named_classe
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
 from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.recipes import recipe_file
+from tokenshards.stem_adaptors.training.run_directory import Run
 
-__all__ = ["default_configs", "read_recipe", "smaller_batch_note", "training_data", "whole_count", "with_given"]
+__all__ = [
+    "default_configs",
+    "fine_tuning_configs",
+    "pretraining_configs",
+    "read_recipe",
+    "smaller_batch_note",
+    "training_data",
+    "usual_configs",
+    "whole_count",
+    "with_given",
+]
 
 # Number of images below which each model is the best choice: measured on digits and Tiny-ImageNet-10 for the small sizes; from SeiT and
 # DeiT for the large ones.
@@ -29,6 +41,7 @@ _STEPS_PER_EPOCH = 24
 _BATCH_SIZES = (16, 1024)
 _SAMPLES_SEEN = 60_000
 _EPOCHS = (40, 300)
+_SAMPLES_PRETRAINED = 400_000
 
 
 def training_data(
@@ -80,14 +93,61 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
     }
 
 
+def pretraining_configs(data: TrainingData) -> dict[str, Any]:
+    """Return the configs of a pre-training: those of `default_configs` with a patch stem, learned codes, and what SeiT++ changes.
+
+    The optimiser is that of SeiT++ (Lee et al. 2024), but for the rate and the epochs, which go by the size of the data.
+    """
+    configs = default_configs(data)
+    model = replace(configs["model"], stem="patch", learned_codebook=True, embed_norm=True)
+    augment = augmentation_named("mtm", data.spec)
+    if data.spec.codebook is None:  # embeddings cannot become ids again
+        augment = replace(augment, crop="centre", crop_share=1.0)
+    count = whole_count(data)
+    epochs = min(max(round(_SAMPLES_PRETRAINED / max(1, count)), 100), 400)
+    train = TrainConfig(
+        epochs=epochs,
+        lr=2e-3 if count < _SMALL else 2.4e-3,
+        min_lr=0.0,
+        warmup_epochs=epochs / 10,
+        weight_decay=0.05,
+        beta2=0.95,
+        label_smoothing=0.0,
+    )
+    return {"model": model, "augment": augment, "loader": configs["loader"], "train": train, "mask": MaskConfig()}
+
+
+def fine_tuning_configs(data: TrainingData, start: Run) -> dict[str, Any]:
+    """Return the configs of a classifier that starts from the weights of a run: its model; after a pre-training, drop path and layer decay.
+
+    The layer decay and the drop path are those of SeiT++ (Lee et al. 2024).
+    """
+    configs = default_configs(data)
+    if start.objective == "classify":
+        return {**configs, "model": start.model}
+    return {
+        **configs,
+        "model": replace(start.model, drop_path=0.1),
+        "train": replace(configs["train"], layer_decay=0.65),
+    }
+
+
+def usual_configs(data: TrainingData, objective: str = "classify", start: Run | None = None) -> dict[str, Any]:
+    """Return the configs that a training has where nobody gives others. `start`: the run that the first weights come from."""
+    if objective == "mtm":
+        configs = pretraining_configs(data)
+        return configs if start is None else {**configs, "model": start.model}
+    return default_configs(data) if start is None else fine_tuning_configs(data, start)
+
+
 def read_recipe(recipe: str) -> dict[str, Any]:
     """Run a recipe, by its name or path, and return its configs by part name.
 
-    A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER and TRAIN. Raises ConfigError where there is no such recipe or
-    file, where it fails, defines none of these names, or defines one with another type.
+    A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER, TRAIN and, for `pretrain`, MASK. Raises ConfigError where there
+    is no such recipe or file, where it fails, defines none of these names, or defines one with another type.
     """
     path = recipe_file(recipe)
-    kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig}
+    kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig, "mask": MaskConfig}
     try:
         names = runpy.run_path(path)
     except Exception as error:  # a user's file may raise anything

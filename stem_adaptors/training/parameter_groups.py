@@ -55,7 +55,8 @@ def layers_of(model: nn.Module) -> dict[str, int]:
     if backbone is model:
         return {name: layer + 1 for name, layer in inner.items()}
     named = {f"backbone.{name}": layer + 1 for name, layer in inner.items()}
-    return {name: named.get(name, 0) for name, _ in model.named_parameters()}
+    last = max(named.values(), default=0)
+    return {name: named.get(name, 0 if name.startswith("embedding.") else last) for name, _ in model.named_parameters()}
 
 
 def _vit_layer(name: str, depth: int) -> int:

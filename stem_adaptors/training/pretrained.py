@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenshards.pipeline.errors import ConfigError, shorten
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 from tokenshards.stem_adaptors.training.checkpoints import require_finite
+from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, Run, load_run
 from tokenshards.stem_adaptors.training.stored_embeddings import same_tables
 from tokenshards.stem_adaptors.training.weight_files import code_vectors, plain_names, read_tensors
 
-__all__ = ["LoadReport", "fill_model", "load_pretrained", "trainable_parameters"]
+__all__ = ["LoadReport", "fill_model", "load_pretrained", "run_of", "trainable_parameters"]
 
 _POSITIONS = "pos_embed"
 
@@ -49,19 +51,30 @@ class LoadReport:
         return f"{counts}{fresh}{renamed}{codes}"
 
 
-def load_pretrained(model: nn.Module, path: str) -> LoadReport:
-    """Copy every tensor of a checkpoint into `model` where name and shape match. The codebook always stays the dataset's.
+def run_of(path: str | None) -> Run | None:
+    """Return the run in the place of first weights; None where there is a file of weights alone, or nothing."""
+    if path is None:
+        return None
+    store = Store(path)
+    return load_run(store) if store.info(RUN_JSON) is not None else None
+
+
+def load_pretrained(model: nn.Module, path: str, fingerprint: str | None = None) -> LoadReport:
+    """Copy every tensor of a checkpoint into `model` where name and shape match. A frozen codebook always stays the dataset's.
 
     `path`: any fsspec URL of a run directory, of `.safetensors`, or of `.pt`, `.pth`, `.ckpt`, which are read without running code. The
     tensors may lie below "model" or "state_dict", and their names may have one prefix, such as `module.` or `model.backbone.`. In a model
-    with a `backbone` they go into the backbone. A stem or head of another shape keeps its initial values; positions of another grid are
+    with a `backbone` they go into the backbone. Learned code vectors are loaded too, unless the weights are those of a run whose
+    tokenizer has another `fingerprint`. A stem or head of another shape keeps its initial values; positions of another grid are
     interpolated. Raises ConfigError where the file is no checkpoint, where nothing of it fits, and for weights that are not finite.
     """
-    return fill_model(model, read_tensors(path), path)
+    run = run_of(path)
+    same_codes = run is None or fingerprint is None or run.spec.fingerprint == fingerprint
+    return fill_model(model, read_tensors(path), path, same_codes=same_codes)
 
 
-def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> LoadReport:
-    """Do what `load_pretrained` does, with the result of `read_tensors`."""
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str, *, same_codes: bool = True) -> LoadReport:
+    """Do what `load_pretrained` does, with the result of `read_tensors`. `same_codes`: whether ids mean the same to both."""
     target = getattr(model, "backbone", model)
     wanted: dict[str, Tensor] = target.state_dict()
     stored = plain_names(tensors, wanted, path)
@@ -86,14 +99,33 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> Lo
         )
     require_finite(fitting, path)
     target.load_state_dict(fitting, strict=False)
+    learned = _learned_codes(model, tensors, path) if same_codes else []
     return LoadReport(
-        tuple(sorted(fitting)),
+        tuple(sorted([*fitting, *learned])),
         tuple(sorted(wanted.keys() - fitting.keys())),
         tuple(sorted(stored.keys() - fitting.keys())),
         renamed,
         misfits,
         other_codes=_other_codes(model, tensors, path),
     )
+
+
+def _learned_codes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> list[str]:
+    """Copy code vectors into a model that learns its own, where their shapes are the model's. Return their names."""
+    embedding = getattr(model, "embedding", None)
+    if not isinstance(embedding, TokenEmbedding) or not embedding.learned:
+        return []
+    try:
+        stored = code_vectors(tensors, len(embedding.vocabulary), path)
+    except ConfigError:  # another number of levels
+        return []
+    own = {f"level_{level}": table_KD for level, table_KD in enumerate(embedding.parameters())}
+    if stored is None or [table.shape for table in stored] != [table.shape for table in own.values()]:
+        return []
+    found = dict(zip(own, stored, strict=True))
+    require_finite(found, path)
+    embedding.load_state_dict(found)
+    return [f"embedding.{name}" for name in found]
 
 
 def _other_codes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> bool:

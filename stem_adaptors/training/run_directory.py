@@ -31,6 +31,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import same_fields, short_repr
 from tokenshards.stem_adaptors.augment import require_own_operations_allowed
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier
 from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_statistics
 from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
@@ -63,9 +64,10 @@ METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT, "ema": CHECKPOINT}
 """The object that each choice of --weights reads."""
-VERSION = 3
-READABLE = (1, 2, 3)
-"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups. Versions 1 and 2 have no `objective`."""
+VERSION = 4
+READABLE = (1, 2, 3, 4)
+"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups. Versions 1 and 2 have no `objective`; versions
+1 to 3 have no `mask`."""
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
 # Fields that may change between the parts of one training: where it runs, and how often it is saved.
@@ -93,6 +95,8 @@ class Run:
     """Version of the rules for random draws, see `config.DRAWS`."""
     objective: str = "classify"
     """What is learned: a name of `objectives.OBJECTIVES`."""
+    mask: MaskConfig | None = None
+    """What a masked token modelling hides; None for other objectives."""
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other) if isinstance(other, Run) else NotImplemented
@@ -109,6 +113,7 @@ class Run:
             classes=self.classes,
             model=self.model,
             augment=self.augment,
+            mask=self.mask,
             label_smoothing=self.train.label_smoothing,
             seed=self.train.seed,
             draws=self.draws,
@@ -130,6 +135,7 @@ class Run:
             "data": self.data,
             "draws": self.draws,
             "objective": self.objective,
+            "mask": None if self.mask is None else asdict(self.mask),
         }
 
     def save(self, store: Store, dataset: TokenDataset) -> None:
@@ -147,9 +153,14 @@ class Run:
                 f"--resume: the classes are {shorten(other.classes)}; this run was started with {shorten(self.classes)}. "
                 "Give the same --classes, or start a new run in another directory"
             )
-        for part in ("model", "augment", "loader", "train"):
+        if self.objective != other.objective:
+            raise ConfigError(
+                f"--resume: this run learns {self.objective!r}, and the command {other.objective!r}. Give the command that started the run "
+                "(`pretrain` for 'mtm', `train` for 'classify'), or another --out"
+            )
+        for part in ("model", "augment", "loader", "train", "mask"):
             mine, theirs = getattr(self, part), getattr(other, part)
-            for field in fields(mine):
+            for field in () if mine is None else fields(mine):
                 if field.name in FREE_FIELDS.get(part, ()):
                     continue
                 before, now = getattr(mine, field.name), getattr(theirs, field.name)
@@ -194,6 +205,7 @@ def load_run(place: str | os.PathLike[str] | Store) -> Run:
             data=value["data"],
             draws=1 if version == 1 else value["draws"],
             objective=_known_objective(value["objective"] if version > 2 else "classify"),
+            mask=MaskConfig(**value["mask"]) if version > 3 and value["mask"] is not None else None,
         )
     except (KeyError, TypeError) as error:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None

@@ -70,6 +70,7 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
         draws=draws,
         objective=request.objective,
+        mask=request.mask,
     )
 
 

@@ -59,7 +59,7 @@ class Trainer:
         self.objective = run.build(request.dataset.codebook())
         self.model = self.objective.model
         if request.pretrained is not None:
-            self._say(str(load_pretrained(self.model, request.pretrained)))
+            self._say(str(load_pretrained(self.model, request.pretrained, run.spec.fingerprint)))
         self.objective.to(device)
         if device.type == "cuda":
             allow_fast_formats(self.model)

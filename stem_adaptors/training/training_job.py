@@ -16,6 +16,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.class_choice import class_part
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.selection import Selection
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.defaults import training_data
 from tokenshards.stem_adaptors.training.trainer import Trainer
@@ -44,6 +45,10 @@ class TrainingJob:
     mix: tuple[str, ...] = ()
     """Further datasets as URL=WEIGHT."""
     pretrained: str | None = None
+    objective: str = "classify"
+    """What to learn: a name of `objectives.OBJECTIVES`."""
+    mask: MaskConfig | None = None
+    """What a masked token modelling hides; None for other objectives."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """May hold credentials, so it is never shown."""
 
@@ -55,7 +60,8 @@ class TrainingJob:
     def from_json(cls, value: dict[str, Any]) -> TrainingJob:
         """Return the job from the value that `to_json` returned."""
         configs = {name: kind(**value[name]) for name, kind in _CONFIGS.items()}
-        return cls(**{**value, **configs, "classes": tuple(value["classes"]), "mix": tuple(value["mix"])})
+        mask = None if value["mask"] is None else MaskConfig(**value["mask"])
+        return cls(**{**value, **configs, "classes": tuple(value["classes"]), "mix": tuple(value["mix"]), "mask": mask})
 
     def made_absolute(self) -> TrainingJob:
         """Return the job with absolute local paths, so that a process with another working directory finds them."""
@@ -113,6 +119,8 @@ class TrainingJob:
             augment=self.augment,
             loader=self.loader,
             train=self.train,
+            objective=self.objective,
+            mask=self.mask,
             pretrained=self.pretrained,
             resume=resume,
         )

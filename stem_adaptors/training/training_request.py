@@ -10,6 +10,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.selection import Selection
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 
 __all__ = ["Reporter", "TrainRequest", "TrainResult"]
 
@@ -40,6 +41,8 @@ class TrainRequest:
     train: TrainConfig = field(default_factory=TrainConfig)
     objective: str = "classify"
     """What to learn: a name of `objectives.OBJECTIVES`."""
+    mask: MaskConfig | None = None
+    """What a masked token modelling hides; None for other objectives."""
     pretrained: str | None = None
     resume: bool = False
 

@@ -17,7 +17,7 @@ from tests.stem_adaptors.augment.test_transform import EVERYTHING, batch_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import Layout
 from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, allowed_augmentations
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.models.classifier import TokenClassifier, build_classifier
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding

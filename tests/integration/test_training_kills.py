@@ -27,13 +27,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tokenize_pair(tmp_path_factory.mktemp("pair"))
 
 
-def command(pair: tuple[Path, Path], run: Path, epochs: int) -> list[str]:
+def command(pair: tuple[Path, Path], run: Path, epochs: int, verb: str = "train") -> list[str]:
     train, val = pair
     settings = ["model.width=16", "model.depth=2", "model.heads=2", "model.drop_path=0.1", "train.ema_decay=0.9"]
-    settings += ["train.checkpoint_steps=2", "augment.mixup_alpha=0.4", "augment.coloradapt_prob=0.3"]
+    settings += ["train.checkpoint_steps=2"]
+    mixes = ["augment.mixup_alpha=0.4", "augment.coloradapt_prob=0.3"]
+    settings += mixes if verb == "train" else ["augment.flip_prob=0.5", "mask.decoder_depth=1"]
     sets = [word for setting in settings for word in ("--set", setting)]
     options = ["--epochs", str(epochs), "--batch-size", "16", "--device", "cpu", "--cache-dir", str(run.parent / "cache")]
-    return ["train", str(train), "--val", str(val), "--out", str(run), "--resume", "-q", *options, *sets]
+    return [verb, str(train), "--val", str(val), "--out", str(run), "--resume", "-q", *options, *sets]
 
 
 def content(run: Path) -> dict[str, Any]:
@@ -73,12 +75,13 @@ def killed_at_a_step(arguments: list[str], log: Path, step: int) -> None:
 
 
 @pytest.mark.timeout(300)  # for a busy machine
-def test_ten_kills_at_random_steps(pair: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "kills"), [("train", KILLS), ("pretrain", 3)])
+def test_kills_at_random_steps(pair: tuple[Path, Path], tmp_path: Path, verb: str, kills: int) -> None:
     seed = int(time.time())
     rng = random.Random(seed)
-    call_cli(*command(pair, tmp_path / "undisturbed", EPOCHS))
-    arguments = command(pair, tmp_path / "run", EPOCHS)
-    for kill in range(KILLS):
+    call_cli(*command(pair, tmp_path / "undisturbed", EPOCHS, verb))
+    arguments = command(pair, tmp_path / "run", EPOCHS, verb)
+    for kill in range(kills):
         killed_at_a_step(arguments, tmp_path / f"{kill}.log", rng.randrange(6))
     call_cli(*arguments)
     assert content(tmp_path / "run") == content(tmp_path / "undisturbed"), f"seed {seed}"

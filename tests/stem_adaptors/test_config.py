@@ -12,11 +12,12 @@ import tokenshards
 from tests.datasets import call_cli
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.settings import with_settings
 
 
 def configs() -> dict[str, Any]:
-    return {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig()}
+    return {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig(), "mask": MaskConfig()}
 
 
 def test_settings_are_parsed_by_the_kind_of_their_field() -> None:
@@ -35,7 +36,7 @@ def test_settings_are_parsed_by_the_kind_of_their_field() -> None:
     [
         ("noise_prob=1", r"PART\.FIELD=VALUE"),
         ("augment.noise_prob", r"PART\.FIELD=VALUE"),
-        ("augmentation.noise_prob=1", "expected one of augment, loader, model, train"),
+        ("augmentation.noise_prob=1", "expected one of augment, loader, mask, model, train"),
         ("augment.noise=1", "it has .*noise_prob"),
         ("train.epochs=many", "'many' is not of type int"),
         ("train.epochs=true", "'true' is not of type int"),

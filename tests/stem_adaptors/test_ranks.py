@@ -24,7 +24,9 @@ from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import PRESETS
 from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run
@@ -132,6 +134,24 @@ def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Pat
     for found, record in zip(records, expected.records, strict=True):
         for name in ("train_loss", "val_loss", "ema_val_loss"):
             assert found[name] == pytest.approx(record[name], rel=1e-5)
+
+
+def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """Masks, dropout, drop path and crops belong to the sample."""
+    settings: dict[str, Any] = {
+        "objective": "mtm",
+        "mask": MaskConfig(decoder_depth=1),
+        "model": replace(MODEL, drop_path=0.3, stem="patch", learned_codebook=True, embed_norm=True),
+        "augment": PRESETS["mtm"],
+        "epochs": 2,
+        "loader": {"end": "pad"},
+    }
+    expected = alone(places, tmp_path / "one", **settings)
+    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
+    for found, record in zip(records, expected.records, strict=True):
+        for name in ("train_loss", "val_loss", "ema_val_loss", "train_masked_accuracy", "val_perplexity", "val_images"):
+            assert found[name] == pytest.approx(record[name], rel=1e-4)
 
 
 def test_mix_groups_are_those_of_the_first_start(places: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
 from tokenshards.stem_adaptors.augment import SampleKeys
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.data.batch import Batch
 
 CODES = 23

@@ -12,7 +12,8 @@ import torch
 from tests.stem_adaptors.augment.layouts import batch_at, grid, ids_of, keys_of, sequence, spec_of, tables_of, video
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
-from tokenshards.stem_adaptors.augment.transform import Lookup, TokenTransform
+from tokenshards.stem_adaptors.augment.token_model import Lookup
+from tokenshards.stem_adaptors.augment.transform import TokenTransform
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 

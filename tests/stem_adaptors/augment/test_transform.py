@@ -37,7 +37,7 @@ from tokenshards.stem_adaptors.augment import (
     mix_group_size,
     soft_targets,
 )
-from tokenshards.stem_adaptors.augment.transform import Lookup
+from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.models.classifier import build_classifier

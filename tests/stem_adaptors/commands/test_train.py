@@ -110,7 +110,7 @@ def test_a_run_gets_more_epochs_by_resuming_it(pair: tuple[Path, Path], tmp_path
     with pytest.raises(ConfigError, match="train.epochs is 2; this run was started with 3"):
         tokenshards.train(pair[0], tmp_path / "run", epochs=2, **options)
     assert tokenshards.train(pair[0], tmp_path / "run", epochs=3, **options).record == longer.record
-    place = "tokenshards.stem_adaptors.commands.training.default_configs"
+    place = "tokenshards.stem_adaptors.training.defaults.default_configs"
     with patch(place, lambda data: with_given(defaults(data), {"train": {"epochs": 1}})):
         again = tokenshards.train(pair[0], tmp_path / "run", **options)
     assert "the run has 3 epochs" in again.said and again.record == longer.record
