@@ -31,6 +31,8 @@ class MaskConfig:
     """Largest share of masked patches."""
     drop_share: float = 0.4
     """Share of the patches, all of them masked, that the encoder does not see; the other masked ones enter as a learned vector."""
+    predict_share: float = 1.0
+    """Share of the hidden patches, drawn for each sample, that are predicted; a CPU saves the scores of the others."""
     span_sites: int = 4
     """Neighbours that are masked together in a sequence."""
     embed_dropout: float = 0.1
@@ -55,6 +57,7 @@ class MaskConfig:
         require(0 <= self.drop_share < 1, "mask.drop_share", self.drop_share, "0 or more, less than 1")
         ok = self.drop_share <= self.ratio_min
         require(ok, "mask.drop_share", self.drop_share, f"at most ratio_min ({self.ratio_min:g}): dropped patches are masked ones")
+        require(0 < self.predict_share <= 1, "mask.predict_share", self.predict_share, "above 0, at most 1")
         require(self.span_sites >= 1, "mask.span_sites", self.span_sites, "at least 1")
         require(0 <= self.embed_dropout < 1, "mask.embed_dropout", self.embed_dropout, "0 or more, less than 1")
         require(self.decoder_depth >= 1, "mask.decoder_depth", self.decoder_depth, "at least 1")

@@ -163,4 +163,5 @@ def test_the_whole_check_runs_on_a_cpu(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ok"], report
     assert report["parts"]["tests"]["counts"]["passed"] > 60 and report["parts"]["encode"]["tokenized"]["equal"]
+    assert report["parts"]["pretrain"]["seen"] == 117 and report["parts"]["pretrain"]["images_per_second"] > 0
     assert report["parts"]["train"]["images_per_second"] > 0 and report["parts"]["train"]["agreement"]["fp32"]["same_top1"] == 1

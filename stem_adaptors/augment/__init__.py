@@ -11,7 +11,7 @@ from tokenshards.stem_adaptors.augment.keys import SampleKeys
 from tokenshards.stem_adaptors.augment.operation import Operation
 from tokenshards.stem_adaptors.augment.presets import PRESETS, augmentation_named
 from tokenshards.stem_adaptors.augment.registry import register_augmentation
-from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
+from tokenshards.stem_adaptors.augment.targets import smoothed_cross_entropy, soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.augment.transform import TokenTransform
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "mixes",
     "register_augmentation",
     "require_own_operations_allowed",
+    "smoothed_cross_entropy",
     "soft_cross_entropy",
     "soft_targets",
 ]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["soft_cross_entropy", "soft_targets"]
+__all__ = ["smoothed_cross_entropy", "soft_cross_entropy", "soft_targets"]
 
 
 def soft_targets(labels_B: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
@@ -43,3 +43,40 @@ class _SoftCrossEntropy(torch.autograd.Function):
         logits_BC, targets_BC, log_sums_B, totals_B = ctx.saved_tensors
         grad_BC = (logits_BC - log_sums_B[:, None]).exp_().mul_(totals_B[:, None]).sub_(targets_BC).mul_(grad_B[:, None])
         return grad_BC, None
+
+
+def smoothed_cross_entropy(logits_BC: Tensor, labels_B: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy [B] of targets that `soft_targets` would make, without making them, and logsumexp(logits) [B].
+
+    The second has no gradient.
+    """
+    if torch.compiler.is_compiling():  # a compiler fuses these steps by itself
+        logs_BC = logits_BC.log_softmax(dim=1)
+        loss_B = -(1 - smoothing) * logs_BC.gather(1, labels_B[:, None])[:, 0]
+        loss_B = loss_B - smoothing * logs_BC.mean(dim=1) if smoothing else loss_B
+        return loss_B, logits_BC.detach().logsumexp(dim=1)
+    loss_B, log_sums_B = _SmoothedCrossEntropy.apply(logits_BC, labels_B, smoothing)  # type: ignore[no-untyped-call]
+    return loss_B, log_sums_B
+
+
+class _SmoothedCrossEntropy(torch.autograd.Function):
+    """Beside the logits the backward pass holds one tensor [B, C]; torch's log_softmax and its gradients are three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_BC: Tensor, labels_B: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        log_sums_B = logits_BC.logsumexp(dim=1)
+        ctx.save_for_backward(logits_BC, labels_B, log_sums_B)
+        ctx.smoothing = smoothing
+        ctx.mark_non_differentiable(log_sums_B)
+        chosen_B = (1 - smoothing) * logits_BC.gather(1, labels_B[:, None])[:, 0]
+        return log_sums_B - (chosen_B + smoothing * logits_BC.mean(dim=1) if smoothing else chosen_B), log_sums_B
+
+    @staticmethod
+    def backward(ctx: Any, grad_B: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        logits_BC, labels_B, log_sums_B = ctx.saved_tensors
+        grad_BC = (logits_BC - log_sums_B[:, None]).exp_()
+        if ctx.smoothing:
+            grad_BC.sub_(ctx.smoothing / logits_BC.shape[1])
+        shares_B1 = torch.full_like(grad_B, ctx.smoothing - 1)[:, None]
+        grad_BC.scatter_add_(1, labels_B[:, None], shares_B1).mul_(grad_B[:, None])
+        return grad_BC, None, None

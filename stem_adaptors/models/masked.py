@@ -3,8 +3,8 @@
 The encoder is the embedding and the backbone of a classifier, under the same names, so that fine-tuning loads both. The equations are
 those of SeiT++ (Lee et al. 2024, section 3.1), which joins MAE (He et al. 2022: dropped patches) and MAGE (Li et al. 2023: masked ones).
 
-Shapes: B samples, L sites, Q ids per site, N patches, P sites of a patch, K patches that the encoder sees, D channels of an embedding, E
-width of the encoder, W width of the decoder, V codes of a level, R rows (sites of all patches of all samples).
+Shapes: B samples, L sites, Q ids per site, N patches, P sites of a patch, K patches that the encoder sees, M patches of all samples, D
+channels of an embedding, E width of the encoder, W width of the decoder, V codes of a level, R rows (sites of all patches of all samples).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.stem_adaptors.augment.keys import all_rows
+from tokenshards.stem_adaptors.augment.targets import smoothed_cross_entropy
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.models.classifier import SIZES, Block, VisionTransformer, build_classifier, seeded
@@ -98,9 +100,9 @@ class CodeHead(nn.Module):
         for size, norm in zip(self.widths, self.norms, strict=True):
             nn.init.constant_(cast(Tensor, norm.weight), size**-0.5)
 
-    def forward(self, x_BNW: Tensor) -> list[Tensor]:
-        """Return the vector of each level, [B, N, P, D of the level]."""
-        flat = self.linear(x_BNW).view(*x_BNW.shape[:2], self.sites, -1)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return for outputs [..., W] of the decoder the vectors [..., P, D] of each level."""
+        flat = self.linear(x).view(*x.shape[:-1], self.sites, -1)
         return [norm(F.gelu(part)) for norm, part in zip(self.norms, flat.split(self.widths, dim=-1), strict=True)]
 
 
@@ -142,44 +144,52 @@ class MaskedTokenModel(nn.Module):
             y_BKE = block(y_BKE, keys_B11N)
         return y_BKE
 
-    def vectors(self, x: Tensor, masks: Masks) -> list[Tensor]:
-        """Return for each level the float32 vectors [B, N, P, D] that are compared with the codes."""
-        decoded_BNW = self.decoder(self.encode(x, masks), masks)
-        with in_float32(x.device):
-            found: list[Tensor] = self.head(decoded_BNW.float())
-        return found
+    def decode(self, x: Tensor, masks: Masks) -> Tensor:
+        """Return float32 [B, N, W], the decoder's output for embeddings of all sites."""
+        decoded_BNW: Tensor = self.decoder(self.encode(x, masks), masks)
+        return decoded_BNW.float()
 
     def forward(self, x: Tensor, ids_BLQ: Tensor, masks: Masks, site_mask_BL: Tensor | None = None, smoothing: float = 0.0) -> Predictions:
-        """Return what is predicted for the hidden patches.
+        """Return what is predicted for the hidden patches that are predicted.
 
         `x`: embeddings of `ids_BLQ`, which may have dropout. `site_mask_BL`: sites that exist. The loss of a patch is the mean over its
-        ids; the loss of a sample is the mean over its hidden patches.
+        ids; the loss of a sample is the mean over these patches.
         """
-        vectors = self.vectors(x, masks)
-        sites_NP = self.sites_NP
-        wanted_BNPQ = ids_BLQ[:, sites_NP.clamp_min(0)]
-        there_BNP = (sites_NP >= 0) & masks.masked_BN[..., None]
+        decoded_MW, predicted_M = self.decode(x, masks).flatten(0, 1), masks.predicted_BN.flatten()
+        places_NP = self.sites_NP.clamp_min(0)
+        wanted_MPQ, there_MP = ids_BLQ[:, places_NP].flatten(0, 1), (self.sites_NP >= 0).repeat(len(ids_BLQ), 1)
         if site_mask_BL is not None:
-            there_BNP = there_BNP & site_mask_BL[:, sites_NP.clamp_min(0)]
-        losses, sums = [], []
+            there_MP = there_MP & site_mask_BL[:, places_NP].flatten(0, 1)
+        if all_rows(x.device):
+            there_MP = there_MP & predicted_M[:, None]
+        else:
+            decoded_MW, wanted_MPQ, there_MP = decoded_MW[predicted_M], wanted_MPQ[predicted_M], there_MP[predicted_M]
         with in_float32(x.device):
-            for level, (own_BNPD, table_VD, bias_V) in enumerate(zip(vectors, self.embedding.tables(), self.head.biases, strict=True)):
-                codes = len(bias_V)
-                wanted_R = torch.where(there_BNP, wanted_BNPQ[..., level], 0).flatten().long()
-                found_R3 = _scored(own_BNPD.flatten(0, 2), table_VD[:codes].detach().float(), bias_V, wanted_R, smoothing)
-                found_BNP3 = found_R3.view(*there_BNP.shape, 3) * there_BNP[..., None]
-                losses.append(found_BNP3[..., 0])
-                sums.append(torch.stack([found_BNP3[..., 1], there_BNP.float(), found_BNP3[..., 2]], dim=-1).sum((1, 2)))
-            count_BN = there_BNP.sum(2)
-            patch_BN = torch.stack(losses).mean(0).sum(2) / count_BN.clamp_min(1)
-            loss_B = patch_BN.sum(1) / (count_BN > 0).sum(1).clamp_min(1)
-        return Predictions(loss_B, torch.stack(sums).sum(0).detach())
+            loss_M, sums_M3 = self._patch_losses(decoded_MW, wanted_MPQ, there_MP, smoothing)
+        counted_M = there_MP.any(1).float()
+        found_M5 = torch.cat([loss_M[:, None], counted_M[:, None], sums_M3], dim=1)
+        if not all_rows(x.device):
+            found_M5 = found_M5.new_zeros(len(predicted_M), 5).index_copy(0, predicted_M.nonzero().flatten(), found_M5)
+        sums_B5 = found_M5.view(len(ids_BLQ), -1, 5).sum(1)
+        return Predictions(sums_B5[:, 0] / sums_B5[:, 1].clamp_min(1), sums_B5[:, 2:].detach())
+
+    def _patch_losses(self, decoded_MW: Tensor, wanted_MPQ: Tensor, there_MP: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """Return the mean loss [M] over the ids of each patch, and their sums as in Predictions, [M, 3]; zeros where nothing is there."""
+        loss_M, sums_M3 = decoded_MW.new_zeros(len(decoded_MW)), decoded_MW.new_zeros(len(decoded_MW), 3)
+        levels = zip(self.head(decoded_MW), self.embedding.tables(), self.head.biases, strict=True)
+        for level, (own_MPD, table_VD, bias_V) in enumerate(levels):
+            wanted_R = torch.where(there_MP, wanted_MPQ[..., level], 0).flatten().long()
+            table_VD = table_VD[: len(bias_V)].detach().float()  # without the row of the pad id
+            found_R3 = _scored(own_MPD.flatten(0, 1), table_VD, bias_V, wanted_R, smoothing)
+            found_M3 = (found_R3.view(*there_MP.shape, 3) * there_MP[..., None]).sum(1)
+            loss_M = loss_M + found_M3[:, 0]
+            sums_M3 = sums_M3 + torch.stack([found_M3[:, 1], there_MP.sum(1).float(), found_M3[:, 2]], dim=1).detach()
+        return loss_M / (there_MP.sum(1) * len(self.head.biases)).clamp_min(1), sums_M3
 
     def best_ids(self, x: Tensor, masks: Masks) -> Tensor:
         """Return the most probable ids of all sites, [B, L, Q], also of those that are not hidden."""
-        vectors, sites_NP = self.vectors(x, masks), self.sites_NP
-        out = []
-        for own_BNPD, table_VD, bias_V in zip(vectors, self.embedding.tables(), self.head.biases, strict=True):
+        sites_NP, out = self.sites_NP, []
+        for own_BNPD, table_VD, bias_V in zip(self.head(self.decode(x, masks)), self.embedding.tables(), self.head.biases, strict=True):
             out.append((own_BNPD @ table_VD[: len(bias_V)].float().T + bias_V).argmax(-1))
         best_BNPQ = torch.stack(out, dim=-1)
         real_NP = sites_NP >= 0
@@ -199,11 +209,10 @@ def _scored(own_RD: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_R: Tensor, 
 
 def _piece(own_RD: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_R: Tensor, smoothing: float) -> Tensor:
     logits_RV = torch.addmm(bias_V, own_RD, table_VD.T)
-    logs_RV = logits_RV.log_softmax(1)
-    nll_R = -logs_RV.gather(1, wanted_R[:, None])[:, 0]
-    loss_R = nll_R if smoothing == 0 else (1 - smoothing) * nll_R - smoothing * logs_RV.mean(1)
-    hits_R = (logits_RV.detach().argmax(1) == wanted_R).float()
-    return torch.stack([loss_R, hits_R, nll_R.detach()], dim=1)
+    wanted_logit_R = logits_RV.gather(1, wanted_R[:, None])[:, 0].detach()
+    loss_R, log_sums_R = smoothed_cross_entropy(logits_RV, wanted_R, smoothing)
+    hits_R = (wanted_logit_R >= logits_RV.detach().amax(1)).float()
+    return torch.stack([loss_R, hits_R, log_sums_R - wanted_logit_R], dim=1)
 
 
 def cropped_spec(spec: TokenizerSpec, grid: tuple[int, ...] | None) -> TokenizerSpec:

@@ -36,7 +36,9 @@ class Masks(NamedTuple):
     kept_BK: Tensor
     """int64 places of the patches that the encoder sees."""
     masked_BN: Tensor
-    """True at hidden patches, dropped or masked: these are predicted."""
+    """True at hidden patches, dropped or masked."""
+    predicted_BN: Tensor
+    """True at the hidden patches that are predicted: all of them, or a share."""
     real_BN: Tensor | None
     """True at patches that exist; None where all do."""
 
@@ -60,10 +62,12 @@ class MaskDraws(nn.Module):
 
     def draws(self) -> tuple[Draw, ...]:
         """Return the numbers that the masks of a sample take."""
+        ratio = Draw("mask.ratio", "integers")
+        chosen = () if self.config.predict_share == 1 else (Draw("mask.predicted", count=self.patches),)
         if self.kind == "sequence":
             spans = 1 + math.ceil(self.patches / self.config.span_sites)
-            return Draw("mask.noise", count=spans), Draw("mask.ratio", "integers"), Draw("mask.start", "integers")
-        return Draw("mask.noise", count=self.patches // self.tubes), Draw("mask.ratio", "integers")
+            return Draw("mask.noise", count=spans), ratio, Draw("mask.start", "integers"), *chosen
+        return Draw("mask.noise", count=self.patches // self.tubes), ratio, *chosen
 
     def forward(self, numbers: Numbers, real_BN: Tensor | None = None, *, ratio: float | None = None) -> Masks:
         """Return the masks of the samples. `real_BN`: patches that exist. `ratio`: the share of all samples, in place of a random one."""
@@ -84,7 +88,12 @@ class MaskDraws(nn.Module):
         order_BN = self.patches - 1 - noise_BN.flip(1).argsort(dim=1, stable=True)
         ranks_BN = torch.empty_like(order_BN).scatter_(1, order_BN, torch.arange(self.patches, device=order_BN.device).expand_as(order_BN))
         kept_BK = order_BN.gather(1, dropped_B[:, None] + torch.arange(self.kept, device=order_BN.device))
-        return Masks(kept_BK, ranks_BN < hidden_B[:, None], real_BN)
+        masked_BN = ranks_BN < hidden_B[:, None]
+        if ratio is not None or self.config.predict_share == 1:  # a measurement predicts all
+            return Masks(kept_BK, masked_BN, masked_BN, real_BN)
+        lot_BN = numbers.uniform("mask.predicted", self.patches).masked_fill(~masked_BN, 2.0)
+        wanted_B = (hidden_B * self.config.predict_share - _SLACK).ceil().long().clamp(min=1)
+        return Masks(kept_BK, masked_BN, lot_BN.argsort(1, stable=True).argsort(1, stable=True) < wanted_B[:, None], real_BN)
 
     def _noise(self, numbers: Numbers) -> Tensor:
         """Return float32 [B, N]; patches of the lowest noise are hidden."""

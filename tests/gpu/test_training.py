@@ -17,10 +17,12 @@ from tests.stem_adaptors.torchvision_shim import allow_torchvision
 from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.stem_adaptors.augment import PRESETS
 from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
 from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.evaluate import predict
@@ -150,6 +152,22 @@ def test_half_precision_learns_nearly_the_same(
     assert {group.dtype for group in trainer.model.parameters()} == {torch.float32}, "weights stay float32 under autocast"
     if precision == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         assert trainer.optimisation.precision is torch.bfloat16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pretraining_learns_what_one_on_the_cpu_learns(
+    precision: str,
+    pair: tuple[TokenDataset, TokenDataset],
+    cache: Path,
+    tmp_path: Path,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = replace(MODEL, stem="patch", learned_codebook=True, embed_norm=True)
+    mtm: dict[str, Any] = {"objective": "mtm", "mask": MaskConfig(decoder_depth=1), "model": model, "augment": PRESETS["mtm"], "epochs": 2}
+    expected = every_loss(request_for(pair[0], tmp_path / "cpu", cache, precision="fp32", **mtm), torch.device("cpu"), monkeypatch)
+    request = request_for(pair[0], tmp_path / "device", cache, precision=precision, val=pair[1], **mtm)
+    assert every_loss(request, device, monkeypatch) == pytest.approx(expected, rel=5e-3 if precision == "fp32" else 0.05)
 
 
 def test_a_run_that_fell_over_continues_on_the_device_and_its_checkpoint_opens_anywhere(

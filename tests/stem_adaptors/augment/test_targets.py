@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenshards.stem_adaptors.augment import soft_cross_entropy, soft_targets
+from tokenshards.stem_adaptors.augment import smoothed_cross_entropy, soft_cross_entropy, soft_targets
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
@@ -63,3 +63,19 @@ def test_the_loss_makes_one_tensor_as_large_as_the_logits() -> None:
         soft_cross_entropy(logits_BC, targets_BC).sum().backward()
     own = counted.made - {logits_BC.data_ptr(), targets_BC.data_ptr()}
     assert len(own) == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_cross_entropy_equals_that_of_soft_targets(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_BC = (3 * torch.randn(6, 9, generator=generator)).double().requires_grad_()
+    labels_B = torch.tensor([0, 8, 3, 3, 1, 5])
+    loss_B, log_sums_B = smoothed_cross_entropy(logits_BC, labels_B, smoothing)
+    expected_B = -(soft_targets(labels_B, 9, smoothing).double() * logits_BC.log_softmax(1)).sum(1)
+    torch.testing.assert_close(loss_B, expected_B, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_sums_B, logits_BC.logsumexp(1).detach())
+    weights_B = torch.arange(1.0, 7.0).double()
+    (found,) = torch.autograd.grad((loss_B * weights_B).sum(), logits_BC, retain_graph=True)
+    (expected,) = torch.autograd.grad((expected_B * weights_B).sum(), logits_BC)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert not log_sums_B.requires_grad

@@ -27,6 +27,7 @@ LAYOUTS = {
     "pyramid": pyramid((1, 1), (2, 3), (4, 6)),
     "sequence": sequence(11),
 }
+SOME = MaskConfig(decoder_depth=1, decoder_width=12, decoder_heads=3, predict_share=0.5)
 
 
 def made(layout: Layout, config: MaskConfig | None = None) -> tuple[MaskedTokenModel, torch.Tensor, Masks]:
@@ -82,12 +83,12 @@ def test_the_decoder_sees_the_class_output_at_hidden_patches(name: str) -> None:
         torch.testing.assert_close(found[sample], decoder.norm(y)[0, 1:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "config"), [(0.0, None), (0.1, None), (0.1, SOME)])
 @pytest.mark.parametrize("name", LAYOUTS)
 @torch.no_grad()
-def test_the_loss_is_the_mean_over_the_ids_of_hidden_patches(name: str, smoothing: float) -> None:
+def test_the_loss_is_the_mean_over_the_ids_of_hidden_patches(name: str, smoothing: float, config: MaskConfig | None) -> None:
     layout = LAYOUTS[name]
-    model, ids_BLQ, masks = made(layout)
+    model, ids_BLQ, masks = made(layout, config)
     x = model.embedding(ids_BLQ)
     found = model(x, ids_BLQ, masks, smoothing=smoothing)
     decoded = model.decoder(model.encode(x, masks), masks)
@@ -97,7 +98,7 @@ def test_the_loss_is_the_mean_over_the_ids_of_hidden_patches(name: str, smoothin
     for sample in range(5):
         patches, hits, count, total = [], 0, 0, 0.0
         for patch, own_sites in enumerate(sites):
-            if not masks.masked_BN[sample, patch]:
+            if not masks.predicted_BN[sample, patch]:
                 continue
             vector = model.head.linear(decoded[sample, patch]).view(len(own_sites), -1)
             losses = []
@@ -157,9 +158,8 @@ def test_what_is_hidden_decides_nothing() -> None:
         other[sample, places] = (other[sample, places] + 5) % 23
     assert not torch.equal(other, ids_BLQ)
     with torch.no_grad():
-        found, expected = (model.vectors(model.embedding(ids), masks) for ids in (other, ids_BLQ))
-    for level, wanted in zip(found, expected, strict=True):
-        assert torch.equal(level, wanted)
+        found, expected = (model.decode(model.embedding(ids), masks) for ids in (other, ids_BLQ))
+    assert torch.equal(found, expected)
 
 
 def test_many_scores_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +196,12 @@ def test_ragged_rows_count_what_they_have() -> None:
         for sample, length in enumerate(lengths.tolist()):
             # The same row alone, without padding: the same predictions of its patches.
             row, own = ids_BLQ[sample : sample + 1, :length], slice(sample, sample + 1)
-            alone = Masks(masks.kept_BK[own], masks.masked_BN[own], masks.real_BN[own] if masks.real_BN is not None else None)
+            assert masks.real_BN is not None
+            alone = Masks(masks.kept_BK[own], masks.masked_BN[own], masks.predicted_BN[own], masks.real_BN[own])
             patches = -(-length // 2)
-            vectors = model.vectors(model.embedding(row), alone)[0][0, :patches]
-            together = model.vectors(model.embedding(ids_BLQ), masks)[0][sample, :patches]
-            torch.testing.assert_close(vectors, together, rtol=1e-4, atol=1e-5)
+            own = model.decode(model.embedding(row), alone)[0, :patches]
+            together = model.decode(model.embedding(ids_BLQ), masks)[sample, :patches]
+            torch.testing.assert_close(own, together, rtol=1e-4, atol=1e-5)
 
 
 def test_models_that_cannot_be_masked_are_refused() -> None:

@@ -131,6 +131,20 @@ def test_ragged_rows_lose_a_share_of_what_they_have() -> None:
     assert kept_real_B.tolist() == [n - math.ceil(n * 0.4 - 1e-4) for n in lengths.tolist()] and draws.kept == 12
 
 
+@pytest.mark.parametrize("layout", [grid(8, 8), sequence(30), pyramid((1, 1), (4, 4))], ids=str)
+def test_a_share_of_the_hidden_patches_is_predicted(layout: Any) -> None:
+    config = MaskConfig(predict_share=0.3)
+    draws, masks = drawn(layout, config, 256)
+    assert not (masks.predicted_BN & ~masks.masked_BN).any()
+    hidden_B, found_B = masks.masked_BN.sum(1), masks.predicted_BN.sum(1)
+    assert found_B.tolist() == [max(1, math.ceil(count * 0.3 - 1e-4)) for count in hidden_B.tolist()]
+    shares_N = masks.predicted_BN.sum(0) / masks.masked_BN.sum(0).clamp_min(1)
+    assert shares_N[masks.masked_BN.sum(0) > 60].sub(0.3).abs().max() < 0.25, "no place is preferred"
+    assert torch.equal(drawn(layout, MaskConfig(), 256)[1].masked_BN, masks.masked_BN)  # what is hidden stays the same
+    measured = draws(keys_of(256), ratio=0.75)
+    assert torch.equal(measured.predicted_BN, measured.masked_BN)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -138,6 +152,7 @@ def test_ragged_rows_lose_a_share_of_what_they_have() -> None:
         ({"ratio_min": 0.0}, "mask.ratio_min is 0.0; expected above 0"),
         ({"ratio_mean": 0.2, "ratio_std": 0.0}, "mask.ratio_mean is 0.2"),
         ({"val_ratio": 0.1}, "mask.val_ratio is 0.1"),
+        ({"predict_share": 0.0}, "mask.predict_share is 0.0"),
         ({"decoder_depth": 0}, "mask.decoder_depth is 0"),
         ({"embed_dropout": 1.0}, "mask.embed_dropout is 1.0"),
     ],
