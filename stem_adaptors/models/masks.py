@@ -93,7 +93,7 @@ class MaskDraws(nn.Module):
             return Masks(kept_BK, masked_BN, masked_BN, real_BN)
         lot_BN = numbers.uniform("mask.predicted", self.patches).masked_fill(~masked_BN, 2.0)
         wanted_B = (hidden_B * self.config.predict_share - _SLACK).ceil().long().clamp(min=1)
-        return Masks(kept_BK, masked_BN, lot_BN.argsort(1, stable=True).argsort(1, stable=True) < wanted_B[:, None], real_BN)
+        return Masks(kept_BK, masked_BN, lot_BN.argsort(dim=1, stable=True).argsort(dim=1) < wanted_B[:, None], real_BN)
 
     def _noise(self, numbers: Numbers) -> Tensor:
         """Return float32 [B, N]; patches of the lowest noise are hidden."""
