@@ -23,19 +23,15 @@ difference of each side to `supervised`; that of `mtm` at 10 % of the labels sho
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import sys
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accuracy_per_byte import DATA, HELD_OUT
-from byte_budgets import generate_images, prepare_images, split_files
 from paired_runs import Job, correctness, in_processes, interval, resampled, run_jobs
+from seitpp_data import fit_adapt, prepared
 from seitpp_sides import (
     FRACTIONS,
     SIDES,
@@ -47,8 +43,6 @@ from seitpp_sides import (
     stages_of,
     train_side,
 )
-
-import tokenshards
 
 BUDGET = 300.0
 MARGIN = 0.97
@@ -70,39 +64,6 @@ def options_of(description: str) -> argparse.Namespace:
     if options.quick:
         options.seeds, options.budget = options.seeds[:2], min(options.budget, 3.0)
     return options
-
-
-def prepared(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Make the tokens that are missing; return the work folder and how they were made."""
-    data = options.data or (DATA if DATA.is_dir() else None)
-    name = hashlib.sha256(f"{data and data.resolve()} {options.quick}".encode()).hexdigest()[:8]
-    work = options.work or Path(tempfile.gettempdir()) / f"tokenshards-seitpp-{name}"
-    work.mkdir(parents=True, exist_ok=True)
-    if data is None:
-        data = work / "generated"
-        generate_images(data)
-    split = split_files(data, HELD_OUT)
-    if options.quick:
-        split = replace(split, train=split.train[::10], held_out=split.held_out[::10])
-    names = "\n".join(f"{path.parent.name}/{path.name}" for files in (split.train, split.held_out) for path in [*files, Path("/")])
-    digest = hashlib.sha256(names.encode()).hexdigest()[:16]
-    card = work / "prepared.json"
-    made: dict[str, Any] = json.loads(card.read_text()) if card.exists() else {}
-    if made and made["images"] != digest:
-        sys.exit(f"--work {work} holds other images; give another folder")
-    if not made:
-        prepare_images(work, split)
-        for part in ("train", "held_out"):
-            given = {"tokenizer": str(work / "train")} if part == "held_out" else {}
-            tokenshards.tokenize(str(work / "images" / part), str(work / part), workers=1, **given)
-        dataset = tokenshards.open_dataset(str(work / "train"))
-        made = {
-            "images": digest,
-            "split": {"train": len(split.train), "held_out": len(split.held_out), "classes": len(dataset.classes)},
-            "tokenizer": {"grid": dataset.spec.layout.grid, "vocabulary": dataset.spec.vocabulary, "fingerprint": dataset.spec.fingerprint},
-        }
-        card.write_text(json.dumps(made))
-    return work, made
 
 
 def plans(work: Path, options: argparse.Namespace) -> dict[tuple[str, float], Plan]:
@@ -199,8 +160,9 @@ def side_seconds(
 def main() -> None:
     options = options_of(__doc__.split("\n")[0])
     start = time.perf_counter()
-    work, made = prepared(options)
+    work, made = prepared(options.data, options.work, options.quick)
     print(f"{made['split']['train']} training and {made['split']['held_out']} held-out images; work in {work}")
+    adapt = fit_adapt(work, options.quick) if {"adapt", "all"} & set(options.only) else None
     planned = plans(work, options)
     pretrainings, results = run_all(work, options, made["images"] + made["tokenizer"]["fingerprint"][:16], planned)
     found = summary(results, options)
@@ -214,7 +176,7 @@ def main() -> None:
         "should_be": {"mtm-0.1": "clear of zero"},
         "cpu_seconds": side_seconds(planned, pretrainings, results, options.seeds),
         "budget_cpu_seconds": options.budget,
-        "token_adapt": {"fitted_once_outside_of_the_sides": True, "cpu_seconds": made.get("token_adapt_cpu_seconds")},
+        "token_adapt": adapt and {"fitted_once_outside_of_the_sides": True, **adapt},
         "epochs": {_name(*key): [stage.train.epochs for stage in plan.stages] for key, plan in planned.items()},
         "plans": {_name(*key): asdict(plan) for key, plan in planned.items()},
         "pretraining": {

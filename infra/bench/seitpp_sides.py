@@ -1,7 +1,8 @@
 """The sides of seitpp.py: the trainings of each side, their settings, and how one of them is measured and run.
 
 A side is one training or two, each by the product's own Trainer: `mtm` and `all` first learn the tokens of all training images without
-labels, then their labels. Every side gets the same CPU seconds. `SHARES` says how many of them go to the first training.
+labels, then from labels. Every side gets the same CPU seconds; `SHARES` says how many of them go to the first training. `all` has
+TokenAdapt and ColorAdapt in the second one: in the first one, which sees ten times as many images, TokenAdapt would take most of the time.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
 
 SIDES = ("supervised", "mtm", "adapt", "all")
 FRACTIONS = (1.0, 0.25, 0.1)
-ADAPT_PLACE = "ADAPT"
-"""Stands in a list of operations for the place of the fitted TokenAdapt."""
 CALIBRATION_STEPS = 40
 CHOOSING_SHARE = 1 / 3
 """Share of the training images that settings are chosen on."""
@@ -49,6 +48,8 @@ class Stage:
     batch_size: int = 64
     model: ModelConfig
     augment: AugmentConfig
+    token_adapt: bool = False
+    """Send half of each batch through TokenAdapt (`train --tokenadapt`)."""
     train: TrainConfig
     mask: MaskConfig | None = None
 
@@ -67,32 +68,50 @@ class Plan:
     """Measure on a part of the training images, in place of those held out."""
 
 
-MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="patch", stem_patch=2, learned_codebook=True, embed_norm=True)
-PLAIN = "0.5*flip(), rrc(scale_min=0.35), 0.25*noise(std=0.5, channel_std=0.5), 0.5*cutmix()"
-ADAPTED = PLAIN
-PRETRAINING = "0.5*flip(), random_crop()"
+MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="patch", stem_patch=2, learned_codebook=True)
+MILD = AugmentConfig(flip_prob=0.5, crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+STRONG = replace(MILD, crop_scale_min=0.2, noise_prob=0.5, cutmix_prob=1.0)
+AUGMENT = {1.0: MILD, 0.25: STRONG, 0.1: STRONG}
+"""Few images are seen hundreds of times, so they need the strong form."""
+COLOUR_SHARE = 0.125
+SHARES = {1.0: 0.3, 0.25: 0.6, 0.1: 0.65}
+"""Share of the seconds that learns without labels: the fewer labels, the more."""
+PRETRAINING = AugmentConfig(ops="0.5*flip(), random_crop()")
+MASK = MaskConfig(
+    ratio_mean=0.75,
+    ratio_std=0.0,
+    ratio_min=0.75,
+    ratio_max=0.75,
+    drop_share=0.75,
+    predict_share=0.34,
+    embed_dropout=0.0,
+    decoder_depth=1,
+    decoder_width=64,
+)
 
 
-def supervised(fraction: float, ops: str, *, share: float = 1.0) -> Stage:
-    """Return the training from labels."""
-    return Stage(share=share, model=MODEL, augment=AugmentConfig(ops=ops), train=TrainConfig(lr=1e-3, weight_decay=0.05))
+def from_labels(fraction: float, *, adapt: bool) -> Stage:
+    """Return the training from a share of the labels; with `adapt` TokenAdapt and ColorAdapt are among its augmentations."""
+    augment = AUGMENT[fraction] if fraction in AUGMENT else STRONG
+    if adapt:
+        augment = replace(augment, coloradapt_prob=COLOUR_SHARE)
+    train = TrainConfig(lr=1e-3, weight_decay=0.05)
+    return Stage(model=MODEL, augment=augment, token_adapt=adapt, train=train)
 
 
-def pretraining(ops: str, *, share: float) -> Stage:
-    """Return the training without labels."""
-    mask = MaskConfig(decoder_depth=1, decoder_width=64)
-    train = TrainConfig(lr=2e-3, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
-    return Stage(objective="mtm", share=share, model=MODEL, augment=AugmentConfig(ops=ops), train=train, mask=mask)
+def without_labels() -> Stage:
+    """Return masked token modelling of all training images."""
+    train = TrainConfig(lr=4e-3, min_lr=4e-5, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
+    return Stage(objective="mtm", batch_size=16, model=MODEL, augment=PRETRAINING, train=train, mask=MASK)
 
 
 def stages_of(side: str, fraction: float) -> tuple[Stage, ...]:
     """Return the trainings of a side, for a share of the labels."""
-    ops = ADAPTED if side in ("adapt", "all") else PLAIN
+    second = from_labels(fraction, adapt=side in ("adapt", "all"))
     if side in ("supervised", "adapt"):
-        return (supervised(fraction, ops),)
-    first = 0.7
-    tuned = supervised(fraction, ops, share=1 - first)
-    return pretraining(PRETRAINING, share=first), replace(tuned, train=replace(tuned.train, layer_decay=0.75))
+        return (second,)
+    share = SHARES.get(fraction, 0.6)
+    return replace(without_labels(), share=share), replace(second, share=1 - share)
 
 
 def training_part(work: Path, choosing: bool) -> Selection:
@@ -131,12 +150,16 @@ def trainer_of(work: Path, stage: Stage, data: Selection, seed: int, out: Path, 
     """Return the trainer of a stage. One seed draws weights, order and augmentation."""
     shutil.rmtree(out, ignore_errors=True)
     augment = stage.augment
+    if stage.token_adapt:
+        from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
+
+        augment = with_token_adapt(augment, data.spec, str(work / "adapt"))
     request = TrainRequest(
         data=data,
         val=None,
         out=Store(str(out)),
         model=stage.model,
-        augment=replace(augment, ops=augment.ops.replace(ADAPT_PLACE, json.dumps(str(work / "adapt")))),
+        augment=augment,
         loader=LoaderConfig(batch_size=min(stage.batch_size, len(data)), seed=seed, cache_dir=str(work / "cache"), cache_gb=4.0),
         train=replace(stage.train, seed=seed, device="cpu", checkpoint_seconds=1e6),
         objective=stage.objective,
