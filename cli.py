@@ -19,7 +19,17 @@ from typer.core import TyperGroup
 
 from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
 from tokenshards.pipeline.commands.options import refused_value
-from tokenshards.stem_adaptors.commands import demo, evaluate, import_classifier, predict, pretrain, preview, train
+from tokenshards.stem_adaptors.commands import (
+    demo,
+    evaluate,
+    fit_tokenadapt,
+    import_classifier,
+    import_tokenadapt,
+    predict,
+    pretrain,
+    preview,
+    train,
+)
 
 __all__ = ["app", "main", "run"]
 
@@ -47,10 +57,11 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, look, maintain, preview, pretrain, train, evaluate, predict, demo, publish):
+for _module in (tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, demo, publish):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)
+interop.import_app.add_typer(import_tokenadapt.app)
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 

@@ -8,20 +8,21 @@ from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.named_code import names_code
 from tokenshards.stem_adaptors.field_types import check_types
 
-__all__ = ["DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig"]
+__all__ = ["CUTMIX_LABELS", "DRAWS", "AugmentConfig", "STEMS", "LoaderConfig", "ModelConfig", "TrainConfig"]
 
-DRAWS = 3
+DRAWS = 4
 """Version of the rules for random draws and optimisation. A run keeps its version to its end; run.json names it.
 
 Version 1 (until 0.1.0): noise and ColorAdapt are drawn independently, drop path is keyed by rank and step, micro-batches are slices, a
 linear probe trains in train mode, and weight decay goes by names alone. Version 2: a sample gets noise, ColorAdapt or neither; drop path
 is keyed by sample; micro-batches hold whole mix groups; a linear probe keeps the backbone in evaluation mode; weight decay also spares
 what timm's model lists. Version 3: the noise of a site is one of 16,384 vectors of normal numbers, in place of a number of its own for
-each value.
+each value. Version 4: ColorAdapt takes the statistics of a partner without the partner's noise.
 """
 
 _ORDERS = ("global", "windowed", "sequential")
 _END_POLICIES = ("drop", "pad")
+CUTMIX_LABELS = ("area", "attention")
 _STEMS = ("auto", "conv", "patch", "sequence", "pyramid")
 STEMS = "tokenshards.stems"
 """Group of entry points for stems: `name = "package.module:callable"`."""
@@ -117,6 +118,8 @@ class AugmentConfig:
     """Share of mix groups that get CutMix or Mixup."""
     cutmix_alpha: float = 1.0
     """Beta parameter of Token-CutMix; 0 turns it off."""
+    cutmix_labels: str = "area"
+    """`area`: CutMix mixes labels by the share of sites replaced; `attention`: by what attention carries to the head (our ViTs)."""
     mixup_alpha: float = 0.0
     """Beta parameter of Token-Mixup; 0 turns it off. With both on, each mix group gets one or the other with equal probability."""
     mix_group: int | None = None
@@ -138,6 +141,7 @@ class AugmentConfig:
         require(0.0 < self.crop_share <= 1.0, "crop_share", self.crop_share, "above 0, at most 1")
         require(0.0 < self.crop_scale_min <= 1.0, "crop_scale_min", self.crop_scale_min, "above 0, at most 1")
         require(self.crop_ratio_max >= 1.0, "crop_ratio_max", self.crop_ratio_max, "at least 1")
+        require(self.cutmix_labels in CUTMIX_LABELS, "cutmix_labels", self.cutmix_labels, " or ".join(CUTMIX_LABELS))
         for name in ("noise_channel_std", "noise_std", "cutmix_alpha", "mixup_alpha"):
             require(getattr(self, name) >= 0.0, name, getattr(self, name), "0 or more")
         require((self.mix_group or 0) >= 0, "mix_group", self.mix_group, "0 or more")

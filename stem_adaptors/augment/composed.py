@@ -17,9 +17,9 @@ from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation, short_value
-from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.state import Cut, TokenState
 
-__all__ = ["HalfBatch", "OneOf"]
+__all__ = ["HalfBatch", "OneOf", "late_reader"]
 
 
 class _Composed(Operation):
@@ -103,7 +103,10 @@ class OneOf(_Composed):
         hit_CN = draw_1N < self.edges_C2[:, 1:]
         if len(hit_CN) > 1:
             hit_CN = hit_CN & (draw_1N >= self.edges_C2[:, :1])
-        for part, hit in zip(self._own_parts(), hit_CN.unbind(0), strict=True):
+        chosen = list(zip(self._own_parts(), hit_CN.unbind(0), strict=True))
+        if self.version > 3:  # what looks at other samples comes first, and sees them as they were
+            chosen = [pair for mixes in (True, False) for pair in chosen if pair[0].mixes is mixes]
+        for part, hit in chosen:
             state = part.chosen(state, numbers, hit)
         return state
 
@@ -182,17 +185,35 @@ class HalfBatch(_Composed):
                 for operation in half:
                     part = operation(part, own)
                 results.append(part)
-        joined: dict[str, Any] = {
-            name: torch.cat(found)
-            for name in ("ids_BLQ", "targets_BC", "x", "mask")
-            if (found := [getattr(part, name) for part in results])[0] is not None
-        }
-        return state._replace(**joined)
+        # On embeddings, ids without their vectors mean nothing any more, and the halves may have as many as their grids before a crop.
+        with_ids = ("ids_BLQ",) if self.stage == "ids" or self.gives_ids else ()
+        joined: dict[str, Any] = {}
+        for name in (*with_ids, "targets_BC", "x", "mask"):  # a comprehension with a name of its own is beyond torch.compile
+            found = [getattr(part, name) for part in results]
+            if found[0] is not None:
+                joined[name] = torch.cat(found)
+        return state._replace(**joined, cut=_joined_cuts(results))
 
     def text(self) -> str:
         """Return the operation as `augment.ops` names it."""
         first, second = (", ".join(part.text() for part in half) for half in self.halves)
         return f"half_batch([{first}], [{second}])"
+
+
+def late_reader(operations: Sequence[Operation]) -> Operation | None:
+    """Return an operation that starts from the ids of whole samples and stands after another one on embeddings, if there is one."""
+    late = [member for operation in operations[1:] for member in operation.members() if member.reads_ids]
+    halves = [half for operation in operations[:1] if isinstance(operation, HalfBatch) for half in operation.halves]
+    return next(iter(late), None) or next((found for half in halves if (found := late_reader(half)) is not None), None)
+
+
+def _joined_cuts(parts: Sequence[TokenState]) -> Cut | None:
+    """Return the cuts of all samples; None where no part has any."""
+    known = next((part.cut for part in parts if part.cut is not None), None)
+    if known is None:
+        return None
+    cuts = [known.nothing(len(part.targets_BC)) if part.cut is None else part.cut for part in parts]
+    return Cut(*(torch.cat(found) for found in zip(*cuts, strict=True)))
 
 
 def _grids(operations: Sequence[Operation], grid: tuple[int, ...]) -> list[tuple[int, ...]]:

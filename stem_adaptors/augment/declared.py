@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.named_code import require_allowed
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
-from tokenshards.stem_adaptors.augment.composed import OneOf
+from tokenshards.stem_adaptors.augment.composed import HalfBatch, OneOf, late_reader
 from tokenshards.stem_adaptors.augment.language import named_code, parse_operations
 from tokenshards.stem_adaptors.augment.mixing import ColorAdapt, CutMix, Mixup
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSites, Noise, RandomCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
 from tokenshards.stem_adaptors.augment.operation import Operation
+from tokenshards.stem_adaptors.augment.quantise import Quantise
 from tokenshards.stem_adaptors.config import AugmentConfig
 
 __all__ = ["allowed_augmentations", "default_augmentations", "mix_group_size", "mixes", "operations_of", "require_own_operations_allowed"]
@@ -78,6 +81,12 @@ def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> 
         for operation in operations:
             if (reason := operation.refusal(spec.layout)) is not None:
                 raise ConfigError(f"augment.ops: {reason}")
+        _require_cuts_last(operations)
+        if (late := late_reader([operation for operation in operations if operation.stage == "embeddings"])) is not None:
+            raise ConfigError(
+                f"augment.ops: {late.name} stands after another operation on embeddings, whose result it would throw away; expected it "
+                "first among them, or first in a half of half_batch"
+            )
         return operations
     for option in _refused(spec.layout, config):
         raise ConfigError(index_ops.refusal(spec.layout, option, getattr(config, option)))
@@ -89,6 +98,7 @@ def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> 
     synonyms = config.synonym_prob, lambda: Synonyms(config.synonym_replace_prob, config.synonym_count, config.synonym_metric)
     noise = config.noise_prob, lambda: Noise(config.noise_std, config.noise_channel_std)
     colour = config.coloradapt_prob, ColorAdapt
+    cut = functools.partial(CutMix, config.cutmix_alpha, config.cutmix_labels)
     cuts, blends = config.cutmix_alpha > 0, config.mixup_alpha > 0
     each = config.cutmix_prob / 2 if cuts and blends else config.cutmix_prob
     found = [
@@ -97,9 +107,22 @@ def operations_of(spec: TokenizerSpec, config: AugmentConfig, *, draws: int) -> 
         _crop(spec.layout, config),
         *([_one_of("noise", noise), _one_of("coloradapt", colour)] if draws == 1 else [_one_of("noise", noise, colour)]),
         DropSites(config.dropout_prob) if config.dropout_prob > 0 else None,
-        _one_of("mix", (each * cuts, lambda: CutMix(config.cutmix_alpha)), (each * blends, lambda: Mixup(config.mixup_alpha))),
+        _one_of("mix", (each * cuts, cut), (each * blends, lambda: Mixup(config.mixup_alpha))),
     ]
     return [operation for operation in found if operation is not None]
+
+
+def _require_cuts_last(operations: Sequence[Operation]) -> None:
+    """Raise ConfigError where an operation follows CutMix with labels by attention: sites or labels might change after they were noted."""
+    for operation, *rest in (operations[start:] for start in range(len(operations))):
+        for half in operation.halves if isinstance(operation, HalfBatch) else ():
+            _require_cuts_last(half)
+        late = [found.text() for found in rest if not isinstance(found, Quantise)]
+        if late and any(isinstance(member, CutMix) and member.follows_attention for member in operation.members()):
+            raise ConfigError(
+                f"augment.ops: {late[0]} follows cutmix(labels='attention'); expected it to come last (quantise() alone may follow): the "
+                "model gets the places of the replaced sites"
+            )
 
 
 def _one_of(stream: str, *choices: tuple[float, Any]) -> OneOf | None:

@@ -29,6 +29,9 @@ __all__ = [
     "cutmix_",
     "cutmix_box",
     "drop_sites_",
+    "fill_boxes_",
+    "inside_boxes",
+    "mirrored",
     "mixup",
     "noise_pool",
     "partners",
@@ -166,8 +169,12 @@ def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, numbers: Numbers, sides_G2: Tens
     edges_G4 = cutmix_box(numbers, (height, width), sides_G2)
     top_G, left_G, bottom_G, right_G = edges_G4.unbind(1)
     kept_G = 1 - ((bottom_G - top_G) * (right_G - left_G)) / (height * width)
-    fill = _filled_by_mask if all_rows(x_BDHW.device) else _fill_slices_
-    return fill(x_BDHW, edges_G4), _mix_targets(targets_BC, kept_G)
+    return fill_boxes_(x_BDHW, edges_G4), _mix_targets(targets_BC, kept_G)
+
+
+def fill_boxes_(x_BDHW: Tensor, edges_G4: Tensor) -> Tensor:
+    """Fill the box of each group, in all its samples, from their partners. `edges_G4` come from `cutmix_box`."""
+    return (_filled_by_mask if all_rows(x_BDHW.device) else _fill_slices_)(x_BDHW, edges_G4)
 
 
 def _fill_slices_(x_BDHW: Tensor, edges_G4: Tensor) -> Tensor:
@@ -184,13 +191,17 @@ def _fill_slices_(x_BDHW: Tensor, edges_G4: Tensor) -> Tensor:
 
 def _filled_by_mask(x_BDHW: Tensor, edges_G4: Tensor) -> Tensor:
     """Fill the boxes by a mask: reads no bounds on the host, so a GPU need not wait."""
-    height, width = x_BDHW.shape[-2:]
-    places_N = torch.arange(max(height, width), device=x_BDHW.device)
+    return torch.where(inside_boxes(x_BDHW.shape, edges_G4), mirrored(x_BDHW, len(edges_G4)), x_BDHW)
+
+
+def inside_boxes(shape: torch.Size, edges_G4: Tensor) -> Tensor:
+    """Return bool [B, 1, H, W] (of a video [B, 1, 1, H, W]): whether a site of embeddings of this shape lies in the box of its group."""
+    height, width = shape[-2:]
+    places_N = torch.arange(max(height, width), device=edges_G4.device)
     inside_G2N = (places_N >= edges_G4[:, :2, None]) & (places_N < edges_G4[:, 2:, None])
     inside_GHW = inside_G2N[:, 0, :height, None] & inside_G2N[:, 1, None, :width]
-    inside_BHW = inside_GHW.repeat(len(x_BDHW) // len(edges_G4), 1, 1)
-    inside_B1HW = inside_BHW.view(-1, *[1] * (x_BDHW.ndim - 3), *x_BDHW.shape[-2:])
-    return torch.where(inside_B1HW, mirrored(x_BDHW, len(edges_G4)), x_BDHW)
+    inside_BHW = inside_GHW.repeat(shape[0] // len(edges_G4), 1, 1)
+    return inside_BHW.view(-1, *[1] * (len(shape) - 3), height, width)
 
 
 def cutmix_box(numbers: Numbers, grid: tuple[int, int], sides_G2: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from tokenshards.stem_adaptors.augment.index_ops import meaningless
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
-from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.state import Cut, TokenState
+from tokenshards.stem_adaptors.config import CUTMIX_LABELS
 
 __all__ = ["ColorAdapt", "CutMix", "Mixup"]
 
@@ -45,11 +46,16 @@ class CutMix(Operation):
     name, by_group, mixes = "cutmix", True, True
     lengths_K2: Tensor
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        """`alpha`: the share of the box is drawn from Beta(alpha, alpha)."""
-        super().__init__(alpha=alpha)
+    def __init__(self, alpha: float = 1.0, labels: str = "area") -> None:
+        """`alpha`: the share of the box is drawn from Beta(alpha, alpha).
+
+        `labels`: "area" mixes labels by the share of sites really replaced; "attention" by what the model's attention carries to its head
+        (Token-Label Alignment, Xiao et al. 2023): `TokenState.cut` tells the model what was replaced, and labels are mixed behind it.
+        """
+        super().__init__(alpha=alpha, **({} if labels == "area" else {"labels": labels}))
         require(alpha > 0.0, "cutmix: alpha", alpha, "more than 0")
-        self.alpha = alpha
+        require(labels in CUTMIX_LABELS, "cutmix: labels", labels, " or ".join(CUTMIX_LABELS))
+        self.alpha, self.follows_attention = alpha, labels == "attention"
 
     def prepare(self, spec: TokenizerSpec, tables: Tables, grid: tuple[int, ...]) -> None:
         """Make the table of sides: floor(side * sqrt(1 - lam)) for each quantile lam. So no device needs float64."""
@@ -70,8 +76,19 @@ class CutMix(Operation):
         sides_G2 = self.lengths_K2.index_select(0, words_G)
         if hit_G is not None:
             sides_G2 = sides_G2 * hit_G[:, None]  # a box without sites changes nothing, and asks the device for no value
+        if self.follows_attention:
+            return self._cut(state, numbers, sides_G2)
         x, targets_BC = embed_ops.cutmix_(state.embeddings, state.targets_BC, numbers, sides_G2)
         return state._replace(x=x, targets_BC=targets_BC)
+
+    @staticmethod
+    def _cut(state: TokenState, numbers: Numbers, sides_G2: Tensor) -> TokenState:
+        """Fill the boxes, and keep both labels of each sample."""
+        x = state.embeddings
+        edges_G4 = embed_ops.cutmix_box(numbers, (x.shape[-2], x.shape[-1]), sides_G2)
+        replaced = embed_ops.inside_boxes(x.shape, edges_G4)[:, 0].expand(-1, *x.shape[2:])
+        cut = Cut(replaced, embed_ops.mirrored(state.targets_BC, state.groups))
+        return state._replace(x=embed_ops.fill_boxes_(x, edges_G4), cut=cut)
 
     def chosen(self, state: TokenState, numbers: Numbers, hit: Tensor) -> TokenState:
         """Mix the groups that are hit."""

@@ -38,7 +38,7 @@ class Crop(Operation):
     def out_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Return the cropped sides; frames stay."""
         *frames, height, width = grid
-        return *frames, _cropped(height, self.share), _cropped(width, self.share)
+        return *frames, cropped(height, self.share), cropped(width, self.share)
 
     def size(self, state: TokenState) -> tuple[int, int]:
         """Return height and width of the result."""
@@ -46,7 +46,7 @@ class Crop(Operation):
         return height, width
 
 
-def _cropped(side: int, share: float) -> int:
+def cropped(side: int, share: float) -> int:
     """Return a share of a side as an even number of sites, at least 2. A side below 2, or a share of 1, gives the side itself."""
     return side if share == 1 else min(side, max(2, 2 * round(side * share / 2)))
 

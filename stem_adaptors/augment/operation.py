@@ -66,6 +66,9 @@ class Operation(nn.Module):
     gives_ids: bool = False
     """Whether the operation, on embeddings, leaves ids whose code vectors the embeddings are (`TokenState.with_ids`)."""
 
+    reads_ids: bool = False
+    """Whether the operation, on embeddings, starts from the ids of whole samples. It then stands first among those on embeddings."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.options = options
@@ -80,6 +83,9 @@ class Operation(nn.Module):
     def refusal(self, layout: Layout) -> str | None:
         """Return why the operation has no meaning in a layout; None where it has one."""
         return None
+
+    def load(self) -> None:
+        """Read the files that `forward` needs. Called before the first batch, and never where a run is only measured."""
 
     def draws(self, data: Data) -> tuple[Draw, ...]:
         """Return the numbers that `forward` will ask for."""

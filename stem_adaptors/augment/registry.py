@@ -13,6 +13,7 @@ from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, DropSite
 from tokenshards.stem_adaptors.augment.on_ids import Flip, Swap, Synonyms
 from tokenshards.stem_adaptors.augment.operation import Operation
 from tokenshards.stem_adaptors.augment.quantise import Quantise
+from tokenshards.stem_adaptors.augment.token_adapt import TokenAdapt
 
 __all__ = ["AUGMENTATIONS", "make_operation", "operation_names", "operations_of_callable", "register_augmentation"]
 
@@ -23,7 +24,7 @@ _OWN: dict[str, Callable[..., Operation]] = {
     kind.name: kind
     for kind in (
         Synonyms, Swap, Flip, RandomResizedCrop, RandomCrop, CentreCrop, Noise, ColorAdapt, DropSites, Quantise, CutMix,
-        Mixup,
+        Mixup, TokenAdapt,
     )
 }  # fmt: skip
 _REGISTERED: dict[str, Callable[..., Operation]] = {}

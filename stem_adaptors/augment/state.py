@@ -1,6 +1,6 @@
-"""The samples of a step, as operations pass them on.
+"""The samples of a step: as a transform gets them, as operations pass them on, and as a model gets them.
 
-Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes.
+Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes, P places of a model that draw.
 """
 
 from __future__ import annotations
@@ -13,7 +13,23 @@ from torch import Tensor
 
 from tokenshards.pipeline.words import short_repr
 
-__all__ = ["TokenState"]
+__all__ = ["Cut", "StepInputs", "TokenState", "Transformed"]
+
+
+class Cut(NamedTuple):
+    """What CutMix took from the partners of samples whose labels are mixed behind the model (`cutmix(labels="attention")`)."""
+
+    replaced: Tensor
+    """bool [B, *sites], True at sites that come from the partner."""
+    targets_BC: Tensor
+    """float32 soft targets of the partners."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
+
+    def nothing(self, count: int) -> Cut:
+        """Return the cuts of `count` samples of which no site was replaced."""
+        return Cut(*(found.new_zeros(count, *found.shape[1:]) for found in self))
 
 
 class TokenState(NamedTuple):
@@ -31,6 +47,8 @@ class TokenState(NamedTuple):
     """True at sites that exist, [B, *sites]; None where all do."""
     vectors: Callable[[Tensor], Tensor] | None = None
     """The model's code vectors: ids [B, N, Q] of any N sites -> float32 [B, N, D]."""
+    cut: Cut | None = None
+    """Where not None, `targets_BC` are those of the samples before CutMix."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -50,7 +68,7 @@ class TokenState(NamedTuple):
         return self._replace(ids_BLQ=ids_BNQ, x=x_BND.view(len(x_BND), *grid, x_BND.shape[-1]).movedim(-1, 1))
 
     def take(self, rows: slice | Tensor, groups: int = 1) -> TokenState:
-        """Return some of the samples, as `groups` mix groups."""
+        """Return some of the samples, as `groups` mix groups, without what other operations have cut."""
         x, mask = self.x, self.mask
         return TokenState(
             self.ids_BLQ[rows],
@@ -73,11 +91,47 @@ class TokenState(NamedTuple):
 
     def where(self, hit_B: Tensor, other: TokenState) -> TokenState:
         """Return `other` in the samples that are hit, and this state in the rest."""
+        cut = self.cut
+        if other.cut is not None and other.cut is not cut:
+            rest = other.cut.nothing(len(hit_B)) if cut is None else cut
+            cut = Cut(*(_where(hit_B, new, old) for new, old in zip(other.cut, rest, strict=True)))
         return self._replace(
+            cut=cut,
             ids_BLQ=_where(hit_B, other.ids_BLQ, self.ids_BLQ),
             targets_BC=_where(hit_B, other.targets_BC, self.targets_BC),
             x=None if self.x is None or other.x is None else _where(hit_B, other.x, self.x),
         )
+
+
+class StepInputs(NamedTuple):
+    """A batch as tensors alone."""
+
+    ids_BLQ: Tensor
+    labels_B: Tensor
+    positions_B: Tensor
+    epoch_21: Tensor
+    """int32 [2, 1] digest of seed and epoch."""
+    mask: Tensor | None
+    shapes_BD: Tensor | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
+
+
+class Transformed(NamedTuple):
+    """A batch that is ready for the backbone."""
+
+    x: Tensor
+    """float32 embeddings."""
+    targets_BC: Tensor
+    mask: Tensor | None
+    draws_BP: Tensor | None
+    """Numbers for the model's stochastic depth; None where it needs none."""
+    cut: Cut | None = None
+    """What CutMix with labels by attention replaced; `targets_BC` are then those before CutMix."""
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._asdict())
 
 
 def _where(hit_B: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class TokenModel(Protocol):
     def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
         """Return logits [B, C]."""
 
+    def classify_with_shares(self, x: Tensor, replaced: Tensor, draws_BP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits [B, C] and the share [B] of CutMix's partners in what the head reads; only for CutMix with labels by attention."""
+
 
 class Lookup:
     """An embedding in the place of a model, for a transform whose result no classifier gets."""
@@ -44,5 +47,9 @@ class Lookup:
         return x
 
     def classify(self, x: Tensor, mask: Tensor | None = None, draws_BP: Tensor | None = None) -> Tensor:
+        """Raise TypeError: there is no classifier."""
+        raise TypeError("Lookup has no classifier; give the transform a TokenClassifier")
+
+    def classify_with_shares(self, x: Tensor, replaced: Tensor, draws_BP: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Raise TypeError: there is no classifier."""
         raise TypeError("Lookup has no classifier; give the transform a TokenClassifier")

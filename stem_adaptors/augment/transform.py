@@ -8,7 +8,7 @@ Shapes: B samples, G mix groups, L sites, Q ids per site, D channels, H x W grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import crops, index_ops
 from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
+from tokenshards.stem_adaptors.augment.mixing import CutMix
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomResizedCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.quantise import Quantise
-from tokenshards.stem_adaptors.augment.state import TokenState
+from tokenshards.stem_adaptors.augment.state import StepInputs, TokenState, Transformed
 from tokenshards.stem_adaptors.augment.targets import soft_cross_entropy, soft_targets
 from tokenshards.stem_adaptors.augment.token_model import DROP_PATH, TokenModel
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig
@@ -35,35 +35,6 @@ from tokenshards.stem_adaptors.data.batch import Batch, require_batch
 from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["StepInputs", "TokenTransform", "Transformed"]
-
-
-class StepInputs(NamedTuple):
-    """A batch as tensors alone."""
-
-    ids_BLQ: Tensor
-    labels_B: Tensor
-    positions_B: Tensor
-    epoch_21: Tensor
-    """int32 [2, 1] digest of seed and epoch."""
-    mask: Tensor | None
-    shapes_BD: Tensor | None
-
-    def __repr__(self) -> str:
-        return short_repr(self, **self._asdict())
-
-
-class Transformed(NamedTuple):
-    """A batch that is ready for the backbone."""
-
-    x: Tensor
-    """float32 embeddings."""
-    targets_BC: Tensor
-    mask: Tensor | None
-    draws_BP: Tensor | None
-    """Numbers for the model's stochastic depth; None where it needs none."""
-
-    def __repr__(self) -> str:
-        return short_repr(self, **self._asdict())
 
 
 class TokenTransform(nn.Module):
@@ -112,7 +83,7 @@ class TokenTransform(nn.Module):
             operation.prepare(spec, tables, self._grids[-1])
             self._grids.append(operation.out_grid(self._grids[-1]))
         self._suffixes = [""] * len(self.operations)
-        self._compiled = False
+        self._compiled = self._loaded = False
         self._planned: tuple[int, int, int | None] | None = None
         self.plan = DrawPlan([])
 
@@ -129,6 +100,11 @@ class TokenTransform(nn.Module):
         return [member for operation in self._list for member in operation.members()]
 
     @property
+    def needs_label_shares(self) -> bool:
+        """Whether labels are mixed by the model's attention (`TokenModel.classify_with_shares`)."""
+        return any(isinstance(member, CutMix) and member.follows_attention for member in self.members())
+
+    @property
     def out_grid(self) -> tuple[int, ...] | None:
         """(H', W') or (T, H', W') of transformed embeddings. None for a layout without a common grid, which is never cropped."""
         return self._grids[-1] if index_ops.has_plane(self.layout) else None
@@ -139,8 +115,16 @@ class TokenTransform(nn.Module):
         return x if grid is None else crops.centre_crop(x, (grid[-2], grid[-1]))
 
     def forward(self, model: TokenModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch."""
+        """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch.
+
+        Raises ConfigError for CutMix with labels by attention: targets are then known behind the model only, in `loss` and `answers`.
+        """
         found = self.transformed(model, self.inputs(model, batch))
+        if found.cut is not None:
+            raise ConfigError(
+                "CutMix has labels='attention', so that the targets depend on what the model computes; expected a call of "
+                "transform.loss(model, batch), or labels='area' (augment.cutmix_labels=area)"
+            )
         return found.x, found.targets_BC, found.mask
 
     def loss(self, model: TokenModel, batch: Batch) -> Tensor:
@@ -148,6 +132,14 @@ class TokenTransform(nn.Module):
         loss_B, _ = self.answers(model, self.inputs(model, batch))
         weights_B = batch.weights_B * (batch.labels_B >= 0)
         return (loss_B * weights_B).sum() / weights_B.sum().clamp_min(1.0)
+
+    def load(self) -> None:
+        """Read the files that operations need, once. `inputs` does so before the first batch; a run that is only measured needs none."""
+        if not self._loaded:
+            for operation in self._list:
+                for member in operation.members():
+                    member.load()
+        self._loaded = True
 
     def compile(self, *, fullgraph: bool = True, **options: Any) -> None:
         """Let torch compile operations and model as one graph in `loss` and `answers`, and the operations in `forward`.
@@ -162,12 +154,16 @@ class TokenTransform(nn.Module):
         """Prepare batches for a graph that torch compiles: ids are checked and all random numbers are drawn outside of the operations."""
         self._compiled = True
 
-    def inputs(self, model: TokenModel, batch: Batch) -> StepInputs:
+    def inputs(self, model: TokenModel, batch: Batch, *, augmented: bool = True) -> StepInputs:
         """Return the tensors of a batch. Buffers of the transform move to the batch's device, where they are not there yet.
+
+        `augmented`: whether operations will work on them, which may need files (`load`).
 
         Raises ConfigError for ids outside of the vocabulary, as `TokenEmbedding.check` does, and for anything but a batch of tensors.
         """
         require_batch(batch)
+        if augmented:
+            self.load()
         device = batch.ids_BLQ.device
         few = few_on(device, compiled=self._compiled)
         wanted = model.embedding.channels, self._paths(model), few
@@ -187,8 +183,12 @@ class TokenTransform(nn.Module):
     def answers(self, model: TokenModel, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
         found = self.transformed(model, inputs)
-        logits_BC = model.classify(found.x, found.mask, found.draws_BP)
-        return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
+        if found.cut is None:
+            logits_BC = model.classify(found.x, found.mask, found.draws_BP)
+            return soft_cross_entropy(logits_BC.float(), found.targets_BC), logits_BC
+        logits_BC, shares_B = model.classify_with_shares(found.x, found.cut.replaced, found.draws_BP)
+        targets_BC = torch.lerp(found.targets_BC, found.cut.targets_BC, shares_B[:, None])
+        return soft_cross_entropy(logits_BC.float(), targets_BC), logits_BC
 
     def transformed(self, model: TokenModel, inputs: StepInputs) -> Transformed:
         """Return the augmented batch, in float32 also under autocast."""
@@ -197,7 +197,7 @@ class TokenTransform(nn.Module):
             state = self._augmented(model, inputs, numbers)
             x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
             draws_BP = numbers.uniform(DROP_PATH, model.drop_path_draws) if self._paths(model) else None
-        return Transformed(x, state.targets_BC, inputs.mask, draws_BP)
+        return Transformed(x, state.targets_BC, inputs.mask, draws_BP, state.cut)
 
     def quantised(self, model: TokenModel, inputs: StepInputs) -> Tensor:
         """Return the ids [B, L, Q] of an augmented batch, of a transform that was made with `to_ids`."""

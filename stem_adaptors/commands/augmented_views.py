@@ -10,16 +10,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.reports.previews import View
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.augment import TokenTransform
-from tokenshards.stem_adaptors.augment.composed import OneOf
+from tokenshards.stem_adaptors.augment.composed import HalfBatch, OneOf
 from tokenshards.stem_adaptors.augment.language import parse_operations, text_of
 from tokenshards.stem_adaptors.augment.on_embeddings import Crop
+from tokenshards.stem_adaptors.augment.operation import Operation
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
 from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.config import AugmentConfig
@@ -29,6 +32,8 @@ from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.defaults import default_configs, read_recipe
 
 __all__ = ["augmented_views"]
+
+Ids = npt.NDArray[Any]
 
 MOST_LETTERS = 24
 """Width of a column's caption."""
@@ -85,14 +90,17 @@ def augmented_views(
             transform = TokenTransform(spec, tables, part, len(ids_BLQ), statistics=statistics)
         except ConfigError:
             continue  # the layout has no such operation
+        transform.load()
         state = transform.state(model, batch)
-        if all(operation.stage == "ids" for operation in parse_operations(part.ops)) if part.ops else not _on_embeddings(part):
+        operations = parse_operations(part.ops) if part.ops else []
+        holds_ids = all(operation.stage == "ids" for operation in operations) or operations[-1].gives_ids
+        if holds_ids if operations else not _on_embeddings(part):
             ids = state.ids_BLQ.numpy().astype(spec.id_dtype)
         elif nearest is not None:
             ids = nearest(state.embeddings.flatten(2).transpose(1, 2)).numpy().astype(spec.id_dtype)
         else:
             continue
-        views.append((caption, TokenBatch(ids[:shown])))
+        views.append((caption, TokenBatch(_framed(ids, ids_BLQ, spec.layout.grid, state.embeddings.shape[2:])[:shown])))
     if len(views) == 1:
         raise ConfigError(
             f"no augmentation of tokenizer family {spec.family!r} can be shown: its layout is {spec.layout.kind!r} and it has no codebook; "
@@ -108,11 +116,31 @@ def _columns(config: AugmentConfig) -> Iterator[tuple[str, AugmentConfig]]:
             yield f"{name}\n{_how_often(name, config)}", dataclasses.replace(config, **{**_NOTHING, **options})
         return
     for operation in parse_operations(config.ops):
-        for chance, part in operation.choices if isinstance(operation, OneOf) else [(1.0, operation)]:
-            of = "mix groups" if part.by_group else "images"
-            text = part.text()
+        for chance, parts in _alternatives(operation):
+            of = "mix groups" if parts[0].by_group else "images"
+            text = text_of(parts)
             name = text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
             yield f"{name}\n{chance:.0%} of {of}", _whole_grid(AugmentConfig(ops=text))
+
+
+def _alternatives(operation: Operation) -> Iterator[tuple[float, Sequence[Operation]]]:
+    """Yield what an operation does to some of the images, with their share: the choices of `one_of`, each half of `half_batch`."""
+    if isinstance(operation, OneOf):
+        yield from ((chance, [part]) for chance, part in operation.choices)
+    elif isinstance(operation, HalfBatch):
+        yield from ((0.5, half) for half in operation.halves if half)
+    else:
+        yield 1.0, [operation]
+
+
+def _framed(ids_BNQ: Ids, stored_BLQ: Tensor, grid: tuple[int, ...], made: Sequence[int]) -> Ids:
+    """Return whole samples, which a tokenizer can decode: a smaller grid in the middle of the stored ids."""
+    if tuple(made) == grid or len(grid) != 2 or ids_BNQ.shape[1] == stored_BLQ.shape[1]:
+        return ids_BNQ
+    top, left = ((side - own) // 2 for side, own in zip(grid, made, strict=True))
+    whole = stored_BLQ.numpy().astype(ids_BNQ.dtype).reshape(len(stored_BLQ), *grid, -1)
+    whole[:, top : top + made[0], left : left + made[1]] = ids_BNQ.reshape(len(ids_BNQ), *made, -1)
+    return whole.reshape(*stored_BLQ.shape)
 
 
 def _whole_grid(config: AugmentConfig) -> AugmentConfig:

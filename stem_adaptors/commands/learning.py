@@ -11,6 +11,7 @@ from tokenshards.pipeline.errors import ConfigError, StoppedError
 from tokenshards.pipeline.interop.seit.tables import read_named
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import augmentation_named
+from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.commands.run_options import RunOptions
 from tokenshards.stem_adaptors.config import TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
@@ -123,7 +124,10 @@ def _configs(options: RunOptions, chosen: TrainingData, objective: str, train_pa
     name = "none" if options.no_augment else options.augment
     if name is not None:
         configs["augment"] = augmentation_named(name, chosen.spec)
-    return with_settings(configs, options.set or ())
+    configs = with_settings(configs, options.set or ())
+    if options.tokenadapt is not None:
+        configs["augment"] = with_token_adapt(configs["augment"], chosen.spec, options.tokenadapt, to_ids=objective == "mtm")
+    return configs
 
 
 def _as_long_as_recorded(options: RunOptions, out: Store, train: TrainConfig, reporter: TrainingReporter) -> TrainConfig:

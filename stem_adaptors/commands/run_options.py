@@ -48,8 +48,14 @@ class RunOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Token-space augmentations: seit, seitpp, mild, mtm, none, or operations such as 'rrc(), 0.5*noise()'.",
+            help="Token-space augmentations: seit, seitpp, seitpp_small, mild, mtm, none, or operations such as 'rrc(), 0.5*noise()'.",
             show_default="by the size of DATA",
+        ),
+    ] = None
+    tokenadapt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPT", help="Half of each batch goes through this fitted TokenAdapt (`fit-tokenadapt`) in the place of `rrc`."
         ),
     ] = None
     no_augment: Annotated[bool, typer.Option("--no-augment", help="The same as --augment none.")] = False

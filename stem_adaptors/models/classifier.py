@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import TokenizerSpec
 from tokenshards.stem_adaptors.config import ModelConfig
-from tokenshards.stem_adaptors.models.drop_path import DropPath, draw_paths, drop_paths_of
+from tokenshards.stem_adaptors.models.blocks import LAYER_NORM_EPS, Block, first_shares
+from tokenshards.stem_adaptors.models.drop_path import draw_paths, drop_paths_of
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
 from tokenshards.stem_adaptors.models.own_code import MODELS, build_own_model, build_own_stem, is_own_model, is_own_stem, own_names
-from tokenshards.stem_adaptors.models.stems import Stem, build_stem
+from tokenshards.stem_adaptors.models.stems import ConvStem, Stem, build_stem
 from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["SIZES", "Block", "TokenClassifier", "VisionTransformer", "build_classifier", "seeded"]
@@ -35,59 +36,6 @@ SIZES = {
     "vit_base": (768, 12, 12),
 }
 """Width, depth and heads of each size (DeiT, 2021, table 1). The two smallest are our own, for some thousand images and a CPU."""
-
-_LAYER_NORM_EPS = 1e-6
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
-        """Return [B, N, E]; `keys_B11N` is True where a token may be attended to."""
-        batch, count, width = x_BNE.shape
-        qkv = self.qkv(x_BNE).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys_B11N)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, count, width))
-        return out
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP; `drop_path` is the share of samples that skip each of the two (stochastic depth)."""
-
-    def __init__(self, width: int, heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
-        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
-
-    def forward(self, x_BNE: Tensor, keys_B11N: Tensor | None) -> Tensor:
-        """Return [B, N, E]."""
-        x_BNE = x_BNE + self.drop_path1(self.attn(self.norm1(x_BNE), keys_B11N))
-        out: Tensor = x_BNE + self.drop_path2(self.mlp(self.norm2(x_BNE)))
-        return out
 
 
 class VisionTransformer(nn.Module):
@@ -107,7 +55,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + stem.tokens, width))
         rates = [drop_path * block / max(1, depth - 1) for block in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
-        self.fc_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(width, classes)
         self._initialise()
 
@@ -119,13 +67,29 @@ class VisionTransformer(nn.Module):
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return all tokens after the last block, class token first, [B, 1 + N, E]. `mask` is True at real sites; layouts that vary need
         a mask."""
-        tokens_BNE = self.patch_embed(x)
-        real_BN = self.patch_embed.token_mask(mask)
-        x_BNE = torch.cat([self.cls_token.expand(len(tokens_BNE), -1, -1), tokens_BNE], dim=1) + self.pos_embed
-        keys_B11N = None if real_BN is None else F.pad(real_BN, (1, 0), value=True)[:, None, None]
+        x_BNE, keys_B11N = self.tokens(x, mask)
         for block in self.blocks:
             x_BNE = block(x_BNE, keys_B11N)
         return x_BNE
+
+    def tokens(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return all tokens before the first block, [B, 1 + N, E], and the mask [B, 1, 1, 1 + N] of attention, None where all take part."""
+        tokens_BNE = self.patch_embed(x)
+        real_BN = self.patch_embed.token_mask(mask)
+        x_BNE = torch.cat([self.cls_token.expand(len(tokens_BNE), -1, -1), tokens_BNE], dim=1) + self.pos_embed
+        return x_BNE, None if real_BN is None else F.pad(real_BN, (1, 0), value=True)[:, None, None]
+
+    def features_with_shares(self, x: Tensor, replaced: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens of `forward_features`, and the share [B] of CutMix's partner in what the head reads of each sample.
+
+        `replaced` [B, *sites] is True at the sites that come from the partner. The head reads the mean over the stem's tokens.
+        `blocks.first_shares` and `Block.with_shares` have the formula. The stem must be a ConvStem.
+        """
+        shares_BN = first_shares(replaced, cast(ConvStem, self.patch_embed).step)
+        x_BNE, _ = self.tokens(x)
+        for block in self.blocks:
+            x_BNE, shares_BN = cast(Block, block).with_shares(x_BNE, shares_BN)
+        return x_BNE, shares_BN[:, 1:].mean(dim=1)
 
     def forward_head(self, x_BNE: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits [B, C] of the tokens of `forward_features`: mean of the real tokens, norm, linear layer."""
@@ -203,6 +167,32 @@ class TokenClassifier(nn.Module):
         with in_float32(x.device):
             logits_BC: Tensor = backbone.forward_head(features.float(), *masks)
         return logits_BC
+
+    def classify_with_shares(self, x: Tensor, replaced: Tensor, draws_BP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits [B, C], and the share [B] of each sample's label that belongs to its partner in CutMix, float32 without gradient.
+
+        `replaced` [B, *sites] is True at the sites that come from the partner. Raises what `require_label_shares` raises.
+        """
+        backbone = self.require_label_shares()
+        if draws_BP is not None:
+            draw_paths(self._drop_paths, draws_BP)
+        features_BNE, shares_B = backbone.features_with_shares(x, replaced)
+        with in_float32(x.device):
+            logits_BC = backbone.forward_head(features_BNE.float())
+        if draws_BP is not None:
+            draw_paths(self._drop_paths, None)
+        return logits_BC, shares_B
+
+    def require_label_shares(self) -> VisionTransformer:
+        """Return the backbone. Raises ConfigError where labels cannot follow its attention: for models and stems that are not ours."""
+        backbone = self.backbone
+        if isinstance(backbone, VisionTransformer) and isinstance(backbone.patch_embed, ConvStem):
+            return backbone
+        what = "stem" if isinstance(backbone, VisionTransformer) else f"model, a {type(backbone).__name__},"
+        raise ConfigError(
+            f"CutMix has labels='attention', but the attention of this {what} cannot be followed; expected one of {', '.join(SIZES)} with "
+            "a stem of ours, or labels='area' (augment.cutmix_labels=area)"
+        )
 
     def forward(self, ids_BLQ: Tensor, *, mask_BL: Tensor | None = None, shapes_BD: Tensor | None = None) -> Tensor:
         """Return logits [B, C] of whole samples, after a centre crop to `out_grid` and without augmentation."""

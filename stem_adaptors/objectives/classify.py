@@ -68,13 +68,15 @@ class ClassifyObjective(Objective):
 
     @classmethod
     def build(cls, blueprint: Blueprint) -> ClassifyObjective:
-        """Return a new classifier with its augmentation."""
+        """Return a new classifier with its augmentation. Raises ConfigError too for labels by attention and a model without it."""
         spec, tables, classes = blueprint.spec, blueprint.tables, len(blueprint.classes)
         statistics = None if blueprint.model.raw_embeddings else blueprint.statistics
         transform = TokenTransform(
             spec, tables, blueprint.augment, classes, blueprint.label_smoothing, statistics=statistics, draws=blueprint.draws
         )
         model = build_classifier(spec, tables, blueprint.statistics, blueprint.model, classes, transform.out_grid, seed=blueprint.seed)
+        if transform.needs_label_shares:
+            model.require_label_shares()
         return cls(model, transform, blueprint.classes)
 
     @classmethod

@@ -119,7 +119,7 @@ class MaskedTokenObjective(Objective):
 
     def answers(self, batch: Batch) -> Answers:
         """Return loss and sums of whole samples after the centre crop, of which the share `mask.val_ratio` is hidden."""
-        inputs = self.transform.inputs(self.lookup, batch)
+        inputs = self.transform.inputs(self.lookup, batch, augmented=False)
         return Answers(*self._measured(inputs, self._draws(batch.ids_BLQ.device)))
 
     def weights_B(self, batch: Batch) -> Tensor:
@@ -143,7 +143,7 @@ class MaskedTokenObjective(Objective):
 
     def hidden(self, batch: Batch, ratio: float) -> tuple[Tensor, Masks, Tensor]:
         """Return the ids [B, L, Q] of whole samples after the centre crop, masks that hide a share, and the best ids of all sites."""
-        inputs = self.transform.inputs(self.lookup, batch)
+        inputs = self.transform.inputs(self.lookup, batch, augmented=False)
         ids_BLQ = self._cropped(inputs.ids_BLQ)
         masks = self._masks(self._draws(ids_BLQ.device)(inputs.epoch_21, inputs.positions_B), inputs, ratio)
         return ids_BLQ, masks, self.model.best_ids(self.model.embedding(ids_BLQ, shapes_BD=inputs.shapes_BD), masks)

@@ -37,9 +37,9 @@ def build(
     torch.Size([24, 3])
 
     `model`: a size such as `vit_tiny`, `timm:NAME`, code of yours, or a ModelConfig. `augment`: the name of a preset (`seit`, `seitpp`,
-    `mild`, `none`), operations as a text, an AugmentConfig, or None for what `train` takes for a dataset of this size. The model's
-    embeddings are standardised. Its weights depend on the arguments alone, and no generator is reseeded. Raises ConfigError where a part
-    does not fit the dataset's layout, or where no image has a label.
+    `seitpp_small`, `mild`, `none`), operations as a text, an AugmentConfig, or None for what `train` takes for a dataset of this size. The
+    model's embeddings are standardised. Its weights depend on the arguments alone, and no generator is reseeded. Raises ConfigError where a
+    part does not fit the dataset's layout, or where no image has a label.
     """
     if isinstance(model, TokenDataset | Selection):
         raise ConfigError('build got the dataset first; expected the model first, such as build("vit_tiny", dataset)')

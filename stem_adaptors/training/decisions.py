@@ -91,7 +91,7 @@ def _operation_words(config: AugmentConfig) -> str:
         "noise": config.noise_prob,
         "ColorAdapt": config.coloradapt_prob,
         "dropped sites": config.dropout_prob,
-        "CutMix": config.cutmix_prob if config.cutmix_alpha > 0 else 0.0,
+        "CutMix" + " with labels by attention" * (config.cutmix_labels == "attention"): config.cutmix_prob * (config.cutmix_alpha > 0),
         "Mixup": config.cutmix_prob if config.mixup_alpha > 0 else 0.0,
     }
     crops = {"rrc": f"random-resized crop from {config.crop_scale_min:.0%}", "random": "random crop", "centre": ""}

@@ -3,6 +3,7 @@
 RUN/
     run.json                sealed: configuration, spec, classes, channel statistics, dataset trained on
     tokenizer/              copy of the dataset's tokenizer, with the codebook
+    tokenadapt/             copy of the fitted TokenAdapt, where `augment.ops` names one
     checkpoint.safetensors  the last state, exact
     best.safetensors        the best weights on the validation set
     metrics.jsonl .csv      one record per epoch

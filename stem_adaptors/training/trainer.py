@@ -12,6 +12,7 @@ Checkpoints, logs and best weights are written by a thread, from copies.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.objectives import OBJECTIVES
 from tokenshards.stem_adaptors.precision import allow_fast_formats
 from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.adapt_copy import AdaptCopy
 from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, optimizer_tensors, read_checkpoint
 from tokenshards.stem_adaptors.training.decisions import decisions
 from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
@@ -55,8 +57,12 @@ class Trainer:
         kind.require(data)
         self.loader = TokenLoader(data, request.loader, rank=ranks.rank, world_size=ranks.world_size, device=device)
         self._recorded = recorded_run(request, ranks, device)
+        before = None if self._recorded is None else self._recorded.augment
+        self._adapt = AdaptCopy(request.augment, before, request.out, request.storage_options)
+        self.request = request = replace(request, augment=self._adapt.augment)
         self.run = run = run_for(request, self.loader, self._recorded, ranks)
         self.objective = run.build(request.dataset.codebook())
+        self._adapt.give(self.objective)
         self.model = self.objective.model
         if request.pretrained is not None:
             self._say(str(load_pretrained(self.model, request.pretrained, run.spec.fingerprint)))
@@ -107,7 +113,7 @@ class Trainer:
     def _begin(self) -> None:
         request, out, config = self.request, self.request.out, self.request.train
         saved = is_there(self.request, CHECKPOINT, self.ranks, self.device)
-        for note in (mixing_note(self.run, self.ranks), self.validation.note):
+        for note in (self._adapt.note, mixing_note(self.run, self.ranks), self.validation.note):
             if note is not None:
                 self._say(note)
         if self._recorded is not None:
@@ -118,6 +124,7 @@ class Trainer:
                 self._load(read_checkpoint(out, CHECKPOINT))
                 self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1:,} of {config.epochs:,})")
         elif self.ranks.is_main:
+            self._adapt.save()
             self.run.save(out, self.request.dataset)
         for line in self._decisions():
             self._say(line)

@@ -18,6 +18,7 @@ from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.adapt_copy import absolute_files
 from tokenshards.stem_adaptors.training.defaults import training_data
 from tokenshards.stem_adaptors.training.trainer import Trainer
 from tokenshards.stem_adaptors.training.training_request import Reporter, TrainRequest, TrainResult
@@ -73,6 +74,7 @@ class TrainingJob:
             out_url=_absolute(self.out_url),
             mix=tuple(f"{_absolute(place)}={weight}" for place, _, weight in (text.rpartition("=") for text in self.mix)),
             pretrained=None if self.pretrained is None else _absolute(self.pretrained),
+            augment=absolute_files(self.augment, _absolute),
             loader=replace(self.loader, cache_dir=None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))),
         )
 
@@ -123,6 +125,7 @@ class TrainingJob:
             mask=self.mask,
             pretrained=self.pretrained,
             resume=resume,
+            storage_options=self.storage_options,
         )
         try:
             trainer = Trainer(request, ranks, place, reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,8 @@ class TrainRequest:
     """What a masked token modelling hides; None for other objectives."""
     pretrained: str | None = None
     resume: bool = False
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the store with the fitted TokenAdapt that `augment.ops` names. May hold credentials, so it is never shown."""
 
     @property
     def dataset(self) -> TokenDataset:

@@ -25,6 +25,8 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import PRESETS
+from tokenshards.stem_adaptors.augment.adapt_file import save_adapter
+from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
@@ -127,13 +129,27 @@ def alone(places: tuple[Path, Path], out: Path, **settings: Any) -> KeptReporter
     return fit(request_for(train, out, out.parent / "cache", val=val, **settings))
 
 
-def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Path, Path], tmp_path: Path) -> None:
-    expected = alone(places, tmp_path / "one", **DEFAULTS)
-    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**DEFAULTS, "accumulate": 2}, 0)[0]
+@pytest.mark.parametrize("labels", ["area", "attention"])
+def test_two_processes_equal_one_with_the_default_augmentation(places: tuple[Path, Path], tmp_path: Path, labels: str) -> None:
+    settings = {**DEFAULTS, "augment": replace(DEFAULTS["augment"], cutmix_labels=labels)}
+    expected = alone(places, tmp_path / "one", **settings)
+    losses, records = train_with(2, *map(str, places), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
     for found, record in zip(records, expected.records, strict=True):
         for name in ("train_loss", "val_loss", "ema_val_loss"):
             assert found[name] == pytest.approx(record[name], rel=1e-5)
+
+
+def test_two_processes_equal_one_with_token_adapt(places: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each half of a mix group, and the maps of its images, are those of one process; every process reads the fitted networks itself."""
+    dataset = open_dataset(str(places[0]))
+    adapter = TokenAdapter(dataset.spec, dataset.codebook(), AdaptSizes(out_grid=(4, 4), width=16, heads=1, hidden=16))
+    save_adapter(adapter, dataset.spec, Store(str(tmp_path / "adapt")), "", settings={}, fidelity={})
+    ops = f"half_batch([rrc()], [token_adapt(file='{tmp_path / 'adapt'}')]), 0.5*noise(), cutmix()"
+    settings = {**DEFAULTS, "augment": AugmentConfig(ops=ops, mix_group=4)}
+    expected = alone(places, tmp_path / "one", **settings)
+    losses, _ = train_with(2, *map(str, places), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
 
 
 def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tmp_path: Path) -> None:

@@ -61,14 +61,15 @@ def model_for(spec: TokenizerSpec, transform: TokenTransform, config: ModelConfi
 def test_nothing_waits_for_a_value_and_nothing_needs_float64(layout: Layout, learned: bool) -> None:
     """Torch's meta device has no values, and is neither a CPU nor CUDA, as Apple's GPU: whoever asks for a value gets an error."""
     spec = spec_of(layout)
-    transform = transform_of(spec, allowed_augmentations(spec, EVERYTHING))
+    config = dataclasses.replace(EVERYTHING, cutmix_labels="attention" if learned else "area")
+    transform = transform_of(spec, allowed_augmentations(spec, config))
     model = model_for(spec, transform, dataclasses.replace(MODEL, learned_codebook=learned)).to("meta")
     batch = batch_of(spec, 8).to("meta")
     with pytest.raises(RuntimeError, match="item"):
         batch.labels_B[0].item()
     with pytest.raises(AssertionError, match="float64"), NoDoubles():
         torch.zeros(2, device="meta", dtype=torch.float64)
-    transform(model, batch)  # constants are made and moved in the first step
+    transform.loss(model, batch)  # constants are made and moved in the first step
     with NoDoubles():
         transform.loss(model, batch).backward()
 
@@ -95,7 +96,8 @@ def no_recompilation() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_recompilation")
-def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
+@pytest.mark.parametrize("labels", ["area", "attention"])
+def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs(labels: str) -> None:
     spec = spec_of(grid(6, 6, 2))
 
     def objective() -> ClassifyObjective:
@@ -105,7 +107,7 @@ def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
             statistics=None,
             classes=tuple(range(5)),
             model=MODEL,
-            augment=dataclasses.replace(EVERYTHING, mix_group=4),
+            augment=dataclasses.replace(EVERYTHING, mix_group=4, cutmix_labels=labels),
             label_smoothing=0.1,
             draws=DRAWS,
         )

@@ -154,6 +154,11 @@ def test_halves_may_be_cropped_in_their_own_way_to_one_size() -> None:
             "one_of(0.25*synonyms(),0.25*swap()), rrc(scale_min=0.35), 0.25*noise(std=0.5, channel_std=0.5), 0.5*cutmix()",
             PRESETS["mild"],
         ),
+        (
+            "one_of(0.25*synonyms(),0.25*swap()), rrc(scale_min=0.35), "
+            "one_of(0.25*noise(std=0.5, channel_std=0.5), 0.125*color_adapt()), 0.5*cutmix()",
+            PRESETS["seitpp_small"],
+        ),
         ("centre_crop()", PRESETS["none"]),
         (
             "one_of(0.25*synonyms(), 0.25*swap(max_share=0.5)), 0.5*flip(), rrc(ratio_max=4/3), one_of(0.5*noise(), 0.5*color_adapt()), "
@@ -161,7 +166,7 @@ def test_halves_may_be_cropped_in_their_own_way_to_one_size() -> None:
             EVERYTHING,
         ),
     ],
-    ids=["seit", "seitpp", "mild", "none", "everything"],
+    ids=["seit", "seitpp", "mild", "seitpp_small", "none", "everything"],
 )
 def test_a_text_gives_bit_for_bit_what_the_fields_give(text: str, config: AugmentConfig) -> None:
     spec = spec_of(grid(8, 10, 2))
@@ -283,5 +288,7 @@ def test_presets_fit_their_dataset() -> None:
     assert augmentation_named("seit", spec).cutmix_alpha == 0.0
     assert augmentation_named("rrc(), 0.5*noise()", spec).ops == "rrc(), 0.5*noise()"
     assert augmentation_named(f"python:{HERE}:both", spec).ops == f"python:{HERE}:both"
-    with pytest.raises(ConfigError, match="--augment is 'hard'; expected one of seit, seitpp, mild, none"):
+    with pytest.raises(ConfigError, match="--augment is 'hard'; expected one of seit, seitpp, seitpp_small, mild, mtm, none"):
         augmentation_named("hard", spec)
+    with pytest.raises(ConfigError, match=r"--augment is 'seitp' \(did you mean 'seitpp' or 'seit'"):
+        augmentation_named("seitp", spec)

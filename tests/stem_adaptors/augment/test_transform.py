@@ -220,8 +220,9 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     height, width = transform.out_grid[-2:]
     x = crops.random_resized_crop(model.embed(expected), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
     noisy_B = keys.chosen("noise", 0.5)
+    x = embed_ops.adapt_colour_(x, ~noisy_B)
     x = embed_ops.add_noise_(x, keys, noisy_B, channel_std=1.0, std=1.0, mask=None, pool=embed_ops.noise_pool())
-    x = embed_ops.drop_sites_(embed_ops.adapt_colour_(x, ~noisy_B), keys, 0.1)
+    x = embed_ops.drop_sites_(x, keys, 0.1)
     sides_G2 = sides_of(draw_lambda(keys, 1.0), (height, width))
     x, mixed_BC = embed_ops.cutmix_(x, soft_targets(batch.labels_B, 5, 0.1), keys, sides_G2)
     found, found_BC, _ = transform(model, batch)

@@ -55,5 +55,5 @@ def test_presets_are_chosen_by_name(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert trained(pair, tmp_path / "usual").settings["augment"] == PRESETS["mild"]
     with pytest.raises(ConfigError, match="--augment seit and --no-augment were both given"):
         trained(pair, tmp_path / "both", augment="seit", no_augment=True)
-    with pytest.raises(ConfigError, match="expected one of seit, seitpp, mild, mtm, none"):
+    with pytest.raises(ConfigError, match="expected one of seit, seitpp, seitpp_small, mild, mtm, none"):
         trained(pair, tmp_path / "other", augment="harder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,21 @@ from tokenshards.stem_adaptors.training.defaults import read_recipe
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_of_the_package_has_all_settings_and_a_command_that_names_it(name: str) -> None:
-    assert read_recipe(name).keys() == {"model", "augment", "loader", "train"}
+    parts = read_recipe(name).keys()
     text = Path(recipe_file(name)).read_text().replace("\\\n", " ")
-    command = re.findall(r"^ +.*?tokenshards (train .*)$", text, re.MULTILINE)
-    assert len(command) == 1 and command[0].endswith(f"--recipe {name}")
-    parse(typer.main.get_command(cli.app), shlex.split(command[0]))
-    assert "Cost: " in text and "Expected: " in text
+    [command] = re.findall(r"^ +.*?tokenshards ((?:train|pretrain) .*)$", text, re.MULTILINE)
+    assert command.endswith(f"--recipe {name}")
+    assert parts == {"model", "augment", "loader", "train"} | ({"mask"} if command.startswith("pretrain") else set())
+    parse(typer.main.get_command(cli.app), shlex.split(command))
+    assert "Cost: " in text and "Expected" in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("seitpp_mtm_vit_b_imagenet1k", "seitpp_finetune_vit_b_imagenet1k"), ("laptop_64px_mtm", "laptop_64px_finetune")]
+)
+def test_fine_tuning_has_the_encoder_of_its_pre_training(before: str, after: str) -> None:
+    found, wanted = read_recipe(after)["model"], read_recipe(before)["model"]
+    assert replace(found, drop_path=0.0) == wanted
 
 
 def test_a_path_is_a_recipe_too_and_a_folder_of_the_user_hides_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
