@@ -21,6 +21,7 @@ import torch
 
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import Selection, select
@@ -151,8 +152,6 @@ def trainer_of(work: Path, stage: Stage, data: Selection, seed: int, out: Path, 
     shutil.rmtree(out, ignore_errors=True)
     augment = stage.augment
     if stage.token_adapt:
-        from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
-
         augment = with_token_adapt(augment, data.spec, str(work / "adapt"))
     request = TrainRequest(
         data=data,
