@@ -15,7 +15,8 @@ measured once, before all runs; its epochs follow from it, so that a run can be 
 the codebook is: its seconds are reported, and count in no side. Three seeds draw weights, order, augmentation and the labelled images.
 
 `--work` keeps the prepared data, the rates and the result of every run, so that an interrupted bench continues; `--only`, `--fractions` and
-`--seeds` select a part. `--choose` measures on a third of the training images, in place of those held out: the settings were chosen so.
+`--seeds` select a part. `--choose` measures on a third of the training images, in place of those held out: the settings were chosen so,
+by trials with `--settings FILE.py`, whose names in capitals replace those of `seitpp_sides.py`.
 Intervals are 95 % of a paired bootstrap over held-out images and seeds. The last line is one JSON object: `over_supervised` holds the
 difference of each side to `supervised`; that of `mtm` at 10 % of the labels should be clear of zero.
 """
@@ -23,13 +24,16 @@ difference of each side to `supervised`; that of `mtm` at 10 % of the labels sho
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import runpy
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import seitpp_sides
 from paired_runs import Job, correctness, in_processes, interval, resampled, run_jobs
 from seitpp_data import fit_adapt, prepared
 from seitpp_sides import (
@@ -57,8 +61,9 @@ def options_of(description: str) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=BUDGET, help="CPU seconds of each side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(SIDES), choices=SIDES, metavar="SIDE", help=f"some of {', '.join(SIDES)}")
-    parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS), help="shares of the labels")
+    parser.add_argument("--fractions", type=float, nargs="+", default=list(FRACTIONS), choices=FRACTIONS, help="shares of the labels")
     parser.add_argument("--choose", action="store_true", help="measure on a third of the training images")
+    parser.add_argument("--settings", type=Path, help="Python file with other values of the names in capitals of seitpp_sides.py")
     parser.add_argument("--quick", action="store_true", help="a run of a minute or two that shows that everything works, nothing more")
     options = parser.parse_args()
     if options.quick:
@@ -115,8 +120,15 @@ def run_all(
         for digest, (side, plan) in first.items()
     ]
     pretrainings = run_jobs(work, jobs, options.workers, train=pretrain_once, figure="loss")
-    jobs = [Job(_name(*key), key[0], seed, plan, data) for seed in options.seeds for key, plan in planned.items()]
-    return pretrainings, run_jobs(work, jobs, options.workers, train=train_side)
+    # The name of a run has its settings, so that a trial of others overwrites nothing.
+    names = {f"{_name(*key)}-{_digest(plan)}": key for key, plan in planned.items()}
+    jobs = [Job(name, key[0], seed, planned[key], data) for seed in options.seeds for name, key in names.items()]
+    results = run_jobs(work, jobs, options.workers, train=train_side)
+    return pretrainings, {(_name(*names[name]), seed): found for (name, seed), found in results.items()}
+
+
+def _digest(plan: Plan) -> str:
+    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _name(side: str, fraction: float) -> str:
@@ -160,6 +172,10 @@ def side_seconds(
 def main() -> None:
     options = options_of(__doc__.split("\n")[0])
     start = time.perf_counter()
+    if options.settings:
+        for name, value in runpy.run_path(str(options.settings)).items():
+            if name.isupper():
+                setattr(seitpp_sides, name, value)
     work, made = prepared(options.data, options.work, options.quick)
     print(f"{made['split']['train']} training and {made['split']['held_out']} held-out images; work in {work}")
     adapt = fit_adapt(work, options.quick) if {"adapt", "all"} & set(options.only) else None
