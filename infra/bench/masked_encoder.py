@@ -70,7 +70,9 @@ class Case:
         names = [f"level_{level}" for level in range(size.levels)]
         tables = {name: rng.normal(size=(size.codes, size.channels)).astype(np.float32) for name in names}
         sites, vocabulary = size.side**2, (size.codes,) * size.levels
-        layout = Layout(kind="grid", grid=(size.side, size.side), sites=sites, ids_per_site=size.levels, combine="sum")
+        layout = Layout(
+            kind="grid", grid=(size.side, size.side), sites=sites, ids_per_site=size.levels, combine="sum" if size.levels > 1 else "single"
+        )
         info = CodebookInfo(sha256=codebook_sha256(tables), dims=(size.channels,) * size.levels)
         spec = TokenizerSpec(family="bench", layout=layout, vocabulary=vocabulary, preprocess=Preprocess(size=256), codebook=info)
         mask = MaskConfig(ratio_mean=HIDDEN, ratio_std=0.0, ratio_min=HIDDEN, drop_share=dropped)
