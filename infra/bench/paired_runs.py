@@ -250,7 +250,8 @@ class Job:
     name: str
     side: str
     seed: int
-    recipe: Recipe
+    recipe: Any
+    """A dataclass, such as Recipe."""
     data: str
     """Digest of the prepared data: results of other data are not reused."""
 
@@ -271,8 +272,12 @@ class Job:
         return found if found["key"] == self.key else None
 
 
-def _work(work: Path, job: Job) -> dict[str, Any]:
-    found = {"key": job.key, "name": job.name, "side": job.side, "seed": job.seed, **train_once(work, job.side, job.seed, job.recipe)}
+Train = Callable[[Path, str, int, Any], dict[str, Any]]
+"""Trains (work, side, seed, recipe) and returns what was found, `seconds` among it."""
+
+
+def _work(work: Path, job: Job, train: Train) -> dict[str, Any]:
+    found = {"key": job.key, "name": job.name, "side": job.side, "seed": job.seed, **train(work, job.side, job.seed, job.recipe)}
     path = job.path(work)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -281,18 +286,18 @@ def _work(work: Path, job: Job) -> dict[str, Any]:
     return found
 
 
-def run_jobs(work: Path, jobs: Sequence[Job], workers: int) -> dict[tuple[str, int], dict[str, Any]]:
-    """Run every job without a result, seed by seed; return the results by name and seed."""
+def run_jobs(
+    work: Path, jobs: Sequence[Job], workers: int, *, train: Train = train_once, figure: str = "top1"
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run every job without a result, seed by seed; return the results by name and seed. `figure` of each is printed."""
     results = {(job.name, job.seed): found for job in jobs if (found := job.result(work)) is not None}
     left = [job for job in jobs if (job.name, job.seed) not in results]
     if results:
         print(f"{len(results)} runs were done before, {len(left)} are left")
-    for found in in_processes(_work, [(work, job) for job in left], workers):
+    for found in in_processes(_work, [(work, job, train) for job in left], workers):
         results[found["name"], found["seed"]] = found
-        print(
-            f"{len(results)}/{len(jobs)} {found['name']} seed {found['seed']}: top-1 {found['top1']:.4f}, {found['seconds']:.0f} s",
-            flush=True,
-        )
+        name = f"{len(results)}/{len(jobs)} {found['name']} seed {found['seed']}"
+        print(f"{name}: {figure} {found[figure]:.4f}, {found['seconds']:.0f} s", flush=True)
     return results
 
 

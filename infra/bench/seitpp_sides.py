@@ -1,0 +1,241 @@
+"""The sides of seitpp.py: the trainings of each side, their settings, and how one of them is measured and run.
+
+A side is one training or two, each by the product's own Trainer: `mtm` and `all` first learn the tokens of all training images without
+labels, then from labels. Every side gets the same CPU seconds; `SHARES` says how many of them go to the first training. `all` has
+TokenAdapt and ColorAdapt in the second one: in the first one, which sees ten times as many images, TokenAdapt would take most of the time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.selection import Selection, select
+from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
+
+SIDES = ("supervised", "mtm", "adapt", "all")
+FRACTIONS = (1.0, 0.25, 0.1)
+CALIBRATION_STEPS = 40
+CHOOSING_SHARE = 1 / 3
+"""Share of the training images that settings are chosen on."""
+CHOOSING_SEED = 777
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training. The measured rate gives it its epochs."""
+
+    objective: str = "classify"
+    share: float = 1.0
+    """Share of the side's CPU seconds."""
+    warmup: float = 0.1
+    """Share of the epochs in which the rate rises."""
+    batch_size: int = 64
+    model: ModelConfig
+    augment: AugmentConfig
+    token_adapt: bool = False
+    """Send half of each batch through TokenAdapt (`train --tokenadapt`)."""
+    train: TrainConfig
+    mask: MaskConfig | None = None
+
+    def for_epochs(self, epochs: int) -> Stage:
+        """Return the stage with a schedule of so many epochs."""
+        return replace(self, train=replace(self.train, epochs=epochs, warmup_epochs=self.warmup * epochs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run trains: stages with their epochs, on which labels."""
+
+    stages: tuple[Stage, ...]
+    fraction: float
+    choosing: bool = False
+    """Measure on a part of the training images, in place of those held out."""
+
+
+SUPERVISED_MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="conv", stem_patch=2)
+"""With 10 % of the labels as good as patches that do not overlap and learned code vectors (60.5 against 60.0 % of a part of train)."""
+MASKED_MODEL = replace(SUPERVISED_MODEL, stem="patch", learned_codebook=True, embed_norm=True)
+MILD = AugmentConfig(flip_prob=0.5, crop_scale_min=0.35, noise_prob=0.25, noise_std=0.5, noise_channel_std=0.5, cutmix_prob=0.5)
+STRONG = replace(MILD, crop_scale_min=0.2, noise_prob=0.5, cutmix_prob=1.0)
+AUGMENT = {1.0: MILD, 0.25: STRONG, 0.1: STRONG}
+"""Few images are seen hundreds of times, so they need the strong form."""
+COLOUR_SHARE = 0.125
+SUPERVISED = {
+    1.0: TrainConfig(lr=2e-3, weight_decay=0.05),
+    0.25: TrainConfig(lr=1e-3, weight_decay=0.2),
+    0.1: TrainConfig(lr=1e-3, weight_decay=0.2),
+}
+TUNED = {1.0: TrainConfig(lr=1e-3), 0.25: TrainConfig(lr=1e-3), 0.1: TrainConfig(lr=1e-3)}
+TUNED_AUGMENT = {1.0: MILD, 0.25: MILD, 0.1: MILD}
+"""After masked token modelling there is time for fewer epochs."""
+BATCH, MASKED_BATCH = 64, 64
+SHARES = {1.0: 0.3, 0.25: 0.6, 0.1: 0.6}
+"""Share of the seconds that learns without labels: the fewer labels, the more."""
+MASKED_AUGMENT = AugmentConfig(ops="0.5*flip(), random_crop()")
+MASKED = TrainConfig(lr=2e-3, min_lr=2e-5, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
+MASK = MaskConfig(
+    ratio_mean=0.75,
+    ratio_std=0.0,
+    ratio_min=0.75,
+    ratio_max=0.75,
+    drop_share=0.75,
+    predict_share=0.34,
+    embed_dropout=0.0,
+    decoder_depth=1,
+    decoder_width=64,
+)
+
+
+def stages_of(side: str, fraction: float) -> tuple[Stage, ...]:
+    """Return the trainings of a side, for one of `FRACTIONS`."""
+    masked, adapt = side in ("mtm", "all"), side in ("adapt", "all")
+    augment = (TUNED_AUGMENT if masked else AUGMENT)[fraction]
+    second = Stage(
+        batch_size=BATCH,
+        model=MASKED_MODEL if masked else SUPERVISED_MODEL,
+        augment=replace(augment, coloradapt_prob=COLOUR_SHARE) if adapt else augment,
+        token_adapt=adapt,
+        train=(TUNED if masked else SUPERVISED)[fraction],
+    )
+    if not masked:
+        return (second,)
+    share = SHARES[fraction]
+    first = Stage(
+        objective="mtm", share=share, batch_size=MASKED_BATCH, model=MASKED_MODEL, augment=MASKED_AUGMENT, train=MASKED, mask=MASK
+    )
+    return first, replace(second, share=1 - share)
+
+
+def training_part(work: Path, choosing: bool) -> Selection:
+    """Return the images to learn from."""
+    data = open_dataset(str(work / "train"))
+    whole = select(data)
+    if not choosing:
+        return whole
+    measured = select(data, fraction=CHOOSING_SHARE, seed=CHOOSING_SEED)
+    return select(data, rows=np.setdiff1d(whole.rows_n, measured.rows_n))
+
+
+def labelled(work: Path, plan: Plan, seed: int) -> Selection:
+    """Return the images whose labels a run sees: as many while settings are chosen as in the result, where there are so many."""
+    part = training_part(work, plan.choosing)
+    share = min(1.0, plan.fraction / (1 - CHOOSING_SHARE) if plan.choosing else plan.fraction)
+    return select(part, fraction=share, seed=seed)
+
+
+def measured_part(work: Path, choosing: bool) -> Selection:
+    """Return the images to measure on."""
+    if choosing:
+        return select(open_dataset(str(work / "train")), fraction=CHOOSING_SHARE, seed=CHOOSING_SEED)
+    return select(open_dataset(str(work / "held_out")))
+
+
+class _Quiet:
+    """A reporter that says nothing."""
+
+    def say(self, message: str) -> None: ...
+    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None: ...
+    def epoch(self, record: dict[str, Any]) -> None: ...
+
+
+def trainer_of(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None) -> Trainer:
+    """Return the trainer of a stage. One seed draws weights, order and augmentation."""
+    shutil.rmtree(out, ignore_errors=True)
+    augment = stage.augment
+    if stage.token_adapt:
+        augment = with_token_adapt(augment, data.spec, str(work / "adapt"))
+    request = TrainRequest(
+        data=data,
+        val=None,
+        out=Store(str(out)),
+        model=stage.model,
+        augment=augment,
+        loader=LoaderConfig(batch_size=min(stage.batch_size, len(data)), seed=seed, cache_dir=str(work / "cache"), cache_gb=4.0),
+        train=replace(stage.train, seed=seed, device="cpu", checkpoint_seconds=1e6),
+        objective=stage.objective,
+        mask=stage.mask,
+        pretrained=None if pretrained is None else str(pretrained),
+    )
+    return Trainer(request, Ranks(), torch.device("cpu"), _Quiet())
+
+
+def seconds_per_epoch(work: Path, stage: Stage, fraction: float, choosing: bool) -> float:
+    """Return the CPU seconds that an epoch of a stage takes on this machine, all threads of the process together."""
+    torch.set_num_threads(1)
+    data = labelled(work, Plan(stages=(stage,), fraction=fraction, choosing=choosing), 0)
+    steps = max(1, len(data) // stage.batch_size)
+    epochs = -(-CALIBRATION_STEPS // steps)
+    out = work / "trainings" / f"rate-{digest_of_stage(stage)}-{fraction}"
+    cpu = time.process_time()
+    trainer_of(work, stage.for_epochs(epochs), data, 0, out, None).fit()
+    shutil.rmtree(out, ignore_errors=True)
+    return (time.process_time() - cpu) / epochs
+
+
+def digest_of_stage(stage: Stage) -> str:
+    """Return a digest of all settings."""
+    return hashlib.sha256(json.dumps(asdict(stage), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def pretrain_once(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """Train the first stage, without labels; keep the run for those that start from it."""
+    torch.set_num_threads(1)
+    start, cpu = time.perf_counter(), time.process_time()
+    trainer = trainer_of(work, plan.stages[0], training_part(work, plan.choosing), seed, pretraining_place(work, plan, seed), None)
+    record = trainer.fit().record
+    found = {name: round(record[f"train_{name}"], 4) for name in trainer.objective.training_figures}
+    return {**found, "steps": trainer.step, **_seconds(start, cpu)}
+
+
+def pretraining_place(work: Path, plan: Plan, seed: int) -> Path:
+    """Return where the first training of a plan is kept."""
+    return work / "trainings" / f"{digest_of_stage(plan.stages[0])}.{plan.choosing}.{seed}"
+
+
+def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """Train on labels; return which images were classified correctly. `seconds` are those of this training alone."""
+    torch.set_num_threads(1)
+    start, cpu = time.perf_counter(), time.process_time()
+    pretrained = pretraining_place(work, plan, seed) if len(plan.stages) > 1 else None
+    out = work / "trainings" / f"{side}-{plan.fraction}-{plan.choosing}-{seed}"
+    trainer = trainer_of(work, plan.stages[-1], labelled(work, plan, seed), seed, out, pretrained)
+    record = trainer.fit().record
+    seconds = _seconds(start, cpu)
+    model = trainer.model.eval()
+    config = LoaderConfig(batch_size=100, order="sequential", end="pad", cache_dir=str(work / "cache"), cache_gb=4.0)
+    right = []
+    with torch.no_grad():
+        for batch in TokenLoader(measured_part(work, plan.choosing), config):
+            right.append((model(batch.ids_BLQ).argmax(dim=1) == batch.labels_B)[batch.weights_B > 0].numpy())
+    right_N = np.concatenate(right)
+    shutil.rmtree(out, ignore_errors=True)
+    return {
+        "right": base64.b64encode(np.packbits(right_N)).decode(),
+        "images": len(right_N),
+        "top1": round(float(right_N.mean()), 5),
+        "train_loss": round(record["train_loss"], 4),
+        "steps": trainer.step,
+        **seconds,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _seconds(start: float, cpu: float) -> dict[str, float]:
+    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
