@@ -13,10 +13,11 @@ from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 from tokenshards.stem_adaptors.augment import index_ops
 from tokenshards.stem_adaptors.augment.index_ops import SWAP_TRIES, meaningless
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
+from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomCrop
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.state import TokenState
 
-__all__ = ["Flip", "Swap", "Synonyms"]
+__all__ = ["CropIds", "Flip", "Swap", "Synonyms"]
 
 
 class Synonyms(Operation):
@@ -110,3 +111,37 @@ class Flip(Operation):
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Mirror all samples."""
         return state._replace(ids_BLQ=state.ids_BLQ.index_select(1, self.sites_L))
+
+
+class CropIds(Operation):
+    """A crop that resamples nothing, of ids: where ids are what is wanted, no embedding and no nearest code is needed."""
+
+    stage = "ids"
+
+    def __init__(self, crop: CentreCrop | RandomCrop) -> None:
+        """`crop`: the same crop of embeddings, whose place is drawn alike."""
+        super().__init__(**crop.options)
+        self.name, self.crop = crop.name, crop
+        self.plane: tuple[int, ...] = ()
+
+    def prepare(self, spec: TokenizerSpec, tables: Tables, grid: tuple[int, ...]) -> None:
+        """Keep the grid."""
+        self.plane = grid
+
+    def refusal(self, layout: Layout) -> str | None:
+        """Crops need a grid that all samples share."""
+        return self.crop.refusal(layout)
+
+    def draws(self, data: Data) -> tuple[Draw, ...]:
+        """The place, of a random crop."""
+        return self.crop.draws(data)
+
+    def out_grid(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the cropped sides; frames stay."""
+        return self.crop.out_grid(grid)
+
+    def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
+        """Crop all samples."""
+        whole = state.ids_BLQ.transpose(1, 2).reshape(len(state.ids_BLQ), -1, *self.plane)
+        cropped = self.crop(state._replace(x=whole), numbers).embeddings
+        return state._replace(ids_BLQ=cropped.flatten(2).transpose(1, 2))

@@ -79,7 +79,7 @@ class NearestCodes(nn.Module):
             own_RD = x_RD[:, start : start + code_KD.shape[1]] if self.concat else x_RD
             compared_RD = F.normalize(own_RD, dim=1) if self.metric == "cosine" else own_RD
             scores_RK = torch.addmm(self._part("offset", level), compared_RD, self._part("compared", level).T, beta=-1)
-            ids_R = scores_RK.argmax(1)
+            ids_R = best_columns(scores_RK)
             found.append(ids_R)
             if self.concat:
                 start += code_KD.shape[1]
@@ -89,6 +89,13 @@ class NearestCodes(nn.Module):
 
     def _part(self, name: str, level: int) -> Tensor:
         return cast(Tensor, getattr(self, f"{name}_{level}"))
+
+
+def best_columns(scores_RK: Tensor) -> Tensor:
+    """Return the column [R] of the largest score of each row, the first of equal ones."""
+    if all_rows(scores_RK.device):
+        return scores_RK.argmax(1)
+    return torch.from_numpy(scores_RK.numpy().argmax(1))  # on a CPU eight times as fast as torch's
 
 
 class Quantise(Operation):

@@ -24,7 +24,8 @@ from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
 from tokenshards.stem_adaptors.augment.mixing import CutMix
 from tokenshards.stem_adaptors.augment.numbers import Draw, DrawnNumbers, DrawPlan, few_on
-from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomResizedCrop
+from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomCrop, RandomResizedCrop
+from tokenshards.stem_adaptors.augment.on_ids import CropIds
 from tokenshards.stem_adaptors.augment.operation import Data, Operation
 from tokenshards.stem_adaptors.augment.quantise import Quantise
 from tokenshards.stem_adaptors.augment.state import StepInputs, TokenState, Transformed
@@ -72,9 +73,7 @@ class TokenTransform(nn.Module):
         self._id_dtype = index_ops.id_dtype(spec)
         operations = operations_of(spec, config, draws=draws)
         if to_ids:
-            operations = [part for part in operations if not (isinstance(part, CentreCrop) and part.share == 1)]  # changes nothing
-            if operations and operations[-1].stage == "embeddings" and not operations[-1].gives_ids:
-                operations.append(Quantise())
+            operations = _ending_with_ids(operations)
         self.operations = nn.ModuleList(operations)
         self._grids = [spec.layout.grid or (spec.layout.sites,)]
         for operation in self._list:
@@ -259,6 +258,14 @@ class TokenTransform(nn.Module):
                 count = max(draw.count, found[name].count if name in found else 0)
                 found[name] = Draw(name, draw.kind, count)
         return DrawPlan(list(found.values()), few=few)
+
+
+def _ending_with_ids(operations: Sequence[Operation]) -> list[Operation]:
+    """Return operations that do the same and leave ids: crops that resample nothing crop the ids, unless embeddings change too."""
+    moving = [part for part in operations if part.stage == "embeddings"]
+    if len(moving) == 1 and isinstance(moving[0], CentreCrop | RandomCrop):
+        return [CropIds(part) if isinstance(part, CentreCrop | RandomCrop) else part for part in operations]
+    return [*operations, Quantise()] if moving and not moving[-1].gives_ids else [*operations]
 
 
 def _looks_up_rows(model: TokenModel, device: torch.device) -> bool:

@@ -23,5 +23,5 @@ MASK = MaskConfig(
     decoder_width=64,
     decoder_depth=1,
 )
-LOADER = LoaderConfig(batch_size=16)
-TRAIN = TrainConfig(epochs=40, lr=4e-3, min_lr=4e-5, warmup_epochs=4, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
+LOADER = LoaderConfig(batch_size=64)
+TRAIN = TrainConfig(epochs=40, lr=2e-3, min_lr=2e-5, warmup_epochs=4, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)

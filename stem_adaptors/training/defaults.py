@@ -97,14 +97,14 @@ def default_configs(data: TrainingData) -> dict[str, Any]:
 def pretraining_configs(data: TrainingData) -> dict[str, Any]:
     """Return the configs of a pre-training: those of `default_configs` with a patch stem, learned codes, and what SeiT++ changes.
 
-    Masks, optimiser and rate are those of SeiT++ (Lee et al. 2024). Below `_SMALL` images they are ours: small batches and a high rate,
-    because steps count; three quarters of the patches hidden, none of these in the encoder, and a small decoder.
+    Masks, optimiser and rate are those of SeiT++ (Lee et al. 2024). Below `_SMALL` images they are ours: small batches, because
+    steps count; three quarters of the patches hidden, none of these in the encoder, a small decoder, and crops without resampling.
     """
     configs, count = default_configs(data), whole_count(data)
     model = replace(configs["model"], stem="patch", learned_codebook=True, embed_norm=True)
     augment = augmentation_named("mtm", data.spec)
-    if data.spec.codebook is None:  # embeddings cannot become ids again
-        augment = replace(augment, crop="centre", crop_share=1.0)
+    if augment.crop == "rrc" and (data.spec.codebook is None or count < _SMALL):
+        augment = replace(augment, crop="random")  # of ids: it needs no codebook, and costs a small model nothing
     epochs = min(max(round(_SAMPLES_PRETRAINED / max(1, count)), _EPOCHS_PRETRAINED[0]), _EPOCHS_PRETRAINED[1])
     train = TrainConfig(epochs=epochs, lr=2.4e-3, min_lr=0.0, warmup_epochs=epochs / 10, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
     if count >= _SMALL:
@@ -113,8 +113,8 @@ def pretraining_configs(data: TrainingData) -> dict[str, Any]:
     mask = MaskConfig(
         ratio_mean=whole, ratio_std=0.0, ratio_min=whole, ratio_max=whole, drop_share=whole, predict_share=0.34, decoder_depth=1
     )
-    loader = replace(configs["loader"], batch_size=min(configs["loader"].batch_size, _BATCH_SIZES[0]))
-    return {"model": model, "augment": augment, "loader": loader, "train": replace(train, lr=4e-3), "mask": mask}
+    loader = replace(configs["loader"], batch_size=min(configs["loader"].batch_size, 64))
+    return {"model": model, "augment": augment, "loader": loader, "train": replace(train, lr=2e-3), "mask": mask}
 
 
 def fine_tuning_configs(data: TrainingData, start: Run) -> dict[str, Any]:

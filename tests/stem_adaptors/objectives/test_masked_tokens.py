@@ -126,6 +126,26 @@ def test_what_is_predicted_are_the_ids_of_the_augmented_sample() -> None:
     cropped = ids_with("rrc(share=0.7)")
     assert cropped.shape == (6, 16, 1) and torch.equal(cropped, ids_with("rrc(share=0.7), quantise()"))
     assert torch.equal(ids_with("centre_crop(share=0.7)"), stored.view(6, 6, 6, 1)[:, 1:5, 1:5].flatten(1, 2))
+    assert torch.equal(ids_with("random_crop(share=0.7)"), ids_with("random_crop(share=0.7), quantise()"))  # one level: exact both ways
+
+
+def test_a_crop_that_resamples_nothing_keeps_ids_of_several_levels() -> None:
+    """And it needs no codebook."""
+    layout = grid(6, 8, 2)
+    batch = batch_for(layout)
+    objective = objective_for(layout, augment=AugmentConfig(ops="flip(), random_crop(share=0.5)"), codebook=False)
+    found = objective.transform.quantised(objective.lookup, objective.transform.inputs(objective.lookup, batch))
+    mirrored = batch.ids_BLQ.long().view(6, 6, 8, 2).flip(2)
+    places = [
+        [
+            (y, x)
+            for y in range(3)
+            for x in range(5)
+            if torch.equal(mirrored[sample, y : y + 4, x : x + 4].flatten(0, 1), found[sample].long())
+        ]
+        for sample in range(6)
+    ]
+    assert all(len(own) == 1 for own in places) and len({own[0] for own in places}) > 1
 
 
 def test_dropout_is_that_of_the_sample() -> None:
