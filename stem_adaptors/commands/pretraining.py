@@ -26,7 +26,7 @@ class PretrainReport:
 
     >>> report = tokenshards.pretrain("photos.tokens", "pretrained", val="more.tokens", epochs=2, set={"model.depth": 1})
     >>> report.settings["mask"].drop_share, len(report.records), report.best_epoch in (1, 2)
-    (0.4, 2, True)
+    (0.75, 2, True)
     """
 
     run: str
