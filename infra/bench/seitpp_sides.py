@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -198,8 +199,12 @@ def pretrain_once(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any
     """Train the first stage, without labels; keep the run for those that start from it."""
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
-    trainer = trainer_of(work, plan.stages[0], training_part(work, plan.choosing), seed, pretraining_place(work, plan, seed), None)
+    place = pretraining_place(work, plan, seed)
+    out = place.with_name(f"{place.name}.{os.getpid()}")  # another process may make the same
+    trainer = trainer_of(work, plan.stages[0], training_part(work, plan.choosing), seed, out, None)
     record = trainer.fit().record
+    shutil.rmtree(place, ignore_errors=True)
+    out.rename(place)
     found = {name: round(record[f"train_{name}"], 4) for name in trainer.objective.training_figures}
     return {**found, "steps": trainer.step, **_seconds(start, cpu)}
 
@@ -214,7 +219,7 @@ def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
     pretrained = pretraining_place(work, plan, seed) if len(plan.stages) > 1 else None
-    out = work / "trainings" / f"{side}-{plan.fraction}-{plan.choosing}-{seed}"
+    out = work / "trainings" / f"{side}-{plan.fraction}-{seed}.{os.getpid()}"
     trainer = trainer_of(work, plan.stages[-1], labelled(work, plan, seed), seed, out, pretrained)
     record = trainer.fit().record
     seconds = _seconds(start, cpu)
