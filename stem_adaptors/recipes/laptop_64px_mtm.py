@@ -10,7 +10,7 @@ are hidden, the encoder sees none of these, and a third of them is predicted.
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 
-MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="patch", stem_patch=2, learned_codebook=True)
+MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="patch", stem_patch=2, learned_codebook=True, embed_norm=True)
 AUGMENT = AugmentConfig(synonym_prob=0.0, swap_prob=0.0, flip_prob=0.5, crop="random", noise_prob=0.0, cutmix_prob=0.0)
 MASK = MaskConfig(
     ratio_mean=0.75,

@@ -209,7 +209,11 @@ def test_half_of_rrc_is_replaced() -> None:
         "half_batch([rrc(), quantise()], [token_adapt(file='a')])"
     )
     assert "quantise" not in with_token_adapt(AugmentConfig(ops="rrc(), noise()"), spec, "a", to_ids=True).ops, "the objective appends it"
-    with pytest.raises(ConfigError, match="takes the place of rrc in half of each batch, and there is none in: centre_crop"):
+    plain = AugmentConfig(synonym_prob=0, swap_prob=0, crop="random", crop_scale_min=0.2, noise_prob=0, cutmix_prob=0)
+    assert with_token_adapt(plain, spec, "a", to_ids=True).ops == (
+        "half_batch([random_crop(share=0.875), quantise()], [token_adapt(file='a', scale_min=0.2)])"
+    )
+    with pytest.raises(ConfigError, match="takes the place of the crop in half of each batch, and there is none in: centre_crop"):
         with_token_adapt(AugmentConfig.off(), spec, "a")
     with pytest.raises(ConfigError, match="cannot change python:a:b"):
         with_token_adapt(AugmentConfig(ops="python:a:b"), spec, "a")

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     _, said = train(folder, tmp_path / "run", "--tokenadapt", str(tmp_path / "nothing"), expect=2)
     assert "no fitted TokenAdapt is in" in said and not (tmp_path / "run" / "run.json").exists()
     _, said = train(folder, tmp_path / "run", "--augment", "none", "--tokenadapt", str(folder / "adapt"), expect=2)
-    assert "--tokenadapt takes the place of rrc" in said
+    assert "--tokenadapt takes the place of the crop" in said
     shutil.copytree(folder / "adapt", tmp_path / "other")
     both = f"half_batch([token_adapt(file='{tmp_path / 'other'}')], [token_adapt(file='{folder / 'adapt'}')])"
     _, said = train(folder, tmp_path / "run", "--augment", both, expect=2)
