@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenshards.pipeline.commands.options import parse_options
 from tokenshards.pipeline.errors import ConfigError, StoppedError
 from tokenshards.pipeline.interop.seit.tables import read_named
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.augment import augmentation_named
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.commands.run_options import RunOptions
@@ -24,7 +25,32 @@ from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, default_f
 from tokenshards.stem_adaptors.training.training_job import TrainingJob
 from tokenshards.stem_adaptors.training.training_request import TrainResult
 
-__all__ = ["Learned", "learn"]
+__all__ = ["Learned", "TrainingReport", "learn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """What the reports of `train` and `pretrain` share."""
+
+    run: str
+    """URL of the run directory."""
+    best_epoch: int | None
+    """Counted from 1, as in every record."""
+    record: dict[str, Any]
+    """Measurements of the last epoch."""
+    records: tuple[dict[str, Any], ...]
+    """Measurements of each epoch that this call trained."""
+    settings: Mapping[str, Any]
+    """The configs by part that were used: `model`, `augment`, `loader`, `train`, and `mask` of a pre-training."""
+    said: tuple[str, ...]
+    """What a terminal would have shown, without the lines of epochs."""
+    rank: int = 0
+
+    def shown(self, **best: float | None) -> str:
+        """Return one line for a notebook, with the best figure by its name."""
+        model, epochs, said = self.settings["model"].name, self.record.get("epoch"), f"{len(self.said)} lines"
+        rounded = {name: None if figure is None else round(figure, 4) for name, figure in best.items()}
+        return short_repr(self, run=self.run, **rounded, best_epoch=self.best_epoch, epochs=epochs, model=model, said=said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +63,18 @@ class Learned:
     reporter: TrainingReporter
     """What was said, and the records of all epochs."""
     rank: int
+
+    def fields(self, out: str) -> dict[str, Any]:
+        """Return the fields of a TrainingReport, for a run at `out`."""
+        return {
+            "run": display_url(out),
+            "best_epoch": self.result.best_epoch,
+            "record": self.result.record,
+            "records": tuple(self.reporter.records),
+            "settings": self.settings,
+            "said": tuple(self.reporter.said),
+            "rank": self.rank,
+        }
 
 
 def learn(options: RunOptions, objective: str, *, classes: Iterable[str] = (), train_part: str | None = None) -> Learned:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.storage.store import display_url
-from tokenshards.pipeline.words import short_repr
-from tokenshards.stem_adaptors.commands.learning import learn
+from tokenshards.stem_adaptors.commands.learning import TrainingReport, learn
 from tokenshards.stem_adaptors.commands.masked_views import draw_reconstructions
 from tokenshards.stem_adaptors.commands.pretrain_options import PretrainOptions
 
@@ -21,7 +18,7 @@ OBJECTIVES = ("mtm",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainReport:
+class PretrainReport(TrainingReport):
     """The result of a pre-training, and what was decided on the way.
 
     >>> report = tokenshards.pretrain("photos.tokens", "pretrained", val="more.tokens", epochs=2, set={"model.depth": 1})
@@ -29,26 +26,11 @@ class PretrainReport:
     (0.75, 2, True)
     """
 
-    run: str
-    """URL of the run directory."""
     best_masked_accuracy: float | None
     """Share of hidden ids that are predicted right on the validation set, 0 to 1; None without one."""
-    best_epoch: int | None
-    """Counted from 1, as in every record."""
-    record: dict[str, Any]
-    """Measurements of the last epoch."""
-    records: tuple[dict[str, Any], ...]
-    """Measurements of each epoch that this call trained."""
-    settings: Mapping[str, Any]
-    """The configs `model`, `augment`, `loader`, `train` and `mask` that were used."""
-    said: tuple[str, ...]
-    """What a terminal would have shown, without the lines of epochs."""
-    rank: int = 0
 
     def __repr__(self) -> str:
-        model, epochs, said = self.settings["model"].name, self.record.get("epoch"), f"{len(self.said)} lines"
-        best = None if self.best_masked_accuracy is None else round(self.best_masked_accuracy, 4)
-        return short_repr(self, run=self.run, best_masked_accuracy=best, best_epoch=self.best_epoch, epochs=epochs, model=model, said=said)
+        return self.shown(best_masked_accuracy=self.best_masked_accuracy)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `pretrain --json` prints."""
@@ -76,13 +58,4 @@ def run_pretraining(options: PretrainOptions) -> PretrainReport:
     learned = learn(options, options.objective)
     if learned.rank == 0:
         draw_reconstructions(options, learned.reporter)
-    return PretrainReport(
-        run=display_url(options.out),
-        best_masked_accuracy=learned.result.best_score,
-        best_epoch=learned.result.best_epoch,
-        record=learned.result.record,
-        records=tuple(learned.reporter.records),
-        settings=learned.settings,
-        said=tuple(learned.reporter.said),
-        rank=learned.rank,
-    )
+    return PretrainReport(best_masked_accuracy=learned.result.best_score, **learned.fields(options.out))

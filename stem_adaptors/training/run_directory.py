@@ -188,7 +188,9 @@ def load_run(place: str | os.PathLike[str] | Store) -> Run:
     try:
         value = unseal(store.read(RUN_JSON), RUN_JSON)
     except MissingObjectError:
-        raise NotFoundError(RUN_JSON, f"no run here; give the directory that `train --out` made ({store.url})") from None
+        raise NotFoundError(
+            RUN_JSON, f"no run here; give the directory that `train --out` or `pretrain --out` made ({store.url})"
+        ) from None
     version = value.get("version")
     if version not in READABLE:
         raise FormatVersionError(f"{RUN_JSON}: version {version!r}; this version reads {VERSION} and older. Upgrade tokenshards")
