@@ -327,7 +327,8 @@ def test_any_damage_yields_true_samples_and_then_at_most_one_container_failure(d
     store = Store("memory://damage", retry=RetryConfig(attempts=1))
     store.write("a.tar", bytes(damaged))
     row = PlanRow(kind="tar", sample_id="a.tar", path="a.tar", size=len(damaged), version="", inputs=-1)
-    found = list(read_slice(store, row, CONFIG, "int64", {}))
+    # With labels planned as text every damaged label fits. An int64 plan stops the shard at a label that is no number.
+    found = list(read_slice(store, row, CONFIG, "string", {}))
     broken = [index for index, reason in enumerate(reasons(found).values()) if reason == Reason.BAD_CONTAINER]
     assert len(broken) <= 1
     assert len({record.sample_id for record in found}) == len(found)
