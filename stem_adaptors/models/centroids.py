@@ -6,8 +6,8 @@ over the patch and its neighbours. Directions in which neighbouring patches of a
 eigenvectors of the covariances of patches and of differences of neighbours). The nearest of the last centroids is the patch's target, as
 in CCViT (Yan et al. 2023), which clusters patches of pixels.
 
-Shapes: B samples, Q ids per site, H x W grid, D channels, C window channels, F first centroids, N = h x w patches, K centroids, E directions,
-R rows.
+Shapes: B samples, Q ids per site, H x W grid, D channels, C window channels, F first centroids, N = h x w patches, K centroids, E
+directions, R rows, X values of a window.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class PatchCentroids(nn.Module):
     mean_F: Tensor
     directions_FE: Tensor
     centroids_KE: Tensor
+    examples_KPQ: Tensor
+    sites_NP: Tensor
 
     def __init__(self, vocabulary: Sequence[int], channels: int, stem: ConvStem, centroids: int) -> None:
         """Make room for what `fit` finds."""
@@ -64,6 +66,9 @@ class PatchCentroids(nn.Module):
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
+        sites_NP = stem.token_sites()
+        self.register_buffer("examples_KPQ", torch.zeros(centroids, sites_NP.shape[1], self.levels, dtype=torch.int64))
+        self.register_buffer("sites_NP", sites_NP, persistent=False)
 
     @torch.no_grad()
     def forward(self, ids_BLQ: Tensor) -> Tensor:
@@ -86,7 +91,9 @@ class PatchCentroids(nn.Module):
     def _windows(self, ids_BLQ: Tensor) -> Tensor:
         """Return the whitened windows of 2 x 2 sites that begin at each site, [B, H, W, C]; the last row and column are repeated."""
         height, width = self.sites
-        products = [F.embedding(ids_BLQ[..., level].long(), cast(Tensor, getattr(self, f"products_{level}"))) for level in range(self.levels)]
+        products = [
+            F.embedding(ids_BLQ[..., level].long(), cast(Tensor, getattr(self, f"products_{level}"))) for level in range(self.levels)
+        ]
         whole = torch.stack(products).sum(0) if self.levels > 1 else products[0]
         parts = whole.view(len(ids_BLQ), height, width, 4, -1)
         parts = torch.cat([parts, parts[:, -1:]], dim=1)
@@ -104,16 +111,25 @@ class PatchCentroids(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         self._whiten(ids_BLQ, _of_full_width(tables) if concat else tables, generator)
-        parts = [self._windows(part).flatten(0, 2) for part in ids_BLQ.split(64)]
+        parts = [self._windows(part).flatten(0, 2) for part in torch.split(ids_BLQ, 64)]
         share = min(1.0, FIT_ROWS / sum(map(len, parts)))
         self.first_FC.copy_(lloyd(torch.cat([_some(part, share, generator) for part in parts]), FIRST, generator))
-        features = torch.cat([self._features(part) for part in ids_BLQ.split(64)])
+        features = torch.cat([self._features(part) for part in torch.split(ids_BLQ, 64)])
         rows_RF = features.flatten(0, 2)
         self.mean_F.copy_(rows_RF.mean(0))
         beside = [(features[:, :, 1:] - features[:, :, :-1]).flatten(0, 2), (features[:, 1:] - features[:, :-1]).flatten(0, 2)]
         self.directions_FE.copy_(_directions(rows_RF - self.mean_F, torch.cat(beside) / 2**0.5, self.directions_FE.shape[1]))
         projected_RE = _some(rows_RF, FIT_ROWS / len(rows_RF), generator) @ self.directions_FE - self.mean_F @ self.directions_FE
         self.centroids_KE.copy_(lloyd(projected_RE, len(self.centroids_KE), generator))
+        self._find_examples(ids_BLQ, rows_RF)
+
+    def _find_examples(self, ids_BLQ: Tensor, rows_RF: Tensor) -> None:
+        """Keep for each centroid the ids of the patch that is nearest to it, to draw what is predicted."""
+        projected_RE = (rows_RF - self.mean_F) @ self.directions_FE
+        scores_KR = self.centroids_KE @ projected_RE.T - projected_RE.square().sum(1) / 2
+        nearest_K = best_columns(scores_KR)
+        sites_KP = self.sites_NP[nearest_K % len(self.sites_NP)].clamp_min(0)
+        self.examples_KPQ.copy_(ids_BLQ[nearest_K // len(self.sites_NP)][torch.arange(len(sites_KP))[:, None], sites_KP].long())
 
     def _whiten(self, ids_BLQ: Tensor, tables: Sequence[Tensor], generator: torch.Generator) -> None:
         """Find the principal directions of windows, and the products of all codes with them."""
@@ -153,19 +169,23 @@ def _covariance(rows_RE: Tensor) -> Tensor:
 
 
 def _directions(rows_RF: Tensor, differences_RF: Tensor, count: int) -> Tensor:
-    """Return [F, E]: the solutions of S v = lambda W v with the largest lambda, v' W v = 1, for covariances S of rows and W of differences."""
+    """Return [F, E]: the solutions of S v = lambda W v with the largest lambda and v' W v = 1.
+
+    S is the covariance of rows, W that of differences.
+    """
     whole, within = _covariance(rows_RF), _covariance(differences_RF)
     within += SMOOTHING * whole.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
     inverse = torch.linalg.inv(torch.linalg.cholesky(within))
     _, vectors = torch.linalg.eigh(inverse @ whole @ inverse.T)
-    return (inverse.T @ vectors.flip(1)[:, :count]).float()
+    found_FE: Tensor = (inverse.T @ vectors.flip(1)[:, :count]).float()
+    return found_FE
 
 
 def lloyd(rows_RE: Tensor, centroids: int, generator: torch.Generator) -> Tensor:
     """Return the centroids [K, E] of rows after `LLOYD_STEPS` steps (Lloyd 1982), from random rows; an empty one begins again at a row."""
     found_KE = rows_RE[torch.randperm(len(rows_RE), generator=generator)[:centroids]].clone()
     for _ in range(LLOYD_STEPS):
-        nearest_R = torch.cat([best_columns(part @ found_KE.T - found_KE.square().sum(1) / 2) for part in rows_RE.split(8192)])
+        nearest_R = torch.cat([best_columns(part @ found_KE.T - found_KE.square().sum(1) / 2) for part in torch.split(rows_RE, 8192)])
         counts_K = torch.bincount(nearest_R, minlength=centroids)
         sums_KE = torch.zeros_like(found_KE).index_add_(0, nearest_R, rows_RE)
         other_KE = rows_RE[torch.randint(len(rows_RE), (centroids,), generator=generator)]
