@@ -11,29 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.augment.keys import all_rows
-from tokenshards.stem_adaptors.augment.targets import smoothed_cross_entropy
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
-from tokenshards.stem_adaptors.models.classifier import SIZES, Block, VisionTransformer, build_classifier, seeded
+from tokenshards.stem_adaptors.models.centroids import PatchCentroids
+from tokenshards.stem_adaptors.models.classifier import SIZES, VisionTransformer, build_classifier, seeded
 from tokenshards.stem_adaptors.models.embedding import Statistics, TokenEmbedding
+from tokenshards.stem_adaptors.models.mask_decoder import CentroidHead, CodeHead, TokenDecoder, scored
 from tokenshards.stem_adaptors.models.masks import Masks
+from tokenshards.stem_adaptors.models.stems import ConvStem, Stem
 from tokenshards.stem_adaptors.precision import in_float32
 
 __all__ = ["MaskedTokenModel", "Predictions", "build_masked_model", "cropped_spec"]
-
-PIECE_SCORES = 1 << 27
-"""Scores of codes that are held for the gradient at once: 512 MB. More are computed again in the backward pass."""
 
 
 class Predictions(NamedTuple):
@@ -43,67 +41,6 @@ class Predictions(NamedTuple):
     """float32 mean loss of the hidden patches of each sample."""
     sums_B3: Tensor
     """float32: right ids, ids, and the sum of -log p of the ids, without smoothing."""
-
-
-class TokenDecoder(nn.Module):
-    """Blocks over all patches: those that the encoder saw, and at hidden ones its class output."""
-
-    def __init__(self, width: int, config: MaskConfig, patches: int) -> None:
-        super().__init__()
-        own = config.decoder_width or max(32, width * 2 // 3 // 32 * 32)
-        heads = config.decoder_heads or max(1, own // 32)
-        if own % heads:
-            raise ConfigError(f"mask.decoder_width {own} and {heads} heads; expected a width that the heads divide")
-        self.width = own
-        self.norm_in = nn.LayerNorm(width, eps=1e-6)
-        self.embed = nn.Linear(width, own)
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patches, own))
-        self.blocks = nn.ModuleList(Block(own, heads, 0.0) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(own, eps=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, encoded_BKE: Tensor, masks: Masks) -> Tensor:
-        """Return [B, N, W] of the encoder's output [B, 1 + K, E], class token first."""
-        seen_BKW = self.embed(self.norm_in(encoded_BKE))
-        class_B1W, patches = seen_BKW[:, :1], masks.masked_BN.shape[1]
-        places_BKW = masks.kept_BK[..., None].expand(-1, -1, self.width)
-        whole_BNW = class_B1W.expand(-1, patches, -1).scatter(1, places_BKW, seen_BKW[:, 1:])
-        whole_BNW = torch.where(masks.masked_BN[..., None], class_B1W, whole_BNW)
-        x_BNW = torch.cat([class_B1W, whole_BNW], dim=1) + self.pos_embed
-        keys_B11N = None if masks.real_BN is None else F.pad(masks.real_BN, (1, 0), value=True)[:, None, None]
-        for block in self.blocks:
-            x_BNW = block(x_BNW, keys_B11N)
-        out: Tensor = self.norm(x_BNW[:, 1:])
-        return out
-
-
-class CodeHead(nn.Module):
-    """Scores every code of every level at each site of a patch: a vector for the site, times the code vectors, plus a bias for each code.
-
-    The code vectors get no gradient from here: the encoder's input alone moves them.
-    """
-
-    def __init__(self, width: int, sites: int, embedding: TokenEmbedding) -> None:
-        super().__init__()
-        self.sites = sites
-        self.widths = [table.shape[1] for table in embedding.tables()]
-        self.linear = nn.Linear(width, sites * sum(self.widths))
-        # Code vectors have channels of variance 1, so that products of normed vectors would be as large as D.
-        self.norms = nn.ModuleList(nn.LayerNorm(size, eps=1e-6) for size in self.widths)
-        self.biases = nn.ParameterList(torch.zeros(size) for size in embedding.vocabulary)
-        nn.init.trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
-        for size, norm in zip(self.widths, self.norms, strict=True):
-            nn.init.constant_(cast(Tensor, norm.weight), size**-0.5)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return for outputs [..., W] of the decoder the vectors [..., P, D] of each level."""
-        flat = self.linear(x).view(*x.shape[:-1], self.sites, -1)
-        return [norm(F.gelu(part)) for norm, part in zip(self.norms, flat.split(self.widths, dim=-1), strict=True)]
 
 
 class MaskedTokenModel(nn.Module):
@@ -126,7 +63,12 @@ class MaskedTokenModel(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         sites_NP = stem.token_sites()
         self.decoder = TokenDecoder(width, config, len(sites_NP))
-        self.head = CodeHead(self.decoder.width, sites_NP.shape[1], embedding)
+        self.centroids = None if config.targets == "ids" else _room_for_centroids(embedding, stem, config.centroids)
+        self.head: CodeHead | CentroidHead = (
+            CodeHead(self.decoder.width, sites_NP.shape[1], embedding)
+            if self.centroids is None
+            else CentroidHead(self.decoder.width, config.centroids)
+        )
         self.register_buffer("sites_NP", sites_NP, persistent=False)
 
     def encode(self, x: Tensor, masks: Masks) -> Tensor:
@@ -156,10 +98,7 @@ class MaskedTokenModel(nn.Module):
         ids; the loss of a sample is the mean over these patches.
         """
         decoded_MW, predicted_M = self.decode(x, masks).flatten(0, 1), masks.predicted_BN.flatten()
-        places_NP = self.sites_NP.clamp_min(0)
-        wanted_MPQ, there_MP = ids_BLQ[:, places_NP].flatten(0, 1), (self.sites_NP >= 0).repeat(len(ids_BLQ), 1)
-        if site_mask_BL is not None:
-            there_MP = there_MP & site_mask_BL[:, places_NP].flatten(0, 1)
+        wanted_MPQ, there_MP = self._targets(ids_BLQ, site_mask_BL)
         if all_rows(x.device):
             there_MP = there_MP & predicted_M[:, None]
         else:
@@ -173,46 +112,48 @@ class MaskedTokenModel(nn.Module):
         sums_B5 = found_M5.view(len(ids_BLQ), -1, 5).sum(1)
         return Predictions(sums_B5[:, 0] / sums_B5[:, 1].clamp_min(1), sums_B5[:, 2:].detach())
 
+    def _targets(self, ids_BLQ: Tensor, site_mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what is to be predicted, [M, P, Q], and whether it is there, [M, P]: ids of sites, or one centroid for a patch."""
+        if self.centroids is not None:
+            wanted_M11 = self.centroids(ids_BLQ).view(-1, 1, 1)
+            return wanted_M11, torch.ones_like(wanted_M11[..., 0], dtype=torch.bool)
+        places_NP = self.sites_NP.clamp_min(0)
+        there_MP = (self.sites_NP >= 0).repeat(len(ids_BLQ), 1)
+        if site_mask_BL is not None:
+            there_MP = there_MP & site_mask_BL[:, places_NP].flatten(0, 1)
+        return ids_BLQ[:, places_NP].flatten(0, 1), there_MP
+
     def _patch_losses(self, decoded_MW: Tensor, wanted_MPQ: Tensor, there_MP: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        """Return the mean loss [M] over the ids of each patch, and their sums as in Predictions, [M, 3]; zeros where nothing is there."""
+        """Return the mean loss [M] over the targets of each patch, and their sums as in Predictions, [M, 3]; zeros where nothing is
+        there."""
         loss_M, sums_M3 = decoded_MW.new_zeros(len(decoded_MW)), decoded_MW.new_zeros(len(decoded_MW), 3)
-        levels = zip(self.head(decoded_MW), self.embedding.tables(), self.head.biases, strict=True)
-        for level, (own_MPD, table_VD, bias_V) in enumerate(levels):
+        levels = self.head(decoded_MW, self.embedding)
+        for level, scores in enumerate(levels):
             wanted_R = torch.where(there_MP, wanted_MPQ[..., level], 0).flatten().long()
-            table_VD = table_VD[: len(bias_V)].detach().float()  # without the row of the pad id
-            found_R3 = _scored(own_MPD.flatten(0, 1), table_VD, bias_V, wanted_R, smoothing)
+            found_R3 = scored(scores, wanted_R, smoothing)
             found_M3 = (found_R3.view(*there_MP.shape, 3) * there_MP[..., None]).sum(1)
             loss_M = loss_M + found_M3[:, 0]
             sums_M3 = sums_M3 + torch.stack([found_M3[:, 1], there_MP.sum(1).float(), found_M3[:, 2]], dim=1).detach()
-        return loss_M / (there_MP.sum(1) * len(self.head.biases)).clamp_min(1), sums_M3
+        return loss_M / (there_MP.sum(1) * len(levels)).clamp_min(1), sums_M3
 
     def best_ids(self, x: Tensor, masks: Masks) -> Tensor:
-        """Return the most probable ids of all sites, [B, L, Q], also of those that are not hidden."""
-        sites_NP, out = self.sites_NP, []
-        for own_BNPD, table_VD, bias_V in zip(self.head(self.decode(x, masks)), self.embedding.tables(), self.head.biases, strict=True):
-            out.append((own_BNPD @ table_VD[: len(bias_V)].float().T + bias_V).argmax(-1))
-        best_BNPQ = torch.stack(out, dim=-1)
+        """Return the most probable ids of all sites, [B, L, Q], also of those that are not hidden; of a centroid those of its example."""
+        sites_NP = self.sites_NP
+        best = [(part.vectors @ part.table_VD.T + part.bias_V).argmax(-1) for part in self.head(self.decode(x, masks), self.embedding)]
+        best_BNPQ = torch.stack(best, dim=-1) if self.centroids is None else self.centroids.examples_KPQ[best[0][..., 0]]
         real_NP = sites_NP >= 0
-        ids_BLQ = best_BNPQ.new_zeros(len(best_BNPQ), int(sites_NP.max()) + 1, len(out))
+        ids_BLQ = best_BNPQ.new_zeros(len(best_BNPQ), int(sites_NP.max()) + 1, best_BNPQ.shape[-1])
         ids_BLQ[:, sites_NP[real_NP]] = best_BNPQ[:, real_NP]
         return ids_BLQ
 
 
-def _scored(own_RD: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_R: Tensor, smoothing: float) -> Tensor:
-    """Return [R, 3]: the smoothed cross-entropy, whether the best code is the wanted one, and -log p of the wanted code."""
-    rows = max(1, PIECE_SCORES // len(table_VD))
-    if len(own_RD) <= rows:
-        return _piece(own_RD, table_VD, bias_V, wanted_R, smoothing)
-    parts = zip(torch.split(own_RD, rows), torch.split(wanted_R, rows), strict=True)
-    return torch.cat([checkpoint(_piece, own, table_VD, bias_V, wanted, smoothing, use_reentrant=False) for own, wanted in parts])
-
-
-def _piece(own_RD: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_R: Tensor, smoothing: float) -> Tensor:
-    logits_RV = torch.addmm(bias_V, own_RD, table_VD.T)
-    wanted_logit_R = logits_RV.gather(1, wanted_R[:, None])[:, 0].detach()
-    loss_R, log_sums_R = smoothed_cross_entropy(logits_RV, wanted_R, smoothing)
-    hits_R = (wanted_logit_R >= logits_RV.detach().amax(1)).float()
-    return torch.stack([loss_R, hits_R, log_sums_R - wanted_logit_R], dim=1)
+def _room_for_centroids(embedding: TokenEmbedding, stem: Stem, centroids: int) -> PatchCentroids:
+    """Return centroids without values. Raises ConfigError where patches have no neighbours on a plane."""
+    layout = embedding.layout
+    if layout.kind != "grid" or layout.variable or not isinstance(stem, ConvStem):
+        kind = f"{layout.kind} of varying size" if layout.variable else layout.kind
+        raise ConfigError(f"mask.targets is 'centroids' in a layout of kind {kind}; expected a grid of one size. Predict ids")
+    return PatchCentroids(embedding.vocabulary, embedding.channels, stem, centroids)
 
 
 def cropped_spec(spec: TokenizerSpec, grid: tuple[int, ...] | None) -> TokenizerSpec:

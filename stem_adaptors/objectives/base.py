@@ -6,7 +6,7 @@ Shapes: B samples of this rank.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -125,6 +125,13 @@ class Objective(nn.Module, ABC):
 
         Raises ConfigError where the dataset cannot be measured, or, if `strict`, where a part of it cannot.
         """
+
+    def prepare(self, sample: Callable[[int], Iterator[Batch]]) -> Sequence[str]:
+        """Learn what the first step of a new training needs from some samples; `sample(count)` reads about so many, on the CPU.
+
+        Return the names of the model's buffers that hold it: a checkpoint has them. By default nothing is needed.
+        """
+        return ()
 
     def compile_model(self) -> None:
         """Let torch compile what a step computes."""

@@ -8,7 +8,7 @@ Shapes: B samples, L sites, Q ids per site, N patches, D channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ from tokenshards.stem_adaptors.ranks import Ranks
 __all__ = ["MaskedTokenMeasure", "MaskedTokenObjective"]
 
 DROPOUT = "mask.dropout"
+FIT_IMAGES = 1500
+"""Samples that centroids of patches are found from."""
 POOL_VECTORS, POOL_STEP, MOST_CHANNELS = 1 << 14, 32, 1 << 12
 """The dropout of a site is one of the vectors of a pool, as the noise of a site is."""
 
@@ -133,6 +135,15 @@ class MaskedTokenObjective(Objective):
     def align(self, dataset: TokenDataset, *, strict: bool = True) -> Align:
         """Return what leaves batches as they are: their labels are not read."""
         return lambda batch: batch
+
+    def prepare(self, sample: Callable[[int], Iterator[Batch]]) -> Sequence[str]:
+        """Find the centroids of patches, where these are the targets."""
+        centroids = self.model.centroids
+        if centroids is None:
+            return ()
+        ids_BLQ = torch.cat([self._cropped(batch.ids_BLQ.long()) for batch in sample(FIT_IMAGES)])
+        centroids.fit(ids_BLQ, [table.detach() for table in self.codes.tables()], concat=self.codes.concat)
+        return [f"centroids.{name}" for name in centroids.state_dict()]
 
     def compile_model(self, **options: Any) -> None:
         """Let torch compile a training step, augmentation and model as one graph, and a measurement as another one."""

@@ -62,8 +62,11 @@ def _masking(mask: MaskConfig) -> str:
     drawn = f"{mask.ratio_mean:.0%} of the patches"
     if mask.ratio_std:
         drawn = f"{mask.ratio_min:.0%} to {mask.ratio_max:.0%} of the patches, about {mask.ratio_mean:.0%} +- {mask.ratio_std:.0%}"
-    predicted = "" if mask.predict_share == 1 else f", {mask.predict_share:.0%} of the hidden ones are predicted"
-    return f"{drawn}; the encoder does not see {mask.drop_share:.0%}{predicted}; a decoder of {counted(mask.decoder_depth, 'block')}"
+    predicted = f", {mask.predict_share:.0%} of the hidden ones are predicted"
+    targets = "" if mask.targets == "ids" else f" by one of {mask.centroids} centroids"
+    return (
+        f"{drawn}; the encoder does not see {mask.drop_share:.0%}{predicted}{targets}; a decoder of {counted(mask.decoder_depth, 'block')}"
+    )
 
 
 def _measured(val: TokenDataset | Selection | None) -> str:

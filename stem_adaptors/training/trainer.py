@@ -31,6 +31,7 @@ from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, optimizer
 from tokenshards.stem_adaptors.training.decisions import decisions
 from tokenshards.stem_adaptors.training.metrics_log import MetricsLog
 from tokenshards.stem_adaptors.training.optimisation import Optimisation
+from tokenshards.stem_adaptors.training.preparation import prepare
 from tokenshards.stem_adaptors.training.pretrained import load_pretrained
 from tokenshards.stem_adaptors.training.run_directory import CHECKPOINT
 from tokenshards.stem_adaptors.training.run_start import is_there, lengthen, mixing_note, recorded_run, run_for
@@ -66,6 +67,8 @@ class Trainer:
         self.model = self.objective.model
         if request.pretrained is not None:
             self._say(str(load_pretrained(self.model, request.pretrained, run.spec.fingerprint)))
+        if not is_there(request, CHECKPOINT, ranks, device):
+            prepare(self.objective, request, ranks)
         self.objective.to(device)
         if device.type == "cuda":
             allow_fast_formats(self.model)

@@ -152,11 +152,12 @@ def test_two_processes_equal_one_with_token_adapt(places: tuple[Path, Path], tmp
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
 
 
-def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["ids", "centroids"])
+def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tmp_path: Path, targets: str) -> None:
     """Masks, dropout, drop path and crops belong to the sample."""
     settings: dict[str, Any] = {
         "objective": "mtm",
-        "mask": MaskConfig(decoder_depth=1),
+        "mask": MaskConfig(decoder_depth=1, targets=targets, centroids=12),
         "model": replace(MODEL, drop_path=0.3, stem="patch", learned_codebook=True, embed_norm=True),
         "augment": PRESETS["mtm"],
         "epochs": 2,

@@ -14,7 +14,8 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.spec import Layout
 from tokenshards.stem_adaptors.config import ModelConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
-from tokenshards.stem_adaptors.models import masked
+from tokenshards.stem_adaptors.models import mask_decoder
+from tokenshards.stem_adaptors.models.mask_decoder import CodeHead
 from tokenshards.stem_adaptors.models.masked import MaskedTokenModel, build_masked_model
 from tokenshards.stem_adaptors.models.masks import MaskDraws, Masks
 
@@ -100,6 +101,7 @@ def test_the_loss_is_the_mean_over_the_ids_of_hidden_patches(name: str, smoothin
         for patch, own_sites in enumerate(sites):
             if not masks.predicted_BN[sample, patch]:
                 continue
+            assert isinstance(model.head, CodeHead)
             vector = model.head.linear(decoded[sample, patch]).view(len(own_sites), -1)
             losses = []
             for place, site in enumerate(own_sites):
@@ -172,7 +174,7 @@ def test_many_scores_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
         return found, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     whole, gradients = losses()
-    monkeypatch.setattr(masked, "PIECE_SCORES", 23 * 17)
+    monkeypatch.setattr(mask_decoder, "PIECE_SCORES", 23 * 17)
     pieces, other = losses()
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(other, gradients)
