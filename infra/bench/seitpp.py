@@ -10,11 +10,11 @@ training images. Sides, each with 100, 25 and 10 % of the labels:
 - `adapt`: supervised, with TokenAdapt and ColorAdapt among the augmentations;
 - `all`: masked token modelling, TokenAdapt and ColorAdapt.
 
-Every side trains for the same CPU seconds on one thread (`--budget`), the training without labels counted in. The rate of each training is
+Every side trains for the same CPU seconds on one thread (`--budget`), the training without labels counted in. The cost of each training is
 measured once, before all runs; its epochs follow from it, so that a run can be repeated. TokenAdapt is fitted once for the tokenizer, as
 the codebook is: its seconds are reported, and count in no side. Three seeds draw weights, order, augmentation and the labelled images.
 
-`--work` keeps the prepared data, the rates and the result of every run, so that an interrupted bench continues; `--only`, `--fractions` and
+`--work` keeps the prepared data, the costs and the result of every run, so that an interrupted bench continues; `--only`, `--fractions` and
 `--seeds` select a part. `--choose` measures on a third of the training images, in place of those held out: the settings were chosen so,
 by trials with `--settings FILE.py`, whose names in capitals replace those of `seitpp_sides.py`.
 Intervals are 95 % of a paired bootstrap over held-out images and seeds. The last line is one JSON object: `over_supervised` holds the
@@ -39,18 +39,19 @@ from seitpp_data import fit_adapt, prepared
 from seitpp_sides import (
     FRACTIONS,
     SIDES,
+    Cost,
     Plan,
     Stage,
     digest_of_stage,
+    measured_cost,
     pretrain_once,
-    seconds_per_epoch,
     stages_of,
     train_side,
 )
 
 BUDGET = 300.0
 MARGIN = 0.97
-"""Part of the budget that is planned: the rate of a run differs from the measured one by some percent."""
+"""Part of the budget that is planned: the cost of a run differs from the measured one by some percent."""
 
 
 def options_of(description: str) -> argparse.Namespace:
@@ -72,25 +73,26 @@ def options_of(description: str) -> argparse.Namespace:
 
 
 def plans(work: Path, options: argparse.Namespace) -> dict[tuple[str, float], Plan]:
-    """Return the plan of each side and fraction: stages with the epochs that the measured rates allow."""
-    card = work / "rates.json"
-    rates: dict[str, float] = json.loads(card.read_text()) if card.exists() else {}
+    """Return the plan of each side and fraction: stages with the epochs that the measured costs allow."""
+    card = work / "costs.json"
+    costs = {key: Cost(**cost) for key, cost in json.loads(card.read_text()).items()} if card.exists() else {}
     stages = {(side, fraction): stages_of(side, fraction) for side in options.only for fraction in options.fractions}
     waiting = {
-        _rate_key(stage, fraction, options.choose): (work, stage, _images_of(stage, fraction), options.choose)
+        _cost_key(stage, fraction, options.choose): (work, stage, _images_of(stage, fraction), options.choose)
         for (_, fraction), parts in stages.items()
         for stage in parts
     }
-    waiting = {key: values for key, values in waiting.items() if key not in rates}
-    for key, found in in_processes(_measured_rate, [(key, *values) for key, values in waiting.items()], options.workers):
-        rates[key] = found
-        print(f"rate {key}: {found:.3f} CPU seconds an epoch", flush=True)
-        card.write_text(json.dumps(rates))
+    missing = [(key, *values) for key, values in waiting.items() if key not in costs]
+    for key, cost in in_processes(_measured, missing, options.workers):
+        costs[key] = cost
+        print(f"{key}: {cost.start_seconds:.1f} CPU seconds, then {cost.epoch_seconds:.3f} an epoch", flush=True)
+        card.write_text(json.dumps({name: asdict(found) for name, found in costs.items()}))
     found = {}
     for (side, fraction), parts in stages.items():
-        seconds = [MARGIN * options.budget * stage.share for stage in parts]
-        epochs = [max(1, int(had / rates[_rate_key(stage, fraction, options.choose)])) for had, stage in zip(seconds, parts, strict=True)]
-        planned = tuple(stage.for_epochs(count) for stage, count in zip(parts, epochs, strict=True))
+        planned = tuple(
+            stage.for_epochs(costs[_cost_key(stage, fraction, options.choose)].epochs_in(MARGIN * options.budget * stage.share))
+            for stage in parts
+        )
         found[side, fraction] = Plan(stages=planned, fraction=fraction, choosing=options.choose)
     return found
 
@@ -99,13 +101,13 @@ def _images_of(stage: Stage, fraction: float) -> float:
     return 1.0 if stage.objective == "mtm" else fraction
 
 
-def _rate_key(stage: Stage, fraction: float, choosing: bool) -> str:
-    """Return the key of a rate. The share of the seconds and the epochs do not change it."""
+def _cost_key(stage: Stage, fraction: float, choosing: bool) -> str:
+    """Return the key of a cost. The share of the seconds and the epochs do not change it."""
     return f"{stage.objective}-{_images_of(stage, fraction):g}-{choosing}-{digest_of_stage(replace(stage, share=1.0))}"
 
 
-def _measured_rate(key: str, work: Path, stage: Stage, fraction: float, choosing: bool) -> tuple[str, float]:
-    return key, seconds_per_epoch(work, stage, fraction, choosing)
+def _measured(key: str, work: Path, stage: Stage, fraction: float, choosing: bool) -> tuple[str, Cost]:
+    return key, measured_cost(work, stage, fraction, choosing)
 
 
 def run_all(

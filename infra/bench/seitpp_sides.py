@@ -40,7 +40,7 @@ CHOOSING_SEED = 777
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training. The measured rate gives it its epochs."""
+    """One training. The measured cost gives it its epochs."""
 
     objective: str = "classify"
     share: float = 1.0
@@ -68,6 +68,19 @@ class Plan:
     fraction: float
     choosing: bool = False
     """Measure on a part of the training images, in place of those held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """CPU seconds of a stage."""
+
+    start_seconds: float
+    """Before the first epoch: opening the data, fitting centroids."""
+    epoch_seconds: float
+
+    def epochs_in(self, seconds: float) -> int:
+        """Return how many epochs fit, at least one."""
+        return max(1, int((seconds - self.start_seconds) / self.epoch_seconds))
 
 
 SUPERVISED_MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="conv", stem_patch=2)
@@ -148,15 +161,22 @@ def measured_part(work: Path, choosing: bool) -> Selection:
     return select(open_dataset(str(work / "held_out")))
 
 
-class _Quiet:
-    """A reporter that says nothing."""
+class _Epochs:
+    """A reporter that notes the CPU seconds of the process at the end of each epoch, and says nothing."""
+
+    def __init__(self) -> None:
+        self.cpu_seconds: list[float] = []
 
     def say(self, message: str) -> None: ...
     def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None: ...
-    def epoch(self, record: dict[str, Any]) -> None: ...
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.cpu_seconds.append(time.process_time())
 
 
-def trainer_of(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None) -> Trainer:
+def trainer_of(
+    work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None, reporter: _Epochs | None = None
+) -> Trainer:
     """Return the trainer of a stage. One seed draws weights, order and augmentation."""
     shutil.rmtree(out, ignore_errors=True)
     augment = stage.augment
@@ -174,20 +194,22 @@ def trainer_of(work: Path, stage: Stage, data: Selection, seed: int, out: Path, 
         mask=stage.mask,
         pretrained=None if pretrained is None else str(pretrained),
     )
-    return Trainer(request, Ranks(), torch.device("cpu"), _Quiet())
+    return Trainer(request, Ranks(), torch.device("cpu"), reporter or _Epochs())
 
 
-def seconds_per_epoch(work: Path, stage: Stage, fraction: float, choosing: bool) -> float:
-    """Return the CPU seconds that an epoch of a stage takes on this machine, all threads of the process together."""
+def measured_cost(work: Path, stage: Stage, fraction: float, choosing: bool) -> Cost:
+    """Return what a stage costs on this machine, in CPU seconds, all threads of the process together."""
     torch.set_num_threads(1)
     data = labelled(work, Plan(stages=(stage,), fraction=fraction, choosing=choosing), 0)
     steps = max(1, len(data) // stage.batch_size)
-    epochs = -(-CALIBRATION_STEPS // steps)
-    out = work / "trainings" / f"rate-{digest_of_stage(stage)}-{fraction}"
-    cpu = time.process_time()
-    trainer_of(work, stage.for_epochs(epochs), data, 0, out, None).fit()
+    epochs = 1 + -(-CALIBRATION_STEPS // steps)
+    out = work / "trainings" / f"cost-{digest_of_stage(stage)}-{fraction}"
+    clock, begun = _Epochs(), time.process_time()
+    trainer_of(work, stage.for_epochs(epochs), data, 0, out, None, clock).fit()
     shutil.rmtree(out, ignore_errors=True)
-    return (time.process_time() - cpu) / epochs
+    first, last = clock.cpu_seconds[0], clock.cpu_seconds[-1]
+    epoch_seconds = (last - first) / (epochs - 1)
+    return Cost(start_seconds=max(0.0, first - begun - epoch_seconds), epoch_seconds=epoch_seconds)
 
 
 def digest_of_stage(stage: Stage) -> str:
