@@ -32,9 +32,10 @@ class MaskConfig:
     drop_share: float = 0.4
     """Share of the patches, all of them masked, that the encoder does not see; the other masked ones enter as a learned vector."""
     targets: str = "ids"
-    """What is predicted of a hidden patch: the `ids` of its sites (SeiT++), or its centroid among all patches (`centroids`, CCViT)."""
+    """What is predicted of a hidden patch: the `ids` of its sites (SeiT++), `features` of what the patch shows (MaskFeat), or the nearest
+    of the centroids of these features (`centroids`, CCViT)."""
     centroids: int = 256
-    """Centroids of patches, where these are the targets."""
+    """Centroids of the features of patches. With `features` as targets they are measured and drawn alone."""
     predict_share: float = 1.0
     """Share of the hidden patches, drawn for each sample, that are predicted; a CPU saves the scores of the others."""
     span_sites: int = 4
@@ -61,7 +62,7 @@ class MaskConfig:
         require(0 <= self.drop_share < 1, "mask.drop_share", self.drop_share, "0 or more, less than 1")
         ok = self.drop_share <= self.ratio_min
         require(ok, "mask.drop_share", self.drop_share, f"at most ratio_min ({self.ratio_min:g}): dropped patches are masked ones")
-        require(self.targets in ("ids", "centroids"), "mask.targets", self.targets, "ids or centroids")
+        require(self.targets in ("ids", "features", "centroids"), "mask.targets", self.targets, "ids, features or centroids")
         require(self.centroids >= 2, "mask.centroids", self.centroids, "at least 2")
         require(0 < self.predict_share <= 1, "mask.predict_share", self.predict_share, "above 0, at most 1")
         require(self.span_sites >= 1, "mask.span_sites", self.span_sites, "at least 1")

@@ -1,10 +1,11 @@
-"""Centroids of patches as targets of masked token modelling: one id for a patch, which says what the patch shows and not each code in it.
+"""Targets of masked token modelling that say what a patch shows, not each code in it: features of a patch, or the nearest centroid.
 
 A patch of the stem gets features in two layers without labels (Coates & Ng, 2012, "Learning Feature Representations with K-means"): windows
 of 2 x 2 sites are whitened and compared with `FIRST` centroids; what is nearer than the mean distance counts (triangle activation), pooled
-over the patch and its neighbours. Directions in which neighbouring patches of an image differ much count little (the generalised
-eigenvectors of the covariances of patches and of differences of neighbours). The nearest of the last centroids is the patch's target, as
-in CCViT (Yan et al. 2023), which clusters patches of pixels.
+over the patch and its neighbours. These are projected to few directions: those in which patches differ much and neighbouring patches of
+an image little (the generalised eigenvectors of the covariances of patches and of differences of neighbours). The projected features
+are targets as in MaskFeat (Wei et al. 2022), which predicts gradient histograms of pixels; their centroids are targets as in CCViT (Yan
+et al. 2023), which clusters patches of pixels.
 
 Shapes: B samples, Q ids per site, H x W grid, D channels, C window channels, F first centroids, N = h x w patches, K centroids, E
 directions, R rows, X values of a window.
@@ -24,7 +25,7 @@ from tokenshards.stem_adaptors.models.stems import ConvStem
 
 __all__ = ["PatchCentroids", "lloyd"]
 
-WINDOW_CHANNELS, FIRST, DIRECTIONS = 60, 256, 64
+WINDOW_CHANNELS, FIRST, DIRECTIONS = 24, 256, 32
 FIT_ROWS = 60_000
 LLOYD_STEPS = 12
 WHITENING = 0.01
@@ -35,7 +36,7 @@ _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 class PatchCentroids(nn.Module):
-    """Ids [B, L, Q] of a grid to the centroid [B, N] of each patch. All tensors are buffers: a checkpoint holds them.
+    """Ids [B, L, Q] of a grid to the features and the centroid of each patch. All tensors are buffers: a checkpoint holds them.
 
     The first layer is linear in the code vectors, so each code has its products in a table, and windows are sums of rows.
     """
@@ -45,6 +46,7 @@ class PatchCentroids(nn.Module):
     first_FC: Tensor
     mean_F: Tensor
     directions_FE: Tensor
+    std_E: Tensor
     centroids_KE: Tensor
     examples_KPQ: Tensor
     sites_NP: Tensor
@@ -62,6 +64,7 @@ class PatchCentroids(nn.Module):
             "first_FC": (FIRST, width),
             "mean_F": (FIRST,),
             "directions_FE": (FIRST, directions),
+            "std_E": (directions,),
             "centroids_KE": (centroids, directions),
         }
         for name, shape in shapes.items():
@@ -71,19 +74,31 @@ class PatchCentroids(nn.Module):
         self.register_buffer("sites_NP", sites_NP, persistent=False)
 
     @torch.no_grad()
-    def forward(self, ids_BLQ: Tensor) -> Tensor:
-        """Return int64 [B, N]."""
-        features_RE = (self._features(ids_BLQ).flatten(0, 2) - self.mean_F) @ self.directions_FE
-        scores_RK = features_RE @ self.centroids_KE.T - self.centroids_KE.square().sum(1) / 2
-        return best_columns(scores_RK).view(len(ids_BLQ), -1)
+    def features(self, ids_BLQ: Tensor) -> Tensor:
+        """Return the projected features of patches, float32 [B, N, E]. Their mean over the samples of the fit is 0."""
+        return (self._features(ids_BLQ).flatten(1, 2) - self.mean_F) @ self.directions_FE
+
+    @torch.no_grad()
+    def nearest(self, features_BNE: Tensor) -> Tensor:
+        """Return the centroid that is nearest to each feature vector, int64 [B, N]."""
+        table_KE, bias_K = self.scoring()
+        return best_columns(torch.addmm(bias_K, features_BNE.flatten(0, 1), table_KE.T)).view(features_BNE.shape[:2])
+
+    def scoring(self) -> tuple[Tensor, Tensor]:
+        """Return [K, E] and [K]: features times the first plus the second are largest at the nearest centroid."""
+        return self.centroids_KE, -self.centroids_KE.square().sum(1) / 2
+
+    def squared_errors(self, found_ME: Tensor, wanted_ME: Tensor) -> Tensor:
+        """Return [M]: the mean squared error of each row over the mean variance, 1 where the mean of all patches is predicted."""
+        errors_M: Tensor = (found_ME - wanted_ME).square().mean(1) / self.std_E.square().mean().clamp_min(1e-12)
+        return errors_M
 
     def _features(self, ids_BLQ: Tensor) -> Tensor:
         """Return float32 [B, h, w, F]."""
         windows_BHWC = self._windows(ids_BLQ)
-        squares_F = self.first_FC.square().sum(1)
-        distance = windows_BHWC.square().sum(-1, keepdim=True) - 2 * windows_BHWC @ self.first_FC.T + squares_F
-        distance = distance.clamp_min(0).sqrt()
-        near_BFHW = (distance.mean(-1, keepdim=True) - distance).clamp_min(0).movedim(-1, 1)
+        distance = (windows_BHWC @ self.first_FC.T).mul_(-2).add_(self.first_FC.square().sum(1))
+        distance = distance.add_(windows_BHWC.square().sum(-1, keepdim=True)).clamp_min_(0).sqrt_()
+        near_BFHW = (distance.mean(-1, keepdim=True) - distance).clamp_min_(0).movedim(-1, 1)
         pooled = F.avg_pool2d(near_BFHW, self.step, ceil_mode=True)
         pooled = F.avg_pool2d(F.pad(pooled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         return pooled.sqrt().movedim(1, -1)
@@ -95,12 +110,12 @@ class PatchCentroids(nn.Module):
             F.embedding(ids_BLQ[..., level].long(), cast(Tensor, getattr(self, f"products_{level}"))) for level in range(self.levels)
         ]
         whole = torch.stack(products).sum(0) if self.levels > 1 else products[0]
-        parts = whole.view(len(ids_BLQ), height, width, 4, -1)
-        parts = torch.cat([parts, parts[:, -1:]], dim=1)
-        parts = torch.cat([parts, parts[:, :, -1:]], dim=2)
-        found = -self.bias_C
-        for corner, (down, right) in enumerate(_CORNERS):
-            found = found + parts[:, down : down + height, right : right + width, corner]
+        parts = whole.view(len(ids_BLQ), height, width, 4, -1).unbind(3)
+        found = parts[0] - self.bias_C
+        for (down, right), part in zip(_CORNERS[1:], parts[1:], strict=True):
+            for to_rows, from_rows in _neighbours(height, down):
+                for to_columns, from_columns in _neighbours(width, right):
+                    found[:, to_rows, to_columns] += part[:, from_rows, from_columns]
         return found
 
     @torch.no_grad()
@@ -119,13 +134,13 @@ class PatchCentroids(nn.Module):
         self.mean_F.copy_(rows_RF.mean(0))
         beside = [(features[:, :, 1:] - features[:, :, :-1]).flatten(0, 2), (features[:, 1:] - features[:, :-1]).flatten(0, 2)]
         self.directions_FE.copy_(_directions(rows_RF - self.mean_F, torch.cat(beside) / 2**0.5, self.directions_FE.shape[1]))
-        projected_RE = _some(rows_RF, FIT_ROWS / len(rows_RF), generator) @ self.directions_FE - self.mean_F @ self.directions_FE
-        self.centroids_KE.copy_(lloyd(projected_RE, len(self.centroids_KE), generator))
-        self._find_examples(ids_BLQ, rows_RF)
-
-    def _find_examples(self, ids_BLQ: Tensor, rows_RF: Tensor) -> None:
-        """Keep for each centroid the ids of the patch that is nearest to it, to draw what is predicted."""
         projected_RE = (rows_RF - self.mean_F) @ self.directions_FE
+        self.std_E.copy_(projected_RE.std(0))
+        self.centroids_KE.copy_(lloyd(_some(projected_RE, FIT_ROWS / len(projected_RE), generator), len(self.centroids_KE), generator))
+        self._find_examples(ids_BLQ, projected_RE)
+
+    def _find_examples(self, ids_BLQ: Tensor, projected_RE: Tensor) -> None:
+        """Keep for each centroid the ids of the patch that is nearest to it, to draw what is predicted."""
         scores_KR = self.centroids_KE @ projected_RE.T - projected_RE.square().sum(1) / 2
         nearest_K = best_columns(scores_KR)
         sites_KP = self.sites_NP[nearest_K % len(self.sites_NP)].clamp_min(0)
@@ -150,6 +165,13 @@ class PatchCentroids(nn.Module):
         corners = whitening_XC.view(4, -1, count)
         for level, table_VD in enumerate(tables):
             cast(Tensor, getattr(self, f"products_{level}")).copy_(torch.cat([table_VD @ corner for corner in corners], dim=1))
+
+
+def _neighbours(size: int, step: int) -> list[tuple[slice, slice]]:
+    """Return pairs of places and of the places that lie `step` (0 or 1) behind them. The last place is its own neighbour."""
+    if step == 0:
+        return [(slice(None), slice(None))]
+    return [(slice(0, size - 1), slice(1, size)), (slice(size - 1, size), slice(size - 1, size))]
 
 
 def _some(rows_RE: Tensor, share: float, generator: torch.Generator) -> Tensor:

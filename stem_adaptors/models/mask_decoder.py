@@ -1,7 +1,7 @@
 """The decoder of masked token modelling, and its heads: scores of codes at each site of a patch, or of centroids for a patch.
 
-Shapes: B samples, N patches, P sites of a patch, K patches that the encoder sees, D channels of an embedding, E width of the encoder, W
-width of the decoder, V codes of a level, R rows (sites of all patches of all samples).
+Shapes: B samples, N patches, P sites of a patch, K patches that the encoder sees, D channels of an embedding, E width of the encoder (of
+the features of a patch in FeatureHead), W width of the decoder, V codes of a level, R rows (sites of all patches of all samples).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.augment.targets import smoothed_cross_entropy
 from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.models.centroids import PatchCentroids
 from tokenshards.stem_adaptors.models.classifier import Block
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding
 from tokenshards.stem_adaptors.models.masks import Masks
 
-__all__ = ["CentroidHead", "CodeHead", "Scores", "TokenDecoder", "scored"]
+__all__ = ["CentroidHead", "CodeHead", "FeatureHead", "Scores", "TokenDecoder", "scored"]
 
 PIECE_SCORES = 1 << 27
 """Scores of codes that are held for the gradient at once: 512 MB. More are computed again in the backward pass."""
@@ -112,6 +113,20 @@ class CentroidHead(nn.Module):
     def forward(self, x: Tensor, embedding: TokenEmbedding) -> list[Scores]:
         """Return for outputs [..., W] of the decoder the parts of the scores."""
         return [Scores(x[..., None, :], self.linear.weight, self.linear.bias)]
+
+
+class FeatureHead(nn.Module):
+    """Predicts the features of a patch. The scores of centroids say how near each is to the prediction."""
+
+    def __init__(self, width: int, centroids: PatchCentroids) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, len(centroids.std_E))
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, centroids: PatchCentroids) -> list[Scores]:
+        """Return for outputs [..., W] of the decoder the parts of the scores. The vectors are the predicted features [..., 1, E]."""
+        return [Scores((self.linear(x) * centroids.std_E)[..., None, :], *centroids.scoring())]
 
 
 def scored(scores: Scores, wanted_R: Tensor, smoothing: float) -> Tensor:

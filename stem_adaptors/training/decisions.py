@@ -63,7 +63,7 @@ def _masking(mask: MaskConfig) -> str:
     if mask.ratio_std:
         drawn = f"{mask.ratio_min:.0%} to {mask.ratio_max:.0%} of the patches, about {mask.ratio_mean:.0%} +- {mask.ratio_std:.0%}"
     predicted = f", {mask.predict_share:.0%} of the hidden ones are predicted"
-    targets = "" if mask.targets == "ids" else f" by one of {mask.centroids} centroids"
+    targets = {"ids": "", "features": " by their features", "centroids": f" by one of {mask.centroids} centroids"}[mask.targets]
     return (
         f"{drawn}; the encoder does not see {mask.drop_share:.0%}{predicted}{targets}; a decoder of {counted(mask.decoder_depth, 'block')}"
     )

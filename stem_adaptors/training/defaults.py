@@ -98,7 +98,8 @@ def pretraining_configs(data: TrainingData) -> dict[str, Any]:
     """Return the configs of a pre-training: those of `default_configs` with a patch stem, learned codes, and what SeiT++ changes.
 
     Masks, optimiser and rate are those of SeiT++ (Lee et al. 2024). Below `_SMALL` images they are ours: small batches, because
-    steps count; three quarters of the patches hidden, none of these in the encoder, a small decoder, and crops without resampling.
+    steps count; three quarters of the patches hidden, none of these in the encoder, a small decoder, crops without resampling, and on a
+    grid centroids of patches as targets, which some thousand images teach sooner than ids.
     """
     configs, count = default_configs(data), whole_count(data)
     model = replace(configs["model"], stem="patch", learned_codebook=True, embed_norm=True)
@@ -109,9 +110,17 @@ def pretraining_configs(data: TrainingData) -> dict[str, Any]:
     train = TrainConfig(epochs=epochs, lr=2.4e-3, min_lr=0.0, warmup_epochs=epochs / 10, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
     if count >= _SMALL:
         return {"model": model, "augment": augment, "loader": configs["loader"], "train": train, "mask": MaskConfig()}
-    whole = 0.75
+    whole, layout = 0.75, data.spec.layout
+    of_grid = layout.kind == "grid" and not layout.variable and data.spec.codebook is not None
     mask = MaskConfig(
-        ratio_mean=whole, ratio_std=0.0, ratio_min=whole, ratio_max=whole, drop_share=whole, predict_share=0.34, decoder_depth=1
+        ratio_mean=whole,
+        ratio_std=0.0,
+        ratio_min=whole,
+        ratio_max=whole,
+        drop_share=whole,
+        targets="centroids" if of_grid else "ids",
+        predict_share=1.0 if of_grid else 0.34,
+        decoder_depth=1,
     )
     loader = replace(configs["loader"], batch_size=min(configs["loader"].batch_size, 64))
     return {"model": model, "augment": augment, "loader": loader, "train": replace(train, lr=2e-3), "mask": mask}

@@ -152,7 +152,7 @@ def test_two_processes_equal_one_with_token_adapt(places: tuple[Path, Path], tmp
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("targets", ["ids", "centroids"])
+@pytest.mark.parametrize("targets", ["ids", "features"])
 def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tmp_path: Path, targets: str) -> None:
     """Masks, dropout, drop path and crops belong to the sample."""
     settings: dict[str, Any] = {

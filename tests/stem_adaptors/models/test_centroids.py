@@ -1,8 +1,9 @@
-"""Centroids of patches against slow references, and the model that predicts them."""
+"""Features and centroids of patches against slow references, and the model that predicts them."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,21 @@ from tokenshards.stem_adaptors.models.masks import MaskDraws
 
 LAYOUTS = {"two levels": grid(6, 6, 2), "not square, odd": grid(5, 8), "side by side": grid(4, 6, 2, combine="concat")}
 CONFIG = MaskConfig(targets="centroids", centroids=9, decoder_depth=1)
+FEATURES = replace(CONFIG, targets="features")
 
 
-def made(layout: Layout, samples: int = 40) -> tuple[MaskedTokenModel, PatchCentroids, torch.Tensor]:
+def made(layout: Layout, samples: int = 40, config: MaskConfig = CONFIG) -> tuple[MaskedTokenModel, PatchCentroids, torch.Tensor]:
     spec = spec_of(layout)
     tables = tables_of(spec)
-    model = build_masked_model(spec, tables, None, MODEL, CONFIG, None)
+    model = build_masked_model(spec, tables, None, MODEL, config, None)
     centroids, ids_BLQ = model.centroids, ids_of(spec, samples).long()
     assert centroids is not None
     centroids.fit(ids_BLQ, [torch.from_numpy(table) for table in tables.values()], concat=layout.combine == "concat")
     return model, centroids, ids_BLQ
+
+
+def centroids_of(centroids: PatchCentroids, ids_BLQ: torch.Tensor) -> torch.Tensor:
+    return centroids.nearest(centroids.features(ids_BLQ))
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +59,7 @@ def test_a_patch_gets_the_nearest_centroid_of_its_features(name: str) -> None:
     first, bias = centroids.first_FC.numpy().astype(float), centroids.bias_C.numpy().astype(float)
     products = [getattr(centroids, f"products_{level}").numpy().astype(float) for level in range(len(tables))]
     count = len(bias)
-    found = centroids(ids_BLQ[:3])
+    found, projections = centroids_of(centroids, ids_BLQ[:3]), centroids.features(ids_BLQ[:3])
     for sample in range(3):
         near = np.zeros((height, width, len(first)))
         for y, x in itertools.product(range(height), range(width)):
@@ -75,6 +81,7 @@ def test_a_patch_gets_the_nearest_centroid_of_its_features(name: str) -> None:
             around = [pooled[min(max(r + a, 0), rows - 1), min(max(c + b, 0), columns - 1)] for a in (-1, 0, 1) for b in (-1, 0, 1)]
             features = np.sqrt(np.mean(around, axis=0))
             projected = (features - centroids.mean_F.numpy()) @ centroids.directions_FE.numpy()
+            assert projections[sample, patch].numpy() == pytest.approx(projected, abs=1e-3)
             assert found[sample, patch] == np.square(projected - centroids.centroids_KE.numpy()).sum(1).argmin()
 
 
@@ -94,8 +101,8 @@ def test_the_fit_is_that_of_its_seed_and_all_of_it_is_in_the_state() -> None:
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in centroids.state_dict().items())
     fresh = build_masked_model(spec_of(LAYOUTS["two levels"]), tables_of(spec_of(LAYOUTS["two levels"])), None, MODEL, CONFIG, None)
     fresh.load_state_dict(model.state_dict())
-    assert fresh.centroids is not None and torch.equal(fresh.centroids(ids_BLQ), centroids(ids_BLQ))
-    assert len(centroids(ids_BLQ).unique()) > 5
+    assert fresh.centroids is not None and torch.equal(centroids_of(fresh.centroids, ids_BLQ), centroids_of(centroids, ids_BLQ))
+    assert len(centroids_of(centroids, ids_BLQ).unique()) > 5
     patches = {tuple(ids_BLQ[b, sites].flatten().tolist()) for b in range(len(ids_BLQ)) for sites in model.sites_NP}
     assert all(tuple(example.flatten().tolist()) in patches for example in centroids.examples_KPQ), "examples are patches of the samples"
 
@@ -111,7 +118,7 @@ def test_the_loss_is_that_of_the_centroids_of_hidden_patches(name: str) -> None:
         found = model(x, ids_BLQ, masks)
         head: Any = model.head
         logits = head.linear(model.decode(x, masks))
-        nll_BN = -logits.log_softmax(-1).gather(2, centroids(ids_BLQ)[..., None])[..., 0]
+        nll_BN = -logits.log_softmax(-1).gather(2, centroids_of(centroids, ids_BLQ)[..., None])[..., 0]
         for sample in range(5):
             own = nll_BN[sample][masks.masked_BN[sample]]
             assert float(found.loss_B[sample]) == pytest.approx(float(own.mean()), rel=1e-4)
@@ -120,6 +127,41 @@ def test_the_loss_is_that_of_the_centroids_of_hidden_patches(name: str) -> None:
     patch = 2
     sites = [site for site in model.sites_NP[patch].tolist() if site >= 0]
     assert torch.equal(best[0, sites], centroids.examples_KPQ[logits[0, patch].argmax()][: len(sites)])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_loss_is_the_squared_error_of_the_features_of_hidden_patches(name: str) -> None:
+    layout = LAYOUTS[name]
+    model, centroids, ids_BLQ = made(layout, config=FEATURES)
+    ids_BLQ = ids_BLQ[:5]
+    masks = MaskDraws(FEATURES, layout, model.backbone.patch_embed)(keys_of(5))
+    with torch.no_grad():
+        x = model.embedding(ids_BLQ)
+        found = model(x, ids_BLQ, masks)
+        head: Any = model.head
+        predicted = head.linear(model.decode(x, masks)).numpy().astype(float) * centroids.std_E.numpy()
+        wanted = centroids.features(ids_BLQ).numpy().astype(float)
+        best = model.best_ids(x, masks)
+    errors_BN = np.square(predicted - wanted).mean(2) / np.square(centroids.std_E.numpy()).mean()
+    table = centroids.centroids_KE.numpy().astype(float)
+    distances_BNK = np.square(predicted[:, :, None] - table).sum(3)
+    nearest_BN = np.square(wanted[:, :, None] - table).sum(3).argmin(2)
+    weights_BNK = np.exp(-distances_BNK / 2)
+    nll_BN = -np.log(np.take_along_axis(weights_BNK, nearest_BN[..., None], 2)[..., 0] / weights_BNK.sum(2))
+    for sample in range(5):
+        hidden = masks.masked_BN[sample].numpy()
+        assert float(found.loss_B[sample]) == pytest.approx(errors_BN[sample][hidden].mean(), rel=1e-4)
+        hits = (distances_BNK[sample].argmin(1) == nearest_BN[sample])[hidden].sum()
+        assert found.sums_B3[sample].tolist() == [hits, hidden.sum(), pytest.approx(nll_BN[sample][hidden].sum(), rel=1e-3)]
+    sites = [site for site in model.sites_NP[2].tolist() if site >= 0]
+    assert torch.equal(best[0, sites], centroids.examples_KPQ[distances_BNK[0, 2].argmin()][: len(sites)])
+
+
+def test_the_mean_of_all_patches_has_a_loss_of_one() -> None:
+    _, centroids, ids_BLQ = made(LAYOUTS["two levels"])
+    features_RE = centroids.features(ids_BLQ).flatten(0, 1)
+    assert features_RE.mean(0).abs().max() < 1e-3 * features_RE.std()
+    assert float(centroids.squared_errors(torch.zeros_like(features_RE), features_RE).mean()) == pytest.approx(1, rel=0.02)
 
 
 def test_lloyd_steps_never_get_worse() -> None:
@@ -138,5 +180,6 @@ def test_lloyd_steps_never_get_worse() -> None:
 @pytest.mark.parametrize("layout", [sequence(12), pyramid((1, 1), (4, 4)), grid(6, 6, variable=True)], ids=str)
 def test_layouts_without_a_plane_are_refused(layout: Layout) -> None:
     spec = spec_of(layout)
-    with pytest.raises(ConfigError, match="mask.targets is 'centroids' in a layout of kind"):
-        build_masked_model(spec, tables_of(spec), None, MODEL, CONFIG, None)
+    for config in (CONFIG, FEATURES):
+        with pytest.raises(ConfigError, match=f"mask.targets is '{config.targets}' in a layout of kind"):
+            build_masked_model(spec, tables_of(spec), None, MODEL, config, None)
