@@ -99,8 +99,8 @@ SUPERVISED = {
 TUNED = {1.0: TrainConfig(lr=1e-3), 0.25: TrainConfig(lr=1e-3), 0.1: TrainConfig(lr=1e-3)}
 TUNED_AUGMENT = {1.0: MILD, 0.25: MILD, 0.1: MILD}
 """After masked token modelling there is time for fewer epochs."""
-BATCH, MASKED_BATCH = 64, 64
-SHARES = {1.0: 0.3, 0.25: 0.7, 0.1: 0.7}
+BATCH, MASKED_BATCH = 64, 32
+SHARES = {1.0: 0.3, 0.25: 0.65, 0.1: 0.65}
 """Share of the seconds that learns without labels: the fewer labels, the more."""
 MASKED_AUGMENT = AugmentConfig(ops="0.5*flip(), random_crop()")
 MASKED = TrainConfig(lr=2e-3, min_lr=2e-5, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
@@ -110,7 +110,7 @@ MASK = MaskConfig(
     ratio_min=0.75,
     ratio_max=0.75,
     drop_share=0.75,
-    targets="centroids",
+    targets="features",
     embed_dropout=0.0,
     decoder_depth=1,
     decoder_width=64,
