@@ -3,9 +3,8 @@
     tokenshards train photos.tokens --val photos_val.tokens --out fine --pretrained mtm --recipe laptop_64px_finetune
 
 `mtm` is the run of `laptop_64px_mtm`. Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: what the start is worth
-depends on how few images have labels; infra/bench/seitpp.py measures it. The settings are ours, those of that bench, with ColorAdapt. For
-`--fraction 0.1` more epochs and a stronger form pay: `--set augment.crop_scale_min=0.2 --set augment.noise_prob=0.5 --set
-augment.cutmix_prob=1`.
+depends on how few images have labels; infra/bench/seitpp.py measures it. The settings are ours, those of that bench, with ColorAdapt. With
+`--fraction 0.1` an epoch is short: `--epochs 110` takes as long as 11 epochs of all images.
 """
 
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig

@@ -4,7 +4,7 @@
 
 Cost: 40 epochs of 4,500 images, 4 to 6 minutes on two cores: an image takes three quarters of its time with `laptop_64px`.
 Expected: a start for `laptop_64px_finetune`. The settings are ours, those of infra/bench/seitpp.py: three of four patches of every image
-are hidden, the encoder sees none of these, and which of 256 kinds of patches each of them is, is predicted.
+are hidden, the encoder sees none of these, and features of what they show are predicted.
 """
 
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
@@ -18,10 +18,10 @@ MASK = MaskConfig(
     ratio_min=0.75,
     ratio_max=0.75,
     drop_share=0.75,
-    targets="centroids",
+    targets="features",
     embed_dropout=0.0,
     decoder_width=64,
     decoder_depth=1,
 )
-LOADER = LoaderConfig(batch_size=64)
+LOADER = LoaderConfig(batch_size=32)
 TRAIN = TrainConfig(epochs=40, lr=2e-3, min_lr=2e-5, warmup_epochs=4, weight_decay=0.05, beta2=0.95, label_smoothing=0.0)
