@@ -133,10 +133,13 @@ def measure(name: str, side: Callable[..., Side], options: argparse.Namespace, w
     """Fit and measure one side."""
     started = time.perf_counter()
     make, fitted, measured = side(options, work)
-    work = work / (f"{name}-quick" if options.quick else name)
+    if options.choose:
+        apart = max(1, len(fitted) // 5)
+        fitted, measured = fitted[:-apart], fitted[-apart:][: options.measured]
+    work = work / f"{name}{'-choose' if options.choose else ''}{'-quick' if options.quick else ''}"
     tokenizer = kept_tokenizer(make, Store(str(work / "tokenizer")))
     config = SETTINGS[name]
-    changes = {key: value for key, value in (("epochs", options.epochs), ("width", options.width), ("heads", options.heads)) if value}
+    changes = {key: value for key in ("epochs", "width", "heads", "views") if (value := getattr(options, key))}
     if options.quick:
         changes |= {"epochs": 1, "width": 32, "views": 1 if config.views else 0}
     config = AdaptFitConfig(**{**asdict(config), **changes})
@@ -179,6 +182,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="other than the settings of this script")
     parser.add_argument("--width", type=int, help="likewise")
     parser.add_argument("--heads", type=int, help="likewise")
+    parser.add_argument("--views", type=int, help="likewise")
+    parser.add_argument("--choose", action="store_true", help="measure on a fifth of the images to fit on, which is held out then")
     parser.add_argument("--work", type=Path, help="folder that keeps the state of the fits; default: one that is removed at the end")
     parser.add_argument("--quick", action="store_true", help="a run of a minute that shows that everything works, nothing more")
     options = parser.parse_args()

@@ -85,13 +85,18 @@ class PatchCentroids(nn.Module):
         return best_columns(torch.addmm(bias_K, features_BNE.flatten(0, 1), table_KE.T)).view(features_BNE.shape[:2])
 
     def scoring(self) -> tuple[Tensor, Tensor]:
-        """Return [K, E] and [K]: features times the first plus the second are largest at the nearest centroid."""
-        return self.centroids_KE, -self.centroids_KE.square().sum(1) / 2
+        """Return [K, E] and [K]: features times the first plus the second are log p of each centroid, but for a constant: squared
+        distances over twice the mean variance."""
+        variance = self._variance()
+        return self.centroids_KE / variance, -self.centroids_KE.square().sum(1) / (2 * variance)
 
     def squared_errors(self, found_ME: Tensor, wanted_ME: Tensor) -> Tensor:
         """Return [M]: the mean squared error of each row over the mean variance, 1 where the mean of all patches is predicted."""
-        errors_M: Tensor = (found_ME - wanted_ME).square().mean(1) / self.std_E.square().mean().clamp_min(1e-12)
+        errors_M: Tensor = (found_ME - wanted_ME).square().mean(1) / self._variance()
         return errors_M
+
+    def _variance(self) -> Tensor:
+        return self.std_E.square().mean().clamp_min(1e-12)
 
     def _features(self, ids_BLQ: Tensor) -> Tensor:
         """Return float32 [B, h, w, F]."""

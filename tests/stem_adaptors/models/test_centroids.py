@@ -142,11 +142,12 @@ def test_the_loss_is_the_squared_error_of_the_features_of_hidden_patches(name: s
         predicted = head.linear(model.decode(x, masks)).numpy().astype(float) * centroids.std_E.numpy()
         wanted = centroids.features(ids_BLQ).numpy().astype(float)
         best = model.best_ids(x, masks)
-    errors_BN = np.square(predicted - wanted).mean(2) / np.square(centroids.std_E.numpy()).mean()
+    variance = np.square(centroids.std_E.numpy().astype(float)).mean()
+    errors_BN = np.square(predicted - wanted).mean(2) / variance
     table = centroids.centroids_KE.numpy().astype(float)
     distances_BNK = np.square(predicted[:, :, None] - table).sum(3)
     nearest_BN = np.square(wanted[:, :, None] - table).sum(3).argmin(2)
-    weights_BNK = np.exp(-distances_BNK / 2)
+    weights_BNK = np.exp(-distances_BNK / (2 * variance))
     nll_BN = -np.log(np.take_along_axis(weights_BNK, nearest_BN[..., None], 2)[..., 0] / weights_BNK.sum(2))
     for sample in range(5):
         hidden = masks.masked_BN[sample].numpy()
