@@ -32,5 +32,5 @@ def pretrain_command(options: PretrainOptions) -> None:
         print_json(report.to_json())
         return
     if report.best_masked_accuracy is not None:
-        print(f"{report.run}: best {report.best_masked_accuracy:.1%} of hidden ids right, after epoch {report.best_epoch}")
+        print(f"{report.run}: best {report.best_masked_accuracy:.1%} of hidden tokens right, after epoch {report.best_epoch}")
     print(f"fine-tune it with: tokenshards train DATA --val VAL --out RUN --pretrained {report.run}")

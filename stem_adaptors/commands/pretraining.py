@@ -27,7 +27,7 @@ class PretrainReport(TrainingReport):
     """
 
     best_masked_accuracy: float | None
-    """Share of hidden ids that are predicted right on the validation set, 0 to 1; None without one."""
+    """Share of hidden tokens (ids, or whole patches) that are predicted right on the validation set, 0 to 1; None without one."""
 
     def __repr__(self) -> str:
         return self.shown(best_masked_accuracy=self.best_masked_accuracy)

@@ -26,7 +26,7 @@ def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [record["epoch"] for record in records]
     masked = any("train_masked_accuracy" in record for record in records)
-    score = ("masked_accuracy", "share of hidden ids that are right") if masked else ("top1", "top-1 accuracy")
+    score = ("masked_accuracy", "share of hidden tokens that are right") if masked else ("top1", "top-1 accuracy")
     for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, *score)):
         for prefix, name in (("train", "training, augmented"), ("val", "validation"), ("ema_val", "validation, averaged weights")):
             values = [record.get(f"{prefix}_{suffix}") for record in records]

@@ -46,7 +46,7 @@ class TrainingReporter:
             parts.append(f"val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.1%}  top-5 {record['val_top5']:.1%}")
         if "ema_val_top1" in record:
             parts.append(f"averaged {record['ema_val_top1']:.1%}")
-        for prefix, name in (("train", "hidden ids right"), ("val", "val"), ("ema_val", "averaged")):
+        for prefix, name in (("train", "hidden tokens right"), ("val", "val"), ("ema_val", "averaged")):
             if f"{prefix}_masked_accuracy" in record:
                 parts.append(f"{name} {record[f'{prefix}_masked_accuracy']:.1%} perplexity {record[f'{prefix}_perplexity']:.1f}")
         parts.append(f"{record['images_per_second']:,.0f} images/s  data wait {record['data_wait_share']:.1%}")

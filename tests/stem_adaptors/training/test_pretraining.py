@@ -152,7 +152,7 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
 
     text, said = call_cli("pretrain", tokens, "--val", labelled, "--out", out, "--epochs=4", *WORDS)
     assert "labels are not read" in said and "masking       75% of the patches; the encoder does not see 75%" in said
-    assert "hidden ids right" in said and "reconstructions.png shows" in said and "of hidden ids right, after epoch" in text
+    assert "hidden tokens right" in said and "reconstructions.png shows" in said and "of hidden tokens right, after epoch" in text
     with Image.open(tmp_path / "pre" / "reconstructions.png") as drawing:
         assert drawing.width > 3 * 32
     with Image.open(tmp_path / "pre" / "curves.png") as curves:
