@@ -32,6 +32,8 @@ WHITENING = 0.01
 """Share of the mean eigenvalue that is added before windows are whitened."""
 SMOOTHING = 0.03
 """Share of the mean variance of features that is added to the covariance of differences."""
+TINY = 1e-8
+"""What variances have at least: those of images of one colour are 0."""
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
@@ -165,7 +167,7 @@ class PatchCentroids(nn.Module):
         values, vectors = torch.linalg.eigh(_covariance(windows_RX - mean_X))
         count = len(self.bias_C)
         values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-        whitening_XC = (vectors / (values.clamp_min(0) + WHITENING * values.mean()).sqrt()).float()
+        whitening_XC = (vectors / (values.clamp_min(0) + WHITENING * values.mean() + TINY).sqrt()).float()
         self.bias_C.copy_(mean_X @ whitening_XC)
         corners = whitening_XC.view(4, -1, count)
         for level, table_VD in enumerate(tables):
@@ -192,7 +194,7 @@ def _of_full_width(tables: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _covariance(rows_RE: Tensor) -> Tensor:
-    return (rows_RE.T @ rows_RE).double() / len(rows_RE)
+    return (rows_RE.T @ rows_RE).double() / max(1, len(rows_RE))
 
 
 def _directions(rows_RF: Tensor, differences_RF: Tensor, count: int) -> Tensor:
@@ -201,7 +203,7 @@ def _directions(rows_RF: Tensor, differences_RF: Tensor, count: int) -> Tensor:
     S is the covariance of rows, W that of differences.
     """
     whole, within = _covariance(rows_RF), _covariance(differences_RF)
-    within += SMOOTHING * whole.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+    within += (SMOOTHING * whole.diagonal().mean() + TINY) * torch.eye(len(within), dtype=within.dtype)
     inverse = torch.linalg.inv(torch.linalg.cholesky(within))
     _, vectors = torch.linalg.eigh(inverse @ whole @ inverse.T)
     found_FE: Tensor = (inverse.T @ vectors.flip(1)[:, :count]).float()
@@ -209,8 +211,12 @@ def _directions(rows_RF: Tensor, differences_RF: Tensor, count: int) -> Tensor:
 
 
 def lloyd(rows_RE: Tensor, centroids: int, generator: torch.Generator) -> Tensor:
-    """Return the centroids [K, E] of rows after `LLOYD_STEPS` steps (Lloyd 1982), from random rows; an empty one begins again at a row."""
-    found_KE = rows_RE[torch.randperm(len(rows_RE), generator=generator)[:centroids]].clone()
+    """Return the centroids [K, E] of rows after `LLOYD_STEPS` steps (Lloyd 1982), from random rows; an empty one begins again at a row.
+
+    Of fewer rows than centroids some are taken twice.
+    """
+    order_R = torch.randperm(len(rows_RE), generator=generator)
+    found_KE = rows_RE[order_R[torch.arange(centroids) % len(order_R)]]
     for _ in range(LLOYD_STEPS):
         nearest_R = torch.cat([best_columns(part @ found_KE.T - found_KE.square().sum(1) / 2) for part in torch.split(rows_RE, 8192)])
         counts_K = torch.bincount(nearest_R, minlength=centroids)

@@ -2,7 +2,7 @@
 
     tokenshards pretrain photos.tokens --val photos_val.tokens --out mtm --recipe laptop_64px_mtm
 
-Cost: 40 epochs of 4,500 images, 4 to 6 minutes on two cores: an image takes three quarters of its time with `laptop_64px`.
+Cost: 40 epochs of 4,500 images, 4 to 6 minutes on two cores.
 Expected: a start for `laptop_64px_finetune`. The settings are ours, those of infra/bench/seitpp.py: three of four patches of every image
 are hidden, the encoder sees none of these, and features of what they show are predicted.
 """

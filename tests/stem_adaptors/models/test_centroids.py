@@ -165,6 +165,28 @@ def test_the_mean_of_all_patches_has_a_loss_of_one() -> None:
     assert float(centroids.squared_errors(torch.zeros_like(features_RE), features_RE).mean()) == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("ids", ["one sample", "one colour", "one image often"])
+def test_few_or_equal_samples_give_numbers(name: str, ids: str) -> None:
+    model, centroids, ids_BLQ = made(LAYOUTS[name], config=FEATURES)
+    ids_BLQ = {
+        "one sample": ids_BLQ[:1],
+        "one colour": ids_BLQ[:, :1].expand_as(ids_BLQ),
+        "one image often": ids_BLQ[:1].expand_as(ids_BLQ),
+    }[ids]
+    centroids.fit(ids_BLQ, [table.detach() for table in model.embedding.tables()], concat=model.embedding.concat)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in centroids.state_dict().values())
+    masks = MaskDraws(FEATURES, LAYOUTS[name], model.backbone.patch_embed)(keys_of(1))
+    found = model(model.embedding(ids_BLQ[:1]), ids_BLQ[:1], masks)
+    found.loss_B.sum().backward()
+    assert bool(torch.isfinite(found.loss_B).all()) and bool(torch.isfinite(model.mask_token).all())
+
+
+def test_a_grid_of_one_patch_has_centroids() -> None:
+    _, centroids, ids_BLQ = made(grid(2, 2))
+    assert torch.isfinite(centroids.features(ids_BLQ)).all()
+
+
 def test_lloyd_steps_never_get_worse() -> None:
     rows = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
 
