@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import Report, bf16_peak_tflops
-from part_train import REAL, SMALL, Bench, Quiet, Scale
+from part_train import REAL, SMALL, Bench, Quiet, Scale, run_part
 
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import PRESETS
@@ -95,20 +90,5 @@ def measure(report: Report, scale: Scale, root: Path, device: torch.device) -> N
         report.add(compiled_step_milliseconds=round(1e3 * compiled, 3), compiled_over_eager=round(seconds / compiled, 3))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cpu", action="store_true")
-    options = parser.parse_args()
-    report, root = Report(options.out), Path(tempfile.mkdtemp(prefix="gpu-check-"))
-    device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        measure(report, TINY if options.cpu else BASE, root, device)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    sys.exit(1 if report.values.get("failed") else 0)
-
-
 if __name__ == "__main__":
-    main()
+    run_part(measure, TINY, BASE)

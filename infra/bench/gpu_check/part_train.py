@@ -262,7 +262,8 @@ def measure(report: Report, scale: Scale, root: Path, device: torch.device) -> N
         report.add(compiled_step_milliseconds=round(1e3 * compiled, 3), compiled_over_eager=round(whole / compiled, 3))
 
 
-def main() -> None:
+def run_part(measure: Callable[[Report, Scale, Path, torch.device], None], small: Scale, real: Scale) -> None:
+    """Run a part that trains, in a temporary folder, from its command line. Exits with 1 where a step failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
@@ -271,11 +272,11 @@ def main() -> None:
     device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # importing the loader bench, for its dataset, has set one thread
     try:
-        measure(report, SMALL if options.cpu else REAL, root, device)
+        measure(report, small if options.cpu else real, root, device)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     sys.exit(1 if report.values.get("failed") else 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_part(measure, SMALL, REAL)
