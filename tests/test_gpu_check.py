@@ -11,12 +11,15 @@ import sys
 import time
 import tomllib
 import venv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT, PARTS = ROOT / "infra" / "bench" / "gpu_check.sh", ROOT / "infra" / "bench" / "gpu_check"
@@ -155,6 +158,17 @@ def test_flops_of_a_step_are_those_that_torch_counts(parts: None) -> None:
         model(torch.randn(2, 32, 28, 28)).sum().backward()
     # The input of the stem wants no gradient, which is one sixth of its six products.
     assert part_train.flops_per_image(model) == pytest.approx(counter.get_total_flops() / 2, rel=0.1)
+
+
+def test_both_parts_that_train_take_steps(parts: None, tmp_path: Path) -> None:
+    import part_pretrain
+    import part_train
+
+    few = replace(part_train.SMALL, warm_up=1, steps=1)
+    bench = part_train.Bench(few, tmp_path, torch.device("cpu"))
+    assert bench.from_loader(bench.trainer(part_train.FULL, "train"))["images_per_second"] > 0
+    bench.scale = replace(part_pretrain.TINY, warm_up=1, steps=1)
+    assert bench.from_loader(part_pretrain.trainer(bench, "pretrain", MaskConfig()))["images_per_second"] > 0
 
 
 @pytest.mark.soak

@@ -123,8 +123,9 @@ def write_dataset(ids_NL: np.ndarray, codebook_KD: np.ndarray, root: Path) -> To
             )
         )  # fmt: skip
     store.write("tokenizer/codebook.safetensors", save(tables))
+    counts = tuple(np.bincount(np.arange(len(ids_NL)) % CLASSES, minlength=CLASSES).tolist())
     manifest = Manifest(
-        generation=0, parent=None, plan_ids=("bench",), spec=spec, classes=tuple(range(CLASSES)), class_counts=(0,) * CLASSES,
+        generation=0, parent=None, plan_ids=("bench",), spec=spec, classes=tuple(range(CLASSES)), class_counts=counts,
         totals={}, statistics={}, card={}, tokenizer_objects={}, label_type="int64", shards=entries,
     )  # fmt: skip
     publish_manifest(store, manifest)
