@@ -149,7 +149,8 @@ def partners(count: int, groups: int, device: torch.device) -> Tensor:
 
 def mirrored(x: Tensor, groups: int) -> Tensor:
     """Return x with every sample replaced by its partner."""
-    return x.view(-1, groups, *x.shape[1:]).flip(0).flatten(0, 1)
+    # Targets of a pre-training have no class, so that the number of groups cannot be found from their elements.
+    return x.view(len(x) // groups, groups, *x.shape[1:]).flip(0).flatten(0, 1)
 
 
 def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Tensor]:

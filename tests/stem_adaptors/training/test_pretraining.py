@@ -20,6 +20,7 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import PRESETS
+from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.training.defaults import default_configs, pretraining_configs, usual_configs
 from tokenshards.stem_adaptors.training.run_directory import load_run
@@ -60,6 +61,20 @@ def test_a_pretraining_that_died_ends_bit_equal(
         fit(request)
     fit(replace(request, resume=True))
     assert_same_run(tmp_path / "run", run)
+
+
+@pytest.mark.parametrize("targets", ["ids", "features"])
+@pytest.mark.parametrize(
+    "augment",
+    [PRESETS["mild"], PRESETS["seitpp_small"], AugmentConfig(ops="rrc(), mixup()"), AugmentConfig(ops='rrc(), cutmix(labels="area")')],
+    ids=["mild", "seitpp_small", "mixup", "cutmix"],
+)
+def test_images_are_mixed_where_nothing_has_a_label(
+    pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, augment: AugmentConfig, targets: str
+) -> None:
+    mask = replace(PRETRAINING["mask"], targets=targets, centroids=12)
+    found = fit(request_for(pair[0], tmp_path / "run", cache, **{**PRETRAINING, "augment": augment, "mask": mask, "epochs": 1}))
+    assert np.isfinite(found.records[-1]["train_loss"])
 
 
 @pytest.mark.parametrize("targets", ["features", "centroids"])
