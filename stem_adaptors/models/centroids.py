@@ -32,6 +32,8 @@ WHITENING = 0.01
 """Share of the mean eigenvalue that is added before windows are whitened."""
 SMOOTHING = 0.03
 """Share of the mean variance of features that is added to the covariance of differences."""
+MOST_CHANNELS = 64
+"""Channels of a code vector that windows are made of."""
 TINY = 1e-8
 """What variances have at least: those of images of one colour are 0."""
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -132,7 +134,7 @@ class PatchCentroids(nn.Module):
         Deterministic for a seed, on one kind of machine.
         """
         generator = torch.Generator().manual_seed(seed)
-        self._whiten(ids_BLQ, _of_full_width(tables) if concat else tables, generator)
+        self._whiten(ids_BLQ, _narrow(_of_full_width(tables) if concat else tables), generator)
         parts = [self._windows(part).flatten(0, 2) for part in torch.split(ids_BLQ, 64)]
         share = min(1.0, FIT_ROWS / sum(map(len, parts)))
         self.first_FC.copy_(lloyd(torch.cat([_some(part, share, generator) for part in parts]), FIRST, generator))
@@ -142,7 +144,7 @@ class PatchCentroids(nn.Module):
         beside = [(features[:, :, 1:] - features[:, :, :-1]).flatten(0, 2), (features[:, 1:] - features[:, :-1]).flatten(0, 2)]
         self.directions_FE.copy_(_directions(rows_RF - self.mean_F, torch.cat(beside) / 2**0.5, self.directions_FE.shape[1]))
         projected_RE = (rows_RF - self.mean_F) @ self.directions_FE
-        self.std_E.copy_(projected_RE.std(0))
+        self.std_E.copy_(projected_RE.std(0, correction=0))
         self.centroids_KE.copy_(lloyd(_some(projected_RE, FIT_ROWS / len(projected_RE), generator), len(self.centroids_KE), generator))
         self._find_examples(ids_BLQ, projected_RE)
 
@@ -191,6 +193,14 @@ def _of_full_width(tables: Sequence[Tensor]) -> list[Tensor]:
     """Return tables whose sum has the vectors of all levels side by side."""
     widths = [table.shape[1] for table in tables]
     return [F.pad(table, (sum(widths[:level]), sum(widths[level + 1 :]))) for level, table in enumerate(tables)]
+
+
+def _narrow(tables: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return tables of at most `MOST_CHANNELS`: the principal ones. The codes of large patches have thousands, mostly of small variance."""
+    if tables[0].shape[1] <= MOST_CHANNELS:
+        return tables
+    vectors_CD = torch.linalg.svd(torch.cat([table_VD - table_VD.mean(0) for table_VD in tables]), full_matrices=False)[2]
+    return [table_VD @ vectors_CD[:MOST_CHANNELS].T for table_VD in tables]
 
 
 def _covariance(rows_RE: Tensor) -> Tensor:

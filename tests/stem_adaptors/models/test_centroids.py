@@ -182,9 +182,26 @@ def test_few_or_equal_samples_give_numbers(name: str, ids: str) -> None:
     assert bool(torch.isfinite(found.loss_B).all()) and bool(torch.isfinite(model.mask_token).all())
 
 
-def test_a_grid_of_one_patch_has_centroids() -> None:
-    _, centroids, ids_BLQ = made(grid(2, 2))
+@pytest.mark.parametrize("samples", [1, 40])
+def test_a_grid_of_one_patch_has_centroids(samples: int) -> None:
+    _, centroids, ids_BLQ = made(grid(2, 2), samples)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in centroids.state_dict().values())
     assert torch.isfinite(centroids.features(ids_BLQ)).all()
+
+
+def test_code_vectors_of_thousands_of_channels_are_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of 32 x 32 pixels have 3,072 channels: windows of four sites would have 12,288, too many for an eigenvalue problem."""
+    layout, sizes = LAYOUTS["two levels"], []
+    model, centroids, ids_BLQ = made(layout)
+    expected = centroids._windows(ids_BLQ).flatten(0, 2)
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (sizes.append(len(matrix)), eigh(matrix))[1])
+    tables = [torch.from_numpy(table) for table in tables_of(spec_of(layout)).values()]
+    turned_DX = torch.linalg.qr(torch.randn(3072, tables[0].shape[1], generator=torch.Generator().manual_seed(1)))[0].T
+    centroids.fit(ids_BLQ, [table_VD @ turned_DX for table_VD in tables], concat=False)
+    assert max(sizes) <= 4 * module.MOST_CHANNELS
+    found = centroids._windows(ids_BLQ).flatten(0, 2)
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-2, atol=0.05)
 
 
 def test_lloyd_steps_never_get_worse() -> None:
