@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.stem_adaptors.augment import mix_group_size, mixes
 from tokenshards.stem_adaptors.config import DRAWS
 from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -23,9 +24,14 @@ def is_there(request: TrainRequest, name: str, ranks: Ranks, device: torch.devic
 
 
 def recorded_run(request: TrainRequest, ranks: Ranks, device: torch.device) -> Run | None:
-    """Return the run to continue, or None for a new run. Raises ConfigError where a run exists and the request does not continue it."""
+    """Return the run to continue, or None for a new run.
+
+    Raises ConfigError where a run exists and the request does not continue it, and where a dataset lies: a run would replace its tokenizer.
+    """
     out = request.out
     if not is_there(request, RUN_JSON, ranks, device):
+        if is_there(request, MANIFEST_POINTER, ranks, device):
+            raise ConfigError(f"{out.url} holds a dataset; expected an empty place for the run. Give another --out")
         return None
     if not request.resume:
         raise ConfigError(f"{out.url} already holds a run. Add --resume to continue it, or give another --out")

@@ -187,6 +187,16 @@ def test_losses_that_are_not_finite_end_it_and_the_checkpoint_is_from_before(
         assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(tmp_path / "run").values() if tensor.is_floating_point())
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_is_not_written_into_a_dataset(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path, resume: bool) -> None:
+    place = tmp_path / "tokens"
+    shutil.copytree(pair[1].store.url, place)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="tokens holds a dataset; expected an empty place for the run. Give another --out"):
+        fit(request_for(pair[0], place, cache, epochs=1, resume=resume))
+    assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
 def test_an_existing_run_needs_resume_and_a_misfit_is_named(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
     data, val = pair
     request = request_for(data, tmp_path / "run", cache, epochs=1)
