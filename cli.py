@@ -104,7 +104,8 @@ def main() -> None:
     try:
         app()
     except (KeyboardInterrupt, _Stopped):
-        print("\nstopped. Run the same command again: it continues where it stopped", file=sys.stderr)
+        resume = " (a run of `train` or `pretrain` with --resume)" if {"train", "pretrain"} & set(sys.argv[1:2]) else ""
+        print(f"\nstopped. Run the same command again: it continues where it stopped{resume}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():  # for example after `| head`; print nothing more

@@ -17,19 +17,20 @@ def with_settings(configs: Mapping[str, Any], settings: Sequence[str]) -> dict[s
 
     Raises ConfigError for an unknown part or field (the message lists the known ones) and for a value of another type.
     """
-    changed = dict(configs)
+    changes: dict[str, dict[str, Any]] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         part, dot, field_name = name.partition(".")
         if not equals or not dot:
             raise ConfigError(f"--set is {shorten(setting)}; expected PART.FIELD=VALUE, such as augment.noise_prob=0.25")
-        if part not in changed:
-            raise ConfigError(f"--set {name}: no part {part!r}; expected one of {', '.join(sorted(changed))}")
-        known = {field.name: field for field in fields(changed[part])}
+        if part not in configs:
+            raise ConfigError(f"--set {name}: no part {part!r}; expected one of {', '.join(sorted(configs))}")
+        known = {field.name: field for field in fields(configs[part])}
         if field_name not in known:
             raise ConfigError(f"--set {name}: {part} has no field {field_name!r}; it has {', '.join(sorted(known))}")
-        changed[part] = replace(changed[part], **{field_name: _parsed(name, text, str(known[field_name].type))})
-    return changed
+        changes.setdefault(part, {})[field_name] = _parsed(name, text, str(known[field_name].type))
+    # The fields of a part together: one of them may only be right beside another one.
+    return {part: replace(config, **changes[part]) if part in changes else config for part, config in configs.items()}
 
 
 def _parsed(name: str, text: str, kind: str) -> Any:

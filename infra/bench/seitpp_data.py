@@ -64,7 +64,9 @@ def fit_adapt(work: Path, quick: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "tokenshards.cli", "fit-tokenadapt", str(work / "images" / "train"), "--quiet", "--json"]
     command += ["--tokenizer", str(work / "train"), "--out", str(work / "adapt"), *ADAPT_OPTIONS, *(["--epochs", "1"] if quick else [])]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = json.loads(done.stdout.splitlines()[-1])
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

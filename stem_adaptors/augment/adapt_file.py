@@ -11,12 +11,13 @@ from tokenshards import __version__
 from tokenshards.pipeline.canonical import seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, NotFoundError, OtherTokenizerError
 from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.tensor_file import load_tensors, save_tensors
 from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
 
-__all__ = ["AdaptFile", "copy_adapter", "load_adapter", "read_about", "save_adapter"]
+__all__ = ["AdaptFile", "copy_adapter", "load_adapter", "read_about", "require_free", "save_adapter"]
 
 JSON_NAME, WEIGHTS_NAME = "tokenadapt.json", "weights.safetensors"
 FORMAT, VERSION = "tokenshards-tokenadapt", 1
@@ -51,6 +52,13 @@ def save_adapter(
     data = seal({"format": FORMAT, "version": VERSION, "made_by": {"tokenshards": __version__}, **value})
     store.write(f"{prefix}{JSON_NAME}", data)
     return _parsed(data, JSON_NAME)
+
+
+def require_free(store: Store) -> None:
+    """Raise ConfigError where a fitted TokenAdapt, a run or a dataset lies: it would be written over."""
+    for name, what in {JSON_NAME: "a fitted TokenAdapt", "run.json": "a run", MANIFEST_POINTER: "a dataset"}.items():
+        if store.info(name) is not None:
+            raise ConfigError(f"{store.url} holds {what}; expected an empty place for the TokenAdapt. Give another --out")
 
 
 def read_about(store: Store, prefix: str = "") -> AdaptFile:

@@ -64,7 +64,7 @@ def fit_tokenadapt_command(
     from tokenshards.pipeline.storage.store import Store
     from tokenshards.pipeline.tokenizers.directory import open_tokenizer
     from tokenshards.stem_adaptors.commands.fitting_tokenadapt import fit_tokenadapt
-    from tokenshards.stem_adaptors.reporting.fidelity_table import fidelity_rows
+    from tokenshards.stem_adaptors.reporting.fidelity_table import fidelity_rows, fidelity_warning
     from tokenshards.stem_adaptors.training.adapt_fit import AdaptFitConfig
 
     config = AdaptFitConfig(
@@ -88,3 +88,5 @@ def fit_tokenadapt_command(
         print_table(
             fidelity_rows(about.fidelity), title=f"{store.url}: share of right ids on {about.settings['held_out']:,} held-out images"
         )
+        if (warning := fidelity_warning(about.fidelity)) is not None:
+            print(warning)

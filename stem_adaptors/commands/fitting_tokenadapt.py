@@ -20,7 +20,7 @@ from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.tokenizers.base import Images, Tokenizer, describe_tokenizer
 from tokenshards.pipeline.words import counted
-from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, save_adapter
+from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, require_free, save_adapter
 from tokenshards.stem_adaptors.training.adapt_fidelity import fidelity_of, right_ids
 from tokenshards.stem_adaptors.training.adapt_fit import STATE_NAME, AdaptFit, AdaptFitConfig
 
@@ -50,6 +50,7 @@ def fit_tokenadapt(
         raise ConfigError(
             f"--tokenizer is {describe_tokenizer(tokenizer)}; TokenAdapt needs a grid of one size and a codebook: give such a tokenizer"
         )
+    require_free(out)
     source = open_source(src, reading)
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=config.seed) as listing:
         settle_sixteen_bit(source, listing.sample)

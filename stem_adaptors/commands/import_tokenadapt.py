@@ -31,9 +31,11 @@ def import_tokenadapt_command(
     from tokenshards.pipeline.storage.store import Store, display_url
     from tokenshards.pipeline.tokenizers.directory import CODEBOOK_NAME, load_spec, resolve_tokenizer
     from tokenshards.pipeline.tokenizers.networks.checkpoint_file import read_state_dict
-    from tokenshards.stem_adaptors.augment.adapt_file import save_adapter
+    from tokenshards.stem_adaptors.augment.adapt_file import require_free, save_adapter
     from tokenshards.stem_adaptors.augment.adapt_published import adapter_of_published
 
+    target = Store(out, storage_options=side_options("out", out, storage_option, out_option))
+    require_free(target)
     store, prefix = resolve_tokenizer(tokenizer, side_options("tokenizer", tokenizer, storage_option, tokenizer_option))
     spec, tables = load_spec(store, prefix), {}
     if spec.codebook is not None:
@@ -41,7 +43,6 @@ def import_tokenadapt_command(
         tables = load_codebook(store.read(path), spec.codebook.sha256, path)
     state = read_state_dict(weights, parse_options(storage_option))
     adapter = adapter_of_published(state, spec, tables, display_url(weights))
-    target = Store(out, storage_options=side_options("out", out, storage_option, out_option))
     about = save_adapter(adapter, spec, target, "", settings={"imported": display_url(weights)}, fidelity={})
     if as_json:
         print_json({"out": target.url, "fingerprint": about.fingerprint, "tensors": len(state), "out_grid": list(about.sizes.out_grid)})

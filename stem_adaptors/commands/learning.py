@@ -16,7 +16,9 @@ from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.commands.run_options import RunOptions
 from tokenshards.stem_adaptors.config import TrainConfig
 from tokenshards.stem_adaptors.data.loader import TrainingData
+from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import joined_ranks
+from tokenshards.stem_adaptors.recipes import recipe_names
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
 from tokenshards.stem_adaptors.settings import with_settings
 from tokenshards.stem_adaptors.training.defaults import read_recipe, smaller_batch_note, training_data, usual_configs, with_given
@@ -156,6 +158,9 @@ def _configs(options: RunOptions, chosen: TrainingData, objective: str, train_pa
     usual = usual_configs(chosen, objective, run_of(options.pretrained) if options.model is None else None)
     if unknown := sorted(recipe_configs.keys() - usual.keys()):
         raise ConfigError(f"--recipe {options.recipe} has {unknown[0].upper()}, which is for `pretrain`; expected {', '.join(usual)}")
+    if objective == "mtm" and options.recipe in recipe_names() and "mask" not in recipe_configs:
+        others = ", ".join(name for name in recipe_names() if "mask" in read_recipe(name))
+        raise ConfigError(f"--recipe {options.recipe} is for `train`; expected one for `pretrain`: {others}")
     configs = with_given({**usual, **recipe_configs}, given)
     if options.no_augment and options.augment not in (None, "none"):
         raise ConfigError(f"--augment {options.augment} and --no-augment were both given; expected one of them")
@@ -163,9 +168,25 @@ def _configs(options: RunOptions, chosen: TrainingData, objective: str, train_pa
     if name is not None:
         configs["augment"] = augmentation_named(name, chosen.spec)
     configs = with_settings(configs, options.set or ())
+    if "mask" in configs:
+        _require_effect(options.set or (), configs["mask"])
     if options.tokenadapt is not None:
         configs["augment"] = with_token_adapt(configs["augment"], chosen.spec, options.tokenadapt, to_ids=objective == "mtm")
     return configs
+
+
+def _require_effect(settings: Iterable[str], mask: MaskConfig) -> None:
+    """Raise ConfigError for a setting of the mask that would change nothing beside the others."""
+    given = {setting.partition("=")[0] for setting in settings}
+    if "mask.centroids" in given and mask.targets == "ids":
+        raise ConfigError(
+            "--set mask.centroids changes nothing where mask.targets is ids; give --set mask.targets=features or centroids too"
+        )
+    if "mask.ratio_std" in given and mask.ratio_std > 0 and mask.ratio_min == mask.ratio_max:
+        raise ConfigError(
+            f"--set mask.ratio_std={mask.ratio_std:g} changes nothing where mask.ratio_min and mask.ratio_max are both "
+            f"{mask.ratio_min:g}; give --set mask.ratio_min and mask.ratio_max too"
+        )
 
 
 def _as_long_as_recorded(options: RunOptions, out: Store, train: TrainConfig, reporter: TrainingReporter) -> TrainConfig:

@@ -61,11 +61,15 @@ def masked_views(run: Store, dataset: TokenDataset, tokens: TokenBatch, *, ratio
     whole_BL = _whole(hidden_BL[..., None], layout, objective.transform.out_grid)[..., 0] > 0
     put_BLQ = torch.where(whole_BL[..., None], _whole(best_BLQ, layout, objective.transform.out_grid), ids_BLQ)
     completed = TokenBatch(put_BLQ.numpy().astype(dataset.spec.id_dtype))
-    views: list[View] = [("tokens\nas stored", tokens)]
-    if layout.kind == "grid":
-        views.append((f"{ratio:.0%} hidden", tokens, whole_BL.view(-1, *layout.grid).numpy()))
-    views.append(("completed\nby the model", completed))
-    return views
+    if layout.kind != "grid":
+        return [("tokens\nas stored", tokens), ("completed\nby the model", completed)]
+    seen_BL1 = _whole(torch.ones(*best_BLQ.shape[:2], 1, dtype=torch.int64), layout, objective.transform.out_grid)
+    outside_BL = seen_BL1[..., 0] == 0  # the edge that the crop leaves out: neither seen nor completed
+    return [
+        ("tokens\nas stored", tokens),
+        (f"{ratio:.0%} hidden", tokens, (whole_BL | outside_BL).view(-1, *layout.grid).numpy()),
+        ("completed\nby the model", completed, outside_BL.view(-1, *layout.grid).numpy()),
+    ]
 
 
 def _whole(part_BLQ: Tensor, layout: Layout, grid: tuple[int, ...] | None) -> Tensor:

@@ -48,6 +48,10 @@ def preview_command(
         raise ConfigError("--masked was given with --augment or --source; expected one of the three")
     if augment and source is not None:
         raise ConfigError("--augment and --source were both given; expected one of them: augmentations or originals beside the tokens")
+    if masked is not None and (recipe is not None or settings):
+        raise ConfigError(
+            "--masked was given with --recipe or --set, which say how to augment; the run has its own settings: leave them out"
+        )
     if not augment and (recipe is not None or settings):
         raise ConfigError("--recipe and --set say how to augment; give --augment too")
     if masked is not None:

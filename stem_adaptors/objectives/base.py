@@ -82,9 +82,9 @@ class Objective(nn.Module, ABC):
 
     kind: ClassVar[str]
     """The name in run.json."""
-    training_figures: ClassVar[tuple[str, ...]]
+    training_figures: tuple[str, ...]
     """Figures of the training set that a record keeps."""
-    validation_figures: ClassVar[tuple[str, ...]]
+    validation_figures: tuple[str, ...]
     """Figures of the validation set that a record keeps."""
     score: ClassVar[str]
     """The figure of the validation set that chooses the best weights."""

@@ -73,8 +73,8 @@ class MaskedTokenObjective(Objective):
     """Masked token modelling (SeiT++, Lee et al. 2024, section 3.1)."""
 
     kind = "mtm"
-    training_figures = ("loss", "masked_accuracy", "perplexity")
-    validation_figures = ("loss", "masked_accuracy", "perplexity", "images")
+    training_figures: tuple[str, ...] = ("loss", "masked_accuracy", "perplexity")
+    validation_figures: tuple[str, ...] = ("loss", "masked_accuracy", "perplexity", "images")
     score = "masked_accuracy"
 
     model: MaskedTokenModel
@@ -101,6 +101,8 @@ class MaskedTokenObjective(Objective):
         super().__init__()
         self.model, self.transform, self.mask, self.smoothing = model, transform, mask, smoothing
         self.codes = codes
+        if mask.targets == "features":  # a squared error has no perplexity
+            self.training_figures, self.validation_figures = ("loss", "masked_accuracy"), ("loss", "masked_accuracy", "images")
         self.masks = MaskDraws(mask, model.embedding.layout, model.backbone.patch_embed)
         self._paths = drop_paths_of(model)
         pool = SampleKeys(0, 0, torch.zeros(1, dtype=torch.int64)).uniform("dropout pool", POOL_VECTORS * POOL_STEP + MOST_CHANNELS)[0]

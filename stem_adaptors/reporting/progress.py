@@ -48,7 +48,9 @@ class TrainingReporter:
             parts.append(f"averaged {record['ema_val_top1']:.1%}")
         for prefix, name in (("train", "hidden tokens right"), ("val", "val"), ("ema_val", "averaged")):
             if f"{prefix}_masked_accuracy" in record:
-                parts.append(f"{name} {record[f'{prefix}_masked_accuracy']:.1%} perplexity {record[f'{prefix}_perplexity']:.1f}")
+                perplexity = record.get(f"{prefix}_perplexity")
+                words = "" if perplexity is None else f" perplexity {perplexity:.1f}"
+                parts.append(f"{name} {record[f'{prefix}_masked_accuracy']:.1%}{words}")
         parts.append(f"{record['images_per_second']:,.0f} images/s  data wait {record['data_wait_share']:.1%}")
         self._print("  ".join(parts))
 

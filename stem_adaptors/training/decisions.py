@@ -33,7 +33,9 @@ def decisions(
     usual = usual_configs(request.data, request.objective, start)
     whole = whole_count(request.data)
     used = "" if whole == count else f", of which {count:,} are used"
-    default, given = f"the default for {whole:,} images{used}{'' if start is None else f', from {request.pretrained}'}", "as given"
+    default, given = f"the default for {whole:,} images{used}", "as given"
+    of_run = default if start is None else f"that of {request.pretrained}"
+    model_from = of_run if start is None or run.model == start.model else f"{of_run}, with a drop path of {run.model.drop_path:g}"
     weights = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     part = "" if trained == weights else f", {trained:,} of them trained"
@@ -50,7 +52,7 @@ def decisions(
     hidden = [] if request.mask is None else [f"masking       {_masking(request.mask)} ({default if same_mask else given})"]
     return [
         f"data          {data}, {sites} sites with {layout.ids_per_site} ids; {_measured(request.val)}",
-        f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({default if run.model == usual['model'] else given})",
+        f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({model_from if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
         *hidden,
@@ -106,6 +108,7 @@ def _recipe(config: TrainConfig, steps: int, batch_size: int) -> str:
     extra = f", layer decay {config.layer_decay:g}" if config.layer_decay != 1 else ""
     parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     longest = config.epochs / 2  # as Optimisation cuts it
+    warmup = min(config.warmup_epochs, longest)
     cut = (
         f" (cut from {config.warmup_epochs:g} to half of the training; more --epochs leave it whole)"
         if config.warmup_epochs > longest
@@ -114,7 +117,7 @@ def _recipe(config: TrainConfig, steps: int, batch_size: int) -> str:
     return (
         f"{counted(config.epochs, 'epoch')} of {counted(steps, 'step')} of {counted(batch_size, 'image')}{parts}, "
         f"AdamW at {config.lr:g} after "
-        f"{min(config.warmup_epochs, longest):g} epochs of warm-up{cut}, weight decay {config.weight_decay:g}{extra}"
+        f"{warmup:g} epoch{'s' * (warmup != 1)} of warm-up{cut}, weight decay {config.weight_decay:g}{extra}"
     )
 
 

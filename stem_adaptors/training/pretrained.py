@@ -37,6 +37,8 @@ class LoadReport:
     """Name of a tensor of another shape in the file -> both shapes as text."""
     other_codes: bool = False
     """The weights learned from other code vectors than those of the model."""
+    other_tokenizer: bool = False
+    """The weights learned from tokens of another tokenizer, so learned code vectors stay those of the dataset."""
 
     def __str__(self) -> str:
         names = ", ".join(f"{name}{f' ({self.misfits[name]})' if name in self.misfits else ''}" for name in self.fresh)
@@ -47,6 +49,8 @@ class LoadReport:
             if self.other_codes
             else ""
         )
+        if self.other_tokenizer:
+            codes = "; they learned from tokens of another tokenizer, so the code vectors start from this dataset's codebook"
         counts = f"{len(self.loaded)} tensors loaded, {len(self.fresh)} left fresh, {len(self.ignored)} of the file unused"
         return f"{counts}{fresh}{renamed}{codes}"
 
@@ -107,6 +111,7 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: str, *, sa
         renamed,
         misfits,
         other_codes=_other_codes(model, tensors, path),
+        other_tokenizer=not same_codes,
     )
 
 

@@ -116,16 +116,19 @@ class Trainer:
     def _begin(self) -> None:
         request, out, config = self.request, self.request.out, self.request.train
         saved = is_there(self.request, CHECKPOINT, self.ranks, self.device)
+        if self._recorded is not None:
+            self._recorded.check_same(self.run)
         for note in (self._adapt.note, mixing_note(self.run, self.ranks), self.validation.note):
             if note is not None:
                 self._say(note)
         if self._recorded is not None:
-            self._recorded.check_same(self.run)
             if (note := lengthen(self._recorded, request, self.ranks)) is not None:
                 self._say(note)
             if saved:
                 self._load(read_checkpoint(out, CHECKPOINT))
-                self._say(f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1:,} of {config.epochs:,})")
+                done = f"all {self.total_steps:,} steps are done; more --epochs continue the run"
+                place = f"continuing at step {self.step:,} of {self.total_steps:,} (epoch {self.epoch + 1:,} of {config.epochs:,})"
+                self._say(done if self.step >= self.total_steps else place)
         elif self.ranks.is_main:
             self._adapt.save()
             self.run.save(out, self.request.dataset)

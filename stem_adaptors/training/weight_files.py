@@ -13,6 +13,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from tokenshards.pipeline.errors import ConfigError, NotFoundError, shorten
+from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.storage.store import Store, open_parent
 from tokenshards.stem_adaptors.training.run_directory import BEST, RUN_JSON
 
@@ -36,6 +37,8 @@ def read_tensors(path: str) -> dict[str, Tensor]:
         if Store(path).info(mark) is not None:
             path = f"{path.rstrip('/')}/{file}"
             break
+    if Store(path).info(MANIFEST_POINTER) is not None:
+        raise ConfigError(f"{path}: holds a dataset; expected a run of `train` or `pretrain`, or a file of weights")
     folder, name = open_parent(path.replace("\\", "/"))
     if folder.info(name) is None:
         raise NotFoundError(path, "no file and no run is here; expected the weights of a model. Check the path")

@@ -52,6 +52,14 @@ def test_a_wrong_setting_says_what_was_expected(setting: str, message: str) -> N
         with_settings(configs(), [setting])
 
 
+def test_settings_of_a_part_are_taken_together() -> None:
+    """Either of these alone would be refused."""
+    found = with_settings({"mask": MaskConfig()}, ["mask.ratio_min=0.2", "mask.drop_share=0.1", "mask.ratio_max=0.3"])
+    assert (found["mask"].ratio_min, found["mask"].ratio_max, found["mask"].drop_share) == (0.2, 0.3, 0.1)
+    with pytest.raises(ConfigError, match="mask.drop_share"):
+        with_settings({"mask": MaskConfig()}, ["mask.ratio_min=0.2"])
+
+
 def test_the_list_of_settings_holds_every_field_and_what_it_prints_is_taken() -> None:
     out, _ = call_cli("train", "--list-settings")
     lines = [line for line in out.splitlines()[1:]]

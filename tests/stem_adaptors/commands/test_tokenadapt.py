@@ -24,6 +24,7 @@ from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAd
 from tokenshards.stem_adaptors.augment.adapt_published import published_names
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.reporting.fidelity_table import fidelity_warning
 from tokenshards.stem_adaptors.training.adapt_copy import absolute_files
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_objective
@@ -68,6 +69,24 @@ def test_a_fit_says_what_it_understood_and_how_faithful_it_is(folder: Path, tmp_
     assert read_about(Store(str(tmp_path / "two"))).sha256 == about.sha256, "the same images, the same bytes"
 
 
+def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
+    """A fitted TokenAdapt and a dataset stay as they are."""
+    before = (folder / "adapt" / "tokenadapt.json").read_bytes()
+    for out, what in (("adapt", "a fitted TokenAdapt"), ("train", "a dataset")):
+        with pytest.raises(AssertionError, match=f"{out} holds {what}; expected an empty place for the TokenAdapt"):
+            fit(folder, folder / out, "--seed", "7")
+    assert (folder / "adapt" / "tokenadapt.json").read_bytes() == before
+
+
+def test_a_fit_that_is_no_better_than_moving_ids_says_so() -> None:
+    ways = {"token_adapt": 0.5, "direct_sites": 0.4, "direct_codes": 0.6, "nothing": 0.1}
+    shares = {way: {"ids": share, "levels": [share], "sites": share} for way, share in ways.items()}
+    better = {**shares, "token_adapt": {**shares["token_adapt"], "ids": 0.7}}
+    said = fidelity_warning({"flip": shares, "crop": better})
+    assert said is not None and "directly after: mirror (50.0% against 60.0%)." in said and "crop" not in said
+    assert fidelity_warning({"flip": better}) is None and fidelity_warning({}) is None
+
+
 def test_a_killed_fit_ends_in_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     fault = f"point=after-adapt-step,log={tmp_path / 'log'},skip=5"
     command = [sys.executable, str(ROOT / "cli.py"), "fit-tokenadapt", str(folder / "train_images"), "--tokenizer", str(folder / "train")]
@@ -96,6 +115,7 @@ def test_a_run_keeps_its_own_copy(folder: Path, tmp_path: Path) -> None:
     )
     assert (run / "tokenadapt" / "weights.safetensors").read_bytes() == (original / "weights.safetensors").read_bytes()
     again = ("--augment", "seitpp", "--tokenadapt", str(original), "--resume", "--epochs", "2")
+    shutil.rmtree(original)
     fit(folder, original, "--seed", "7")
     _, said = train(folder, run, *again, expect=2)
     assert "--resume: the fitted TokenAdapt in" in said and f"this run was started with {sha256[:12]}" in said
@@ -185,5 +205,8 @@ def test_published_weights_are_imported(folder: Path, tmp_path: Path) -> None:
     loaded, about = load_adapter(Store(str(tmp_path / "seit.adapt")), "", tokenizer.spec, tokenizer.codebook())
     assert about.fidelity == {} and about.settings["imported"].endswith("tokenadapt.ckpt")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in adapter.state_dict().items())
+    _, said = call_cli(*arguments, str(one_level), expect=2)
+    assert "seit.adapt holds a fitted TokenAdapt; expected an empty place" in said
+    arguments = (*arguments[:3], "--out", str(tmp_path / "other.adapt"), "--tokenizer")
     _, said = call_cli(*arguments, str(folder / "train"), expect=2)
     assert f"one id per site; the tokenizer has {len(spec.vocabulary)}" in said

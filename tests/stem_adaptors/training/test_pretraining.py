@@ -17,10 +17,13 @@ from tests.stem_adaptors.training.small_runs import FIT, MODEL, Stopped, death_a
 from tests.stem_adaptors.training.test_trainer import assert_same_run, tensors_of
 from tokenshards.pipeline.canonical import seal
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import PRESETS
+from tokenshards.stem_adaptors.commands.masked_views import masked_views
 from tokenshards.stem_adaptors.config import AugmentConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.training.defaults import default_configs, pretraining_configs, usual_configs
 from tokenshards.stem_adaptors.training.run_directory import load_run
@@ -135,7 +138,8 @@ def test_code_vectors_of_another_tokenizer_are_not_taken(
     request = request_for(
         other, tmp_path / "run", cache, model=load_run(run).model, pretrained=str(run), lr=1e-12, min_lr=0.0, epochs=1, weight_decay=0.0
     )
-    fit(request)
+    said = fit(request).lines
+    assert any("tokens of another tokenizer, so the code vectors start from this dataset's codebook" in line for line in said)
     after, before = tensors_of(tmp_path / "run", "best"), tensors_of(run, "best")
     assert not torch.allclose(after["embedding.level_0"], before["embedding.level_0"], atol=1e-3)
     torch.testing.assert_close(after["backbone.blocks.0.attn.qkv.weight"], before["backbone.blocks.0.attn.qkv.weight"], rtol=0, atol=1e-9)
@@ -167,6 +171,7 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
 
     text, said = call_cli("pretrain", tokens, "--val", labelled, "--out", out, "--epochs=4", *WORDS)
     assert "labels are not read" in said and "masking       75% of the patches; the encoder does not see 75%" in said
+    assert "perplexity" not in said, "features have none"
     assert "hidden tokens right" in said and "reconstructions.png shows" in said and "of hidden tokens right, after epoch" in text
     with Image.open(tmp_path / "pre" / "reconstructions.png") as drawing:
         assert drawing.width > 3 * 32
@@ -182,7 +187,7 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
 
     options = ["--device=cpu", "--batch-size=16", "--epochs=2", "--fraction=0.5"]
     _, said = call_cli("train", labelled, "--val", labelled, "--out", str(tmp_path / "tuned"), "--pretrained", out, *options)
-    assert f"from {out}" in said and "AdamW at 0.001" in said
+    assert f"weights (that of {out})" in said and "AdamW at 0.001" in said
     tuned = load_run(Store(str(tmp_path / "tuned")))
     assert (tuned.model.width, tuned.model.depth, tuned.model.stem) == (16, 2, "patch")
     call_cli("train", labelled, "--out", str(tmp_path / "probe"), "--pretrained", out, "--train-part=head", *options)
@@ -196,5 +201,36 @@ def test_unlabelled_images_are_learned_from_the_command_line(tmp_path: Path, mon
     assert "the run learned 'classify'; expected one of `pretrain`" in error
     _, error = call_cli("evaluate", out, labelled, expect=2)
     assert "the run learned 'mtm'; expected a classifier" in error
-    _, error = call_cli("pretrain", tokens, "--out", str(tmp_path / "no"), "--objective=jigsaw", *WORDS, expect=2)
-    assert "--objective is 'jigsaw'; expected one of mtm" in error
+
+
+def test_what_a_pretraining_refuses_is_a_sentence(pair: tuple[TokenDataset, TokenDataset], run: Path, tmp_path: Path) -> None:
+    data, out = pair[0].store.url, str(tmp_path / "no")
+    for options, words in (
+        (["--objective=jigsaw"], "--objective is 'jigsaw'; expected one of mtm"),
+        (["--recipe=laptop_64px"], "--recipe laptop_64px is for `train`; expected one for `pretrain`: laptop_64px_mtm, seitpp_mtm_vit_b"),
+        (["--set=mask.targets=ids", "--set=mask.centroids=9"], "mask.centroids changes nothing where mask.targets is ids"),
+        (["--set=mask.ratio_std=0.1"], "mask.ratio_std=0.1 changes nothing where mask.ratio_min and mask.ratio_max are both 0.75"),
+        ([f"--pretrained={data}", "--model=vit_nano"], "holds a dataset; expected a run of `train` or `pretrain`, or a file of weights"),
+    ):
+        _, error = call_cli("pretrain", data, "--out", out, *WORDS, *options, expect=2)
+        assert words in error and not (tmp_path / "no" / "run.json").exists()
+    _, error = call_cli("preview", data, "--to", str(tmp_path / "look.png"), "--masked", str(run), "--set=augment.crop=none", expect=2)
+    assert "--masked was given with --recipe or --set" in error
+
+
+def test_a_finished_pretraining_says_that_it_is_done(pair: tuple[TokenDataset, TokenDataset], cache: Path, run: Path) -> None:
+    again = fit(request_for(pair[0], run, cache, val=pair[1], **PRETRAINING, resume=True))
+    assert any("steps are done; more --epochs continue the run" in line for line in again.lines)
+
+
+def test_the_edge_that_a_crop_leaves_out_is_grey(pair: tuple[TokenDataset, TokenDataset], cache: Path, tmp_path: Path) -> None:
+    """The model neither sees nor completes it."""
+    augment = replace(PRETRAINING["augment"], crop="random", crop_share=0.5)
+    fit(request_for(pair[0], tmp_path / "run", cache, **{**PRETRAINING, "augment": augment, "epochs": 1}))
+    batch = next(iter(TokenLoader(pair[1], batch_size=2, cache_dir=str(cache))))
+    tokens = TokenBatch(batch.ids_BLQ.numpy().astype(pair[1].spec.id_dtype))
+    views = masked_views(Store(str(tmp_path / "run")), pair[1], tokens)
+    grey_BHW = views[2][2]
+    expected_HW = np.ones((4, 4), dtype=bool)
+    expected_HW[1:3, 1:3] = False
+    assert (grey_BHW == expected_HW).all() and views[1][2][:, expected_HW].all()
