@@ -114,12 +114,12 @@ def run_all(
     work: Path, options: argparse.Namespace, data: str, planned: dict[tuple[str, float], Plan]
 ) -> tuple[dict[str, Any], dict[tuple[str, int], dict[str, Any]]]:
     """Run what has no result; return the results of the trainings without labels by digest, and those of all sides."""
-    first = {digest_of_stage(plan.stages[0]): (side, plan) for (side, _), plan in planned.items() if len(plan.stages) > 1}
+    first = {digest_of_stage(plan.stages[0]): plan for plan in planned.values() if len(plan.stages) > 1}
     jobs = [
-        # Labels and later stages do not change a training without labels, so its job must not depend on them.
-        Job(f"pretraining-{digest}", side, seed, replace(plan, stages=plan.stages[:1], fraction=1.0), data)
+        # Side, labels and later stages do not change a training without labels, so its job must not depend on them.
+        Job(f"pretraining-{digest}", "mtm", seed, replace(plan, stages=plan.stages[:1], fraction=1.0), data)
         for seed in options.seeds
-        for digest, (side, plan) in first.items()
+        for digest, plan in first.items()
     ]
     pretrainings = run_jobs(work, jobs, options.workers, train=pretrain_once, figure="loss")
     # The name of a run has its settings, so that a trial of others overwrites nothing.

@@ -18,7 +18,7 @@ from byte_budgets import generate_images, prepare_images, split_files
 
 import tokenshards
 
-ADAPT_OPTIONS = ("--width", "128", "--heads", "1", "--epochs", "8", "--learning-rate", "0.002")
+ADAPT_OPTIONS = ("--width", "128", "--heads", "1", "--epochs", "5", "--learning-rate", "0.002")
 """Those of token_adapt.py at 64 px."""
 
 

@@ -20,7 +20,8 @@ from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAd
 __all__ = ["AdaptFile", "copy_adapter", "load_adapter", "read_about", "require_free", "save_adapter"]
 
 JSON_NAME, WEIGHTS_NAME = "tokenadapt.json", "weights.safetensors"
-FORMAT, VERSION = "tokenshards-tokenadapt", 1
+FORMAT, VERSION = "tokenshards-tokenadapt", 2
+"""Version 1 had no tables, and one matrix for both parts of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,8 @@ def _parsed(data: bytes, path: str) -> AdaptFile:
     value = unseal(data, path)
     if value.get("format") != FORMAT:
         raise CorruptObjectError(path, f"not a fitted TokenAdapt; its format is {value.get('format')!r}")
-    if value.get("version") != VERSION:
-        raise FormatVersionError(f"{path}: version {value.get('version')!r}; this version reads {VERSION}. Upgrade tokenshards")
+    if value.get("version") not in (1, VERSION):
+        raise FormatVersionError(f"{path}: version {value.get('version')!r}; this version reads 1 to {VERSION}. Upgrade tokenshards")
     try:
         sizes = dict(value["sizes"])
         return AdaptFile(

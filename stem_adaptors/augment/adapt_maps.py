@@ -19,7 +19,17 @@ from tokenshards.pipeline.errors import require
 from tokenshards.stem_adaptors.augment.crops import CROP_TRIES, crop_boxes
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 
-__all__ = ["MapRanges", "affine_maps", "product", "random_colours", "random_maps", "resampled_pixels", "sampled", "window_maps"]
+__all__ = [
+    "MapRanges",
+    "affine_maps",
+    "product",
+    "random_colours",
+    "random_maps",
+    "nearest_sites",
+    "resampled_pixels",
+    "sampled",
+    "window_maps",
+]
 
 _PARTS = 5
 """Rotation, shift along x and y, shear along x and y."""
@@ -141,6 +151,12 @@ def sampled(x_BCHW: Tensor, maps_B23: Tensor, size: tuple[int, int], mode: str =
     entries = maps_B23.view(-1, 6, 1, 1).unbind(1)
     places_BHW2 = torch.stack([entries[0] * x_1W + entries[1] * y_H1 + entries[2], entries[3] * x_1W + entries[4] * y_H1 + entries[5]], -1)
     return F.grid_sample(x_BCHW, places_BHW2, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def nearest_sites(maps_B23: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return int64 [B, N], for each place of the result the site of the grid that is nearest; -1 outside of the image."""
+    places = torch.arange(1, grid[0] * grid[1] + 1, dtype=torch.float32, device=maps_B23.device).view(1, 1, *grid)
+    return sampled(places.expand(len(maps_B23), -1, -1, -1), maps_B23, size, "nearest").flatten(1).long() - 1
 
 
 def resampled_pixels(pixels_BHWC: Tensor, maps_B23: Tensor, colours_B3: Tensor | None = None) -> Tensor:

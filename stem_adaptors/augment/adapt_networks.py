@@ -2,7 +2,9 @@
 
 Conversion: code vector -> width, positions, one transformer block, norm, transposed 2 x 2 convolution to twice the sites along each axis.
 Reverse: 2 x 2 convolution, positions, one block, norm, one linear head for each level of ids. The head of a residual level also sees the
-code vectors of the levels before it, because its ids mean a correction of them; with one level this is the paper's network.
+code vectors of the levels before it, because its ids mean a correction of them; with one level this is the paper's network. Beside the
+transformers there may be two shorter ways, which the paper's networks have not: code vectors moved and compared with the codebook (`skip`),
+and what the nearest id alone says (`tables`).
 
 Shapes: B samples, H x W grid, h x w grid of the result, L = H * W and N = h * w sites, Q ids per site, D channels of a code vector,
 E width, K codes of a level.
@@ -22,11 +24,13 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError, require
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.stem_adaptors.augment.adapt_maps import sampled, window_maps
+from tokenshards.stem_adaptors.augment.adapt_maps import nearest_sites, sampled, window_maps
 
 __all__ = ["AdaptSizes", "TokenAdapter", "sin_cos_positions"]
 
 HEAD_WIDTH = 64
+MOST_TABLE_CODES = 1024
+"""Codes of a level up to which its table is kept: it has twice their square of numbers."""
 MAP_FEATURES = 6
 """Of a map: 1, the four entries of its linear part without its scale, and the scale."""
 
@@ -46,6 +50,10 @@ class AdaptSizes:
     """Whether code vectors also pass beside the two transformers, and the reverse network knows the map. The published networks have no
     such path; with it a fit begins where moving the grid directly ends, and how a code looks in a mirror is learned at once."""
 
+    tables: bool = False
+    """Whether each level has a table that adds to the logits by the id at the nearest site of the image, with rows for upright maps and for
+    mirrored ones: what an id becomes depends first on the id. Needs the skip, whose logits then become sharper or softer with the map. The
+    published networks have neither."""
     colour: float = 0.0
     """Largest change of brightness, contrast and saturation that the reverse network learned to make; it needs the skip."""
 
@@ -58,6 +66,7 @@ class AdaptSizes:
         require(
             0.0 <= self.colour < 1.0 and (self.skip or not self.colour), "token_adapt: colour", self.colour, "0 to less than 1, with skip"
         )
+        require(self.skip or not self.tables, "token_adapt: tables", self.tables, "false without the skip")
         require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
         require(self.heads >= 1, "token_adapt: heads", self.heads, "at least 1")
         require(self.hidden >= 1, "token_adapt: hidden", self.hidden, "at least 1")
@@ -120,11 +129,16 @@ class _Reverse(nn.Module):
         super().__init__()
         self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
         read = sizes.width + channels if sizes.skip else sizes.width
-        self.heads = nn.ModuleList(nn.Linear(read, size) for size in vocabulary)
+        self.heads = nn.ModuleList(nn.Linear(sizes.width, size) for size in vocabulary)
+        self.beside_heads = nn.ModuleList(nn.Linear(channels, size, bias=False) for size in vocabulary) if sizes.skip else None
         self.beside = nn.Conv2d(channels, sizes.features * channels, 2, 2) if sizes.skip else None
         self.map = nn.Linear(sizes.features, sizes.width, bias=False) if sizes.skip else None
         self.before = nn.Linear(channels, read, bias=False) if len(vocabulary) > 1 else None
         """What a head sees of the code vectors of the levels before it."""
+        self.tables = nn.ModuleList(_table(size) for size in vocabulary) if sizes.tables else None
+        self.sharpness = nn.Linear(sizes.features, len(vocabulary), bias=False) if sizes.tables else None
+        if self.sharpness is not None:
+            nn.init.zeros_(self.sharpness.weight)
         if self.before is not None:
             nn.init.zeros_(self.before.weight)
         self.register_buffer("positions", sin_cos_positions(sizes.out_grid, sizes.width))
@@ -139,6 +153,15 @@ class _Reverse(nn.Module):
         beside_BFDN = self.beside(cells_BDHW).flatten(2).unflatten(1, (features_BF.shape[1], -1))
         beside_BDN = (beside_BFDN * features_BF[:, :, None, None]).sum(1)
         return torch.cat([x_BNE, beside_BDN.transpose(1, 2)], dim=-1)
+
+
+def _table(codes: int) -> nn.Module:
+    """Return zeros [2 K, K] to look rows up in; nothing for a large vocabulary."""
+    if codes > MOST_TABLE_CODES:
+        return nn.Identity()
+    table = nn.Embedding(2 * codes, codes)
+    nn.init.zeros_(table.weight)
+    return table
 
 
 def _features(maps_B23: Tensor) -> Tensor:
@@ -173,8 +196,13 @@ class TokenAdapter(nn.Module):
 
     @property
     def heads(self) -> list[nn.Linear]:
-        """The last layer of each level."""
+        """The last layer of each level, behind the transformers."""
         return [head for head in self.reverse.heads if isinstance(head, nn.Linear)]
+
+    @property
+    def beside_heads(self) -> list[nn.Linear]:
+        """The last layer of each level, behind the code vectors; none without the skip."""
+        return [head for head in self.reverse.beside_heads or () if isinstance(head, nn.Linear)]
 
     def codes(self, level: int) -> Tensor:
         """Return the raw code vectors [K, D] of a level."""
@@ -208,14 +236,16 @@ class TokenAdapter(nn.Module):
 
     def forward(self, ids_BLQ: Tensor, maps_B23: Tensor, known_BNQ: Tensor, colours_B3: Tensor | None = None) -> list[Tensor]:
         """Return logits [B, N, K] of each level, given the right ids of the levels before it."""
-        x_BNE = self.moved(ids_BLQ, maps_B23, colours_B3)
-        return [self._logits(x_BNE, known_BNQ, level) for level in range(len(self.vocabulary))]
+        x_BNE, near_QBN = self.moved(ids_BLQ, maps_B23, colours_B3), self._nearest_ids(ids_BLQ, maps_B23)
+        sharp_BQ = self._sharpness(maps_B23, colours_B3)
+        return [self._logits(x_BNE, known_BNQ, near_QBN, sharp_BQ, level) for level in range(len(self.vocabulary))]
 
     def ids(self, ids_BLQ: Tensor, maps_B23: Tensor, colours_B3: Tensor | None = None) -> Tensor:
         """Return ids [B, N, Q] in the dtype of `ids_BLQ`: of each level the most probable one after those before it."""
         x_BNE, found_BNQ = self.moved(ids_BLQ, maps_B23, colours_B3), ids_BLQ.new_zeros(0)
+        near_QBN, sharp_BQ = self._nearest_ids(ids_BLQ, maps_B23), self._sharpness(maps_B23, colours_B3)
         for level in range(len(self.vocabulary)):
-            own_BN1 = self._logits(x_BNE, found_BNQ, level).argmax(-1, keepdim=True).to(ids_BLQ.dtype)
+            own_BN1 = self._logits(x_BNE, found_BNQ, near_QBN, sharp_BQ, level).argmax(-1, keepdim=True).to(ids_BLQ.dtype)
             found_BNQ = own_BN1 if level == 0 else torch.cat([found_BNQ, own_BN1], dim=-1)
         return found_BNQ
 
@@ -226,15 +256,44 @@ class TokenAdapter(nn.Module):
         colours_B3 = torch.zeros_like(features_BF[:, :3]) if colours_B3 is None else colours_B3
         return torch.cat([features_BF, colours_B3], dim=1)
 
-    def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, level: int) -> Tensor:
+    def _nearest_ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> list[Tensor] | None:
+        """Return for each level the rows of its table [B, N], from the id of the nearest site; -1 outside of the image."""
+        if self.reverse.tables is None:
+            return None
+        window = self.sizes.out_grid
+        site_BN = nearest_sites(window_maps(maps_B23, self.grid, window), self.grid, window)
+        taken_BNQ = ids_BLQ.long().gather(1, site_BN.clamp_min(0)[..., None].expand(-1, -1, ids_BLQ.shape[2]))
+        mirrored_B1 = (maps_B23[:, 0, 0] * maps_B23[:, 1, 1] < maps_B23[:, 0, 1] * maps_B23[:, 1, 0])[:, None]
+        return [torch.where(site_BN < 0, -1, taken_BNQ[..., level] + codes * mirrored_B1) for level, codes in enumerate(self.vocabulary)]
+
+    def _sharpness(self, maps_B23: Tensor, colours_B3: Tensor | None) -> Tensor | None:
+        if self.reverse.sharpness is None:
+            return None
+        found_BQ: Tensor = self.reverse.sharpness(self._features(window_maps(maps_B23, self.grid, self.sizes.out_grid), colours_B3)).exp()
+        return found_BQ
+
+    def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, near_QBN: list[Tensor] | None, sharp_BQ: Tensor | None, level: int) -> Tensor:
         if level and self.reverse.before is not None:
             x_BNE = x_BNE + self.reverse.before(self.vectors(known_BNQ, level))
-        logits_BNK: Tensor = self.reverse.heads[level](x_BNE)
-        return logits_BNK
+        logits_BNK: Tensor = self.reverse.heads[level](x_BNE[..., : self.sizes.width])
+        if self.reverse.beside_heads is not None:
+            beside_BNK = self.reverse.beside_heads[level](x_BNE[..., self.sizes.width :])
+            logits_BNK = logits_BNK + (beside_BNK if sharp_BQ is None else beside_BNK * sharp_BQ[:, level, None, None])
+        if self.reverse.tables is None or near_QBN is None or isinstance(self.reverse.tables[level], nn.Identity):
+            return logits_BNK
+        near_BN = near_QBN[level]
+        added_BNK: Tensor = self.reverse.tables[level](near_BN.clamp_min(0)) * (near_BN >= 0)[..., None]
+        return logits_BNK + added_BNK
 
     def load(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Take weights. Raises ConfigError naming what does not fit."""
+        weights = dict(weights)
+        if self.reverse.beside_heads is not None and "reverse.beside_heads.0.weight" not in weights:  # one matrix for both until 0.1.0
+            for level in range(len(self.vocabulary)):
+                both_KC = weights.get(f"reverse.heads.{level}.weight", torch.zeros(0, self.sizes.width))
+                weights[f"reverse.heads.{level}.weight"] = both_KC[:, : self.sizes.width]
+                weights[f"reverse.beside_heads.{level}.weight"] = both_KC[:, self.sizes.width :]
         try:
-            self.load_state_dict(dict(weights))
+            self.load_state_dict(weights)
         except RuntimeError as error:
             raise ConfigError(f"{where}: these weights do not fit its sizes ({str(error).splitlines()[-1].strip()})") from None

@@ -40,15 +40,16 @@ def start_from_codes(adapter: TokenAdapter, sample_RD: Tensor) -> None:
     if reverse.map is not None:
         nn.init.zeros_(reverse.map.weight)
     start = 0
-    for level, head in enumerate(adapter.heads):
+    for level, (head, of_codes) in enumerate(zip(adapter.heads, adapter.beside_heads, strict=True)):
         code_KD = adapter.codes(level)
         compared_KD = F.normalize(code_KD, dim=1) if adapter.metric == "cosine" else code_KD
         own = slice(start, start + code_KD.shape[1]) if adapter.concat else slice(None)
         sharp = SHARPNESS / _neighbour(compared_KD)
         offset_K = compared_KD.square().sum(1) / 2 if adapter.metric not in ("cosine", "dot") else 0.0
-        weight_KC = torch.zeros_like(head.weight)
-        weight_KC[:, width:][:, own] = sharp * compared_KD * std_D[own]
-        _set(head, weight_KC, sharp * (compared_KD @ mean_D[own] - offset_K))
+        weight_KD = torch.zeros_like(of_codes.weight)
+        weight_KD[:, own] = sharp * compared_KD * std_D[own]
+        of_codes.weight.copy_(weight_KD)
+        _set(head, torch.zeros_like(head.weight), sharp * (compared_KD @ mean_D[own] - offset_K))
         start += code_KD.shape[1] if adapter.concat else 0
     if reverse.before is not None and not adapter.concat:
         # A head is linear in what the levels before it left of the vector.

@@ -18,6 +18,7 @@ from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.augment.adapt_maps import (
     MapRanges,
     affine_maps,
+    nearest_sites,
     random_colours,
     random_maps,
     resampled_pixels,
@@ -102,11 +103,10 @@ def fidelity_of(right: dict[str, dict[str, npt.NDArray[np.float64]]]) -> dict[st
 
 def _moved_sites(ids_BLQ: npt.NDArray[Any], black_1LQ: npt.NDArray[Any], maps_B23: Tensor, adapter: TokenAdapter) -> npt.NDArray[Any]:
     """Return for each site of the result the ids of the site nearest to its place; outside of the image those of black."""
-    rows, columns = adapter.sizes.out_grid
-    places = torch.arange(1, ids_BLQ.shape[1] + 1, dtype=torch.float32).view(1, 1, *adapter.grid).expand(len(ids_BLQ), -1, -1, -1)
-    site_BN = sampled(places, window_maps(maps_B23, adapter.grid, adapter.sizes.out_grid), (rows, columns), "nearest").flatten(1).long()
-    inside_BN1 = (site_BN > 0).numpy()[..., None]
-    taken_BNQ = np.take_along_axis(ids_BLQ, (site_BN - 1).clamp_min(0).numpy()[..., None], axis=1)
+    window = adapter.sizes.out_grid
+    site_BN = nearest_sites(window_maps(maps_B23, adapter.grid, window), adapter.grid, window)
+    inside_BN1 = (site_BN >= 0).numpy()[..., None]
+    taken_BNQ = np.take_along_axis(ids_BLQ, site_BN.clamp_min(0).numpy()[..., None], axis=1)
     found: npt.NDArray[Any] = np.where(inside_BN1, taken_BNQ, central_ids(black_1LQ, adapter))
     return found
 

@@ -50,8 +50,9 @@ MOST_HELD_OUT = 256
 ENCODED_TOGETHER = 64
 MOST_MIRRORED = 256
 """Images that show what a mirror does to code vectors."""
-SLOW_SHARE = 0.2
-"""Learning rate of the path beside the transformers, which begins in the right place, as a share of the others'."""
+CODES_SHARE, CELLS_SHARE, TABLES_SHARE = 0.002, 0.3, 5.0
+"""Learning rates as shares of the transformers'. The path of code vectors begins in the right place, and a few large steps of Adam would
+lose that for long. A row of a table is read by few sites."""
 WARM_UP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
@@ -91,7 +92,9 @@ class AdaptFitConfig:
     def sizes(self, grid: tuple[int, ...]) -> AdaptSizes:
         """Return the sizes for a grid."""
         out_grid = cropped(grid[0], self.share), cropped(grid[1], self.share)
-        return AdaptSizes(out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True, colour=self.colour)
+        return AdaptSizes(
+            out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True, tables=True, colour=self.colour
+        )
 
 
 class AdaptFit:
@@ -282,9 +285,16 @@ def central_ids(ids_BLQ: Ids, adapter: TokenAdapter) -> Ids:
 
 
 def _groups(adapter: TokenAdapter, rate: float) -> list[dict[str, Any]]:
-    """Return the parameters in groups: matrices decay, and the path beside the transformers learns slowly."""
+    """Return the parameters in groups: each with its share of the rate, and the matrices of the transformers decay."""
+    shares = {
+        ".beside": CODES_SHARE,
+        ".before.": CODES_SHARE,
+        ".leave.": CELLS_SHARE,
+        ".tables.": TABLES_SHARE,
+        ".sharpness.": TABLES_SHARE,
+    }
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapter.named_parameters():
-        slow = ".beside." in name or ".before." in name
-        found.setdefault((SLOW_SHARE if slow else 1.0, WEIGHT_DECAY if parameter.ndim > 1 and not slow else 0.0), []).append(parameter)
+        share = next((share for part, share in shares.items() if part in name), 1.0)
+        found.setdefault((share, WEIGHT_DECAY if parameter.ndim > 1 and share == 1.0 else 0.0), []).append(parameter)
     return [{"params": own, "lr": rate, "share": share, "weight_decay": decay} for (share, decay), own in found.items()]

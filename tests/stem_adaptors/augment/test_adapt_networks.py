@@ -24,7 +24,8 @@ LAYOUTS = {"grid": grid(6, 10), "residual": grid(6, 10, 2), "concat": grid(6, 10
 def adapter_for(layout: Any, *, skip: bool = False, out: tuple[int, int] = (4, 8)) -> tuple[TokenAdapter, Any, Any]:
     spec = spec_of(layout)
     torch.manual_seed(0)
-    return TokenAdapter(spec, tables_of(spec), AdaptSizes(out_grid=out, width=16, heads=1, hidden=24, skip=skip)), spec, tables_of(spec)
+    sizes = AdaptSizes(out_grid=out, width=16, heads=1, hidden=24, skip=skip, tables=skip)
+    return TokenAdapter(spec, tables_of(spec), sizes), spec, tables_of(spec)
 
 
 def norm(x: np.ndarray, state: dict[str, Any], name: str) -> np.ndarray:
@@ -52,6 +53,13 @@ def slow_positions(rows: int, columns: int, width: int) -> np.ndarray:
                     found[row * columns + column, half * width // 2 + k] = math.sin(angle)
                     found[row * columns + column, half * width // 2 + width // 4 + k] = math.cos(angle)
     return found
+
+
+def slow_nearest(map_23: np.ndarray, row: int, column: int) -> int:
+    """Return the site of the 6 x 10 grid whose square holds the middle of a place of the 4 x 8 window; -1 outside."""
+    x, y = map_23 @ [(2 * column + 1) / 8 - 1, (2 * row + 1) / 4 - 1, 1]
+    from_row, from_column = math.floor((y + 1) / 2 * 6), math.floor((x + 1) / 2 * 10)
+    return from_row * 10 + from_column if 0 <= from_row < 6 and 0 <= from_column < 10 else -1
 
 
 def test_positions() -> None:
@@ -104,7 +112,15 @@ def test_both_networks_equal_the_formula(name: str, skip: bool) -> None:
                 before = tables["level_0"][known_BNQ[sample, :, 0].numpy()]
                 padded = np.pad(before, ((0, 0), (0, vectors_BLD.shape[-1] - before.shape[1])))
                 own = x + padded @ state["reverse.before.weight"].T
-            expected = own @ state[f"reverse.heads.{level}.weight"].T + state[f"reverse.heads.{level}.bias"]
+            expected = own[:, :16] @ state[f"reverse.heads.{level}.weight"].T + state[f"reverse.heads.{level}.bias"]
+            if skip:
+                sharp = math.exp(features @ state["reverse.sharpness.weight"][level])
+                expected = expected + sharp * (own[:, 16:] @ state[f"reverse.beside_heads.{level}.weight"].T)
+            for place in range(32) if skip else ():
+                site = slow_nearest(windows_B23[sample].double().numpy(), place // 8, place % 8)
+                if site >= 0:
+                    row = int(ids_BLQ[sample, site, level]) + (23 if np.linalg.det(turn) < 0 else 0)
+                    expected[place] += state[f"reverse.tables.{level}.weight"][row]
             assert found.shape == (2, 32, 23)
             np.testing.assert_allclose(found[sample].detach().numpy(), expected, atol=2e-3, rtol=1e-3)
 
@@ -126,6 +142,28 @@ def test_every_weight_gets_a_gradient(skip: bool) -> None:
     logits = adapter(ids_of(spec, 2).int(), random_maps(keys_of(2), MapRanges(), (6, 10)), ids_of(spec, 2)[:, :32].int())
     sum(part.float().logsumexp(-1).mean() for part in logits).backward()  # type: ignore[union-attr]
     assert [name for name, weight in adapter.named_parameters() if weight.grad is None or not weight.grad.abs().sum()] == []
+
+
+def test_a_file_of_version_1_gives_the_same_networks() -> None:
+    """Its heads hold the matrix of the code vectors too."""
+    spec = spec_of(LAYOUTS["residual"])
+    adapter = TokenAdapter(spec, tables_of(spec), AdaptSizes(out_grid=(4, 8), width=16, heads=1, hidden=24, skip=True))
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    weights = dict(adapter.state_dict())
+    for level in range(2):
+        parts = weights[f"reverse.heads.{level}.weight"], weights.pop(f"reverse.beside_heads.{level}.weight")
+        weights[f"reverse.heads.{level}.weight"] = torch.cat(parts, dim=1)
+    again = TokenAdapter(spec, tables_of(spec), adapter.sizes)
+    again.load(weights, "weights.safetensors")
+    assert all(torch.equal(tensor, adapter.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_large_vocabulary_has_no_table() -> None:
+    spec = spec_of(grid(4, 4), codes=1025)
+    adapter = TokenAdapter(spec, tables_of(spec), AdaptSizes(out_grid=(4, 4), width=16, heads=1, hidden=24, skip=True, tables=True))
+    assert not [name for name in adapter.state_dict() if "tables" in name]
+    assert adapter.ids(ids_of(spec, 2).int(), random_maps(keys_of(2), MapRanges(), (4, 4))).shape == (2, 16, 1)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
