@@ -57,7 +57,7 @@ BAR = 0.05
 RESAMPLES = 4000
 Named = list[tuple[str, Images]]
 SETTINGS = {
-    "default": AdaptFitConfig(width=128, heads=1, epochs=5, learning_rate=2e-3),
+    "default": AdaptFitConfig(width=128, heads=1, epochs=6, learning_rate=2e-3),
     "taef2": AdaptFitConfig(width=64, heads=1, epochs=12, views=6, batch=4, learning_rate=2e-3),
 }
 """For some minutes on 2 cores. A taef2 latent takes 0.2 s, so its fit sees each of six views twice."""
