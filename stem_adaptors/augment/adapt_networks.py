@@ -49,7 +49,6 @@ class AdaptSizes:
     skip: bool = False
     """Whether code vectors also pass beside the two transformers, and the reverse network knows the map. The published networks have no
     such path; with it a fit begins where moving the grid directly ends, and how a code looks in a mirror is learned at once."""
-
     tables: bool = False
     """Whether each level has a table that adds to the logits by the id at the nearest site of the image, with rows for upright maps and for
     mirrored ones: what an id becomes depends first on the id. Needs the skip, whose logits then become sharper or softer with the map. The
@@ -256,34 +255,36 @@ class TokenAdapter(nn.Module):
         colours_B3 = torch.zeros_like(features_BF[:, :3]) if colours_B3 is None else colours_B3
         return torch.cat([features_BF, colours_B3], dim=1)
 
-    def _nearest_ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> list[Tensor] | None:
-        """Return for each level the rows of its table [B, N], from the id of the nearest site; -1 outside of the image."""
+    def _nearest_ids(self, ids_BLQ: Tensor, maps_B23: Tensor) -> list[Tensor]:
+        """Return for each level the rows of its table [B, N], from the id of the nearest site; outside of the image the last one."""
         if self.reverse.tables is None:
-            return None
+            return []
         window = self.sizes.out_grid
         site_BN = nearest_sites(window_maps(maps_B23, self.grid, window), self.grid, window)
         taken_BNQ = ids_BLQ.long().gather(1, site_BN.clamp_min(0)[..., None].expand(-1, -1, ids_BLQ.shape[2]))
         mirrored_B1 = (maps_B23[:, 0, 0] * maps_B23[:, 1, 1] < maps_B23[:, 0, 1] * maps_B23[:, 1, 0])[:, None]
-        return [torch.where(site_BN < 0, -1, taken_BNQ[..., level] + codes * mirrored_B1) for level, codes in enumerate(self.vocabulary)]
+        rows = (taken_BNQ[..., level] + codes * mirrored_B1 for level, codes in enumerate(self.vocabulary))
+        return [torch.where(site_BN < 0, 2 * codes, row_BN) for row_BN, codes in zip(rows, self.vocabulary, strict=True)]
 
     def _sharpness(self, maps_B23: Tensor, colours_B3: Tensor | None) -> Tensor | None:
         if self.reverse.sharpness is None:
             return None
-        found_BQ: Tensor = self.reverse.sharpness(self._features(window_maps(maps_B23, self.grid, self.sizes.out_grid), colours_B3)).exp()
-        return found_BQ
+        maps_B23 = window_maps(maps_B23, self.grid, self.sizes.out_grid)
+        return cast(Tensor, self.reverse.sharpness(self._features(maps_B23, colours_B3))).exp()
 
-    def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, near_QBN: list[Tensor] | None, sharp_BQ: Tensor | None, level: int) -> Tensor:
+    def _logits(self, x_BNE: Tensor, known_BNQ: Tensor, near_QBN: list[Tensor], sharp_BQ: Tensor | None, level: int) -> Tensor:
         if level and self.reverse.before is not None:
             x_BNE = x_BNE + self.reverse.before(self.vectors(known_BNQ, level))
-        logits_BNK: Tensor = self.reverse.heads[level](x_BNE[..., : self.sizes.width])
-        if self.reverse.beside_heads is not None:
-            beside_BNK = self.reverse.beside_heads[level](x_BNE[..., self.sizes.width :])
-            logits_BNK = logits_BNK + (beside_BNK if sharp_BQ is None else beside_BNK * sharp_BQ[:, level, None, None])
-        if self.reverse.tables is None or near_QBN is None or isinstance(self.reverse.tables[level], nn.Identity):
-            return logits_BNK
-        near_BN = near_QBN[level]
-        added_BNK: Tensor = self.reverse.tables[level](near_BN.clamp_min(0)) * (near_BN >= 0)[..., None]
-        return logits_BNK + added_BNK
+        head, table = self.heads[level], self.reverse.tables[level] if self.reverse.tables is not None else None
+        weight_KE = torch.cat([head.weight, self.beside_heads[level].weight], dim=1) if self.sizes.skip else head.weight
+        if sharp_BQ is not None:
+            plain_BNE, beside_BND = x_BNE[..., : self.sizes.width], x_BNE[..., self.sizes.width :]
+            x_BNE = torch.cat([plain_BNE, beside_BND * sharp_BQ[:, level, None, None]], dim=-1)
+        if not isinstance(table, nn.Embedding):
+            return F.linear(x_BNE, weight_KE, head.bias)
+        rows_RK = F.pad(table.weight, (0, 0, 0, 1)) + head.bias  # the last row is for places outside of the image
+        added_RK = F.embedding(near_QBN[level].flatten(), rows_RK)
+        return torch.addmm(added_RK, x_BNE.flatten(0, 1), weight_KE.T).view(*x_BNE.shape[:2], -1)
 
     def load(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Take weights. Raises ConfigError naming what does not fit."""
