@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.stem_adaptors.augment.layouts import batch_at, grid, ids_of, keys_of, sequence, spec_of, tables_of
+from tokenshards.pipeline.canonical import seal, unseal
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, NotFoundError, OtherTokenizerError
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, copy_adapter, load_adapter, read_about, save_adapter
@@ -29,7 +30,8 @@ OUT = (6, 8)
 def fitted(folder: Path, layout: Any, *, seed: int = 0) -> tuple[TokenAdapter, AdaptFile]:
     spec = spec_of(layout)
     torch.manual_seed(seed)
-    adapter = TokenAdapter(spec, tables_of(spec), AdaptSizes(out_grid=OUT, width=16, heads=1, hidden=24, skip=True))
+    sizes = AdaptSizes(out_grid=OUT, width=16, heads=1, hidden=24, skip=True, tables=True)
+    adapter = TokenAdapter(spec, tables_of(spec), sizes)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return adapter, save_adapter(adapter, spec, Store(str(folder)), "", settings={"epochs": 3}, fidelity={})
@@ -186,11 +188,13 @@ def test_the_file_comes_back_and_damage_is_found(tmp_path: Path) -> None:
         (tmp_path / "one" / "tokenadapt.json").write_bytes(change)
         with pytest.raises(kind, match=said):
             read_about(Store(str(tmp_path / "one")))
-    from tokenshards.pipeline.canonical import seal, unseal
-
     (tmp_path / "one" / "tokenadapt.json").write_bytes(seal({**unseal(text, ""), "version": 9}))
-    with pytest.raises(FormatVersionError, match="version 9; this version reads 1"):
+    with pytest.raises(FormatVersionError, match="version 9; this version reads 1 to 2"):
         read_about(Store(str(tmp_path / "one")))
+    first = unseal(text, "")
+    first["sizes"] = {name: value for name, value in first["sizes"].items() if name != "tables"}  # as version 1 wrote it
+    (tmp_path / "one" / "tokenadapt.json").write_bytes(seal({**first, "version": 1}))
+    assert not read_about(Store(str(tmp_path / "one"))).sizes.tables
 
 
 def test_half_of_rrc_is_replaced() -> None:
