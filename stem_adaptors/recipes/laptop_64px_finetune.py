@@ -2,9 +2,9 @@
 
     tokenshards train photos.tokens --val photos_val.tokens --out fine --pretrained mtm --recipe laptop_64px_finetune
 
-`mtm` is the run of `laptop_64px_mtm`. Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: with 3,000 images of ten
-classes of Tiny ImageNet 2 points of top-1 over a training from nothing that takes as long, 5 points where a tenth or a quarter of the images
-have labels. The settings are ours, those of infra/bench/seitpp.py, which measured this. With `--fraction 0.1` an epoch is short:
+`mtm` is the run of `laptop_64px_mtm`. Cost: 20 epochs of 4,500 images, 2 to 3 minutes on two cores. Expected: 2 points of top-1 over a
+training from nothing that takes as long, 5 points where a tenth or a quarter of the images have labels (3,000 images of ten classes of Tiny
+ImageNet). The settings are ours, those of infra/bench/seitpp.py, which measured this. With `--fraction 0.1` an epoch is short:
 `--epochs 110` takes as long as 11 epochs of all images.
 """
 
