@@ -131,7 +131,7 @@ def test_export_and_import_of_seit(env: dict[str, str]) -> None:
 def test_training_from_and_to_a_bucket(env: dict[str, str], tmp_path: Path) -> None:
     convert("s3://src/images", "s3://out/train", tokenizer="s3://src/tokenizer", shard_rows=20, runner=InlineRunner())
     small = ("--model", "vit_nano", "--batch-size", "16", "--device", "cpu", "--cache-dir", str(tmp_path), "--order", "windowed")
-    call_cli("train", "s3://out/train", "--val", "s3://out/train", "--out", "s3://out/run", *small, "--epochs", "2")
+    call_cli("train", "s3://out/train", "--val", "s3://out/train", "--out", "s3://out/run", *small, "--epochs", "1")
     _, said = call_cli("train", "s3://out/train", "--val", "s3://out/train", "--out", "s3://out/run", *small, "--epochs", "2", "--resume")
     assert "continuing at step" in said and "2 epochs are done" in said
     report = json.loads(call_cli("evaluate", "s3://out/run", "s3://out/train", "--device", "cpu", "--json")[0])
