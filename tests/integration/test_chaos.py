@@ -17,7 +17,7 @@ from tests.s3_servers import S3Server, faulty_proxy, moto_server
 # For a busy machine: a cluster is a dozen processes, each of which imports much. Where nothing else runs, 120 s are enough for each.
 pytestmark = pytest.mark.timeout(300, func_only=True)  # the set-up converts 360 images, which then takes minutes itself
 
-SEEDS = (0, 49, 90, 1996)
+SEEDS = (193, 94)
 """Between them they strike everything that can fail; the head once and at the end, since the cluster starts anew after it."""
 FAULTS = 4
 SOAK_RUNS, SOAK_FAULTS = 50, 5

@@ -7,13 +7,13 @@ import os
 import random
 import signal
 import time
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.datasets import call_cli, keep_result, run_cli, start_cli
+from tests.forks import fork_context
 from tests.stem_adaptors.training.small_runs import tokenize_pair
 from tokenshards.pipeline import fault_injection
 
@@ -63,9 +63,7 @@ def train_and_die(arguments: list[str], log: Path, step: int) -> None:
 
 def killed_at_a_step(arguments: list[str], log: Path, step: int) -> None:
     """Train in a process of its own and die there. It forks from one that has imported torch, which spares four seconds a kill."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=train_and_die, args=(arguments, log, step))
+    process = fork_context(__name__).Process(target=train_and_die, args=(arguments, log, step))
     process.start()
     process.join(100)
     code = process.exitcode

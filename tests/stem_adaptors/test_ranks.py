@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from tests.datasets import ROOT
+from tests.forks import fork_context
 from tests.ports import free_ports
 from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
 from tokenshards.pipeline.devices import choose_device
@@ -77,8 +77,7 @@ def one_rank(rank: int, world_size: int, port: int, job: tuple[str, str, str, di
 
 def train_with(world_size: int, *job: Any, target: Callable[..., None] = one_rank) -> list[Any]:
     """Train with so many processes; return what each reported. They fork from a process that has imported torch, once for all."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = fork_context(__name__)
     answers, (port,) = context.Queue(), free_ports(1)
     processes = [context.Process(target=target, args=(rank, world_size, port, job, answers)) for rank in range(world_size)]
     for process in processes:
