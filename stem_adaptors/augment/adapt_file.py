@@ -15,13 +15,14 @@ from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.storage.tensor_file import load_tensors, save_tensors
-from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 
 __all__ = ["AdaptFile", "copy_adapter", "load_adapter", "read_about", "require_free", "save_adapter"]
 
 JSON_NAME, WEIGHTS_NAME = "tokenadapt.json", "weights.safetensors"
 FORMAT, VERSION = "tokenshards-tokenadapt", 2
-"""Version 1 had no tables, and one matrix for both parts of a head."""
+"""Version 1 had no tables and no reach, and one matrix for both parts of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)

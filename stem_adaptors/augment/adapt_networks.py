@@ -13,7 +13,6 @@ E width, K codes of a level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -21,55 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenshards.pipeline.errors import ConfigError, require
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.augment.adapt_maps import nearest_sites, sampled, window_maps
+from tokenshards.stem_adaptors.augment.adapt_sizes import HEAD_WIDTH, AdaptSizes
 
-__all__ = ["AdaptSizes", "TokenAdapter", "sin_cos_positions"]
+__all__ = ["TokenAdapter", "sin_cos_positions"]
 
-HEAD_WIDTH = 64
 MOST_TABLE_CODES = 1024
 """Codes of a level up to which its table is kept: it has twice their square of numbers."""
-MAP_FEATURES = 6
-"""Of a map: 1, the four entries of its linear part without its scale, and the scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptSizes:
-    """The sizes of the two networks. The defaults are the paper's."""
-
-    out_grid: tuple[int, int]
-    """(h, w) of the result: the central window of the grid, as evaluation cuts it out."""
-    width: int = 384
-    heads: int = 6
-    """Attention heads of 64 channels each."""
-    hidden: int = 1536
-    """Width between the two layers of the MLP."""
-    skip: bool = False
-    """Whether code vectors also pass beside the two transformers, and the reverse network knows the map. The published networks have no
-    such path; with it a fit begins where moving the grid directly ends, and how a code looks in a mirror is learned at once."""
-    tables: bool = False
-    """Whether each level has a table that adds to the logits by the id at the nearest site of the image, with rows for upright maps and for
-    mirrored ones: what an id becomes depends first on the id. Needs the skip, whose logits then become sharper or softer with the map. The
-    published networks have neither."""
-    colour: float = 0.0
-    """Largest change of brightness, contrast and saturation that the reverse network learned to make; it needs the skip."""
-
-    @property
-    def features(self) -> int:
-        """Numbers that tell the reverse network what happened: those of the map, and the three colour changes."""
-        return MAP_FEATURES + (3 if self.colour else 0)
-
-    def __post_init__(self) -> None:
-        require(
-            0.0 <= self.colour < 1.0 and (self.skip or not self.colour), "token_adapt: colour", self.colour, "0 to less than 1, with skip"
-        )
-        require(self.skip or not self.tables, "token_adapt: tables", self.tables, "false without the skip")
-        require(self.width >= 4 and self.width % 4 == 0, "token_adapt: width", self.width, "a multiple of 4")
-        require(self.heads >= 1, "token_adapt: heads", self.heads, "at least 1")
-        require(self.hidden >= 1, "token_adapt: hidden", self.hidden, "at least 1")
-        require(min(self.out_grid) >= 1, "token_adapt: out_grid", self.out_grid, "two positive numbers")
 
 
 def sin_cos_positions(grid: tuple[int, int], width: int) -> Tensor:
@@ -126,7 +86,9 @@ class _Reverse(nn.Module):
 
     def __init__(self, channels: int, vocabulary: Sequence[int], sizes: AdaptSizes) -> None:
         super().__init__()
-        self.enter, self.block, self.norm = nn.Conv2d(channels, sizes.width, 2, 2), _Block(sizes), nn.LayerNorm(sizes.width)
+        around = 2 * sizes.reach
+        self.enter = nn.Conv2d(channels, sizes.width, 2 + 2 * around, 2, around)
+        self.block, self.norm = _Block(sizes), nn.LayerNorm(sizes.width)
         read = sizes.width + channels if sizes.skip else sizes.width
         self.heads = nn.ModuleList(nn.Linear(sizes.width, size) for size in vocabulary)
         self.beside_heads = nn.ModuleList(nn.Linear(channels, size, bias=False) for size in vocabulary) if sizes.skip else None
@@ -164,7 +126,7 @@ def _table(codes: int) -> nn.Module:
 
 
 def _features(maps_B23: Tensor) -> Tensor:
-    """Return [B, F] of maps."""
+    """Return [B, MAP_FEATURES] of maps."""
     turn_B4 = maps_B23[:, :, :2].flatten(1)
     scale_B1 = (turn_B4[:, :1] * turn_B4[:, 3:] - turn_B4[:, 1:2] * turn_B4[:, 2:3]).abs().clamp_min(1e-6).sqrt()
     return torch.cat([torch.ones_like(scale_B1), turn_B4 / scale_B1, scale_B1], dim=1)

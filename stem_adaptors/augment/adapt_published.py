@@ -12,7 +12,8 @@ from torch import Tensor
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.stem_adaptors.augment.adapt_networks import HEAD_WIDTH, AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_sizes import HEAD_WIDTH, AdaptSizes
 
 __all__ = ["adapter_of_published", "published_names"]
 

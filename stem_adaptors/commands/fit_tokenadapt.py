@@ -65,7 +65,7 @@ def fit_tokenadapt_command(
     from tokenshards.pipeline.tokenizers.directory import open_tokenizer
     from tokenshards.stem_adaptors.commands.fitting_tokenadapt import fit_tokenadapt
     from tokenshards.stem_adaptors.reporting.fidelity_table import fidelity_rows, fidelity_warning
-    from tokenshards.stem_adaptors.training.adapt_fit import AdaptFitConfig
+    from tokenshards.stem_adaptors.training.adapt_fit_config import AdaptFitConfig
 
     config = AdaptFitConfig(
         width=width,

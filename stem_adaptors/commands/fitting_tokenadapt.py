@@ -22,7 +22,8 @@ from tokenshards.pipeline.tokenizers.base import Images, Tokenizer, describe_tok
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, require_free, save_adapter
 from tokenshards.stem_adaptors.training.adapt_fidelity import fidelity_of, right_ids
-from tokenshards.stem_adaptors.training.adapt_fit import STATE_NAME, AdaptFit, AdaptFitConfig
+from tokenshards.stem_adaptors.training.adapt_fit import STATE_NAME, AdaptFit
+from tokenshards.stem_adaptors.training.adapt_fit_config import AdaptFitConfig
 
 __all__ = ["fit_tokenadapt"]
 

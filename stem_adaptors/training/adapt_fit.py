@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenshards.pipeline.canonical import canonical_json, keyed_hash64, sha256_hex
-from tokenshards.pipeline.errors import ConfigError, TrainingError, require
+from tokenshards.pipeline.errors import ConfigError, TrainingError
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.half_cosine import half_cosine
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
-from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps, resampled_pixels
-from tokenshards.stem_adaptors.augment.adapt_networks import HEAD_WIDTH, AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_maps import random_colours, random_maps, resampled_pixels
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_sizes import HEAD_WIDTH
 from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes, start_with_mirror
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
-from tokenshards.stem_adaptors.augment.on_embeddings import cropped
 from tokenshards.stem_adaptors.precision import autocast, precision_of
+from tokenshards.stem_adaptors.training.adapt_fit_config import AdaptFitConfig
 from tokenshards.stem_adaptors.training.checkpoints import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 
-__all__ = ["STATE_NAME", "AdaptFit", "AdaptFitConfig", "Encode", "central_ids"]
+__all__ = ["STATE_NAME", "AdaptFit", "Encode", "central_ids"]
 
 Images = npt.NDArray[np.uint8]
 Ids = npt.NDArray[Any]
@@ -49,52 +50,13 @@ HELD_OUT_SHARE = 16
 MOST_HELD_OUT = 256
 ENCODED_TOGETHER = 64
 MOST_MIRRORED = 256
-"""Images that show what a mirror does to code vectors."""
+"""Images whose mirror images are samples too: they show what a mirror does to code vectors, and few images are worth twice as many."""
 CODES_SHARE, CELLS_SHARE, TABLES_SHARE = 0.002, 0.3, 5.0
 """Learning rates as shares of the transformers'. The path of code vectors begins in the right place, and a few large steps of Adam would
 lose that for long. A row of a table is read by few sites."""
 WARM_UP_SHARE = 0.05
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptFitConfig:
-    """Settings of a fit. Width and heads are the paper's (SeiT++, Lee et al. 2024)."""
-
-    width: int = 384
-    heads: int = 6
-    share: float = 0.875
-    """Side of the result as a share of the grid's, rounded to an even number of sites, as for `rrc`."""
-    epochs: int = 30
-    """Passes over the images."""
-    views: int = 0
-    """Distinct views of an image, after which they repeat, so that a slow tokenizer encodes each once; 0: a new view in every epoch."""
-    colour: float = 0.0
-    """Largest change of brightness, contrast and saturation to learn too; 0 for none."""
-    batch: int = 8
-    """Images of a step. A site is a sample, so that few images are enough."""
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(0.0 < self.share <= 1.0, "--share", self.share, "above 0, at most 1")
-        for name in ("epochs", "batch"):
-            require(getattr(self, name) >= 1, f"--{name}", getattr(self, name), "at least 1")
-        require(self.views >= 0, "--views", self.views, "0 or more")
-        require(self.learning_rate > 0, "--learning-rate", self.learning_rate, "more than 0")
-
-    @property
-    def ranges(self) -> MapRanges:
-        """How images are moved: without a crop half of the time, so that maps which keep the scale are learned too."""
-        return MapRanges(crop=0.5, colour=self.colour)
-
-    def sizes(self, grid: tuple[int, ...]) -> AdaptSizes:
-        """Return the sizes for a grid."""
-        out_grid = cropped(grid[0], self.share), cropped(grid[1], self.share)
-        return AdaptSizes(
-            out_grid=out_grid, width=self.width, heads=self.heads, hidden=4 * self.width, skip=True, tables=True, colour=self.colour
-        )
 
 
 class AdaptFit:
@@ -125,11 +87,12 @@ class AdaptFit:
         self.held_out_MHWC, self._pixels_MHWC = pixels_MHWC[: self.held_out], pixels_MHWC[self.held_out :]
         self.batch = min(config.batch, len(self._pixels_MHWC))
         self.steps = len(self._pixels_MHWC) // self.batch
-        # Other epochs go on with a stopped fit, as in `train`: from there on the rate is that of the new number.
-        self.digest = sha256_hex(canonical_json([{**asdict(config), "epochs": None}, spec.fingerprint, self.held_out, self.names]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_hash64(str(config.seed), "start"))
             self.adapter = TokenAdapter(spec, tables, config.sizes(spec.layout.grid))
+        # Other epochs go on with a stopped fit, as in `train`: from there on the rate is that of the new number.
+        made_of = [{**asdict(config), "epochs": None}, asdict(self.adapter.sizes), spec.fingerprint, self.held_out, self.names]
+        self.digest = sha256_hex(canonical_json(made_of))
         self.adapter.to(device)
         self._optimizer = torch.optim.AdamW(_groups(self.adapter, config.learning_rate), betas=(0.9, 0.95))
         self._views: dict[tuple[int, int], Ids] = {}
@@ -146,10 +109,10 @@ class AdaptFit:
         """Return about how many multiplications a training step takes: three times a forward pass."""
         sizes = self.adapter.sizes
         inner, total = sizes.heads * HEAD_WIDTH, 0
-        for rows, columns in (self.adapter.grid, sizes.out_grid):
+        for (rows, columns), layers in ((self.adapter.grid, 5), (sizes.out_grid, (2 + 4 * sizes.reach) ** 2)):
             sites = rows * columns
             total += sites * (
-                sizes.width * (4 * inner + 2 * sizes.hidden + 5 * self.adapter.conversion.enter.in_features) + 2 * sites * inner
+                sizes.width * (4 * inner + 2 * sizes.hidden + layers * self.adapter.conversion.enter.in_features) + 2 * sites * inner
             )
         return 3.0 * self.batch * (total + math.prod(sizes.out_grid) * sizes.width * sum(self.spec.vocabulary))
 
@@ -185,7 +148,7 @@ class AdaptFit:
         view = epoch % self.config.views if self.config.views else epoch
         maps_B23, colours_B3, targets_BNQ = self._pairs(view, chosen_B)
         colours_B3 = None if colours_B3 is None else colours_B3.to(self._device)
-        ids_BLQ = self._tensor(self._ids_MLQ[chosen_B])
+        ids_BLQ, maps_B23 = self._sources(epoch // max(1, self.config.views), chosen_B, maps_B23)
         self.adapter.train()
         with autocast(self._device, precision_of("auto", self._device)):
             logits = self.adapter(ids_BLQ, maps_B23.to(self._device), targets_BNQ, colours_B3)
@@ -222,6 +185,14 @@ class AdaptFit:
         found = [ids[place] if place in ids else self._views[view, int(image)] for place, image in enumerate(chosen_B)]
         return maps_B23, colours_B3, self._tensor(np.stack(found))
 
+    def _sources(self, again: int, chosen_B: npt.NDArray[np.int64], maps_B23: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids [B, L, Q] of the images or of their mirror images, in turns, and the maps from there: twice the samples of a view."""
+        mirrored_B = ((again + chosen_B) % 2 == 1) & (chosen_B < len(self._mirrored_ids_MLQ))
+        ids_BLQ = self._ids_MLQ[chosen_B]  # a copy
+        ids_BLQ[mirrored_B] = self._mirrored_ids_MLQ[chosen_B[mirrored_B]]
+        signs_B11 = torch.from_numpy(np.where(mirrored_B, -1.0, 1.0).astype(np.float32))[:, None, None]
+        return self._tensor(ids_BLQ), torch.cat([maps_B23[:, :1] * signs_B11, maps_B23[:, 1:]], dim=1)
+
     def _tensor(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self._device)
 
@@ -233,8 +204,8 @@ class AdaptFit:
     def _start(self) -> None:
         some = self._ids_MLQ[:: max(1, len(self._ids_MLQ) // 64)]
         start_from_codes(self.adapter, self.adapter.vectors(self._tensor(some)).flatten(0, 1))
-        mirrored_MHWC = np.ascontiguousarray(self._pixels_MHWC[:MOST_MIRRORED, :, ::-1])
-        start_with_mirror(self.adapter, self._tensor(self._ids_MLQ[:MOST_MIRRORED]), self._tensor(self._encoded(mirrored_MHWC)))
+        self._mirrored_ids_MLQ = self._encoded(np.ascontiguousarray(self._pixels_MHWC[:MOST_MIRRORED, :, ::-1]))
+        start_with_mirror(self.adapter, self._tensor(self._ids_MLQ[:MOST_MIRRORED]), self._tensor(self._mirrored_ids_MLQ))
 
     @torch.no_grad()
     def _held_out_accuracy(self) -> float:

@@ -26,7 +26,8 @@ from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import PRESETS
 from tokenshards.stem_adaptors.augment.adapt_file import save_adapter
-from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks

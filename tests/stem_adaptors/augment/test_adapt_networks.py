@@ -13,8 +13,9 @@ from torch import Tensor
 from tests.stem_adaptors.augment.layouts import grid, ids_of, keys_of, sequence, spec_of, tables_of
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, sampled, window_maps
-from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter, sin_cos_positions
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter, sin_cos_positions
 from tokenshards.stem_adaptors.augment.adapt_published import adapter_of_published, published_names
+from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 from tokenshards.stem_adaptors.augment.adapt_start import start_from_codes, start_with_mirror
 from tokenshards.stem_adaptors.augment.quantise import NearestCodes
 
@@ -24,7 +25,7 @@ LAYOUTS = {"grid": grid(6, 10), "residual": grid(6, 10, 2), "concat": grid(6, 10
 def adapter_for(layout: Any, *, skip: bool = False, out: tuple[int, int] = (4, 8)) -> tuple[TokenAdapter, Any, Any]:
     spec = spec_of(layout)
     torch.manual_seed(0)
-    sizes = AdaptSizes(out_grid=out, width=16, heads=1, hidden=24, skip=skip, tables=skip)
+    sizes = AdaptSizes(out_grid=out, width=16, heads=1, hidden=24, skip=skip, tables=skip, reach=int(skip))
     return TokenAdapter(spec, tables_of(spec), sizes), spec, tables_of(spec)
 
 
@@ -62,6 +63,14 @@ def slow_nearest(map_23: np.ndarray, row: int, column: int) -> int:
     return from_row * 10 + from_column if 0 <= from_row < 6 and 0 <= from_column < 10 else -1
 
 
+def slow_windows(cells_DHW: np.ndarray, around: int) -> np.ndarray:
+    """Return [h * w, D * k * k]: for each site its 2 x 2 cells and so many more on each side, zeros outside."""
+    padded = np.pad(cells_DHW, ((0, 0), (around, around), (around, around)))
+    rows, columns, side = cells_DHW.shape[1] // 2, cells_DHW.shape[2] // 2, 2 + 2 * around
+    places = [(2 * row, 2 * column) for row in range(rows) for column in range(columns)]
+    return np.stack([padded[:, top : top + side, left : left + side].ravel() for top, left in places])
+
+
 def test_positions() -> None:
     np.testing.assert_allclose(sin_cos_positions((3, 5), 12).numpy(), slow_positions(3, 5, 12), atol=1e-6)
 
@@ -97,7 +106,8 @@ def test_both_networks_equal_the_formula(name: str, skip: bool) -> None:
     moved = sampled(cells, windows_B23, (8, 16)).detach().double().numpy()
     for sample in range(2):
         fours = moved[sample].reshape(-1, 4, 2, 8, 2).transpose(1, 3, 0, 2, 4).reshape(32, -1)
-        x = slow_positions(4, 8, 16) + fours @ state["reverse.enter.weight"].reshape(16, -1).T + state["reverse.enter.bias"]
+        x = slow_positions(4, 8, 16) + slow_windows(moved[sample], 2 if skip else 0) @ state["reverse.enter.weight"].reshape(16, -1).T
+        x = x + state["reverse.enter.bias"]
         turn = windows_B23[sample, :, :2].double().numpy()
         scale = math.sqrt(abs(np.linalg.det(turn)))
         features = np.array([1, *(turn / scale).flatten(), scale])

@@ -15,7 +15,8 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment.adapt_file import AdaptFile, copy_adapter, load_adapter, read_about, save_adapter
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_colours, random_maps
-from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 from tokenshards.stem_adaptors.augment.token_adapt import TokenAdapt
 from tokenshards.stem_adaptors.augment.token_model import Lookup
 from tokenshards.stem_adaptors.augment.transform import TokenTransform

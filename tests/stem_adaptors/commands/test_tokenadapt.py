@@ -20,8 +20,9 @@ from tokenshards.pipeline.shards.dataset import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.stem_adaptors.augment.adapt_file import load_adapter, read_about
-from tokenshards.stem_adaptors.augment.adapt_networks import AdaptSizes, TokenAdapter
+from tokenshards.stem_adaptors.augment.adapt_networks import TokenAdapter
 from tokenshards.stem_adaptors.augment.adapt_published import published_names
+from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.reporting.fidelity_table import fidelity_warning

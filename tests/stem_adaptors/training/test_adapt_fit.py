@@ -18,7 +18,8 @@ from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import PatchKMeans, default_preprocess, fit_patch_kmeans
 from tokenshards.stem_adaptors.augment.adapt_maps import MapRanges, random_maps, resampled_pixels
 from tokenshards.stem_adaptors.training.adapt_fidelity import MOVES, WAYS, fidelity_of, right_ids
-from tokenshards.stem_adaptors.training.adapt_fit import STATE_NAME, AdaptFit, AdaptFitConfig, central_ids
+from tokenshards.stem_adaptors.training.adapt_fit import STATE_NAME, AdaptFit, central_ids
+from tokenshards.stem_adaptors.training.adapt_fit_config import AdaptFitConfig
 
 SMALL = AdaptFitConfig(width=16, heads=1, epochs=2, batch=4, share=0.75)
 
@@ -109,6 +110,22 @@ def test_pairs_are_the_ids_of_moved_images(tokenizer: PatchKMeans) -> None:
     rows, columns = fit.adapter.sizes.out_grid
     edge = (4 - rows) // 2
     np.testing.assert_array_equal(targets_BNQ.numpy(), whole[:, edge : edge + rows, edge : edge + columns].reshape(2, -1, 2))
+
+
+def test_mirror_images_are_samples_in_turns(tokenizer: PatchKMeans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a mirror image another map leads to the same result."""
+    monkeypatch.setattr("tokenshards.stem_adaptors.training.adapt_fit.MOST_MIRRORED", 4)
+    fit, chosen_B = fit_of(tokenizer), np.array([0, 1, 2, 3, 4, 5])
+    fit.run(None)
+    maps_B23, _, _ = fit._pairs(5, chosen_B)
+    pixels_BHWC = fit._pixels_MHWC[chosen_B]
+    wanted = resampled_pixels(torch.from_numpy(pixels_BHWC), maps_B23).int()
+    for again, mirrored in ((0, [1, 3]), (1, [0, 2])):
+        ids_BLQ, own_B23 = fit._sources(again, chosen_B, maps_B23)
+        sources_BHWC = pixels_BHWC.copy()
+        sources_BHWC[mirrored] = sources_BHWC[mirrored][:, :, ::-1]
+        np.testing.assert_array_equal(ids_BLQ.numpy(), tokenizer.encode(sources_BHWC).ids_BLQ)
+        assert (resampled_pixels(torch.from_numpy(sources_BHWC), own_B23).int() - wanted).abs().max() <= 1
 
 
 def test_a_fit_learns_what_a_mirror_does_to_codes(tokenizer: PatchKMeans) -> None:
