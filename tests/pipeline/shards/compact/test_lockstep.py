@@ -1,0 +1,90 @@
+"""Machine code writes the bytes and reads the ids that numpy does, on every layout, of whole, damaged and random streams."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.pipeline.shards.compact.models import random_model
+from tests.pipeline.shards.samples import LAYOUTS, make_spec, make_tokens
+from tokenshards.pipeline.shards.compact import lockstep
+from tokenshards.pipeline.shards.compact.model import CompactModel
+from tokenshards.pipeline.shards.compact.rows import decode_batch, encode_batch
+from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
+
+pytest.importorskip("numba", reason="the machine code is numba's")
+
+
+def outcome(model: CompactModel, streams: list[bytes], spec: TokenizerSpec, sizes: np.ndarray | None, *, fast: bool) -> object:
+    try:
+        return decode_batch(model, streams, spec, sizes, fast=fast).tolist()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("vocabulary", [2, 70, 391])
+def test_both_write_the_same_bytes_and_read_the_same_ids(name: str, vocabulary: int) -> None:
+    spec = make_spec(name, vocabulary)
+    for rows in (1, 16, 37):
+        model, tokens = random_model(spec, seed=rows, hidden=8 * (1 + rows % 4)), make_tokens(spec, rows, seed=rows)
+        sizes = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
+        streams = encode_batch(model, tokens, spec)
+        assert streams == encode_batch(model, tokens, spec, fast=False)
+        np.testing.assert_array_equal(decode_batch(model, streams, spec, sizes), tokens.ids_BLQ)
+
+
+@pytest.mark.parametrize("name", ["grid", "grid_residual", "pyramid", "video_variable"])
+def test_both_say_the_same_of_damage(name: str) -> None:
+    spec, rng = make_spec(name, 70), np.random.default_rng(1)
+    model, tokens = random_model(spec), make_tokens(spec, 20)
+    sizes = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
+    streams, told = encode_batch(model, tokens, spec), 0
+    for trial in range(60):
+        damaged = list(streams)
+        for row in rng.choice(20, 2, replace=False):
+            random, cut = rng.bytes(int(rng.integers(0, 30))), streams[row][: int(rng.integers(0, len(streams[row])))]
+            flipped = bytearray(streams[row])
+            flipped[int(rng.integers(0, len(flipped)))] ^= 1 << int(rng.integers(0, 8))
+            damaged[row] = (random, cut, bytes(flipped))[trial % 3]
+        fast, slow = (outcome(model, damaged, spec, sizes, fast=fast) for fast in (True, False))
+        assert fast == slow
+        told += isinstance(fast, str)
+    assert told > 55
+
+
+def test_codes_without_tables_and_long_rows() -> None:
+    spec = make_spec(Layout(kind="sequence", sites=2000, ordered=True), 5000)
+    model, tokens = random_model(spec, hidden=32), make_tokens(spec, 3)
+    streams = encode_batch(model, tokens, spec)
+    assert streams == encode_batch(model, tokens, spec, fast=False)
+    np.testing.assert_array_equal(decode_batch(model, streams, spec), tokens.ids_BLQ)
+
+
+@pytest.fixture
+def not_compiled() -> Iterator[None]:
+    lockstep.kernels.cache_clear()
+    yield
+    lockstep.kernels.cache_clear()
+
+
+def test_without_numba_numpy_does_all(monkeypatch: pytest.MonkeyPatch, not_compiled: None) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert lockstep.kernels() is None
+    spec = make_spec("grid", 70)
+    model, tokens = random_model(spec), make_tokens(spec, 3)
+    np.testing.assert_array_equal(decode_batch(model, encode_batch(model, tokens, spec), spec), tokens.ids_BLQ)
+
+
+def test_what_is_compiled_lies_in_a_folder_of_this_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = lockstep._cache_folder()
+    assert own.parent == tmp_path and stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert lockstep._cache_folder() == own
+    own.chmod(0o777)
+    assert lockstep._cache_folder() != own, "what others may write is not run"
