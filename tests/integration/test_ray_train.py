@@ -32,6 +32,8 @@ from tokenshards.stem_adaptors.training.training_job import TrainingJob
 EPOCHS = 24
 SECONDS = 200.0
 """Bound of every wait: where nothing else runs, a training here takes about 20 seconds."""
+NODES_SEEN_SECONDS = 22.0
+"""Ray Train looks every 20 seconds which nodes there are, and starts with those that it knows."""
 CONFIGS: dict[str, Any] = {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig()}
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1"}
 
@@ -297,6 +299,7 @@ def test_fewer_nodes_go_on_where_fewer_are_allowed_and_three_share_a_batch_of_16
     run = tmp_path / "run"
     arguments = [*command(str(pair[0]), str(pair[1]), str(run), tmp_path / "cache"), *on(cluster, workers="1-3")]
     cluster.add_node()
+    time.sleep(NODES_SEEN_SECONDS)
     process = start_cli(*arguments, env=cluster.client_env)
     after_checkpoints(run, process)
     cluster.nodes.pop().kill()
