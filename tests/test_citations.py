@@ -32,7 +32,7 @@ def faults(text: str) -> list[str]:
     if (place := re.search(PLACE, text)) and not re.search(r"\bSPEC\b|\b(19|20)\d\d\b", text):
         found.append(f"{place[0]}: of which paper, by whom and of which year?")
     found += [f"{match[0]}: no year" for match in re.finditer(r"\bet al\b(?!.{0,40}\b(19|20)\d\d\b)", text)]
-    arxiv = r"(?<!\d{4}, )arXiv|arXiv(?! \d{4}\.\d{5})"
+    arxiv = r"(?<!\d{4}, )arXiv|arXiv(?! \d{4}\.\d{4,5})"  # four digits until 2014
     found += [f"{match[0]}: expected `Authors YEAR, arXiv NNNN.NNNNN`" for match in re.finditer(arxiv, text)]
     return found
 

@@ -1,6 +1,6 @@
 """Rows of ids as byte streams and back, a batch of rows of one shape at a time: the decoder that needs nothing but numpy.
 
-A stream is one state of range ANS (Duda 2013, arXiv:1311.2540) that is written first, in as few bytes as hold it, and 16-bit words that
+A stream is one state of range ANS (Duda 2013, arXiv 1311.2540) that is written first, in as few bytes as hold it, and 16-bit words that
 fill it up again. The state ends at 1 with all words used, or the stream is damaged.
 
 Shapes: B rows, T ids of a row in coding order, N slots, J digits, H hidden numbers.
