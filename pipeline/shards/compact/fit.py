@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -173,7 +172,7 @@ def fit_compact(
         named = f"level {level}: " if len(slots) > 1 else ""
         if own:
             codes_of_slots = tuple(spec.vocabulary[slot.level] for slot in own)
-            found = _fitted(samples, own, codes_of_slots, base_count(layout), paths_K, config, partial(_say, say, named))
+            found = _fitted(samples, own, codes_of_slots, base_count(layout), paths_K, config, named, say)
         else:
             say(f"{named}{codes:,} codes are too many for tables of what is around; how frequent they are is used")
             found = _counted(samples, base_count(layout), paths_K)
@@ -190,10 +189,6 @@ def _affordable(own: tuple[Slot, ...], vocabulary: tuple[int, ...], level: int, 
         left -= (vocabulary[slot.level] + 1) * hidden * 2
         kept += left >= 0
     return own[:kept]
-
-
-def _say(say: Callable[[str], None], named: str, line: str) -> None:
-    say(named + line)
 
 
 def _counted(samples: _Samples, bases: int, paths_K: npt.NDArray[np.uint32]) -> LevelModel:
@@ -219,6 +214,7 @@ def _fitted(
     bases: int,
     paths_K: npt.NDArray[np.uint32],
     config: CompactFitConfig,
+    named: str,
     say: Callable[[str], None],
 ) -> LevelModel:
     """Return the integers of a level, of the epoch that was best on held-out rows."""
@@ -252,7 +248,7 @@ def _fitted(
         with torch.no_grad():
             parts = [network(slots_MN[own], bases_M[own], path_M[own]) * len(own) for own in torch.split(held, 65536)]
             bits = float(torch.stack(parts).sum()) / len(held) / math.log(2)
-        say(f"epoch {epoch + 1}: {bits:.3f} bits an id on held-out rows")
+        say(f"{named}epoch {epoch + 1}: {bits:.3f} bits an id on held-out rows")
         if bits < best[0]:
             best = bits, {name: value.detach().clone() for name, value in network.state_dict().items()}
     network.load_state_dict(best[1])

@@ -76,7 +76,10 @@ def test_a_model_keeps_to_its_size(vocabulary: tuple[int, ...], most: int, slots
     assert tuple(len(level.slots) for level in model.levels) == slots
     assert model.nbytes() <= most
     assert slots != (0,) or "65,536 codes are too many for tables" in said[0]
-    np.testing.assert_array_equal(decode_batch(model, encode_batch(model, tokens, spec), spec), tokens.ids_BLQ)
+    streams = encode_batch(model, tokens, spec)
+    assert streams == encode_batch(model, tokens, spec, fast=False)
+    for fast in (True, False):
+        np.testing.assert_array_equal(decode_batch(model, streams, spec, fast=fast), tokens.ids_BLQ)
 
 
 def test_frequencies_alone_come_near_to_the_entropy() -> None:

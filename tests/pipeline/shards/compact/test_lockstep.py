@@ -58,7 +58,7 @@ def test_both_say_the_same_of_damage(name: str) -> None:
     assert told > 55
 
 
-def test_codes_without_tables_and_long_rows() -> None:
+def test_many_codes_and_long_rows() -> None:
     spec = make_spec(Layout(kind="sequence", sites=2000, ordered=True), 5000)
     model, tokens = random_model(spec, hidden=32), make_tokens(spec, 3)
     streams = encode_batch(model, tokens, spec)
