@@ -10,11 +10,12 @@ training images. Sides, each with 100, 25 and 10 % of the labels:
 - `adapt`: supervised, with TokenAdapt and ColorAdapt among the augmentations;
 - `all`: masked token modelling, TokenAdapt and ColorAdapt.
 
-Every side trains for the same CPU seconds on one thread (`--budget`), the training without labels counted in. The cost of each training is
-measured once, before all runs; its epochs follow from it, so that a run can be repeated. TokenAdapt is fitted once for the tokenizer, as
-the codebook is: its seconds are reported, and count in no side. Three seeds draw weights, order, augmentation and the labelled images.
+Every side trains for the same CPU seconds on one thread (`--budget`), the training without labels counted in: each step charges what the
+process has used, the learning rate follows the share that is spent, and the training ends with the last second. TokenAdapt is fitted once
+for the tokenizer, as the codebook is: its seconds are reported, and count in no side. Three seeds draw weights, order, augmentation and
+the labelled images.
 
-`--work` keeps the prepared data, the costs and the result of every run, so that an interrupted bench continues; `--only`, `--fractions` and
+`--work` keeps the prepared data and the result of every run, so that an interrupted bench continues; `--only`, `--fractions` and
 `--seeds` select a part. `--choose` measures on a third of the training images, in place of those held out: the settings were chosen so,
 by trials with `--settings FILE.py`, whose names in capitals replace those of `seitpp_sides.py`.
 Intervals are 95 % of a paired bootstrap over held-out images and seeds. The last line is one JSON object: `over_supervised` holds the
@@ -34,24 +35,19 @@ from pathlib import Path
 from typing import Any
 
 import seitpp_sides
-from paired_runs import Job, correctness, in_processes, interval, resampled, run_jobs
+from paired_runs import Job, correctness, interval, resampled, run_jobs
 from seitpp_data import fit_adapt, prepared
 from seitpp_sides import (
     FRACTIONS,
     SIDES,
-    Cost,
     Plan,
-    Stage,
     digest_of_stage,
-    measured_cost,
     pretrain_once,
     stages_of,
     train_side,
 )
 
 BUDGET = 300.0
-MARGIN = 0.97
-"""Part of the budget that is planned: the cost of a run differs from the measured one by some percent."""
 
 
 def options_of(description: str) -> argparse.Namespace:
@@ -72,42 +68,13 @@ def options_of(description: str) -> argparse.Namespace:
     return options
 
 
-def plans(work: Path, options: argparse.Namespace) -> dict[tuple[str, float], Plan]:
-    """Return the plan of each side and fraction: stages with the epochs that the measured costs allow."""
-    card = work / "costs.json"
-    costs = {key: Cost(**cost) for key, cost in json.loads(card.read_text()).items()} if card.exists() else {}
-    stages = {(side, fraction): stages_of(side, fraction) for side in options.only for fraction in options.fractions}
-    waiting = {
-        _cost_key(stage, fraction, options.choose): (work, stage, _images_of(stage, fraction), options.choose)
-        for (_, fraction), parts in stages.items()
-        for stage in parts
+def plans(options: argparse.Namespace) -> dict[tuple[str, float], Plan]:
+    """Return the plan of each side and fraction."""
+    return {
+        (side, fraction): Plan(stages=stages_of(side, fraction, options.budget), fraction=fraction, choosing=options.choose)
+        for side in options.only
+        for fraction in options.fractions
     }
-    missing = [(key, *values) for key, values in waiting.items() if key not in costs]
-    for key, cost in in_processes(_measured, missing, options.workers):
-        costs[key] = cost
-        print(f"{key}: {cost.start_seconds:.1f} CPU seconds, then {cost.epoch_seconds:.3f} an epoch", flush=True)
-        card.write_text(json.dumps({name: asdict(found) for name, found in costs.items()}))
-    found = {}
-    for (side, fraction), parts in stages.items():
-        planned = tuple(
-            stage.for_epochs(costs[_cost_key(stage, fraction, options.choose)].epochs_in(MARGIN * options.budget * stage.share))
-            for stage in parts
-        )
-        found[side, fraction] = Plan(stages=planned, fraction=fraction, choosing=options.choose)
-    return found
-
-
-def _images_of(stage: Stage, fraction: float) -> float:
-    return 1.0 if stage.objective == "mtm" else fraction
-
-
-def _cost_key(stage: Stage, fraction: float, choosing: bool) -> str:
-    """Return the key of a cost. The share of the seconds and the epochs do not change it."""
-    return f"{stage.objective}-{_images_of(stage, fraction):g}-{choosing}-{digest_of_stage(replace(stage, share=1.0))}"
-
-
-def _measured(key: str, work: Path, stage: Stage, fraction: float, choosing: bool) -> tuple[str, Cost]:
-    return key, measured_cost(work, stage, fraction, choosing)
 
 
 def run_all(
@@ -156,18 +123,19 @@ def summary(results: dict[tuple[str, int], dict[str, Any]], options: argparse.Na
     }
 
 
-def side_seconds(
+def side_figures(
+    figure: str,
     planned: dict[tuple[str, float], Plan],
     pretrainings: dict[tuple[str, int], dict[str, Any]],
     results: dict[tuple[str, int], dict[str, Any]],
     seeds: list[int],
-) -> dict[str, list[float]]:
-    """Return the CPU seconds of each side by seed, the training without labels counted in."""
+) -> dict[str, list[list[float]]]:
+    """Return a figure of the trainings of each side, by seed: of the one without labels, where there is one, and of the one from labels."""
     found = {}
     for (side, fraction), plan in planned.items():
-        name, digest = _name(side, fraction), digest_of_stage(plan.stages[0])
-        before = [pretrainings[f"pretraining-{digest}", seed]["cpu_seconds"] if len(plan.stages) > 1 else 0.0 for seed in seeds]
-        found[name] = [round(had + results[name, seed]["cpu_seconds"], 1) for had, seed in zip(before, seeds, strict=True)]
+        name, before = _name(side, fraction), f"pretraining-{digest_of_stage(plan.stages[0])}"
+        runs = [[*([pretrainings[before, seed]] if len(plan.stages) > 1 else []), results[name, seed]] for seed in seeds]
+        found[name] = [[run[figure] for run in of_seed] for of_seed in runs]
     return found
 
 
@@ -181,21 +149,22 @@ def main() -> None:
     work, made = prepared(options.data, options.work, options.quick)
     print(f"{made['split']['train']} training and {made['split']['held_out']} held-out images; work in {work}")
     adapt = fit_adapt(work, options.quick) if {"adapt", "all"} & set(options.only) else None
-    planned = plans(work, options)
+    planned = plans(options)
     pretrainings, results = run_all(work, options, made["images"] + made["tokenizer"]["fingerprint"][:16], planned)
     found = summary(results, options)
     for name, (top1, low, high) in found["top1"].items():
         over = found["over_supervised"].get(name)
         beside = "" if over is None else f"   over supervised {over[0]:+.4f}, {over[1]:+.4f} to {over[2]:+.4f}"
         print(f"{name:<18}{top1:>8.4f}, {low:.4f} to {high:.4f}{beside}")
+    seconds = side_figures("cpu_seconds", planned, pretrainings, results, options.seeds)
     line = {
         "name": "seitpp",
         **found,
         "should_be": {"mtm-0.1": "clear of zero"},
-        "cpu_seconds": side_seconds(planned, pretrainings, results, options.seeds),
+        "cpu_seconds": {name: [round(sum(of_seed), 1) for of_seed in of_side] for name, of_side in seconds.items()},
         "budget_cpu_seconds": options.budget,
         "token_adapt": adapt and {"fitted_once_outside_of_the_sides": True, **adapt},
-        "epochs": {_name(*key): [stage.train.epochs for stage in plan.stages] for key, plan in planned.items()},
+        "epochs": side_figures("epochs", planned, pretrainings, results, options.seeds),
         "plans": {_name(*key): asdict(plan) for key, plan in planned.items()},
         "pretraining": {
             f"{name}.{seed}": {key: value for key, value in row.items() if key != "key"} for (name, seed), row in pretrainings.items()

@@ -1,4 +1,4 @@
-"""The sides of seitpp.py: the trainings of each side, their settings, and how one of them is measured and run.
+"""The sides of seitpp.py: the trainings of each side, their settings, and how one of them is run.
 
 A side is one training or two, each by the product's own Trainer: `mtm` and `all` first learn the tokens of all training images without
 labels, then from labels. Every side gets the same CPU seconds; `SHARES` says how many of them go to the first training. `all` has
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from charged_trainer import ChargedTrainer
 
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
@@ -27,12 +28,10 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import Selection, select
 from tokenshards.stem_adaptors.mask_config import MaskConfig
-from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 SIDES = ("supervised", "mtm", "adapt", "all")
 FRACTIONS = (1.0, 0.25, 0.1)
-CALIBRATION_STEPS = 40
 CHOOSING_SHARE = 1 / 3
 """Share of the training images that settings are chosen on."""
 CHOOSING_SEED = 777
@@ -40,13 +39,13 @@ CHOOSING_SEED = 777
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training. The measured cost gives it its epochs."""
+    """One training, which ends when its CPU seconds are spent."""
 
     objective: str = "classify"
-    share: float = 1.0
-    """Share of the side's CPU seconds."""
+    seconds: float
+    """CPU seconds of the process, from the opening of the data on."""
     warmup: float = 0.1
-    """Share of the epochs in which the rate rises."""
+    """Share of the seconds in which the rate rises."""
     batch_size: int = 64
     model: ModelConfig
     augment: AugmentConfig
@@ -55,32 +54,15 @@ class Stage:
     train: TrainConfig
     mask: MaskConfig | None = None
 
-    def for_epochs(self, epochs: int) -> Stage:
-        """Return the stage with a schedule of so many epochs."""
-        return replace(self, train=replace(self.train, epochs=epochs, warmup_epochs=self.warmup * epochs))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run trains: stages with their epochs, on which labels."""
+    """What a run trains: its stages, and on which labels."""
 
     stages: tuple[Stage, ...]
     fraction: float
     choosing: bool = False
     """Measure on a part of the training images, in place of those held out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """CPU seconds of a stage."""
-
-    start_seconds: float
-    """Before the first epoch: opening the data, fitting centroids."""
-    epoch_seconds: float
-
-    def epochs_in(self, seconds: float) -> int:
-        """Return how many epochs fit, at least one."""
-        return max(1, int((seconds - self.start_seconds) / self.epoch_seconds))
 
 
 SUPERVISED_MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3, stem="conv", stem_patch=2)
@@ -117,11 +99,13 @@ MASK = MaskConfig(
 )
 
 
-def stages_of(side: str, fraction: float) -> tuple[Stage, ...]:
-    """Return the trainings of a side, for one of `FRACTIONS`."""
+def stages_of(side: str, fraction: float, seconds: float) -> tuple[Stage, ...]:
+    """Return the trainings of a side, for one of `FRACTIONS`; together they take so many CPU seconds."""
     masked, adapt = side in ("mtm", "all"), side in ("adapt", "all")
     augment = (TUNED_AUGMENT if masked else AUGMENT)[fraction]
+    first_seconds = SHARES[fraction] * seconds if masked else 0.0
     second = Stage(
+        seconds=seconds - first_seconds,
         batch_size=BATCH,
         model=MASKED_MODEL if masked else SUPERVISED_MODEL,
         augment=replace(augment, coloradapt_prob=COLOUR_SHARE) if adapt else augment,
@@ -130,11 +114,16 @@ def stages_of(side: str, fraction: float) -> tuple[Stage, ...]:
     )
     if not masked:
         return (second,)
-    share = SHARES[fraction]
     first = Stage(
-        objective="mtm", share=share, batch_size=MASKED_BATCH, model=MASKED_MODEL, augment=MASKED_AUGMENT, train=MASKED, mask=MASK
+        objective="mtm",
+        seconds=first_seconds,
+        batch_size=MASKED_BATCH,
+        model=MASKED_MODEL,
+        augment=MASKED_AUGMENT,
+        train=MASKED,
+        mask=MASK,
     )
-    return first, replace(second, share=1 - share)
+    return first, second
 
 
 def training_part(work: Path, choosing: bool) -> Selection:
@@ -161,23 +150,9 @@ def measured_part(work: Path, choosing: bool) -> Selection:
     return select(open_dataset(str(work / "held_out")))
 
 
-class _Epochs:
-    """A reporter that notes the CPU seconds of the process at the end of each epoch, and says nothing."""
-
-    def __init__(self) -> None:
-        self.cpu_seconds: list[float] = []
-
-    def say(self, message: str) -> None: ...
-    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None: ...
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        self.cpu_seconds.append(time.process_time())
-
-
-def trainer_of(
-    work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None, reporter: _Epochs | None = None
-) -> Trainer:
-    """Return the trainer of a stage. One seed draws weights, order and augmentation."""
+def trained(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None) -> ChargedTrainer:
+    """Train for the seconds of the stage; return the trainer. One seed draws weights, order and augmentation."""
+    begun = time.process_time()
     shutil.rmtree(out, ignore_errors=True)
     augment = stage.augment
     if stage.token_adapt:
@@ -194,22 +169,9 @@ def trainer_of(
         mask=stage.mask,
         pretrained=None if pretrained is None else str(pretrained),
     )
-    return Trainer(request, Ranks(), torch.device("cpu"), reporter or _Epochs())
-
-
-def measured_cost(work: Path, stage: Stage, fraction: float, choosing: bool) -> Cost:
-    """Return what a stage costs on this machine, in CPU seconds, all threads of the process together."""
-    torch.set_num_threads(1)
-    data = labelled(work, Plan(stages=(stage,), fraction=fraction, choosing=choosing), 0)
-    steps = max(1, len(data) // stage.batch_size)
-    epochs = 1 + -(-CALIBRATION_STEPS // steps)
-    out = work / "trainings" / f"cost-{digest_of_stage(stage)}-{fraction}"
-    clock, begun = _Epochs(), time.process_time()
-    trainer_of(work, stage.for_epochs(epochs), data, 0, out, None, clock).fit()
-    shutil.rmtree(out, ignore_errors=True)
-    first, last = clock.cpu_seconds[0], clock.cpu_seconds[-1]
-    epoch_seconds = (last - first) / (epochs - 1)
-    return Cost(start_seconds=max(0.0, first - begun - epoch_seconds), epoch_seconds=epoch_seconds)
+    trainer = ChargedTrainer(request, begun=begun, seconds=stage.seconds, warmup=stage.warmup)
+    trainer.train()
+    return trainer
 
 
 def digest_of_stage(stage: Stage) -> str:
@@ -220,15 +182,12 @@ def digest_of_stage(stage: Stage) -> str:
 def pretrain_once(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
     """Train the first stage, without labels; keep the run for those that start from it."""
     torch.set_num_threads(1)
-    start, cpu = time.perf_counter(), time.process_time()
     place = pretraining_place(work, plan, seed)
     out = place.with_name(f"{place.name}.{os.getpid()}")  # another process may make the same
-    trainer = trainer_of(work, plan.stages[0], training_part(work, plan.choosing), seed, out, None)
-    record = trainer.fit().record
+    trainer = trained(work, plan.stages[0], training_part(work, plan.choosing), seed, out, None)
     shutil.rmtree(place, ignore_errors=True)
     out.rename(place)
-    found = {name: round(record[f"train_{name}"], 4) for name in trainer.objective.training_figures}
-    return {**found, "steps": trainer.step, **_seconds(start, cpu)}
+    return trainer.figures()
 
 
 def pretraining_place(work: Path, plan: Plan, seed: int) -> Path:
@@ -237,14 +196,11 @@ def pretraining_place(work: Path, plan: Plan, seed: int) -> Path:
 
 
 def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
-    """Train on labels; return which images were classified correctly. `seconds` are those of this training alone."""
+    """Train on labels; return which images were classified correctly. `cpu_seconds` are those of this training alone."""
     torch.set_num_threads(1)
-    start, cpu = time.perf_counter(), time.process_time()
     pretrained = pretraining_place(work, plan, seed) if len(plan.stages) > 1 else None
     out = work / "trainings" / f"{side}-{plan.fraction}-{seed}.{os.getpid()}"
-    trainer = trainer_of(work, plan.stages[-1], labelled(work, plan, seed), seed, out, pretrained)
-    record = trainer.fit().record
-    seconds = _seconds(start, cpu)
+    trainer = trained(work, plan.stages[-1], labelled(work, plan, seed), seed, out, pretrained)
     model = trainer.model.eval()
     config = LoaderConfig(batch_size=100, order="sequential", end="pad", cache_dir=str(work / "cache"), cache_gb=4.0)
     right = []
@@ -257,12 +213,6 @@ def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
         "right": base64.b64encode(np.packbits(right_N)).decode(),
         "images": len(right_N),
         "top1": round(float(right_N.mean()), 5),
-        "train_loss": round(record["train_loss"], 4),
-        "steps": trainer.step,
-        **seconds,
+        **trainer.figures(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-
-
-def _seconds(start: float, cpu: float) -> dict[str, float]:
-    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}

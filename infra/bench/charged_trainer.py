@@ -1,0 +1,80 @@
+"""A training that ends when its CPU seconds are spent, for benches that compare at equal time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
+
+EPOCHS = 10_000
+"""More than any budget allows. The schedule is laid over their steps, and a step takes the rate at the share of the seconds spent."""
+
+RESERVED_SECONDS = 2.0
+"""For what comes after the last step: the weights and the curves of the run."""
+
+
+class Spent(Exception):
+    """The CPU seconds of the training are spent."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def say(self, message: str) -> None: ...
+    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None: ...
+    def epoch(self, record: dict[str, Any]) -> None: ...
+
+
+class ChargedTrainer(Trainer):
+    """The product's trainer. Only its end and the place in its schedule follow the CPU seconds of the process, all threads together.
+
+    So a training can't be repeated step by step: a machine that is slower for a while takes fewer steps.
+    """
+
+    def __init__(self, request: TrainRequest, *, begun: float, seconds: float, warmup: float) -> None:
+        """`begun`: `time.process_time()` from which the seconds are charged. `warmup`: share of the seconds in which the rate rises."""
+        self._begun, self._started = begun, time.perf_counter()
+        self._step_seconds = seconds - min(RESERVED_SECONDS, seconds / 10)
+        self.cpu_seconds = self.seconds = 0.0
+        train = replace(request.train, epochs=EPOCHS, warmup_epochs=warmup * EPOCHS)
+        super().__init__(replace(request, train=train), Ranks(), torch.device("cpu"), Silent())
+
+    def train(self) -> None:
+        """Train until the seconds are spent, then write the weights. At least one step is made."""
+        try:
+            self.fit()
+        except Spent:
+            self.cpu_seconds, self.seconds = time.process_time() - self._begun, time.perf_counter() - self._started
+
+    def figures(self) -> dict[str, float]:
+        """Return what the last whole epoch showed, or the first one while it lasts; then steps and epochs, and the seconds."""
+        names, records = self.objective.training_figures, self.log.records
+        shown = {name: records[-1][f"train_{name}"] for name in names} if records else self._measure.record(self.ranks)
+        return {
+            **{name: round(shown[name], 4) for name in names},
+            "steps": self.step,
+            "epochs": round(self.step / len(self.loader), 2),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def _train_epoch(self) -> None:
+        try:
+            super()._train_epoch()
+        except Spent:
+            if self._writer is not None:  # as after each epoch: what starts from this run takes these weights
+                self._writer.best(self.model.state_dict(), {"epoch": self.epoch, "weights": "last"})
+            raise
+
+    def _train_step(self, batch: Batch) -> Tensor:
+        spent = (time.process_time() - self._begun) / self._step_seconds
+        if spent >= 1 and self.step:
+            raise Spent
+        return self.optimisation.step(int(min(spent, 1.0) * (self.total_steps - 1)), batch, self._measure)
