@@ -17,6 +17,14 @@ from tokenshards.pipeline.errors import ConfigError
 
 __all__ = ["Ranks", "found_ranks", "joined_ranks"]
 
+_GROUPS: list[dist.ProcessGroup] = []
+"""Groups of wrapped models, kept to the end of the process.
+
+A group of gloo waits for its threads when it is freed, and a thread may need Python's lock to free the tensor of its last collective. What
+frees the group must not hold that lock then. Python's own reference gives the lock up; DistributedDataParallel's keeps it, and a training
+then hangs at its end. It must therefore never be the last one.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -71,7 +79,9 @@ class Ranks:
         if self.world_size == 1:
             return model
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        _GROUPS.append(wrapped.process_group)
+        return wrapped
 
 
 def found_ranks() -> tuple[int, int]:

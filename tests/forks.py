@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 
@@ -12,7 +13,12 @@ SLOW_IMPORTS = ("torch._dynamo", "matplotlib.pyplot")
 
 
 def fork_context(module: str) -> ForkServerContext:
-    """Return a context for processes whose target lives in `module`."""
+    """Return a context for processes whose target lives in `module`.
+
+    They fork from a process of one thread: a lock that another thread holds would stay locked in them. Arrow's allocator starts a thread
+    when it is imported, unless told not to.
+    """
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     context = get_context("forkserver")
     context.set_forkserver_preload([*SLOW_IMPORTS, "tokenshards.stem_adaptors.commands.train", module])
     return context

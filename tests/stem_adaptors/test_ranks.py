@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
@@ -46,6 +47,29 @@ SETTINGS: dict[str, Any] = {
 
 Reported = tuple[list[float], list[dict[str, Any]]]
 """The losses of a process, and its records."""
+
+
+def threads_of(process: int) -> list[str]:
+    return [file.read_text().strip() for file in Path(f"/proc/{process}/task").glob("*/comm")]
+
+
+def wrap_and_leave(rank: int, world_size: int, port: int, job: tuple[()], answers: Any) -> None:
+    """Wrap a model, leave the group and forget the model; put the threads of gloo that are left, and those of the process forked from."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with joined_ranks("cpu") as (ranks, device):
+        wrapped = ranks.wrap(torch.nn.Linear(2, 2), device)
+        wrapped(torch.ones(1, 2)).sum().backward()
+    del wrapped
+    gc.collect()
+    answers.put((rank, [name for name in threads_of(os.getpid()) if "gloo" in name], threads_of(os.getppid())))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the threads of a process")
+def test_a_model_never_frees_the_group() -> None:
+    """A model frees with Python's lock held. The group would then wait for a thread that waits for the lock, and the rank for ever."""
+    for gloo, parent in train_with(2, target=wrap_and_leave):
+        assert len(gloo) > 0, "the group is gone with the model"
+        assert len(parent) == 1, "these processes fork from one that has more threads, whose locks nobody would release"
 
 
 @pytest.fixture(scope="module")
