@@ -210,9 +210,9 @@ def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
     right_N = np.concatenate(right)
     shutil.rmtree(out, ignore_errors=True)
     return {
+        **{f"train_{name}" if name in trainer.objective.training_figures else name: value for name, value in trainer.figures().items()},
         "right": base64.b64encode(np.packbits(right_N)).decode(),
         "images": len(right_N),
         "top1": round(float(right_N.mean()), 5),
-        **trainer.figures(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

@@ -99,7 +99,13 @@ Codes = Annotated[int, typer.Option(help="Codes per level.")]
 Beam = Annotated[int, typer.Option(help="Candidate sums of codes kept per patch during encoding; 8 is more exact and slower.")]
 Sample = Annotated[int, typer.Option(help="Most images to fit on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample and the fit.")]
-Codec = Annotated[str, typer.Option(help="How ids are stored: `default` (fast, every Parquet reader) or `publish` (smallest).")]
+Codec = Annotated[
+    str,
+    typer.Option(
+        help="How ids are stored: `default` (fast, every Parquet reader), `publish` (smaller), `zstd:N`, or `compact` (smallest: a model "
+        "is fitted to your tokens, which pays from some thousand images on; only tokenshards reads it)."
+    ),
+]
 ShardRows = Annotated[int | None, typer.Option(help="Images per shard.", show_default="10000, fewer for a small data set")]
 Views = Annotated[
     str,

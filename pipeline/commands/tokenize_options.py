@@ -87,10 +87,10 @@ class TokenizeOptions(SourceOptions):
         """Return the work that the options ask for. Raises ConfigError if an option has an invalid value."""
         from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig
         from tokenshards.pipeline.conversion.request import TokenizeRequest
-        from tokenshards.pipeline.shards.codecs import get_codec
+        from tokenshards.pipeline.shards.codecs import check_codec
         from tokenshards.pipeline.tokenizers.config import FitConfig
 
-        get_codec(self.codec)
+        check_codec(self.codec)
         return TokenizeRequest(
             source_url=self.src,
             out_url=self.out,

@@ -11,6 +11,7 @@ from tokenshards.pipeline.errors import ConfigError, PlanError, SourceError, Unr
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.runners.stage_usage import RunUsage
+from tokenshards.pipeline.shards.codecs import same_codec
 from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
@@ -83,7 +84,7 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
     different = [
         f"{option} {wanted} (the plan has {have})"
         for option, wanted, default, have in (
-            ("--codec", asked.codec, default_plan.codec, plan.codec),
+            ("--codec", plan.codec if same_codec(asked.codec, plan.codec) else asked.codec, default_plan.codec, plan.codec),
             ("--shard-rows", asked.shard_rows, default_plan.shard_rows, plan.shard_rows),
             ("--views", asked.views, default_plan.views, plan.view_policy),
             ("--size", fit.size, default_fit.size, spec.preprocess.size),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.codec_model import fit_codec, keep_model, sampled_tokens
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
@@ -25,9 +26,12 @@ from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
 from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan, plan_version
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
+from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.runners.local import LocalRunner
-from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.codecs import check_codec, needs_model
+from tokenshards.pipeline.shards.compact.codec import CompactCodec
+from tokenshards.pipeline.shards.compact.model_file import model_bytes
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
 from tokenshards.pipeline.sources.base import readable_text
@@ -50,7 +54,7 @@ class Conversion:
     """Runs one request against one dataset root."""
 
     def __init__(self, request: TokenizeRequest, reporter: Reporter, runner: Runner | None = None) -> None:
-        get_codec(request.plan.codec)  # fail for an unknown name before a long listing
+        check_codec(request.plan.codec)  # fail for an unknown name before a long listing
         self._request = request
         self._reporter = reporter
         self._runner = runner or LocalRunner(request.run)
@@ -100,7 +104,7 @@ class Conversion:
 
     def _make_plan(self, source: ImageSource) -> Plan:
         request, say = self._request, self._reporter.say
-        sample = 0 if request.tokenizer_url else request.fit.sample
+        sample = 0 if request.tokenizer_url and not needs_model(request.plan.codec) else request.fit.sample
         with Listing(
             rows_outside(source.list_rows(), source.store, self._store),
             order_seed=request.plan.order_seed,
@@ -132,9 +136,13 @@ class Conversion:
             if not classes:
                 classes = source.summary.class_order
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
+            config = request.plan
+            if needs_model(config.codec):
+                codec = self._fitted_codec(source, listing.sample, tokenizer)
+                config, objects = replace(config, codec=codec.name), objects | keep_model(codec, self._store)
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
-                config=request.plan,
+                config=config,
                 source=source_record(source, request.source_url),
                 tokenizer_objects=objects,
                 card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": readable_text(source.root), **request.card},
@@ -143,13 +151,22 @@ class Conversion:
                 label_type=common_label_type(classes, source.summary),
                 meta_types=dict(source.summary.meta_types),
                 matched=tuple(matched),
-                format_version=plan_version(source.config, newer_inputs=source.summary.newer_inputs),
+                format_version=plan_version(source.config, newer_inputs=source.summary.newer_inputs, codec=config.codec),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)
         tars = request.source.tars_per_shard
         size = counted(tars, "tar") if plan.tars_planned else f"about {counted(-(-plan.images_planned // plan.shards), 'image')}"
         say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {size}")
         return plan
+
+    def _fitted_codec(self, source: ImageSource, sample: list[PlanRow], tokenizer: Tokenizer) -> CompactCodec:
+        say = self._reporter.say
+        tokens = sampled_tokens(source, sample, tokenizer)
+        say(f"codec compact: fitting its model to the tokens of {counted(len(tokens), 'image')} …")
+        codec = fit_codec(tokens, tokenizer, say)
+        size = len(model_bytes(codec.model))
+        say(f"model {codec.sha256[:12]} of the codec compact: {size / 1000:,.0f} kB; kept in {self._store.url}/{TOKENIZER_FOLDER}")
+        return codec
 
 
 def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any], tuple[int | str, ...]]:

@@ -20,7 +20,7 @@ from tokenshards.pipeline.errors import FormatError, MissingObjectError, PlanErr
 from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import TokenBatch, Untaken
-from tokenshards.pipeline.shards.codebook import carries_codebook
+from tokenshards.pipeline.shards.codebook import carries_copies
 from tokenshards.pipeline.shards.codecs import get_codec
 from tokenshards.pipeline.shards.commit import (
     MAX_COMMIT_VOCABULARY,
@@ -31,6 +31,7 @@ from tokenshards.pipeline.shards.commit import (
     sort_labels,
     write_object,
 )
+from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.manifest import load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_quarantine, encode_shard
@@ -80,7 +81,7 @@ def publish_shard(
     encoded, data, quarantine = None, None, None
     if content.tokens is not None:
         with doing(PACK, name):
-            encoded = _encode(plan, shard, content.rows, content.tokens, tokenizer, on_progress)
+            encoded = _encode(out, plan, shard, content.rows, content.tokens, tokenizer, on_progress)
         with doing(WRITE, name):
             crash_point("write", name)
             data = write_object(out, "shards", shard, encoded.data)
@@ -144,16 +145,18 @@ def made_by(source: Store, device: str, **more: Any) -> dict[str, Any]:
 
 
 def _encode(
-    plan: Plan, shard: int, rows: ShardRows, tokens: TokenBatch, tokenizer: Tokenizer, on_progress: Callable[[], None]
+    out: Store, plan: Plan, shard: int, rows: ShardRows, tokens: TokenBatch, tokenizer: Tokenizer, on_progress: Callable[[], None]
 ) -> EncodedShard:
+    copies = carries_copies(shard - plan.first_shard)
     return encode_shard(
         rows,
         tokens,
         spec=tokenizer.spec,
-        codec=get_codec(plan.codec),
+        codec=get_codec(plan.codec, models_of(out)),
         label_type=plan.label_type,  # type: ignore[arg-type]
         meta_types=plan.meta_types,  # type: ignore[arg-type]
-        codebook=tokenizer.codebook() if carries_codebook(shard - plan.first_shard) else None,
+        codebook=tokenizer.codebook() if copies else None,
+        copies=copies,
         extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},
         on_progress=on_progress,
     )

@@ -25,6 +25,8 @@ from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import CURRENT_PLAN, plan_pointer
 from tokenshards.pipeline.planning.relisting import Relisting
 from tokenshards.pipeline.shards.commit import commit_path
+from tokenshards.pipeline.shards.compact.codec import CompactCodec
+from tokenshards.pipeline.shards.compact.model_file import model_bytes
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.storage.store import Store
@@ -142,22 +144,27 @@ class _Repairer:
                 texts = (plan.tokenizer_json.encode() for plan in self._state.chain)
                 data, origin = next((text for text in texts if sha256_hex(text) == sha256), None), "from the copy in plan.json"
             else:
-                data, origin = self._codebook_from_footers(sha256), "from the footer of a shard"
+                data, origin = self._object_from_footers(sha256), "from the footer of a shard"
             if data is None:
                 why = f"no copy with sha256 {sha256[:12]}… is left; a new fit would change the meaning of the ids"
                 self._refuse(path, why)
             else:
                 self._write("restore", path, origin, data)
 
-    def _codebook_from_footers(self, sha256: str) -> bytes | None:
+    def _object_from_footers(self, sha256: str) -> bytes | None:
+        """Return the codebook or the model of a codec of which some shard has a copy."""
         for info in self._store.list("shards"):
             try:
-                tables = ShardReader.open(self._store, info.path).codebook()
+                reader = ShardReader.open(self._store, info.path)
+                tables = reader.codebook()
             except (FormatError, MissingObjectError):
                 continue
-            data = save({name: tables[name] for name in sorted(tables)}) if tables else b""
-            if sha256_hex(data) == sha256:
-                return data
+            copies: list[bytes] = [save({name: tables[name] for name in sorted(tables)})] if tables else []
+            if isinstance(reader.codec, CompactCodec):
+                copies.append(model_bytes(reader.codec.model))
+            for data in copies:
+                if sha256_hex(data) == sha256:
+                    return data
         return None
 
     def _parts(self) -> None:

@@ -14,6 +14,7 @@ from tokenshards.pipeline.errors import CorruptObjectError, FormatError, Missing
 from tokenshards.pipeline.ledger.survey import Problem, size_problem
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, read_commit
+from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
@@ -111,7 +112,7 @@ class ShardChecker:
 
     def _read_data(self, views: int, path: str, data: bytes, commit: Commit | None, check: ShardCheck) -> list[str]:
         try:
-            reader = ShardReader.open(data, path)
+            reader = ShardReader.open(data, path, models=models_of(self.store))
             content = reader.read()
         except FormatError as error:
             check.add(path, "corrupt", str(error))

@@ -21,10 +21,18 @@ from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.errors import CorruptObjectError, FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.shards.compact.model_file import model_of_name
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.split_index import refuse_split_root
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, check_version, version_numbers
+from tokenshards.pipeline.shards.version import (
+    ACCOUNTS_VERSION,
+    COMPACT_VERSION,
+    FORMAT_VERSION,
+    NEWEST_VERSION,
+    check_version,
+    version_numbers,
+)
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 
@@ -187,12 +195,15 @@ def _text_of(strings: pa.StringArray) -> memoryview:
     return memoryview(data)[ends[0] : ends[1]]
 
 
-def plan_version(config: SourceConfig, *, newer_inputs: bool) -> str:
+def plan_version(config: SourceConfig, *, newer_inputs: bool, codec: str = "default") -> str:
     """Return the format version of a new plan: a version that has not all of its rules must not work on it.
 
     `newer_inputs`: the listing found inputs that a worker may find absent or leave out, or that format 1.0 would read otherwise.
+    `codec`: the name of the plan.
     """
-    return NEWEST_VERSION if newer_inputs or config.beyond_format_1_0 else FORMAT_VERSION
+    if model_of_name(codec) is not None:
+        return COMPACT_VERSION
+    return ACCOUNTS_VERSION if newer_inputs or config.beyond_format_1_0 else FORMAT_VERSION
 
 
 def plan_pointer(plan: Plan) -> bytes:

@@ -16,7 +16,7 @@ from tokenshards.pipeline.canonical import canonical_json, sha256_hex
 from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.shards.zstd import compress, decompress
 
-__all__ = ["FOOTER_LIMIT_BYTES", "Tables", "carries_codebook", "codebook_sha256", "load_codebook", "pack_codebook", "unpack_codebook"]
+__all__ = ["FOOTER_LIMIT_BYTES", "Tables", "carries_copies", "codebook_sha256", "load_codebook", "pack_codebook", "unpack_codebook"]
 
 Tables: TypeAlias = Mapping[str, npt.NDArray[Any]]
 """Code vectors [K, D] of each level, named `level_0`, `level_1`, …"""
@@ -27,8 +27,8 @@ FOOTER_LIMIT_BYTES = 1 << 20
 FOOTER_EVERY = 16
 
 
-def carries_codebook(shard: int) -> bool:
-    """Return whether shard number `shard` holds a copy of the codebook: one in 16 is enough for repair and costs almost nothing."""
+def carries_copies(shard: int) -> bool:
+    """Return whether shard number `shard` holds copies of the codebook and the codec's model: one in 16 is enough for repair."""
     return shard % FOOTER_EVERY == 0
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.records import Untaken
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, check_version
+from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
 
@@ -97,7 +97,7 @@ class Commit:
         """Return the sealed canonical JSON of this commit; it is of format 1.0 unless inputs are absent, left out or lost."""
         value = asdict(self)
         empty = [name for name in _ACCOUNTS_OF_1_1 if not value[name]]
-        version = FORMAT_VERSION if len(empty) == len(_ACCOUNTS_OF_1_1) else NEWEST_VERSION
+        version = FORMAT_VERSION if len(empty) == len(_ACCOUNTS_OF_1_1) else ACCOUNTS_VERSION
         return seal({"format_version": version, **{name: part for name, part in value.items() if name not in empty}})
 
     @classmethod

@@ -17,7 +17,7 @@ from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, NEWEST_VERSION, PUBLISHED_VERSION, check_version
+from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 from tokenshards.pipeline.words import short_repr
@@ -164,7 +164,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     store.write(table.path, table_data)
     del table_data  # frees memory before `load_manifest` reads the table back
     untaken = manifest.untaken
-    version = PUBLISHED_VERSION if manifest.published else NEWEST_VERSION if untaken != Untaken() else FORMAT_VERSION
+    version = PUBLISHED_VERSION if manifest.published else ACCOUNTS_VERSION if untaken != Untaken() else FORMAT_VERSION
     value = {
         "format_version": version,
         "generation": manifest.generation,

@@ -27,10 +27,13 @@ from tokenshards.pipeline.errors import (
 )
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import unpack_codebook
-from tokenshards.pipeline.shards.codecs import Codec, codec_names, get_codec
+from tokenshards.pipeline.shards.codecs import codec_names, get_codec
+from tokenshards.pipeline.shards.compact.model import CompactModel
+from tokenshards.pipeline.shards.compact.model_file import Models, model_path, models_of, remember_model, unpacked_model
 from tokenshards.pipeline.shards.pages import read_fixed_lists
 from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.token_columns import Codec
 from tokenshards.pipeline.shards.version import check_version
 from tokenshards.pipeline.storage.object_file import RangeReader
 from tokenshards.pipeline.storage.store import Store
@@ -58,7 +61,7 @@ class ShardReader:
     Every method raises CorruptObjectError if the bytes cannot come from our writer, whatever the damage.
     """
 
-    def __init__(self, open_file: Callable[[], Any], path: str) -> None:
+    def __init__(self, open_file: Callable[[], Any], path: str, models: Models | None = None) -> None:
         self._open_file = open_file
         self._opened = self._open_again()
         self._file = file = self._opened.parquet
@@ -74,7 +77,7 @@ class ShardReader:
             raise CorruptObjectError(path, f"a Parquet file without the footer keys {names}; expected a shard written by tokenshards")
         check_version(self.metadata["format_version"], path)
         self.spec = _parse_spec(self.metadata["spec"], self.metadata["fingerprint"], path)
-        self.codec = _find_codec(self.metadata["codec"], path)
+        self.codec = _find_codec(self.metadata["codec"], path, _with_own(self.metadata.get("codec.model"), models, path))
         self._token_columns = self.codec.columns(self.spec)
         names = file.schema_arrow.names
         self.row_columns = tuple(name for name in names if name in (*_ROW_NAMES, *VIEW_NAMES) or name.startswith(META_PREFIX))
@@ -84,12 +87,15 @@ class ShardReader:
             raise CorruptObjectError(path, f"the columns {absent} are missing; found {shorten(names)}")
 
     @classmethod
-    def open(cls, source: bytes | Store, path: str = "shard", *, sha256: str | None = None) -> ShardReader:
+    def open(cls, source: bytes | Store, path: str = "shard", *, sha256: str | None = None, models: Models | None = None) -> ShardReader:
         """Open a shard from its bytes, or from the object `path` of a store; then only the needed ranges are read.
 
-        With `sha256`, the whole object is read and compared first. Raises CorruptObjectError, FormatVersionError (a newer major
-        version), FormatError (a codec that this version lacks), MissingObjectError.
+        With `sha256`, the whole object is read and compared first. `models` finds the model of the codec `compact`; without it the store
+        is asked, and of bytes only the shard's own copy, which one shard in 16 has. Raises CorruptObjectError, FormatVersionError (a newer
+        major version), FormatError (a codec that this version lacks, or whose model is not there), MissingObjectError.
         """
+        if models is None and isinstance(source, Store):
+            models = models_of(source)
         if sha256 is not None:
             data = source.read(path) if isinstance(source, Store) else source
             found = sha256_hex(data)
@@ -97,7 +103,7 @@ class ShardReader:
                 raise CorruptObjectError(path, f"the sha256 of its {len(data)} bytes is {found[:12]}…; expected {sha256[:12]}…")
             source = data
         with _decoding(path):
-            return cls(_opener(source, path), path)
+            return cls(_opener(source, path), path, models)
 
     @property
     def fingerprint(self) -> str:
@@ -263,9 +269,27 @@ def _parse_spec(text: str, fingerprint: str, path: str) -> TokenizerSpec:
     return spec
 
 
-def _find_codec(name: str, path: str) -> Codec:
+def _with_own(copy: str | None, models: Models | None, path: str) -> Models:
+    """Return what finds the model of a shard: where its dataset has lost the model, in the shard's own footer."""
+
+    def find(sha256: str) -> CompactModel:
+        try:
+            if models is not None:
+                return models(sha256)
+        except (MissingObjectError, CorruptObjectError):
+            if copy is None:
+                raise
+        if copy is None:
+            where = model_path(sha256)
+            raise MissingObjectError(where, f"{path} is coded with this model; read the shard by the dataset that holds both")
+        return remember_model(sha256, unpacked_model(copy, sha256, path))
+
+    return find
+
+
+def _find_codec(name: str, path: str, models: Models) -> Codec:
     try:
-        return get_codec(name)
+        return get_codec(name, models)
     except ConfigError:
         known = ", ".join(codec_names())
         raise FormatError(

@@ -6,18 +6,30 @@ import re
 
 from tokenshards.pipeline.errors import CorruptObjectError, FormatVersionError, shorten
 
-__all__ = ["FORMAT_VERSION", "NEWEST_VERSION", "PUBLISHED_VERSION", "check_version", "version_numbers"]
+__all__ = [
+    "ACCOUNTS_VERSION",
+    "COMPACT_VERSION",
+    "FORMAT_VERSION",
+    "NEWEST_VERSION",
+    "PUBLISHED_VERSION",
+    "check_version",
+    "version_numbers",
+]
 
 FORMAT_VERSION = "1.0"
 """major.minor of every object that needs nothing newer. Readers refuse a newer major and ignore unknown fields of a newer minor."""
 
-NEWEST_VERSION = "1.1"
-"""Version of plans whose inputs follow newer rules, and of commits and manifests with inputs that are absent or left out.
-
-It is the newest version that this package writes, and that of the newest plans that it works on."""
+ACCOUNTS_VERSION = "1.1"
+"""Version of plans whose inputs follow newer rules, and of commits and manifests with inputs that are absent or left out."""
 
 PUBLISHED_VERSION = "1.1"
 """Version of the manifest of a published copy, which has the field `published`."""
+
+COMPACT_VERSION = "1.2"
+"""Version of the plans and shards with the codec `compact`, which no reader before knows."""
+
+NEWEST_VERSION = COMPACT_VERSION
+"""The newest version that this package writes, and that of the newest plans that it works on."""
 
 _VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 

@@ -15,7 +15,6 @@ from tokenshards.pipeline.canonical import canonical_json
 from tokenshards.pipeline.errors import CorruptObjectError, shorten
 from tokenshards.pipeline.records import Label, TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, pack_codebook
-from tokenshards.pipeline.shards.codecs import Codec, PageOptions, check_tokens
 from tokenshards.pipeline.shards.schema import (
     KEY_PREFIX,
     META_PREFIX,
@@ -25,6 +24,7 @@ from tokenshards.pipeline.shards.schema import (
     row_schema,
 )
 from tokenshards.pipeline.shards.spec import TokenizerSpec
+from tokenshards.pipeline.shards.token_columns import Codec, PageOptions, check_tokens
 from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 
 __all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "read_quarantine"]
@@ -70,12 +70,14 @@ def encode_shard(
     label_type: LabelType,
     meta_types: MetaTypes,
     codebook: Tables | None = None,
+    copies: bool = True,
     extra_metadata: Mapping[str, str] | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> EncodedShard:
     """Return the Parquet bytes of one shard.
 
-    The footer holds `extra_metadata` under `tokenshards.<key>`, and the codebook unless it is None or too large.
+    The footer holds `extra_metadata` under `tokenshards.<key>`, and with `copies` the codebook and the codec's model, unless there is
+    none or it is too large.
     Calls `on_progress` after each row group, because `publish` compresses a large shard for many minutes.
     Raises ValueError for no rows, members of unequal length, a repeated key (sample_id, view), a label or value of another type than
     stated, or ids that contradict the spec.
@@ -87,15 +89,15 @@ def encode_shard(
     for name, array in reversed(token_columns.items()):
         columns = columns.add_column(at, pa.field(name, array.type, nullable=False), array)
     metadata = {
-        "format_version": FORMAT_VERSION,
+        "format_version": codec.format_version,
         "spec": canonical_json(spec.to_json()).decode().strip(),
         "fingerprint": spec.fingerprint,
         "codec": codec.name,
         **(extra_metadata or {}),
     }
-    packed = pack_codebook(codebook) if codebook else None
-    if packed is not None:
-        metadata["codebook"] = packed
+    if copies:
+        packed = {"codebook": pack_codebook(codebook) if codebook else None, "codec.model": codec.model_copy()}
+        metadata |= {key: text for key, text in packed.items() if text is not None}
     data = min((_write(columns, options, metadata, on_progress) for options in codec.page_options(spec)), key=len)
     return EncodedShard(data, len(tokens), _column_bytes(data, set(token_columns)), _id_count(tokens, spec))
 

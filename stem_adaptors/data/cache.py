@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FingerprintMismatchError
+from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
 from tokenshards.pipeline.shards.reader import ShardReader
@@ -153,7 +154,7 @@ class ShardCopies:
             excess -= files[file].st_size
 
     def _reader(self, data: bytes, entry: ShardEntry) -> ShardReader:
-        reader = ShardReader.open(data, str(entry.path))
+        reader = ShardReader.open(data, str(entry.path), models=models_of(self.dataset.store_of(entry)))
         if reader.fingerprint != self.dataset.spec.fingerprint:
             raise FingerprintMismatchError(
                 f"{entry.path}: made by the tokenizer {reader.fingerprint[:12]}…; this dataset has {self.dataset.spec.fingerprint[:12]}…. "

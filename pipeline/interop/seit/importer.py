@@ -31,7 +31,7 @@ from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.shards.codecs import get_codec
+from tokenshards.pipeline.shards.codecs import get_codec, needs_model
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
@@ -76,6 +76,11 @@ def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
     nothing is written. Raises ConfigError for a codebook, synonym or class file that does not match and if OUT holds something else,
     TooManyBadInputsError above `max_bad`, LiveRunError beside another run, IncompleteError if a store fails.
     """
+    if needs_model(request.plan.codec):
+        raise ConfigError(
+            f"--codec {request.plan.codec} fits a model to a sample of images, which an import does not have; expected default, publish or "
+            "zstd:N"
+        )
     get_codec(request.plan.codec)  # fail for an unknown name before a long read
     store = Store(request.out_url, storage_options=request.options)
     refuse_beside_live_run(store, "import into it")

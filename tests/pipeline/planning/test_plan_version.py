@@ -66,3 +66,9 @@ def test_each_newer_rule_for_images_makes_a_plan_of_1_1(rule: dict[str, Any]) ->
     planned = config.planned()
     planned["image_rules"] = {**planned["image_rules"], "of_a_newer_minor": 1}
     assert SourceConfig().with_planned(planned).image_rules == config.image_rules
+
+
+def test_a_codec_that_older_versions_lack_makes_a_plan_of_1_2() -> None:
+    config = SourceConfig()
+    assert plan_version(config, newer_inputs=True, codec=f"compact:{'0' * 64}") == "1.2"
+    assert plan_version(config, newer_inputs=False, codec="publish") == "1.0"

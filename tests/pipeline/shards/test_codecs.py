@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tests.pipeline.shards.samples import LAYOUTS, assert_same_tokens, make_shard, make_spec, make_tokens
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.shards.codecs import check_tokens, codec_names, get_codec
+from tokenshards.pipeline.shards.codecs import codec_names, get_codec
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import Layout
+from tokenshards.pipeline.shards.token_columns import check_tokens
 
 
 @st.composite
@@ -154,7 +155,7 @@ def test_publish_is_never_larger_than_zstd_19_alone() -> None:
 
 def test_unknown_codec_says_what_exists() -> None:
     for name in ("tree8", "zstd:0", "zstd:23", "zstd:", "zstd:x", "default:3"):
-        with pytest.raises(ConfigError, match="default, publish, zstd:N"):
+        with pytest.raises(ConfigError, match="default, publish, compact, zstd:N"):
             get_codec(name)
     assert codec_names()[:2] == ("default", "publish")
 

@@ -17,7 +17,7 @@ from tests.pipeline.shards.samples import LAYOUTS, assert_same_tokens, codebook,
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatError, FormatVersionError, MissingObjectError
 from tokenshards.pipeline.records import TokenBatch
-from tokenshards.pipeline.shards.codebook import carries_codebook, codebook_sha256, pack_codebook
+from tokenshards.pipeline.shards.codebook import carries_copies, codebook_sha256, pack_codebook
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
 from tokenshards.pipeline.shards.writer import encode_quarantine, read_quarantine
@@ -137,7 +137,7 @@ def test_large_or_unwanted_codebooks_stay_out_of_the_footer() -> None:
     assert pack_codebook(large) is None
     spec = make_spec("grid", tables=large)
     assert ShardReader.open(make_shard(spec, make_tokens(spec, 2), codebook=large).data).codebook() is None
-    assert [shard for shard in range(40) if carries_codebook(shard)] == [0, 16, 32]
+    assert [shard for shard in range(40) if carries_copies(shard)] == [0, 16, 32]
 
 
 def test_codebook_digest_sees_names_shapes_dtypes_and_values() -> None:
