@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.ledger.survey import manifest_histograms
 from tokenshards.pipeline.quality.fidelity import usage_rows
+from tokenshards.pipeline.reports.codec_report import CodecReport, codec_report
 from tokenshards.pipeline.reports.drawings import plot_usage, usage_text_histogram
 from tokenshards.pipeline.reports.storage_table import StorageReport, dataset_report, fit_rows
 from tokenshards.pipeline.shards.columns import Column, dataset_columns
@@ -30,7 +31,7 @@ CLASSES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """The facts about a dataset that are known without reading its token columns."""
+    """The facts about a dataset that are known without reading its token columns, but for some rows of the codec `compact`."""
 
     url: str
     spec: TokenizerSpec
@@ -39,6 +40,7 @@ class Inspection:
     report: StorageReport | None
     histograms: list[npt.NDArray[np.int64]]
     columns: list[Column]
+    codec: CodecReport | None
 
     @property
     def usage(self) -> list[dict[str, Any]]:
@@ -56,6 +58,7 @@ class Inspection:
             "classes": classes,
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "code_usage": self.usage,
+            **({} if self.codec is None else {"codec": self.codec.to_json()}),
             **({} if self.report is None else self.report.to_json()),
         }
 
@@ -81,6 +84,8 @@ class Inspection:
         tables: list[tuple[str, Rows]] = [(f"{self.url}: tokenizer", about)]
         if self.report is not None:
             tables.append(("storage", list(self.report.rows())))
+        if self.codec is not None:
+            tables.append(("codec", self.codec.table()))
         if self.manifest is not None:
             tables.append(("card", [(name, str(value)) for name, value in self.manifest.card.items()]))
             if self.manifest.classes:
@@ -126,4 +131,5 @@ def inspect_dataset(store: Store) -> Inspection:
         report=dataset_report(store) if prefix and (manifest is not None or store.info("plan/current.json") is not None) else None,
         histograms=(manifest_histograms(manifest) or []) if manifest is not None else [],
         columns=dataset_columns(store, manifest) if manifest is not None else [],
+        codec=codec_report(store, manifest) if manifest is not None else None,
     )

@@ -43,7 +43,7 @@ def dataset_columns(store: Store, manifest: Manifest) -> list[Column]:
     if first is None:
         return []
     reader = ShardReader.open(store, first)
-    return [Column(field.name, _type(field.type), _meaning(field.name, reader.spec)) for field in reader.schema]
+    return [Column(field.name, _type(field.type), _meaning(field, reader.spec)) for field in reader.schema]
 
 
 def _type(kind: pa.DataType) -> str:
@@ -56,7 +56,10 @@ def _type(kind: pa.DataType) -> str:
     return str(kind)
 
 
-def _meaning(name: str, spec: TokenizerSpec) -> str:
+def _meaning(field: pa.Field, spec: TokenizerSpec) -> str:
+    name = str(field.name)
+    if name == "tokens" and pa.types.is_binary(field.type):
+        return f"{_tokens(spec)}; coded as one stream of bytes a row, which tokenshards reads (codec compact, see SPEC.md)"
     if name.startswith(META_PREFIX):
         return f"`{name.removeprefix(META_PREFIX)}` of the source"
     return _tokens(spec) if name == "tokens" else _MEANINGS.get(name, "column of a newer version of the format")

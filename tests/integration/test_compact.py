@@ -66,6 +66,12 @@ def test_the_ids_are_those_of_the_default_codec(pair: tuple[Path, Path, Path]) -
     assert verify_dataset(Store(str(compact))).ok
     dataset = tokenshards.open_dataset(str(compact))
     assert dataset.sample(dataset[60].sample_id) == dataset[60]
+    found = call_json("inspect", str(compact))
+    assert found["codec"]["name"] == name_of(compact) and found["codec"]["model_bytes"] == model_of(compact).stat().st_size
+    assert 0 < found["codec"]["expected_bits_per_token"] < found["bits_per_token"]
+    assert call_json("inspect", str(default))["codec"] == {"name": "default"}
+    cards = [(out / "README.md").read_text() for out in (compact, default)]
+    assert ["coded as one stream of bytes a row, which tokenshards reads (codec compact" in card for card in cards] == [True, False]
 
 
 def test_three_kills_change_no_byte(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.compact.contexts import Contexts, contexts_of
 from tokenshards.pipeline.shards.compact.lockstep import kernels
 from tokenshards.pipeline.shards.compact.model import CompactModel
-from tokenshards.pipeline.shards.compact.streams import decode_rows, encode_rows
+from tokenshards.pipeline.shards.compact.streams import decode_rows, encode_rows, ideal_bits
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 
-__all__ = ["decode_batch", "encode_batch", "groups_of_shapes", "in_coding_order"]
+__all__ = ["decode_batch", "encode_batch", "expected_bits", "groups_of_shapes", "in_coding_order"]
 
 TOGETHER = 1 << 18
 """Ids whose chances are computed together, which takes some hundred bytes for each."""
@@ -69,6 +69,17 @@ def decode_batch(
         ids_BT = decode(model, contexts, [streams[row] for row in rows], rows)
         ids_BLQ[rows, :sites] = ids_BT.reshape(len(rows), layout.ids_per_site, sites).transpose(0, 2, 1)
     return ids_BLQ
+
+
+def expected_bits(model: CompactModel, tokens: TokenBatch, spec: TokenizerSpec) -> float:
+    """Return the cross-entropy of all ids of a batch under the model, in bits: what the streams take beside their states."""
+    bits, sizes = 0.0, tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
+    for shape, rows in groups_of_shapes(spec.layout, len(tokens), sizes):
+        contexts = contexts_of(spec.layout, shape, model.slots)
+        for part in _parts(rows, contexts):
+            ids_BT = in_coding_order(tokens.ids_BLQ[part], len(contexts.levels_T) // spec.layout.ids_per_site)
+            bits += float(ideal_bits(model, contexts, ids_BT).sum())
+    return bits
 
 
 def _parts(rows: npt.NDArray[np.int64], contexts: Contexts) -> Iterator[npt.NDArray[np.int64]]:
