@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.datasets import ROOT
 from tests.pipeline.shards.compact.models import random_model
 from tests.pipeline.shards.samples import LAYOUTS, make_spec, make_tokens
 from tokenshards.pipeline.shards.compact import lockstep
@@ -83,8 +86,45 @@ def test_without_numba_numpy_does_all(monkeypatch: pytest.MonkeyPatch, not_compi
 
 def test_what_is_compiled_lies_in_a_folder_of_this_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    own = lockstep._cache_folder()
+    found = lockstep._cache_folder()
+    own = found.parent
     assert own.parent == tmp_path and stat.S_IMODE(own.stat().st_mode) == 0o700
-    assert lockstep._cache_folder() == own
+    assert lockstep._cache_folder() == found
     own.chmod(0o777)
-    assert lockstep._cache_folder() != own, "what others may write is not run"
+    assert lockstep._cache_folder().parent != own, "what others may write is not run"
+
+
+def test_what_is_compiled_is_kept_for_the_same_source_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """numba itself looks at one file alone, and these functions are made of several."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folders = {lockstep._cache_folder()}
+    for name in lockstep.COMPILED:
+        monkeypatch.setattr(lockstep, "COMPILED", tuple(other for other in lockstep.COMPILED if other != name))
+        folders.add(lockstep._cache_folder())
+        monkeypatch.undo()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(lockstep.PLAIN_KERNELS, "1")
+    folders.add(lockstep._cache_folder())
+    assert len(folders) == len(lockstep.COMPILED) + 2
+    here = Path(lockstep.__file__).parent
+    imports_numba = {path.stem for path in here.glob("*.py") if "\nimport numba" in path.read_text()}
+    assert imports_numba == set(lockstep.COMPILED)
+
+
+def test_a_second_process_compiles_nothing() -> None:
+    if lockstep.kernels() is None:
+        pytest.skip("numba is not installed")
+    code = (
+        "from tokenshards.pipeline.shards.compact import lockstep; k = lockstep.kernels(); print(sum(k.decode.stats.cache_hits.values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "1", done.stdout + done.stderr
+
+
+def test_a_processor_of_any_kind_does_the_same() -> None:
+    """All tests of this file once more, with the loops for processors without AVX2."""
+    if os.environ.get(lockstep.PLAIN_KERNELS):
+        pytest.skip("this is that run")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).relative_to(ROOT)), "-k", "both or many"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, lockstep.PLAIN_KERNELS: "1"}, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
