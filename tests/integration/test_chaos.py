@@ -49,8 +49,8 @@ def reference(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "out"
 
 
-def arguments(out: str) -> list[str]:
-    same = ["--tokenizer", "s3://chaos/photos.tok", "--shard-rows", "12", "--max-bad", "1"]
+def arguments(out: str, codec: str = "default") -> list[str]:
+    same = ["--tokenizer", "s3://chaos/photos.tok", "--shard-rows", "12", "--max-bad", "1", "--codec", codec]
     return ["tokenize", "s3://chaos/src", out, *same, "--runner", "ray", "--join", "--max-actors", "2"]
 
 
@@ -59,10 +59,10 @@ def test_everything_that_can_fail_is_struck() -> None:
     assert planned == {*VICTIMS, "head"}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_chaos(chaos: Chaos, reference: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "codec"), [*zip(SEEDS, ("default", "compact"), strict=True)])
+def test_chaos(chaos: Chaos, reference: Path, seed: int, codec: str) -> None:
     out = f"s3://chaos/out-{seed}"
-    result = chaos_run(chaos, seed, arguments(out), out, reference, faults=FAULTS)
+    result = chaos_run(chaos, seed, arguments(out, codec), out, reference, faults=FAULTS)
     print(result)
     assert sum(result.faults.values()) > 0
 
