@@ -114,7 +114,7 @@ class ShardChecker:
         try:
             reader = ShardReader.open(data, path, models=models_of(self.store))
             content = reader.read()
-        except FormatError as error:
+        except (FormatError, MissingObjectError) as error:  # also a model of its codec that is lost with all copies
             check.add(path, "corrupt", str(error))
             return []
         if reader.fingerprint != self.spec.fingerprint:

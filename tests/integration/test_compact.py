@@ -90,18 +90,28 @@ def test_three_kills_change_no_byte(pair: tuple[Path, Path, Path], tmp_path: Pat
     assert verify_dataset(Store(str(tmp_path / "out"))).ok
 
 
-def test_a_lost_model_is_named_and_restored_from_a_footer(copy: Path) -> None:
+def test_a_lost_model_is_named_and_restored_from_a_footer(pair: tuple[Path, Path, Path], copy: Path) -> None:
     model = model_of(copy)
     whole = model.read_bytes()
     for damage in (model.unlink, lambda: model.write_bytes(whole[:-1])):
         damage()
+        test_codec.model_file._kept.clear()
         assert [problem.object for problem in verify_dataset(Store(str(copy))).problems] == [str(model.relative_to(copy))]
+        test_codec.model_file._kept.clear()
+        assert content(copy) == content(pair[1]), "a shard has a copy, with which all can be read"
         repaired = repair_dataset(Store(str(copy)), apply=True)
         assert not repaired.refused and model.read_bytes() == whole
-    model.unlink()
+
+
+def test_a_model_that_is_lost_with_its_copies_is_named(copy: Path) -> None:
+    first = min((copy / "shards").iterdir())
+    for path in (model_of(copy), first):
+        path.unlink()
     test_codec.model_file._kept.clear()
     with pytest.raises(MissingObjectError, match="run `tokenshards verify`, then `tokenshards repair`"):
         tokenshards.open_dataset(str(copy))[60]
+    problems = {problem.object for problem in verify_dataset(Store(str(copy))).problems}
+    assert {str(path.relative_to(copy)) for path in (model_of(copy), *(copy / "shards").iterdir(), first)} <= problems
 
 
 @pytest.mark.parametrize("order", ["global", "windowed", "sequential"])

@@ -19,14 +19,13 @@ from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.shards.compact.contexts import Contexts
 from tokenshards.pipeline.shards.compact.kernel_model import kernel_model
 from tokenshards.pipeline.shards.compact.model import CompactModel
+from tokenshards.pipeline.shards.compact.processor import PLAIN_KERNELS
 from tokenshards.pipeline.shards.compact.streams import damaged, require_beginnings
 
 __all__ = ["Kernels", "kernels"]
 
 COMPILED = ("lockstep_kernels", "edges_avx2", "edges_plain", "processor")
 """The modules that are compiled."""
-PLAIN_KERNELS = "TOKENSHARDS_PLAIN_KERNELS"
-"""An environment variable: with any value the kernels are those for a processor of any kind."""
 
 
 @dataclass(frozen=True, slots=True)

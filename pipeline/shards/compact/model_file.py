@@ -7,18 +7,23 @@ import binascii
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save
 
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.shards.codebook import FOOTER_LIMIT_BYTES, codebook_sha256, load_codebook
 from tokenshards.pipeline.shards.compact.contexts import Slot, base_count, slots_of
 from tokenshards.pipeline.shards.compact.model import CompactModel, LevelModel
+from tokenshards.pipeline.shards.schema import KEY_PREFIX
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.zstd import compress, decompress
+from tokenshards.pipeline.storage.object_file import RangeReader
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
@@ -42,6 +47,9 @@ Models: TypeAlias = Callable[[str], CompactModel]
 
 PARTS = ("bases", "biases", "paths", "slots", "tables", "weights", "down")
 KEPT_MODELS = 16
+SEARCHED_SHARDS = 256
+"""Shards whose footers are searched for a model that is lost; one of sixteen has a copy."""
+MODEL_KEY = f"{KEY_PREFIX}codec.model".encode()
 _kept: OrderedDict[str, CompactModel] = OrderedDict()
 _guard = threading.Lock()
 
@@ -162,11 +170,32 @@ def models_of(store: Store) -> Models:
             return found
         path = model_path(sha256)
         try:
-            data = store.read(path)
-        except MissingObjectError:
-            raise MissingObjectError(
-                path, "shards are coded with this model; run `tokenshards verify`, then `tokenshards repair`", place=store.place(path)
-            ) from None
-        return remember_model(sha256, load_model(data, sha256, path))
+            found = load_model(store.read(path), sha256, path)
+        except (MissingObjectError, CorruptObjectError) as error:
+            found = _from_footers(store, sha256)
+            if found is None and isinstance(error, CorruptObjectError):
+                raise
+            if found is None:
+                raise MissingObjectError(
+                    path, "shards are coded with this model; run `tokenshards verify`, then `tokenshards repair`", place=store.place(path)
+                ) from None
+        return remember_model(sha256, found)
 
     return find
+
+
+def _from_footers(store: Store, sha256: str) -> CompactModel | None:
+    """Return the copy that a shard of a dataset has of a model which the dataset has lost."""
+    for info in islice(store.list("shards"), SEARCHED_SHARDS):
+        try:
+            if store.is_local:
+                source = pa.OSFile(store.join(info.path))
+            else:
+                source = pa.PythonFile(RangeReader(store, info.path, info.size), mode="r")
+            with source:
+                copy = (pq.read_metadata(source).metadata or {}).get(MODEL_KEY)
+            if copy is not None:
+                return unpacked_model(copy.decode(), sha256, info.path)
+        except (pa.ArrowException, OSError, ValueError, CorruptObjectError, MissingObjectError):
+            continue  # a damaged shard, or one of another model: the next one may have the copy
+    return None

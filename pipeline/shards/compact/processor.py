@@ -1,19 +1,20 @@
-"""What the processor of this machine can do, as numba's compiler will use it. Imports numba."""
+"""What the processor of this machine can do, as numba's compiler will use it."""
 
 from __future__ import annotations
 
 import os
 
-import llvmlite.binding
-import numba
+__all__ = ["PLAIN_KERNELS", "has_avx2"]
 
-from tokenshards.pipeline.shards.compact.lockstep import PLAIN_KERNELS
-
-__all__ = ["has_avx2"]
+PLAIN_KERNELS = "TOKENSHARDS_PLAIN_KERNELS"
+"""An environment variable: with any value the kernels are those for a processor of any kind."""
 
 
 def has_avx2() -> bool:
-    """Whether the loops may use AVX2. Where the user has chosen a processor for numba, they do not."""
+    """Whether the kernels may use AVX2. Where the user has chosen a processor for numba, they do not."""
+    import llvmlite.binding
+    import numba
+
     if os.environ.get(PLAIN_KERNELS) or numba.config.CPU_NAME or numba.config.CPU_FEATURES is not None:
         return False
     return bool(llvmlite.binding.get_host_cpu_features().get("avx2"))

@@ -113,7 +113,9 @@ def test_a_refused_token_is_one_sentence_without_the_page_of_ray(
     monkeypatch.setattr(ray_cluster.ray, "init", init)
     with listening(Head()) as address, pytest.raises(ClusterError, match=f"wants a token and got {got}") as caught, joined_cluster(address):
         pass
-    assert "s3cr3t" not in str(caught.value) and capfd.readouterr().err == ""
+    # The head that ends here says goodbye, which a busy gRPC notes too late to be kept back: no head of a user does that.
+    said = [line for line in capfd.readouterr().err.splitlines() if "chttp2_transport" not in line]
+    assert "s3cr3t" not in str(caught.value) and said == []
     assert ray_cluster._ATTEMPTS not in os.environ
     os.write(2, b"back\n")
     assert capfd.readouterr().err == "back\n"

@@ -79,19 +79,21 @@ def test_every_golden_file_of_1_2_is_read_by_a_test() -> None:
     assert {path.stem for path in make_golden_compact.FOLDER.iterdir()} == {*LAYOUTS, "expected"}
 
 
-def test_the_model_is_found_beside_the_tokenizer_or_in_the_shard(tmp_path: Path) -> None:
+def test_the_model_is_found_beside_the_tokenizer_or_in_a_shard(tmp_path: Path) -> None:
     spec = make_spec("grid_residual", 20)
     codec, store = codec_for(spec), Store(str(tmp_path))
-    store.write("shards/with.parquet", shard_of(spec, codec).data)
-    store.write("shards/without.parquet", shard_of(spec, codec, copies=False).data)
+    store.write("shards/b.parquet", shard_of(spec, codec, copies=False).data)
     place = model_path(codec.sha256)
     with pytest.raises(MissingObjectError, match=rf"{place}.*coded with this model; run `tokenshards verify`, then"):
-        ShardReader.open(store, "shards/without.parquet")
-    assert ShardReader.open(store, "shards/with.parquet").codec.name == codec.name
-    assert_same_tokens(ShardReader.open(store, "shards/without.parquet").read().tokens, make_tokens(spec, 5))  # this process knows it now
+        ShardReader.open(store, "shards/b.parquet")
+    store.write("shards/a.parquet", b"no shard")
+    store.write("shards/c.parquet", shard_of(spec, codec).data)
+    assert_same_tokens(ShardReader.open(store, "shards/b.parquet").read().tokens, make_tokens(spec, 5))
+    store.delete("shards/c.parquet")
+    assert ShardReader.open(store, "shards/b.parquet").codec.name == codec.name, "this process knows the model now"
     model_file._kept.clear()
     store.write(place, model_bytes(codec.model))
-    assert_same_tokens(ShardReader.open(store, "shards/without.parquet").read().tokens, make_tokens(spec, 5))
+    assert_same_tokens(ShardReader.open(store, "shards/b.parquet").read().tokens, make_tokens(spec, 5))
 
 
 def test_bytes_without_a_copy_ask_for_their_dataset(tmp_path: Path) -> None:
