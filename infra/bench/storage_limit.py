@@ -118,10 +118,7 @@ def made_set(images: Path, work: Path, name: str) -> TokenSet:
     for place, options in (("fit", {"views": str(VIEWS), **tokenizer}), ("measure", {"tokenizer": str(work / f"{name}_fit")})):
         tokenshards.tokenize(str(work / place), str(work / f"{name}_{place}"), workers=1, **options)
     opened = [tokenshards.open_dataset(str(work / f"{name}_{place}")) for place in ("fit", "measure")]
-    tokens = [
-        concatenate_tokens([TokenBatch(batch.ids_BLQ, batch.lengths_B, batch.shapes_BD) for batch in dataset.batches(256)])
-        for dataset in opened
-    ]
+    tokens = [concatenate_tokens([batch.tokens for batch in dataset.batches(256)]) for dataset in opened]
     return TokenSet(opened[0].spec, opened[0].codebook(), *tokens)
 
 
