@@ -6,7 +6,8 @@ Sets of ids, each with a part to fit to and a part to measure:
 - `taef2_k391`, `patch8_k1024`: stored ids beside the repository (`--tokens`), 800 images to fit to and 200 to measure;
 - `default`: the default tokenizer on the sample images beside the repository (`--images`), every second image to fit to, with 15 random
   crops and mirrorings of each, the others to measure;
-- `vq_autoencoder`, `latents_8192`: other tokenizers on the same images, fitted by their commands; only with `--only`, they take minutes.
+- `vq_autoencoder`, `latents_8192`: other tokenizers on the same images, fitted by their commands, the latter with 3 crops of each image;
+  only with `--only`, they take minutes.
 
 `share` is stored bytes over the order-0 entropy: the bytes of the measured ids under a table of how frequent each id is in the part to
 fit to. For `compact`, the lengths of the streams count, and the model divided over 100,000 images, with its copy in a footer. The model is
@@ -63,7 +64,15 @@ STORED, MADE, MORE = ("taef2_k391", "patch8_k1024"), ("default",), ("vq_autoenco
 BARS = {"taef2_k391": 0.64, "patch8_k1024": 0.56, "default": 0.70}
 RATES = {"decode": 8000, "encode": 5000, "decode_numpy": 300}
 LISTS = ("default", "publish", "zstd:19")
-VIEWS = 16
+FITTED = {
+    "vq_autoencoder": ("--kind", "vq-autoencoder"),
+    "latents_8192": (
+        *("--kind", "latent-kmeans", "--codes", "8192", "--mirrored"),
+        *("--encoder", str(TAEF2 / "taef2_encoder.pth"), "--decoder", str(TAEF2 / "taef2_decoder.pth")),
+    ),
+}
+VIEWS = {"latents_8192": 4}
+"""Of each image to fit to; 16 where nothing stands here. The encoder of taef2 takes most of a second for each on a core."""
 IMAGENET, IMAGENET_JPEG_GB, DATASET = 1_281_167, 140.0, 100_000
 REPEATS = 3
 
@@ -109,13 +118,15 @@ def made_set(images: Path, work: Path, name: str) -> TokenSet:
             if not link.exists():
                 link.symlink_to(file.resolve())
     tokenizer: dict[str, Any] = {}
-    if name != "default":
-        kind = ["latent-kmeans", "--codes", "8192", "--mirrored", "--weights", str(TAEF2)] if name == "latents_8192" else ["vq-autoencoder"]
-        command = [sys.executable, "-m", "tokenshards.cli", "fit-tokenizer", str(work / "fit"), str(work / name), "--kind", *kind, "-q"]
+    if name in FITTED:
+        command = [sys.executable, "-m", "tokenshards.cli", "fit-tokenizer", str(work / "fit"), str(work / name), *FITTED[name]]
         if not (work / name).exists():
             subprocess.run(command, check=True, stdout=sys.stderr)
         tokenizer = {"tokenizer": str(work / name)}
-    for place, options in (("fit", {"views": str(VIEWS), **tokenizer}), ("measure", {"tokenizer": str(work / f"{name}_fit")})):
+    for place, options in (
+        ("fit", {"views": str(VIEWS.get(name, 16)), **tokenizer}),
+        ("measure", {"tokenizer": str(work / f"{name}_fit")}),
+    ):
         tokenshards.tokenize(str(work / place), str(work / f"{name}_{place}"), workers=1, **options)
     opened = [tokenshards.open_dataset(str(work / f"{name}_{place}")) for place in ("fit", "measure")]
     tokens = [concatenate_tokens([batch.tokens for batch in dataset.batches(256)]) for dataset in opened]
