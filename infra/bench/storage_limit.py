@@ -44,7 +44,7 @@ import numpy.typing as npt
 from tokenize_overhead import SAMPLES
 
 import tokenshards
-from tokenshards.pipeline.conversion.codec_model import fit_codec
+from tokenshards.pipeline.conversion.codec_model import fit_codec, keep_model
 from tokenshards.pipeline.interop.seit.bytes import MAX_CODES, decode_images, encode_images
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import Tables, codebook_sha256
@@ -183,6 +183,7 @@ def measured_codec(tokens: TokenSet, codec: Codec, work: Path, count: int, entro
     share = 0.0
     if isinstance(codec, CompactCodec):
         share = (len(model_bytes(codec.model)) + len(codec.model_copy() or "")) / DATASET
+        keep_model(codec, Store(str(work)))
     many = repeated(tokens.test, count)
     path = work / "shard.parquet"
     path.write_bytes(shard_of(many, tokens.spec, codec).data)
