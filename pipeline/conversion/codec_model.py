@@ -13,6 +13,7 @@ from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.records import PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.compact.codec import CompactCodec
 from tokenshards.pipeline.shards.compact.model_file import model_bytes, model_path, model_sha256, remember_model
+from tokenshards.pipeline.shards.compact.rows import expected_bits
 from tokenshards.pipeline.shards.token_columns import check_tokens
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
@@ -20,11 +21,12 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.words import counted
 
-__all__ = ["fit_codec", "keep_model", "sampled_tokens"]
+__all__ = ["fit_codec", "keep_model", "sampled_tokens", "too_few_note"]
 
 SAMPLED_IDS, MOST_IMAGES = 2_000_000, 8192
 """Of a level; more made models 0.3 % smaller."""
 ENCODED_TOGETHER = 64
+SAVING_ROWS = 256
 
 
 def sampled_tokens(source: ImageSource, sample: list[PlanRow], tokenizer: Tokenizer) -> TokenBatch:
@@ -50,6 +52,23 @@ def fit_codec(tokens: TokenBatch, tokenizer: Tokenizer, say: Callable[[str], Non
         from tokenshards.pipeline.shards.compact.fit import CompactFitConfig, fit_compact
     model = fit_compact(tokens, tokenizer.spec, tokenizer.codebook(), CompactFitConfig(), say)
     return CompactCodec(model, model_sha256(model))
+
+
+def too_few_note(codec: CompactCodec, tokens: TokenBatch, tokenizer: Tokenizer, rows: int) -> str | None:
+    """Return a note for the user where the model takes more than it saves on so many rows; `tokens` are some of these."""
+    spec, some = tokenizer.spec, tokens.take(np.arange(min(len(tokens), SAVING_ROWS)))
+    order0_bits = 0.0
+    for counts_K in some.count_ids(spec.vocabulary):
+        used_K = counts_K[counts_K > 0]
+        order0_bits -= float((used_K * np.log2(used_K / used_K.sum())).sum())
+    saved = (order0_bits - expected_bits(codec.model, some, spec)) / 8 / len(some) * rows
+    taken = len(model_bytes(codec.model)) + len(codec.model_copy() or "")
+    if saved >= taken:
+        return None
+    return (
+        f"so few images do not pay for the model: it takes {taken / 1000:,.0f} kB with its copy in a shard, and saves about "
+        f"{max(0.0, saved) / 1000:,.0f} kB; --codec publish would be smaller"
+    )
 
 
 def keep_model(codec: CompactCodec, store: Store) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
-from tokenshards.pipeline.conversion.codec_model import fit_codec, keep_model, sampled_tokens
+from tokenshards.pipeline.conversion.codec_model import fit_codec, keep_model, sampled_tokens, too_few_note
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
@@ -26,7 +26,6 @@ from tokenshards.pipeline.planning.nesting import refuse_nesting, rows_outside
 from tokenshards.pipeline.planning.plan import Plan, load_chain, load_plan, plan_version
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
 from tokenshards.pipeline.planning.retry_plan import plan_retry
-from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.shards.codecs import check_codec, needs_model
@@ -42,6 +41,7 @@ from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_statistics, load_tokenizer, resolve_tokenizer, save_tokenizer
+from tokenshards.pipeline.view_policy import ViewPolicy
 from tokenshards.pipeline.words import counted
 
 __all__ = ["Conversion", "Outcome", "Reporter", "TokenizeRequest", "finish_chain", "source_record"]
@@ -138,7 +138,7 @@ class Conversion:
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
             config = request.plan
             if needs_model(config.codec):
-                codec = self._fitted_codec(source, listing.sample, tokenizer)
+                codec = self._fitted_codec(source, listing, tokenizer)
                 config, objects = replace(config, codec=codec.name), objects | keep_model(codec, self._store)
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
@@ -159,13 +159,17 @@ class Conversion:
         say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {size}")
         return plan
 
-    def _fitted_codec(self, source: ImageSource, sample: list[PlanRow], tokenizer: Tokenizer) -> CompactCodec:
+    def _fitted_codec(self, source: ImageSource, listing: Listing, tokenizer: Tokenizer) -> CompactCodec:
         say = self._reporter.say
-        tokens = sampled_tokens(source, sample, tokenizer)
+        tokens = sampled_tokens(source, listing.sample, tokenizer)
         say(f"codec compact: fitting its model to the tokens of {counted(len(tokens), 'image')} …")
         codec = fit_codec(tokens, tokenizer, say)
         size = len(model_bytes(codec.model))
         say(f"model {codec.sha256[:12]} of the codec compact: {size / 1000:,.0f} kB; kept in {self._store.url}/{TOKENIZER_FOLDER}")
+        rows = listing.spool.inputs * ViewPolicy.parse(self._request.plan.views).count
+        # images of tars are counted only when read
+        if not listing.spool.tars and (note := too_few_note(codec, tokens, tokenizer, rows)) is not None:
+            say(f"note: {note}")
         return codec
 
 

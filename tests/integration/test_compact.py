@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 import tokenshards
-from tests.datasets import call_cli, call_json, content, convert, quarantine_of, start_cli, write_images
+from tests.datasets import SilentReporter, call_cli, call_json, content, convert, quarantine_of, start_cli, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.shards.compact import test_codec
+from tokenshards.pipeline.conversion.codec_model import fit_codec, too_few_note
 from tokenshards.pipeline.errors import ConfigError, MissingObjectError
 from tokenshards.pipeline.ledger.repair import repair_dataset
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan
 from tokenshards.pipeline.shards.compact.model_file import model_of_name, model_path
 from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.stem_adaptors.config import LoaderConfig
 
 pytest.importorskip("torch")
@@ -164,6 +166,19 @@ def test_a_plan_is_estimated_on_images_that_the_model_has_not_seen(pair: tuple[P
     # Ids of noise: a model that has learned them by heart takes fewer bytes than one that has not seen them.
     totals = tokenshards.open_dataset(str(pair[2])).manifest.totals
     assert compact["bytes_per_image"] > totals["token_bytes"] / len(content(pair[2]))
+
+
+def test_too_few_images_for_a_model_are_told_and_enough_are_not(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    reporter = SilentReporter()
+    convert(pair[0], tmp_path / "out", codec="compact", runner=InlineRunner(), reporter=reporter)
+    said = [line for line in reporter.lines if "do not pay for the model" in line]
+    assert len(said) == 1 and "--codec publish would be smaller" in said[0]
+    tokens = next(tokenshards.open_dataset(str(tmp_path / "out")).batches(100)).tokens
+    tokenizer = load_tokenizer(Store(str(tmp_path / "out")), "tokenizer")
+    alike = tokens.take(np.arange(8192) % 4)
+    codec = fit_codec(alike, tokenizer)
+    assert too_few_note(codec, alike, tokenizer, 70) is not None
+    assert too_few_note(codec, alike, tokenizer, 10**7) is None
 
 
 def test_an_import_has_no_images_to_fit_to(tmp_path: Path) -> None:
