@@ -194,6 +194,11 @@ class TokenBatch:
         return short_repr(self, ids_BLQ=self.ids_BLQ, lengths_B=self.lengths_B, shapes_BD=self.shapes_BD)
 
     @property
+    def sizes(self) -> npt.NDArray[np.int32] | None:
+        """What tells rows of a batch apart in size: lengths [B] or shapes [B, D]; None where all have one."""
+        return self.lengths_B if self.shapes_BD is None else self.shapes_BD
+
+    @property
     def sites_B(self) -> npt.NDArray[np.int64]:
         """Number of sites of each row; further ids of the row are padding."""
         if self.shapes_BD is not None:

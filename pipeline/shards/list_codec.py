@@ -14,11 +14,11 @@ from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import (
     PageOptions,
+    column_names,
     require_sites,
     row_lengths,
-    row_shapes,
-    shape_type,
     single_column,
+    size_columns,
     stored_lengths,
     used_sites,
 )
@@ -47,9 +47,7 @@ class ListCodec:
 
     def columns(self, spec: TokenizerSpec) -> tuple[str, ...]:
         """Return `tokens`, and also `length` or `shape` if rows vary."""
-        if not spec.layout.variable:
-            return ("tokens",)
-        return ("tokens", "length" if spec.layout.kind == "sequence" else "shape")
+        return column_names(spec)
 
     def encode(self, tokens: TokenBatch, spec: TokenizerSpec) -> dict[str, pa.Array]:
         """Store all L ids of level 0, then of level 1, …, row by row."""
@@ -65,9 +63,7 @@ class ListCodec:
         if offsets[-1] > np.iinfo(np.int32).max:
             raise ValueError(f"a shard of {offsets[-1]} ids; at most {np.iinfo(np.int32).max} fit. Use fewer --shard-rows")
         ids = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids_BQL[used_BQL]), type=kind)
-        if spec.layout.kind == "sequence":
-            return {"tokens": ids, "length": pa.array(lengths_B)}
-        return {"tokens": ids, "shape": pa.FixedSizeListArray.from_arrays(pa.array(row_shapes(tokens).reshape(-1)), type=shape_type(spec))}
+        return {"tokens": ids, **size_columns(tokens, spec)}
 
     def decode(self, columns: pa.Table, spec: TokenizerSpec) -> TokenBatch:
         """Return the ids, without a copy if the layout has a fixed length and the column is one chunk."""

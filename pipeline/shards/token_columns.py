@@ -24,10 +24,10 @@ __all__ = [
     "Codec",
     "PageOptions",
     "check_tokens",
+    "column_names",
     "require_sites",
     "row_lengths",
-    "row_shapes",
-    "shape_type",
+    "size_columns",
     "single_column",
     "stored_lengths",
     "used_sites",
@@ -100,12 +100,28 @@ def check_tokens(tokens: TokenBatch, spec: TokenizerSpec) -> TokenBatch:
     return TokenBatch(ids_BLQ.astype(spec.id_dtype, copy=False), lengths_B if layout.kind == "sequence" else None, shapes_BD)
 
 
+def column_names(spec: TokenizerSpec) -> tuple[str, ...]:
+    """Return `tokens`, and also `length` or `shape` if rows vary."""
+    if not spec.layout.variable:
+        return ("tokens",)
+    return ("tokens", "length" if spec.layout.kind == "sequence" else "shape")
+
+
+def size_columns(tokens: TokenBatch, spec: TokenizerSpec) -> dict[str, pa.Array]:
+    """Return the column `length` or `shape` of a batch; none if all rows have one size."""
+    if not spec.layout.variable:
+        return {}
+    if spec.layout.kind == "sequence":
+        return {"length": pa.array(row_lengths(tokens, spec))}
+    return {"shape": pa.FixedSizeListArray.from_arrays(pa.array(_row_shapes(tokens).reshape(-1)), type=_shape_type(spec))}
+
+
 def used_sites(lengths_B: npt.NDArray[np.int32], sites: int) -> npt.NDArray[np.bool_]:
     """Return bool [B, L], whether a site belongs to its row."""
     return np.arange(sites, dtype=np.int32) < lengths_B[:, None]
 
 
-def row_shapes(tokens: TokenBatch) -> npt.NDArray[np.int32]:
+def _row_shapes(tokens: TokenBatch) -> npt.NDArray[np.int32]:
     """Return the shape [B, D] of each row; raises ValueError if the batch has none."""
     if tokens.shapes_BD is None:
         raise ValueError("shapes_BD is None; rows of this layout vary and need [B, D] grid shapes")
@@ -119,7 +135,7 @@ def row_lengths(tokens: TokenBatch, spec: TokenizerSpec) -> npt.NDArray[np.int32
         if tokens.lengths_B is None or tokens.lengths_B.shape != (rows,):
             raise ValueError(f"lengths_B is {shorten(tokens.lengths_B)}; rows of this layout vary and need [{rows}] lengths")
         return tokens.lengths_B.astype(np.int32, copy=False)
-    shapes_BD = row_shapes(tokens)
+    shapes_BD = _row_shapes(tokens)
     if shapes_BD.shape != (rows, spec.layout.shape_dims):
         raise ValueError(f"shapes_BD has shape {shapes_BD.shape}; expected {(rows, spec.layout.shape_dims)}")
     return _sites_of(shapes_BD, spec)
@@ -137,7 +153,7 @@ def stored_lengths(columns: pa.Table, spec: TokenizerSpec) -> tuple[npt.NDArray[
     """Return the sites [B] of each row from the columns of a layout that varies, and the shapes [B, D] if the layout has shapes."""
     if spec.layout.kind == "sequence":
         return single_column(columns, "length", pa.int32()).to_numpy(), None
-    shapes = single_column(columns, "shape", shape_type(spec))
+    shapes = single_column(columns, "shape", _shape_type(spec))
     shapes_BD = shapes.flatten().to_numpy().reshape(len(shapes), spec.layout.shape_dims)
     return _sites_of(shapes_BD, spec), shapes_BD
 
@@ -158,6 +174,6 @@ def require_sites(lengths_B: npt.NDArray[np.int32], spec: TokenizerSpec) -> int:
     return sites
 
 
-def shape_type(spec: TokenizerSpec) -> pa.DataType:
+def _shape_type(spec: TokenizerSpec) -> pa.DataType:
     """Return the Arrow type of the column `shape`."""
     return pa.list_(pa.field("element", pa.int32(), nullable=False), spec.layout.shape_dims)

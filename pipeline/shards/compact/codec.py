@@ -17,11 +17,10 @@ from tokenshards.pipeline.shards.compact.rows import decode_batch, encode_batch
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import (
     PageOptions,
+    column_names,
     require_sites,
-    row_lengths,
-    row_shapes,
-    shape_type,
     single_column,
+    size_columns,
     stored_lengths,
 )
 from tokenshards.pipeline.shards.version import COMPACT_VERSION
@@ -53,9 +52,7 @@ class CompactCodec:
 
     def columns(self, spec: TokenizerSpec) -> tuple[str, ...]:
         """Return `tokens`, and also `length` or `shape` if rows vary."""
-        if not spec.layout.variable:
-            return ("tokens",)
-        return ("tokens", "length" if spec.layout.kind == "sequence" else "shape")
+        return column_names(spec)
 
     def encode(self, tokens: TokenBatch, spec: TokenizerSpec) -> dict[str, pa.Array]:
         """Return the stream of each row."""
@@ -64,12 +61,7 @@ class CompactCodec:
         total = sum(map(len, streams))
         if total > MOST_BYTES:
             raise ValueError(f"the streams of a shard take {total} bytes; at most {MOST_BYTES} fit. Use fewer --shard-rows")
-        columns = {"tokens": pa.array(streams, pa.binary())}
-        if spec.layout.kind == "sequence" and spec.layout.variable:
-            columns["length"] = pa.array(row_lengths(tokens, spec))
-        elif spec.layout.variable:
-            columns["shape"] = pa.FixedSizeListArray.from_arrays(pa.array(row_shapes(tokens).reshape(-1)), type=shape_type(spec))
-        return columns
+        return {"tokens": pa.array(streams, pa.binary()), **size_columns(tokens, spec)}
 
     def decode(self, columns: pa.Table, spec: TokenizerSpec) -> TokenBatch:
         """Return the ids of all rows."""

@@ -142,14 +142,14 @@ def fit_compact(
     tokens: TokenBatch, spec: TokenizerSpec, tables: Tables, config: CompactFitConfig, say: Callable[[str], None] = lambda line: None
 ) -> CompactModel:
     """Return a model for the ids of a tokenizer, fitted to sample rows that `check_tokens` accepts. `tables`: its codebook, or none."""
-    layout, sizes = spec.layout, tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
+    layout = spec.layout
     room = SMALL if spec.vocabulary[1:] == () and spec.vocabulary[0] <= 400 else MEDIUM if max(spec.vocabulary) <= 1024 else LARGE
     slots = tuple(
         _affordable(own, spec.vocabulary, level, config.hidden, room // len(spec.vocabulary)) for level, own in enumerate(slots_of(layout))
     )
     parts: list[list[_Samples]] = [[] for _ in slots]
     most = max(1, MOST_SAMPLES // layout.sites)
-    for shape, rows in groups_of_shapes(layout, len(tokens), sizes):
+    for shape, rows in groups_of_shapes(layout, len(tokens), tokens.sizes):
         contexts = contexts_of(layout, shape, slots)
         rows = rows[rows < most]
         ids_BT = in_coding_order(tokens.ids_BLQ[rows], len(contexts.levels_T) // layout.ids_per_site)

@@ -45,8 +45,7 @@ def encode_batch(model: CompactModel, tokens: TokenBatch, spec: TokenizerSpec, *
     compiled = kernels() if fast else None
     encode = encode_rows if compiled is None else compiled.encode_rows
     found: list[bytes] = [b""] * len(tokens)
-    sizes = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
-    for shape, rows in groups_of_shapes(spec.layout, len(tokens), sizes):
+    for shape, rows in groups_of_shapes(spec.layout, len(tokens), tokens.sizes):
         contexts = contexts_of(spec.layout, shape, model.slots)
         for part in _parts(rows, contexts):
             streams = encode(model, contexts, in_coding_order(tokens.ids_BLQ[part], len(contexts.levels_T) // spec.layout.ids_per_site))
@@ -73,8 +72,8 @@ def decode_batch(
 
 def expected_bits(model: CompactModel, tokens: TokenBatch, spec: TokenizerSpec) -> float:
     """Return the cross-entropy of all ids of a batch under the model, in bits: what the streams take beside their states."""
-    bits, sizes = 0.0, tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
-    for shape, rows in groups_of_shapes(spec.layout, len(tokens), sizes):
+    bits = 0.0
+    for shape, rows in groups_of_shapes(spec.layout, len(tokens), tokens.sizes):
         contexts = contexts_of(spec.layout, shape, model.slots)
         for part in _parts(rows, contexts):
             ids_BT = in_coding_order(tokens.ids_BLQ[part], len(contexts.levels_T) // spec.layout.ids_per_site)
