@@ -9,11 +9,13 @@ import numpy as np
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.records import PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.compact.codec import CompactCodec
 from tokenshards.pipeline.shards.compact.model_file import model_bytes, model_path, model_sha256, remember_model
 from tokenshards.pipeline.shards.compact.rows import expected_bits
+from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import check_tokens
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
@@ -21,7 +23,7 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.words import counted
 
-__all__ = ["fit_codec", "keep_model", "sampled_tokens", "too_few_note"]
+__all__ = ["fit_codec", "fit_told_codec", "keep_model", "most_rows", "sampled_tokens", "too_few_note"]
 
 SAMPLED_IDS, MOST_IMAGES = 2_000_000, 8192
 """Of a level; more made models 0.3 % smaller."""
@@ -29,11 +31,15 @@ ENCODED_TOGETHER = 64
 SAVING_ROWS = 256
 
 
+def most_rows(spec: TokenizerSpec) -> int:
+    """Return of how many images a fit needs the tokens at most."""
+    return min(MOST_IMAGES, max(1, SAMPLED_IDS // spec.layout.sites))
+
+
 def sampled_tokens(source: ImageSource, sample: list[PlanRow], tokenizer: Tokenizer) -> TokenBatch:
     """Return the tokens of as many sampled images as a fit needs. Raises TokenizerError if no sampled input can be decoded."""
     spec = tokenizer.spec
-    limit = min(MOST_IMAGES, max(1, SAMPLED_IDS // spec.layout.sites))
-    outcomes = decoded_sample(source, sample, limit, spec.preprocess)
+    outcomes = decoded_sample(source, sample, most_rows(spec), spec.preprocess)
     images = (found.image.pixels_HWC for found in outcomes if isinstance(found, SampledImage))
     batches = []
     while some := list(islice(images, ENCODED_TOGETHER)):
@@ -52,6 +58,17 @@ def fit_codec(tokens: TokenBatch, tokenizer: Tokenizer, say: Callable[[str], Non
         from tokenshards.pipeline.shards.compact.fit import CompactFitConfig, fit_compact
     model = fit_compact(tokens, tokenizer.spec, tokenizer.codebook(), CompactFitConfig(), say)
     return CompactCodec(model, model_sha256(model))
+
+
+def fit_told_codec(tokens: TokenBatch, tokenizer: Tokenizer, store: Store, rows: int | None, say: Callable[[str], None]) -> CompactCodec:
+    """Fit a codec for a dataset of so many rows, and tell the user about its model. `rows`: None where they are not known yet."""
+    say(f"codec compact: fitting its model to the tokens of {counted(len(tokens), 'image')} …")
+    codec = fit_codec(tokens, tokenizer, say)
+    size = len(model_bytes(codec.model))
+    say(f"model {codec.sha256[:12]} of the codec compact: {size / 1000:,.0f} kB; kept in {store.url}/{TOKENIZER_FOLDER}")
+    if rows is not None and (note := too_few_note(codec, tokens, tokenizer, rows)) is not None:
+        say(f"note: {note}")
+    return codec
 
 
 def too_few_note(codec: CompactCodec, tokens: TokenBatch, tokenizer: Tokenizer, rows: int) -> str | None:

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
-from tokenshards.pipeline.conversion.codec_model import fit_codec
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
+from tokenshards.pipeline.conversion.timed_sample import SAMPLE_IMAGES, TimedSample, time_sample
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import BadInput, TokenizerError
-from tokenshards.pipeline.images.views import decode_views
 from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.planning.planner import Listing
-from tokenshards.pipeline.records import AbsentRecord, ImageRecord, LeftOutRecord, PlanRow, TokenBatch, concatenate_tokens
-from tokenshards.pipeline.shards.codecs import get_codec, needs_model
-from tokenshards.pipeline.shards.token_columns import Codec
-from tokenshards.pipeline.shards.writer import ShardRows, encode_shard
-from tokenshards.pipeline.sources import ImageSource, SourceSummary, open_source
+from tokenshards.pipeline.shards.codebook import carries_copies
+from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.config import FitConfig
-from tokenshards.pipeline.view_policy import ViewPolicy
 from tokenshards.pipeline.words import counted
 
-__all__ = ["Estimate", "TimedSample", "count_images", "estimate_job", "time_sample"]
+__all__ = ["Estimate", "count_images", "estimate_job"]
 
-SAMPLE_IMAGES, FEWEST_IMAGES = 256, 16
-"""Most images to time, and the fewest if each has many views, because all views are in memory."""
-TAR_BLOCK = 512
 LABELS_SHOWN = 10
 
 
@@ -53,7 +40,11 @@ class Estimate:
     images_per_second: float
     hours: float
     bytes_out: int
+    """Of all shards and `tables_bytes`."""
     bytes_per_image: float
+    """Of a shard, without copies of tables."""
+    tables_bytes: int
+    """Of codebook and model of the codec, in `tokenizer/` and as copies in shards."""
     money: float | None
     bottleneck: str
     seconds_per_stage: dict[str, float]
@@ -90,7 +81,11 @@ class Estimate:
             ("requests", f"{self.requests:,}"),
             ("images per second", f"{self.images_per_second:,.0f} with {counted(self.workers, 'worker')}"),
             ("time", time_text),
-            ("output", f"{self.bytes_out / 1e6:,.1f} MB ({self.bytes_per_image:,.0f} bytes per image)"),
+            (
+                "output",
+                f"{self.bytes_out / 1e6:,.1f} MB ({self.bytes_per_image:,.0f} bytes per image, and {self.tables_bytes / 1e6:,.1f} MB of "
+                "codebook and model with their copies)",
+            ),
             ("money", "give --price-per-hour" if self.money is None else f"{self.money:,.2f}"),
             ("bottleneck", f"{self.bottleneck} ({stages} per image and worker)"),
             ("bad inputs in the sample", self._bad_text()),
@@ -102,22 +97,6 @@ class Estimate:
         limit = RunConfig().max_bad
         stops = f". `tokenize` stops where more than {limit:.0%} are bad, unless --max-bad is above {limit:g}"
         return f"{self.bad_share:.1%}{such}{stops if self.bad_share > limit else ''}"
-
-
-@dataclass(slots=True, kw_only=True)
-class TimedSample:
-    """Seconds per stage that a few inputs took on one worker, and their counts. Absent inputs are counted apart."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "encode": 0.0, "write": 0.0})
-    inputs: int = 0
-    decoded: int = 0
-    absent: int = 0
-    failure: str = ""
-    """The first input that failed, with its reason."""
-    bytes_in: int = 0
-    bytes_out: int = 0
-    slice_bytes: int = 0
-    """Bytes read from the files that hold the inputs."""
 
 
 def estimate_job(
@@ -154,6 +133,7 @@ def estimate_job(
     per_image = {stage: seconds / timed.inputs for stage, seconds in timed.seconds.items()}
     rate = workers / max(1e-9, sum(per_image.values()))
     bytes_per_image = timed.bytes_out / timed.decoded
+    tables = timed.once_bytes + sum(map(carries_copies, range(shards))) * timed.copy_bytes
     hours = images / rate / 3600
     about = describe_tokenizer(used)
     if tokenizer is None:  # the run fits on a larger sample and gets other codes
@@ -167,8 +147,9 @@ def estimate_job(
         workers=workers,
         images_per_second=round(rate, 1),
         hours=hours,
-        bytes_out=round(bytes_per_image * images),
+        bytes_out=round(bytes_per_image * images) + tables,
         bytes_per_image=round(bytes_per_image, 1),
+        tables_bytes=tables,
         money=None if price_per_hour is None else round(hours * price_per_hour, 4),
         bottleneck=max(per_image, key=lambda stage: per_image[stage]),
         seconds_per_stage={stage: round(seconds, 7) for stage, seconds in per_image.items()},
@@ -196,105 +177,3 @@ def count_images(timed: TimedSample, spool: RowSpool, summary: SourceSummary) ->
         absent = round(spool.inputs * timed.absent / max(1, timed.inputs + timed.absent))
         return spool.inputs - absent, timed.absent == 0
     return max(timed.inputs, round(timed.inputs * max(0, summary.bytes) / max(1, timed.slice_bytes))), False
-
-
-def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, config: PlanConfig) -> TimedSample:
-    """Read, decode, encode and write the first inputs of the sampled rows; raises TokenizerError if none of them decodes."""
-    spec, views = tokenizer.spec, ViewPolicy.parse(config.views)
-    limit = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
-    size = spec.preprocess.size
-    warm_up = _encode(tokenizer, [np.zeros((size, size, 3), np.uint8)], 1)
-    if not needs_model(config.codec):
-        _encoded_bytes(tokenizer, warm_up, [(1, 1, 1)], get_codec(config.codec))
-    timed = TimedSample()
-    last = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        timed.seconds[stage] += now - last
-        last = now
-
-    images: list[npt.NDArray[np.uint8]] = []
-    sizes: list[tuple[int, int, int]] = []
-    for row in rows:
-        members = 0
-        for record in source.read(row):
-            lap("fetch")
-            if isinstance(record, LeftOutRecord):
-                continue
-            if isinstance(record, AbsentRecord):
-                timed.absent += 1
-                continue
-            data = record.data or b""
-            timed.inputs += 1
-            timed.bytes_in += len(data)
-            members += TAR_BLOCK * (1 + -(-len(data) // TAR_BLOCK) + 2 * (record.label is not None))  # each member has a header
-            if isinstance(record, ImageRecord):
-                try:
-                    found = decode_views(
-                        data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id, rules=source.config.image_rules
-                    )
-                    images.extend(found.pixels_VHWC)
-                    sizes.extend([(found.width, found.height, len(data))] * views.count)
-                except BadInput as error:  # counted as an input that was not decoded
-                    timed.failure = timed.failure or f"{record.sample_id} ({error.reason})"
-            else:
-                timed.failure = timed.failure or f"{record.sample_id} ({record.error.reason})"
-            lap("decode")
-            if timed.inputs >= limit:
-                break
-        stopped = timed.inputs >= limit  # the last row was read only in part, so only its read bytes count
-        timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
-        if stopped:
-            break
-    if not images:
-        raise TokenizerError(
-            f"{source.store.url}: none of {counted(timed.inputs, 'sampled input')} decodes, such as {timed.failure}; check the source"
-        )
-    tokens = _encode(tokenizer, images, config.batch_rows)
-    lap("encode")
-    if needs_model(config.codec):
-        codec, share = _fitted_on_half(tokenizer, tokens, sizes)
-        last = time.perf_counter()
-        timed.bytes_out = round(share * _encoded_bytes(tokenizer, tokens, sizes, codec))
-    else:
-        timed.bytes_out = _encoded_bytes(tokenizer, tokens, sizes, get_codec(config.codec))
-    lap("write")
-    timed.decoded = len(images) // views.count
-    return timed
-
-
-def _encode(tokenizer: Tokenizer, images: list[npt.NDArray[np.uint8]], batch_rows: int) -> TokenBatch:
-    batches = []
-    for start in range(0, len(images), batch_rows):
-        batches.append(tokenizer.encode(np.stack(images[start : start + batch_rows])))
-    return concatenate_tokens(batches)
-
-
-def _fitted_on_half(tokenizer: Tokenizer, tokens: TokenBatch, sizes: list[tuple[int, int, int]]) -> tuple[Codec, float]:
-    """Return a codec fitted to every other row, and how much larger all rows would be were they all like those that it has not seen.
-
-    The run fits to more rows, so that its shards are smaller than what follows from this.
-    """
-    rows = np.arange(len(tokens))
-    known, unseen = rows[rows % 2 == 0], rows[rows % 2 == 1]
-    codec = fit_codec(tokens.take(known), tokenizer)
-    if not len(unseen):
-        return codec, 1.0
-    each = [_encoded_bytes(tokenizer, tokens.take(part), [sizes[row] for row in part], codec) / len(part) for part in (unseen, rows)]
-    return codec, each[0] / each[1]
-
-
-def _encoded_bytes(tokenizer: Tokenizer, tokens: TokenBatch, sizes: list[tuple[int, int, int]], codec: Codec) -> int:
-    widths, heights, counts = zip(*sizes, strict=True)
-    rows = ShardRows(
-        sample_id=[f"sample/{index:08d}" for index in range(len(sizes))],
-        view=np.zeros(len(sizes), np.int16),
-        label=[None] * len(sizes),
-        meta={},
-        orig_width=np.array(widths, np.int32),
-        orig_height=np.array(heights, np.int32),
-        orig_bytes=np.array(counts, np.int64),
-    )
-    return len(encode_shard(rows, tokens, spec=tokenizer.spec, codec=codec, label_type=None, meta_types={}, copies=False).data)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
-from tokenshards.pipeline.conversion.codec_model import fit_codec, keep_model, sampled_tokens, too_few_note
+from tokenshards.pipeline.conversion.codec_model import fit_told_codec, keep_model, sampled_tokens
 from tokenshards.pipeline.conversion.fit import fit_tokenizer
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
 from tokenshards.pipeline.conversion.resume import PlanRun
@@ -29,8 +29,6 @@ from tokenshards.pipeline.planning.retry_plan import plan_retry
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.runners.local import LocalRunner
 from tokenshards.pipeline.shards.codecs import check_codec, needs_model
-from tokenshards.pipeline.shards.compact.codec import CompactCodec
-from tokenshards.pipeline.shards.compact.model_file import model_bytes
 from tokenshards.pipeline.shards.manifest import load_manifest, load_pointer
 from tokenshards.pipeline.sources import ImageSource, open_source, source_root
 from tokenshards.pipeline.sources.base import readable_text
@@ -138,7 +136,10 @@ class Conversion:
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
             config = request.plan
             if needs_model(config.codec):
-                codec = self._fitted_codec(source, listing, tokenizer)
+                rows = listing.spool.inputs * ViewPolicy.parse(config.views).count
+                tokens = sampled_tokens(source, listing.sample, tokenizer)
+                # images of tars are counted only when read
+                codec = fit_told_codec(tokens, tokenizer, self._store, None if listing.spool.tars else rows, say)
                 config, objects = replace(config, codec=codec.name), objects | keep_model(codec, self._store)
             plan_request = PlanRequest(
                 fingerprint=tokenizer.spec.fingerprint,
@@ -158,19 +159,6 @@ class Conversion:
         size = counted(tars, "tar") if plan.tars_planned else f"about {counted(-(-plan.images_planned // plan.shards), 'image')}"
         say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {size}")
         return plan
-
-    def _fitted_codec(self, source: ImageSource, listing: Listing, tokenizer: Tokenizer) -> CompactCodec:
-        say = self._reporter.say
-        tokens = sampled_tokens(source, listing.sample, tokenizer)
-        say(f"codec compact: fitting its model to the tokens of {counted(len(tokens), 'image')} …")
-        codec = fit_codec(tokens, tokenizer, say)
-        size = len(model_bytes(codec.model))
-        say(f"model {codec.sha256[:12]} of the codec compact: {size / 1000:,.0f} kB; kept in {self._store.url}/{TOKENIZER_FOLDER}")
-        rows = listing.spool.inputs * ViewPolicy.parse(self._request.plan.views).count
-        # images of tars are counted only when read
-        if not listing.spool.tars and (note := too_few_note(codec, tokens, tokenizer, rows)) is not None:
-            say(f"note: {note}")
-        return codec
 
 
 def adopt_tokenizer(url: str, storage_options: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any], tuple[int | str, ...]]:

@@ -163,6 +163,9 @@ def test_a_plan_is_estimated_on_images_that_the_model_has_not_seen(pair: tuple[P
     arguments = ["plan", str(pair[0]), str(tmp_path / "out"), "--tokenizer", str(pair[1] / "tokenizer")]
     compact, default = (call_json(*arguments, "--codec", codec) for codec in ("compact", "default"))
     assert compact["images"] == default["images"] and not (tmp_path / "out").exists()
+    taken = model_of(pair[2]).stat().st_size
+    assert 1.2 * taken < compact["tables_bytes"] - default["tables_bytes"] < 2.4 * taken, "the file and one copy that zstd made smaller"
+    assert compact["bytes_out"] == pytest.approx(compact["images"] * compact["bytes_per_image"] + compact["tables_bytes"], abs=100)
     # Ids of noise: a model that has learned them by heart takes fewer bytes than one that has not seen them.
     totals = tokenshards.open_dataset(str(pair[2])).manifest.totals
     assert compact["bytes_per_image"] > totals["token_bytes"] / len(content(pair[2]))
@@ -179,8 +182,3 @@ def test_too_few_images_for_a_model_are_told_and_enough_are_not(pair: tuple[Path
     codec = fit_codec(alike, tokenizer)
     assert too_few_note(codec, alike, tokenizer, 70) is not None
     assert too_few_note(codec, alike, tokenizer, 10**7) is None
-
-
-def test_an_import_has_no_images_to_fit_to(tmp_path: Path) -> None:
-    _, errors = call_cli("import", "seit", str(tmp_path), str(tmp_path / "out"), "--codec", "compact", expect=2)
-    assert "an import does not have; expected default, publish or" in errors

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.codec_model import fit_told_codec, keep_model, most_rows
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import finish_chain
 from tokenshards.pipeline.errors import ConfigError, LiveRunError, TooManyBadInputsError
@@ -28,10 +29,10 @@ from tokenshards.pipeline.interop.seit.token_files import open_split
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.ledger.heartbeat import PLANNING, Heartbeat, refuse_beside_live_run, wins_planning
 from tokenshards.pipeline.ledger.progress import RunProgress
-from tokenshards.pipeline.planning.plan import Plan, load_chain, read_shard_rows
+from tokenshards.pipeline.planning.plan import Plan, load_chain, plan_version, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, write_plan
-from tokenshards.pipeline.records import PlanRow
-from tokenshards.pipeline.shards.codecs import get_codec, needs_model
+from tokenshards.pipeline.records import PlanRow, TokenBatch
+from tokenshards.pipeline.shards.codecs import check_codec, needs_model, same_codec
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.base import describe_tokenizer
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
@@ -76,12 +77,7 @@ def import_seit(request: SeitImportRequest, reporter: Reporter) -> Outcome:
     nothing is written. Raises ConfigError for a codebook, synonym or class file that does not match and if OUT holds something else,
     TooManyBadInputsError above `max_bad`, LiveRunError beside another run, IncompleteError if a store fails.
     """
-    if needs_model(request.plan.codec):
-        raise ConfigError(
-            f"--codec {request.plan.codec} fits a model to a sample of images, which an import does not have; expected default, publish or "
-            "zstd:N"
-        )
-    get_codec(request.plan.codec)  # fail for an unknown name before a long read
+    check_codec(request.plan.codec)  # fail for an unknown name before a long read
     store = Store(request.out_url, storage_options=request.options)
     refuse_beside_live_run(store, "import into it")
     source = _open(request)
@@ -124,7 +120,7 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
         made = f"{store.url} was made by `tokenize` from {plan.source['url']}"
         raise ConfigError(f"{made}; expected an import of SeiT. Choose another output")
     planned = read_shard_rows(store, plan, plan.first_shard)[0]
-    spec, default = source.tokenizer.spec, PlanConfig()
+    spec, default, asked = source.tokenizer.spec, PlanConfig(), request.plan.codec
     different = [
         f"{name} {wanted} (the plan has {have})"
         for name, wanted, have in (
@@ -133,7 +129,7 @@ def _check_same(store: Store, plan: Plan, source: SeitSource, request: SeitImpor
             ("codebook", spec.fingerprint[:12], plan.fingerprint[:12]),
             ("tokens, index, labels, classes or synonyms of version", source.version, planned.version),
             ("--shard-rows", request.plan.shard_rows or plan.shard_rows, plan.shard_rows),
-            ("--codec", plan.codec if request.plan.codec == default.codec else request.plan.codec, plan.codec),
+            ("--codec", plan.codec if asked == default.codec or same_codec(asked, plan.codec) else asked, plan.codec),
         )
         if wanted != have
     ]
@@ -152,8 +148,12 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
     )
     for line in matched:
         reporter.say(line)
-    counts_K = _survey(source, request.max_bad, reporter)
-    objects = save_tokenizer(tokenizer, store, TOKENIZER_FOLDER, tokenizer.statistics(counts_K))
+    config = request.plan
+    survey = _survey(source, request.max_bad, most_rows(tokenizer.spec) if needs_model(config.codec) else 0, reporter)
+    objects = save_tokenizer(tokenizer, store, TOKENIZER_FOLDER, tokenizer.statistics(survey.counts_K))
+    if needs_model(config.codec):
+        codec = fit_told_codec(survey.sample, tokenizer, store, len(split), reporter.say)
+        config, objects = replace(config, codec=codec.name), objects | keep_model(codec, store)
     if source.synonyms is not None:
         store.write(SYNONYMS_PATH, source.synonyms)
         objects[SYNONYMS_PATH] = sha256_hex(source.synonyms)
@@ -163,7 +163,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
     with Listing(ranges, order_seed=request.plan.order_seed, keep_order=True, sample=0, sample_seed=0) as listing:
         plan_request = PlanRequest(
             fingerprint=tokenizer.spec.fingerprint,
-            config=request.plan,
+            config=config,
             source={
                 "url": display_url(where),
                 "root": split.store.place("").rstrip("/"),
@@ -178,6 +178,7 @@ def _make_plan(store: Store, source: SeitSource, request: SeitImportRequest, rep
             card={"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "source": split.uri, **request.card},
             label_type="string" if request.classes else "int64",
             matched=matched,
+            format_version=plan_version(SourceConfig(), newer_inputs=False, codec=config.codec),
         )
         plan = write_plan(store, listing, plan_request, tars_per_shard=1)
     reporter.say(f"plan {plan.plan_id[:12]}: {counted(plan.shards, 'shard')} of {counted(plan.shard_rows, 'image')}")
@@ -200,10 +201,24 @@ def _range_row(source: SeitSource, start: int, stop: int) -> PlanRow:
     )
 
 
-def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArray[np.int64]:
-    """Read the whole stream and return the count of each id [K]; raises SourceError or TooManyBadInputsError."""
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What a pass through the whole stream found."""
+
+    counts_K: npt.NDArray[np.int64]
+    """How often each id occurs."""
+    sample: TokenBatch
+    """Tokens of images from all parts of the split."""
+
+
+def _survey(source: SeitSource, max_bad: float, sample: int, reporter: Reporter) -> _Survey:
+    """Read the whole stream, count its ids, and keep the tokens of `sample` images; raises SourceError or TooManyBadInputsError."""
     split = source.split
     counts_K = np.zeros(source.codes, np.int64)
+    # Rows of a split are often sorted by class, so the first ones would not do.
+    wanted_N = np.zeros(len(split), bool)
+    wanted_N[np.random.default_rng(0).permutation(len(split))[:sample]] = True
+    kept = [np.zeros((0, source.sites), source.tokenizer.spec.id_dtype)]
     shown: list[str] = []
     seen = size = bad = 0
     started = time.monotonic()
@@ -212,6 +227,7 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
         with split.images() as images:
             for decoded in source.decoded(images, 0, len(split)):
                 counts_K += np.bincount(decoded.ids_GL.reshape(-1), minlength=source.codes)
+                kept.append(decoded.ids_GL[wanted_N[decoded.rows_G]].astype(source.tokenizer.spec.id_dtype))
                 for row, image in decoded.faults.items():
                     if len(shown) < FAULTS_SHOWN:
                         shown.append(f"image {row:,}: {source.explain(image)}")
@@ -239,4 +255,4 @@ def _survey(source: SeitSource, max_bad: float, reporter: Reporter) -> npt.NDArr
             f"note: {counted(bad, 'image')} "
             f"of {split.uri} {'is' if bad == 1 else 'are'} damaged and will be quarantined: {'; '.join(shown)}{more}"
         )
-    return counts_K
+    return _Survey(counts_K, TokenBatch(np.concatenate(kept)[:, :, None]))

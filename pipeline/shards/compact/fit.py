@@ -57,6 +57,10 @@ class CompactFitConfig:
     hidden: int = 32
     epochs: int = 6
     batch: int = 2048
+    """The largest batch. Of few ids smaller ones are made, so that an epoch has enough steps."""
+    least_batch: int = 64
+    steps: int = 400
+    """Of an epoch, where batches of a size between the two allow so many."""
     learning_rate: float = 5e-3
     held_out: int = 16
     """One row in so many is kept to choose the epoch by."""
@@ -228,13 +232,14 @@ def _fitted(
     train = train if len(train) else held  # a single row
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-    steps = max(1, len(train) // config.batch)
+    batch = min(config.batch, max(config.least_batch, len(train) // config.steps))
+    steps = max(1, len(train) // batch)
     best, step = (math.inf, network.state_dict()), 0
     for epoch in range(config.epochs):
         network.rounded = epoch >= config.epochs // 2
         order = train[torch.randperm(len(train), generator=generator)]
         for place in range(steps):
-            chosen = order[place * config.batch : (place + 1) * config.batch]
+            chosen = order[place * batch : (place + 1) * batch]
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / WARM_UP_STEPS)
                 group["lr"] = config.learning_rate * warm * half_cosine(step / (steps * config.epochs))

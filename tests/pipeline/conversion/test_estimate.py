@@ -12,8 +12,9 @@ import pytest
 
 from tests.datasets import call_cli, write_images
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
-from tokenshards.pipeline.conversion import estimate
-from tokenshards.pipeline.conversion.estimate import Estimate, TimedSample, count_images, estimate_job, time_sample
+from tokenshards.pipeline.conversion import timed_sample
+from tokenshards.pipeline.conversion.estimate import Estimate, count_images, estimate_job
+from tokenshards.pipeline.conversion.timed_sample import TimedSample, time_sample
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.planning.partition import RowSpool
 from tokenshards.pipeline.sources import SourceSummary, open_source
@@ -49,7 +50,7 @@ def test_files_are_counted(tmp_path: Path) -> None:
     assert found.bad_share == pytest.approx(2 / 42)
     assert found.seconds_per_stage.keys() == {"fetch", "decode", "encode", "write"} and found.bottleneck in found.seconds_per_stage
     assert found.images_per_second > 0 and found.money == pytest.approx(3.6 * found.hours, abs=1e-4)
-    assert found.bytes_out == pytest.approx(found.bytes_per_image * 42, rel=0.01)
+    assert found.bytes_out == pytest.approx(found.bytes_per_image * 42 + found.tables_bytes, abs=42)
 
 
 def test_bad_inputs_are_shown_with_an_example_and_the_limit(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_images_of_tars_are_extrapolated_from_bytes(tmp_path: Path, monkeypatch:
     (tmp_path / "src").mkdir()
     for number in range(3):
         write_tar(tmp_path / "src" / f"{number}.tar", images)
-    monkeypatch.setattr(estimate, "SAMPLE_IMAGES", 20)
+    monkeypatch.setattr(timed_sample, "SAMPLE_IMAGES", 20)
     whole = estimated(tmp_path / "src")
     assert (whole.images, whole.images_exact) == (3 * len(images), True), "planning saw every header on this disk"
     remote = fsspec.filesystem("memory")
@@ -108,7 +109,7 @@ def test_counting_without_a_source(tmp_path: Path) -> None:
 
 def test_the_sample_is_bounded_and_every_input_of_it_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, 30, bad=4)
-    monkeypatch.setattr(estimate, "SAMPLE_IMAGES", 20)
+    monkeypatch.setattr(timed_sample, "SAMPLE_IMAGES", 20)
     source = open_source(str(tmp_path), SourceConfig())
     rows = list(source.list_rows())
     timed = time_sample(source, rows, tokenizer(), PlanConfig())

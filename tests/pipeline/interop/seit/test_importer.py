@@ -22,6 +22,7 @@ from tests.pipeline.interop.releases import (
     GRID,
     SITES,
     decode_loop,
+    encode_loop,
     imported,
     npy_gz,
     offsets_of,
@@ -90,6 +91,35 @@ def test_everything_that_looks_at_a_dataset_works_on_it(tmp_path: Path) -> None:
         preview_dataset(str(tmp_path / "out"), str(tmp_path / "p.png"), count=2, sample_ids=(), label=None, source_url=None, options={})
     with pytest.raises(TokenizerError, match="without their encoder"):
         load_tokenizer(store, "tokenizer").encode(np.zeros((1, 256, 256, 3), np.uint8))
+
+
+def test_compact_is_fitted_to_images_of_the_whole_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half of a split has other ids than the first, and a fit sees a few rows of both."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.integers(0, 6, (300, SITES)), rng.integers(200, 206, (300, SITES))])
+    images = [encode_loop(ids) for ids in rows.tolist()]
+    images[7] = b"\xff\xff"
+    src, reporter = write_release(tmp_path / "src", images), SilentReporter()
+    monkeypatch.setattr("tokenshards.pipeline.conversion.codec_model.MOST_IMAGES", 200)
+    imported(src, tmp_path / "out", codec="compact", reporter=reporter)
+    fitted = [line for line in reporter.lines if "fitting its model to the tokens of" in line]
+    assert len(fitted) == 1 and fitted[0].split()[-3] in ("199", "200"), fitted
+    imported(src, tmp_path / "default")
+    assert content(tmp_path / "out") == content(tmp_path / "default")
+    store = Store(str(tmp_path / "out"))
+    assert verify_dataset(store).ok and not dataset_report(store).rows() == []
+    found = call_json("inspect", str(tmp_path / "out"))["codec"]
+    assert found["name"].startswith("compact:")
+    # Half a bit more than six equally frequent ids need; ids that a fit never saw would take more than eight.
+    totals = open_dataset(str(tmp_path / "out")).manifest.totals
+    assert 8 * totals["token_bytes"] / (599 * SITES) < 5
+    plan = load_plan(store)
+    assert plan is not None and plan.format_version == "1.2"
+    assert imported(src, tmp_path / "out", codec="compact").already_complete and imported(src, tmp_path / "out").already_complete
+    with pytest.raises(ConfigError, match=r"--codec compact \(the plan has default\)"):
+        imported(src, tmp_path / "default", codec="compact")
+    with pytest.raises(ConfigError, match="codec 'small' does not exist"):
+        imported(src, tmp_path / "other", codec="small")
 
 
 def test_a_finished_import_has_nothing_to_do(tmp_path: Path) -> None:
@@ -390,24 +420,26 @@ KILLED_AT = (
 SCRIPT = """
 import sys
 from tests.pipeline.interop.releases import imported
-imported(sys.argv[1], sys.argv[2], shard_rows=6, max_bad=0.5)
+imported(sys.argv[1], sys.argv[2], shard_rows=6, max_bad=0.5, codec=sys.argv[3])
 """
 
 
-def test_kills_in_the_middle_and_a_rerun_end_in_the_undisturbed_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["default", "compact"])
+def test_kills_in_the_middle_and_a_rerun_end_in_the_undisturbed_dataset(tmp_path: Path, codec: str) -> None:
     images = some_images(30)
     images[1] = images[20] = b"\xff\xff"
     src = write_release(tmp_path / "src", images)
-    imported(src, tmp_path / "undisturbed", shard_rows=6, max_bad=0.5)
+    imported(src, tmp_path / "undisturbed", shard_rows=6, max_bad=0.5, codec=codec)
     for number, point in enumerate(KILLED_AT):
         log = tmp_path / f"fault-{number}.log"
         env = {**os.environ, "TOKENSHARDS_FAULT": f"point={point},log={log}", "PYTHONPATH": str(ROOT)}
-        killed = subprocess.run([sys.executable, "-c", SCRIPT, str(src), str(tmp_path / "out")], env=env, capture_output=True, text=True)
+        command = [sys.executable, "-c", SCRIPT, str(src), str(tmp_path / "out"), codec]
+        killed = subprocess.run(command, env=env, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, (point, killed.stderr)
         assert " killed " in log.read_text()
         assert not (tmp_path / "out" / "manifest.json").exists()
     reporter = SilentReporter()
-    imported(src, tmp_path / "out", shard_rows=6, max_bad=0.5, reporter=reporter)
+    imported(src, tmp_path / "out", shard_rows=6, max_bad=0.5, codec=codec, reporter=reporter)
     assert any("continuing plan" in line for line in reporter.lines)
     for folder in ("shards", "quarantine"):
         names = [sorted(path.name for path in (tmp_path / out / folder).iterdir()) for out in ("out", "undisturbed")]
