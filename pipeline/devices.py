@@ -10,8 +10,10 @@ from tokenshards.pipeline.words import counted
 __all__ = ["choose_device", "tokenizer_device", "wide_float"]
 
 
-def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+def choose_device(name: str = "auto", local_rank: int = 0, *, option: str = "--device") -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`. Raises ConfigError if this machine or torch lacks the device.
+
+    `option`: where the user gave the name, for messages.
 
     Apple's GPU (`mps`) is refused, and `auto` takes the CPU there: it has no float64 and few operations on uint16, and nobody has compared
     its results with those of the CPU.
@@ -21,18 +23,18 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:NUMBER") from None
+        raise ConfigError(f"{option} is {name!r}; expected auto, cpu, cuda or cuda:NUMBER") from None
     if device.type == "mps":
-        raise ConfigError("--device is 'mps'; tokenshards does not run on Apple's GPU: its results are untested there. Give --device cpu")
+        raise ConfigError(f"{option} is 'mps'; tokenshards does not run on Apple's GPU: its results are untested there. Give {option} cpu")
     available = {"cpu": True, "cuda": torch.cuda.is_available()}
     if not available.get(device.type, False):
         have = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError(f"--device is {name!r}, which this machine or this build of torch does not have; available: {have}")
+        raise ConfigError(f"{option} is {name!r}, which this machine or this build of torch does not have; available: {have}")
     if device.type == "cuda":
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise ConfigError(
-                f"--device is cuda:{index}; this machine has {counted(torch.cuda.device_count(), 'GPU')}. Start fewer processes on it"
+                f"{option} is cuda:{index}; this machine has {counted(torch.cuda.device_count(), 'GPU')}. Start fewer processes on it"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)

@@ -5,6 +5,7 @@ Shapes: B rows, L sites (those of the longest row if rows vary), Q ids per site.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.compact.model import CompactModel
 from tokenshards.pipeline.shards.compact.model_file import COMPACT, packed_model, require_fit
+from tokenshards.pipeline.shards.compact.processor import DECODE_DEVICE
 from tokenshards.pipeline.shards.compact.rows import decode_batch, encode_batch
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import (
@@ -67,11 +69,12 @@ class CompactCodec:
         """Return the ids of all rows."""
         require_fit(self.model, spec)
         streams: list[bytes] = single_column(columns, "tokens", pa.binary()).to_pylist()
+        device = os.environ.get(DECODE_DEVICE) or None
         if not spec.layout.variable:
-            return TokenBatch(decode_batch(self.model, streams, spec))
+            return TokenBatch(decode_batch(self.model, streams, spec, device=device))
         lengths_B, shapes_BD = stored_lengths(columns, spec)
         require_sites(lengths_B, spec)
-        ids_BLQ = decode_batch(self.model, streams, spec, lengths_B if shapes_BD is None else shapes_BD)
+        ids_BLQ = decode_batch(self.model, streams, spec, lengths_B if shapes_BD is None else shapes_BD, device=device)
         return TokenBatch(ids_BLQ, lengths_B if shapes_BD is None else None, shapes_BD)
 
     def page_options(self, spec: TokenizerSpec) -> tuple[PageOptions, ...]:

@@ -1,10 +1,13 @@
-"""What the processor of this machine can do, as numba's compiler will use it."""
+"""What decodes on this machine: its processor, as numba's compiler will use it, or the device that the user names."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["PLAIN_KERNELS", "has_avx2"]
+__all__ = ["DECODE_DEVICE", "PLAIN_KERNELS", "has_avx2"]
+
+DECODE_DEVICE = "TOKENSHARDS_DECODE_DEVICE"
+"""An environment variable: with `cuda` torch decodes whole batches on a GPU."""
 
 PLAIN_KERNELS = "TOKENSHARDS_PLAIN_KERNELS"
 """An environment variable: with any value the kernels are those for a processor of any kind."""

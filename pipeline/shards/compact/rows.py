@@ -5,11 +5,13 @@ Shapes: B rows, L sites, Q ids per site, T ids of a row in coding order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.compact.contexts import Contexts, contexts_of
 from tokenshards.pipeline.shards.compact.lockstep import kernels
@@ -18,6 +20,12 @@ from tokenshards.pipeline.shards.compact.streams import decode_rows, encode_rows
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
 
 __all__ = ["decode_batch", "encode_batch", "expected_bits", "groups_of_shapes", "in_coding_order"]
+
+Decoder: TypeAlias = Callable[
+    [CompactModel, Contexts, Sequence[bytes], npt.NDArray[np.int64] | None],
+    npt.NDArray[np.int64],
+]
+"""What does the work of `streams.decode_rows`."""
 
 TOGETHER = 1 << 18
 """Ids whose chances are computed together, which takes some hundred bytes for each."""
@@ -55,11 +63,19 @@ def encode_batch(model: CompactModel, tokens: TokenBatch, spec: TokenizerSpec, *
 
 
 def decode_batch(
-    model: CompactModel, streams: Sequence[bytes], spec: TokenizerSpec, sizes: npt.NDArray[np.int32] | None = None, *, fast: bool = True
+    model: CompactModel,
+    streams: Sequence[bytes],
+    spec: TokenizerSpec,
+    sizes: npt.NDArray[np.int32] | None = None,
+    *,
+    fast: bool = True,
+    device: str | None = None,
 ) -> npt.NDArray[np.unsignedinteger]:
-    """Return ids [B, L, Q] in the spec's dtype, padded with zeros up to the longest row; raises ValueError for a damaged stream."""
-    compiled, layout = kernels() if fast else None, spec.layout
-    decode = decode_rows if compiled is None else compiled.decode_rows
+    """Return ids [B, L, Q] in the spec's dtype, padded with zeros up to the longest row; raises ValueError for a damaged stream.
+
+    `fast`: in machine code where numba is installed. `device`: by torch there, all rows at a time.
+    """
+    layout, decode = spec.layout, _decoder(fast, device)
     groups = [(contexts_of(layout, shape, model.slots), rows) for shape, rows in groups_of_shapes(layout, len(streams), sizes)]
     most = max((len(contexts.levels_T) for contexts, _ in groups), default=0) // layout.ids_per_site
     ids_BLQ = np.zeros((len(streams), most, layout.ids_per_site), spec.id_dtype)
@@ -68,6 +84,15 @@ def decode_batch(
         ids_BT = decode(model, contexts, [streams[row] for row in rows], rows)
         ids_BLQ[rows, :sites] = ids_BT.reshape(len(rows), layout.ids_per_site, sites).transpose(0, 2, 1)
     return ids_BLQ
+
+
+def _decoder(fast: bool, device: str | None) -> Decoder:
+    if device is not None:
+        with optional_import(f"decoding on {device} needs torch", extra="train"):
+            from tokenshards.pipeline.shards.compact.torch_streams import decoder_on
+        return decoder_on(device)
+    compiled = kernels() if fast else None
+    return decode_rows if compiled is None else compiled.decode_rows
 
 
 def expected_bits(model: CompactModel, tokens: TokenBatch, spec: TokenizerSpec) -> float:

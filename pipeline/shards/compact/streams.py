@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.shards.compact.contexts import Contexts
 from tokenshards.pipeline.shards.compact.model import CHANCE_BITS, CompactModel, LevelModel, cumulative, node_starts
 
-__all__ = ["damaged", "decode_rows", "encode_rows", "ideal_bits", "require_beginnings", "slot_ids"]
+__all__ = ["LEAST", "beginnings", "codes_of_paths", "damaged", "decode_rows", "encode_rows", "ideal_bits", "require_beginnings", "slot_ids"]
 
 LEAST = 1 << 16
 """Below this state the decoder reads a word."""
@@ -85,17 +85,11 @@ def decode_rows(
 ) -> npt.NDArray[np.int64]:
     """Return the ids [B, T] of streams; raises ValueError naming the first row that is damaged, by its own number or that in `numbers`."""
     rows, total = len(streams), len(contexts.levels_T)
-    require_beginnings(streams, numbers)
-    heads = [len(stream) if len(stream) <= 4 else 4 - len(stream) % 2 for stream in streams]
-    state_B = np.array([int.from_bytes(stream[:head], "big") for stream, head in zip(streams, heads, strict=True)], np.int64)
-    counts_B = np.array([(len(stream) - head) // 2 for stream, head in zip(streams, heads, strict=True)])
-    words_BW = np.zeros((rows, int(counts_B.max(initial=0)) + 1), np.int64)
-    for row, (stream, head) in enumerate(zip(streams, heads, strict=True)):
-        words_BW[row, : counts_B[row]] = np.frombuffer(stream, "<u2", offset=head)
+    state_B, words_BW, counts_B = beginnings(streams, numbers)
     next_B, every_B = np.zeros(rows, np.int64), np.arange(rows)
     ids_BT = np.zeros((rows, total), np.int64)
     wrong_B = np.zeros(rows, bool)
-    codes = [_codes_of_paths(level) for level in model.levels]
+    codes = [codes_of_paths(level) for level in model.levels]
     for place in range(total):
         number = int(contexts.levels_T[place])
         level = model.levels[number]
@@ -121,6 +115,20 @@ def decode_rows(
     return ids_BT
 
 
+def beginnings(
+    streams: Sequence[bytes], numbers: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the first state of each stream [B], its words [B, W] with at least one 0 behind them, and how many it has [B]."""
+    require_beginnings(streams, numbers)
+    heads = [len(stream) if len(stream) <= 4 else 4 - len(stream) % 2 for stream in streams]
+    state_B = np.array([int.from_bytes(stream[:head], "big") for stream, head in zip(streams, heads, strict=True)], np.int64)
+    counts_B = np.array([(len(stream) - head) // 2 for stream, head in zip(streams, heads, strict=True)], np.int64)
+    words_BW = np.zeros((len(streams), int(counts_B.max(initial=0)) + 1), np.int64)
+    for row, (stream, head) in enumerate(zip(streams, heads, strict=True)):
+        words_BW[row, : counts_B[row]] = np.frombuffer(stream, "<u2", offset=head)
+    return state_B, words_BW, counts_B
+
+
 def damaged(row: int, total: int, numbers: npt.NDArray[np.int64] | None) -> ValueError:
     """Return what to raise for a stream that does not hold so many ids."""
     row = row if numbers is None else int(numbers[row])
@@ -135,7 +143,7 @@ def require_beginnings(streams: Sequence[bytes], numbers: npt.NDArray[np.int64] 
             raise ValueError(f"row {row}: its stream begins with {stream[:4].hex() or 'nothing'}; expected a byte that is not 0")
 
 
-def _codes_of_paths(level: LevelModel) -> npt.NDArray[np.int64]:
+def codes_of_paths(level: LevelModel) -> npt.NDArray[np.int64]:
     """Return the id of each path, -1 where no id has it."""
     found = np.full(8**level.digits, -1, np.int64)
     found[level.paths_K] = np.arange(level.codes)
