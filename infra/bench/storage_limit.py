@@ -261,7 +261,7 @@ def measured_set(name: str, tokens: TokenSet, work: Path, options: argparse.Name
     entropy = order0_bytes(tokens)
     print(f"{name}: {len(tokens.train)} images to fit to, {len(tokens.test)} to measure; order-0 entropy {entropy:,.1f} bytes", flush=True)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    compact = fit_codec(tokens.train, tokens, lambda line: print(f"  {line}", flush=True))  # type: ignore[arg-type]
+    compact = fit_codec(tokens.train, tokens, DATASET, lambda line: print(f"  {line}", flush=True))  # type: ignore[arg-type]
     after = resource.getrusage(resource.RUSAGE_SELF)
     found: dict[str, Any] = {}
     for codec in (*(get_codec(other) for other in LISTS), compact):

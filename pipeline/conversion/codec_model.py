@@ -14,6 +14,7 @@ from tokenshards.pipeline.optional_packages import optional_import
 from tokenshards.pipeline.records import PlanRow, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.compact.codec import CompactCodec
 from tokenshards.pipeline.shards.compact.model_file import model_bytes, model_path, model_sha256, remember_model
+from tokenshards.pipeline.shards.compact.model_size import WIDEST, paying_width
 from tokenshards.pipeline.shards.compact.rows import expected_bits
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import check_tokens
@@ -52,18 +53,24 @@ def sampled_tokens(source: ImageSource, sample: list[PlanRow], tokenizer: Tokeni
     return check_tokens(concatenate_tokens(batches), spec)
 
 
-def fit_codec(tokens: TokenBatch, tokenizer: Tokenizer, say: Callable[[str], None] = lambda line: None) -> CompactCodec:
-    """Return the codec whose model is fitted to these tokens. Raises ConfigError where torch is not installed."""
+def fit_codec(
+    tokens: TokenBatch, tokenizer: Tokenizer, rows: int | None = None, say: Callable[[str], None] = lambda line: None
+) -> CompactCodec:
+    """Return the codec whose model is fitted to these tokens, for a dataset of so many rows, None for many.
+
+    Raises ConfigError where torch is not installed.
+    """
     with optional_import("--codec compact fits its model with torch", extra="train"):
         from tokenshards.pipeline.shards.compact.fit import CompactFitConfig, fit_compact
-    model = fit_compact(tokens, tokenizer.spec, tokenizer.codebook(), CompactFitConfig(), say)
+    hidden = WIDEST if rows is None else paying_width(tokenizer.spec, rows)
+    model = fit_compact(tokens, tokenizer.spec, tokenizer.codebook(), CompactFitConfig(hidden=hidden), say)
     return CompactCodec(model, model_sha256(model))
 
 
 def fit_told_codec(tokens: TokenBatch, tokenizer: Tokenizer, store: Store, rows: int | None, say: Callable[[str], None]) -> CompactCodec:
     """Fit a codec for a dataset of so many rows, and tell the user about its model. `rows`: None where they are not known yet."""
     say(f"codec compact: fitting its model to the tokens of {counted(len(tokens), 'image')} …")
-    codec = fit_codec(tokens, tokenizer, say)
+    codec = fit_codec(tokens, tokenizer, rows, say)
     size = len(model_bytes(codec.model))
     say(f"model {codec.sha256[:12]} of the codec compact: {size / 1000:,.0f} kB; kept in {store.url}/{TOKENIZER_FOLDER}")
     if rows is not None and (note := too_few_note(codec, tokens, tokenizer, rows)) is not None:

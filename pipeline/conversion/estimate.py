@@ -123,7 +123,8 @@ def estimate_job(
         doubt_lfs_pointers(source, listing.sample)
         matched = understand(source, source_config, say, classes)
         used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
-        timed = time_sample(source, listing.sample, used, plan_config)
+        spool = listing.spool
+        timed = time_sample(source, listing.sample, used, plan_config, images=None if spool.tars else spool.inputs)
         images, exact = count_images(timed, listing.spool, source.summary)
         rows, tars = listing.spool.rows, listing.spool.tars
     if tars:

@@ -51,8 +51,13 @@ class TimedSample:
     """Bytes read from the files that hold the inputs."""
 
 
-def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, config: PlanConfig) -> TimedSample:
-    """Read, decode, encode and write the first inputs of the sampled rows; raises TokenizerError if none of them decodes."""
+def time_sample(
+    source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, config: PlanConfig, *, images: int | None = None
+) -> TimedSample:
+    """Read, decode, encode and write the first inputs of the sampled rows; raises TokenizerError if none of them decodes.
+
+    `images`: of the whole job, None where they are not known.
+    """
     spec, views = tokenizer.spec, ViewPolicy.parse(config.views)
     limit = max(FEWEST_IMAGES, SAMPLE_IMAGES // views.count)
     size = spec.preprocess.size
@@ -68,7 +73,7 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
         timed.seconds[stage] += now - last
         last = now
 
-    images: list[npt.NDArray[np.uint8]] = []
+    pixels: list[npt.NDArray[np.uint8]] = []
     sizes: list[tuple[int, int, int]] = []
     for row in rows:
         members = 0
@@ -88,7 +93,7 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
                     found = decode_views(
                         data, spec.preprocess, views, seed=config.order_seed, sample_id=record.sample_id, rules=source.config.image_rules
                     )
-                    images.extend(found.pixels_VHWC)
+                    pixels.extend(found.pixels_VHWC)
                     sizes.extend([(found.width, found.height, len(data))] * views.count)
                 except BadInput as error:  # counted as an input that was not decoded
                     timed.failure = timed.failure or f"{record.sample_id} ({error.reason})"
@@ -101,18 +106,19 @@ def time_sample(source: ImageSource, rows: list[PlanRow], tokenizer: Tokenizer, 
         timed.slice_bytes += min(members, max(0, row.size)) if stopped else max(0, row.size)
         if stopped:
             break
-    if not images:
+    if not pixels:
         raise TokenizerError(
             f"{source.store.url}: none of {counted(timed.inputs, 'sampled input')} decodes, such as {timed.failure}; check the source"
         )
-    tokens = _encode(tokenizer, images, config.batch_rows)
+    tokens = _encode(tokenizer, pixels, config.batch_rows)
     lap("encode")
-    codec, share = _fitted_on_half(tokenizer, tokens, sizes) if needs_model(config.codec) else (get_codec(config.codec), 1.0)
+    planned = None if images is None else images * views.count
+    codec, share = _fitted_on_half(tokenizer, tokens, sizes, planned) if needs_model(config.codec) else (get_codec(config.codec), 1.0)
     last = time.perf_counter()
     timed.bytes_out = round(share * _encoded_bytes(tokenizer, tokens, sizes, codec))
     lap("write")
     timed.once_bytes, timed.copy_bytes = _tables_bytes(tokenizer, codec)
-    timed.decoded = len(images) // views.count
+    timed.decoded = len(pixels) // views.count
     return timed
 
 
@@ -123,14 +129,16 @@ def _encode(tokenizer: Tokenizer, images: list[npt.NDArray[np.uint8]], batch_row
     return concatenate_tokens(batches)
 
 
-def _fitted_on_half(tokenizer: Tokenizer, tokens: TokenBatch, sizes: list[tuple[int, int, int]]) -> tuple[Codec, float]:
+def _fitted_on_half(
+    tokenizer: Tokenizer, tokens: TokenBatch, sizes: list[tuple[int, int, int]], planned: int | None
+) -> tuple[Codec, float]:
     """Return a codec fitted to every other row, and how much larger all rows would be were they all like those that it has not seen.
 
     The run fits to more rows, so that its shards are smaller than what follows from this.
     """
     rows = np.arange(len(tokens))
     known, unseen = rows[rows % 2 == 0], rows[rows % 2 == 1]
-    codec = fit_codec(tokens.take(known), tokenizer)
+    codec = fit_codec(tokens.take(known), tokenizer, planned)
     if not len(unseen):
         return codec, 1.0
     each = [_encoded_bytes(tokenizer, tokens.take(part), [sizes[row] for row in part], codec) / len(part) for part in (unseen, rows)]

@@ -21,7 +21,7 @@ from tokenshards.pipeline.half_cosine import half_cosine
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.compact.code_tree import BRANCHES, digits_for, tree_paths
-from tokenshards.pipeline.shards.compact.contexts import Slot, base_count, contexts_of, slots_of
+from tokenshards.pipeline.shards.compact.contexts import Slot, base_count, contexts_of
 from tokenshards.pipeline.shards.compact.model import (
     LARGEST_BIAS,
     MOST_DOWN,
@@ -32,6 +32,7 @@ from tokenshards.pipeline.shards.compact.model import (
     LevelModel,
     node_starts,
 )
+from tokenshards.pipeline.shards.compact.model_size import affordable_slots
 from tokenshards.pipeline.shards.compact.rows import groups_of_shapes, in_coding_order
 from tokenshards.pipeline.shards.compact.streams import slot_ids
 from tokenshards.pipeline.shards.spec import TokenizerSpec
@@ -46,8 +47,6 @@ WARM_UP_STEPS = 50
 MOST_DENSE_NODES = 128
 MOST_SAMPLES = 2_000_000
 """Ids of a level that a fit learns from."""
-SMALL, MEDIUM, LARGE = 256 << 10, 1 << 20, 4 << 20
-"""Bytes of a model: for one level of up to 400 codes, for up to 1,024 codes, for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +146,7 @@ def fit_compact(
 ) -> CompactModel:
     """Return a model for the ids of a tokenizer, fitted to sample rows that `check_tokens` accepts. `tables`: its codebook, or none."""
     layout = spec.layout
-    room = SMALL if spec.vocabulary[1:] == () and spec.vocabulary[0] <= 400 else MEDIUM if max(spec.vocabulary) <= 1024 else LARGE
-    slots = tuple(
-        _affordable(own, spec.vocabulary, level, config.hidden, room // len(spec.vocabulary)) for level, own in enumerate(slots_of(layout))
-    )
+    slots = affordable_slots(spec, config.hidden)
     parts: list[list[_Samples]] = [[] for _ in slots]
     most = max(1, MOST_SAMPLES // layout.sites)
     for shape, rows in groups_of_shapes(layout, len(tokens), tokens.sizes):
@@ -183,16 +179,6 @@ def fit_compact(
         found.check()
         levels.append(found)
     return CompactModel(tuple(levels))
-
-
-def _affordable(own: tuple[Slot, ...], vocabulary: tuple[int, ...], level: int, hidden: int, room: int) -> tuple[Slot, ...]:
-    """Return as many slots as fit into so many bytes, the most telling ones."""
-    left = room - node_starts(digits_for(vocabulary[level]))[-1] * BRANCHES * (hidden + 4)
-    kept = 0
-    for slot in own:
-        left -= (vocabulary[slot.level] + 1) * hidden * 2
-        kept += left >= 0
-    return own[:kept]
 
 
 def _counted(samples: _Samples, bases: int, paths_K: npt.NDArray[np.uint32]) -> LevelModel:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.pipeline.shards.compact.models import random_model
 from tests.pipeline.shards.samples import LAYOUTS, make_rows, make_spec, make_tokens
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.shards.compact import model_size
 from tokenshards.pipeline.shards.compact.codec import CompactCodec
+from tokenshards.pipeline.shards.compact.fit import CompactFitConfig, fit_compact
 from tokenshards.pipeline.shards.compact.model import CompactModel
 from tokenshards.pipeline.shards.compact.model_file import model_sha256
 from tokenshards.pipeline.shards.compact.processor import DECODE_DEVICE
@@ -91,12 +93,10 @@ def test_all_say_the_same_of_damage(name: str) -> None:
 
 def test_a_level_of_frequencies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of too many codes has no tables and no hidden numbers."""
-    from tokenshards.pipeline.shards.compact import fit
-
     spec = make_spec("grid", 70)
     tokens = make_tokens(spec, 40)
-    monkeypatch.setattr(fit, "SMALL", 5000)
-    model = fit.fit_compact(tokens, spec, {}, fit.CompactFitConfig(epochs=1))
+    monkeypatch.setattr(model_size, "SMALL", 5000)
+    model = fit_compact(tokens, spec, {}, CompactFitConfig(epochs=1))
     assert model.levels[0].slots == () and model.levels[0].tables_RH.size == 0
     for found in outcomes(model, encode_batch(model, tokens, spec), spec, None):
         assert found == tokens.ids_BLQ.tolist()

@@ -8,6 +8,8 @@ import pytest
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_spec, make_tokens
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.compact.fit import CompactFitConfig, fit_compact
+from tokenshards.pipeline.shards.compact.model_file import model_bytes
+from tokenshards.pipeline.shards.compact.model_size import WIDEST, paying_width
 from tokenshards.pipeline.shards.compact.rows import decode_batch, encode_batch
 from tokenshards.pipeline.shards.spec import Layout
 
@@ -91,3 +93,15 @@ def test_frequencies_alone_come_near_to_the_entropy() -> None:
     share = counts[counts > 0] / counts.sum()
     entropy = -(share * np.log2(share)).sum() * 256 / 8
     assert bytes_of(TokenBatch(ids), model, spec) < 1.3 * entropy
+
+
+def test_a_model_is_as_wide_as_the_number_of_rows_pays_for() -> None:
+    spec = make_spec(Layout(kind="grid", grid=(8, 8), sites=64), 20)
+    widths = [paying_width(spec, rows) for rows in (1, 100, 3_000, 30_000, 300_000, 10_000_000)]
+    assert widths == sorted(widths) and widths[0] == 8 and widths[-1] == WIDEST
+    test, totals = stripes(100, seed=1), {}
+    for hidden in (8, 32):
+        model = fit_compact(stripes(300), spec, {}, CompactFitConfig(hidden=hidden, batch=256, learning_rate=1e-2))
+        for rows in (100, 10_000_000):
+            totals[hidden, rows] = bytes_of(test, model, spec) * rows + 2 * len(model_bytes(model))
+    assert totals[8, 100] < totals[32, 100] and totals[32, 10_000_000] < totals[8, 10_000_000]
