@@ -8,7 +8,8 @@ Shapes: M samples (ids of rows), N slots, H hidden numbers, V nodes, J digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +142,18 @@ class _Network(nn.Module):
         return nats
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of a fit are small: a second thread saves nothing, and on a busy machine its waiting takes ten times as long as the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def fit_compact(
     tokens: TokenBatch, spec: TokenizerSpec, tables: Tables, config: CompactFitConfig, say: Callable[[str], None] = lambda line: None
 ) -> CompactModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.pipeline.shards.samples import LAYOUTS, codebook, make_spec, make_tokens
 from tokenshards.pipeline.records import TokenBatch
@@ -105,3 +106,14 @@ def test_a_model_is_as_wide_as_the_number_of_rows_pays_for() -> None:
         for rows in (100, 10_000_000):
             totals[hidden, rows] = bytes_of(test, model, spec) * rows + 2 * len(model_bytes(model))
     assert totals[8, 100] < totals[32, 100] and totals[32, 10_000_000] < totals[8, 10_000_000]
+
+
+def test_a_fit_takes_one_thread_and_gives_the_others_back() -> None:
+    spec, seen = make_spec("grid", 5), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fit_compact(make_tokens(spec, 20), spec, {}, QUICK, lambda line: seen.append(torch.get_num_threads()))
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
