@@ -7,6 +7,7 @@ DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the
 residual network through the timm bridge), steps, batches, optimiser, schedule and augmentations are the same for all sides:
 - `pixels`: full images;
 - `tokens_N`: N bytes an image, one byte per id, from shards through the loader, id augmentations and embedding of this project;
+- `compact_N`: the same with tokens that take N bytes with the codec `compact`, tokenizer and model included (`token_budgets.py`);
 - `jpeg_N`, `webp_N`: decoded images whose bytes are N on average (`byte_budgets.py` explains what counts and how settings are chosen);
 - `vq_N`, `latent_N`, with `--networks`: N bytes an image from tokenizers with networks, decoded images (see `network_sides.py`);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: as `jpeg_N` and `webp_N`, with a quality for every single image.
@@ -33,9 +34,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from byte_budgets import SIZES, TOKENS, generate_images, prepare_baseline, prepare_images, prepare_tokens, split_files
+from byte_budgets import SIZES, generate_images, prepare_baseline, prepare_images, split_files
 from network_sides import NETWORKS, prepare_network
 from paired_runs import Job, Recipe, correctness, in_processes, interval, resampled, run_jobs
+from token_budgets import CHOICES, COMPACT, prepare_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
@@ -43,7 +45,8 @@ HELD_OUT = 2000
 CODECS = ("jpeg", "webp")
 OWN_CODECS = ("jpeg-own", "webp-own")
 LINES = (
-    ("tokens", "C0", "-", "tokens"),
+    ("tokens", "C0", "-", "tokens, a byte an id"),
+    ("compact", "C5", "-", "tokens, codec compact"),
     ("vq", "C3", "-", "vq-autoencoder, decoded"),
     ("latent", "C4", "-", "latent-kmeans (taef2), decoded"),
     ("jpeg", "C1", "-", "JPEG (scan bytes)"),
@@ -102,10 +105,10 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
     if made.get("images") != digest:
         made = {"images": digest, "split": about, "sides": {}}
         prepare_images(work, split)
-    for size, choice in TOKENS.items():
-        found = made["sides"].get(f"tokens_{size}", {})
+    for side, choice in ((f"{kind}_{size}", choice) for kind, choices in CHOICES.items() for size, choice in choices.items()):
+        found = made["sides"].get(side, {})
         if found and asdict(choice) != {name: found.get(name) for name in asdict(choice)}:
-            del made["sides"][f"tokens_{size}"]  # made by another tokenizer
+            del made["sides"][side]  # made by another tokenizer
     # The slowest side first, so that the last process to finish is a short one.
     waiting = sorted((side for side in sides if side not in made["sides"] and side != "pixels"), key=_weight)
     for side, found in in_processes(_prepare, [(work, side, options.quick) for side in waiting], options.workers):
@@ -123,13 +126,13 @@ def digest_of(made: dict[str, Any], side: str) -> str:
 
 def _weight(side: str) -> tuple[int, int]:
     kind, _, size = side.partition("_")
-    return ("vq", "webp-own", "jpeg-own", "latent", "webp", "tokens", "jpeg").index(kind), -int(size)
+    return ("vq", "webp-own", "jpeg-own", "latent", "webp", "compact", "tokens", "jpeg").index(kind), -int(size)
 
 
 def _prepare(work: Path, side: str, quick: bool) -> tuple[str, dict[str, Any]]:
     kind, _, size = side.partition("_")
-    if kind == "tokens":
-        return side, prepare_tokens(work, int(size), TOKENS[int(size)], **({"fit_patches": 10_000} if quick else {}))
+    if kind in CHOICES:
+        return side, prepare_tokens(work, kind, int(size), **({"fit_patches": 10_000} if quick else {}))
     if kind in NETWORKS:
         return side, prepare_network(work, kind, int(size), quick=quick)
     return side, prepare_baseline(work, kind, int(size), **({"sample": 10} if quick else {}))
@@ -146,6 +149,8 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
     over = {size: over_best(top1, means, size, CODECS) for size in sizes}
     found["over_best_baseline"] = {str(size): entry for size, entry in over.items() if entry}
     found["crossover_bytes"] = crossover({size: entry["difference"] for size, entry in over.items() if entry})
+    compact = {size: over_best(top1, means, size, CODECS, "compact") for size in COMPACT}
+    found["compact_over_best_baseline"] = {str(size): entry for size, entry in compact.items() if entry}
     own = {size: over_best(top1, means, size, OWN_CODECS) for size in sizes}
     found["over_best_with_own_qualities"] = {str(size): entry for size, entry in own.items() if entry}
     largest = f"tokens_{max(SIZES)}"
@@ -155,9 +160,11 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
     return {**found, "seeds": seeds}
 
 
-def over_best(top1: dict[str, float], means: dict[str, Any], size: int, kinds: tuple[str, ...]) -> dict[str, Any] | None:
+def over_best(
+    top1: dict[str, float], means: dict[str, Any], size: int, kinds: tuple[str, ...], ours: str = "tokens"
+) -> dict[str, Any] | None:
     """Return how far tokens of a size are above the better of some baselines of that size; None where a side was not run."""
-    tokens, rivals = f"tokens_{size}", [f"{kind}_{size}" for kind in kinds if f"{kind}_{size}" in top1]
+    tokens, rivals = f"{ours}_{size}", [f"{kind}_{size}" for kind in kinds if f"{kind}_{size}" in top1]
     if tokens not in top1 or not rivals:
         return None
     # The mean picks the better baseline, and every resample picks again: the choice is part of the uncertainty.
@@ -191,9 +198,14 @@ def table(found: dict[str, Any], made: dict[str, Any]) -> str:
         side = made["sides"].get(name, {})
         size, quality = (f"{side[key]:.1f}" if key in side else "" for key in ("bytes", "psnr_db"))
         lines.append(f"{name:<12}{size:>9}{quality:>9}{top1:>8.4f}  {low:.4f} to {high:.4f}")
-    for size, entry in [*found["over_best_baseline"].items(), *found["over_best_with_own_qualities"].items()]:
+    differences = [("tokens", name) for name in ("over_best_baseline", "over_best_with_own_qualities")]
+    for ours, size, entry in [
+        (ours, size, entry)
+        for ours, name in (*differences, ("compact", "compact_over_best_baseline"))
+        for size, entry in found[name].items()
+    ]:
         low, high = entry["interval"]
-        lines.append(f"{size} bytes: tokens over {entry['best_baseline']} {entry['difference']:+.4f}, {low:+.4f} to {high:+.4f}")
+        lines.append(f"{size} bytes: {ours} over {entry['best_baseline']} {entry['difference']:+.4f}, {low:+.4f} to {high:+.4f}")
     return "\n".join(lines)
 
 
@@ -231,6 +243,7 @@ def main() -> None:
     options = options_of(__doc__.split("\n")[0])
     sizes = [64, 512] if options.quick else list(SIZES)
     every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
+    every += [f"compact_{size}" for size in COMPACT if size in sizes]
     every += [f"{kind}_{size}" for size in options.own_qualities for kind in OWN_CODECS]
     every += [f"{kind}_{size}" for size in sizes for kind in NETWORKS if options.networks]
     sides = options.only or every

@@ -1,11 +1,11 @@
-"""The same images at a given number of bytes: as tokens of our own tokenizer, as JPEG, as WebP. The accuracy benches share this module.
+"""The same images at a given number of bytes as JPEG and as WebP. The accuracy benches share this module; tokens are in `token_budgets`.
 
 JPEG counts its scan alone (the bytes between the SOS header and the end marker), because all files share Pillow's standard quantisation
 and Huffman tables. WebP counts whole files. `jpeg` and `webp` use one resolution, chroma sampling and quality for a size: those of the
 highest PSNR (after bicubic enlargement) on a sample of training images whose mean bytes fit the size. `jpeg-own` and `webp-own` show what
 an encoder with rate control could do: one resolution, and a quality for every single image, chosen for the least total squared error while
 the mean bytes fit the size. (Maximising the mean PSNR would spend the bytes on a few images that become lossless, and leave the others at
-quality 1.) Tokens take one byte per id (256 codes), the same for every image, uncompressed.
+quality 1.)
 
 Shapes: N images, Q qualities.
 """
@@ -16,23 +16,12 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from tokenshards.pipeline.config import PlanConfig, RunConfig
-from tokenshards.pipeline.conversion.request import TokenizeRequest
-from tokenshards.pipeline.conversion.tokenize import Conversion
-from tokenshards.pipeline.images.decode import DECODER
-from tokenshards.pipeline.shards import Preprocess, open_dataset
-from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.config import FitConfig
-from tokenshards.pipeline.tokenizers.directory import save_tokenizer
-from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import fit_patch_kmeans
 
 SIDE = 64
 SIZES = (64, 128, 256, 512)
@@ -47,30 +36,6 @@ QUALITIES = {
 }
 SUBSAMPLINGS: dict[str, tuple[int, ...]] = {"jpeg": (0, 2), "webp": (2,)}
 """4:4:4 and 4:2:0; lossy WebP has 4:2:0 alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenChoice:
-    """A tokenizer for a size: (side / patch)^2 sites with `levels` ids of one byte each."""
-
-    side: int
-    patch: int
-    levels: int
-    beam: int = 8
-
-    @property
-    def bytes(self) -> int:
-        return (self.side // self.patch) ** 2 * self.levels
-
-
-TOKENS = {
-    64: TokenChoice(side=24, patch=6, levels=4),
-    128: TokenChoice(side=32, patch=8, levels=8),
-    256: TokenChoice(side=48, patch=6, levels=4),
-    512: TokenChoice(side=64, patch=8, levels=8),
-}
-FIT_COPIES, FIT_PATCHES = 4, 200_000
-"""Shifted and mirrored copies of each training image that a tokenizer is fitted to, so that no code belongs to a single image."""
 
 
 @dataclass(frozen=True)
@@ -246,55 +211,6 @@ def link_images(files: list[Path], folder: Path) -> None:
                 os.link(path, target)
             except OSError:
                 shutil.copyfile(path, target)
-
-
-def shifted_copies(pixels_NHWC: np.ndarray, side: int, patch: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each image as it is and shifted by up to a patch, every second copy mirrored, at the tokenizer's resolution."""
-    rng, reach = np.random.default_rng(0), -(-patch * SIDE // side)
-    for index, pixels_HWC in enumerate(pixels_NHWC):
-        wide = np.pad(pixels_HWC, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
-        for copy in range(FIT_COPIES):
-            top, left = rng.integers(0, 2 * reach + 1, 2) if copy else (reach, reach)
-            shifted = wide[top : top + SIDE, left : left + SIDE]
-            yield f"{index}.{copy}", resized(np.ascontiguousarray(shifted[:, ::-1] if copy % 2 else shifted), side)
-
-
-class _Quiet:
-    """A reporter that says nothing."""
-
-    def say(self, message: str) -> None: ...
-    def begin(self, planned: int | None, done: int) -> None: ...
-    def advance(self, progress: object) -> None: ...
-    def end(self) -> None: ...
-
-
-def prepare_tokens(work: Path, size: int, choice: TokenChoice, *, fit_patches: int = FIT_PATCHES) -> dict[str, Any]:
-    """Fit a tokenizer to the training images and write `tokens_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
-    root = work / f"tokens_{size}"
-    shutil.rmtree(root, ignore_errors=True)
-    originals = np.load(work / "pixels.npz")
-    preprocess = Preprocess(size=choice.side, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
-    fit = FitConfig(size=choice.side, patch=choice.patch, levels=choice.levels, beam=choice.beam, max_patches=fit_patches)
-    tokenizer, statistics = fit_patch_kmeans(shifted_copies(originals["train"], choice.side, choice.patch), fit, choice.side, preprocess)
-    save_tokenizer(tokenizer, Store(str(root / "tokenizer")), "", statistics)
-    found: dict[str, Any] = {**asdict(choice), "codes": list(tokenizer.spec.vocabulary)}
-    files = split_names(work)
-    for part in ("train", "held_out"):
-        request = TokenizeRequest(
-            source_url=str(work / "images" / part),
-            out_url=str(root / part),
-            tokenizer_url=str(root / "tokenizer"),
-            plan=PlanConfig(),
-            run=RunConfig(workers=1, max_bad=0.0),
-        )
-        Conversion(request, _Quiet()).run()
-        dataset, place = open_dataset(str(root / part)), {name: row for row, name in enumerate(files[part])}
-        values = []
-        for batch in dataset.batches(256):
-            for name, decoded in zip(batch.sample_ids, tokenizer.decode(batch.tokens), strict=True):
-                values.append(psnr(originals[part][place[name]], decoded))
-        found["psnr_db" if part == "held_out" else "psnr_db_of_train"] = round(float(np.mean(values)), 3)
-    return {**found, "bytes": float(choice.bytes)}
 
 
 def split_names(work: Path) -> dict[str, list[str]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from byte_budgets import SIDE, psnr, shifted_copies
+from byte_budgets import SIDE, psnr
+from token_budgets import shifted_copies
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.images.decode import DECODER

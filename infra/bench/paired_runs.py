@@ -204,7 +204,7 @@ def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, An
     """Train on one side; return which held-out images were classified correctly, and the seconds that training took."""
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
-    data = (TokenSide if side.startswith("tokens") else PixelSide)(work, side, recipe, seed)
+    data = (TokenSide if (work / side).is_dir() else PixelSide)(work, side, recipe, seed)
     classes = len(data.classes)
     model = build_model(recipe, classes, seed)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True)
