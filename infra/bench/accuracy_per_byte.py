@@ -9,7 +9,7 @@ residual network through the timm bridge), steps, batches, optimiser, schedule a
 - `tokens_N`: N bytes an image, one byte per id, from shards through the loader, id augmentations and embedding of this project;
 - `compact_N`: the same with tokens that take N bytes with the codec `compact`, tokenizer and model included (`token_budgets.py`);
 - `jpeg_N`, `webp_N`: decoded images whose bytes are N on average (`byte_budgets.py` explains what counts and how settings are chosen);
-- `vq_N`, `latent_N`, with `--networks`: N bytes an image from tokenizers with networks, decoded images (see `network_sides.py`);
+- `vq_N`, `latent_N`, `latent-compact_N`, with `--networks`: N bytes from tokenizers with networks, decoded images (`network_sides.py`);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: as `jpeg_N` and `webp_N`, with a quality for every single image.
 
 Tokenizers, resolutions and qualities are fixed before any training and see training images alone. README.md beside this file says how the
@@ -44,11 +44,14 @@ DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
 HELD_OUT = 2000
 CODECS = ("jpeg", "webp")
 OWN_CODECS = ("jpeg-own", "webp-own")
+STORED = ("compact", "latent-compact")
+"""Sides that are stored with the codec `compact`, at the sizes of COMPACT."""
 LINES = (
     ("tokens", "C0", "-", "tokens, a byte an id"),
     ("compact", "C5", "-", "tokens, codec compact"),
     ("vq", "C3", "-", "vq-autoencoder, decoded"),
     ("latent", "C4", "-", "latent-kmeans (taef2), decoded"),
+    ("latent-compact", "C6", "-", "latent-kmeans (taef2), codec compact, decoded"),
     ("jpeg", "C1", "-", "JPEG (scan bytes)"),
     ("webp", "C2", "-", "WebP (whole files)"),
     ("jpeg-own", "C1", ":", "JPEG, a quality for each image"),
@@ -126,7 +129,7 @@ def digest_of(made: dict[str, Any], side: str) -> str:
 
 def _weight(side: str) -> tuple[int, int]:
     kind, _, size = side.partition("_")
-    return ("vq", "webp-own", "jpeg-own", "latent", "webp", "compact", "tokens", "jpeg").index(kind), -int(size)
+    return ("vq", "webp-own", "jpeg-own", "latent-compact", "latent", "webp", "compact", "tokens", "jpeg").index(kind), -int(size)
 
 
 def _prepare(work: Path, side: str, quick: bool) -> tuple[str, dict[str, Any]]:
@@ -149,8 +152,9 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
     over = {size: over_best(top1, means, size, CODECS) for size in sizes}
     found["over_best_baseline"] = {str(size): entry for size, entry in over.items() if entry}
     found["crossover_bytes"] = crossover({size: entry["difference"] for size, entry in over.items() if entry})
-    compact = {size: over_best(top1, means, size, CODECS, "compact") for size in COMPACT}
-    found["compact_over_best_baseline"] = {str(size): entry for size, entry in compact.items() if entry}
+    for ours in STORED:
+        differences = {size: over_best(top1, means, size, CODECS, ours) for size in COMPACT}
+        found[f"{ours}_over_best_baseline"] = {str(size): entry for size, entry in differences.items() if entry}
     own = {size: over_best(top1, means, size, OWN_CODECS) for size in sizes}
     found["over_best_with_own_qualities"] = {str(size): entry for size, entry in own.items() if entry}
     largest = f"tokens_{max(SIZES)}"
@@ -193,17 +197,14 @@ def crossover(differences: dict[int, float]) -> float | str | None:
 
 
 def table(found: dict[str, Any], made: dict[str, Any]) -> str:
-    lines = [f"{'side':<12}{'bytes':>9}{'PSNR dB':>9}{'top-1':>8}  95 % interval"]
+    lines = [f"{'side':<20}{'bytes':>9}{'PSNR dB':>9}{'top-1':>8}  95 % interval"]
     for name, (top1, low, high) in found["top1"].items():
         side = made["sides"].get(name, {})
         size, quality = (f"{side[key]:.1f}" if key in side else "" for key in ("bytes", "psnr_db"))
-        lines.append(f"{name:<12}{size:>9}{quality:>9}{top1:>8.4f}  {low:.4f} to {high:.4f}")
-    differences = [("tokens", name) for name in ("over_best_baseline", "over_best_with_own_qualities")]
-    for ours, size, entry in [
-        (ours, size, entry)
-        for ours, name in (*differences, ("compact", "compact_over_best_baseline"))
-        for size, entry in found[name].items()
-    ]:
+        lines.append(f"{name:<20}{size:>9}{quality:>9}{top1:>8.4f}  {low:.4f} to {high:.4f}")
+    compared = [("tokens", "over_best_baseline"), ("tokens", "over_best_with_own_qualities")]
+    compared += [(ours, f"{ours}_over_best_baseline") for ours in STORED]
+    for ours, size, entry in [(ours, size, entry) for ours, name in compared for size, entry in found[name].items()]:
         low, high = entry["interval"]
         lines.append(f"{size} bytes: {ours} over {entry['best_baseline']} {entry['difference']:+.4f}, {low:+.4f} to {high:+.4f}")
     return "\n".join(lines)
@@ -245,7 +246,7 @@ def main() -> None:
     every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
     every += [f"compact_{size}" for size in COMPACT if size in sizes]
     every += [f"{kind}_{size}" for size in options.own_qualities for kind in OWN_CODECS]
-    every += [f"{kind}_{size}" for size in sizes for kind in NETWORKS if options.networks]
+    every += [f"{kind}_{size}" for size in sizes for kind in NETWORKS if options.networks and (kind not in STORED or size in COMPACT)]
     sides = options.only or every
     if unknown := sorted(set(sides) - set(every)):
         sys.exit(f"--only has {unknown}; expected some of {', '.join(every)}")

@@ -52,8 +52,8 @@ TOKENS = {
     512: TokenChoice(side=64, patch=8, levels=8),
 }
 COMPACT = {
-    64: TokenChoice(side=28, patch=4, levels=2, codes=112),
-    128: TokenChoice(side=32, patch=4, levels=3, codes=128),
+    64: TokenChoice(side=24, patch=4, levels=2, codes=320),
+    128: TokenChoice(side=36, patch=4, levels=2, codes=352),
 }
 """Settings of the highest PSNR among those that fit the size, on a fifth of the training images; fitted to the other four fifths."""
 CHOICES = {"tokens": TOKENS, "compact": COMPACT}
@@ -112,18 +112,18 @@ def prepare_tokens(work: Path, kind: str, size: int, *, fit_patches: int = FIT_P
         found["psnr_db" if part == "held_out" else "psnr_db_of_train"] = round(float(np.mean(values)), 3)
     if kind == "compact":
         copies_NHWC = np.stack([pixels for _, pixels in shifted_copies(originals["train"], choice.side, choice.patch)])
-        return {**found, **_stored(tokenizer, root / "tokenizer", copies_NHWC, concatenate_tokens(tokens))}
+        fit_to = concatenate_tokens([tokenizer.encode(copies_NHWC[start : start + 256]) for start in range(0, len(copies_NHWC), 256)])
+        return {**found, **stored_bytes(tokenizer, fit_to, concatenate_tokens(tokens))}
     layout = tokenizer.spec.layout
     return {**found, "bytes": float(layout.sites * layout.ids_per_site)}
 
 
-def _stored(tokenizer: Tokenizer, folder: Path, fit_to_NHWC: np.ndarray, held_out: TokenBatch) -> dict[str, Any]:
-    """Return the bytes of an image with the codec `compact`, and their parts."""
-    batches = [tokenizer.encode(fit_to_NHWC[start : start + 256]) for start in range(0, len(fit_to_NHWC), 256)]
-    codec = fit_codec(concatenate_tokens(batches), tokenizer, DATASET)
+def stored_bytes(tokenizer: Tokenizer, fit_to: TokenBatch, measured: TokenBatch) -> dict[str, float]:
+    """Return the bytes of an image with the codec `compact`, and their parts. The codebook is all of the tokenizer but its networks."""
+    codec = fit_codec(fit_to, tokenizer, DATASET)
     parts = {
-        "token_bytes": shard_of(held_out, tokenizer.spec, codec).token_bytes / len(held_out),
-        "tokenizer_bytes": sum(path.stat().st_size for path in folder.iterdir()) / DATASET,
+        "token_bytes": shard_of(measured, tokenizer.spec, codec).token_bytes / len(measured),
+        "codebook_bytes": sum(table.nbytes for table in tokenizer.codebook().values()) / DATASET,
         "model_bytes": len(model_bytes(codec.model)) / DATASET,
     }
     return {**{name: round(value, 2) for name, value in parts.items()}, "bytes": round(sum(parts.values()), 2)}

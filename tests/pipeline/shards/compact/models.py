@@ -39,3 +39,14 @@ def random_model(spec: TokenizerSpec, seed: int = 0, hidden: int = 8) -> Compact
         )
         levels[-1].check()
     return CompactModel(tuple(levels))
+
+
+def damaged(streams: list[bytes], rng: np.random.Generator, trial: int) -> list[bytes]:
+    """Return the streams of a batch with two of them damaged: replaced by random bytes, cut, or with a flipped bit, in turn."""
+    found = list(streams)
+    for row in rng.choice(len(streams), 2, replace=False):
+        random, cut = rng.bytes(int(rng.integers(0, 30))), streams[row][: int(rng.integers(0, len(streams[row])))]
+        flipped = bytearray(streams[row])
+        flipped[int(rng.integers(0, len(flipped)))] ^= 1 << int(rng.integers(0, 8))
+        found[row] = (random, cut, bytes(flipped))[trial % 3]
+    return found

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.datasets import ROOT
-from tests.pipeline.shards.compact.models import random_model
+from tests.pipeline.shards.compact.models import damaged, random_model
 from tests.pipeline.shards.samples import LAYOUTS, make_spec, make_tokens
 from tokenshards.pipeline.shards.compact import lockstep
 from tokenshards.pipeline.shards.compact.model import CompactModel
@@ -50,13 +50,8 @@ def test_both_say_the_same_of_damage(name: str) -> None:
     sizes = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD
     streams, told = encode_batch(model, tokens, spec), 0
     for trial in range(60):
-        damaged = list(streams)
-        for row in rng.choice(20, 2, replace=False):
-            random, cut = rng.bytes(int(rng.integers(0, 30))), streams[row][: int(rng.integers(0, len(streams[row])))]
-            flipped = bytearray(streams[row])
-            flipped[int(rng.integers(0, len(flipped)))] ^= 1 << int(rng.integers(0, 8))
-            damaged[row] = (random, cut, bytes(flipped))[trial % 3]
-        fast, slow = (outcome(model, damaged, spec, sizes, fast=fast) for fast in (True, False))
+        harmed = damaged(streams, rng, trial)
+        fast, slow = (outcome(model, harmed, spec, sizes, fast=fast) for fast in (True, False))
         assert fast == slow
         told += isinstance(fast, str)
     assert told > 55
