@@ -34,7 +34,7 @@ VQ = {64: (8, 1), 128: (8, 2), 256: (4, 1), 512: (4, 2)}
 """Side of a patch, and levels of 256 codes each."""
 LATENT_LEVELS = {64: 1, 128: 2, 256: 4, 512: 8}
 """Levels of 256 codes each, on a grid of 8 x 8."""
-LATENT_COMPACT = {64: (1, 512), 128: (2, 512)}
+LATENT_COMPACT = {64: (1, 512), 128: (2, 440)}
 """Levels and codes of `latent-compact`, whose tokens fit the size with the codec `compact`; chosen as those of `token_budgets`."""
 VQ_EPOCHS = 2
 """Passes over four shifted or mirrored copies of each image."""
