@@ -50,7 +50,7 @@ def prepare_network(work: Path, kind: str, size: int, *, quick: bool = False) ->
     else:
         tokenizer, found = _latent(originals["train"], *(LATENT_COMPACT[size] if kind == "latent-compact" else (LATENT_LEVELS[size], 256)))
     layout = tokenizer.spec.layout
-    if kind != "latent-compact" and layout.sites * layout.ids_per_site != size or tokenizer.spec.id_dtype != np.uint8:
+    if kind != "latent-compact" and (layout.sites * layout.ids_per_site != size or tokenizer.spec.id_dtype != np.uint8):
         raise ValueError(f"{kind}_{size}: {layout.sites} sites of {layout.ids_per_site} {tokenizer.spec.id_dtype}; expected {size} bytes")
     tokens = {part: _encoded(tokenizer, originals[part]) for part in ("train", "held_out")}
     decoded = {part: np.concatenate([tokenizer.decode(batch) for batch in batches]) for part, batches in tokens.items()}
