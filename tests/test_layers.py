@@ -80,6 +80,7 @@ TOKENIZERS = (
     "weight_files",
     "nearest_code",
     "kmeans",
+    "layered",
     "networks",
     "published",
     "custom",

@@ -38,7 +38,8 @@ def fit_tokenizer_command(
     kind: Annotated[
         str,
         typer.Option(
-            help="`patch-kmeans`; `vq-autoencoder`, a small network trained here; `latent-kmeans`, codes for the latents of --encoder."
+            help="`patch-kmeans`; `layered-kmeans`, ids for recognition; `vq-autoencoder`, a small network trained here; `latent-kmeans`, "
+            "codes for the latents of --encoder."
         ),
     ] = "patch-kmeans",
     encoder: Annotated[str | None, typer.Option(help="Weights of a TAESD-family encoder, local or any fsspec URL.")] = None,
@@ -46,8 +47,9 @@ def fit_tokenizer_command(
     mirrored: Annotated[bool | None, typer.Option("--mirrored", help="Also fit to the latents of mirrored images.")] = None,
     size: Size = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch (or site) in pixels.", show_default="4")] = None,
+    site: Annotated[int | None, typer.Option(help="Side of a site of layered-kmeans in pixels.", show_default="8")] = None,
     levels: Annotated[
-        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; 1 for latents, fsq, lfq")
+        int | None, typer.Option(help="Residual levels, one id each per site.", show_default="2; 1 for layers, latents, fsq, lfq")
     ] = None,
     codes: Annotated[int | None, typer.Option(help="Codes per level.", show_default="256; 1024 for latents")] = None,
     beam: Annotated[int | None, typer.Option(help="As in `tokenize`.", show_default="1")] = None,
@@ -77,7 +79,7 @@ def fit_tokenizer_command(
     tokenizer_option: TokenizerOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fit a tokenizer to a sample of your images: k-means of patches, k-means of an encoder's latents, or a small network."""
+    """Fit a tokenizer to a sample of your images: k-means of patches, in layers or of an encoder's latents, or a small network."""
     prepare_for_torch()
     from tokenshards.pipeline.conversion.fit_kinds import FitOptions, open_fit
     from tokenshards.pipeline.conversion.understand import understand
@@ -98,6 +100,7 @@ def fit_tokenizer_command(
         levels=levels,
         codes=codes,
         patch=patch,
+        site=site,
         beam=beam,
         encoder=encoder,
         decoder=decoder,

@@ -17,8 +17,9 @@ from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.tokenizers.base import Tokenizer
-from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, VqFitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
+from tokenshards.pipeline.tokenizers.layered.layered_fit import fit_layered_kmeans
 
 if TYPE_CHECKING:  # they load torch
     from torch import Tensor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # they load torch
     from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder
     from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
 
-__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_tokenizer", "fit_vq_tokenizer"]
+__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_layered_tokenizer", "fit_tokenizer", "fit_vq_tokenizer"]
 
 SIZE_SAMPLE = 256
 COUNTED_TOGETHER = 64
@@ -71,6 +72,18 @@ def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig)
     preprocess = default_preprocess(size, DECODER)
     seen = _Seen()
     tokenizer, statistics = fit_patch_kmeans(_hashed(source, sample, config.sample, preprocess, seen), config, size, preprocess)
+    return _with_notes(tokenizer, statistics, seen)
+
+
+def fit_layered_tokenizer(source: ImageSource, sample: list[PlanRow], config: LayeredFitConfig) -> FittedTokenizer:
+    """Fit two layers of k-means on the sampled rows of a source; the order of the rows does not matter.
+
+    Raises TokenizerError if no sampled input can be decoded.
+    """
+    size = config.size or max(2 * config.site, _size(source, sample, min(SIZE_SAMPLE, config.sample), config.site))
+    preprocess = default_preprocess(size, DECODER)
+    seen = _Seen()
+    tokenizer, statistics = fit_layered_kmeans(_hashed(source, sample, config.sample, preprocess, seen), config, size, preprocess)
     return _with_notes(tokenizer, statistics, seen)
 
 

@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from tokenshards.pipeline.conversion.fit import FittedTokenizer, fit_latent_tokenizer, fit_tokenizer, fit_vq_tokenizer
+from tokenshards.pipeline.conversion.fit import (
+    FittedTokenizer,
+    fit_latent_tokenizer,
+    fit_layered_tokenizer,
+    fit_tokenizer,
+    fit_vq_tokenizer,
+)
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, VqFitConfig
 
 __all__ = ["Fit", "FitOptions", "open_fit"]
 
-Config = TypeVar("Config", FitConfig, LatentFitConfig, VqFitConfig)
+Config = TypeVar("Config", FitConfig, LayeredFitConfig, LatentFitConfig, VqFitConfig)
 
-PATCHES, LATENTS, NETWORK = "patch-kmeans", "latent-kmeans", "vq-autoencoder"
-CONFIGS = {PATCHES: FitConfig, LATENTS: LatentFitConfig, NETWORK: VqFitConfig}
-FILES = {PATCHES: (), LATENTS: ("encoder", "decoder"), NETWORK: ("perceptual_weights",)}
+PATCHES, LAYERS, LATENTS, NETWORK = "patch-kmeans", "layered-kmeans", "latent-kmeans", "vq-autoencoder"
+CONFIGS = {PATCHES: FitConfig, LAYERS: LayeredFitConfig, LATENTS: LatentFitConfig, NETWORK: VqFitConfig}
+FILES = {PATCHES: (), LAYERS: (), LATENTS: ("encoder", "decoder"), NETWORK: ("perceptual_weights",)}
 """Options of a kind that its config does not hold, because weights and not their places are part of a tokenizer."""
 
 
@@ -35,6 +41,7 @@ class FitOptions:
     levels: int | None = None
     codes: int | None = None
     patch: int | None = None
+    site: int | None = None
     beam: int | None = None
     encoder: str | None = None
     decoder: str | None = None
@@ -88,6 +95,8 @@ def open_fit(options: FitOptions, *, out: Store, storage_options: Mapping[str, A
     """
     if options.kind == PATCHES:
         return Fit(functools.partial(fit_tokenizer, config=options.config(FitConfig)))
+    if options.kind == LAYERS:
+        return Fit(functools.partial(fit_layered_tokenizer, config=options.config(LayeredFitConfig)))
     if options.kind == NETWORK:
         return _network_fit(options, out, storage_options, say)
     from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder  # loads torch

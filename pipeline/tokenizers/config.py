@@ -8,7 +8,17 @@ from typing import Any, get_args
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.shards.spec import Filter, Resize
 
-__all__ = ["DTYPES", "FSQ_LEVELS", "FitConfig", "GPU_ROWS", "ImportConfig", "LatentFitConfig", "QUANTIZERS", "VqFitConfig"]
+__all__ = [
+    "DTYPES",
+    "FSQ_LEVELS",
+    "FitConfig",
+    "GPU_ROWS",
+    "ImportConfig",
+    "LatentFitConfig",
+    "LayeredFitConfig",
+    "QUANTIZERS",
+    "VqFitConfig",
+]
 
 GPU_ROWS = "TOKENSHARDS_GPU_ROWS"
 """Variable with the rows that go through a network at once on a GPU, until its memory is too small for them; without it 64."""
@@ -39,6 +49,33 @@ class FitConfig:
         require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         require(1 <= self.beam <= 64, "--beam", self.beam, "1 to 64")
+        require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayeredFitConfig:
+    """How two layers of k-means are fitted."""
+
+    size: int | None = None
+    """Side in pixels; None as in FitConfig, at least 64."""
+    site: int = 8
+    """Side in pixels that an id stands for; it sees twice that."""
+    levels: int = 1
+    codes: int = 256
+    sample: int = 20_000
+    """Most images to fit to."""
+    seed: int = 0
+    iterations: int = 12
+    max_patches: int = 100_000
+    """Patches that the first layer is fitted to, and sites that the codes are fitted to."""
+
+    def __post_init__(self) -> None:
+        require(self.site in (8, 16, 32), "--site", self.site, "8, 16 or 32 pixels")
+        if self.size is not None:
+            ok = 2 * self.site <= self.size <= 1024 and self.size % self.site == 0
+            require(ok, "--size", self.size, f"{2 * self.site} to 1024 pixels, a multiple of --site {self.site}")
+        require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
+        require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
 
 

@@ -32,6 +32,7 @@ def test_each_option_belongs_to_a_kind_and_some_to_several() -> None:
     kinds = {name: [kind for kind in CONFIGS if taken(kind, name)] for name in NAMES}
     assert all(kinds.values()), kinds
     assert kinds["size"] == kinds["levels"] == kinds["codes"] == list(CONFIGS)
+    assert kinds["site"] == ["layered-kmeans"]
     assert kinds["patch"] == ["patch-kmeans", "vq-autoencoder"] and kinds["beam"] == ["patch-kmeans"]
     assert kinds["encoder"] == kinds["decoder"] == kinds["mirrored"] == ["latent-kmeans"]
     assert kinds["perceptual_weights"] == kinds["learning_rate"] == ["vq-autoencoder"]
@@ -40,7 +41,9 @@ def test_each_option_belongs_to_a_kind_and_some_to_several() -> None:
 def test_an_option_of_another_kind_is_named_with_its_kinds() -> None:
     with pytest.raises(ConfigError, match=r"^--patch is 8, which belongs to --kind patch-kmeans, vq-autoencoder; --kind is latent-kmeans"):
         options("latent-kmeans", patch=8)
-    with pytest.raises(ConfigError, match="^--kind is 'vqvae'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder$"):
+    with pytest.raises(
+        ConfigError, match="^--kind is 'vqvae'; expected one of patch-kmeans, layered-kmeans, latent-kmeans, vq-autoencoder$"
+    ):
         options("vqvae")
 
 

@@ -1,0 +1,123 @@
+"""Features of the tokenizer `layered-kmeans`: a layer of k-means on whitened patches, pooled around each site, and a projection.
+
+A patch of 6 x 6 pixels is whitened and compared with all centroids; its activation for a centroid is how much nearer that one is than the
+mean of all ("triangle" activation; Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011,
+section 3.2.2). Activations are averaged over a square of twice the site, and their square roots projected to few numbers.
+
+Shapes: B images, H = W pixels of a side, h x w patches, L sites, D = 108 values of a patch, W whitened values, K centroids, P projected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenshards.pipeline.activity import step as tell_step
+from tokenshards.pipeline.tokenizers.base import Images
+
+__all__ = ["PATCH", "STRIDE", "Floats", "LayeredFeatures", "patch_rows", "pooled"]
+
+Floats = npt.NDArray[np.float32]
+PATCH, STRIDE = 6, 2
+"""Pixels of a patch, and from patch to patch."""
+EDGE = (PATCH - STRIDE) // 2
+COLOURS = 255.0
+
+
+def patch_rows(images_BHWC: Images) -> Floats:
+    """Return all patches of images, float32 [B, h * w, D] with colours from 0 to 255. What lies outside of an image is its mirror image."""
+    edges = ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0))
+    wide = np.pad(images_BHWC, edges, mode="reflect").astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (PATCH, PATCH), axis=(1, 2))[:, ::STRIDE, ::STRIDE]
+    batch, rows, columns = windows.shape[:3]
+    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, PATCH * PATCH * 3)
+
+
+def pooled(activations_hwK: Floats, site: int) -> Floats:
+    """Return [L, K]: the mean activation over a square of twice the side of a site, around each site. The edge is repeated outside."""
+    fine = _halved(activations_hwK)
+    step = site // (2 * STRIDE)  # pooled pairs of patches in the side of a site
+    edge = step // 2
+    wide = np.pad(fine, ((edge, step - edge), (edge, step - edge), (0, 0)), mode="edge")
+    rows = _window_sums(_window_sums(wide, step, 0), step, 1)
+    return np.asarray(rows.reshape(-1, rows.shape[2]) / np.float32(4 * step * step), np.float32)
+
+
+def _halved(values_hwK: Floats) -> Floats:
+    rows = values_hwK[0::2] + values_hwK[1::2]
+    found: Floats = (rows[:, 0::2] + rows[:, 1::2]) * np.float32(0.25)
+    return found
+
+
+def _window_sums(values: Floats, step: int, axis: int) -> Floats:
+    """Return sums of 2 * step values along an axis, one for every `step` of them."""
+    values = np.moveaxis(values, axis, 0)
+    sums = values[: len(values) // step * step].reshape(-1, step, *values.shape[1:]).sum(axis=1, dtype=np.float32)
+    return np.moveaxis(sums[:-1] + sums[1:], 0, axis)
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredFeatures:
+    """A fitted layer, its pooling, and a projection."""
+
+    site: int
+    centre_D: Floats
+    whitening_DW: Floats
+    """Takes patches with colours from 0 to 1, after `centre_D` is subtracted."""
+    centroids_KW: Floats
+    projection_KP: Floats
+    """[K, 0] before it is fitted."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all arrays by name."""
+        return {"centre": self.centre_D, "whitening": self.whitening_DW, "centroids": self.centroids_KW, "projection": self.projection_KP}
+
+    @cached_property
+    def _products(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Whitening of colours up to 255 with its offset; -2 times the centroids, and their squared lengths."""
+        offset_W = -(self.centre_D @ self.whitening_DW)
+        lengths_K = np.einsum("kw,kw->k", self.centroids_KW, self.centroids_KW)
+        return (
+            np.ascontiguousarray(self.whitening_DW / np.float32(COLOURS)),
+            offset_W.astype(np.float32),
+            np.ascontiguousarray(-2 * self.centroids_KW.T),
+            lengths_K.astype(np.float32),
+        )
+
+    def whitened(self, patches_ND: Floats) -> Floats:
+        """Return whitened patches [N, W]."""
+        whitening, offset_W, _, _ = self._products
+        found: Floats = patches_ND @ whitening + offset_W
+        return found
+
+    def activations(self, patches_ND: Floats) -> Floats:
+        """Return the triangle activations [N, K]."""
+        _, _, products, lengths_K = self._products
+        values_NW = self.whitened(patches_ND)
+        distance_NK = values_NW @ products
+        distance_NK += np.einsum("nw,nw->n", values_NW, values_NW)[:, None]
+        distance_NK += lengths_K
+        np.sqrt(np.maximum(distance_NK, 0, out=distance_NK), out=distance_NK)
+        found_NK: Floats = np.subtract(distance_NK.mean(axis=1, keepdims=True), distance_NK, out=distance_NK)
+        np.maximum(found_NK, 0, out=found_NK)
+        return found_NK
+
+    def sites(self, images_BHWC: Images) -> Floats:
+        """Return the square roots of pooled activations [B, L, K] of uint8 RGB images."""
+        batch, size = images_BHWC.shape[:2]
+        side = size // STRIDE
+        found = np.empty((batch, (size // self.site) ** 2, len(self.centroids_KW)), np.float32)
+        for sites_LK, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
+            tell_step()
+            activations_NK = self.activations(patch_rows(image_HWC[None])[0])
+            np.sqrt(pooled(activations_NK.reshape(side, side, -1), self.site), out=sites_LK)
+        return found
+
+    def __call__(self, images_BHWC: Images) -> Floats:
+        """Return float32 [B, L, P] of uint8 RGB images."""
+        found: Floats = self.sites(images_BHWC) @ self.projection_KP
+        return found

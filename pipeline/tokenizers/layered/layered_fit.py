@@ -1,0 +1,156 @@
+"""Fits the tokenizer `layered-kmeans` to images without labels. Equal images, in any order, give equal tables with one BLAS thread.
+
+Shapes: L sites, N rows, D values of a patch, W whitened values, K centroids or codes, P values of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tokenshards.pipeline.activity import step as tell_step
+from tokenshards.pipeline.canonical import keyed_hash64
+from tokenshards.pipeline.errors import TokenizerError
+from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.tokenizers.base import Images
+from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
+from tokenshards.pipeline.tokenizers.config import LayeredFitConfig
+from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
+from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches
+from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
+from tokenshards.pipeline.tokenizers.layered.agreement import Agreement, changed_copy
+from tokenshards.pipeline.tokenizers.layered.features import COLOURS, Floats, LayeredFeatures, patch_rows
+from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_rows
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode, nearest_rows
+from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
+
+__all__ = ["fit_layered_kmeans"]
+
+MOST_IMAGES, MOST_PIXEL_BYTES = 5000, 256 << 20
+"""Images that are kept for all steps of a fit: those of the lowest keyed hashes."""
+WHITENED, CENTROIDS, PROJECTED = 40, 400, 64
+EPSILON = 0.01
+"""Of the mean eigenvalue, added to each before whitening."""
+ROWS_PER_CODE = 25
+"""Fewest rows per code; with fewer the codes would memorise the sample."""
+MIN_CODES = 16
+TOGETHER = 64
+
+
+def fit_layered_kmeans(
+    images: Iterable[tuple[str, Images]], config: LayeredFitConfig, size: int, preprocess: Preprocess
+) -> tuple[LayeredKMeans, dict[str, Any]]:
+    """Fit a tokenizer to (content hash, uint8 pixels [size, size, 3]) pairs; return it with statistics in plain JSON types.
+
+    Equal hashes count once, and the order of the images does not matter. Raises TokenizerError where there is no image.
+    """
+    kept, seen = _kept(images, size, config.seed)
+    rng = np.random.default_rng(config.seed)
+    features = _first_layer(kept, config, rng)
+    features, sites = _second_layer(features, kept, config)
+    rows_NP = np.concatenate([rows for _, rows in sorted(sites.rows().items())])
+    codes = min(config.codes, max(MIN_CODES, len(rows_NP) // ROWS_PER_CODE))
+    tables, used = _codes(rows_NP, codes, config, rng)
+    search = [NearestCode(table) for table in tables]
+    names = sorted(kept)
+    ids_BLQ = np.concatenate([residual_ids_of(features(batch), search) for batch in _batches(kept, names)])
+    grid, vocabulary = (size // config.site, size // config.site), tuple(len(table) for table in tables)
+    patches_BLD = images_to_patches(np.stack([kept[name] for name in names]), config.site).reshape(len(names), grid[0] * grid[1], -1)
+    tokenizer = LayeredKMeans(features, tables, fitted_rows(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
+    shown = np.stack([kept[name] for name in names[:TOGETHER]])
+    summed_NP = sum(table[ids_N] for table, ids_N in zip(tables, used, strict=True))
+    psnr_db = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]
+    notes = (
+        []
+        if codes == config.codes
+        else [f"codes limited from {config.codes} to {codes}: one for each {ROWS_PER_CODE} of {len(rows_NP)} sites"]
+    )
+    statistics = {
+        "images": seen,
+        "sites": len(rows_NP),
+        "fit": {"seed": config.seed, "iterations": config.iterations, "codes": config.codes, "images_kept": len(kept)},
+        "levels": [code_usage(np.bincount(ids_N, minlength=len(table))) for ids_N, table in zip(used, tables, strict=True)],
+        "psnr_db": psnr_db,
+        "embedding": {"mean": rounded(np.mean(summed_NP, axis=0)), "std": rounded(np.std(summed_NP, axis=0))},
+        "notes": notes,
+    }
+    return tokenizer, statistics
+
+
+def _kept(images: Iterable[tuple[str, Images]], size: int, seed: int) -> tuple[dict[str, Images], int]:
+    """Return the images that the fit works on, and how many different ones there were."""
+    most = min(MOST_IMAGES, max(1, MOST_PIXEL_BYTES // (size * size * 3)))
+    kept, order, seen = dict[str, Images](), dict[str, int](), set[str]()
+    for name, pixels_HWC in images:
+        if pixels_HWC.dtype != np.uint8 or pixels_HWC.shape != (size, size, 3):
+            raise TokenizerError(f"fit: an image is {pixels_HWC.dtype} {pixels_HWC.shape}; expected uint8 ({size}, {size}, 3)")
+        seen.add(name)
+        kept[name], order[name] = pixels_HWC, keyed_hash64(str(seed), name)
+        if len(kept) >= 2 * most:
+            _trim(kept, order, most)
+    _trim(kept, order, most)
+    if not kept:
+        raise TokenizerError("fit: there is no image to fit a tokenizer to; expected at least 1. Check that the source can be decoded")
+    return kept, len(seen)
+
+
+def _trim(kept: dict[str, Images], order: dict[str, int], most: int) -> None:
+    for name in sorted(kept, key=lambda name: (order[name], name))[most:]:
+        del kept[name], order[name]
+
+
+def _batches(kept: dict[str, Images], names: list[str]) -> Iterator[Images]:
+    for start in range(0, len(names), TOGETHER):
+        yield np.stack([kept[name] for name in names[start : start + TOGETHER]])
+
+
+def _first_layer(kept: dict[str, Images], config: LayeredFitConfig, rng: np.random.Generator) -> LayeredFeatures:
+    sample = RowSample(config.max_patches, config.seed)
+    for name in sorted(kept):
+        sample.add(name, (patch_rows(kept[name][None])[0] / np.float32(COLOURS)).astype(np.float32))
+    patches_ND = np.concatenate([rows for _, rows in sorted(sample.rows().items())])
+    centre_D = patches_ND.mean(axis=0, dtype=np.float64)
+    apart_ND = patches_ND.astype(np.float64) - centre_D
+    values_D, vectors_DD = np.linalg.eigh(apart_ND.T @ apart_ND / len(apart_ND))  # ascending
+    strength = 1 / np.sqrt(np.maximum(values_D, 0) + max(EPSILON * float(values_D.mean()), 1e-12))
+    whitening_DW = (vectors_DD * strength)[:, ::-1][:, :WHITENED]
+    largest_W = whitening_DW[np.abs(whitening_DW).argmax(axis=0), np.arange(WHITENED)]
+    whitening = np.ascontiguousarray(whitening_DW * np.sign(largest_W), np.float32)
+    values_NW = ((patches_ND - centre_D.astype(np.float32)) @ whitening).astype(np.float32)
+    nothing = np.zeros((0, WHITENED), np.float32)
+    centroids_KW = kmeans(values_NW, np.ones(len(values_NW)), CENTROIDS, pinned_PD=nothing, iterations=config.iterations, rng=rng)
+    return LayeredFeatures(config.site, centre_D.astype(np.float32), whitening, centroids_KW, np.zeros((len(centroids_KW), 0), np.float32))
+
+
+def _second_layer(first: LayeredFeatures, kept: dict[str, Images], config: LayeredFitConfig) -> tuple[LayeredFeatures, RowSample]:
+    """Return the features with their projection, and a sample of projected sites."""
+    width = len(first.centroids_KW)
+    agreement, sample = Agreement(width), RowSample(config.max_patches, config.seed)
+    for name in sorted(kept):
+        image_HWC = kept[name]
+        copy_HWC = changed_copy(image_HWC, np.random.default_rng(keyed_hash64(str(config.seed), name)))
+        own_LK, copy_LK = first.sites(np.stack([image_HWC, copy_HWC]))
+        side = image_HWC.shape[0] // config.site
+        agreement.add(own_LK, copy_LK, (side, side))
+        sample.add(name, own_LK)
+        tell_step()
+    projection_KP = agreement.projection(min(PROJECTED, width))
+    features = LayeredFeatures(first.site, first.centre_D, first.whitening_DW, first.centroids_KW, projection_KP)
+    projected = RowSample(config.max_patches, config.seed)
+    for name, rows_mK in sample.rows().items():
+        projected.add(name, rows_mK @ projection_KP)
+    return features, projected
+
+
+def _codes(rows_NP: Floats, codes: int, config: LayeredFitConfig, rng: np.random.Generator) -> tuple[list[Floats], list[Any]]:
+    rest_NP, tables, used = rows_NP.copy(), list[Floats](), []
+    for _ in range(config.levels):
+        nothing = np.zeros((1 if tables else 0, rest_NP.shape[1]), np.float32)  # sites without an error must keep none
+        table_KP = kmeans(rest_NP, np.ones(len(rest_NP)), codes, pinned_PD=nothing, iterations=config.iterations, rng=rng)
+        tables.append(table_KP)
+        used.append(nearest_rows(rest_NP, table_KP))
+        rest_NP -= table_KP[used[-1]]
+    return tables, used

@@ -1,0 +1,105 @@
+"""Patches, activations, pooling, the projection and the way back, against loops and general solvers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.contracts.tokenizer_contract import sample_images
+from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
+from tokenshards.pipeline.tokenizers.layered.features import EDGE, PATCH, STRIDE, LayeredFeatures, patch_rows, pooled
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import decoded_patches, fitted_rows
+
+
+def mirrored(place: int, size: int) -> int:
+    return -place if place < 0 else 2 * (size - 1) - place if place >= size else place
+
+
+def test_a_patch_lies_around_every_second_pixel_and_the_edge_is_mirrored() -> None:
+    images = sample_images(2, 16)
+    found = patch_rows(images)
+    assert found.shape == (2, 64, 108) and found.dtype == np.float32
+    for number, row, column in ((0, 0, 0), (1, 3, 7), (0, 7, 7), (1, 7, 0)):
+        for down, right in ((0, 0), (5, 5), (2, 4)):
+            place = [mirrored(STRIDE * at - EDGE + step, 16) for at, step in ((row, down), (column, right))]
+            values = found[number, row * 8 + column].reshape(PATCH, PATCH, 3)[down, right]
+            np.testing.assert_array_equal(values, images[number][tuple(place)])
+
+
+def random_features(site: int = 8, seed: int = 0) -> LayeredFeatures:
+    rng = np.random.default_rng(seed)
+    shapes = ((108,), (108, 5), (7, 5), (7, 3))
+    return LayeredFeatures(site, *(rng.normal(size=shape).astype(np.float32) for shape in shapes))
+
+
+def test_activations_are_those_of_the_formula() -> None:
+    layer, images = random_features(), sample_images(1, 16)
+    patches = patch_rows(images)[0]
+    whitened = (patches.astype(np.float64) / 255 - layer.centre_D) @ layer.whitening_DW.astype(np.float64)
+    distance = np.sqrt(np.square(whitened[:, None] - layer.centroids_KW).sum(axis=2))
+    expected = np.maximum(0, distance.mean(axis=1, keepdims=True) - distance)
+    np.testing.assert_allclose(layer.activations(patches), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("site", [8, 16])
+def test_a_site_is_the_mean_over_twice_its_side(site: int) -> None:
+    values = np.random.default_rng(0).random((16, 16, 2)).astype(np.float32)  # 32 pixels of a side
+    found, side, half = pooled(values, site).reshape(32 // site, 32 // site, 2), site // STRIDE, site // STRIDE // 2
+    pairs = values.reshape(8, 2, 8, 2, 2).mean(axis=(1, 3))
+    wide = np.pad(pairs, ((8, 8), (8, 8), (0, 0)), mode="edge").repeat(2, 0).repeat(2, 1)  # the edge is repeated
+    for row in range(32 // site):
+        for column in range(32 // site):
+            top, left = 16 + row * side - half, 16 + column * side - half
+            np.testing.assert_allclose(found[row, column], wide[top : top + 2 * side, left : left + 2 * side].mean(axis=(0, 1)), rtol=1e-5)
+
+
+def test_the_projection_solves_the_generalised_eigenproblem() -> None:
+    rng = np.random.default_rng(0)
+    mixing, agreement, sites, pairs = rng.normal(size=(6, 6)), Agreement(6), [], []
+    for _ in range(40):
+        own, copy = (rng.normal(size=(3, 4, 6)) @ mixing for _ in range(2))
+        agreement.add(own.reshape(12, 6).astype(np.float32), copy.reshape(12, 6).astype(np.float32), (3, 4))
+        sites.append(own.reshape(12, 6))
+        for row in range(3):
+            for column in range(4):  # the copy is mirrored
+                pairs += [own[row, column] - copy[row, 3 - (column - 1)]] if column else []
+                pairs += [own[row, column] - copy[row - 1, 3 - column]] if row else []
+    total = np.cov(np.concatenate(sites).T, bias=True)
+    apart = np.array(pairs) / np.sqrt(2)
+    within = apart.T @ apart / len(apart) + RIDGE * np.trace(total) / 6 * np.eye(6)
+    found = agreement.projection(3).astype(np.float64)
+    np.testing.assert_allclose(found.T @ within @ found, np.eye(3), atol=2e-3)
+    values, _ = np.linalg.eig(np.linalg.solve(within, total))
+    np.testing.assert_allclose(np.diag(found.T @ total @ found), np.sort(values.real)[::-1][:3], rtol=1e-3)
+
+
+def test_a_copy_is_mirrored_and_changed_in_colour_alone() -> None:
+    image = sample_images(1, 32)[0]
+    copies = [changed_copy(image, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(copies[0], copies[1])
+    assert not np.array_equal(copies[0], copies[2]) and copies[0].dtype == np.uint8
+    one, other = (np.corrcoef(image[:, ::step].mean(axis=2).ravel(), copies[0].mean(axis=2).ravel())[0, 1] for step in (-1, 1))
+    assert one > 0.9 and one > other
+
+
+def test_the_way_back_is_that_of_least_squares() -> None:
+    rng, vocabulary, grid = np.random.default_rng(0), (3, 2), (2, 3)
+    ids = np.stack([rng.integers(0, size, (30, 6)) for size in vocabulary], axis=2)
+    patches = rng.integers(0, 256, (30, 6, 4)).astype(np.uint8)
+    rows = fitted_rows(ids, patches, vocabulary, grid)
+    design = np.zeros((30 * 6, 9 * 5))
+    for image in range(30):
+        for row in range(2):
+            for column in range(3):
+                for place, (down, right) in enumerate((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)):
+                    there = row + down, column + right
+                    if 0 <= there[0] < 2 and 0 <= there[1] < 3:
+                        for level, start in enumerate((0, 3)):
+                            code = ids[image, there[0] * 3 + there[1], level]
+                            design[image * 6 + row * 3 + column, place * 5 + start + code] += 1
+    target = patches.reshape(-1, 4) - patches.reshape(-1, 4).mean(axis=0)
+    expected = np.linalg.solve(design.T @ design + DECODER_RIDGE * np.eye(45), design.T @ target)
+    np.testing.assert_allclose(rows[:-1], expected, rtol=1e-3, atol=1e-3)
+    found = decoded_patches(ids, rows, vocabulary, grid).reshape(-1, 4)
+    np.testing.assert_allclose(found, design @ expected + patches.reshape(-1, 4).mean(axis=0), rtol=1e-3, atol=1e-2)
