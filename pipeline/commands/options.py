@@ -103,7 +103,7 @@ Codec = Annotated[
     str,
     typer.Option(
         help="How ids are stored: `default` (fast, every Parquet reader), `publish` (smaller), `zstd:N`, or `compact` (smallest: a model "
-        "is fitted to your tokens, which pays from some thousand images on; only tokenshards reads it)."
+        "is fitted to your tokens, which pays from about a thousand images on; only tokenshards reads it)."
     ),
 ]
 ShardRows = Annotated[int | None, typer.Option(help="Images per shard.", show_default="10000, fewer for a small data set")]
