@@ -62,18 +62,18 @@ def fit_layered_kmeans(
     tokenizer = LayeredKMeans(features, tables, fitted_rows(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
     shown = np.stack([kept[name] for name in names[:TOGETHER]])
     summed_NP = sum(table[ids_N] for table, ids_N in zip(tables, used, strict=True))
-    psnr_db = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]
-    notes = (
-        []
-        if codes == config.codes
-        else [f"codes limited from {config.codes} to {codes}: one for each {ROWS_PER_CODE} of {len(rows_NP)} sites"]
-    )
+    levels = [dict(code_usage(np.bincount(ids_N, minlength=len(table)))) for ids_N, table in zip(used, tables, strict=True)]
+    levels[-1]["psnr_db"] = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]
+    notes = []
+    if codes < config.codes:
+        notes.append(f"codes limited from {config.codes} to {codes}: one for each {ROWS_PER_CODE} of {len(rows_NP)} sites")
+    if len(kept) < seen:
+        notes.append(f"the fit worked on {len(kept):,} of {seen:,} images, which is as many as its memory holds")
     statistics = {
         "images": seen,
         "sites": len(rows_NP),
         "fit": {"seed": config.seed, "iterations": config.iterations, "codes": config.codes, "images_kept": len(kept)},
-        "levels": [code_usage(np.bincount(ids_N, minlength=len(table))) for ids_N, table in zip(used, tables, strict=True)],
-        "psnr_db": psnr_db,
+        "levels": levels,
         "embedding": {"mean": rounded(np.mean(summed_NP, axis=0)), "std": rounded(np.std(summed_NP, axis=0))},
         "notes": notes,
     }

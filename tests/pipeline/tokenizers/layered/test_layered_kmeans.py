@@ -77,6 +77,7 @@ def test_only_so_many_images_are_kept_and_they_do_not_depend_on_the_order(monkey
     images = sample_images(30, 32)
     kept = [layered_fit._kept(iter(order), 32, 0) for order in (hashed(images), hashed(images[::-1]))]
     assert kept[0][0].keys() == kept[1][0].keys() and len(kept[0][0]) == 6 and kept[0][1] == kept[1][1] == 30
+    assert fit(images, codes=2)[1]["notes"][-1] == "the fit worked on 6 of 30 images, which is as many as its memory holds"
     monkeypatch.setattr(layered_fit, "MOST_PIXEL_BYTES", 3 * 32 * 32 * 3)
     assert len(layered_fit._kept(iter(hashed(images)), 32, 0)[0]) == 3
 
