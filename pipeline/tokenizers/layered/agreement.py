@@ -2,8 +2,8 @@
 
 A site and its neighbour in a changed copy of the image show nearly the same thing. With S_t the covariance of sites and S_w that of the
 differences of such pairs, the directions v that solve S_t v = lambda S_w v with the largest lambda vary most among sites for what they vary
-within pairs: linear discriminant analysis with pairs in the place of classes (Fukunaga, "Introduction to Statistical Pattern Recognition",
-2nd edition, section 10.2; the generalised eigenproblem by Cholesky factors, Golub & Van Loan, "Matrix Computations", section 8.7).
+within pairs: linear discriminant analysis with pairs in the place of classes (Fukunaga 1990, "Introduction to Statistical Pattern
+Recognition", section 10.2; the generalised eigenproblem by Cholesky factors, Golub & Van Loan 2013, "Matrix Computations", section 8.7).
 
 Shapes: B images, L = h x w sites, K values of a site, P projected values.
 """
