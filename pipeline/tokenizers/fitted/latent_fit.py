@@ -18,9 +18,8 @@ from tokenshards.pipeline.tokenizers.base import Images
 from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
 from tokenshards.pipeline.tokenizers.config import LatentFitConfig
 from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder, LatentKMeans
-from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
+from tokenshards.pipeline.tokenizers.kmeans.residual_tables import residual_tables
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
-from tokenshards.pipeline.tokenizers.nearest_code import nearest_rows
 from tokenshards.pipeline.tokenizers.networks.network import SLOTS
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 
@@ -53,14 +52,8 @@ def fit_latent_kmeans(
         raise TokenizerError("fit: there is no image to fit a tokenizer to; expected at least 1. Check that the source can be decoded")
     latents_NC = np.concatenate([rows_mC for _, rows_mC in drawn])
     codes = min(config.codes, max(MIN_CODES, len(latents_NC) // LATENTS_PER_CODE))
-    rng, weights_N = np.random.default_rng(config.seed), np.ones(len(latents_NC))
-    rest_NC, tables, used = latents_NC.copy(), list[Floats](), list[npt.NDArray[np.intp]]()
-    for _ in range(config.levels):
-        nothing = np.zeros((1 if tables else 0, rest_NC.shape[1]), np.float32)  # latents without an error must keep none
-        table_KC = kmeans(rest_NC, weights_N, codes, pinned_PD=nothing, iterations=config.iterations, rng=rng)
-        tables.append(_ordered(table_KC))
-        used.append(nearest_rows(rest_NC, tables[-1]))
-        rest_NC -= tables[-1][used[-1]]
+    rng = np.random.default_rng(config.seed)
+    tables, used, rest_NC = residual_tables(latents_NC, codes, config.levels, iterations=config.iterations, rng=rng)
     tokenizer = LatentKMeans(encoder, tables, preprocess=preprocess)
     quality = _fidelity(encoder, tables, np.stack([shown[name] for name in sorted(shown)]), preprocess)
     summed_NC = latents_NC - rest_NC
@@ -93,14 +86,6 @@ def _views(pixels_HWC: Images, *, mirrored: bool) -> Iterator[tuple[str, Images]
     yield "", pixels_HWC
     if mirrored:
         yield "~", pixels_HWC[:, ::-1]
-
-
-def _ordered(table_KC: Floats) -> Floats:
-    """Sort codes along the first principal component, so that neighbouring ids look alike and compress better."""
-    centred_KC = table_KC - table_KC.mean(axis=0)
-    direction_C = np.linalg.svd(centred_KC, full_matrices=False)[2][0]
-    sign = np.sign(direction_C[np.abs(direction_C).argmax()])  # the sign of a direction is arbitrary: fix it
-    return table_KC[np.argsort(sign * (centred_KC @ direction_C), kind="stable")]
 
 
 def _fidelity(encoder: LatentEncoder, tables: list[Floats], images_BHWC: Images, preprocess: Preprocess) -> list[dict[str, float]]:

@@ -19,12 +19,13 @@ from tokenshards.pipeline.tokenizers.code_usage import code_usage, rounded
 from tokenshards.pipeline.tokenizers.config import LayeredFitConfig
 from tokenshards.pipeline.tokenizers.kmeans.lloyd import kmeans
 from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches
+from tokenshards.pipeline.tokenizers.kmeans.residual_tables import residual_tables
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
 from tokenshards.pipeline.tokenizers.layered.agreement import Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import COLOURS, Floats, LayeredFeatures, patch_rows
+from tokenshards.pipeline.tokenizers.layered.features import COLOURS, LayeredFeatures, patch_rows
 from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_rows
-from tokenshards.pipeline.tokenizers.nearest_code import NearestCode, nearest_rows
+from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 
 __all__ = ["fit_layered_kmeans"]
@@ -53,7 +54,8 @@ def fit_layered_kmeans(
     features, sites = _second_layer(features, kept, config)
     rows_NP = np.concatenate([rows for _, rows in sorted(sites.rows().items())])
     codes = min(config.codes, max(MIN_CODES, len(rows_NP) // ROWS_PER_CODE))
-    tables, used = _codes(rows_NP, codes, config, rng)
+    tables, used, rest_NP = residual_tables(rows_NP, codes, config.levels, iterations=config.iterations, rng=rng)
+    summed_NP = rows_NP - rest_NP
     search = [NearestCode(table) for table in tables]
     names = sorted(kept)
     ids_BLQ = np.concatenate([residual_ids_of(features(batch), search) for batch in _batches(kept, names)])
@@ -61,7 +63,6 @@ def fit_layered_kmeans(
     patches_BLD = images_to_patches(np.stack([kept[name] for name in names]), config.site).reshape(len(names), grid[0] * grid[1], -1)
     tokenizer = LayeredKMeans(features, tables, fitted_rows(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
     shown = np.stack([kept[name] for name in names[:TOGETHER]])
-    summed_NP = sum(table[ids_N] for table, ids_N in zip(tables, used, strict=True))
     levels = [dict(code_usage(np.bincount(ids_N, minlength=len(table)))) for ids_N, table in zip(used, tables, strict=True)]
     levels[-1]["psnr_db"] = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]
     notes = []
@@ -74,7 +75,7 @@ def fit_layered_kmeans(
         "sites": len(rows_NP),
         "fit": {"seed": config.seed, "iterations": config.iterations, "codes": config.codes, "images_kept": len(kept)},
         "levels": levels,
-        "embedding": {"mean": rounded(np.mean(summed_NP, axis=0)), "std": rounded(np.std(summed_NP, axis=0))},
+        "embedding": {"mean": rounded(summed_NP.mean(axis=0)), "std": rounded(summed_NP.std(axis=0))},
         "notes": notes,
     }
     return tokenizer, statistics
@@ -143,14 +144,3 @@ def _second_layer(first: LayeredFeatures, kept: dict[str, Images], config: Layer
     for name, rows_mK in sample.rows().items():
         projected.add(name, rows_mK @ projection_KP)
     return features, projected
-
-
-def _codes(rows_NP: Floats, codes: int, config: LayeredFitConfig, rng: np.random.Generator) -> tuple[list[Floats], list[Any]]:
-    rest_NP, tables, used = rows_NP.copy(), list[Floats](), []
-    for _ in range(config.levels):
-        nothing = np.zeros((1 if tables else 0, rest_NP.shape[1]), np.float32)  # sites without an error must keep none
-        table_KP = kmeans(rest_NP, np.ones(len(rest_NP)), codes, pinned_PD=nothing, iterations=config.iterations, rng=rng)
-        tables.append(table_KP)
-        used.append(nearest_rows(rest_NP, table_KP))
-        rest_NP -= table_KP[used[-1]]
-    return tables, used

@@ -41,8 +41,11 @@ WEIGHTS = ("centre", "whitening", "centroids", "projection", "decoder")
 class LayeredKMeans:
     """Residual k-means on features of `features`; `tables` are float32 [K, P], level by level, `decoder` [9 * K + 1, D]."""
 
-    def __init__(self, features: LayeredFeatures, tables: Sequence[Floats], decoder: Floats, *, preprocess: Preprocess) -> None:
-        self._features, self._decoder = features, np.ascontiguousarray(decoder, np.float32)
+    def __init__(
+        self, features: LayeredFeatures, tables: Sequence[Floats], decoder: npt.NDArray[np.floating[Any]], *, preprocess: Preprocess
+    ) -> None:
+        self._features = features
+        self._decoder = np.ascontiguousarray(decoder, np.float16)  # to a tenth of a colour step, in half of the bytes
         self._tables = [np.ascontiguousarray(table, np.float32) for table in tables]
         self._check(preprocess)
         self._spec = TokenizerSpec(
@@ -91,9 +94,8 @@ class LayeredKMeans:
                 f"{FAMILY}: {', '.join(missing) or 'nothing'} is missing, engine {engine!r}, site {site!r}; expected {[*names, *WEIGHTS]}, "
                 f"{ENGINE!r} and a number of pixels. Copy the whole tokenizer folder, or load it with the version that wrote it"
             )
-        centre, whitening, centroids, projection, decoder = (np.asarray(tables[name], np.float32) for name in WEIGHTS)
-        features = LayeredFeatures(site, centre, whitening, centroids, projection)
-        return cls(features, [np.asarray(tables[name]) for name in names], decoder, preprocess=spec.preprocess)
+        features = LayeredFeatures(site, *(np.asarray(tables[name], np.float32) for name in WEIGHTS[:-1]))
+        return cls(features, [np.asarray(tables[name]) for name in names], np.asarray(tables[WEIGHTS[-1]]), preprocess=spec.preprocess)
 
     def codebook(self) -> dict[str, Floats]:
         """Return the tables as `level_0`, `level_1`, …: float32 [K, P]."""
@@ -116,7 +118,7 @@ class LayeredKMeans:
         """Return uint8 images [B, size, size, 3], blurred: what such ids stood for on the images of the fit."""
         check_ids(tokens.ids_BLQ, self._spec)
         grid = self._spec.layout.grid
-        colours_BLD = decoded_patches(tokens.ids_BLQ, self._decoder, self._spec.vocabulary, (grid[0], grid[1]))
+        colours_BLD = decoded_patches(tokens.ids_BLQ, self._decoder.astype(np.float32), self._spec.vocabulary, (grid[0], grid[1]))
         return patches_to_images(np.clip(np.rint(colours_BLD), 0, 255).astype(np.uint8), grid, self._features.site)
 
 
