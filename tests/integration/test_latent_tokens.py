@@ -75,7 +75,7 @@ def test_what_does_not_go_together_is_one_sentence(weights: dict[str, str], data
     for words, expected in (
         (["--kind", "latent-kmeans"], "--encoder is missing"),
         (["--encoder", weights["encoder"]], "belongs to --kind latent-kmeans; --kind is patch-kmeans"),
-        (["--kind", "vit"], "--kind is 'vit'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),
+        (["--kind", "vit"], "--kind is 'vit'; expected one of patch-kmeans, layered-kmeans, latent-kmeans, vq-autoencoder"),
         (["--mirrored"], "--mirrored is True, which belongs to --kind latent-kmeans"),
     ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)

@@ -60,7 +60,7 @@ def test_options_of_other_kinds_are_one_sentence(photos: str, tmp_path: Path) ->
         ([*SMALL, "--beam", "2"], "--beam is 2, which belongs to --kind patch-kmeans"),
         ([*SMALL, "--quantizer", "fsq"], "--codes is 16; expected one of 256"),
         ([*SMALL, "--perceptual", "vgg11"], "expected both or none"),
-        (["--kind", "vqvae"], "--kind is 'vqvae'; expected one of patch-kmeans, latent-kmeans, vq-autoencoder"),
+        (["--kind", "vqvae"], "--kind is 'vqvae'; expected one of patch-kmeans, layered-kmeans, latent-kmeans, vq-autoencoder"),
     ):
         _, err = call_cli("fit-tokenizer", photos, out, *words, expect=2)
         assert expected in err and len(err.splitlines()) == 1, err
