@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tokenshards.pipeline.shards.codebook import FOOTER_LIMIT_BYTES
 from tokenshards.pipeline.shards.compact.code_tree import BRANCHES, digits_for
 from tokenshards.pipeline.shards.compact.contexts import Slot, slots_of
 from tokenshards.pipeline.shards.compact.model import node_starts
@@ -15,12 +16,10 @@ SMALL, MEDIUM, LARGE = 256 << 10, 1 << 20, 4 << 20
 """Bytes of a model: for one level of up to 400 codes, for up to 1,024 codes, for more."""
 
 NARROWEST, WIDEST = 8, 32
-GAINS = {16: 0.04, 32: 0.008}
-"""Which share of the streams so many hidden numbers save over half of them. Measured: 4 to 6 %, and 0.6 to 1.4 %."""
+GAINS = {16: 0.04, 32: 0.015}
+"""Which share of the streams so many hidden numbers save over half of them. Measured: 4 to 6 %, and 0.6 to 2.7 %."""
 STREAM_SHARE = 0.7
 """Of the bytes of equally frequent ids, which streams take."""
-STORED_TWICE = 2
-"""A model is a file in `tokenizer/`, and a copy in one shard of sixteen."""
 
 
 def affordable_slots(spec: TokenizerSpec, hidden: int) -> tuple[tuple[Slot, ...], ...]:
@@ -41,9 +40,15 @@ def paying_width(spec: TokenizerSpec, rows: int) -> int:
     """Return how many hidden numbers make a dataset of so many rows smallest, with its model."""
     bits = spec.layout.sites * sum(math.log2(size) for size in spec.vocabulary)
     streams, width = STREAM_SHARE * rows * bits / 8, NARROWEST
-    while width < WIDEST and STORED_TWICE * (_model_bytes(spec, 2 * width) - _model_bytes(spec, width)) <= GAINS[2 * width] * streams:
+    while width < WIDEST and _stored_bytes(spec, 2 * width) - _stored_bytes(spec, width) <= GAINS[2 * width] * streams:
         width *= 2
     return width
+
+
+def _stored_bytes(spec: TokenizerSpec, hidden: int) -> int:
+    """Return the bytes of a model in `tokenizer/` and of its copy in a footer, if it fits there."""
+    size = _model_bytes(spec, hidden)
+    return size if size > FOOTER_LIMIT_BYTES else 2 * size
 
 
 def _model_bytes(spec: TokenizerSpec, hidden: int) -> int:
