@@ -117,3 +117,21 @@ def test_a_fit_takes_one_thread_and_gives_the_others_back() -> None:
         assert seen == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "sites", "changes"),
+    [
+        ((391,), 32, (3_554, 18_957)),
+        ((256, 256), 16, (11_200, 58_900)),
+        ((8192,), 32, (28_930, 64_330)),  # both models are too large for footers, so that one copy counts
+    ],
+)
+def test_where_a_wider_model_begins_to_pay(vocabulary: tuple[int, ...], sites: int, changes: tuple[int, int]) -> None:
+    """A doubling pays where what it saves of the streams, 4 % and then 1.5 %, is as much as what it adds to the model and its copy."""
+    layout = Layout(
+        kind="grid", grid=(sites, sites), sites=sites**2, ids_per_site=len(vocabulary), combine="sum" if vocabulary[1:] else "single"
+    )
+    spec = make_spec(layout, vocabulary)
+    found = [next(rows for rows in range(0, 200_000, 100) if paying_width(spec, rows) >= width) for width in (16, 32)]
+    assert found == pytest.approx(changes, rel=0.03)
