@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from tokenshards.pipeline.commands import import_tokenizer, interop, look, maintain, publish, submit, tokenize, tokenizers
 from tokenshards.pipeline.commands.options import refused_value
 from tokenshards.stem_adaptors.commands import (
+    compare,
     demo,
     evaluate,
     fit_tokenadapt,
@@ -57,7 +58,22 @@ app = typer.Typer(
     epilog="Start with `tokenshards demo`, or `tokenshards tokenize IMAGES OUT`.",
 )
 
-for _module in (tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, demo, publish):
+for _module in (
+    tokenizers,
+    tokenize,
+    submit,
+    look,
+    maintain,
+    preview,
+    fit_tokenadapt,
+    pretrain,
+    train,
+    evaluate,
+    predict,
+    compare,
+    demo,
+    publish,
+):
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)

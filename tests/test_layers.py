@@ -81,6 +81,7 @@ TOKENIZERS = (
     "nearest_code",
     "kmeans",
     "layered",
+    "pixels",
     "networks",
     "published",
     "custom",
@@ -102,6 +103,7 @@ STEM_ADAPTORS = (
     "training",
     "cluster",
     "frameworks",
+    "comparison",
     "commands",
 )
 ORDERS = (

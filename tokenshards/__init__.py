@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.augment.operation import Operation
     from tokenshards.stem_adaptors.augment.registry import register_augmentation
     from tokenshards.stem_adaptors.augment.transform import TokenTransform
+    from tokenshards.stem_adaptors.commands.comparing import compare
     from tokenshards.stem_adaptors.commands.evaluating import evaluate
     from tokenshards.stem_adaptors.commands.evaluation_report import EvaluationReport
     from tokenshards.stem_adaptors.commands.predicting import Prediction, predict
@@ -78,6 +79,7 @@ __all__ = [
     "TrainReport",
     "__version__",
     "build",
+    "compare",
     "evaluate",
     "load_tokenizer",
     "open_dataset",
@@ -119,6 +121,7 @@ _HOMES = {
     "TrainReport": "stem_adaptors.commands.training",
     "PretrainReport": "stem_adaptors.commands.pretraining",
     "build": "stem_adaptors.training.build",
+    "compare": "stem_adaptors.commands.comparing",
     "evaluate": "stem_adaptors.commands.evaluating",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from charged_trainer import ChargedTrainer
 
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
@@ -28,6 +27,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import Selection, select
 from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.training.timed_trainer import TimedTrainer
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 SIDES = ("supervised", "mtm", "adapt", "all")
@@ -150,7 +150,7 @@ def measured_part(work: Path, choosing: bool) -> Selection:
     return select(open_dataset(str(work / "held_out")))
 
 
-def trained(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None) -> ChargedTrainer:
+def trained(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pretrained: Path | None) -> TimedTrainer:
     """Train for the seconds of the stage; return the trainer. One seed draws weights, order and augmentation."""
     begun = time.process_time()
     shutil.rmtree(out, ignore_errors=True)
@@ -169,7 +169,7 @@ def trained(work: Path, stage: Stage, data: Selection, seed: int, out: Path, pre
         mask=stage.mask,
         pretrained=None if pretrained is None else str(pretrained),
     )
-    trainer = ChargedTrainer(request, begun=begun, seconds=stage.seconds, warmup=stage.warmup)
+    trainer = TimedTrainer(request, torch.device("cpu"), begun=begun, seconds=stage.seconds, warmup=stage.warmup)
     trainer.train()
     return trainer
 

@@ -103,6 +103,7 @@ _TORCH = install_hint("train")
 
 register_family("patch-kmeans", "tokenshards.pipeline.tokenizers.kmeans.patch_kmeans:PatchKMeans")
 register_family("layered-kmeans", "tokenshards.pipeline.tokenizers.layered.layered_kmeans:LayeredKMeans")
+register_family("pixels", "tokenshards.pipeline.tokenizers.pixels.pixel_values:PixelValues")
 register_family("latent-kmeans", "tokenshards.pipeline.tokenizers.fitted.latent_kmeans:LatentKMeans", _TORCH)
 register_family("vq-autoencoder", "tokenshards.pipeline.tokenizers.fitted.vq_autoencoder:VqAutoencoder", _TORCH)
 register_family("seit-vit-vqgan", "tokenshards.pipeline.tokenizers.published.seit_tokens:SeitTokens")

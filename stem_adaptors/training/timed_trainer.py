@@ -1,4 +1,4 @@
-"""A training that ends when its CPU seconds are spent, for benches that compare at equal time."""
+"""A training that ends when its seconds are spent, for comparisons at equal time."""
 
 from __future__ import annotations
 
@@ -11,47 +11,59 @@ from torch import Tensor
 
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.ranks import Ranks
-from tokenshards.stem_adaptors.training.trainer import Trainer, TrainRequest
+from tokenshards.stem_adaptors.training.trainer import Trainer
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
+
+__all__ = ["Silent", "TimedTrainer", "clock_of"]
 
 EPOCHS = 10_000
 """More than any budget allows. The schedule is laid over their steps, and a step takes the rate at the share of the seconds spent."""
-
 RESERVED_SECONDS = 2.0
 """For what comes after the last step: the weights and the curves of the run."""
 
 
 class Spent(Exception):
-    """The CPU seconds of the training are spent."""
+    """The seconds of the training are spent."""
 
 
 class Silent:
     """A reporter that says nothing."""
 
-    def say(self, message: str) -> None: ...
-    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None: ...
-    def epoch(self, record: dict[str, Any]) -> None: ...
+    def say(self, message: str) -> None:
+        """Say nothing."""
+
+    def step(self, epoch: int, step: int, steps: int, images_per_second: float, loss: float) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Show nothing."""
 
 
-class ChargedTrainer(Trainer):
-    """The product's trainer. Only its end and the place in its schedule follow the CPU seconds of the process, all threads together.
+def clock_of(device: torch.device) -> float:
+    """Return the seconds that count on a device: of a CPU those that this process used, all threads together; of a GPU those that pass."""
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
+class TimedTrainer(Trainer):
+    """The usual trainer. Only its end and the place in its schedule follow the seconds of `clock_of`.
 
     So a training can't be repeated step by step: a machine that is slower for a while takes fewer steps.
     """
 
-    def __init__(self, request: TrainRequest, *, begun: float, seconds: float, warmup: float) -> None:
-        """`begun`: `time.process_time()` from which the seconds are charged. `warmup`: share of the seconds in which the rate rises."""
+    def __init__(self, request: TrainRequest, device: torch.device, *, begun: float, seconds: float, warmup: float) -> None:
+        """`begun`: value of `clock_of` from which seconds count. `warmup`: share of the seconds in which the rate rises."""
         self._begun, self._started = begun, time.perf_counter()
         self._step_seconds = seconds - min(RESERVED_SECONDS, seconds / 10)
-        self.cpu_seconds = self.seconds = 0.0
+        self.spent_seconds = self.seconds = 0.0
         train = replace(request.train, epochs=EPOCHS, warmup_epochs=warmup * EPOCHS)
-        super().__init__(replace(request, train=train), Ranks(), torch.device("cpu"), Silent())
+        super().__init__(replace(request, train=train), Ranks(), device, Silent())
 
     def train(self) -> None:
         """Train until the seconds are spent, then write the weights. At least one step is made."""
         try:
             self.fit()
         except Spent:
-            self.cpu_seconds, self.seconds = time.process_time() - self._begun, time.perf_counter() - self._started
+            self.spent_seconds, self.seconds = clock_of(self.device) - self._begun, time.perf_counter() - self._started
 
     def figures(self) -> dict[str, float]:
         """Return what the last whole epoch showed, or the first one while it lasts; then steps and epochs, and the seconds."""
@@ -61,7 +73,7 @@ class ChargedTrainer(Trainer):
             **{name: round(shown[name], 4) for name in names},
             "steps": self.step,
             "epochs": round(self.step / len(self.loader), 2),
-            "cpu_seconds": round(self.cpu_seconds, 1),
+            "cpu_seconds" if self.device.type == "cpu" else "device_seconds": round(self.spent_seconds, 1),
             "seconds": round(self.seconds, 1),
         }
 
@@ -74,7 +86,7 @@ class ChargedTrainer(Trainer):
             raise
 
     def _train_step(self, batch: Batch) -> Tensor:
-        spent = (time.process_time() - self._begun) / self._step_seconds
+        spent = (clock_of(self.device) - self._begun) / self._step_seconds
         if spent >= 1 and self.step:
             raise Spent
         return self.optimisation.step(int(min(spent, 1.0) * (self.total_steps - 1)), batch, self._measure)

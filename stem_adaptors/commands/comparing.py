@@ -1,0 +1,71 @@
+"""`tokenshards.compare`: tokenizers are compared, and the results written. The command `compare` calls the same code."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenshards.pipeline.commands.process import open_runner, worker_count
+from tokenshards.pipeline.commands.python_calls import as_function
+from tokenshards.pipeline.config import RayConfig
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.reports.drawings import publish_drawing
+from tokenshards.pipeline.reports.terminal import TerminalReporter
+from tokenshards.stem_adaptors.commands.compare_options import CompareOptions
+from tokenshards.stem_adaptors.comparison.comparison import Trainings, compare_tokenizers
+from tokenshards.stem_adaptors.comparison.picture import picture_png
+from tokenshards.stem_adaptors.comparison.result import Comparison
+from tokenshards.stem_adaptors.comparison.table import as_html, as_markdown
+from tokenshards.stem_adaptors.reporting.curves import load_pyplot
+
+__all__ = ["compare", "run_comparison"]
+
+WRITERS: dict[str, Callable[[Comparison], bytes]] = {
+    ".html": lambda found: as_html(found, picture_png(found)).encode(),
+    ".md": lambda found: as_markdown(found).encode(),
+    ".png": picture_png,
+    ".json": lambda found: json.dumps(found.to_json(), indent=1, sort_keys=True).encode(),
+}
+
+
+@as_function(CompareOptions)
+def compare(options: CompareOptions) -> Comparison:
+    """Compare tokenizers on the same images, as the command `compare` does, and return a Comparison. Called again, it continues.
+
+    >>> found = tokenshards.compare("patch-kmeans", images="photos", val="photos", out="comparison", minutes=0, against="none")
+    >>> found.rows[0].probe is not None, found.rows[0].top1
+    (True, None)
+
+    Raises the errors of `tokenshards.pipeline.errors`.
+    """
+    return run_comparison(options)
+
+
+def run_comparison(options: CompareOptions) -> Comparison:
+    """Compare as the options say, and write the files of `--to`. Raises what `compare` raises."""
+    places = [Path(place) for place in options.to or ()]
+    for place in places:
+        if place.suffix.lower() not in WRITERS:
+            raise ConfigError(f"--to is {place}; expected a file that ends in {', '.join(WRITERS)}")
+        if place.suffix.lower() in (".png", ".html"):
+            load_pyplot()  # a missing package is told before the work
+    request, cluster = options.request(), RayConfig(address=options.address)
+    found = compare_tokenizers(
+        request, TerminalReporter(quiet=options.quiet), lambda run: open_runner(options.runner, run, cluster), _trainings(options)
+    )
+    for place in places:
+        publish_drawing(place, WRITERS[place.suffix.lower()](found))
+    return found
+
+
+def _trainings(options: CompareOptions) -> Trainings:
+    if options.runner == "ray":
+        from tokenshards.stem_adaptors.comparison.ray_runs import run_on_ray
+
+        return functools.partial(run_on_ray, options.address)
+    from tokenshards.stem_adaptors.comparison.local_runs import run_locally
+
+    workers = worker_count(options.workers)
+    return lambda out, stores, runs, done: run_locally(out, stores, runs, workers if options.device == "cpu" else 1, done)

@@ -1,0 +1,264 @@
+"""The composition root of `compare`: make the sides, measure them, train on them, and put the results together.
+
+Everything is kept in the comparison's store under names that hold a digest of what it depends on. So the same command continues after a
+kill, and another command takes over what both have in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.config import RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.understand import understand
+from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.images.decode import DECODER
+from tokenshards.pipeline.planning.nesting import refuse_nesting
+from tokenshards.pipeline.planning.planner import Listing
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.reports.terminal import TerminalReporter
+from tokenshards.pipeline.runners.base import Runner
+from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.sources import open_source
+from tokenshards.pipeline.sources.base import ImageSource
+from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
+from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+from tokenshards.pipeline.tokenizers.pixels.pixel_values import PixelValues
+from tokenshards.pipeline.words import counted
+from tokenshards.stem_adaptors.comparison.compare_config import MOST_PIXEL_SIDE, PIXELS, CompareRequest, Side
+from tokenshards.stem_adaptors.comparison.contestants import contestant_of, keep_tokenizer
+from tokenshards.stem_adaptors.comparison.file_budget import best_file
+from tokenshards.stem_adaptors.comparison.measures import fidelity, file_bytes, stored_bytes
+from tokenshards.stem_adaptors.comparison.paired import packed
+from tokenshards.stem_adaptors.comparison.probe import linear_probe
+from tokenshards.stem_adaptors.comparison.result import Comparison
+from tokenshards.stem_adaptors.comparison.side_data import Counted, SideData, tokenized
+from tokenshards.stem_adaptors.comparison.timed_run import Run
+
+__all__ = ["OpenRunner", "Trainings", "compare_tokenizers"]
+
+OpenRunner = Callable[[RunConfig], Runner]
+Trainings = Callable[[str, dict[str, Any], Sequence[Run], Callable[[dict[str, Any]], None]], None]
+"""Trains (out URL, storage options, runs) and tells each result."""
+
+CHOSEN_ON = 100
+"""Training images on which the settings of a file are chosen."""
+EQUAL_BYTES = 1.05
+"""Tokenizers whose bytes differ by no more than this factor meet files of one size, that of the largest."""
+RESULT = "comparison.json"
+
+
+def compare_tokenizers(request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings) -> Comparison:
+    """Return the comparison, and keep it as `comparison.json` in the store of the request.
+
+    Raises ConfigError where a tokenizer or an option is wrong or the images have no labels, DoubtError where the input is in grave doubt,
+    and the errors of fitting, converting and training.
+    """
+    return _Making(replace(request, out_url=absolute_url(request.out_url)), reporter, open_runner, train).run()
+
+
+class _Making:
+    def __init__(self, request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings) -> None:
+        self._request, self._reporter, self._open_runner, self._train = request, reporter, open_runner, train
+        self._store = Store(request.out_url, storage_options=request.out_options)
+        self._images = ""
+        self._data: dict[str, SideData] = {}
+
+    def run(self) -> Comparison:
+        request, say = self._request, self._reporter.say
+        contestants = [contestant_of(text, sample=request.sample, storage_options=request.tokenizer_options) for text in request.tokenizers]
+        digests = []
+        with self._listed(request.val_url, request.val, "val", 0) as (_, _, digest):
+            digests.append(digest)
+        with self._listed(request.images_url, request.images, "images", request.sample) as (source, sample, digest):
+            if request.images_url == request.val_url and request.images.split == request.val.split:
+                say("note: --images and --val are the same, so that figures tell how well images are remembered")
+            self._images = sha256_hex(" ".join([digest, *digests]).encode())
+            fits = {}
+            for who in contestants:
+                place = who.place(self._images)
+                fits[who.name] = (
+                    place,
+                    keep_tokenizer(who, self._store, place, source, sample, storage_options=request.tokenizer_options, say=say),
+                )
+        sides = [self._token_side(name, place, seconds) for name, (place, seconds) in fits.items()]
+        sides += self._baselines(sides)
+        return self._finished(sides)
+
+    def _listed(self, url: str, config: SourceConfig, option: str, sample: int) -> _Listed:
+        refuse_nesting(url, config, self._store)
+        return _Listed(open_source(url, config), config, option, sample, self._reporter.say)
+
+    def _token_side(self, name: str, place: str, fit_seconds: float | None) -> Side:
+        data = self._tokenized(name, place)
+        facts = self._kept(place, "facts", data, lambda: self._token_facts(place, data))
+        return Side(
+            name=name,
+            kind="tokens",
+            place=place,
+            data=data.digest,
+            size=data.train.spec.preprocess.size,
+            stored_bytes=facts["bytes"],
+            facts={**facts, "fit_cpu_seconds": fit_seconds},
+        )
+
+    def _token_facts(self, place: str, data: SideData) -> dict[str, Any]:
+        self._reporter.say(f"{place}: measuring bytes and fidelity …")
+        request = self._request
+        folder = Store(f"{self._store.location}/{place}/tokenizer", storage_options=self._store.storage_options)
+        return {
+            **stored_bytes(data.train, data.val, data.tokenizer, request.stored_images),
+            **fidelity(folder, request.val_url, replace(request.val, yes=True)),
+        }
+
+    def _tokenized(self, name: str, place: str) -> SideData:
+        request = self._request
+        found = tokenized(request, self._store, place, name, lambda: self._open_runner(request.run), self._reporter)
+        if not found.train.classes:
+            raise ConfigError(
+                f"{display_url(request.images_url)}: no image has a label, so accuracy cannot be compared; expected labels, such as class "
+                "folders. Name them with --label or --label-from; `evaluate-tokenizer` needs none"
+            )
+        self._data[place] = found
+        return found
+
+    def _kept(self, place: str, name: str, data: SideData, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what was kept under this name for this data, or make and keep it."""
+        path = f"{place}/{name}-{sha256_hex(f'{data.digest} {self._request.stored_images}'.encode())[:12]}.json"
+        if self._store.info(path) is None:
+            self._store.write(path, json.dumps(make(), sort_keys=True).encode())
+        found: dict[str, Any] = json.loads(self._store.read(path))
+        return found
+
+    def _baselines(self, sides: Sequence[Side]) -> list[Side]:
+        """Return JPEG and WebP at the bytes of each tokenizer, and pixels, in the size of the largest tokenizer."""
+        request = self._request
+        if not request.against:
+            return []
+        size = min(MOST_PIXEL_SIDE, max(side.size for side in sides))
+        preprocess = Preprocess(size=size, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
+        pixels = self._pixel_side(PIXELS, PixelValues(preprocess))
+        found, data = [], self._data[pixels.place]
+        for budget in _grouped([side.stored_bytes for side in sides if side.stored_bytes is not None]):
+            for format in request.against:
+                if format != PIXELS:
+                    found.append(self._file_side(format, budget, preprocess, data))
+        return found + ([pixels] if PIXELS in request.against else [])
+
+    def _file_side(self, format: str, budget: float, preprocess: Preprocess, pixels: SideData) -> Side:
+        name = f"{format}:{budget:.0f}"
+        chosen_on = pixels.train[: min(CHOSEN_ON, len(pixels.train))].ids_BLQ  # a plan has shuffled them
+        choice = best_file(format, chosen_on.reshape(len(chosen_on), preprocess.size, preprocess.size, 3), budget)
+        if choice is None:
+            return Side(name=name, kind=format, place="", budget=budget, absent=f"no resolution gets files down to {budget:.0f} bytes")
+        tokenizer = PixelValues(preprocess, choice[0])
+        side = self._pixel_side(name, tokenizer)
+        return replace(side, kind=format, budget=budget, stored_bytes=file_bytes(choice[0], pixels.val))
+
+    def _pixel_side(self, name: str, tokenizer: PixelValues) -> Side:
+        place = f"sides/{tokenizer.spec.fingerprint[:12]}-{self._images[:12]}"
+        folder = Store(f"{self._store.location}/{place}/tokenizer", storage_options=self._store.storage_options)
+        if folder.info("tokenizer.json") is None:
+            save_tokenizer(tokenizer, folder, "", {})
+        data = self._tokenized(name, place)
+        facts: dict[str, Any] = {"file": None if tokenizer.file is None else tokenizer.file.to_json()}
+        if tokenizer.file is not None:
+            request = self._request
+            facts |= self._kept(place, "facts", data, lambda: fidelity(folder, request.val_url, replace(request.val, yes=True)))
+        return Side(name=name, kind=PIXELS, place=place, data=data.digest, size=tokenizer.spec.preprocess.size, facts=facts)
+
+    def _finished(self, sides: Sequence[Side]) -> Comparison:
+        request, say = self._request, self._reporter.say
+        present = [side for side in sides if not side.absent]
+        for side in sides:
+            if side.absent:
+                say(f"{side.name}: left out: {side.absent}")
+        say("linear probes …")
+        probes = {side.name: self._probe(side) for side in present}
+        runs = self._runs(present)
+        results = self._results(runs)
+        found = Comparison.of(request, sides, probes, {run: result for run, result in results.items()})
+        self._store.write(RESULT, json.dumps(found.to_json(), indent=1, sort_keys=True).encode())
+        return found
+
+    def _probe(self, side: Side) -> dict[str, Any]:
+        data = self._data[side.place]
+
+        def measured() -> dict[str, Any]:
+            right_N = linear_probe(data.train, data.val)
+            return {"right": packed(right_N), "images": len(right_N), "top1": round(float(np.mean(right_N)), 5)}
+
+        return self._kept(side.place, "probe", data, measured)
+
+    def _runs(self, sides: Sequence[Side]) -> list[Run]:
+        request = self._request
+        if not request.minutes:
+            return []
+        seconds = 60 * request.minutes
+        return [
+            Run(side=side.place, data=side.data, seed=seed, seconds=seconds, device=request.device)
+            for seed in range(request.seeds)
+            for side in sides
+        ]
+
+    def _results(self, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
+        request, say, store = self._request, self._reporter.say, self._store
+        results = {run: json.loads(store.read(run.path)) for run in runs if store.info(run.path) is not None}
+        waiting = [run for run in runs if run not in results]
+        if not runs:
+            return {}
+        before = f"{len(results):,} of {counted(len(runs), 'training')} kept from before; " if results else ""
+        say(f"{before}{counted(len(waiting), 'training')} of {request.minutes:g} minutes each, {request.device} …")
+        by_key = {(run.side, run.seed): run for run in runs}
+        self._reporter.begin(len(runs), len(results), "trainings")
+
+        def done(result: dict[str, Any]) -> None:
+            results[by_key[result["side"], result["seed"]]] = result
+            self._reporter.count(len(results))
+
+        try:
+            self._train(store.location, store.storage_options, waiting, done)
+        finally:
+            self._reporter.end()
+        return results
+
+
+class _Listed:
+    """A listing as a context: the source, its sample and the digest of its rows."""
+
+    def __init__(self, source: ImageSource, config: SourceConfig, option: str, sample: int, say: Callable[[str], None]) -> None:
+        self._source, self._config, self._option, self._say = source, config, option, say
+        self._rows = Counted(source.list_rows())
+        self._listing = Listing(self._rows, order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=0)
+
+    def __enter__(self) -> tuple[ImageSource, list[PlanRow], str]:
+        listing = self._listing.__enter__()
+        try:
+            settle_sixteen_bit(self._source, listing.sample or listing.spread)
+            self._say(f"--{self._option}:")
+            understand(self._source, self._config, self._say)
+        except BaseException:
+            self._listing.__exit__()
+            raise
+        return self._source, listing.sample, f"{self._rows.digest} {sorted(map(str, asdict(self._config.image_rules).items()))}"
+
+    def __exit__(self, *error: object) -> None:
+        self._listing.__exit__(*error)
+
+
+def _grouped(sizes: Sequence[float]) -> Iterator[float]:
+    """Yield the largest of each group of nearly equal sizes, ascending."""
+    group: list[float] = []
+    for size in sorted(sizes):
+        if group and size > EQUAL_BYTES * group[0]:
+            yield group[-1]
+            group = []
+        group.append(size)
+    if group:
+        yield group[-1]

@@ -1,0 +1,62 @@
+"""The trainings of a comparison in processes of one thread each on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tokenshards.pipeline.errors import IncompleteError
+from tokenshards.stem_adaptors.comparison.timed_run import Run, train_run
+
+__all__ = ["run_locally"]
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_locally(
+    out_url: str, storage_options: dict[str, Any], runs: Sequence[Run], workers: int, done: Callable[[dict[str, Any]], None]
+) -> None:
+    """Train all runs, `workers` at a time; `done` gets each result. Results are kept as they arrive, so that a stopped comparison goes on.
+
+    Raises IncompleteError where a process was killed, and the errors of a training.
+    """
+    if not runs:
+        return
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a process imports numpy
+    try:
+        with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+            waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
+            try:
+                for finished in as_completed(waiting):
+                    done(finished.result())
+            except BrokenProcessPool:
+                raise IncompleteError(
+                    "a process of a training was killed, perhaps because memory ran out; finished trainings are kept. Run the same command "
+                    "again, with fewer --workers"
+                ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list((pool._processes or {}).values()):  # a training takes minutes: nobody waits for it
+                    process.terminate()
+                raise
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _end_with_parent() -> None:
+    """End this process when the comparison is killed; without this it would finish its training."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,104 @@
+"""The datasets of a side: its tokens of all images, through the usual conversion, which continues where a killed one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.config import PlanConfig, SourceConfig
+from tokenshards.pipeline.conversion.request import TokenizeRequest
+from tokenshards.pipeline.conversion.tokenize import Conversion
+from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.reports.terminal import TerminalReporter
+from tokenshards.pipeline.runners.base import Runner
+from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.base import Tokenizer
+from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.stem_adaptors.comparison.compare_config import CompareRequest
+
+__all__ = ["Counted", "SideData", "tokenized"]
+
+
+class Counted:
+    """Rows that pass through, and a digest of all of them in any order: the listing's fingerprint."""
+
+    def __init__(self, rows: Iterator[PlanRow]) -> None:
+        self._rows, self._sum = rows, 0
+        self.inputs = 0
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        for row in self._rows:
+            text = f"{row.kind}\0{row.sample_id}\0{row.path}\0{row.size}\0{row.version}\0{row.label}\0{row.row_start}\0{row.row_stop}"
+            self._sum = (self._sum + int(sha256_hex(text.encode()), 16)) % (1 << 256)
+            self.inputs += max(0, row.inputs)
+            yield row
+
+    @property
+    def digest(self) -> str:
+        """Of the rows so far."""
+        return f"{self._sum:064x}"
+
+
+class _Quiet(TerminalReporter):
+    """Shows the bar of a conversion, not its lines: the input is the same for every side, and was told at the start."""
+
+    def __init__(self, shown: TerminalReporter, what: str) -> None:
+        self._shown, self._what = shown, what
+        self.said = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def begin(self, planned: int | None, done: int, what: str = "images") -> None:
+        self._shown.begin(planned, done, self._what)
+
+    def advance(self, progress: RunProgress) -> None:
+        self._shown.advance(progress)
+
+    def end(self) -> None:
+        self._shown.end()
+
+
+@dataclass(frozen=True, slots=True)
+class SideData:
+    """The opened datasets of a side and its tokenizer."""
+
+    train: TokenDataset
+    val: TokenDataset
+    tokenizer: Tokenizer
+
+    @property
+    def digest(self) -> str:
+        """Of all stored ids and labels."""
+        return sha256_hex(f"{self.train.digest} {self.val.digest}".encode())[:16]
+
+
+def tokenized(
+    request: CompareRequest, store: Store, place: str, name: str, open_runner: Callable[[], Runner], reporter: TerminalReporter
+) -> SideData:
+    """Make or finish both datasets of a side whose tokenizer lies in `place`/tokenizer, and open them. Labels of both are one table.
+
+    Raises the errors of a conversion.
+    """
+    root, options = f"{store.location}/{place}", store.storage_options
+    parts: tuple[tuple[str, str, SourceConfig, str], ...] = (
+        ("train", request.images_url, request.images, f"{root}/tokenizer"),
+        ("val", request.val_url, request.val, f"{root}/train"),
+    )
+    for part, url, config, tokenizer in parts:
+        conversion = TokenizeRequest(
+            source_url=url,
+            out_url=f"{root}/{part}",
+            tokenizer_url=tokenizer,
+            source=replace(config, yes=True),  # doubts were settled before any work
+            plan=PlanConfig(codec="default"),
+            run=request.run,
+            out_options=options,
+            tokenizer_options=options,
+        )
+        Conversion(conversion, _Quiet(reporter, f"{name}, {part}"), open_runner()).run()
+    train, val = (open_dataset(f"{root}/{part}", storage_options=options) for part in ("train", "val"))
+    return SideData(train, val, load_tokenizer(Store(f"{root}/tokenizer", storage_options=options), ""))

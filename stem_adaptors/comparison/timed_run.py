@@ -1,0 +1,128 @@
+"""One training of the comparison: a small classifier on one side's tokens, from one seed, until its seconds are spent."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tokenshards.pipeline.canonical import sha256_hex
+from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.stem_adaptors.augment import allowed_augmentations
+from tokenshards.stem_adaptors.comparison.paired import packed
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.training.timed_trainer import TimedTrainer, clock_of
+from tokenshards.stem_adaptors.training.training_request import TrainRequest
+
+__all__ = ["Run", "train_run"]
+
+MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3)
+TOKENS_A_SIDE = 8
+"""Tokens of the transformer along each axis of a grid, on every side of the comparison."""
+AUGMENT = AugmentConfig(
+    synonym_prob=0.0,
+    swap_prob=0.0,
+    flip_prob=0.5,
+    crop_share=1.0,
+    crop_scale_min=0.35,
+    noise_prob=0.25,
+    noise_std=0.5,
+    noise_channel_std=0.5,
+    cutmix_prob=0.5,
+)
+TRAIN = TrainConfig(lr=2e-3)
+BATCH, MEASURED_TOGETHER = 64, 100
+WARMUP = 0.1
+"""Share of the seconds in which the rate rises."""
+"""The recipe `laptop_64px`, without operations on single ids, which pixels have not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What to train, and where its result is kept. JSON can hold all fields."""
+
+    side: str
+    """Folder of the side in the comparison's store."""
+    data: str
+    """Digest of the data of that side: results of other data are not taken."""
+    seed: int
+    seconds: float
+    device: str = "cpu"
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that the result depends on."""
+        recipe = [asdict(part) for part in (MODEL, AUGMENT, TRAIN)]
+        settings = {**asdict(self), "recipe": [*recipe, BATCH, WARMUP, TOKENS_A_SIDE]}
+        return sha256_hex(json.dumps(settings, sort_keys=True).encode())[:16]
+
+    @property
+    def path(self) -> str:
+        """Where the result lies in the comparison's store."""
+        return f"runs/{self.key}.json"
+
+
+def train_run(out_url: str, storage_options: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Train, measure, keep the result and return it: `right` as text of `packed`, `images`, `top1`, and figures of the training.
+
+    The training itself is not resumed: it takes minutes.
+    """
+    torch.set_num_threads(1)
+    store = Store(out_url, storage_options=storage_options)
+    train, val = (open_dataset(f"{store.location}/{run.side}/{part}", storage_options=storage_options) for part in ("train", "val"))
+    device = torch.device(run.device)
+    begun = clock_of(device)
+    with tempfile.TemporaryDirectory(prefix="tokenshards-compare-") as folder:
+        request = TrainRequest(
+            data=train,
+            val=None,
+            out=Store(folder),
+            model=_model(train),
+            augment=allowed_augmentations(train.spec, AUGMENT),
+            loader=LoaderConfig(batch_size=min(BATCH, len(train)), seed=run.seed),
+            train=replace(TRAIN, seed=run.seed, device=run.device, checkpoint_seconds=1e6),
+        )
+        trainer = TimedTrainer(request, device, begun=begun, seconds=run.seconds, warmup=WARMUP)
+        trainer.train()
+    right_N = _right(trainer, val, device)
+    found = {
+        **trainer.figures(),
+        "side": run.side,
+        "seed": run.seed,
+        "right": packed(right_N),
+        "images": len(right_N),
+        "top1": round(float(right_N.mean()), 5),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "process": os.getpid(),
+    }
+    store.write(run.path, json.dumps(found, sort_keys=True).encode())
+    return found
+
+
+def _model(dataset: TokenDataset) -> ModelConfig:
+    """Return the model with the step of the stem that leaves about as many tokens on every side."""
+    grid = dataset.spec.layout.grid
+    if not grid:
+        return MODEL
+    return replace(MODEL, stem="conv", stem_patch=max(1, round(max(grid[-2:]) / TOKENS_A_SIDE)))
+
+
+@torch.inference_mode()
+def _right(trainer: TimedTrainer, val: TokenDataset, device: torch.device) -> npt.NDArray[np.bool_]:
+    """Return which labelled images, in stored order, are classified correctly."""
+    model = trainer.model.eval()
+    config = LoaderConfig(batch_size=min(MEASURED_TOGETHER, len(val)), order="sequential", end="pad")
+    right = []
+    for batch in TokenLoader(val, config, device=device):
+        logits_BC = model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD)
+        kept_B = (batch.weights_B > 0) & (batch.labels_B >= 0)
+        right.append((logits_BC.argmax(dim=1) == batch.labels_B)[kept_B].cpu().numpy())
+    return np.concatenate(right)
