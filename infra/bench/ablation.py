@@ -18,7 +18,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from accuracy_per_byte import digest_of, options_of, prepared
-from paired_runs import Job, Recipe, correctness, interval, resampled, run_jobs
+from paired_runs import Job, Recipe, correctness, run_jobs
+
+from tokenshards.stem_adaptors.comparison.paired import interval, resampled
 
 SIDE = "tokens_512"
 FULL = "all augmentations"

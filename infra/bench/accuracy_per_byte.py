@@ -9,6 +9,8 @@ residual network through the timm bridge), steps, batches, optimiser, schedule a
 - `tokens_N`: N bytes an image, one byte per id, from shards through the loader, id augmentations and embedding of this project;
 - `compact_N`: the same with tokens that take N bytes with the codec `compact`, tokenizer and model included (`token_budgets.py`);
 - `jpeg_N`, `webp_N`: decoded images whose bytes are N on average (`byte_budgets.py` explains what counts and how settings are chosen);
+- `recognition_N`, and with `--networks` `latent-ids_N`: the network gets the ids themselves, through their embedding and a stem adaptor, with
+  codec `compact` (`id_sides.py`);
 - `vq_N`, `latent_N`, `latent-compact_N`, with `--networks`: N bytes from tokenizers with networks, decoded images (`network_sides.py`);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: as `jpeg_N` and `webp_N`, with a quality for every single image.
 
@@ -35,20 +37,36 @@ from pathlib import Path
 from typing import Any
 
 from byte_budgets import SIZES, generate_images, prepare_baseline, prepare_images, split_files
-from network_sides import NETWORKS, prepare_network
-from paired_runs import Job, Recipe, correctness, in_processes, interval, resampled, run_jobs
-from token_budgets import CHOICES, COMPACT, prepare_tokens
+from id_sides import RECOGNITION, prepare_ids
+from network_sides import LATENT_COMPACT, LATENT_LEVELS, NETWORKS, VQ, prepare_network
+from paired_runs import ID_SIDES, Job, Recipe, correctness, in_processes, run_jobs
+from token_budgets import CHOICES, prepare_tokens
+
+from tokenshards.stem_adaptors.comparison.paired import interval, resampled
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "tiny_imagenet_10"
 HELD_OUT = 2000
 CODECS = ("jpeg", "webp")
 OWN_CODECS = ("jpeg-own", "webp-own")
-STORED = ("compact", "latent-compact")
-"""Sides that are stored with the codec `compact`, at the sizes of COMPACT."""
+CHOSEN = {**CHOICES, "recognition": RECOGNITION}
+"""Settings that, changed, make a side anew."""
+SIDES = {
+    **CHOSEN,
+    "latent-ids": LATENT_COMPACT,
+    "vq": VQ,
+    "latent": LATENT_LEVELS,
+    "latent-compact": LATENT_COMPACT,
+}
+"""Sizes and settings of each kind of side that is not a file."""
+STORED = ("compact", "recognition", "latent-ids", "latent-compact")
+"""Kinds that are stored with the codec `compact`."""
+WITH_NETWORKS = (*NETWORKS, "latent-ids")
 LINES = (
     ("tokens", "C0", "-", "tokens, a byte an id"),
     ("compact", "C5", "-", "tokens, codec compact"),
+    ("recognition", "C8", "-", "recognition tokens, codec compact, from ids"),
+    ("latent-ids", "C9", "-", "latent-kmeans (taef2), codec compact, from ids"),
     ("vq", "C3", "-", "vq-autoencoder, decoded"),
     ("latent", "C4", "-", "latent-kmeans (taef2), decoded"),
     ("latent-compact", "C6", "-", "latent-kmeans (taef2), codec compact, decoded"),
@@ -108,7 +126,7 @@ def prepared(options: argparse.Namespace, sides: list[str]) -> tuple[Path, dict[
     if made.get("images") != digest:
         made = {"images": digest, "split": about, "sides": {}}
         prepare_images(work, split)
-    for side, choice in ((f"{kind}_{size}", choice) for kind, choices in CHOICES.items() for size, choice in choices.items()):
+    for side, choice in ((f"{kind}_{size}", choice) for kind, choices in CHOSEN.items() for size, choice in choices.items()):
         found = made["sides"].get(side, {})
         if found and asdict(choice) != {name: found.get(name) for name in asdict(choice)}:
             del made["sides"][side]  # made by another tokenizer
@@ -129,13 +147,16 @@ def digest_of(made: dict[str, Any], side: str) -> str:
 
 def _weight(side: str) -> tuple[int, int]:
     kind, _, size = side.partition("_")
-    return ("vq", "webp-own", "jpeg-own", "latent-compact", "latent", "webp", "compact", "tokens", "jpeg").index(kind), -int(size)
+    slowest = ("vq", "webp-own", "jpeg-own", "latent-ids", "latent-compact", "latent", "webp", "recognition", "compact", "tokens", "jpeg")
+    return slowest.index(kind), -int(size)
 
 
 def _prepare(work: Path, side: str, quick: bool) -> tuple[str, dict[str, Any]]:
     kind, _, size = side.partition("_")
     if kind in CHOICES:
         return side, prepare_tokens(work, kind, int(size), **({"fit_patches": 10_000} if quick else {}))
+    if kind in ID_SIDES:
+        return side, prepare_ids(work, kind, int(size))
     if kind in NETWORKS:
         return side, prepare_network(work, kind, int(size), quick=quick)
     return side, prepare_baseline(work, kind, int(size), **({"sample": 10} if quick else {}))
@@ -153,7 +174,7 @@ def summary(right: dict[str, Any], sizes: list[int], seeds: list[int]) -> dict[s
     found["over_best_baseline"] = {str(size): entry for size, entry in over.items() if entry}
     found["crossover_bytes"] = crossover({size: entry["difference"] for size, entry in over.items() if entry})
     for ours in STORED:
-        differences = {size: over_best(top1, means, size, CODECS, ours) for size in COMPACT}
+        differences = {size: over_best(top1, means, size, CODECS, ours) for size in SIDES[ours]}
         found[f"{ours}_over_best_baseline"] = {str(size): entry for size, entry in differences.items() if entry}
     own = {size: over_best(top1, means, size, OWN_CODECS) for size in sizes}
     found["over_best_with_own_qualities"] = {str(size): entry for size, entry in own.items() if entry}
@@ -243,10 +264,10 @@ def plot(found: dict[str, Any], made: dict[str, Any], path: Path) -> None:
 def main() -> None:
     options = options_of(__doc__.split("\n")[0])
     sizes = [64, 512] if options.quick else list(SIZES)
-    every = ["pixels", *(f"{kind}_{size}" for size in sizes for kind in ("tokens", *CODECS))]
-    every += [f"compact_{size}" for size in COMPACT if size in sizes]
+    every = ["pixels", *(f"{codec}_{size}" for size in sizes for codec in CODECS)]
+    every += [f"{kind}_{size}" for size in sizes for kind in ("tokens", "compact", "recognition") if size in SIDES[kind]]
     every += [f"{kind}_{size}" for size in options.own_qualities for kind in OWN_CODECS]
-    every += [f"{kind}_{size}" for size in sizes for kind in NETWORKS if options.networks and (kind not in STORED or size in COMPACT)]
+    every += [f"{kind}_{size}" for size in sizes for kind in WITH_NETWORKS if options.networks and size in SIDES[kind]]
     sides = options.only or every
     if unknown := sorted(set(sides) - set(every)):
         sys.exit(f"--only has {unknown}; expected some of {', '.join(every)}")

@@ -13,7 +13,6 @@ Shapes: N images, Q qualities.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tokenshards.pipeline.tokenizers.pixels.small_file import SmallFile, resized
+
 SIDE = 64
-SIZES = (64, 128, 256, 512)
+SIZES = (32, 64, 128, 256, 512)
 SAMPLE = 200
 """Training images on which resolution, chroma sampling and the common quality are chosen."""
 MOST_BYTES = 8
@@ -34,8 +35,8 @@ QUALITIES = {
     "jpeg": (*range(1, 20), *range(20, 50, 2), *range(50, 98, 3)),
     "webp": (*range(20), *range(20, 50, 2), *range(50, 98, 3)),
 }
-SUBSAMPLINGS: dict[str, tuple[int, ...]] = {"jpeg": (0, 2), "webp": (2,)}
-"""4:4:4 and 4:2:0; lossy WebP has 4:2:0 alone."""
+SUBSAMPLINGS: dict[str, tuple[str, ...]] = {"jpeg": ("4:4:4", "4:2:0"), "webp": ("4:2:0",)}
+"""Lossy WebP has 4:2:0 alone."""
 
 
 @dataclass(frozen=True)
@@ -85,41 +86,18 @@ def load_pixels(files: list[Path]) -> np.ndarray:
     return np.stack([np.asarray(p if p.size == (SIDE, SIDE) else p.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in images])
 
 
-def resized(pixels_HWC: np.ndarray, side: int) -> np.ndarray:
-    if pixels_HWC.shape[0] == side:
-        return pixels_HWC
-    return np.asarray(Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC))
-
-
 def psnr(original_HWC: np.ndarray, other_HWC: np.ndarray) -> float:
     """Return dB, after enlarging the other image to the original's size."""
     error = np.square(original_HWC.astype(np.float32) - resized(other_HWC, len(original_HWC))).mean()
     return float(10 * np.log10(255**2 / max(float(error), 1e-2)))
 
 
-def scan_bytes(data: bytes) -> int:
-    """Return the bytes of a JPEG's entropy-coded data, without the marker that ends the file."""
-    at = 2
-    while True:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        at += 2 + length
-        if marker == 0xDA:
-            return len(data) - at - 2
-
-
-def encoded(codec: str, pixels_HWC: np.ndarray, subsampling: int, quality: int) -> tuple[int, np.ndarray]:
+def encoded(codec: str, pixels_HWC: np.ndarray, subsampling: str, quality: int) -> tuple[int, np.ndarray]:
     """Return the bytes that count, and the decoded pixels."""
-    room = io.BytesIO()
-    image = Image.fromarray(pixels_HWC)
-    if codec == "jpeg":
-        image.save(room, "JPEG", quality=quality, subsampling=subsampling)
-    else:
-        image.save(room, "WEBP", quality=quality, method=6)
-    data = room.getvalue()
-    return scan_bytes(data) if codec == "jpeg" else len(data), np.asarray(Image.open(room).convert("RGB"))
+    return SmallFile(format=codec, side=len(pixels_HWC), quality=quality, subsampling=subsampling).stored(pixels_HWC)
 
 
-def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling: int, most: float) -> tuple[np.ndarray, np.ndarray]:
+def rate_and_quality(codec: str, pixels_NHWC: np.ndarray, side: int, subsampling: str, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Return bytes and PSNR [N, Q] at every quality. Files above `most` bytes count as infinitely large."""
     qualities = QUALITIES[codec]
     sizes_NQ, psnr_NQ = np.full((len(pixels_NHWC), len(qualities)), np.inf), np.zeros((len(pixels_NHWC), len(qualities)))
@@ -172,7 +150,7 @@ def choose_setting(kind: str, pixels_NHWC: np.ndarray, budget: int, sample: int)
                 continue
             found = float(psnr_NQ[np.arange(len(chosen_N)), chosen_N].mean())
             if best is None or found > best["psnr_db_of_sample"]:
-                best = {"side": side, "subsampling": "4:4:4" if subsampling == 0 else "4:2:0", "psnr_db_of_sample": round(found, 3)}
+                best = {"side": side, "subsampling": subsampling, "psnr_db_of_sample": round(found, 3)}
                 if choose is common_quality:
                     best["quality"] = QUALITIES[codec][int(chosen_N[0])]
     return best
@@ -184,7 +162,7 @@ def prepare_baseline(work: Path, kind: str, size: int, *, sample: int = SAMPLE) 
     setting = choose_setting(kind, originals["train"], size, sample)
     if setting is None:
         return {"bytes": None, "reason": f"no resolution gets a {codec} file down to {size} bytes on average"}
-    side, subsampling = setting["side"], 0 if setting["subsampling"] == "4:4:4" else 2
+    side, subsampling = setting["side"], setting["subsampling"]
     everything_NHWC = np.concatenate([originals["train"], originals["held_out"]])
     if "quality" in setting:
         qualities = np.full(len(everything_NHWC), setting["quality"])

@@ -48,7 +48,9 @@ def prepare_network(work: Path, kind: str, size: int, *, quick: bool = False) ->
     if kind == "vq":
         tokenizer, found = _vq(originals["train"], size, quick)
     else:
-        tokenizer, found = _latent(originals["train"], *(LATENT_COMPACT[size] if kind == "latent-compact" else (LATENT_LEVELS[size], 256)))
+        levels, codes = LATENT_COMPACT[size] if kind == "latent-compact" else (LATENT_LEVELS[size], 256)
+        tokenizer, statistics = latent_tokenizer(originals["train"], levels, codes)
+        found = {"levels": levels, "codes": codes, "latents": statistics["latents"]}
     layout = tokenizer.spec.layout
     if kind != "latent-compact" and (layout.sites * layout.ids_per_site != size or tokenizer.spec.id_dtype != np.uint8):
         raise ValueError(f"{kind}_{size}: {layout.sites} sites of {layout.ids_per_site} {tokenizer.spec.id_dtype}; expected {size} bytes")
@@ -80,7 +82,8 @@ def _vq(train_NHWC: np.ndarray, size: int, quick: bool) -> tuple[Tokenizer, dict
     return tokenizer, {"patch": patch, "levels": levels, "epochs": config.epochs, "images": statistics["images"]}
 
 
-def _latent(train_NHWC: np.ndarray, levels: int, codes: int) -> tuple[Tokenizer, dict[str, Any]]:
+def latent_tokenizer(train_NHWC: np.ndarray, levels: int, codes: int) -> tuple[Tokenizer, dict[str, Any]]:
+    """Fit codes on the latents of taef2 to the training images and their mirror images; return the tokenizer with its statistics."""
     from tokenshards.pipeline.tokenizers.fitted.latent_fit import fit_latent_kmeans
     from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import open_encoder
 
@@ -88,8 +91,7 @@ def _latent(train_NHWC: np.ndarray, levels: int, codes: int) -> tuple[Tokenizer,
     preprocess = Preprocess(size=SIDE, exif_orientation=True, decoder=DECODER)
     encoder = open_encoder(str(TAEF2 / "taef2_encoder.pth"), str(TAEF2 / "taef2_decoder.pth"))
     named = ((sha256_hex(pixels.tobytes()), pixels) for pixels in train_NHWC)
-    tokenizer, statistics = fit_latent_kmeans(named, encoder, config, preprocess)
-    return tokenizer, {"levels": levels, "codes": codes, "latents": statistics["latents"]}
+    return fit_latent_kmeans(named, encoder, config, preprocess)
 
 
 def _encoded(tokenizer: Tokenizer, pixels_NHWC: np.ndarray) -> list[TokenBatch]:

@@ -1,16 +1,16 @@
 """One training run of the accuracy benches, many such runs in processes of one thread each, and the statistics of their differences.
 
-Every side yields the same kind of tensor: images [B, 3, h, w], standardised per colour, at the stored resolution. All sides share
-mirroring, crop (to 64 x 64), noise, CutMix, network, optimiser and schedule. Pixels are read from an array. Tokens come from shards through
-`TokenLoader`, augmentations of ids, which pixels do not have, and `TokenEmbedding`. A code of patch k-means is a patch, so its vector is
-laid out as that patch.
+Every side yields the same kind of tensor: a map [B, D, h, w], standardised per channel. All sides share mirroring, crop, noise, CutMix,
+network, optimiser and schedule. Pixels (D = 3) are read from an array, at the stored resolution, and cropped to 64 x 64. Tokens come from
+shards through `TokenLoader`, augmentations of ids, which pixels do not have, and `TokenEmbedding`. A code of patch k-means is a patch, so its
+vector is laid out as that patch, and all is as with pixels. Of `IdSide` the network gets the embeddings themselves, on their grid; the stem
+adaptor brings them to the 16 x 16 sites of the first stage.
 
 Shapes: B images of a batch, N held-out images, S seeds, D values of a patch.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import multiprocessing
@@ -34,14 +34,16 @@ from torch import Tensor, nn
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, crops, embed_ops, soft_targets
 from tokenshards.stem_adaptors.augment.token_model import Lookup
+from tokenshards.stem_adaptors.comparison.paired import packed, unpacked
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.models.embedding import TokenEmbedding, embedding_statistics
 from tokenshards.stem_adaptors.training.parameter_groups import parameter_groups
 from tokenshards.stem_adaptors.training.schedule import learning_rate
 
-RESAMPLES = 4000
 EVALUATION_BATCH = 100
+ID_SIDES = ("recognition", "latent-ids")
+"""Kinds of side whose ids the network gets."""
 
 AUGMENT = AugmentConfig(
     flip_prob=0.5,
@@ -82,6 +84,8 @@ Batches = Iterator[tuple[Tensor, Tensor, SampleKeys]]
 class PixelSide:
     """Images from `SIDE.npz`."""
 
+    channels, grid = 3, (SIDE, SIDE)
+
     def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
         stored, names = np.load(work / f"{side}.npz"), split_names(work)
         self.classes = sorted({name.partition("/")[0] for name in names["train"]})
@@ -113,6 +117,8 @@ class PixelSide:
 class TokenSide:
     """Images from the shards of `SIDE/train` and `SIDE/held_out`."""
 
+    channels, grid = 3, (SIDE, SIDE)
+
     def __init__(self, work: Path, side: str, recipe: Recipe, seed: int) -> None:
         train, held_out = (open_dataset(str(work / side / part)) for part in ("train", "held_out"))
         self.classes = [str(name) for name in train.classes]
@@ -123,8 +129,8 @@ class TokenSide:
         on_ids = {name: getattr(recipe.augment, name) for name in ("synonym_prob", "synonym_replace_prob", "synonym_count", "swap_prob")}
         augment = replace(AugmentConfig.off(), crop_share=1.0, synonym_metric=recipe.augment.synonym_metric, **on_ids)
         self._transform = TokenTransform(train.spec, train.codebook(), augment, len(self.classes))
-        self._patch = int(train.spec.config["patch"])
         self._embedding = TokenEmbedding(train.spec, train.codebook(), standardise=self._statistics(train))
+        self._open(train)
         place = {name: row for row, name in enumerate(split_names(work)["held_out"])}
         ids, rows, labels = [], [], []
         for batch in held_out.batches(EVALUATION_BATCH):
@@ -134,8 +140,10 @@ class TokenSide:
         order_N = torch.tensor(rows).argsort()
         self._ids_NLQ, self.labels_N = torch.cat(ids)[order_N], torch.tensor(labels)[order_N]
 
-    @staticmethod
-    def _statistics(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, train: Any) -> None:
+        self._patch = int(train.spec.config["patch"])
+
+    def _statistics(self, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return one mean and deviation per colour, repeated for the values of a patch, so that tokens are standardised like pixels."""
         mean_D, std_D = embedding_statistics(dataset)
         mean_P3, std_P3 = mean_D.reshape(-1, 3), std_D.reshape(-1, 3)
@@ -160,21 +168,39 @@ class TokenSide:
         return (self._laid_out(ids_BLQ) for ids_BLQ in self._ids_NLQ.split(EVALUATION_BATCH))
 
 
-def enlarged(x: Tensor) -> Tensor:
-    """Return the whole images at 64 x 64."""
+class IdSide(TokenSide):
+    """Embeddings of the ids in the shards of `SIDE/train` and `SIDE/held_out`, on their grid."""
+
+    def _open(self, train: Any) -> None:
+        self.channels, self.grid = self._embedding.channels, self._embedding.grid
+
+    def _statistics(self, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+        return embedding_statistics(dataset)
+
+    def _laid_out(self, ids_BLQ: Tensor) -> Tensor:
+        return self._embedding(ids_BLQ)
+
+
+def side_of(work: Path, side: str, recipe: Recipe, seed: int) -> PixelSide | TokenSide:
+    """Open a prepared side."""
+    kind = PixelSide if not (work / side).is_dir() else IdSide if side.partition("_")[0] in ID_SIDES else TokenSide
+    return kind(work, side, recipe, seed)
+
+
+def enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the whole maps in this size."""
     box_B4 = torch.tensor([[0, 0, x.shape[2], x.shape[3]]]).expand(len(x), 4)
-    return x if x.shape[2:] == (SIDE, SIDE) else crops.resample(x, box_B4, (SIDE, SIDE))
+    return x if tuple(x.shape[2:]) == size else crops.resample(x, box_B4, size)
 
 
-def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Mirror, crop to 64 x 64, add noise, cut and mix."""
+def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mirror, crop to `size`, add noise, cut and mix."""
     mirrored_B111 = keys.chosen("flip", config.flip_prob)[:, None, None, None]
     x = torch.where(mirrored_B111, x.flip(-1), x)
     if config.crop == "rrc":
-        size = (SIDE, SIDE)
         x = crops.random_resized_crop(x, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
     else:
-        x = enlarged(x)
+        x = enlarged(x, size)
     if config.noise_prob > 0:
         stds = {"channel_std": config.noise_channel_std, "std": config.noise_std}
         x = embed_ops.add_noise_(x, keys, keys.chosen("noise", config.noise_prob), mask=None, **stds)
@@ -185,7 +211,7 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
     return x, targets_BC
 
 
-def build_model(recipe: Recipe, classes: int, seed: int) -> nn.Module:
+def build_model(recipe: Recipe, classes: int, seed: int, channels: int, grid: tuple[int, ...]) -> nn.Module:
     allow_torchvision()
     from tokenshards.stem_adaptors.models.timm_backbones import build_timm_backbone
 
@@ -196,7 +222,7 @@ def build_model(recipe: Recipe, classes: int, seed: int) -> nn.Module:
         "pretrained_cfg_overlay": {"input_size": (3, SIDE, SIDE)},  # the size it is made for decides what its stem does
     }
     torch.manual_seed(seed)
-    model = build_timm_backbone(recipe.model, 3, (SIDE, SIDE), classes, options=options)
+    model = build_timm_backbone(recipe.model, channels, grid, classes, options=options)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -204,9 +230,9 @@ def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, An
     """Train on one side; return which held-out images were classified correctly, and the seconds that training took."""
     torch.set_num_threads(1)
     start, cpu = time.perf_counter(), time.process_time()
-    data = (TokenSide if (work / side).is_dir() else PixelSide)(work, side, recipe, seed)
+    data = side_of(work, side, recipe, seed)
     classes = len(data.classes)
-    model = build_model(recipe, classes, seed)
+    model = build_model(recipe, classes, seed, data.channels, data.grid)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True)
     total, step, losses = recipe.epochs * data.steps, 0, 0.0
     for epoch in range(recipe.epochs):
@@ -218,7 +244,7 @@ def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, An
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            x, targets_BC = augmented(images, soft_targets(labels_B, classes, recipe.label_smoothing), keys, recipe.augment)
+            x, targets_BC = augmented(images, soft_targets(labels_B, classes, recipe.label_smoothing), keys, recipe.augment, data.grid)
             logits_BC = model(x.contiguous(memory_format=torch.channels_last))
             loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum(dim=1).mean()
             loss.backward()
@@ -229,10 +255,12 @@ def train_once(work: Path, side: str, seed: int, recipe: Recipe) -> dict[str, An
             losses += float(loss.detach())
     model.eval()
     with torch.no_grad():
-        found_N = torch.cat([model(enlarged(x).contiguous(memory_format=torch.channels_last)).argmax(1) for x in data.held_out()])
+        found_N = torch.cat(
+            [model(enlarged(x, data.grid).contiguous(memory_format=torch.channels_last)).argmax(1) for x in data.held_out()]
+        )
     right_N = (found_N == data.labels_N).numpy()
     return {
-        "right": base64.b64encode(np.packbits(right_N)).decode(),
+        "right": packed(right_N),
         "images": len(right_N),
         "top1": round(float(right_N.mean()), 5),
         "train_loss": round(losses / data.steps, 4),
@@ -330,21 +358,4 @@ def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ..
 def correctness(results: dict[tuple[str, int], dict[str, Any]], name: str, seeds: Sequence[int]) -> np.ndarray:
     """Return float [S, N]: 1 where a held-out image was classified correctly."""
     rows = [results[name, seed] for seed in seeds]
-    bits = [np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))[: row["images"]] for row in rows]
-    return np.stack(bits).astype(np.float64)
-
-
-def resampled(right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return bootstrap means of each name. All names share the drawn images and seeds: the bootstrap is paired."""
-    seeds, images = next(iter(right.values())).shape
-    rng, means = np.random.default_rng(0), {name: np.empty(RESAMPLES) for name in right}
-    for draw in range(RESAMPLES):
-        images_N, seeds_S = rng.integers(0, images, images), rng.integers(0, seeds, seeds)
-        for name, right_SN in right.items():
-            means[name][draw] = right_SN[seeds_S].mean(axis=0)[images_N].mean()
-    return means
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """Return the central 95 %."""
-    return [round(float(value), 4) for value in np.percentile(values, [2.5, 97.5])]
+    return unpacked([row["right"] for row in rows], rows[0]["images"])

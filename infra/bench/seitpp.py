@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import seitpp_sides
-from paired_runs import Job, correctness, interval, resampled, run_jobs
+from paired_runs import Job, correctness, run_jobs
 from seitpp_data import fit_adapt, prepared
 from seitpp_sides import (
     FRACTIONS,
@@ -46,6 +46,8 @@ from seitpp_sides import (
     stages_of,
     train_side,
 )
+
+from tokenshards.stem_adaptors.comparison.paired import interval, resampled
 
 BUDGET = 300.0
 

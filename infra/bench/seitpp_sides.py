@@ -7,7 +7,6 @@ TokenAdapt and ColorAdapt in the second one: in the first one, which sees ten ti
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import torch
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment.adapt_halves import with_token_adapt
+from tokenshards.stem_adaptors.comparison.paired import packed
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.selection import Selection, select
@@ -211,7 +211,7 @@ def train_side(work: Path, side: str, seed: int, plan: Plan) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     return {
         **{f"train_{name}" if name in trainer.objective.training_figures else name: value for name, value in trainer.figures().items()},
-        "right": base64.b64encode(np.packbits(right_N)).decode(),
+        "right": packed(right_N),
         "images": len(right_N),
         "top1": round(float(right_N.mean()), 5),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -32,6 +32,7 @@ from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.config import FitConfig
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import fit_patch_kmeans
+from tokenshards.stem_adaptors.comparison.measures import table_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +86,52 @@ def prepare_tokens(work: Path, kind: str, size: int, *, fit_patches: int = FIT_P
     """Fit a tokenizer to the training images and write `KIND_SIZE/train` and `/held_out` as datasets, as `tokenize` would."""
     root, choice = work / f"{kind}_{size}", CHOICES[kind][size]
     shutil.rmtree(root, ignore_errors=True)
-    originals, files = np.load(work / "pixels.npz"), split_names(work)
+    originals = np.load(work / "pixels.npz")
     preprocess = Preprocess(size=choice.side, resize="crop", filter="bicubic", decode_mode="full", exif_orientation=True, decoder=DECODER)
     fit = FitConfig(
         size=choice.side, patch=choice.patch, levels=choice.levels, codes=choice.codes, beam=choice.beam, max_patches=fit_patches
     )
     tokenizer, statistics = fit_patch_kmeans(shifted_copies(originals["train"], choice.side, choice.patch), fit, choice.side, preprocess)
+    quality, tokens = written(work, root, tokenizer, statistics, codec="compact" if kind == "compact" else "default")
+    found: dict[str, Any] = {**asdict(choice), "vocabulary": list(tokenizer.spec.vocabulary), **quality}
+    if kind == "compact":
+        copies_NHWC = np.stack([pixels for _, pixels in shifted_copies(originals["train"], choice.side, choice.patch)])
+        fit_to = concatenate_tokens([tokenizer.encode(copies_NHWC[start : start + 256]) for start in range(0, len(copies_NHWC), 256)])
+        return {**found, **stored_bytes(tokenizer, fit_to, tokens)}
+    layout = tokenizer.spec.layout
+    return {**found, "bytes": float(layout.sites * layout.ids_per_site)}
+
+
+def written(work: Path, root: Path, tokenizer: Tokenizer, statistics: dict[str, Any], *, codec: str) -> tuple[dict[str, float], TokenBatch]:
+    """Write both parts below `root` as datasets, as `tokenize` would; return their PSNR, and the tokens of the held-out images."""
+    originals, files, found = np.load(work / "pixels.npz"), split_names(work), {}
     save_tokenizer(tokenizer, Store(str(root / "tokenizer")), "", statistics)
-    found: dict[str, Any] = {**asdict(choice), "vocabulary": list(tokenizer.spec.vocabulary)}
-    for part in ("train", "held_out"):
+    for part, name in (("train", "psnr_db_of_train"), ("held_out", "psnr_db")):
         request = TokenizeRequest(
             source_url=str(work / "images" / part),
             out_url=str(root / part),
             tokenizer_url=str(root / "tokenizer"),
-            plan=PlanConfig(codec="compact" if kind == "compact" else "default"),
+            plan=PlanConfig(codec=codec),
             run=RunConfig(workers=1, max_bad=0.0),
         )
         Conversion(request, _Quiet()).run()
-        dataset, place = open_dataset(str(root / part)), {name: row for row, name in enumerate(files[part])}
+        dataset, place = open_dataset(str(root / part)), {file: row for row, file in enumerate(files[part])}
         tokens, names = [], []
         for batch in dataset.batches(256):
             tokens.append(batch.tokens)
             names += batch.sample_ids
         decoded = tokenizer.decode(concatenate_tokens(tokens))
-        values = [psnr(originals[part][place[name]], pixels) for name, pixels in zip(names, decoded, strict=True)]
-        found["psnr_db" if part == "held_out" else "psnr_db_of_train"] = round(float(np.mean(values)), 3)
-    if kind == "compact":
-        copies_NHWC = np.stack([pixels for _, pixels in shifted_copies(originals["train"], choice.side, choice.patch)])
-        fit_to = concatenate_tokens([tokenizer.encode(copies_NHWC[start : start + 256]) for start in range(0, len(copies_NHWC), 256)])
-        return {**found, **stored_bytes(tokenizer, fit_to, concatenate_tokens(tokens))}
-    layout = tokenizer.spec.layout
-    return {**found, "bytes": float(layout.sites * layout.ids_per_site)}
+        values = [psnr(originals[part][place[file]], pixels) for file, pixels in zip(names, decoded, strict=True)]
+        found[name] = round(float(np.mean(values)), 3)
+    return found, concatenate_tokens(tokens)
 
 
 def stored_bytes(tokenizer: Tokenizer, fit_to: TokenBatch, measured: TokenBatch) -> dict[str, float]:
-    """Return the bytes of an image with the codec `compact`, and their parts. The codebook is all of the tokenizer but its networks."""
+    """Return the bytes of an image with the codec `compact`, and their parts. Of the tokenizer, only published networks do not count."""
     codec = fit_codec(fit_to, tokenizer, DATASET)
     parts = {
         "token_bytes": shard_of(measured, tokenizer.spec, codec).token_bytes / len(measured),
-        "codebook_bytes": sum(table.nbytes for table in tokenizer.codebook().values()) / DATASET,
+        "codebook_bytes": table_bytes(tokenizer) / DATASET,
         "model_bytes": len(model_bytes(codec.model)) / DATASET,
     }
     return {**{name: round(value, 2) for name, value in parts.items()}, "bytes": round(sum(parts.values()), 2)}
