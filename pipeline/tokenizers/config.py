@@ -81,7 +81,7 @@ class LayeredFitConfig:
 
 
 OwnFitConfig = FitConfig | LayeredFitConfig
-"""How a tokenizer is fitted where `tokenize` gets none. These fits need no weights, and a minute at most."""
+"""How a tokenizer is fitted where `tokenize` gets none. These fits need nothing but images and numpy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
