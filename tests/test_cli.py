@@ -30,6 +30,9 @@ COMMANDS = {
     "fit-tokenizer": ["--size", "--patch", "--levels", "--codes", "--beam", "--sample", "--seed"],
     "tokenize": [
         "--tokenizer",
+        "--kind",
+        "--patch",
+        "--site",
         "--shard-rows",
         "--workers",
         "--runner",
@@ -50,7 +53,7 @@ COMMANDS = {
         "--size",
         "--json",
     ],
-    "plan": ["--price-per-hour", "--json"],
+    "plan": ["--kind", "--site", "--price-per-hour", "--json"],
     "status": ["--json"],
     "evaluate-tokenizer": ["--sample", "--seed", "--all-files", "--image-column", "--json"],
     "verify": ["--sample", "--re-encode", "--source", "--seed", "--min-agreement", "--json"],

@@ -17,10 +17,12 @@ __all__ = [
     "Codes",
     "CpusPerActor",
     "DecodePlace",
+    "FitSeed",
     "GiveUpAfter",
     "GpusPerActor",
     "HIDDEN",
     "JsonFlag",
+    "Kind",
     "Levels",
     "MaxActors",
     "MaxBad",
@@ -33,6 +35,7 @@ __all__ = [
     "Sample",
     "Seed",
     "ShardRows",
+    "Site",
     "Size",
     "Source",
     "SrcOptions",
@@ -93,12 +96,27 @@ Unreadable = Annotated[
     ),
 ]
 Size = Annotated[int | None, typer.Option(help="Side of the square image in pixels. Default: largest of 32, 64, 128 that fits.")]
-Patch = Annotated[int, typer.Option(help="Side of a patch in pixels.")]
-Levels = Annotated[int, typer.Option(help="Residual levels, one id each per patch.")]
-Codes = Annotated[int, typer.Option(help="Codes per level.")]
-Beam = Annotated[int, typer.Option(help="Candidate sums of codes kept per patch during encoding; 8 is more exact and slower.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="What is fitted without --tokenizer: `patch-kmeans`, which keeps how images look, or `layered-kmeans`, ids for recognition.",
+        show_default="patch-kmeans",
+    ),
+]
+Patch = Annotated[int | None, typer.Option(help="Side of a patch of patch-kmeans in pixels.", show_default="4")]
+Site = Annotated[int | None, typer.Option(help="Side of a site of layered-kmeans in pixels.", show_default="8")]
+Levels = Annotated[int | None, typer.Option(help="Residual levels, one id each per patch or site.", show_default="2; 1 for layered-kmeans")]
+Codes = Annotated[int | None, typer.Option(help="Codes per level.", show_default="256")]
+Beam = Annotated[
+    int | None,
+    typer.Option(
+        help="Candidate sums of codes that patch-kmeans keeps per patch during encoding; 8 is more exact and slower.", show_default="1"
+    ),
+]
 Sample = Annotated[int, typer.Option(help="Most images to fit on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample and the fit.")]
+FitSeed = Annotated[int | None, typer.Option(help="Seed of the sample and the fit.", show_default="0")]
+"""Tells a 0 that was given, and may contradict a plan, from one that was not."""
 Codec = Annotated[
     str,
     typer.Option(

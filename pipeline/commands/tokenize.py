@@ -12,13 +12,15 @@ from tokenshards.pipeline.commands.options import (
     Beam,
     Codec,
     Codes,
+    FitSeed,
     JsonFlag,
+    Kind,
     Levels,
     Out,
     OutOptions,
     Patch,
-    Seed,
     ShardRows,
+    Site,
     Size,
     Source,
     StorageOptions,
@@ -69,12 +71,14 @@ def plan_command(
     views: Views = "one",
     workers: Workers = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine per hour, in your currency.")] = None,
+    kind: Kind = None,
     size: Size = None,
-    patch: Patch = 4,
-    levels: Levels = 2,
-    codes: Codes = 256,
-    beam: Beam = 1,
-    seed: Seed = 0,
+    patch: Patch = None,
+    site: Site = None,
+    levels: Levels = None,
+    codes: Codes = None,
+    beam: Beam = None,
+    seed: FitSeed = None,
     splits: Splits = False,
     reading: Any = None,
     storage_option: StorageOptions = None,
@@ -87,6 +91,8 @@ def plan_command(
         os.environ[name] = "1"  # before numpy is imported: we time one worker, which has one thread
     from tokenshards.pipeline.config import PlanConfig
     from tokenshards.pipeline.conversion.estimate import estimate_job
+    from tokenshards.pipeline.conversion.fit_kinds import OwnFitOptions
+    from tokenshards.pipeline.conversion.request import check_fit_options
     from tokenshards.pipeline.conversion.split_runs import splits_of_source
     from tokenshards.pipeline.conversion.tokenize import adopt_tokenizer
     from tokenshards.pipeline.errors import require
@@ -94,9 +100,10 @@ def plan_command(
     from tokenshards.pipeline.planning.plan import load_plan
     from tokenshards.pipeline.reports.terminal import TerminalReporter, print_table
     from tokenshards.pipeline.storage.store import Store
-    from tokenshards.pipeline.tokenizers.config import FitConfig
 
     count = worker_count(workers)
+    fit_options = OwnFitOptions(kind=kind, size=size, patch=patch, site=site, levels=levels, codes=codes, beam=beam, seed=seed)
+    fit = fit_options.own_config()
     require(price_per_hour is None or price_per_hour > 0, "--price-per-hour", price_per_hour, "a price above 0")
     reporter, source = TerminalReporter(), reading(src)
     store = Store(out, storage_options=side_options("out", out, storage_option, out_option))
@@ -115,7 +122,8 @@ def plan_command(
             parts = dict(splits_of_source(src, source, reporter.say).items())
         adopted, classes = None, frozenset[int | str]()
         if tokenizer:
-            adopted, _, known = adopt_tokenizer(tokenizer, weights)
+            adopted, statistics, known = adopt_tokenizer(tokenizer, weights)
+            check_fit_options(fit_options, tokenizer, adopted.spec, statistics)
             classes = frozenset(known)
         estimates = {}
         for split, part in parts.items():
@@ -125,7 +133,7 @@ def plan_command(
                 src,
                 part,
                 PlanConfig(shard_rows=shard_rows, codec=codec, views=views),
-                FitConfig(size=size, patch=patch, levels=levels, codes=codes, beam=beam, seed=seed),
+                fit,
                 tokenizer=adopted,
                 workers=count,
                 price_per_hour=price_per_hour,

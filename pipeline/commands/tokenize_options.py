@@ -14,9 +14,11 @@ from tokenshards.pipeline.commands.options import (
     Codes,
     CpusPerActor,
     DecodePlace,
+    FitSeed,
     GiveUpAfter,
     GpusPerActor,
     JsonFlag,
+    Kind,
     Levels,
     MaxActors,
     MaxBad,
@@ -26,8 +28,8 @@ from tokenshards.pipeline.commands.options import (
     Quiet,
     RunnerName,
     Sample,
-    Seed,
     ShardRows,
+    Site,
     Size,
     Source,
     StorageOptions,
@@ -65,13 +67,15 @@ class TokenizeOptions(SourceOptions):
     gpus_per_actor: GpusPerActor = 0.0
     decode: DecodePlace = "auto"
     give_up_after: GiveUpAfter = 3600.0
+    kind: Kind = None
     size: Size = None
-    patch: Patch = 4
-    levels: Levels = 2
-    codes: Codes = 256
-    beam: Beam = 1
+    patch: Patch = None
+    site: Site = None
+    levels: Levels = None
+    codes: Codes = None
+    beam: Beam = None
     sample: Sample = 20_000
-    seed: Seed = 0
+    seed: FitSeed = None
     splits: Splits = False
     join: Annotated[bool, typer.Option("--join", help="Share the work with another run on the same OUT.")] = False
     stall_timeout: Annotated[float, typer.Option(help="Shortest time in one stage of work that counts as hanging.")] = 300.0
@@ -86,24 +90,28 @@ class TokenizeOptions(SourceOptions):
     def request(self) -> TokenizeRequest:
         """Return the work that the options ask for. Raises ConfigError if an option has an invalid value."""
         from tokenshards.pipeline.config import PlanConfig, RetryConfig, RunConfig
+        from tokenshards.pipeline.conversion.fit_kinds import OwnFitOptions
         from tokenshards.pipeline.conversion.request import TokenizeRequest
         from tokenshards.pipeline.shards.codecs import check_codec
-        from tokenshards.pipeline.tokenizers.config import FitConfig
 
         check_codec(self.codec)
+        fit_options = OwnFitOptions(
+            kind=self.kind,
+            size=self.size,
+            patch=self.patch,
+            site=self.site,
+            levels=self.levels,
+            codes=self.codes,
+            beam=self.beam,
+            sample=self.sample,
+            seed=self.seed,
+        )
         return TokenizeRequest(
             source_url=self.src,
             out_url=self.out,
             tokenizer_url=self.tokenizer,
-            fit=FitConfig(
-                size=self.size,
-                patch=self.patch,
-                levels=self.levels,
-                codes=self.codes,
-                beam=self.beam,
-                sample=self.sample,
-                seed=self.seed,
-            ),
+            fit=fit_options.own_config(),
+            fit_options=fit_options,
             source=self.config(self.src, self.storage_option),
             plan=PlanConfig(shard_rows=self.shard_rows, codec=self.codec, views=self.views),
             run=RunConfig(

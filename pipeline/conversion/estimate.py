@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tokenshards.pipeline.config import PlanConfig, RunConfig, SourceConfig
-from tokenshards.pipeline.conversion.fit import fit_tokenizer
+from tokenshards.pipeline.conversion.fit import fit_own_tokenizer
 from tokenshards.pipeline.conversion.timed_sample import SAMPLE_IMAGES, TimedSample, time_sample
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.planning.partition import RowSpool
@@ -17,7 +17,7 @@ from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
-from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.pipeline.tokenizers.config import OwnFitConfig
 from tokenshards.pipeline.words import counted
 
 __all__ = ["Estimate", "count_images", "estimate_job"]
@@ -103,7 +103,7 @@ def estimate_job(
     source_url: str,
     source_config: SourceConfig,
     plan_config: PlanConfig,
-    fit_config: FitConfig,
+    fit_config: OwnFitConfig,
     *,
     tokenizer: Tokenizer | None,
     workers: int,
@@ -122,7 +122,7 @@ def estimate_job(
         settle_sixteen_bit(source, listing.sample)
         doubt_lfs_pointers(source, listing.sample)
         matched = understand(source, source_config, say, classes)
-        used = tokenizer or fit_tokenizer(source, listing.sample, config).tokenizer
+        used = tokenizer or fit_own_tokenizer(source, listing.sample, config).tokenizer
         spool = listing.spool
         timed = time_sample(source, listing.sample, used, plan_config, images=None if spool.tars else spool.inputs)
         images, exact = count_images(timed, listing.spool, source.summary)

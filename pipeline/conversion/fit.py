@@ -17,7 +17,7 @@ from tokenshards.pipeline.shards.spec import Preprocess
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.sources.sample import SampledImage, decoded_sample
 from tokenshards.pipeline.tokenizers.base import Tokenizer
-from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, VqFitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, OwnFitConfig, VqFitConfig
 from tokenshards.pipeline.tokenizers.kmeans.patch_kmeans import choose_size, default_preprocess, fit_patch_kmeans
 from tokenshards.pipeline.tokenizers.layered.layered_fit import fit_layered_kmeans
 
@@ -27,7 +27,15 @@ if TYPE_CHECKING:  # they load torch
     from tokenshards.pipeline.tokenizers.fitted.latent_kmeans import LatentEncoder
     from tokenshards.pipeline.tokenizers.fitted.training_state import TrainingState
 
-__all__ = ["FittedTokenizer", "count_codes", "fit_latent_tokenizer", "fit_layered_tokenizer", "fit_tokenizer", "fit_vq_tokenizer"]
+__all__ = [
+    "FittedTokenizer",
+    "count_codes",
+    "fit_latent_tokenizer",
+    "fit_layered_tokenizer",
+    "fit_own_tokenizer",
+    "fit_tokenizer",
+    "fit_vq_tokenizer",
+]
 
 SIZE_SAMPLE = 256
 COUNTED_TOGETHER = 64
@@ -61,6 +69,16 @@ class _Seen:
             yield f"{decoded - len(self.hashes):,} of {decoded:,} sampled images are byte for byte equal to another one and count only once"
         if self.failed:
             yield f"{self.failed:,} of {decoded + self.failed:,} sampled inputs could not be decoded, such as {self.failures[0]}"
+
+
+def fit_own_tokenizer(source: ImageSource, sample: list[PlanRow], config: OwnFitConfig) -> FittedTokenizer:
+    """Fit a tokenizer of the kind that the config is for, on the sampled rows of a source; the order of the rows does not matter.
+
+    Raises TokenizerError if no sampled input can be decoded.
+    """
+    if isinstance(config, LayeredFitConfig):
+        return fit_layered_tokenizer(source, sample, config)
+    return fit_tokenizer(source, sample, config)
 
 
 def fit_tokenizer(source: ImageSource, sample: list[PlanRow], config: FitConfig) -> FittedTokenizer:
@@ -156,9 +174,10 @@ def _with_notes(tokenizer: Tokenizer, statistics: dict[str, Any], seen: _Seen) -
     raw_bytes = tokenizer.spec.layout.sites * tokenizer.spec.layout.ids_per_site * tokenizer.spec.id_dtype.itemsize
     mean_bytes = float(np.mean(seen.bytes_in))
     if raw_bytes >= mean_bytes:
+        side = "--site" if "site" in tokenizer.spec.config else "--patch"
         notes.append(
             f"the tokens of an image take up to {raw_bytes:,} bytes before compression, its file {mean_bytes:,.0f} on average: "
-            "use a smaller --size, a larger --patch or --levels 1 to save space"
+            f"use a smaller --size, a larger {side} or --levels 1 to save space"
         )
     return FittedTokenizer(tokenizer, statistics, tuple(notes))
 

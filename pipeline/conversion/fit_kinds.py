@@ -1,11 +1,11 @@
-"""The kinds of tokenizer that `fit-tokenizer` can make: options and fit of each kind."""
+"""The kinds of tokenizer that `fit-tokenizer` can make, and of them those that `tokenize` makes itself: options and fit of each kind."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tokenshards.pipeline.conversion.fit import (
     FittedTokenizer,
@@ -18,9 +18,9 @@ from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, VqFitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, OwnFitConfig, VqFitConfig
 
-__all__ = ["Fit", "FitOptions", "open_fit"]
+__all__ = ["Fit", "FitOptions", "OwnFitOptions", "open_fit", "told_fit"]
 
 Config = TypeVar("Config", FitConfig, LayeredFitConfig, LatentFitConfig, VqFitConfig)
 
@@ -30,19 +30,59 @@ FILES = {PATCHES: (), LAYERS: (), LATENTS: ("encoder", "decoder"), NETWORK: ("pe
 """Options of a kind that its config does not hold, because weights and not their places are part of a tokenizer."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitOptions:
-    """The options of `fit-tokenizer` for all kinds. None stands for the default of the kind, and is all that other kinds accept."""
+IDS = {PATCHES: "patch codes, which keep how images look", LAYERS: "ids for recognition, which decode to a blur"}
+"""What the kinds that `tokenize` fits itself are good for."""
 
-    kind: str
-    sample: int
-    seed: int
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnFitOptions:
+    """The options of the fit that `tokenize` and `plan` make themselves. None was not given, and stands for the default of the kind."""
+
+    kinds: ClassVar[tuple[str, ...]] = (PATCHES, LAYERS)
+    elsewhere: ClassVar[str] = ". The other kinds are fitted with `tokenshards fit-tokenizer` and given with --tokenizer"
+
+    kind: str | None = None
+    sample: int | None = None
+    seed: int | None = None
     size: int | None = None
     levels: int | None = None
     codes: int | None = None
     patch: int | None = None
     site: int | None = None
     beam: int | None = None
+
+    def __post_init__(self) -> None:
+        kind = PATCHES if self.kind is None else self.kind
+        if kind not in self.kinds:
+            raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(self.kinds)}{self.elsewhere}")
+        for option in fields(self)[1:]:
+            value = getattr(self, option.name)
+            if value is not None and not _takes(kind, option.name):
+                name = f"--{option.name.replace('_', '-')}"
+                of = ", ".join(kind for kind in self.kinds if _takes(kind, option.name))
+                known = f"--kind is {kind}. Leave one out"
+                if self.kind is None:
+                    known = f"without --kind it is {kind}. Give the kind, or leave {name} out"
+                raise ConfigError(f"{name} is {shorten(value)}, which belongs to --kind {of}; {known}")
+
+    def config(self, of: type[Config]) -> Config:
+        """Return the config of a kind with the given options."""
+        named = {field.name: getattr(self, field.name, None) for field in fields(of)}
+        return of(**{name: value for name, value in named.items() if value is not None})
+
+    def own_config(self) -> OwnFitConfig:
+        """Return the config of the kind that was chosen among those that `tokenize` fits itself."""
+        return self.config(LayeredFitConfig) if self.kind == LAYERS else self.config(FitConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitOptions(OwnFitOptions):
+    """The options of `fit-tokenizer` for all kinds."""
+
+    kinds: ClassVar[tuple[str, ...]] = tuple(CONFIGS)
+    elsewhere: ClassVar[str] = ""
+
+    kind: str = PATCHES
     encoder: str | None = None
     decoder: str | None = None
     mirrored: bool | None = None
@@ -57,26 +97,16 @@ class FitOptions:
     perceptual_weights: str | None = None
     perceptual_weight: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.kind not in CONFIGS:
-            raise ConfigError(f"--kind is {shorten(self.kind)}; expected one of {', '.join(CONFIGS)}")
-        for option in fields(self)[1:]:
-            value = getattr(self, option.name)
-            if value is not None and not _takes(self.kind, option.name):
-                of = ", ".join(kind for kind in CONFIGS if _takes(kind, option.name))
-                raise ConfigError(
-                    f"--{option.name.replace('_', '-')} is {shorten(value)}, which belongs to --kind {of}; --kind is {self.kind}. "
-                    "Leave one out"
-                )
-
-    def config(self, of: type[Config]) -> Config:
-        """Return the config of a kind with the given options."""
-        named = {field.name: getattr(self, field.name, None) for field in fields(of)}
-        return of(**{name: value for name, value in named.items() if value is not None})
-
 
 def _takes(kind: str, option: str) -> bool:
     return option in FILES[kind] or option in {field.name for field in fields(CONFIGS[kind])}
+
+
+def told_fit(config: OwnFitConfig, about: str) -> str:
+    """Return what a run says of its fit: what it fits, `about` what, and how to get the other kind."""
+    chosen, other = (LAYERS, PATCHES) if isinstance(config, LayeredFitConfig) else (PATCHES, LAYERS)
+    comma = "," if about else ""
+    return f"no --tokenizer given: fitting {IDS[chosen]}{comma}{about} ({IDS[other]}: --kind {other}) …"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from tokenshards.pipeline.config import SHAPING_FIELDS, PlanConfig, RunConfig, SourceConfig
+from tokenshards.pipeline.conversion.fit_kinds import OwnFitOptions
 from tokenshards.pipeline.errors import ConfigError, PlanError, SourceError, UnreadableObjectError
 from tokenshards.pipeline.ledger.progress import RunProgress
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.runners.stage_usage import RunUsage
 from tokenshards.pipeline.shards.codecs import same_codec
 from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
+from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
-from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, OwnFitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
-__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_request", "check_source", "sixteen_bit_note"]
+__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_fit_options", "check_request", "check_source", "sixteen_bit_note"]
 
 PROBED_ROWS = 16
 SIXTEEN_BIT = "--sixteen-bit"
@@ -48,7 +50,9 @@ class TokenizeRequest:
     source_url: str
     out_url: str
     tokenizer_url: str | None = None
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: OwnFitConfig = field(default_factory=FitConfig)
+    fit_options: OwnFitOptions = field(default_factory=OwnFitOptions)
+    """What was given of `fit`, and must not contradict an existing tokenizer."""
     source: SourceConfig = field(default_factory=SourceConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     run: RunConfig
@@ -72,29 +76,28 @@ class Outcome:
 
 
 def check_request(plan: Plan, request: TokenizeRequest) -> None:
-    """Raise ConfigError if an option that is not at its default contradicts the plan, PlanError if the plan is that of an import."""
+    """Raise ConfigError if an option contradicts the plan, PlanError if the plan is that of an import.
+
+    An option that a person did not give contradicts nothing; of those that are no options of a fit, one at its default counts as such.
+    """
     if plan.is_import:
         raise PlanError(
             f"{display_url(request.out_url)} holds tokens imported from {plan.source['url']}; `tokenize` makes tokens from images. "
             f"Continue it with `tokenshards import {plan.source['kind']}`, or choose another output"
         )
-    asked, fit = request.plan, request.fit
-    spec, fitted = plan.spec, json.loads(plan.tokenizer_json)["statistics"].get("fit", {})
-    default_plan, default_fit = PlanConfig(), FitConfig()
+    asked, default_plan = request.plan, PlanConfig()
     different = [
         f"{option} {wanted} (the plan has {have})"
         for option, wanted, default, have in (
             ("--codec", plan.codec if same_codec(asked.codec, plan.codec) else asked.codec, default_plan.codec, plan.codec),
             ("--shard-rows", asked.shard_rows, default_plan.shard_rows, plan.shard_rows),
             ("--views", asked.views, default_plan.views, plan.view_policy),
-            ("--size", fit.size, default_fit.size, spec.preprocess.size),
-            ("--levels", fit.levels, default_fit.levels, spec.layout.ids_per_site),
-            ("--patch", fit.patch, default_fit.patch, spec.config.get("patch", fit.patch)),
-            ("--beam", fit.beam, default_fit.beam, spec.config.get("beam", 1)),
-            ("--codes", fit.codes, default_fit.codes, fitted.get("codes", fit.codes)),
-            ("--seed", fit.seed, default_fit.seed, fitted.get("seed", fit.seed)),
         )
         if wanted not in (default, have)
+    ]
+    different += [
+        f"{option} {wanted} (the plan has {have})"
+        for option, wanted, have in _fitted_otherwise(request.fit_options, plan.spec, json.loads(plan.tokenizer_json)["statistics"])
     ]
     planned, untouched = _options_of(plan.source_config(SourceConfig())), _options_of(SourceConfig())
     if planned[SIXTEEN_BIT] == "auto":
@@ -112,6 +115,38 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
             f"{display_url(request.out_url)} already holds a plan made with other options: {'; '.join(different)}. "
             "Leave these options out to continue it, or choose another output"
         )
+
+
+def check_fit_options(given: OwnFitOptions, url: str, spec: TokenizerSpec, statistics: dict[str, Any]) -> None:
+    """Raise ConfigError if options of a fit contradict the tokenizer at `url`, which takes the place of a fit."""
+    different = [f"{option} {wanted} (it has {have})" for option, wanted, have in _fitted_otherwise(given, spec, statistics)]
+    if different:
+        raise ConfigError(
+            f"--tokenizer {display_url(url)} was made with other options: {'; '.join(different)}. Leave these options out, or --tokenizer"
+        )
+
+
+def _fitted_otherwise(given: OwnFitOptions, spec: TokenizerSpec, statistics: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the options of a fit that a tokenizer contradicts: name, wanted value, and that of the tokenizer.
+
+    None stands for what a tokenizer does not have or tell: published ones have no patch, and are taken with any.
+    """
+    fitted = statistics.get("fit", {})
+    other_kind = f"--kind {spec.family}" if spec.family in OwnFitOptions.kinds else None
+    return [
+        (option, wanted, have)
+        for option, wanted, have in (
+            ("--kind", given.kind, spec.family),
+            ("--size", given.size, spec.preprocess.size),
+            ("--levels", given.levels, spec.layout.ids_per_site),
+            ("--patch", given.patch, spec.config.get("patch", other_kind)),
+            ("--site", given.site, spec.config.get("site", other_kind)),
+            ("--beam", given.beam, spec.config.get("beam", 1)),
+            ("--codes", given.codes, fitted.get("codes")),
+            ("--seed", given.seed, fitted.get("seed")),
+        )
+        if wanted is not None and have is not None and wanted != have
+    ]
 
 
 def sixteen_bit_note(plan: Plan, request: TokenizeRequest) -> str | None:

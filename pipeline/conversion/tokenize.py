@@ -8,8 +8,17 @@ from typing import Any
 
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.codec_model import fit_told_codec, keep_model, sampled_tokens
-from tokenshards.pipeline.conversion.fit import fit_tokenizer
-from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest, check_request, check_source, sixteen_bit_note
+from tokenshards.pipeline.conversion.fit import fit_own_tokenizer
+from tokenshards.pipeline.conversion.fit_kinds import told_fit
+from tokenshards.pipeline.conversion.request import (
+    Outcome,
+    Reporter,
+    TokenizeRequest,
+    check_fit_options,
+    check_request,
+    check_source,
+    sixteen_bit_note,
+)
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.conversion.understand import understand
 from tokenshards.pipeline.errors import (
@@ -115,6 +124,7 @@ class Conversion:
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
                 tokenizer, statistics, classes = adopt_tokenizer(request.tokenizer_url, request.tokenizer_options)
+                check_fit_options(request.fit_options, request.tokenizer_url, tokenizer.spec, statistics)
             matched = understand(source, request.source, say, classes)
             self._understood = source.summary.to_json()
             if request.tokenizer_url:
@@ -125,8 +135,8 @@ class Conversion:
                 images = sum(row.inputs for row in listing.sample)
                 # images of tars are counted only when read
                 about = "" if source.ordered else f" on {counted(min(images, sample), 'image')}"
-                say(f"no --tokenizer given: fitting one{about} …")
-                fitted = fit_tokenizer(source, listing.sample, request.fit)
+                say(told_fit(request.fit, about))
+                fitted = fit_own_tokenizer(source, listing.sample, request.fit)
                 tokenizer, statistics = fitted.tokenizer, fitted.statistics
                 say(f"fitted {describe_tokenizer(tokenizer)}; kept in {self._store.url}/{TOKENIZER_FOLDER}")
                 for note in fitted.notes:

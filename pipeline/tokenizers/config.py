@@ -16,6 +16,7 @@ __all__ = [
     "ImportConfig",
     "LatentFitConfig",
     "LayeredFitConfig",
+    "OwnFitConfig",
     "QUANTIZERS",
     "VqFitConfig",
 ]
@@ -77,6 +78,10 @@ class LayeredFitConfig:
         require(1 <= self.levels <= 8, "--levels", self.levels, "1 to 8")
         require(2 <= self.codes <= 65_536, "--codes", self.codes, "2 to 65536")
         require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+
+
+OwnFitConfig = FitConfig | LayeredFitConfig
+"""How a tokenizer is fitted where `tokenize` gets none. These fits need nothing but images and numpy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

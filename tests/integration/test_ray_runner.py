@@ -94,6 +94,19 @@ def test_equal_to_the_local_runner(undisturbed: tuple[Path, Path], cluster: RayC
     assert "already complete" in again
 
 
+def test_a_tokenizer_that_the_driver_fits_makes_the_same_bytes_everywhere(
+    undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path
+) -> None:
+    src, _ = undisturbed
+    same = ["--kind", "layered-kmeans", "--shard-rows", "12", "--max-bad", "1"]
+    run_cli("tokenize", str(src), str(tmp_path / "local"), *same, "--workers", "2")
+    cluster_options = ["--runner", "ray", "--address", cluster.address]
+    run_cli("tokenize", str(src), str(tmp_path / "out"), *same, *cluster_options, env=cluster.client_env)
+    check_same(tmp_path / "out", tmp_path / "local")
+    local, remote = ({file.name: file.read_bytes() for file in (tmp_path / name).glob("*s/*.parquet")} for name in ("local", "out"))
+    assert local == remote and len(local) >= 8
+
+
 def test_views_decoded_elsewhere_are_the_same(undisturbed: tuple[Path, Path], cluster: RayCluster, tmp_path: Path) -> None:
     src, reference = undisturbed
     convert(src, tmp_path / "local", views="3", tokenizer=f"{reference}/tokenizer", shard_rows=12, batch_rows=64)

@@ -1,4 +1,4 @@
-"""The options of `fit-tokenizer`: which kind takes which, and what each kind does without them."""
+"""The options of `fit-tokenizer` and of the fits of `tokenize`: which kind takes which, and what each kind does without them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tokenshards.pipeline.conversion.fit_kinds import CONFIGS, FitOptions, open_fit
+from tokenshards.pipeline.conversion.fit_kinds import CONFIGS, FitOptions, OwnFitOptions, open_fit
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.storage.store import Store
-from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, VqFitConfig
+from tokenshards.pipeline.tokenizers.config import FitConfig, LatentFitConfig, LayeredFitConfig, VqFitConfig
 
-NAMES = [field.name for field in fields(FitOptions) if field.default is None]
+NAMES = [field.name for field in fields(FitOptions) if field.name not in ("kind", "sample", "seed")]
 
 
 def options(kind: str = "patch-kmeans", **given: Any) -> FitOptions:
@@ -63,3 +63,13 @@ def test_a_quantizer_of_one_level_needs_no_levels(quantizer: str, tmp_path: Path
     open_fit(given, out=Store(str(tmp_path)), storage_options={}, say=print)
     with pytest.raises(ConfigError, match=f"--levels is 2; expected 1 to 1 for --quantizer {quantizer}"):
         given.config(VqFitConfig)
+
+
+def test_tokenize_fits_two_kinds_itself() -> None:
+    assert OwnFitOptions().own_config() == OwnFitOptions(kind="patch-kmeans").own_config() == FitConfig()
+    assert OwnFitOptions(patch=8, levels=1, seed=3).own_config() == FitConfig(patch=8, levels=1, seed=3)
+    given = OwnFitOptions(kind="layered-kmeans", site=16, sample=9)
+    assert given.own_config() == LayeredFitConfig(site=16, sample=9), "one level where none was given"
+    for kind in ("latent-kmeans", "vq-autoencoder", "vqvae", ""):
+        with pytest.raises(ConfigError, match="expected one of patch-kmeans, layered-kmeans. The other kinds are fitted with"):
+            OwnFitOptions(kind=kind)

@@ -210,6 +210,8 @@ def test_a_submission_id_is_a_plain_name(name: str) -> None:
         (["--size", "many"], "--size is 'many'; expected a whole number"),
         (["--runner", "local"], "No such option: --runner"),
         (["--size", "30"], "multiple of --patch 4"),
+        (["--kind", "vq-autoencoder"], "--kind is 'vq-autoencoder'; expected one of patch-kmeans, layered-kmeans"),
+        (["--kind", "layered-kmeans", "--size", "30"], "multiple of --site 8"),
         (["--codec", "nope"], "default, publish"),
         (["--max-bad", "7"], "0 to 1"),
         (["--give-up-after", "0"], "--give-up-after is 0"),
@@ -248,6 +250,20 @@ def test_progress_is_read_with_the_options_of_the_output(monkeypatch: pytest.Mon
     assert ended.exit_code == 0, ended.output
     (out,) = opened
     assert out.storage_options["endpoint_url"] == "http://b:2" and "anon" not in out.storage_options
+
+
+def test_the_kind_of_the_fit_goes_with_the_job_and_nothing_that_was_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    def submit(submission: Submission, dashboard: Dashboard, reporter: object) -> Submitted:
+        sent.append(submission)
+        return Submitted(submission_id="j", dashboard=dashboard, client=None)
+
+    monkeypatch.setattr(submit_module, "submit", submit)
+    for given in ([], ["--kind", "layered-kmeans", "--site", "16"]):
+        ended = CliRunner().invoke(cli.app, ["submit", "s3://a/b", "s3://a/c", "--no-wait", *given])
+        assert ended.exit_code == 0, ended.output
+    assert [submission.arguments for submission in sent] == [(), ("--kind=layered-kmeans", "--site=16")]
 
 
 def test_help_lists_the_options_of_tokenize() -> None:
