@@ -1,17 +1,19 @@
-"""Features of the tokenizer `layered-kmeans`: a layer of k-means on whitened patches, pooled around each site, and a projection.
+"""Features of the tokenizer `layered-kmeans`: k-means on whitened patches at two resolutions, pooled around each site, and a projection.
 
 A patch of 6 x 6 pixels is whitened and compared with all centroids; its activation for a centroid is how much nearer that one is than the
 mean of all ("triangle" activation; Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011,
-section 3.2.2). Activations are averaged over a square of twice the site, and their square roots projected to few numbers.
+section 3.2.2). Activations are averaged over a square of twice the site. The same is done to the image at half of its resolution, where a
+patch sees twice as much. The square roots of all are projected to few numbers.
 
-Shapes: B images, H = W pixels of a side, h x w patches, L sites, D = 108 values of a patch, W whitened values, K centroids, P projected.
+Shapes: B images, H = W pixels of a side, h x w patches, L sites, D = 108 values of a patch, W whitened values, K centroids of a layer, A of
+all layers, P projected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +21,29 @@ import numpy.typing as npt
 from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.tokenizers.base import Images
 
-__all__ = ["PATCH", "STRIDE", "Floats", "LayeredFeatures", "patch_rows", "pooled"]
+__all__ = ["COLOURS", "PATCH", "RESOLUTIONS", "STRIDE", "Floats", "LayeredFeatures", "PatchLayer", "patch_rows", "pooled", "resolutions"]
 
 Floats = npt.NDArray[np.float32]
 PATCH, STRIDE = 6, 2
 """Pixels of a patch, and from patch to patch."""
 EDGE = (PATCH - STRIDE) // 2
 COLOURS = 255.0
+RESOLUTIONS = 2
+"""Layers: one on the image, one on the image of half its side."""
 
 
-def patch_rows(images_BHWC: Images) -> Floats:
+def resolutions(images_BHWC: Images) -> Iterator[npt.NDArray[np.generic]]:
+    """Yield the images for each layer, float32 after the first: each 2 x 2 pixels become their mean."""
+    found: npt.NDArray[np.generic] = images_BHWC
+    yield found
+    for _ in range(RESOLUTIONS - 1):
+        values = found.astype(np.float32)
+        rows = values[:, 0::2] + values[:, 1::2]
+        found = (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
+        yield found
+
+
+def patch_rows(images_BHWC: npt.NDArray[np.generic]) -> Floats:
     """Return all patches of images, float32 [B, h * w, D] with colours from 0 to 255. What lies outside of an image is its mirror image."""
     edges = ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0))
     wide = np.pad(images_BHWC, edges, mode="reflect").astype(np.float32)
@@ -37,12 +52,15 @@ def patch_rows(images_BHWC: Images) -> Floats:
     return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, PATCH * PATCH * 3)
 
 
-def pooled(activations_hwK: Floats, site: int) -> Floats:
-    """Return [L, K]: the mean activation over a square of twice the side of a site, around each site. The edge is repeated outside."""
-    fine = _halved(activations_hwK)
-    step = site // (2 * STRIDE)  # pooled pairs of patches in the side of a site
-    edge = step // 2
-    wide = np.pad(fine, ((edge, step - edge), (edge, step - edge), (0, 0)), mode="edge")
+def pooled(activations_hwK: Floats, step: int) -> Floats:
+    """Return [L, K]: the mean activation over a square of 2 * step patches around each site of step patches, which are an even number.
+
+    The edge is repeated outside.
+    """
+    if step % 4 == 0:  # pairs first: their sums serve all windows
+        activations_hwK, step = _halved(activations_hwK), step // 2
+    edge = (step // 2, step // 2)
+    wide = np.pad(activations_hwK, (edge, edge, (0, 0)), mode="edge")
     rows = _window_sums(_window_sums(wide, step, 0), step, 1)
     return np.asarray(rows.reshape(-1, rows.shape[2]) / np.float32(4 * step * step), np.float32)
 
@@ -61,20 +79,13 @@ def _window_sums(values: Floats, step: int, axis: int) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredFeatures:
-    """A fitted layer, its pooling, and a projection."""
+class PatchLayer:
+    """Whitening of patches, and the centroids that they are compared with."""
 
-    site: int
     centre_D: Floats
     whitening_DW: Floats
     """Takes patches with colours from 0 to 1, after `centre_D` is subtracted."""
     centroids_KW: Floats
-    projection_KP: Floats
-    """[K, 0] before it is fitted."""
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all arrays by name."""
-        return {"centre": self.centre_D, "whitening": self.whitening_DW, "centroids": self.centroids_KW, "projection": self.projection_KP}
 
     @cached_property
     def _products(self) -> tuple[Floats, Floats, Floats, Floats]:
@@ -106,18 +117,37 @@ class LayeredFeatures:
         np.maximum(found_NK, 0, out=found_NK)
         return found_NK
 
+
+@dataclass(frozen=True, eq=False)
+class LayeredFeatures:
+    """Fitted layers, their pooling, and a projection."""
+
+    site: int
+    layers: tuple[PatchLayer, ...]
+    """One for each of `resolutions`."""
+    projection_AP: Floats
+    """[A, 0] before it is fitted."""
+
+    @property
+    def width(self) -> int:
+        """A, activations of a site."""
+        return sum(len(layer.centroids_KW) for layer in self.layers)
+
     def sites(self, images_BHWC: Images) -> Floats:
-        """Return the square roots of pooled activations [B, L, K] of uint8 RGB images."""
+        """Return the square roots of pooled activations [B, L, A] of uint8 RGB images."""
         batch, size = images_BHWC.shape[:2]
-        side = size // STRIDE
-        found = np.empty((batch, (size // self.site) ** 2, len(self.centroids_KW)), np.float32)
-        for sites_LK, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
+        found = np.empty((batch, (size // self.site) ** 2, self.width), np.float32)
+        for sites_LA, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
             tell_step()
-            activations_NK = self.activations(patch_rows(image_HWC[None])[0])
-            np.sqrt(pooled(activations_NK.reshape(side, side, -1), self.site), out=sites_LK)
+            start, step = 0, self.site // STRIDE
+            for layer, pixels_BHWC in zip(self.layers, resolutions(image_HWC[None]), strict=True):
+                side, stop = pixels_BHWC.shape[1] // STRIDE, start + len(layer.centroids_KW)
+                activations_NK = layer.activations(patch_rows(pixels_BHWC)[0])
+                np.sqrt(pooled(activations_NK.reshape(side, side, -1), step), out=sites_LA[:, start:stop])
+                start, step = stop, step // 2
         return found
 
     def __call__(self, images_BHWC: Images) -> Floats:
         """Return float32 [B, L, P] of uint8 RGB images."""
-        found: Floats = self.sites(images_BHWC) @ self.projection_KP
+        found: Floats = self.sites(images_BHWC) @ self.projection_AP
         return found

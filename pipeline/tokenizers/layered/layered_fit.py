@@ -1,11 +1,13 @@
 """Fits the tokenizer `layered-kmeans` to images without labels. Equal images, in any order, give equal tables with one BLAS thread.
 
-Shapes: L sites, N rows, D values of a patch, W whitened values, K centroids or codes, P values of a site.
+Shapes: L sites, N rows, D values of a patch, W whitened values, K centroids or codes, A activations of a site,
+P projected values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,16 @@ from tokenshards.pipeline.tokenizers.kmeans.patches import images_to_patches
 from tokenshards.pipeline.tokenizers.kmeans.residual_tables import residual_tables
 from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
 from tokenshards.pipeline.tokenizers.layered.agreement import Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import COLOURS, LayeredFeatures, patch_rows
+from tokenshards.pipeline.tokenizers.layered.features import (
+    COLOURS,
+    RESOLUTIONS,
+    LayeredFeatures,
+    PatchLayer,
+    patch_rows,
+    resolutions,
+)
 from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_rows
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder, halves
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 
@@ -32,9 +41,11 @@ __all__ = ["fit_layered_kmeans"]
 
 MOST_IMAGES, MOST_PIXEL_BYTES = 5000, 256 << 20
 """Images that are kept for all steps of a fit: those of the lowest keyed hashes."""
-WHITENED, CENTROIDS, PROJECTED = 40, 400, 64
-EPSILON = 0.01
-"""Of the mean eigenvalue, added to each before whitening."""
+WHITENED, PROJECTED = 40, 64
+CENTROIDS = (400, 200)
+"""Of the layer on the image, and of that on the image of half its side."""
+EPSILON, LEAST_VARIANCE = 0.01, 1e-6
+"""Added to each eigenvalue before whitening: a share of their mean, and at least so much, so that flat images stay within float16."""
 ROWS_PER_CODE = 25
 """Fewest rows per code; with fewer the codes would memorise the sample."""
 MIN_CODES = 16
@@ -50,8 +61,8 @@ def fit_layered_kmeans(
     """
     kept, seen = _kept(images, size, config.seed)
     rng = np.random.default_rng(config.seed)
-    features = _first_layer(kept, config, rng)
-    features, sites = _second_layer(features, kept, config)
+    layers = tuple(_layer(kept, number, config, rng) for number in range(RESOLUTIONS))
+    features, sites = _second_layer(layers, kept, config)
     rows_NP = np.concatenate([rows for _, rows in sorted(sites.rows().items())])
     codes = min(config.codes, max(MIN_CODES, len(rows_NP) // ROWS_PER_CODE))
     tables, used, rest_NP = residual_tables(rows_NP, codes, config.levels, iterations=config.iterations, rng=rng)
@@ -61,7 +72,7 @@ def fit_layered_kmeans(
     ids_BLQ = np.concatenate([residual_ids_of(features(batch), search) for batch in _batches(kept, names)])
     grid, vocabulary = (size // config.site, size // config.site), tuple(len(table) for table in tables)
     patches_BLD = images_to_patches(np.stack([kept[name] for name in names]), config.site).reshape(len(names), grid[0] * grid[1], -1)
-    tokenizer = LayeredKMeans(features, tables, fitted_rows(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
+    tokenizer = LayeredKMeans(features, tables, fitted_decoder(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
     shown = np.stack([kept[name] for name in names[:TOGETHER]])
     levels = [dict(code_usage(np.bincount(ids_N, minlength=len(table)))) for ids_N, table in zip(used, tables, strict=True)]
     levels[-1]["psnr_db"] = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]
@@ -108,39 +119,40 @@ def _batches(kept: dict[str, Images], names: list[str]) -> Iterator[Images]:
         yield np.stack([kept[name] for name in names[start : start + TOGETHER]])
 
 
-def _first_layer(kept: dict[str, Images], config: LayeredFitConfig, rng: np.random.Generator) -> LayeredFeatures:
+def _layer(kept: dict[str, Images], number: int, config: LayeredFitConfig, rng: np.random.Generator) -> PatchLayer:
+    """Fit a layer to patches of the images at its resolution. What is stored in float16 is rounded before anything is fitted to it."""
     sample = RowSample(config.max_patches, config.seed)
     for name in sorted(kept):
-        sample.add(name, (patch_rows(kept[name][None])[0] / np.float32(COLOURS)).astype(np.float32))
+        *_, pixels_BHWC = islice(resolutions(kept[name][None]), number + 1)
+        sample.add(name, (patch_rows(pixels_BHWC)[0] / np.float32(COLOURS)).astype(np.float32))
     patches_ND = np.concatenate([rows for _, rows in sorted(sample.rows().items())])
-    centre_D = patches_ND.mean(axis=0, dtype=np.float64)
+    centre_D = halves(patches_ND.mean(axis=0, dtype=np.float64))
     apart_ND = patches_ND.astype(np.float64) - centre_D
     values_D, vectors_DD = np.linalg.eigh(apart_ND.T @ apart_ND / len(apart_ND))  # ascending
-    strength = 1 / np.sqrt(np.maximum(values_D, 0) + max(EPSILON * float(values_D.mean()), 1e-12))
+    strength = 1 / np.sqrt(np.maximum(values_D, 0) + max(EPSILON * float(values_D.mean()), LEAST_VARIANCE))
     whitening_DW = (vectors_DD * strength)[:, ::-1][:, :WHITENED]
-    largest_W = whitening_DW[np.abs(whitening_DW).argmax(axis=0), np.arange(WHITENED)]
-    whitening = np.ascontiguousarray(whitening_DW * np.sign(largest_W), np.float32)
-    values_NW = ((patches_ND - centre_D.astype(np.float32)) @ whitening).astype(np.float32)
-    nothing = np.zeros((0, WHITENED), np.float32)
-    centroids_KW = kmeans(values_NW, np.ones(len(values_NW)), CENTROIDS, pinned_PD=nothing, iterations=config.iterations, rng=rng)
-    return LayeredFeatures(config.site, centre_D.astype(np.float32), whitening, centroids_KW, np.zeros((len(centroids_KW), 0), np.float32))
+    largest_W = whitening_DW[np.abs(whitening_DW).argmax(axis=0), np.arange(WHITENED)]  # the sign of a direction is arbitrary
+    whitening_DW = halves(np.ascontiguousarray(whitening_DW * np.sign(largest_W)))
+    values_NW = ((patches_ND - centre_D) @ whitening_DW).astype(np.float32)
+    nothing, count = np.zeros((0, WHITENED), np.float32), CENTROIDS[number]
+    centroids_KW = kmeans(values_NW, np.ones(len(values_NW)), count, pinned_PD=nothing, iterations=config.iterations, rng=rng)
+    return PatchLayer(centre_D, whitening_DW, halves(centroids_KW))
 
 
-def _second_layer(first: LayeredFeatures, kept: dict[str, Images], config: LayeredFitConfig) -> tuple[LayeredFeatures, RowSample]:
+def _second_layer(layers: tuple[PatchLayer, ...], kept: dict[str, Images], config: LayeredFitConfig) -> tuple[LayeredFeatures, RowSample]:
     """Return the features with their projection, and a sample of projected sites."""
-    width = len(first.centroids_KW)
-    agreement, sample = Agreement(width), RowSample(config.max_patches, config.seed)
+    plain = LayeredFeatures(config.site, layers, np.zeros((0, 0), np.float32))
+    agreement, sample = Agreement(plain.width), RowSample(config.max_patches, config.seed)
     for name in sorted(kept):
         image_HWC = kept[name]
         copy_HWC = changed_copy(image_HWC, np.random.default_rng(keyed_hash64(str(config.seed), name)))
-        own_LK, copy_LK = first.sites(np.stack([image_HWC, copy_HWC]))
+        own_LA, copy_LA = plain.sites(np.stack([image_HWC, copy_HWC]))
         side = image_HWC.shape[0] // config.site
-        agreement.add(own_LK, copy_LK, (side, side))
-        sample.add(name, own_LK)
+        agreement.add(own_LA, copy_LA, (side, side))
+        sample.add(name, own_LA.astype(np.float16))  # the largest arrays of a fit
         tell_step()
-    projection_KP = agreement.projection(min(PROJECTED, width))
-    features = LayeredFeatures(first.site, first.centre_D, first.whitening_DW, first.centroids_KW, projection_KP)
+    projection_AP = halves(agreement.projection(min(PROJECTED, plain.width)))
     projected = RowSample(config.max_patches, config.seed)
-    for name, rows_mK in sample.rows().items():
-        projected.add(name, rows_mK @ projection_KP)
-    return features, projected
+    for name, rows_mA in sample.rows().items():
+        projected.add(name, rows_mA.astype(np.float32) @ projection_AP)
+    return LayeredFeatures(config.site, layers, projection_AP), projected

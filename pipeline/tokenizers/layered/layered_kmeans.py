@@ -26,8 +26,8 @@ from tokenshards.pipeline.tokenizers.base import (
     square_layout,
 )
 from tokenshards.pipeline.tokenizers.kmeans.patches import patches_to_images
-from tokenshards.pipeline.tokenizers.layered.features import PATCH, Floats, LayeredFeatures
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import decoded_patches
+from tokenshards.pipeline.tokenizers.layered.features import PATCH, RESOLUTIONS, Floats, LayeredFeatures, PatchLayer
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import NeighbourhoodDecoder
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
 __all__ = ["FAMILY", "LayeredKMeans"]
@@ -35,17 +35,18 @@ __all__ = ["FAMILY", "LayeredKMeans"]
 FAMILY = "layered-kmeans"
 ENGINE = "numpy"
 """Another engine would round otherwise, and is part of the fingerprint."""
-WEIGHTS = ("centre", "whitening", "centroids", "projection", "decoder")
+LAYER = ("centre", "whitening", "centroids")
+"""Names of the arrays of a layer, before its number."""
+WEIGHTS = (*(f"{name}_{layer}" for layer in range(RESOLUTIONS) for name in LAYER), "projection", "decoder", "basis", "mean")
 
 
 class LayeredKMeans:
-    """Residual k-means on features of `features`; `tables` are float32 [K, P], level by level, `decoder` [9 * K + 1, D]."""
+    """Residual k-means on features of `features`; `tables` are float32 [K, P], level by level."""
 
     def __init__(
-        self, features: LayeredFeatures, tables: Sequence[Floats], decoder: npt.NDArray[np.floating[Any]], *, preprocess: Preprocess
+        self, features: LayeredFeatures, tables: Sequence[Floats], decoder: NeighbourhoodDecoder, *, preprocess: Preprocess
     ) -> None:
-        self._features = features
-        self._decoder = np.ascontiguousarray(decoder, np.float16)  # to a tenth of a colour step, in half of the bytes
+        self._features, self._decoder = features, decoder
         self._tables = [np.ascontiguousarray(table, np.float32) for table in tables]
         self._check(preprocess)
         self._spec = TokenizerSpec(
@@ -60,15 +61,22 @@ class LayeredKMeans:
 
     def _check(self, preprocess: Preprocess) -> None:
         features, tables = self._features, self._tables
-        whitened, (centroids, projected) = features.whitening_DW.shape, features.projection_KP.shape
-        rows = 9 * sum(map(len, tables)) + 1
+        projected, rank = features.projection_AP.shape[-1], self._decoder.basis_RD.shape[0]
         expected = {
-            "centre": (features.centre_D.shape, (PATCH * PATCH * 3,)),
-            "whitening": (whitened, (PATCH * PATCH * 3, whitened[-1])),
-            "centroids": (features.centroids_KW.shape, (centroids, whitened[-1])),
-            "decoder": (self._decoder.shape, (rows, features.site**2 * 3)),
+            "layers": ((len(features.layers),), (RESOLUTIONS,)),
+            "projection": (features.projection_AP.shape, (features.width, projected)),
+            "decoder": (self._decoder.rows_FR.shape, (9 * sum(map(len, tables)), rank)),
+            "basis": (self._decoder.basis_RD.shape, (rank, features.site**2 * 3)),
+            "mean": (self._decoder.mean_D.shape, (features.site**2 * 3,)),
             **{f"level_{q}": (table.shape, (len(table), projected)) for q, table in enumerate(tables)},
         }
+        for number, layer in enumerate(features.layers):
+            whitened = layer.whitening_DW.shape[-1]
+            expected |= {
+                f"centre_{number}": (layer.centre_D.shape, (PATCH * PATCH * 3,)),
+                f"whitening_{number}": (layer.whitening_DW.shape, (PATCH * PATCH * 3, whitened)),
+                f"centroids_{number}": (layer.centroids_KW.shape, (len(layer.centroids_KW), whitened)),
+            }
         for name, (found, wanted) in expected.items():
             if found != wanted or not all(wanted):
                 raise TokenizerError(f"{FAMILY}: {name} is {list(found)}; expected {list(wanted)}. Fit the tokenizer again")
@@ -94,16 +102,28 @@ class LayeredKMeans:
                 f"{FAMILY}: {', '.join(missing) or 'nothing'} is missing, engine {engine!r}, site {site!r}; expected {[*names, *WEIGHTS]}, "
                 f"{ENGINE!r} and a number of pixels. Copy the whole tokenizer folder, or load it with the version that wrote it"
             )
-        features = LayeredFeatures(site, *(np.asarray(tables[name], np.float32) for name in WEIGHTS[:-1]))
-        return cls(features, [np.asarray(tables[name]) for name in names], np.asarray(tables[WEIGHTS[-1]]), preprocess=spec.preprocess)
+        arrays = {name: np.asarray(tables[name], np.float32) for name in WEIGHTS}
+        layers = tuple(PatchLayer(*(arrays[f"{name}_{number}"] for name in LAYER)) for number in range(RESOLUTIONS))
+        features = LayeredFeatures(site, layers, arrays["projection"])
+        decoder = NeighbourhoodDecoder(arrays["decoder"], arrays["basis"], arrays["mean"])
+        return cls(features, [np.asarray(tables[name]) for name in names], decoder, preprocess=spec.preprocess)
 
     def codebook(self) -> dict[str, Floats]:
         """Return the tables as `level_0`, `level_1`, …: float32 [K, P]."""
         return {f"level_{q}": table for q, table in enumerate(self._tables)}
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays of the features and of the way back."""
-        return {**self._features.arrays(), "decoder": self._decoder}
+        """Return the arrays of the features and of the way back, float16: the fit has rounded them."""
+        layers = [(layer.centre_D, layer.whitening_DW, layer.centroids_KW) for layer in self._features.layers]
+        decoder = self._decoder
+        arrays = [
+            *(array for layer in layers for array in layer),
+            self._features.projection_AP,
+            decoder.rows_FR,
+            decoder.basis_RD,
+            decoder.mean_D,
+        ]
+        return {name: array.astype(np.float16) for name, array in zip(WEIGHTS, arrays, strict=True)}
 
     @cached_property
     def _search(self) -> list[NearestCode]:
@@ -118,7 +138,7 @@ class LayeredKMeans:
         """Return uint8 images [B, size, size, 3], blurred: what such ids stood for on the images of the fit."""
         check_ids(tokens.ids_BLQ, self._spec)
         grid = self._spec.layout.grid
-        colours_BLD = decoded_patches(tokens.ids_BLQ, self._decoder.astype(np.float32), self._spec.vocabulary, (grid[0], grid[1]))
+        colours_BLD = self._decoder(tokens.ids_BLQ, self._spec.vocabulary, (grid[0], grid[1]))
         return patches_to_images(np.clip(np.rint(colours_BLD), 0, 255).astype(np.uint8), grid, self._features.site)
 
 

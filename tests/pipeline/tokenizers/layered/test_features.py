@@ -7,9 +7,19 @@ import pytest
 
 from tests.contracts.tokenizer_contract import sample_images
 from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import EDGE, PATCH, STRIDE, LayeredFeatures, patch_rows, pooled
+from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
+from tokenshards.pipeline.tokenizers.layered.features import (
+    EDGE,
+    PATCH,
+    STRIDE,
+    LayeredFeatures,
+    PatchLayer,
+    patch_rows,
+    pooled,
+    resolutions,
+)
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import decoded_patches, fitted_rows
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder
 
 
 def mirrored(place: int, size: int) -> int:
@@ -27,14 +37,13 @@ def test_a_patch_lies_around_every_second_pixel_and_the_edge_is_mirrored() -> No
             np.testing.assert_array_equal(values, images[number][tuple(place)])
 
 
-def random_features(site: int = 8, seed: int = 0) -> LayeredFeatures:
+def random_layer(centroids: int = 7, seed: int = 0) -> PatchLayer:
     rng = np.random.default_rng(seed)
-    shapes = ((108,), (108, 5), (7, 5), (7, 3))
-    return LayeredFeatures(site, *(rng.normal(size=shape).astype(np.float32) for shape in shapes))
+    return PatchLayer(*(rng.normal(size=shape).astype(np.float32) for shape in ((108,), (108, 5), (centroids, 5))))
 
 
 def test_activations_are_those_of_the_formula() -> None:
-    layer, images = random_features(), sample_images(1, 16)
+    layer, images = random_layer(), sample_images(1, 16)
     patches = patch_rows(images)[0]
     whitened = (patches.astype(np.float64) / 255 - layer.centre_D) @ layer.whitening_DW.astype(np.float64)
     distance = np.sqrt(np.square(whitened[:, None] - layer.centroids_KW).sum(axis=2))
@@ -42,16 +51,35 @@ def test_activations_are_those_of_the_formula() -> None:
     np.testing.assert_allclose(layer.activations(patches), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("site", [8, 16])
-def test_a_site_is_the_mean_over_twice_its_side(site: int) -> None:
-    values = np.random.default_rng(0).random((16, 16, 2)).astype(np.float32)  # 32 pixels of a side
-    found, side, half = pooled(values, site).reshape(32 // site, 32 // site, 2), site // STRIDE, site // STRIDE // 2
-    pairs = values.reshape(8, 2, 8, 2, 2).mean(axis=(1, 3))
-    wide = np.pad(pairs, ((8, 8), (8, 8), (0, 0)), mode="edge").repeat(2, 0).repeat(2, 1)  # the edge is repeated
-    for row in range(32 // site):
-        for column in range(32 // site):
-            top, left = 16 + row * side - half, 16 + column * side - half
-            np.testing.assert_allclose(found[row, column], wide[top : top + 2 * side, left : left + 2 * side].mean(axis=(0, 1)), rtol=1e-5)
+def windows(values: np.ndarray, step: int) -> np.ndarray:
+    """Return the mean over the square of 2 * step around each site of step values a side; the edge is repeated."""
+    half, sites = step // 2, len(values) // step
+    wide = np.pad(values, ((half, half), (half, half), (0, 0)), mode="edge")
+    rows = [[wide[row * step :][: 2 * step, column * step :][:, : 2 * step] for column in range(sites)] for row in range(sites)]
+    return np.array([[window.mean(axis=(0, 1)) for window in row] for row in rows]).reshape(sites * sites, -1)
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_a_site_is_the_mean_over_twice_its_side(step: int) -> None:
+    values = np.random.default_rng(0).random((16, 16, 2)).astype(np.float32)
+    found = pooled(values, step)
+    if step % 4 == 0:  # pairs of patches are joined first, and the edge of pairs is repeated
+        values, step = values.reshape(8, 2, 8, 2, 2).mean(axis=(1, 3)), step // 2
+    np.testing.assert_allclose(found, windows(values, step), rtol=1e-5)
+
+
+def test_sites_join_the_image_and_the_image_of_half_its_side() -> None:
+    images, layers = sample_images(2, 32), (random_layer(7), random_layer(4, seed=1))
+    halved = images.astype(np.float32).reshape(2, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    for found, expected in zip(resolutions(images), (images, halved), strict=True):
+        np.testing.assert_allclose(found, expected)
+    sites = LayeredFeatures(8, layers, np.zeros((11, 0), np.float32)).sites(images)
+    assert sites.shape == (2, 16, 11)
+    for image in range(2):
+        whole = layers[0].activations(patch_rows(images[image][None])[0]).reshape(16, 16, 7)
+        half = layers[1].activations(patch_rows(halved[image][None])[0]).reshape(8, 8, 4)
+        expected = np.concatenate([pooled(whole, 4), pooled(half, 2)], axis=1)
+        np.testing.assert_allclose(np.square(sites[image]), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_projection_solves_the_generalised_eigenproblem() -> None:
@@ -83,11 +111,10 @@ def test_a_copy_is_mirrored_and_changed_in_colour_alone() -> None:
     assert one > 0.9 and one > other
 
 
-def test_the_way_back_is_that_of_least_squares() -> None:
+def test_the_way_back_is_that_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, vocabulary, grid = np.random.default_rng(0), (3, 2), (2, 3)
     ids = np.stack([rng.integers(0, size, (30, 6)) for size in vocabulary], axis=2)
     patches = rng.integers(0, 256, (30, 6, 4)).astype(np.uint8)
-    rows = fitted_rows(ids, patches, vocabulary, grid)
     design = np.zeros((30 * 6, 9 * 5))
     for image in range(30):
         for row in range(2):
@@ -98,8 +125,19 @@ def test_the_way_back_is_that_of_least_squares() -> None:
                         for level, start in enumerate((0, 3)):
                             code = ids[image, there[0] * 3 + there[1], level]
                             design[image * 6 + row * 3 + column, place * 5 + start + code] += 1
-    target = patches.reshape(-1, 4) - patches.reshape(-1, 4).mean(axis=0)
-    expected = np.linalg.solve(design.T @ design + DECODER_RIDGE * np.eye(45), design.T @ target)
-    np.testing.assert_allclose(rows[:-1], expected, rtol=1e-3, atol=1e-3)
-    found = decoded_patches(ids, rows, vocabulary, grid).reshape(-1, 4)
-    np.testing.assert_allclose(found, design @ expected + patches.reshape(-1, 4).mean(axis=0), rtol=1e-3, atol=1e-2)
+    mean = patches.reshape(-1, 4).mean(axis=0)
+    target = patches.reshape(-1, 4) - mean
+    full = np.linalg.solve(design.T @ design + DECODER_RIDGE * np.eye(45), design.T @ target)
+    found = fitted_decoder(ids, patches, vocabulary, grid)(ids, vocabulary, grid).reshape(-1, 4)
+    np.testing.assert_allclose(found, design @ full + mean, rtol=2e-3, atol=0.5)  # the rows are rounded to float16
+
+    def penalty(rows: np.ndarray) -> float:
+        return float(np.square(design @ rows - target).sum() + DECODER_RIDGE * np.square(rows).sum())
+
+    monkeypatch.setattr(neighbourhood_decoder, "RANK", 2)
+    decoder = fitted_decoder(ids, patches, vocabulary, grid)
+    own = decoder.rows_FR.astype(np.float64) @ decoder.basis_RD
+    assert decoder.rows_FR.shape == (45, 2)
+    for _ in range(50):  # no other basis of two vectors does better
+        other, _ = np.linalg.qr(rng.normal(size=(4, 2)))
+        assert penalty(own) <= penalty(full @ other @ other.T) * 1.0001

@@ -112,8 +112,8 @@ def test_another_engine_or_lost_arrays_are_named() -> None:
         LayeredKMeans.from_saved(dataclasses.replace(tokenizer.spec, config={"site": 8, "engine": "torch"}), tables)
     with pytest.raises(TokenizerError, match="projection is missing"):
         LayeredKMeans.from_saved(tokenizer.spec, {name: table for name, table in tables.items() if name != "projection"})
-    with pytest.raises(TokenizerError, match=r"layered-kmeans: centroids is \[\d+, 3\]; expected"):
-        LayeredKMeans.from_saved(tokenizer.spec, {**tables, "centroids": tables["centroids"][:, :3]})
+    with pytest.raises(TokenizerError, match=r"layered-kmeans: whitening_1 is \[108, 3\]; expected"):
+        LayeredKMeans.from_saved(tokenizer.spec, {**tables, "whitening_1": tables["whitening_1"][:, :3]})
 
 
 def test_ids_tell_classes_apart_better_than_patches_of_their_size() -> None:
