@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.contracts.tokenizer_contract import sample_images
-from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
 from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
+from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
 from tokenshards.pipeline.tokenizers.layered.features import (
     EDGE,
     PATCH,
