@@ -1,17 +1,16 @@
 """Features of the tokenizer `layered-kmeans`: k-means on whitened patches at two resolutions, pooled around each site, and a projection.
 
-A patch of 6 x 6 pixels is whitened and compared with all centroids; its activation for a centroid is how much nearer that one is than the
-mean of all ("triangle" activation; Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011,
-section 3.2.2). Activations are averaged over a square of twice the site. The same is done to the image at half of its resolution, where a
-patch sees twice as much. The square roots of all are projected to few numbers.
+A patch is whitened and compared with all centroids; its activation for a centroid is how much nearer that one is than the mean of all
+("triangle" activation; Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature learning", AISTATS 2011, section
+3.2.2). One layer sees the image at half of its resolution, one at a quarter; both have a patch every 4 pixels of the image. Activations
+are averaged over a square of twice the site, and their square roots projected to few numbers.
 
-Shapes: B images, H = W pixels of a side, h x w patches, L sites, D = 108 values of a patch, W whitened values, K centroids of a layer, A of
-all layers, P projected.
+Shapes: B images, H = W pixels of a side, h x w patches, L sites, D values of a patch, W whitened values, K centroids of a layer, A of all
+layers, P projected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,35 +20,47 @@ import numpy.typing as npt
 from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.tokenizers.base import Images
 
-__all__ = ["COLOURS", "PATCH", "RESOLUTIONS", "STRIDE", "Floats", "LayeredFeatures", "PatchLayer", "patch_rows", "pooled", "resolutions"]
+__all__ = ["CELL", "COLOURS", "VIEWS", "Floats", "LayeredFeatures", "PatchLayer", "View", "patch_rows", "pooled"]
 
 Floats = npt.NDArray[np.float32]
-PATCH, STRIDE = 6, 2
-"""Pixels of a patch, and from patch to patch."""
-EDGE = (PATCH - STRIDE) // 2
 COLOURS = 255.0
-RESOLUTIONS = 2
-"""Layers: one on the image, one on the image of half its side."""
+CELL = 4
+"""Pixels of the image from patch to patch, in every layer."""
 
 
-def resolutions(images_BHWC: Images) -> Iterator[npt.NDArray[np.generic]]:
-    """Yield the images for each layer, float32 after the first: each 2 x 2 pixels become their mean."""
-    found: npt.NDArray[np.generic] = images_BHWC
-    yield found
-    for _ in range(RESOLUTIONS - 1):
-        values = found.astype(np.float32)
-        rows = values[:, 0::2] + values[:, 1::2]
-        found = (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
-        yield found
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a layer sees."""
+
+    shrink: int
+    """Side of the square of pixels that becomes one, their mean."""
+    patch: int
+    """Side of a patch, in such pixels."""
+
+    @property
+    def stride(self) -> int:
+        """From patch to patch, in such pixels."""
+        return CELL // self.shrink
+
+    @property
+    def values(self) -> int:
+        """D, values of a patch."""
+        return 3 * self.patch**2
 
 
-def patch_rows(images_BHWC: npt.NDArray[np.generic]) -> Floats:
+VIEWS = (View(2, 6), View(4, 5))
+"""Of each layer. A third one, on the image in full, doubles the time and adds little."""
+
+
+def patch_rows(images_BHWC: Images, view: View) -> Floats:
     """Return all patches of images, float32 [B, h * w, D] with colours from 0 to 255. What lies outside of an image is its mirror image."""
-    edges = ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0))
-    wide = np.pad(images_BHWC, edges, mode="reflect").astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(wide, (PATCH, PATCH), axis=(1, 2))[:, ::STRIDE, ::STRIDE]
-    batch, rows, columns = windows.shape[:3]
-    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, PATCH * PATCH * 3)
+    batch, height, width, _ = images_BHWC.shape
+    shrunk = images_BHWC.astype(np.float32).reshape(batch, height // view.shrink, view.shrink, width // view.shrink, view.shrink, 3)
+    edge, side = (view.patch - view.stride) // 2, view.patch
+    wide = np.pad(shrunk.mean(axis=(2, 4)), ((0, 0), (edge, edge), (edge, edge), (0, 0)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (side, side), axis=(1, 2))[:, :: view.stride, :: view.stride]
+    rows, columns = windows.shape[1:3]
+    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, view.values)
 
 
 def pooled(activations_hwK: Floats, step: int) -> Floats:
@@ -57,18 +68,10 @@ def pooled(activations_hwK: Floats, step: int) -> Floats:
 
     The edge is repeated outside.
     """
-    if step % 4 == 0:  # pairs first: their sums serve all windows
-        activations_hwK, step = _halved(activations_hwK), step // 2
     edge = (step // 2, step // 2)
     wide = np.pad(activations_hwK, (edge, edge, (0, 0)), mode="edge")
     rows = _window_sums(_window_sums(wide, step, 0), step, 1)
     return np.asarray(rows.reshape(-1, rows.shape[2]) / np.float32(4 * step * step), np.float32)
-
-
-def _halved(values_hwK: Floats) -> Floats:
-    rows = values_hwK[0::2] + values_hwK[1::2]
-    found: Floats = (rows[:, 0::2] + rows[:, 1::2]) * np.float32(0.25)
-    return found
 
 
 def _window_sums(values: Floats, step: int, axis: int) -> Floats:
@@ -124,7 +127,7 @@ class LayeredFeatures:
 
     site: int
     layers: tuple[PatchLayer, ...]
-    """One for each of `resolutions`."""
+    """One for each of VIEWS."""
     projection_AP: Floats
     """[A, 0] before it is fitted."""
 
@@ -136,15 +139,11 @@ class LayeredFeatures:
     def sites(self, images_BHWC: Images) -> Floats:
         """Return the square roots of pooled activations [B, L, A] of uint8 RGB images."""
         batch, size = images_BHWC.shape[:2]
-        found = np.empty((batch, (size // self.site) ** 2, self.width), np.float32)
+        side, found = size // CELL, np.empty((batch, (size // self.site) ** 2, self.width), np.float32)
         for sites_LA, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
             tell_step()
-            start, step = 0, self.site // STRIDE
-            for layer, pixels_BHWC in zip(self.layers, resolutions(image_HWC[None]), strict=True):
-                side, stop = pixels_BHWC.shape[1] // STRIDE, start + len(layer.centroids_KW)
-                activations_NK = layer.activations(patch_rows(pixels_BHWC)[0])
-                np.sqrt(pooled(activations_NK.reshape(side, side, -1), step), out=sites_LA[:, start:stop])
-                start, step = stop, step // 2
+            seen = [layer.activations(patch_rows(image_HWC[None], view)[0]) for layer, view in zip(self.layers, VIEWS, strict=True)]
+            np.sqrt(pooled(np.concatenate(seen, axis=1).reshape(side, side, -1), self.site // CELL), out=sites_LA)
         return found
 
     def __call__(self, images_BHWC: Images) -> Floats:

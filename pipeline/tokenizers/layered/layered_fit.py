@@ -7,7 +7,6 @@ P projected values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,10 @@ from tokenshards.pipeline.tokenizers.kmeans.row_sample import RowSample
 from tokenshards.pipeline.tokenizers.layered.agreement import Agreement, changed_copy
 from tokenshards.pipeline.tokenizers.layered.features import (
     COLOURS,
-    RESOLUTIONS,
+    VIEWS,
     LayeredFeatures,
     PatchLayer,
     patch_rows,
-    resolutions,
 )
 from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder, halves
@@ -42,8 +40,8 @@ __all__ = ["fit_layered_kmeans"]
 MOST_IMAGES, MOST_PIXEL_BYTES = 5000, 256 << 20
 """Images that are kept for all steps of a fit: those of the lowest keyed hashes."""
 WHITENED, PROJECTED = 40, 64
-CENTROIDS = (400, 200)
-"""Of the layer on the image, and of that on the image of half its side."""
+CENTROIDS = (400, 400)
+"""Of each layer."""
 EPSILON, LEAST_VARIANCE = 0.01, 1e-6
 """Added to each eigenvalue before whitening: a share of their mean, and at least so much, so that flat images stay within float16."""
 ROWS_PER_CODE = 25
@@ -61,7 +59,7 @@ def fit_layered_kmeans(
     """
     kept, seen = _kept(images, size, config.seed)
     rng = np.random.default_rng(config.seed)
-    layers = tuple(_layer(kept, number, config, rng) for number in range(RESOLUTIONS))
+    layers = tuple(_layer(kept, number, config, rng) for number in range(len(VIEWS)))
     features, sites = _second_layer(layers, kept, config)
     rows_NP = np.concatenate([rows for _, rows in sorted(sites.rows().items())])
     codes = min(config.codes, max(MIN_CODES, len(rows_NP) // ROWS_PER_CODE))
@@ -120,11 +118,10 @@ def _batches(kept: dict[str, Images], names: list[str]) -> Iterator[Images]:
 
 
 def _layer(kept: dict[str, Images], number: int, config: LayeredFitConfig, rng: np.random.Generator) -> PatchLayer:
-    """Fit a layer to patches of the images at its resolution. What is stored in float16 is rounded before anything is fitted to it."""
+    """Fit a layer to patches of the images in its view. What is stored in float16 is rounded before anything is fitted to it."""
     sample = RowSample(config.max_patches, config.seed)
     for name in sorted(kept):
-        *_, pixels_BHWC = islice(resolutions(kept[name][None]), number + 1)
-        sample.add(name, (patch_rows(pixels_BHWC)[0] / np.float32(COLOURS)).astype(np.float32))
+        sample.add(name, (patch_rows(kept[name][None], VIEWS[number])[0] / np.float32(COLOURS)).astype(np.float32))
     patches_ND = np.concatenate([rows for _, rows in sorted(sample.rows().items())])
     centre_D = halves(patches_ND.mean(axis=0, dtype=np.float64))
     apart_ND = patches_ND.astype(np.float64) - centre_D

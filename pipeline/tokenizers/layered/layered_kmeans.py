@@ -26,7 +26,7 @@ from tokenshards.pipeline.tokenizers.base import (
     square_layout,
 )
 from tokenshards.pipeline.tokenizers.kmeans.patches import patches_to_images
-from tokenshards.pipeline.tokenizers.layered.features import PATCH, RESOLUTIONS, Floats, LayeredFeatures, PatchLayer
+from tokenshards.pipeline.tokenizers.layered.features import VIEWS, Floats, LayeredFeatures, PatchLayer
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import NeighbourhoodDecoder
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
@@ -37,7 +37,7 @@ ENGINE = "numpy"
 """Another engine would round otherwise, and is part of the fingerprint."""
 LAYER = ("centre", "whitening", "centroids")
 """Names of the arrays of a layer, before its number."""
-WEIGHTS = (*(f"{name}_{layer}" for layer in range(RESOLUTIONS) for name in LAYER), "projection", "decoder", "basis", "mean")
+WEIGHTS = (*(f"{name}_{layer}" for layer in range(len(VIEWS)) for name in LAYER), "projection", "decoder", "basis", "mean")
 
 
 class LayeredKMeans:
@@ -63,18 +63,18 @@ class LayeredKMeans:
         features, tables = self._features, self._tables
         projected, rank = features.projection_AP.shape[-1], self._decoder.basis_RD.shape[0]
         expected = {
-            "layers": ((len(features.layers),), (RESOLUTIONS,)),
+            "layers": ((len(features.layers),), (len(VIEWS),)),
             "projection": (features.projection_AP.shape, (features.width, projected)),
             "decoder": (self._decoder.rows_FR.shape, (9 * sum(map(len, tables)), rank)),
             "basis": (self._decoder.basis_RD.shape, (rank, features.site**2 * 3)),
             "mean": (self._decoder.mean_D.shape, (features.site**2 * 3,)),
             **{f"level_{q}": (table.shape, (len(table), projected)) for q, table in enumerate(tables)},
         }
-        for number, layer in enumerate(features.layers):
+        for number, (layer, view) in enumerate(zip(features.layers, VIEWS, strict=False)):
             whitened = layer.whitening_DW.shape[-1]
             expected |= {
-                f"centre_{number}": (layer.centre_D.shape, (PATCH * PATCH * 3,)),
-                f"whitening_{number}": (layer.whitening_DW.shape, (PATCH * PATCH * 3, whitened)),
+                f"centre_{number}": (layer.centre_D.shape, (view.values,)),
+                f"whitening_{number}": (layer.whitening_DW.shape, (view.values, whitened)),
                 f"centroids_{number}": (layer.centroids_KW.shape, (len(layer.centroids_KW), whitened)),
             }
         for name, (found, wanted) in expected.items():
@@ -103,7 +103,7 @@ class LayeredKMeans:
                 f"{ENGINE!r} and a number of pixels. Copy the whole tokenizer folder, or load it with the version that wrote it"
             )
         arrays = {name: np.asarray(tables[name], np.float32) for name in WEIGHTS}
-        layers = tuple(PatchLayer(*(arrays[f"{name}_{number}"] for name in LAYER)) for number in range(RESOLUTIONS))
+        layers = tuple(PatchLayer(*(arrays[f"{name}_{number}"] for name in LAYER)) for number in range(len(VIEWS)))
         features = LayeredFeatures(site, layers, arrays["projection"])
         decoder = NeighbourhoodDecoder(arrays["decoder"], arrays["basis"], arrays["mean"])
         return cls(features, [np.asarray(tables[name]) for name in names], decoder, preprocess=spec.preprocess)

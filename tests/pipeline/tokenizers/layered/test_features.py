@@ -8,16 +8,7 @@ import pytest
 from tests.contracts.tokenizer_contract import sample_images
 from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
 from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import (
-    EDGE,
-    PATCH,
-    STRIDE,
-    LayeredFeatures,
-    PatchLayer,
-    patch_rows,
-    pooled,
-    resolutions,
-)
+from tokenshards.pipeline.tokenizers.layered.features import CELL, VIEWS, LayeredFeatures, PatchLayer, View, patch_rows, pooled
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder
 
@@ -26,25 +17,27 @@ def mirrored(place: int, size: int) -> int:
     return -place if place < 0 else 2 * (size - 1) - place if place >= size else place
 
 
-def test_a_patch_lies_around_every_second_pixel_and_the_edge_is_mirrored() -> None:
-    images = sample_images(2, 16)
-    found = patch_rows(images)
-    assert found.shape == (2, 64, 108) and found.dtype == np.float32
-    for number, row, column in ((0, 0, 0), (1, 3, 7), (0, 7, 7), (1, 7, 0)):
-        for down, right in ((0, 0), (5, 5), (2, 4)):
-            place = [mirrored(STRIDE * at - EDGE + step, 16) for at, step in ((row, down), (column, right))]
-            values = found[number, row * 8 + column].reshape(PATCH, PATCH, 3)[down, right]
-            np.testing.assert_array_equal(values, images[number][tuple(place)])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_patch_lies_around_every_fourth_pixel_and_the_edge_is_mirrored(view: View) -> None:
+    images, side = sample_images(2, 16), 16 // view.shrink
+    shrunk = images.astype(np.float32).reshape(2, side, view.shrink, side, view.shrink, 3).mean(axis=(2, 4))
+    found, edge = patch_rows(images, view), (view.patch - view.stride) // 2
+    assert found.shape == (2, 16, view.values) and found.dtype == np.float32 and CELL == view.shrink * view.stride
+    for number, row, column in ((0, 0, 0), (1, 1, 3), (0, 3, 3), (1, 3, 0)):
+        for down, right in ((0, 0), (4, 4), (2, 3)):
+            place = [mirrored(view.stride * at - edge + step, side) for at, step in ((row, down), (column, right))]
+            values = found[number, row * 4 + column].reshape(view.patch, view.patch, 3)[down, right]
+            np.testing.assert_allclose(values, shrunk[number][tuple(place)], rtol=1e-6)
 
 
-def random_layer(centroids: int = 7, seed: int = 0) -> PatchLayer:
-    rng = np.random.default_rng(seed)
-    return PatchLayer(*(rng.normal(size=shape).astype(np.float32) for shape in ((108,), (108, 5), (centroids, 5))))
+def random_layer(view: View, centroids: int = 7) -> PatchLayer:
+    rng, values = np.random.default_rng(view.shrink), view.values
+    return PatchLayer(*(rng.normal(size=shape).astype(np.float32) for shape in ((values,), (values, 5), (centroids, 5))))
 
 
 def test_activations_are_those_of_the_formula() -> None:
-    layer, images = random_layer(), sample_images(1, 16)
-    patches = patch_rows(images)[0]
+    layer, images = random_layer(VIEWS[0]), sample_images(1, 32)
+    patches = patch_rows(images, VIEWS[0])[0]
     whitened = (patches.astype(np.float64) / 255 - layer.centre_D) @ layer.whitening_DW.astype(np.float64)
     distance = np.sqrt(np.square(whitened[:, None] - layer.centroids_KW).sum(axis=2))
     expected = np.maximum(0, distance.mean(axis=1, keepdims=True) - distance)
@@ -62,23 +55,18 @@ def windows(values: np.ndarray, step: int) -> np.ndarray:
 @pytest.mark.parametrize("step", [2, 4, 8])
 def test_a_site_is_the_mean_over_twice_its_side(step: int) -> None:
     values = np.random.default_rng(0).random((16, 16, 2)).astype(np.float32)
-    found = pooled(values, step)
-    if step % 4 == 0:  # pairs of patches are joined first, and the edge of pairs is repeated
-        values, step = values.reshape(8, 2, 8, 2, 2).mean(axis=(1, 3)), step // 2
-    np.testing.assert_allclose(found, windows(values, step), rtol=1e-5)
+    np.testing.assert_allclose(pooled(values, step), windows(values, step), rtol=1e-5)
 
 
-def test_sites_join_the_image_and_the_image_of_half_its_side() -> None:
-    images, layers = sample_images(2, 32), (random_layer(7), random_layer(4, seed=1))
-    halved = images.astype(np.float32).reshape(2, 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    for found, expected in zip(resolutions(images), (images, halved), strict=True):
-        np.testing.assert_allclose(found, expected)
-    sites = LayeredFeatures(8, layers, np.zeros((11, 0), np.float32)).sites(images)
-    assert sites.shape == (2, 16, 11)
+def test_sites_join_the_activations_of_all_layers() -> None:
+    images, layers = sample_images(2, 32), tuple(random_layer(view, 7 - number) for number, view in enumerate(VIEWS))
+    sites = LayeredFeatures(8, layers, np.zeros((13, 0), np.float32)).sites(images)
+    assert sites.shape == (2, 16, 13)
     for image in range(2):
-        whole = layers[0].activations(patch_rows(images[image][None])[0]).reshape(16, 16, 7)
-        half = layers[1].activations(patch_rows(halved[image][None])[0]).reshape(8, 8, 4)
-        expected = np.concatenate([pooled(whole, 4), pooled(half, 2)], axis=1)
+        seen = [
+            layer.activations(patch_rows(images[image][None], view)[0]).reshape(8, 8, -1) for layer, view in zip(layers, VIEWS, strict=True)
+        ]
+        expected = np.concatenate([windows(values, 2) for values in seen], axis=1)
         np.testing.assert_allclose(np.square(sites[image]), expected, rtol=1e-3, atol=1e-3)
 
 
