@@ -9,7 +9,7 @@ residual network through the timm bridge), steps, batches, optimiser, schedule a
 - `tokens_N`: N bytes an image, one byte per id, from shards through the loader, id augmentations and embedding of this project;
 - `compact_N`: the same with tokens that take N bytes with the codec `compact`, tokenizer and model included (`token_budgets.py`);
 - `jpeg_N`, `webp_N`: decoded images whose bytes are N on average (`byte_budgets.py` explains what counts and how settings are chosen);
-- `recognition_N`, and with `--networks` `latent-ids_N`: the network gets the ids themselves, through their embedding and a stem adaptor, with
+- `recognition_N`, and with `--networks` `latent-ids_N`: the network gets the ids themselves, through their embedding and a stem adaptor;
   codec `compact` (`id_sides.py`);
 - `vq_N`, `latent_N`, `latent-compact_N`, with `--networks`: N bytes from tokenizers with networks, decoded images (`network_sides.py`);
 - `jpeg-own_N`, `webp-own_N`, for the sizes of `--own-qualities`: as `jpeg_N` and `webp_N`, with a quality for every single image.

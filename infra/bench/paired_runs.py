@@ -2,9 +2,9 @@
 
 Every side yields the same kind of tensor: a map [B, D, h, w], standardised per channel. All sides share mirroring, crop, noise, CutMix,
 network, optimiser and schedule. Pixels (D = 3) are read from an array, at the stored resolution, and cropped to 64 x 64. Tokens come from
-shards through `TokenLoader`, augmentations of ids, which pixels do not have, and `TokenEmbedding`. A code of patch k-means is a patch, so its
-vector is laid out as that patch, and all is as with pixels. Of `IdSide` the network gets the embeddings themselves, on their grid; the stem
-adaptor brings them to the 16 x 16 sites of the first stage.
+shards through `TokenLoader`, augmentations of ids, which pixels do not have, and `TokenEmbedding`. A code of patch k-means is a patch, so
+its vector is laid out as that patch, and all is as with pixels. Of `IdSide` the network gets the embeddings themselves, on their grid; the
+stem adaptor brings them to the 16 x 16 sites of the first stage.
 
 Shapes: B images of a batch, N held-out images, S seeds, D values of a patch.
 """

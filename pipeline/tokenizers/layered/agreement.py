@@ -46,17 +46,17 @@ class Agreement:
         self._sum = np.zeros(width)
         self._pairs = self._sites = 0
 
-    def add(self, sites_LK: Floats, copy_LK: Floats, grid: tuple[int, int]) -> None:
-        """Add the sites of an image, and those of its changed copy, which is mirrored."""
-        own, copy = (values.reshape(*grid, -1).astype(np.float64) for values in (sites_LK, copy_LK))
-        copy = copy[:, ::-1]
-        for near, other in ((own[:, 1:], copy[:, :-1]), (own[1:], copy[:-1])):
-            apart = (near - other).reshape(-1, own.shape[2]) / np.sqrt(2)
+    def add(self, sites_BLK: Floats, copies_BLK: Floats, grid: tuple[int, int]) -> None:
+        """Add the sites of images, and those of their changed copies, which are mirrored. Sums over one call are made in float32."""
+        own, copies = (values.reshape(len(values), *grid, -1) for values in (sites_BLK, copies_BLK))
+        copies = copies[:, :, ::-1]
+        for near, other in ((own[:, :, 1:], copies[:, :, :-1]), (own[:, 1:], copies[:, :-1])):
+            apart = (near - other).reshape(-1, own.shape[3])
             self._within += apart.T @ apart
-            self._pairs += len(apart)
-        flat = own.reshape(-1, own.shape[2])
+            self._pairs += 2 * len(apart)
+        flat = own.reshape(-1, own.shape[3])
         self._products += flat.T @ flat
-        self._sum += flat.sum(axis=0)
+        self._sum += flat.sum(axis=0, dtype=np.float64)
         self._sites += len(flat)
 
     def projection(self, count: int) -> Floats:

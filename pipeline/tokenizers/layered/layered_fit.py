@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.canonical import keyed_hash64
 from tokenshards.pipeline.errors import TokenizerError
 from tokenshards.pipeline.shards.spec import Preprocess
@@ -47,7 +46,8 @@ EPSILON, LEAST_VARIANCE = 0.01, 1e-6
 ROWS_PER_CODE = 25
 """Fewest rows per code; with fewer the codes would memorise the sample."""
 MIN_CODES = 16
-TOGETHER = 64
+TOGETHER, TOGETHER_SITES = 64, 4096
+"""Images that are encoded at once, and sites whose activations are kept at once: 13 MB."""
 
 
 def fit_layered_kmeans(
@@ -140,14 +140,17 @@ def _second_layer(layers: tuple[PatchLayer, ...], kept: dict[str, Images], confi
     """Return the features with their projection, and a sample of projected sites."""
     plain = LayeredFeatures(config.site, layers, np.zeros((0, 0), np.float32))
     agreement, sample = Agreement(plain.width), RowSample(config.max_patches, config.seed)
-    for name in sorted(kept):
-        image_HWC = kept[name]
-        copy_HWC = changed_copy(image_HWC, np.random.default_rng(keyed_hash64(str(config.seed), name)))
-        own_LA, copy_LA = plain.sites(np.stack([image_HWC, copy_HWC]))
-        side = image_HWC.shape[0] // config.site
-        agreement.add(own_LA, copy_LA, (side, side))
-        sample.add(name, own_LA.astype(np.float16))  # the largest arrays of a fit
-        tell_step()
+    names, size = sorted(kept), next(iter(kept.values())).shape[0]
+    together = max(1, TOGETHER_SITES * config.site**2 // size**2)
+    for start in range(0, len(names), together):
+        part = names[start : start + together]
+        seeds = [keyed_hash64(str(config.seed), name) for name in part]
+        images_BHWC = np.stack([kept[name] for name in part])
+        copies_BHWC = np.stack([changed_copy(image, np.random.default_rng(seed)) for image, seed in zip(images_BHWC, seeds, strict=True)])
+        own_BLA = plain.sites(images_BHWC)
+        agreement.add(own_BLA, plain.sites(copies_BHWC), (size // config.site, size // config.site))
+        for name, own_LA in zip(part, own_BLA, strict=True):
+            sample.add(name, own_LA.astype(np.float16))  # the largest arrays of a fit
     projection_AP = halves(agreement.projection(min(PROJECTED, plain.width)))
     projected = RowSample(config.max_patches, config.seed)
     for name, rows_mA in sample.rows().items():

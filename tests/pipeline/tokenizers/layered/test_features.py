@@ -75,7 +75,7 @@ def test_the_projection_solves_the_generalised_eigenproblem() -> None:
     mixing, agreement, sites, pairs = rng.normal(size=(6, 6)), Agreement(6), [], []
     for _ in range(40):
         own, copy = (rng.normal(size=(3, 4, 6)) @ mixing for _ in range(2))
-        agreement.add(own.reshape(12, 6).astype(np.float32), copy.reshape(12, 6).astype(np.float32), (3, 4))
+        agreement.add(own.reshape(1, 12, 6).astype(np.float32), copy.reshape(1, 12, 6).astype(np.float32), (3, 4))
         sites.append(own.reshape(12, 6))
         for row in range(3):
             for column in range(4):  # the copy is mirrored
