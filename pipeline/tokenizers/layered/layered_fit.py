@@ -36,10 +36,10 @@ from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 
 __all__ = ["fit_layered_kmeans"]
 
-MOST_IMAGES, MOST_PIXEL_BYTES = 5000, 256 << 20
+MOST_IMAGES, MOST_PIXEL_BYTES = 2000, 256 << 20
 """Images that are kept for all steps of a fit: those of the lowest keyed hashes."""
 WHITENED, PROJECTED = 40, 64
-CENTROIDS = (400, 400)
+CENTROIDS = (200, 200)
 """Of each layer."""
 EPSILON, LEAST_VARIANCE = 0.01, 1e-6
 """Added to each eigenvalue before whitening: a share of their mean, and at least so much, so that flat images stay within float16."""

@@ -26,7 +26,7 @@ from tokenshards.pipeline.tokenizers.base import (
     square_layout,
 )
 from tokenshards.pipeline.tokenizers.kmeans.patches import patches_to_images
-from tokenshards.pipeline.tokenizers.layered.features import VIEWS, Floats, LayeredFeatures, PatchLayer
+from tokenshards.pipeline.tokenizers.layered.features import VALUES, VIEWS, Floats, LayeredFeatures, PatchLayer
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import NeighbourhoodDecoder
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
@@ -70,11 +70,11 @@ class LayeredKMeans:
             "mean": (self._decoder.mean_D.shape, (features.site**2 * 3,)),
             **{f"level_{q}": (table.shape, (len(table), projected)) for q, table in enumerate(tables)},
         }
-        for number, (layer, view) in enumerate(zip(features.layers, VIEWS, strict=False)):
+        for number, layer in enumerate(features.layers):
             whitened = layer.whitening_DW.shape[-1]
             expected |= {
-                f"centre_{number}": (layer.centre_D.shape, (view.values,)),
-                f"whitening_{number}": (layer.whitening_DW.shape, (view.values, whitened)),
+                f"centre_{number}": (layer.centre_D.shape, (VALUES,)),
+                f"whitening_{number}": (layer.whitening_DW.shape, (VALUES, whitened)),
                 f"centroids_{number}": (layer.centroids_KW.shape, (len(layer.centroids_KW), whitened)),
             }
         for name, (found, wanted) in expected.items():

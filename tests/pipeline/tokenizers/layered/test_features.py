@@ -8,7 +8,7 @@ import pytest
 from tests.contracts.tokenizer_contract import sample_images
 from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
 from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import CELL, VIEWS, LayeredFeatures, PatchLayer, View, patch_rows, pooled
+from tokenshards.pipeline.tokenizers.layered.features import EDGE, STRIDE, VIEWS, LayeredFeatures, PatchLayer, patch_rows, pooled
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder
 
@@ -18,21 +18,21 @@ def mirrored(place: int, size: int) -> int:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_patch_lies_around_every_fourth_pixel_and_the_edge_is_mirrored(view: View) -> None:
-    images, side = sample_images(2, 16), 16 // view.shrink
-    shrunk = images.astype(np.float32).reshape(2, side, view.shrink, side, view.shrink, 3).mean(axis=(2, 4))
-    found, edge = patch_rows(images, view), (view.patch - view.stride) // 2
-    assert found.shape == (2, 16, view.values) and found.dtype == np.float32 and CELL == view.shrink * view.stride
-    for number, row, column in ((0, 0, 0), (1, 1, 3), (0, 3, 3), (1, 3, 0)):
-        for down, right in ((0, 0), (4, 4), (2, 3)):
-            place = [mirrored(view.stride * at - edge + step, side) for at, step in ((row, down), (column, right))]
-            values = found[number, row * 4 + column].reshape(view.patch, view.patch, 3)[down, right]
-            np.testing.assert_allclose(values, shrunk[number][tuple(place)], rtol=1e-6)
+def test_a_patch_lies_around_every_second_pixel_and_the_edge_is_mirrored(view: int) -> None:
+    images, side = sample_images(2, 16), 16 // view
+    seen = images.astype(np.float32).reshape(2, side, view, side, view, 3).mean(axis=(2, 4))
+    found, last = patch_rows(images, view), side // 2 - 1
+    assert found.shape == (2, (side // 2) ** 2, 108) and found.dtype == np.float32
+    for number, row, column in ((0, 0, 0), (1, 1, last), (0, last, last), (1, last, 0)):
+        for down, right in ((0, 0), (5, 5), (2, 4)):
+            place = [mirrored(STRIDE * at - EDGE + step, side) for at, step in ((row, down), (column, right))]
+            values = found[number, row * (side // 2) + column].reshape(6, 6, 3)[down, right]
+            np.testing.assert_allclose(values, seen[number][tuple(place)], rtol=1e-6)
 
 
-def random_layer(view: View, centroids: int = 7) -> PatchLayer:
-    rng, values = np.random.default_rng(view.shrink), view.values
-    return PatchLayer(*(rng.normal(size=shape).astype(np.float32) for shape in ((values,), (values, 5), (centroids, 5))))
+def random_layer(view: int, centroids: int = 7) -> PatchLayer:
+    rng = np.random.default_rng(view)
+    return PatchLayer(*(rng.normal(size=shape).astype(np.float32) for shape in ((108,), (108, 5), (centroids, 5))))
 
 
 def test_activations_are_those_of_the_formula() -> None:
@@ -63,11 +63,12 @@ def test_sites_join_the_activations_of_all_layers() -> None:
     sites = LayeredFeatures(8, layers, np.zeros((13, 0), np.float32)).sites(images)
     assert sites.shape == (2, 16, 13)
     for image in range(2):
-        seen = [
-            layer.activations(patch_rows(images[image][None], view)[0]).reshape(8, 8, -1) for layer, view in zip(layers, VIEWS, strict=True)
-        ]
-        expected = np.concatenate([windows(values, 2) for values in seen], axis=1)
-        np.testing.assert_allclose(np.square(sites[image]), expected, rtol=1e-3, atol=1e-3)
+        expected = []
+        for layer, view in zip(layers, VIEWS, strict=True):
+            side = 16 // view
+            values = layer.activations(patch_rows(images[image][None], view)[0]).reshape(side, side, -1)
+            expected.append(windows(values, 4 // view))
+        np.testing.assert_allclose(np.square(sites[image]), np.concatenate(expected, axis=1), rtol=1e-3, atol=1e-3)
 
 
 def test_the_projection_solves_the_generalised_eigenproblem() -> None:

@@ -112,7 +112,7 @@ def test_another_engine_or_lost_arrays_are_named() -> None:
         LayeredKMeans.from_saved(dataclasses.replace(tokenizer.spec, config={"site": 8, "engine": "torch"}), tables)
     with pytest.raises(TokenizerError, match="projection is missing"):
         LayeredKMeans.from_saved(tokenizer.spec, {name: table for name, table in tables.items() if name != "projection"})
-    with pytest.raises(TokenizerError, match=r"layered-kmeans: centroids_1 is \[400, 40\]; expected \[400, 3\]"):
+    with pytest.raises(TokenizerError, match=r"layered-kmeans: centroids_1 is \[200, 40\]; expected \[200, 3\]"):
         LayeredKMeans.from_saved(tokenizer.spec, {**tables, "whitening_1": tables["whitening_1"][:, :3]})
 
 
