@@ -39,11 +39,11 @@ def patch_rows(images_BHWC: Images, view: int) -> Floats:
 
     What lies outside of an image is its mirror image.
     """
-    batch, height, width, _ = images_BHWC.shape
-    seen = images_BHWC.astype(np.float32).reshape(batch, height // view, view, width // view, view, 3).mean(axis=(2, 4))
+    values, places = images_BHWC.astype(np.float32), range(view)
+    seen = sum(values[:, down::view, right::view] for down in places for right in places) / np.float32(view * view)
     wide = np.pad(seen, ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0)), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(wide, (PATCH, PATCH), axis=(1, 2))[:, ::STRIDE, ::STRIDE]
-    rows, columns = windows.shape[1:3]
+    batch, rows, columns = windows.shape[:3]
     return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, VALUES)
 
 
@@ -75,32 +75,25 @@ class PatchLayer:
     centroids_KW: Floats
 
     @cached_property
-    def _products(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Whitening of colours up to 255 with its offset; -2 times the centroids, and their squared lengths."""
-        offset_W = -(self.centre_D @ self.whitening_DW)
+    def _products(self) -> tuple[Floats, Floats, Floats]:
+        """Whitening of colours up to 255 with its offset; -2 times the centroids above their squared lengths.
+
+        A last column of ones lets one product add these lengths.
+        """
+        whitening = np.pad(self.whitening_DW / np.float32(COLOURS), ((0, 0), (0, 1)))
+        offset = np.append(-(self.centre_D @ self.whitening_DW), np.float32(1))
         lengths_K = np.einsum("kw,kw->k", self.centroids_KW, self.centroids_KW)
-        return (
-            np.ascontiguousarray(self.whitening_DW / np.float32(COLOURS)),
-            offset_W.astype(np.float32),
-            np.ascontiguousarray(-2 * self.centroids_KW.T),
-            lengths_K.astype(np.float32),
-        )
+        return whitening, offset.astype(np.float32), np.ascontiguousarray(np.vstack([-2 * self.centroids_KW.T, lengths_K]), np.float32)
 
-    def whitened(self, patches_ND: Floats) -> Floats:
-        """Return whitened patches [N, W]."""
-        whitening, offset_W, _, _ = self._products
-        found: Floats = patches_ND @ whitening + offset_W
-        return found
-
-    def activations(self, patches_ND: Floats) -> Floats:
-        """Return the triangle activations [N, K]."""
-        _, _, products, lengths_K = self._products
-        values_NW = self.whitened(patches_ND)
-        distance_NK = values_NW @ products
-        distance_NK += np.einsum("nw,nw->n", values_NW, values_NW)[:, None]
-        distance_NK += lengths_K
+    def activations(self, patches_ND: Floats, out: Floats | None = None) -> Floats:
+        """Return the triangle activations [N, K], in `out` where it is given: fresh memory for every image takes long."""
+        whitening, offset, products = self._products
+        values = patches_ND @ whitening + offset  # [N, W + 1]
+        distance_NK = np.matmul(values, products, out=out)
+        distance_NK += np.einsum("nw,nw->n", values, values)[:, None] - np.float32(1)
         np.sqrt(np.maximum(distance_NK, 0, out=distance_NK), out=distance_NK)
-        found_NK: Floats = np.subtract(distance_NK.mean(axis=1, keepdims=True), distance_NK, out=distance_NK)
+        mean_N = distance_NK @ np.full(distance_NK.shape[1], 1 / distance_NK.shape[1], np.float32)
+        found_NK: Floats = np.subtract(mean_N[:, None], distance_NK, out=distance_NK)
         np.maximum(found_NK, 0, out=found_NK)
         return found_NK
 
@@ -120,16 +113,22 @@ class LayeredFeatures:
         """A, activations of a site."""
         return sum(len(layer.centroids_KW) for layer in self.layers)
 
+    @property
+    def _seen(self) -> list[tuple[PatchLayer, int]]:
+        """Each layer with its view."""
+        return list(zip(self.layers, VIEWS, strict=True))
+
     def sites(self, images_BHWC: Images) -> Floats:
         """Return the square roots of pooled activations [B, L, A] of uint8 RGB images."""
         batch, size = images_BHWC.shape[:2]
         found = np.empty((batch, (size // self.site) ** 2, self.width), np.float32)
+        rooms = [np.empty(((size // (STRIDE * view)) ** 2, len(layer.centroids_KW)), np.float32) for layer, view in self._seen]
         for sites_LA, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
             tell_step()
             start = 0
-            for layer, view in zip(self.layers, VIEWS, strict=True):
+            for (layer, view), room_NK in zip(self._seen, rooms, strict=True):
                 cell, stop = STRIDE * view, start + len(layer.centroids_KW)  # pixels of the image from patch to patch
-                activations_hwK = layer.activations(patch_rows(image_HWC[None], view)[0]).reshape(size // cell, size // cell, -1)
+                activations_hwK = layer.activations(patch_rows(image_HWC[None], view)[0], room_NK).reshape(size // cell, size // cell, -1)
                 np.sqrt(pooled(activations_hwK, self.site // cell), out=sites_LA[:, start:stop])
                 start = stop
         return found
