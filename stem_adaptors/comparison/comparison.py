@@ -136,8 +136,12 @@ class _Making:
         found = tokenized(request, self._store, place, name, lambda: self._open_runner(request.run), self._reporter)
         if not has_labels(found.train):
             raise _no_labels("--images", request.images_url, "label")
-        if not has_labels(found.val):
+        known, labelled = sum(found.val.manifest.class_counts[: len(found.train.classes)]), sum(found.val.manifest.class_counts)
+        if not known:
             raise _no_labels("--val", request.val_url, "class that --images has")
+        if known < labelled and not self._data:
+            few = counted(labelled - known, "image")
+            self._reporter.say(f"note: --val has {few} of classes that --images has not, which count as wrong on every side")
         self._data[place] = found
         return found
 
