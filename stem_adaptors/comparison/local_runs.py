@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from tokenshards.pipeline.errors import IncompleteError
@@ -31,7 +33,8 @@ def run_locally(
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a process imports numpy
     try:
         with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-            waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
+            with _deaf_to_ctrl_c():  # a child inherits this: Ctrl-C reaches the whole group, and only this process answers it
+                waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
             try:
                 for finished in as_completed(waiting):
                     done(finished.result())
@@ -48,6 +51,18 @@ def run_locally(
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent() -> None:
