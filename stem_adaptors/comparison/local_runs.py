@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,7 +34,7 @@ def run_locally(
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a process imports numpy
     try:
         with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-            with _deaf_to_ctrl_c():  # a child inherits this: Ctrl-C reaches the whole group, and only this process answers it
+            with _without_main(), _deaf_to_ctrl_c():
                 waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
             try:
                 for finished in as_completed(waiting):
@@ -54,7 +55,20 @@ def run_locally(
 
 
 @contextmanager
+def _without_main() -> Iterator[None]:
+    """Let no child import the main module: a user's script without `if __name__ == "__main__"` would compare again in each of them."""
+    names = vars(sys.modules["__main__"])
+    before = {name: names[name] for name in ("__spec__", "__file__") if name in names}
+    names.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
+@contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let children ignore Ctrl-C, which reaches the whole group: only this process answers it."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 import tokenshards
-from tests.datasets import call_cli, call_json, start_cli, write_images
+from tests.datasets import ROOT, call_cli, call_json, start_cli, write_images
 from tests.ray_clusters import RayCluster
 from tokenshards.pipeline.errors import ConfigError
 
@@ -114,15 +116,15 @@ def test_another_comparison_takes_over_what_it_shares(images: Path, made: tuple[
     out, found = made
     before = kept(out)
     other = "patch-kmeans:codes=4,size=16"
-    again = call_json(*command(images, out, "--seeds", "3", "--against", "pixels", tokenizers=[PATCHES, other]))
+    again = call_json(*command(images, out, "--seeds", "3", "--against", "pixels", tokenizers=[LAYERS, other]))
     after = kept(out)
     assert {name: after[name] for name in before} == before
     new = {name for name in after if name not in before}
     assert {name.split("/")[1].rpartition("-")[0] for name in new if name.startswith("sides")} == {"patch-kmeans-codes-4-size-16"}
     assert len([name for name in new if name.startswith("runs")]) == 1 + 3 + 1, "a third seed of two sides, three of the new one"
     rows = {row["side"]["name"]: row for row in again["rows"]}
-    assert list(rows) == [PATCHES, other, "pixels"] and rows[PATCHES]["per_seed"][:2] == found["rows"][0]["per_seed"]
-    assert rows[PATCHES]["side"]["facts"] == found["rows"][0]["side"]["facts"] and rows[PATCHES]["over_files"] is None
+    assert list(rows) == [LAYERS, other, "pixels"] and rows[LAYERS]["per_seed"][:2] == found["rows"][1]["per_seed"]
+    assert rows[LAYERS]["side"]["facts"] == found["rows"][1]["side"]["facts"] and rows[LAYERS]["over_files"] is None
 
 
 def test_kills_at_each_stage_cost_only_what_was_under_way(images: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -254,6 +256,18 @@ def test_the_function_returns_the_comparison(images: Path, made: tuple[Path, dic
     assert (tmp_path / "t.md").read_text().count("\n| ") == 1 + 3
     with pytest.raises(ConfigError, match="patch-kmean is no tokenizer"):
         tokenshards.compare("patch-kmean", images=images / "train", val=images / "val", out=tmp_path / "out")
+
+
+def test_a_script_needs_no_guard_around_its_call(images: Path, tmp_path: Path) -> None:
+    """The processes of trainings do not run it again."""
+    places = f"images={str(images / 'train')!r}, val={str(images / 'val')!r}, out={str(tmp_path / 'out')!r}"
+    settings = "minutes=0.01, seeds=1, against='none', workers=1"
+    (tmp_path / "script.py").write_text(
+        f"import tokenshards\nprint('begun')\nprint(tokenshards.compare({PATCHES!r}, {places}, {settings}).rows[0].top1)\n"
+    )
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env={**os.environ, **path})
+    assert result.returncode == 0 and result.stdout.count("begun") == 1 and "Score(value=" in result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
