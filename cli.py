@@ -59,21 +59,8 @@ app = typer.Typer(
 )
 
 for _module in (
-    tokenizers,
-    tokenize,
-    submit,
-    look,
-    maintain,
-    preview,
-    fit_tokenadapt,
-    pretrain,
-    train,
-    evaluate,
-    predict,
-    compare,
-    demo,
-    publish,
-):
+    tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, compare, demo, publish
+):  # fmt: skip
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)

@@ -112,7 +112,8 @@ ORDERS = (
     ("pipeline.tokenizers", TOKENIZERS),
     ("stem_adaptors", STEM_ADAPTORS),
 )
-# Below its commands, training knows of the pipeline only what the shards are made of.
+# Training knows of the pipeline only what the shards are made of. Commands and comparisons begin with images, and use both sides.
+BOTH_SIDES = ("tokenshards.stem_adaptors.commands", "tokenshards.stem_adaptors.comparison")
 CONTRACT = (
     "words",
     "errors",
@@ -207,7 +208,7 @@ def test_every_room_exists_and_every_module_is_in_one() -> None:
 
 def test_training_uses_only_the_contract_of_the_pipeline() -> None:
     for name, path in MODULES.items():
-        if not name.startswith("tokenshards.stem_adaptors") or name.startswith("tokenshards.stem_adaptors.commands"):
+        if not name.startswith("tokenshards.stem_adaptors") or name.startswith(BOTH_SIDES):
             continue
         for imported in imports_of(path):
             if imported.startswith("tokenshards.pipeline."):

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenshards.pipeline.commands.process import open_runner, worker_count
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.config import RayConfig
+from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.reports.drawings import publish_drawing
 from tokenshards.pipeline.reports.terminal import TerminalReporter
@@ -52,6 +53,9 @@ def run_comparison(options: CompareOptions) -> Comparison:
         if place.suffix.lower() in (".png", ".html"):
             load_pyplot()  # a missing package is told before the work
     request, cluster = options.request(), RayConfig(address=options.address)
+    open_runner(options.runner, request.run, cluster)  # a wrong name, or a missing Ray, is told before the work, as is a missing GPU
+    if options.runner == "local" and request.minutes:
+        choose_device(request.device)
     found = compare_tokenizers(
         request, TerminalReporter(quiet=options.quiet), lambda run: open_runner(options.runner, run, cluster), _trainings(options)
     )

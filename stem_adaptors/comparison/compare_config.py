@@ -50,6 +50,7 @@ class CompareRequest:
         require(1 <= self.seeds <= 100, "--seeds", self.seeds, "1 to 100")
         require(self.stored_images >= 1, "--stored-images", self.stored_images, "at least 1")
         require(self.sample >= 1, "--sample", self.sample, "at least 1 image")
+        require(self.device.partition(":")[0] in ("cpu", "cuda"), "--device", self.device, "cpu, cuda, or cuda:NUMBER")
         for name in self.against:
             require(name in BASELINES, "--against", name, f"some of {', '.join(BASELINES)}, or none")
 

@@ -7,8 +7,9 @@ kill, and another command takes over what both have in common.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.conversion.understand import understand
-from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.errors import ConfigError, IncompleteError
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.planning.nesting import refuse_nesting
 from tokenshards.pipeline.planning.planner import Listing
@@ -30,6 +31,7 @@ from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
 from tokenshards.pipeline.tokenizers.directory import save_tokenizer
 from tokenshards.pipeline.tokenizers.pixels.pixel_values import PixelValues
+from tokenshards.pipeline.tokenizers.pixels.small_file import SmallFile
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.compare_config import MOST_PIXEL_SIDE, PIXELS, CompareRequest, Side
 from tokenshards.stem_adaptors.comparison.contestants import contestant_of, keep_tokenizer
@@ -40,6 +42,7 @@ from tokenshards.stem_adaptors.comparison.probe import linear_probe
 from tokenshards.stem_adaptors.comparison.result import Comparison
 from tokenshards.stem_adaptors.comparison.side_data import Counted, SideData, tokenized
 from tokenshards.stem_adaptors.comparison.timed_run import Run
+from tokenshards.stem_adaptors.data.labels import has_labels
 
 __all__ = ["OpenRunner", "Trainings", "compare_tokenizers"]
 
@@ -72,32 +75,41 @@ class _Making:
 
     def run(self) -> Comparison:
         request, say = self._request, self._reporter.say
-        contestants = [contestant_of(text, sample=request.sample, storage_options=request.tokenizer_options) for text in request.tokenizers]
-        digests = []
-        with self._listed(request.val_url, request.val, "val", 0) as (_, _, digest):
-            digests.append(digest)
-        with self._listed(request.images_url, request.images, "images", request.sample) as (source, sample, digest):
-            if request.images_url == request.val_url and request.images.split == request.val.split:
+        options = request.tokenizer_options
+        contestants = [contestant_of(text, sample=request.sample, out=self._store, storage_options=options) for text in request.tokenizers]
+        with self._listed(request.val_url, request.val, "--val", 0) as (_, _, val_digest):
+            pass
+        with self._listed(request.images_url, request.images, "--images", request.sample) as (source, sample, digest):
+            if digest == val_digest:
                 say("note: --images and --val are the same, so that figures tell how well images are remembered")
-            self._images = sha256_hex(" ".join([digest, *digests]).encode())
-            fits = {}
+            self._images = sha256_hex(f"{digest} {val_digest}".encode())
+            fits = []
             for who in contestants:
                 place = who.place(self._images)
-                fits[who.name] = (
-                    place,
-                    keep_tokenizer(who, self._store, place, source, sample, storage_options=request.tokenizer_options, say=say),
-                )
-        sides = [self._token_side(name, place, seconds) for name, (place, seconds) in fits.items()]
+                seconds = keep_tokenizer(who, self._store, place, source, sample, storage_options=options, say=say)
+                fits.append((who.name, place, seconds))
+        sides = [self._token_side(name, place, seconds) for name, place, seconds in fits]
         sides += self._baselines(sides)
         return self._finished(sides)
 
-    def _listed(self, url: str, config: SourceConfig, option: str, sample: int) -> _Listed:
+    @contextmanager
+    def _listed(self, url: str, config: SourceConfig, option: str, sample: int) -> Iterator[tuple[ImageSource, list[PlanRow], str]]:
+        """List a source, tell what was understood of it, and give the source, its sample and the digest of all its rows."""
         refuse_nesting(url, config, self._store)
-        return _Listed(open_source(url, config), config, option, sample, self._reporter.say)
+        source = open_source(url, config)
+        rows = Counted(source.list_rows())
+        with Listing(rows, order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=0) as listing:
+            settle_sixteen_bit(source, listing.sample or listing.spread)
+            self._reporter.say(f"{option}:")
+            understand(source, config, self._reporter.say)
+            if source.summary.unlabelled and not source.summary.classes:  # what lies inside tars is seen later
+                raise _no_labels(option, url, "label")
+            settings = json.dumps(config.planned(), sort_keys=True, default=str)
+            yield source, listing.sample, sha256_hex(f"{rows.digest} {settings}".encode())
 
     def _token_side(self, name: str, place: str, fit_seconds: float | None) -> Side:
         data = self._tokenized(name, place)
-        facts = self._kept(place, "facts", data, lambda: self._token_facts(place, data))
+        facts = self._kept(place, "facts", data, lambda: self._token_facts(name, place, data))
         return Side(
             name=name,
             kind="tokens",
@@ -108,23 +120,28 @@ class _Making:
             facts={**facts, "fit_cpu_seconds": fit_seconds},
         )
 
-    def _token_facts(self, place: str, data: SideData) -> dict[str, Any]:
-        self._reporter.say(f"{place}: measuring bytes and fidelity …")
+    def _token_facts(self, name: str, place: str, data: SideData) -> dict[str, Any]:
+        self._reporter.say(f"{name}: measuring bytes and fidelity …")
+        return {**stored_bytes(data.train, data.val, data.tokenizer, self._request.stored_images), **self._fidelity(place)}
+
+    def _fidelity(self, place: str) -> dict[str, Any]:
         request = self._request
-        folder = Store(f"{self._store.location}/{place}/tokenizer", storage_options=self._store.storage_options)
-        return {
-            **stored_bytes(data.train, data.val, data.tokenizer, request.stored_images),
-            **fidelity(folder, request.val_url, replace(request.val, yes=True)),
-        }
+        return fidelity(self._tokenizer_folder(place), request.val_url, replace(request.val, yes=True))
+
+    def _tokenizer_folder(self, place: str) -> Store:
+        return Store(f"{self._store.location}/{place}/tokenizer", storage_options=self._store.storage_options)
 
     def _tokenized(self, name: str, place: str) -> SideData:
         request = self._request
         found = tokenized(request, self._store, place, name, lambda: self._open_runner(request.run), self._reporter)
-        if not found.train.classes:
-            raise ConfigError(
-                f"{display_url(request.images_url)}: no image has a label, so accuracy cannot be compared; expected labels, such as class "
-                "folders. Name them with --label or --label-from; `evaluate-tokenizer` needs none"
-            )
+        if not has_labels(found.train):
+            raise _no_labels("--images", request.images_url, "label")
+        known, labelled = sum(found.val.manifest.class_counts[: len(found.train.classes)]), sum(found.val.manifest.class_counts)
+        if not known:
+            raise _no_labels("--val", request.val_url, "class that --images has")
+        if known < labelled and not self._data:
+            few = counted(labelled - known, "image")
+            self._reporter.say(f"note: --val has {few} of classes that --images has not, which count as wrong on every side")
         self._data[place] = found
         return found
 
@@ -152,26 +169,34 @@ class _Making:
         return found + ([pixels] if PIXELS in request.against else [])
 
     def _file_side(self, format: str, budget: float, preprocess: Preprocess, pixels: SideData) -> Side:
-        name = f"{format}:{budget:.0f}"
-        chosen_on = pixels.train[: min(CHOSEN_ON, len(pixels.train))].ids_BLQ  # a plan has shuffled them
-        choice = best_file(format, chosen_on.reshape(len(chosen_on), preprocess.size, preprocess.size, 3), budget)
-        if choice is None:
-            return Side(name=name, kind=format, place="", budget=budget, absent=f"no resolution gets files down to {budget:.0f} bytes")
-        tokenizer = PixelValues(preprocess, choice[0])
-        side = self._pixel_side(name, tokenizer)
-        return replace(side, kind=format, budget=budget, stored_bytes=file_bytes(choice[0], pixels.val))
+        name = f"{format}:{budget:.0f}" if budget >= 100 else f"{format}:{budget:.3g}"  # names of other budgets differ
+        place = self._pixel_place(PixelValues(preprocess))
+
+        def choose() -> dict[str, Any]:
+            self._reporter.say(f"{name}: choosing resolution and quality …")
+            chosen_on = pixels.train[: min(CHOSEN_ON, len(pixels.train))].ids_BLQ  # a plan has shuffled them
+            found = best_file(format, chosen_on.reshape(len(chosen_on), preprocess.size, preprocess.size, 3), budget)
+            return {"file": None} if found is None else {"file": found[0].to_json(), "bytes": file_bytes(found[0], pixels.val)}
+
+        choice = self._kept(place, f"{format}-{budget}", pixels, choose)
+        if choice["file"] is None:
+            return Side(name=name, kind=format, place="", budget=budget, absent=f"no resolution gets files down to {budget:.3g} bytes")
+        side = self._pixel_side(name, PixelValues(preprocess, SmallFile.from_json(choice["file"])))
+        return replace(side, kind=format, budget=budget, stored_bytes=choice["bytes"])
 
     def _pixel_side(self, name: str, tokenizer: PixelValues) -> Side:
-        place = f"sides/{tokenizer.spec.fingerprint[:12]}-{self._images[:12]}"
-        folder = Store(f"{self._store.location}/{place}/tokenizer", storage_options=self._store.storage_options)
+        place = self._pixel_place(tokenizer)
+        folder = self._tokenizer_folder(place)
         if folder.info("tokenizer.json") is None:
             save_tokenizer(tokenizer, folder, "", {})
         data = self._tokenized(name, place)
         facts: dict[str, Any] = {"file": None if tokenizer.file is None else tokenizer.file.to_json()}
         if tokenizer.file is not None:
-            request = self._request
-            facts |= self._kept(place, "facts", data, lambda: fidelity(folder, request.val_url, replace(request.val, yes=True)))
+            facts |= self._kept(place, "facts", data, lambda: self._fidelity(place))
         return Side(name=name, kind=PIXELS, place=place, data=data.digest, size=tokenizer.spec.preprocess.size, facts=facts)
+
+    def _pixel_place(self, tokenizer: PixelValues) -> str:
+        return f"sides/{tokenizer.spec.fingerprint[:12]}-{self._images[:12]}"
 
     def _finished(self, sides: Sequence[Side]) -> Comparison:
         request, say = self._request, self._reporter.say
@@ -180,10 +205,9 @@ class _Making:
             if side.absent:
                 say(f"{side.name}: left out: {side.absent}")
         say("linear probes …")
-        probes = {side.name: self._probe(side) for side in present}
-        runs = self._runs(present)
-        results = self._results(runs)
-        found = Comparison.of(request, sides, probes, {run: result for run, result in results.items()})
+        probes = {side.place: self._probe(side) for side in present}
+        _refuse_other_images(present, probes)
+        found = Comparison.of(request, sides, probes, self._results(self._runs(present)))
         self._store.write(RESULT, json.dumps(found.to_json(), indent=1, sort_keys=True).encode())
         return found
 
@@ -201,20 +225,22 @@ class _Making:
         if not request.minutes:
             return []
         seconds = 60 * request.minutes
-        return [
+        found = (
             Run(side=side.place, data=side.data, seed=seed, seconds=seconds, device=request.device)
             for seed in range(request.seeds)
             for side in sides
-        ]
+        )
+        return list(dict.fromkeys(found))  # one file may be the best for two budgets
 
     def _results(self, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
         request, say, store = self._request, self._reporter.say, self._store
         results = {run: json.loads(store.read(run.path)) for run in runs if store.info(run.path) is not None}
         waiting = [run for run in runs if run not in results]
-        if not runs:
-            return {}
-        before = f"{len(results):,} of {counted(len(runs), 'training')} kept from before; " if results else ""
-        say(f"{before}{counted(len(waiting), 'training')} of {request.minutes:g} minutes each, {request.device} …")
+        if results:
+            say(f"{len(results):,} of {counted(len(runs), 'training')} kept from before")
+        if not waiting:
+            return results
+        say(f"{counted(len(waiting), 'training')} of {request.minutes:g} minutes each, {request.device} …")
         by_key = {(run.side, run.seed): run for run in runs}
         self._reporter.begin(len(runs), len(results), "trainings")
 
@@ -229,27 +255,22 @@ class _Making:
         return results
 
 
-class _Listed:
-    """A listing as a context: the source, its sample and the digest of its rows."""
+def _no_labels(option: str, url: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{option} {display_url(url)}: no image has a {what}, so accuracy cannot be compared; expected labels, such as class folders. "
+        "Name them with --label or --label-from; `evaluate-tokenizer` needs none"
+    )
 
-    def __init__(self, source: ImageSource, config: SourceConfig, option: str, sample: int, say: Callable[[str], None]) -> None:
-        self._source, self._config, self._option, self._say = source, config, option, say
-        self._rows = Counted(source.list_rows())
-        self._listing = Listing(self._rows, order_seed=0, keep_order=source.ordered, sample=sample, sample_seed=0)
 
-    def __enter__(self) -> tuple[ImageSource, list[PlanRow], str]:
-        listing = self._listing.__enter__()
-        try:
-            settle_sixteen_bit(self._source, listing.sample or listing.spread)
-            self._say(f"--{self._option}:")
-            understand(self._source, self._config, self._say)
-        except BaseException:
-            self._listing.__exit__()
-            raise
-        return self._source, listing.sample, f"{self._rows.digest} {sorted(map(str, asdict(self._config.image_rules).items()))}"
-
-    def __exit__(self, *error: object) -> None:
-        self._listing.__exit__(*error)
+def _refuse_other_images(sides: Sequence[Side], probes: Mapping[str, dict[str, Any]]) -> None:
+    """Raise IncompleteError where the sides did not measure equally many images: their differences would pair different images."""
+    counts = {side.name: probes[side.place]["images"] for side in sides}
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[few] < counts[many]:
+        raise IncompleteError(
+            f"{few} has tokens of {counts[few]:,} labelled images of --val and {many} of {counts[many]:,}; expected the same images on "
+            "every side. Leave out the images that one tokenizer cannot encode, or leave out that tokenizer"
+        )
 
 
 def _grouped(sizes: Sequence[float]) -> Iterator[float]:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.conversion.fit_kinds import CONFIGS, FitOptions, open_fit
-from tokenshards.pipeline.errors import ConfigError, MissingObjectError, shorten
+from tokenshards.pipeline.errors import ConfigError, TokenizerError, shorten
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.sources.base import ImageSource
 from tokenshards.pipeline.storage.store import Store, display_url
@@ -22,6 +22,13 @@ from tokenshards.pipeline.words import near_names
 __all__ = ["Contestant", "contestant_of", "keep_tokenizer"]
 
 FIT_FILE = "fit.json"
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    str: (str, "a text"),
+}
+"""How the value of an option is read, and what is expected of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +36,8 @@ class Contestant:
     """A tokenizer that takes part: a kind with options to fit, or the place of one."""
 
     name: str
+    """As it was given, without credentials."""
+    url: str
     fit: FitOptions | None
     identity: str
     """What decides its ids: the options of the fit, or a fingerprint."""
@@ -39,21 +48,22 @@ class Contestant:
         return f"sides/{words or 'tokenizer'}-{sha256_hex(f'{self.identity} {images}'.encode())[:12]}"
 
 
-def contestant_of(text: str, *, sample: int, storage_options: dict[str, Any]) -> Contestant:
-    """Return who takes part under this text. Raises ConfigError for options that the kind does not take, NotFoundError for no tokenizer."""
+def contestant_of(text: str, *, sample: int, out: Store, storage_options: dict[str, Any]) -> Contestant:
+    """Return who takes part under this text. Raises ConfigError for no tokenizer or a wrong option, and the errors of reading one."""
     kind, _, given = text.partition(":")
     if kind in CONFIGS:
         options = FitOptions(kind=kind, seed=0, sample=sample, **_values(text, given))
-        return Contestant(name=text, fit=options, identity=repr(options))
+        open_fit(options, out=out, storage_options=storage_options, say=lambda _: None)  # a wrong value is told before the listing
+        return Contestant(name=text, url="", fit=options, identity=repr(options))
+    name = display_url(text)
     try:
         store, prefix = resolve_tokenizer(text, storage_options)
-        fingerprint = load_tokenizer(store, prefix).spec.fingerprint
-    except MissingObjectError as error:
+    except TokenizerError:
         raise ConfigError(
-            f"{text} is no tokenizer ({error}); expected a directory that fit-tokenizer or import wrote, a dataset, or a kind to fit: "
-            f"{', '.join(CONFIGS)}, with options such as layered-kmeans:site=16,codes=512{near_names(kind, CONFIGS)}"
+            f"{name} is no tokenizer{near_names(kind, CONFIGS)}; expected a tokenizer directory, a dataset, or a kind to fit: "
+            f"{', '.join(CONFIGS)}, with options such as layered-kmeans:site=16,codes=512"
         ) from None
-    return Contestant(name=text, fit=None, identity=fingerprint)
+    return Contestant(name=name, url=text, fit=None, identity=load_tokenizer(store, prefix).spec.fingerprint)
 
 
 def _values(text: str, given: str) -> dict[str, Any]:
@@ -72,12 +82,10 @@ def _values(text: str, given: str) -> dict[str, Any]:
 
 
 def _as(text: str, name: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        return value.lower() in ("1", "true", "yes")
+    read, wanted = _READERS[kind]
     try:
-        return kind(value)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[kind]
+        return read(value)
+    except (ValueError, KeyError):
         raise ConfigError(f"{shorten(text)}: {name} is {shorten(value)}; expected {wanted}") from None
 
 
@@ -98,7 +106,7 @@ def keep_tokenizer(
     folder = Store(f"{store.location}/{place}/tokenizer", storage_options=store.storage_options)
     if folder.info("tokenizer.json") is None:
         if who.fit is None:
-            given, prefix = resolve_tokenizer(who.name, storage_options)
+            given, prefix = resolve_tokenizer(who.url, storage_options)
             tokenizer, statistics, seconds = load_tokenizer(given, prefix), load_statistics(given, prefix), None
         else:
             say(f"{who.name}: fitting …")

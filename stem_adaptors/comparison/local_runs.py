@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from tokenshards.pipeline.errors import IncompleteError
@@ -31,7 +34,8 @@ def run_locally(
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a process imports numpy
     try:
         with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-            waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
+            with _without_main(), _deaf_to_ctrl_c():
+                waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
             try:
                 for finished in as_completed(waiting):
                     done(finished.result())
@@ -48,6 +52,31 @@ def run_locally(
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let no child import the main module: a user's script without `if __name__ == "__main__"` would compare again in each of them."""
+    names = vars(sys.modules["__main__"])
+    before = {name: names[name] for name in ("__spec__", "__file__") if name in names}
+    names.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let children ignore Ctrl-C, which reaches the whole group: only this process answers it."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent() -> None:

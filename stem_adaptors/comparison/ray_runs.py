@@ -28,8 +28,10 @@ def run_on_ray(
         return
     with joined_cluster(address):
         require_same_code()
-        task = ray.remote(train_run).options(max_retries=3)
-        waiting = [task.options(num_cpus=1, num_gpus=int(run.device != "cpu")).remote(out_url, storage_options, run) for run in runs]
+        task = ray.remote(train_run)
+        waiting = [
+            task.options(num_cpus=1, num_gpus=int(run.device != "cpu"), max_retries=3).remote(out_url, storage_options, run) for run in runs
+        ]
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1)
             try:

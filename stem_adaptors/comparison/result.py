@@ -74,25 +74,25 @@ class Comparison:
     def of(
         cls, request: CompareRequest, sides: Sequence[Side], probes: Mapping[str, dict[str, Any]], results: Mapping[Run, dict[str, Any]]
     ) -> Comparison:
-        """Put the results together. Intervals are paired: every side gets the same drawn images and seeds."""
-        by_side: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-        names = {side.place: side.name for side in sides if side.place}
+        """Put the results together; `probes` are those of each place. Intervals are paired: every side gets the same images and seeds."""
+        trained: dict[str, list[dict[str, Any]]] = {}
         for run in sorted(results, key=lambda run: run.seed):
-            by_side[names[run.side]].append(results[run])
-        right = {name: unpacked([one["right"] for one in found], found[0]["images"]) for name, found in by_side.items() if found}
+            trained.setdefault(run.side, []).append(results[run])
+        right = {place: unpacked([one["right"] for one in found], found[0]["images"]) for place, found in trained.items()}
         means = resampled(right) if right else {}
         rows = []
         for side in sides:
-            found, files = by_side[side.name], _files_for(side, sides, right)
+            place, found = side.place, trained.get(side.place, [])
+            files = [file for file in _files_for(side, sides) if file.place in right]
             over, best = None, ""
-            if side.kind == "tokens" and files and side.name in right:
-                best = max(files, key=lambda name: right[name].mean())
-                over = _score(float(right[side.name].mean() - right[best].mean()), means[side.name] - means[best])
+            if side.kind == "tokens" and found and files:
+                file = max(files, key=lambda file: float(right[file.place].mean()))
+                over, best = _score(float(right[place].mean() - right[file.place].mean()), means[place] - means[file.place]), file.name
             rows.append(
                 Row(
                     side=side,
-                    probe=probes[side.name]["top1"] if side.name in probes else None,
-                    top1=_score(float(right[side.name].mean()), means[side.name]) if found else None,
+                    probe=probes[place]["top1"] if place in probes else None,
+                    top1=_score(float(right[place].mean()), means[place]) if found else None,
                     per_seed=tuple(one["top1"] for one in found),
                     epochs=round(float(np.mean([one["epochs"] for one in found])), 1) if found else None,
                     over_files=over,
@@ -110,10 +110,10 @@ class Comparison:
         )
 
 
-def _files_for(side: Side, sides: Sequence[Side], trained: Mapping[str, Any]) -> list[str]:
-    """Return the names of the files whose budget is that of the side: the smallest budget that is not below its bytes."""
+def _files_for(side: Side, sides: Sequence[Side]) -> list[Side]:
+    """Return the files whose budget is that of the side: the smallest budget that is not below its bytes."""
     budgets = sorted({other.budget for other in sides if other.budget is not None and other.budget >= (side.stored_bytes or 0)})
-    return [other.name for other in sides if budgets and other.budget == budgets[0] and other.name in trained]
+    return [other for other in sides if budgets and other.budget == budgets[0]]
 
 
 def _score(value: float, draws_R: Any) -> Score:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tokenshards.pipeline.canonical import sha256_hex
-from tokenshards.pipeline.config import PlanConfig, SourceConfig
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
-from tokenshards.pipeline.ledger.progress import RunProgress
+from tokenshards.pipeline.errors import LiveRunError
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
-from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.stem_adaptors.comparison.compare_config import CompareRequest
@@ -42,24 +42,19 @@ class Counted:
         return f"{self._sum:064x}"
 
 
-class _Quiet(TerminalReporter):
-    """Shows the bar of a conversion, not its lines: the input is the same for every side, and was told at the start."""
+class _Bar:
+    """The reporter of a conversion that shows its bar alone: the input is the same for every side, and was told at the start."""
 
     def __init__(self, shown: TerminalReporter, what: str) -> None:
         self._shown, self._what = shown, what
-        self.said = []
+        self.advance, self.end = shown.advance, shown.end
 
     def say(self, message: str) -> None:
-        self.said.append(message)
+        """Print nothing."""
 
-    def begin(self, planned: int | None, done: int, what: str = "images") -> None:
+    def begin(self, planned: int | None, done: int) -> None:
+        """Show whose images these are."""
         self._shown.begin(planned, done, self._what)
-
-    def advance(self, progress: RunProgress) -> None:
-        self._shown.advance(progress)
-
-    def end(self) -> None:
-        self._shown.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +79,25 @@ def tokenized(
     Raises the errors of a conversion.
     """
     root, options = f"{store.location}/{place}", store.storage_options
-    parts: tuple[tuple[str, str, SourceConfig, str], ...] = (
-        ("train", request.images_url, request.images, f"{root}/tokenizer"),
-        ("val", request.val_url, request.val, f"{root}/train"),
-    )
-    for part, url, config, tokenizer in parts:
+
+    def converted(part: str, url: str, source: SourceConfig, tokenizer: str) -> TokenDataset:
         conversion = TokenizeRequest(
             source_url=url,
             out_url=f"{root}/{part}",
-            tokenizer_url=tokenizer,
-            source=replace(config, yes=True),  # doubts were settled before any work
-            plan=PlanConfig(codec="default"),
+            tokenizer_url=f"{root}/{tokenizer}",
+            source=replace(source, yes=True),  # doubts were settled before any work
             run=request.run,
             out_options=options,
             tokenizer_options=options,
         )
-        Conversion(conversion, _Quiet(reporter, f"{name}, {part}"), open_runner()).run()
-    train, val = (open_dataset(f"{root}/{part}", storage_options=options) for part in ("train", "val"))
+        try:
+            Conversion(conversion, _Bar(reporter, f"{name}, {part}"), open_runner()).run()
+        except LiveRunError:
+            raise LiveRunError(
+                f"{display_url(request.out_url)}: another comparison works on {name} there. Wait for it, stop it, or give another --out"
+            ) from None
+        return open_dataset(f"{root}/{part}", storage_options=options)
+
+    train = converted("train", request.images_url, request.images, "tokenizer")
+    val = converted("val", request.val_url, request.val, "train")  # with the class table of the training images
     return SideData(train, val, load_tokenizer(Store(f"{root}/tokenizer", storage_options=options), ""))

@@ -38,11 +38,11 @@ AUGMENT = AugmentConfig(
     noise_channel_std=0.5,
     cutmix_prob=0.5,
 )
+"""The recipe `laptop_64px`, without operations on single ids, which pixels have not."""
 TRAIN = TrainConfig(lr=2e-3)
 BATCH, MEASURED_TOGETHER = 64, 100
 WARMUP = 0.1
 """Share of the seconds in which the rate rises."""
-"""The recipe `laptop_64px`, without operations on single ids, which pixels have not."""
 
 
 @dataclass(frozen=True, kw_only=True)

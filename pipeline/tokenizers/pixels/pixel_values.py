@@ -66,8 +66,11 @@ class PixelValues:
     def encode(self, images_BHWC: Images) -> TokenBatch:
         """Return the colour values [B, L, 3] of uint8 RGB images."""
         check_images(images_BHWC, self._spec)
-        passed = images_BHWC if self.file is None else np.stack([self.file.passed(image_HWC) for image_HWC in images_BHWC])
-        return TokenBatch(np.ascontiguousarray(passed).reshape(len(images_BHWC), -1, COLOURS))
+        values_BHWC = np.array(images_BHWC)  # a copy: who gave the images may use their memory again
+        if self.file is not None:
+            for image_HWC in values_BHWC:
+                image_HWC[:] = self.file.passed(image_HWC)
+        return TokenBatch(values_BHWC.reshape(len(values_BHWC), self._spec.layout.sites, COLOURS))
 
     def decode(self, tokens: TokenBatch) -> Images:
         """Return uint8 images [B, H, W, 3]."""
