@@ -58,7 +58,7 @@ def run_locally(
 def _without_main() -> Iterator[None]:
     """Let no child import the main module: a user's script without `if __name__ == "__main__"` would compare again in each of them."""
     names = vars(sys.modules["__main__"])
-    before = {name: names[name] for name in ("__spec__", "__file__") if name in names}
+    before: dict[str, Any] = {name: names[name] for name in ("__spec__", "__file__") if name in names}
     names.update(dict.fromkeys(before))
     try:
         yield

@@ -6,6 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
+from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.result import Comparison, Row, Score
 
 __all__ = ["HEADER", "SHORT", "as_html", "as_markdown", "footnotes", "rows_of"]
@@ -70,7 +71,8 @@ def _shares(score: Score | None, *, sign: bool) -> tuple[str, str]:
 def footnotes(found: Comparison) -> list[str]:
     """Return what the columns mean."""
     trained = (
-        f"`top-1`: a small ViT after {found.minutes:g} minutes on each side, {found.seeds} seeds, {found.measured:,} images of --val; "
+        f"`top-1`: a small ViT after {found.minutes:g} minutes on each side, {counted(found.seeds, 'seed')}, "
+        f"{counted(found.measured, 'image')} of --val; "
         "`over file`: points above the better of JPEG and WebP at as many bytes."
     )
     return [
