@@ -67,7 +67,7 @@ class SideData:
 
     @property
     def digest(self) -> str:
-        """Of all stored ids and labels."""
+        """Of both manifests, which name every object: where a conversion is made anew, results of the old one are not taken."""
         return sha256_hex(f"{self.train.digest} {self.val.digest}".encode())[:16]
 
 
