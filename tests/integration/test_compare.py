@@ -47,7 +47,9 @@ def kept(out: Path) -> dict[str, tuple[int, bytes]]:
 def figures(found: dict[str, Any]) -> list[tuple[Any, ...]]:
     """What does not depend on the clock: the sides, their bytes, fidelity and probe."""
     rows = [(row["side"], row["probe"]) for row in found["rows"]]
-    return [(side["name"], side["place"], side["stored_bytes"], side["absent"], side["facts"].get("psnr_db"), probe) for side, probe in rows]
+    return [
+        (side["name"], side["place"], side["stored_bytes"], side["absent"], side["facts"].get("psnr_db"), probe) for side, probe in rows
+    ]
 
 
 @pytest.fixture(scope="module")
