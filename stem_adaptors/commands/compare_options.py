@@ -59,7 +59,7 @@ class CompareOptions(SourceOptions):
     sample: Annotated[int, typer.Option(help="Most images to fit a kind to.")] = 20_000
     to: Annotated[
         list[str] | None,
-        typer.Option(help="Also write a table (.html, .md), the picture (.png) or all figures (.json); may be repeated."),
+        typer.Option(help="Also write a table (.html, .md), the plot (.png) or all figures (.json); may be repeated."),
     ] = None
     device: Annotated[str, typer.Option(help="Where classifiers learn: `cpu`, `cuda`.")] = "cpu"
     workers: Workers = None

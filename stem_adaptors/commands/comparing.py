@@ -16,7 +16,7 @@ from tokenshards.pipeline.reports.drawings import publish_drawing
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.stem_adaptors.commands.compare_options import CompareOptions
 from tokenshards.stem_adaptors.comparison.comparison import Trainings, compare_tokenizers
-from tokenshards.stem_adaptors.comparison.picture import picture_png
+from tokenshards.stem_adaptors.comparison.plot import plot_png
 from tokenshards.stem_adaptors.comparison.result import Comparison
 from tokenshards.stem_adaptors.comparison.table import as_html, as_markdown
 from tokenshards.stem_adaptors.reporting.curves import load_pyplot
@@ -24,9 +24,9 @@ from tokenshards.stem_adaptors.reporting.curves import load_pyplot
 __all__ = ["compare", "run_comparison"]
 
 WRITERS: dict[str, Callable[[Comparison], bytes]] = {
-    ".html": lambda found: as_html(found, picture_png(found)).encode(),
+    ".html": lambda found: as_html(found, plot_png(found)).encode(),
     ".md": lambda found: as_markdown(found).encode(),
-    ".png": picture_png,
+    ".png": plot_png,
     ".json": lambda found: json.dumps(found.to_json(), indent=1, sort_keys=True).encode(),
 }
 

@@ -1,4 +1,4 @@
-"""A comparison as a table: for a terminal, as Markdown, and as one HTML page with its picture."""
+"""A comparison as a table: for a terminal, as Markdown, and as one HTML page with its plot."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def as_html(found: Comparison, picture: bytes | None) -> str:
-    """Return one page with everything in it; `picture` is a PNG."""
+def as_html(found: Comparison, plot: bytes | None) -> str:
+    """Return one page with everything in it; `plot` is a PNG."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
     body = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows_of(found))
-    drawn = "" if picture is None else f'<img alt="top-1 against bytes" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+    drawn = "" if plot is None else f'<img alt="top-1 against bytes" src="data:image/png;base64,{base64.b64encode(plot).decode()}">'
     notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in footnotes(found))
     return f"""<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Tables and picture: every column holds its own figure, and a name cannot break the page."""
+"""Tables and plot: every column holds its own figure, and a name cannot break the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.stem_adaptors.comparison.results import IMAGES, comparison_of, side
-from tokenshards.stem_adaptors.comparison.picture import picture_png
+from tokenshards.stem_adaptors.comparison.plot import plot_png
 from tokenshards.stem_adaptors.comparison.result import Comparison
 from tokenshards.stem_adaptors.comparison.table import HEADER, SHORT, as_html, as_markdown, rows_of
 
@@ -98,11 +98,11 @@ def test_a_page_shows_names_as_they_are_and_has_its_picture_in_it() -> None:
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_picture_is_drawn(trained: bool) -> None:
-    image = Image.open(io.BytesIO(picture_png(made(trained))))
+    image = Image.open(io.BytesIO(plot_png(made(trained))))
     colours = len(image.convert("RGB").getcolors(1 << 20) or ())
     assert image.format == "PNG" and image.width > 800 and colours > 50
 
 
 def test_the_picture_of_one_side_that_stands_alone() -> None:
     alone = comparison_of([side("tokens", stored_bytes=9.0, facts=FACTS)], {}, {"sides/tokens": 0.5})
-    assert picture_png(alone).startswith(b"\x89PNG")
+    assert plot_png(alone).startswith(b"\x89PNG")

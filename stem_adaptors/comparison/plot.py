@@ -1,4 +1,4 @@
-"""The picture of a comparison: accuracy against stored bytes, on a logarithmic axis. Needs matplotlib (extra `plot`)."""
+"""The plot of a comparison: accuracy against stored bytes, on a logarithmic axis. Needs matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from tokenshards.stem_adaptors.comparison.result import Comparison, Row
 from tokenshards.stem_adaptors.reporting.curves import load_pyplot
 
-__all__ = ["picture_png"]
+__all__ = ["plot_png"]
 
 FILES = {"jpeg": ("C1", "JPEG"), "webp": ("C2", "WebP")}
 
 
-def picture_png(found: Comparison) -> bytes:
+def plot_png(found: Comparison) -> bytes:
     """Return a PNG of top-1 with its intervals, or of the linear probe where nothing was trained."""
     plt = load_pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
