@@ -88,7 +88,7 @@ class Cells(HTMLParser):
             self.cells[-1] += data.strip()
 
 
-def test_a_page_shows_names_as_they_are_and_has_its_picture_in_it() -> None:
+def test_a_page_shows_names_as_they_are_and_has_its_plot_in_it() -> None:
     page = as_html(made(), b"\x89PNG")
     found = Cells(page)
     assert found.cells == [*HEADER, *(cell for row in rows_of(made()) for cell in row)]
@@ -97,12 +97,12 @@ def test_a_page_shows_names_as_they_are_and_has_its_picture_in_it() -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_the_picture_is_drawn(trained: bool) -> None:
+def test_the_plot_is_drawn(trained: bool) -> None:
     image = Image.open(io.BytesIO(plot_png(made(trained))))
     colours = len(image.convert("RGB").getcolors(1 << 20) or ())
     assert image.format == "PNG" and image.width > 800 and colours > 50
 
 
-def test_the_picture_of_one_side_that_stands_alone() -> None:
+def test_the_plot_of_one_side_that_stands_alone() -> None:
     alone = comparison_of([side("tokens", stored_bytes=9.0, facts=FACTS)], {}, {"sides/tokens": 0.5})
     assert plot_png(alone).startswith(b"\x89PNG")
