@@ -15,7 +15,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.stem_adaptors.augment import SampleKeys, TokenTransform, crops, embed_ops, soft_targets
 from tokenshards.stem_adaptors.augment.token_model import Lookup
+from tokenshards.stem_adaptors.comparison.local_runs import end_with_parent
 from tokenshards.stem_adaptors.comparison.paired import packed, unpacked
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
@@ -329,23 +329,11 @@ def run_jobs(
     return results
 
 
-def _end_with_parent() -> None:
-    """End this worker when the bench is killed; without this the worker would finish its run."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
     """Yield results as they arrive from fresh processes of one thread each."""
     if not arguments:
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         waiting = [pool.submit(function, *values) for values in arguments]
         try:
             for done in as_completed(waiting):

@@ -16,7 +16,7 @@ from typing import Any
 from tokenshards.pipeline.errors import IncompleteError
 from tokenshards.stem_adaptors.comparison.timed_run import Run, train_run
 
-__all__ = ["run_locally"]
+__all__ = ["end_with_parent", "run_locally"]
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -33,7 +33,7 @@ def run_locally(
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))  # read when a process imports numpy
     try:
-        with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
             with _without_main(), _deaf_to_ctrl_c():
                 waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
             try:
@@ -79,7 +79,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when the comparison is killed; without this it would finish its training."""
 
     def wait() -> None:
