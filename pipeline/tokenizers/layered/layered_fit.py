@@ -29,8 +29,8 @@ from tokenshards.pipeline.tokenizers.layered.features import (
     PatchLayer,
     patch_rows,
 )
-from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder, halves
+from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of, summed_vectors
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import DecoderFit, halves
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 from tokenshards.pipeline.tokenizers.psnr import image_psnr_db
 
@@ -66,11 +66,12 @@ def fit_layered_kmeans(
     tables, used, rest_NP = residual_tables(rows_NP, codes, config.levels, iterations=config.iterations, rng=rng)
     summed_NP = rows_NP - rest_NP
     search = [NearestCode(table) for table in tables]
-    names = sorted(kept)
-    ids_BLQ = np.concatenate([residual_ids_of(features(batch), search) for batch in _batches(kept, names)])
-    grid, vocabulary = (size // config.site, size // config.site), tuple(len(table) for table in tables)
-    patches_BLD = images_to_patches(np.stack([kept[name] for name in names]), config.site).reshape(len(names), grid[0] * grid[1], -1)
-    tokenizer = LayeredKMeans(features, tables, fitted_decoder(ids_BLQ, patches_BLD, vocabulary, grid), preprocess=preprocess)
+    names, grid = sorted(kept), (size // config.site, size // config.site)
+    way_back = DecoderFit(rows_NP.shape[1], config.site**2 * 3)
+    for images_BHWC in _batches(kept, names):
+        vectors_BLP = summed_vectors(residual_ids_of(features(images_BHWC), search), tables)
+        way_back.add(vectors_BLP, images_to_patches(images_BHWC, config.site).reshape(*vectors_BLP.shape[:2], -1), grid)
+    tokenizer = LayeredKMeans(features, tables, way_back.decoder(), preprocess=preprocess)
     shown = np.stack([kept[name] for name in names[:TOGETHER]])
     levels = [dict(code_usage(np.bincount(ids_N, minlength=len(table)))) for ids_N, table in zip(used, tables, strict=True)]
     levels[-1]["psnr_db"] = rounded([float(image_psnr_db(shown, tokenizer.decode(tokenizer.encode(shown))).mean())])[0]

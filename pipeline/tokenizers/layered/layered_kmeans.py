@@ -27,7 +27,7 @@ from tokenshards.pipeline.tokenizers.base import (
 )
 from tokenshards.pipeline.tokenizers.kmeans.patches import patches_to_images
 from tokenshards.pipeline.tokenizers.layered.features import VALUES, VIEWS, Floats, LayeredFeatures, PatchLayer
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import NeighbourhoodDecoder
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import AROUND, NeighbourhoodDecoder
 from tokenshards.pipeline.tokenizers.nearest_code import NearestCode
 
 __all__ = ["FAMILY", "LayeredKMeans"]
@@ -65,7 +65,7 @@ class LayeredKMeans:
         expected = {
             "layers": ((len(features.layers),), (len(VIEWS),)),
             "projection": (features.projection_AP.shape, (features.width, projected)),
-            "decoder": (self._decoder.rows_FR.shape, (9 * sum(map(len, tables)), rank)),
+            "decoder": (self._decoder.weights_FR.shape, (len(AROUND) * projected, rank)),
             "basis": (self._decoder.basis_RD.shape, (rank, features.site**2 * 3)),
             "mean": (self._decoder.mean_D.shape, (features.site**2 * 3,)),
             **{f"level_{q}": (table.shape, (len(table), projected)) for q, table in enumerate(tables)},
@@ -119,7 +119,7 @@ class LayeredKMeans:
         arrays = [
             *(array for layer in layers for array in layer),
             self._features.projection_AP,
-            decoder.rows_FR,
+            decoder.weights_FR,
             decoder.basis_RD,
             decoder.mean_D,
         ]
@@ -138,8 +138,14 @@ class LayeredKMeans:
         """Return uint8 images [B, size, size, 3], blurred: what such ids stood for on the images of the fit."""
         check_ids(tokens.ids_BLQ, self._spec)
         grid = self._spec.layout.grid
-        colours_BLD = self._decoder(tokens.ids_BLQ, self._spec.vocabulary, (grid[0], grid[1]))
+        colours_BLD = self._decoder(summed_vectors(tokens.ids_BLQ, self._tables), (grid[0], grid[1]))
         return patches_to_images(np.clip(np.rint(colours_BLD), 0, 255).astype(np.uint8), grid, self._features.site)
+
+
+def summed_vectors(ids_BLQ: npt.NDArray[np.integer], tables: Sequence[Floats]) -> Floats:
+    """Return float32 [B, L, P], the sums of the code vectors of each site."""
+    found: Floats = sum((table[ids_BLQ[:, :, q]] for q, table in enumerate(tables[1:], start=1)), tables[0][ids_BLQ[:, :, 0]])
+    return found
 
 
 def residual_ids_of(features_BLP: Floats, levels: Sequence[NearestCode]) -> npt.NDArray[np.int64]:

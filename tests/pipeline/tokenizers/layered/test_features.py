@@ -10,7 +10,7 @@ from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
 from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
 from tokenshards.pipeline.tokenizers.layered.features import EDGE, STRIDE, VIEWS, LayeredFeatures, PatchLayer, patch_rows, pooled
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
-from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import fitted_decoder
+from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import DecoderFit, NeighbourhoodDecoder
 
 
 def mirrored(place: int, size: int) -> int:
@@ -101,32 +101,38 @@ def test_a_copy_is_mirrored_and_changed_in_colour_alone() -> None:
 
 
 def test_the_way_back_is_that_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, vocabulary, grid = np.random.default_rng(0), (3, 2), (2, 3)
-    ids = np.stack([rng.integers(0, size, (30, 6)) for size in vocabulary], axis=2)
-    patches = rng.integers(0, 256, (30, 6, 4)).astype(np.uint8)
-    design = np.zeros((30 * 6, 9 * 5))
-    for image in range(30):
+    rng, grid, width = np.random.default_rng(0), (2, 3), 4
+    vectors = rng.normal(1, 1, size=(60, 6, width)).astype(np.float32)
+    patches = rng.integers(0, 256, (60, 6, 5)).astype(np.uint8)
+    design = np.zeros((60 * 6, 9 * width))
+    for image in range(60):
         for row in range(2):
             for column in range(3):
                 for place, (down, right) in enumerate((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)):
                     there = row + down, column + right
                     if 0 <= there[0] < 2 and 0 <= there[1] < 3:
-                        for level, start in enumerate((0, 3)):
-                            code = ids[image, there[0] * 3 + there[1], level]
-                            design[image * 6 + row * 3 + column, place * 5 + start + code] += 1
-    mean = patches.reshape(-1, 4).mean(axis=0)
-    target = patches.reshape(-1, 4) - mean
-    full = np.linalg.solve(design.T @ design + DECODER_RIDGE * np.eye(45), design.T @ target)
-    found = fitted_decoder(ids, patches, vocabulary, grid)(ids, vocabulary, grid).reshape(-1, 4)
-    np.testing.assert_allclose(found, design @ full + mean, rtol=2e-3, atol=0.5)  # the rows are rounded to float16
+                        columns = slice(place * width, (place + 1) * width)
+                        design[image * 6 + row * 3 + column, columns] = vectors[image, there[0] * 3 + there[1]]
+    centred, target = design - design.mean(axis=0), patches.reshape(-1, 5) - patches.reshape(-1, 5).mean(axis=0)
+    ridge = DECODER_RIDGE * np.trace(centred.T @ centred) / centred.shape[1]
+    full = np.linalg.solve(centred.T @ centred + ridge * np.eye(centred.shape[1]), centred.T @ target)
 
-    def penalty(rows: np.ndarray) -> float:
-        return float(np.square(design @ rows - target).sum() + DECODER_RIDGE * np.square(rows).sum())
+    def decoder() -> NeighbourhoodDecoder:
+        fit = DecoderFit(width, 5)
+        for start in range(0, 60, 25):
+            fit.add(vectors[start : start + 25], patches[start : start + 25], grid)
+        return fit.decoder()
+
+    found = decoder()(vectors, grid).reshape(-1, 5)
+    np.testing.assert_allclose(found, centred @ full + patches.reshape(-1, 5).mean(axis=0), rtol=2e-3, atol=0.5)  # float16
+
+    def penalty(weights: np.ndarray) -> float:
+        return float(np.square(centred @ weights - target).sum() + ridge * np.square(weights).sum())
 
     monkeypatch.setattr(neighbourhood_decoder, "RANK", 2)
-    decoder = fitted_decoder(ids, patches, vocabulary, grid)
-    own = decoder.rows_FR.astype(np.float64) @ decoder.basis_RD
-    assert decoder.rows_FR.shape == (45, 2)
+    small = decoder()
+    own = small.weights_FR.astype(np.float64) @ small.basis_RD
+    assert small.weights_FR.shape == (9 * width, 2)
     for _ in range(50):  # no other basis of two vectors does better
-        other, _ = np.linalg.qr(rng.normal(size=(4, 2)))
+        other, _ = np.linalg.qr(rng.normal(size=(5, 2)))
         assert penalty(own) <= penalty(full @ other @ other.T) * 1.0001
