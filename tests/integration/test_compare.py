@@ -21,7 +21,7 @@ from tests.inline import InlineRunner
 from tests.ray_clusters import RayCluster
 from tokenshards.pipeline.errors import ConfigError
 
-PATCHES, LAYERS = "patch-kmeans:codes=16,size=16", "layered-kmeans:codes=8"
+PATCHES, LAYERS = "patch-kmeans:codes=16,size=16", "layered-kmeans:codes=8,size=16"
 SIDES = [PATCHES, LAYERS]
 
 
@@ -71,7 +71,9 @@ def made(images: Path) -> tuple[Path, dict[str, Any]]:
     """A whole comparison, and its figures."""
     to = [word for name in ("t.html", "t.md", "t.png", "t.json") for word in ("--to", str(images / "new" / name))]
     given = [*SIDES, str(images / "own.tok"), str(images / "tokens")]
-    with patch("tokenshards.stem_adaptors.commands.comparing.open_runner", lambda *_: InlineRunner()):  # 22 conversions in one process
+    inline = patch("tokenshards.stem_adaptors.commands.comparing.open_runner", lambda *_: InlineRunner())  # 22 conversions in one process
+    few = patch("tokenshards.stem_adaptors.comparison.comparison.CHOSEN_ON", 8)
+    with inline, few:
         out, _ = call_cli(*command(images, images / "out", *to, "--to", str(images / "T.JSON"), tokenizers=given))
     assert f"wrote {images / 'new' / 't.html'}" in out and "over file" in out
     return images / "out", json.loads((images / "out" / "comparison.json").read_text())

@@ -63,7 +63,7 @@ class SmallFile:
         else:
             small.save(room, "WEBP", quality=self.quality, method=6)
         data = room.getvalue()
-        return scan_bytes(data) if self.format == "jpeg" else len(data), np.asarray(Image.open(room).convert("RGB"))
+        return scan_bytes(data) if self.format == "jpeg" else len(data), np.asarray(Image.open(room, formats=(self.format,)).convert("RGB"))
 
     def passed(self, image_HWC: Pixels) -> Pixels:
         """Return the image as it comes back, in its own size."""
