@@ -32,13 +32,10 @@ class Handler(BaseHTTPRequestHandler):
         server.requests.append((time.monotonic(), host, self.path))
         server.in_flight[host] += 1
         server.most_in_flight[host] = max(server.most_in_flight[host], server.in_flight[host])
-        try:
-            server.on_request()
-            self._answer(server)
-        finally:
-            server.in_flight[host] -= 1
+        server.on_request()
+        self._answer(server, host)
 
-    def _answer(self, server: Server) -> None:
+    def _answer(self, server: Server, host: str) -> None:
         _, kind, *rest = self.path.split("/")
         kind = kind.partition(".")[0]
         status, headers, body = server.status, {"Connection": "close"}, BODY
@@ -57,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.1)
         elif kind == "silent":
             server.released.wait(20)
+        server.in_flight[host] -= 1  # before the answer: a client that has it may ask again before this thread runs on
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
