@@ -11,8 +11,9 @@ of all layers, P projected.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.activity import step as tell_step
 from tokenshards.pipeline.tokenizers.base import Images
 
-__all__ = ["COLOURS", "EDGE", "STRIDE", "VALUES", "VIEWS", "Floats", "LayeredFeatures", "PatchLayer", "patch_rows", "pooled"]
+__all__ = ["COLOURS", "EDGE", "STRIDE", "VALUES", "VIEWS", "Floats", "LayeredFeatures", "PatchLayer", "PatchRows", "pooled"]
 
 Floats = npt.NDArray[np.float32]
 COLOURS = 255.0
@@ -34,35 +35,50 @@ VIEWS = (1, 2)
 adds half to the time and nothing to what ids tell."""
 
 
-def patch_rows(images_BHWC: Images, view: int) -> Floats:
-    """Return all patches of images, float32 [B, h * w, D] with colours from 0 to 255; `view` is a member of VIEWS.
+class PatchRows:
+    """All patches of one image after another, in memory that is kept: fresh memory for each image takes longer than its patches.
 
-    What lies outside of an image is its mirror image.
+    `size` is the side of the images, `view` a member of VIEWS.
     """
-    values, places = images_BHWC.astype(np.float32), range(view)
-    seen = sum(values[:, down::view, right::view] for down in places for right in places) / np.float32(view * view)
-    wide = np.pad(seen, ((0, 0), (EDGE, EDGE), (EDGE, EDGE), (0, 0)), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(wide, (PATCH, PATCH), axis=(1, 2))[:, ::STRIDE, ::STRIDE]
-    batch, rows, columns = windows.shape[:3]
-    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(batch, rows * columns, VALUES)
+
+    def __init__(self, size: int, view: int) -> None:
+        side = size // view + 2 * EDGE
+        self._view, self._wide = view, np.empty((side, side, 3), np.float32)
+        windows = np.lib.stride_tricks.sliding_window_view(self._wide, (PATCH, PATCH), axis=(0, 1))[::STRIDE, ::STRIDE]
+        self._windows = windows.transpose(0, 1, 3, 4, 2)
+        self._patches = np.empty(self._windows.shape, np.float32)
+
+    def __call__(self, image_HWC: Images) -> Floats:
+        """Return float32 [h * w, D] with colours from 0 to 255, until the next call. What lies outside of an image is its mirror image."""
+        wide, places = self._wide, range(self._view)
+        rows = np.add.reduce([image_HWC[place :: self._view] for place in places], axis=0, dtype=np.float32)
+        columns = np.add.reduce([rows[:, place :: self._view] for place in places], axis=0)
+        np.multiply(columns, np.float32(1 / self._view**2), out=wide[EDGE:-EDGE, EDGE:-EDGE])
+        for line in (wide, wide.swapaxes(0, 1)):
+            line[:EDGE], line[-EDGE:] = line[2 * EDGE : EDGE : -1], line[-EDGE - 2 : -2 * EDGE - 2 : -1]
+        np.copyto(self._patches, self._windows)
+        return self._patches.reshape(-1, VALUES)
 
 
-def pooled(activations_hwK: Floats, step: int) -> Floats:
-    """Return [L, K]: the mean activation over a square of 2 * step patches around each site of step patches, which are an even number.
+def pooled(values_hwK: Floats, step: int) -> Floats:
+    """Return [L, K]: the mean over a square of 2 * step patches around each site of step patches, which are an even number.
 
     The edge is repeated outside.
     """
-    edge = (step // 2, step // 2)
-    wide = np.pad(activations_hwK, (edge, edge, (0, 0)), mode="edge")
-    rows = _window_sums(_window_sums(wide, step, 0), step, 1)
-    return np.asarray(rows.reshape(-1, rows.shape[2]) / np.float32(4 * step * step), np.float32)
+    height, width, count = values_hwK.shape
+    rows = _averages(height, step) @ values_hwK.reshape(height, -1)
+    found: Floats = _averages(width, step) @ rows.reshape(-1, width, count)
+    return found.reshape(-1, count)
 
 
-def _window_sums(values: Floats, step: int, axis: int) -> Floats:
-    """Return sums of 2 * step values along an axis, one for every `step` of them."""
-    values = np.moveaxis(values, axis, 0)
-    sums = values[: len(values) // step * step].reshape(-1, step, *values.shape[1:]).sum(axis=1, dtype=np.float32)
-    return np.moveaxis(sums[:-1] + sums[1:], 0, axis)
+@cache
+def _averages(count: int, step: int) -> Floats:
+    """Return [count / step, count]: what each of `count` patches in a row adds to the mean of each site."""
+    found = np.zeros((count // step, count), np.float32)
+    for site, weights in enumerate(found):
+        first = site * step - step // 2
+        np.add.at(weights, np.clip(np.arange(first, first + 2 * step), 0, count - 1), np.float32(1 / (2 * step)))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,26 +92,30 @@ class PatchLayer:
 
     @cached_property
     def _products(self) -> tuple[Floats, Floats, Floats]:
-        """Whitening of colours up to 255 with its offset; -2 times the centroids above their squared lengths.
+        """Whitening of colours up to 255 with its offset; -2 times the centroids above their squared lengths and ones.
 
-        A last column of ones lets one product add these lengths.
+        Two more columns, of ones and of the squared lengths of patches, let one product make squared distances.
         """
-        whitening = np.pad(self.whitening_DW / np.float32(COLOURS), ((0, 0), (0, 1)))
-        offset = np.append(-(self.centre_D @ self.whitening_DW), np.float32(1))
+        whitening = np.pad(self.whitening_DW / np.float32(COLOURS), ((0, 0), (0, 2)))
+        offset = np.append(-(self.centre_D @ self.whitening_DW), (1, 0))
         lengths_K = np.einsum("kw,kw->k", self.centroids_KW, self.centroids_KW)
-        return whitening, offset.astype(np.float32), np.ascontiguousarray(np.vstack([-2 * self.centroids_KW.T, lengths_K]), np.float32)
+        products = np.vstack([-2 * self.centroids_KW.T, lengths_K, np.ones_like(lengths_K)])
+        return whitening, offset.astype(np.float32), np.ascontiguousarray(products, np.float32)
 
-    def activations(self, patches_ND: Floats, out: Floats | None = None) -> Floats:
-        """Return the triangle activations [N, K], in `out` where it is given: fresh memory for every image takes long."""
+    def distances(self, patches_ND: Floats, out_NK: Floats) -> Floats:
+        """Write the distances to all centroids, none above their mean, into `out_NK`; return the means [N].
+
+        A mean less such a distance is the triangle activation.
+        """
         whitening, offset, products = self._products
-        values = patches_ND @ whitening + offset  # [N, W + 1]
-        distance_NK = np.matmul(values, products, out=out)
-        distance_NK += np.einsum("nw,nw->n", values, values)[:, None] - np.float32(1)
-        np.sqrt(np.maximum(distance_NK, 0, out=distance_NK), out=distance_NK)
-        mean_N = distance_NK @ np.full(distance_NK.shape[1], 1 / distance_NK.shape[1], np.float32)
-        found_NK: Floats = np.subtract(mean_N[:, None], distance_NK, out=distance_NK)
-        np.maximum(found_NK, 0, out=found_NK)
-        return found_NK
+        values = patches_ND @ whitening
+        values += offset
+        values[:, -1] = np.einsum("nw,nw->n", values[:, :-2], values[:, :-2])
+        np.matmul(values, products, out=out_NK)
+        np.sqrt(np.abs(out_NK, out=out_NK), out=out_NK)  # rounding takes some below zero
+        mean_N: Floats = out_NK @ np.full(len(self.centroids_KW), 1 / len(self.centroids_KW), np.float32)
+        np.minimum(out_NK, mean_N[:, None], out=out_NK)
+        return mean_N
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,27 +133,33 @@ class LayeredFeatures:
         """A, activations of a site."""
         return sum(len(layer.centroids_KW) for layer in self.layers)
 
-    @property
-    def _seen(self) -> list[tuple[PatchLayer, int]]:
-        """Each layer with its view."""
-        return list(zip(self.layers, VIEWS, strict=True))
-
     def sites(self, images_BHWC: Images) -> Floats:
         """Return the square roots of pooled activations [B, L, A] of uint8 RGB images."""
-        batch, size = images_BHWC.shape[:2]
-        found = np.empty((batch, (size // self.site) ** 2, self.width), np.float32)
-        rooms = [np.empty(((size // (STRIDE * view)) ** 2, len(layer.centroids_KW)), np.float32) for layer, view in self._seen]
-        for sites_LA, image_HWC in zip(found, images_BHWC, strict=True):  # the activations of one image stay in the cache
+        found = np.empty((len(images_BHWC), (images_BHWC.shape[1] // self.site) ** 2, self.width), np.float32)
+        for kept_LA, sites_LA in zip(found, self._sites_of_each(images_BHWC), strict=True):
+            kept_LA[:] = sites_LA
+        return found
+
+    def _sites_of_each(self, images_BHWC: Images) -> Iterator[Floats]:
+        """Yield [L, A] of one image after another, in the same memory, which stays in the cache."""
+        size, grids = images_BHWC.shape[1], [images_BHWC.shape[1] // (STRIDE * view) for view in VIEWS]
+        rows = [PatchRows(size, view) for view in VIEWS]
+        rooms = [np.empty((grid, grid, len(layer.centroids_KW)), np.float32) for layer, grid in zip(self.layers, grids, strict=True)]
+        sites_LA = np.empty(((size // self.site) ** 2, self.width), np.float32)
+        for image_HWC in images_BHWC:
             tell_step()
             start = 0
-            for (layer, view), room_NK in zip(self._seen, rooms, strict=True):
-                cell, stop = STRIDE * view, start + len(layer.centroids_KW)  # pixels of the image from patch to patch
-                activations_hwK = layer.activations(patch_rows(image_HWC[None], view)[0], room_NK).reshape(size // cell, size // cell, -1)
-                np.sqrt(pooled(activations_hwK, self.site // cell), out=sites_LA[:, start:stop])
+            for layer, patches, distance_hwK, grid in zip(self.layers, rows, rooms, grids, strict=True):
+                stop, step = start + len(layer.centroids_KW), self.site * grid // size
+                mean_N = layer.distances(patches(image_HWC), distance_hwK.reshape(grid * grid, -1))
+                np.subtract(pooled(mean_N.reshape(grid, grid, 1), step), pooled(distance_hwK, step), out=sites_LA[:, start:stop])
                 start = stop
-        return found
+            yield np.sqrt(np.maximum(sites_LA, 0, out=sites_LA), out=sites_LA)
 
     def __call__(self, images_BHWC: Images) -> Floats:
         """Return float32 [B, L, P] of uint8 RGB images."""
-        found: Floats = self.sites(images_BHWC) @ self.projection_AP
+        size = images_BHWC.shape[1]
+        found = np.empty((len(images_BHWC), (size // self.site) ** 2, self.projection_AP.shape[1]), np.float32)
+        for projected_LP, sites_LA in zip(found, self._sites_of_each(images_BHWC), strict=True):
+            np.matmul(sites_LA, self.projection_AP, out=projected_LP)
         return found

@@ -27,7 +27,7 @@ from tokenshards.pipeline.tokenizers.layered.features import (
     VIEWS,
     LayeredFeatures,
     PatchLayer,
-    patch_rows,
+    PatchRows,
 )
 from tokenshards.pipeline.tokenizers.layered.layered_kmeans import LayeredKMeans, residual_ids_of, summed_vectors
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import DecoderFit, halves
@@ -120,9 +120,9 @@ def _batches(kept: dict[str, Images], names: list[str]) -> Iterator[Images]:
 
 def _layer(kept: dict[str, Images], number: int, config: LayeredFitConfig, rng: np.random.Generator) -> PatchLayer:
     """Fit a layer to patches of the images in its view. What is stored in float16 is rounded before anything is fitted to it."""
-    sample = RowSample(config.max_patches, config.seed)
+    sample, patches = RowSample(config.max_patches, config.seed), PatchRows(next(iter(kept.values())).shape[0], VIEWS[number])
     for name in sorted(kept):
-        sample.add(name, (patch_rows(kept[name][None], VIEWS[number])[0] / np.float32(COLOURS)).astype(np.float32))
+        sample.add(name, patches(kept[name]) / np.float32(COLOURS))
     patches_ND = np.concatenate([rows for _, rows in sorted(sample.rows().items())])
     centre_D = halves(patches_ND.mean(axis=0, dtype=np.float64))
     apart_ND = patches_ND.astype(np.float64) - centre_D

@@ -151,9 +151,9 @@ def summed_vectors(ids_BLQ: npt.NDArray[np.integer], tables: Sequence[Floats]) -
 def residual_ids_of(features_BLP: Floats, levels: Sequence[NearestCode]) -> npt.NDArray[np.int64]:
     """Return ids [B, L, Q]; each level names the row nearest to what the levels before it left."""
     ids_BLQ = np.empty((*features_BLP.shape[:2], len(levels)), np.int64)
-    for number, features_LP in enumerate(features_BLP):  # products of other sizes are rounded otherwise: no image may change another's ids
-        rest = np.pad(features_LP, ((0, 0), (0, 1)), constant_values=1)
+    padded = np.pad(features_BLP, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    for rest, ids_LQ in zip(padded, ids_BLQ, strict=True):  # a product of more rows is rounded otherwise: no image may change another's ids
         for q, level in enumerate(levels):
-            ids_BLQ[number, :, q] = level.nearest(rest)
-            rest = rest - level.padded_rows[ids_BLQ[number, :, q]]
+            ids_LQ[:, q] = level.nearest(rest)
+            rest -= level.padded_rows[ids_LQ[:, q]]
     return ids_BLQ

@@ -8,7 +8,7 @@ import pytest
 from tests.contracts.tokenizer_contract import sample_images
 from tokenshards.pipeline.tokenizers.layered import neighbourhood_decoder
 from tokenshards.pipeline.tokenizers.layered.agreement import RIDGE, Agreement, changed_copy
-from tokenshards.pipeline.tokenizers.layered.features import EDGE, STRIDE, VIEWS, LayeredFeatures, PatchLayer, patch_rows, pooled
+from tokenshards.pipeline.tokenizers.layered.features import EDGE, STRIDE, VIEWS, LayeredFeatures, PatchLayer, PatchRows, pooled
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import RIDGE as DECODER_RIDGE
 from tokenshards.pipeline.tokenizers.layered.neighbourhood_decoder import DecoderFit, NeighbourhoodDecoder
 
@@ -21,7 +21,8 @@ def mirrored(place: int, size: int) -> int:
 def test_a_patch_lies_around_every_second_pixel_and_the_edge_is_mirrored(view: int) -> None:
     images, side = sample_images(2, 16), 16 // view
     seen = images.astype(np.float32).reshape(2, side, view, side, view, 3).mean(axis=(2, 4))
-    found, last = patch_rows(images, view), side // 2 - 1
+    rows, last = PatchRows(16, view), side // 2 - 1
+    found = np.stack([rows(image).copy() for image in images])  # the memory of one image serves the next
     assert found.shape == (2, (side // 2) ** 2, 108) and found.dtype == np.float32
     for number, row, column in ((0, 0, 0), (1, 1, last), (0, last, last), (1, last, 0)):
         for down, right in ((0, 0), (5, 5), (2, 4)):
@@ -37,11 +38,17 @@ def random_layer(view: int, centroids: int = 7) -> PatchLayer:
 
 def test_activations_are_those_of_the_formula() -> None:
     layer, images = random_layer(VIEWS[0]), sample_images(1, 32)
-    patches = patch_rows(images, VIEWS[0])[0]
+    patches = PatchRows(32, VIEWS[0])(images[0])
     whitened = (patches.astype(np.float64) / 255 - layer.centre_D) @ layer.whitening_DW.astype(np.float64)
     distance = np.sqrt(np.square(whitened[:, None] - layer.centroids_KW).sum(axis=2))
     expected = np.maximum(0, distance.mean(axis=1, keepdims=True) - distance)
-    np.testing.assert_allclose(layer.activations(patches), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(activations(layer, patches), expected, rtol=1e-3, atol=1e-3)
+
+
+def activations(layer: PatchLayer, patches: np.ndarray) -> np.ndarray:
+    found = np.full((len(patches), len(layer.centroids_KW)), np.nan, np.float32)
+    mean = layer.distances(patches, found)
+    return mean[:, None] - found
 
 
 def windows(values: np.ndarray, step: int) -> np.ndarray:
@@ -66,7 +73,7 @@ def test_sites_join_the_activations_of_all_layers() -> None:
         expected = []
         for layer, view in zip(layers, VIEWS, strict=True):
             side = 16 // view
-            values = layer.activations(patch_rows(images[image][None], view)[0]).reshape(side, side, -1)
+            values = activations(layer, PatchRows(32, view)(images[image])).reshape(side, side, -1)
             expected.append(windows(values, 4 // view))
         np.testing.assert_allclose(np.square(sites[image]), np.concatenate(expected, axis=1), rtol=1e-3, atol=1e-3)
 
