@@ -39,9 +39,9 @@ class RecognitionChoice:
 
 
 RECOGNITION = {
-    32: RecognitionChoice(site=8, levels=1, codes=96),
-    64: RecognitionChoice(site=8, levels=1, codes=512),
-    128: RecognitionChoice(site=8, levels=2, codes=512),
+    32: RecognitionChoice(site=8, levels=1, codes=128),
+    64: RecognitionChoice(site=8, levels=1, codes=1536),
+    128: RecognitionChoice(site=8, levels=2, codes=896),
 }
 """The largest settings tried whose tokens fit the size, measured on a fifth of the training images with models fitted to the others."""
 
