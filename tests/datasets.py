@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,13 @@ def run_cli(
     assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
     assert "Traceback" not in err, err
     return out, err
+
+
+def kill_three_times(arguments: Sequence[str], logs: Path) -> None:
+    """Kill `tokenize` after the plan is begun, after a shard is written, and before its dataset is complete."""
+    for point in ("after-plan-part", "after-data-put", "between-manifest-and-pointer"):
+        victim = "driver" if point == "after-data-put" else "self"
+        run_cli(*arguments, env={"TOKENSHARDS_FAULT": f"point={point},times=1,victim={victim},log={logs / point}"}, expect=-signal.SIGKILL)
 
 
 def call_cli(*arguments: str, expect: int = 0) -> tuple[str, str]:

@@ -54,7 +54,10 @@ class OwnFitOptions:
     def __post_init__(self) -> None:
         kind = PATCHES if self.kind is None else self.kind
         if kind not in self.kinds:
-            raise ConfigError(f"--kind is {shorten(kind)}; expected one of {', '.join(self.kinds)}{self.elsewhere}")
+            expected = f"--kind is {shorten(kind)}; expected one of {', '.join(self.kinds)}"
+            if kind.partition(":")[0] in self.kinds:  # as `compare` takes it
+                raise ConfigError(f"{expected}, and its options on their own, such as --codes 512")
+            raise ConfigError(f"{expected}{self.elsewhere}")
         for option in fields(self)[1:]:
             value = getattr(self, option.name)
             if value is not None and not _takes(kind, option.name):

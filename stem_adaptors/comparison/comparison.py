@@ -22,6 +22,7 @@ from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.planning.nesting import refuse_nesting
 from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.records import PlanRow
+from tokenshards.pipeline.reports.quarantine import quarantined_inputs
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.pipeline.runners.base import Runner
 from tokenshards.pipeline.shards.spec import Preprocess
@@ -139,11 +140,20 @@ class _Making:
         known, labelled = sum(found.val.manifest.class_counts[: len(found.train.classes)]), sum(found.val.manifest.class_counts)
         if not known:
             raise _no_labels("--val", request.val_url, "class that --images has")
-        if known < labelled and not self._data:
-            few = counted(labelled - known, "image")
-            self._reporter.say(f"note: --val has {few} of classes that --images has not, which count as wrong on every side")
+        if not self._data:
+            if known < labelled:
+                few = counted(labelled - known, "image")
+                self._reporter.say(f"note: --val has {few} of classes that --images has not, which count as wrong on every side")
+            self._tell_broken("--images", f"{self._store.location}/{place}/train")
+            self._tell_broken("--val", f"{self._store.location}/{place}/val")
         self._data[place] = found
         return found
+
+    def _tell_broken(self, option: str, dataset: str) -> None:
+        store = Store(dataset, storage_options=self._store.storage_options)
+        if broken := sum(1 for _ in quarantined_inputs(store)):
+            lack = f"{option}: {counted(broken, 'input')} without tokens, left out on every side"
+            self._reporter.say(f"note: {lack}; `tokenshards quarantine {display_url(dataset)}` says why")
 
     def _kept(self, place: str, name: str, data: SideData, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what was kept under this name for this data, or make and keep it."""
@@ -240,7 +250,8 @@ class _Making:
             say(f"{len(results):,} of {counted(len(runs), 'training')} kept from before")
         if not waiting:
             return results
-        say(f"{counted(len(waiting), 'training')} of {request.minutes:g} minutes each, {request.device} …")
+        length = "a minute" if request.minutes == 1 else f"{request.minutes:g} minutes"
+        say(f"{counted(len(waiting), 'training')} of {length} each, {request.device} …")
         by_key = {(run.side, run.seed): run for run in runs}
         self._reporter.begin(len(runs), len(results), "trainings")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tokenshards
-from tests.datasets import SilentReporter, call_cli, call_json, content, convert, quarantine_of, start_cli, write_images
+from tests.datasets import SilentReporter, call_cli, call_json, content, convert, kill_three_times, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tests.pipeline.shards.compact import test_codec
 from tokenshards.pipeline.conversion.codec_model import fit_codec, too_few_note
@@ -80,12 +79,7 @@ def test_three_kills_change_no_byte(pair: tuple[Path, Path, Path], tmp_path: Pat
     """Also those between the model and the plan: the next run fits the same model again."""
     src, default, compact = pair
     arguments = command(src, tmp_path / "out", default)
-    for point in ("after-plan-part", "after-data-put", "between-manifest-and-pointer"):
-        victim = "driver" if point == "after-data-put" else "self"
-        env = {"TOKENSHARDS_FAULT": f"point={point},times=1,victim={victim},log={tmp_path / point}"}
-        process = start_cli(*arguments, env=env)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, errors
+    kill_three_times(arguments, tmp_path)
     call_cli(*arguments)
     assert name_of(tmp_path / "out") == name_of(compact) and shards_of(tmp_path / "out") == shards_of(compact)
     assert len(list((tmp_path / "out" / "tokenizer").glob("compact-*"))) == 1

@@ -74,8 +74,9 @@ def made(images: Path) -> tuple[Path, dict[str, Any]]:
     inline = patch("tokenshards.stem_adaptors.commands.comparing.open_runner", lambda *_: InlineRunner())  # 22 conversions in one process
     few = patch("tokenshards.stem_adaptors.comparison.comparison.CHOSEN_ON", 8)
     with inline, few:
-        out, _ = call_cli(*command(images, images / "out", *to, "--to", str(images / "T.JSON"), tokenizers=given))
+        out, told = call_cli(*command(images, images / "out", *to, "--to", str(images / "T.JSON"), tokenizers=given))
     assert f"wrote {images / 'new' / 't.html'}" in out and "over file" in out
+    assert all(f"note: {side}: 1 input without tokens, left out on every side" in told for side in ("--images", "--val"))
     return images / "out", json.loads((images / "out" / "comparison.json").read_text())
 
 

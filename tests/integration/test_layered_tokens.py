@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 
 import tokenshards
-from tests.datasets import call_cli, call_json, content, convert, quarantine_of, start_cli, write_images
+from tests.datasets import call_cli, call_json, content, convert, kill_three_times, quarantine_of, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -65,12 +64,7 @@ def test_three_kills_change_no_byte(made: tuple[Path, Path, Path], tmp_path: Pat
     """Also one between the fit and the plan: the next run fits the same tokenizer again."""
     src, layers, _ = made
     arguments = command(src, tmp_path / "out", *LAYERS, "--workers", "1")
-    for point in ("after-plan-part", "after-data-put", "between-manifest-and-pointer"):
-        victim = "driver" if point == "after-data-put" else "self"
-        env = {"TOKENSHARDS_FAULT": f"point={point},times=1,victim={victim},log={tmp_path / point}"}
-        process = start_cli(*arguments, env=env)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, errors
+    kill_three_times(arguments, tmp_path)
     call_cli(*arguments)
     assert shards_of(tmp_path / "out") == shards_of(layers) and quarantine_of(tmp_path / "out") == quarantine_of(layers)
     assert verify_dataset(Store(str(tmp_path / "out"))).ok
@@ -113,6 +107,7 @@ def test_what_contradicts_a_plan_is_named(made: tuple[Path, Path, Path], place: 
             "--kind is 'vqvae'; expected one of patch-kmeans, layered-kmeans. The other kinds are fitted with",
         ),
         (["--kind", "vq-autoencoder"], "--kind is 'vq-autoencoder'; expected one of patch-kmeans, layered-kmeans. The other kinds"),
+        (["--kind", "layered-kmeans:codes=16"], "layered-kmeans, and its options on their own, such as --codes 512"),
         (["--kind", "latent-kmeans"], "given with --tokenizer"),
         ([*LAYERS, "--patch", "8"], "--patch is 8, which belongs to --kind patch-kmeans; --kind is layered-kmeans. Leave one out"),
         ([*LAYERS, "--beam", "8"], "--beam is 8, which belongs to --kind patch-kmeans; --kind is layered-kmeans. Leave one out"),
