@@ -23,6 +23,7 @@ from tokenshards.stem_adaptors.commands import (
     compare,
     demo,
     evaluate,
+    export_classifier,
     fit_tokenadapt,
     import_classifier,
     import_tokenadapt,
@@ -65,6 +66,7 @@ for _module in (
 interop.import_app.add_typer(import_tokenizer.app)
 interop.import_app.add_typer(import_classifier.app)
 interop.import_app.add_typer(import_tokenadapt.app)
+interop.export_app.add_typer(export_classifier.app)
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 

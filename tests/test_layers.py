@@ -136,6 +136,7 @@ RAY_CONNECTION = "tokenshards.pipeline.runners.ray_connection"
 
 TIMM_ALLOWED = {
     "tokenshards.stem_adaptors.frameworks.timm_models",
+    "tokenshards.stem_adaptors.frameworks.timm_weights",
     "tokenshards.stem_adaptors.models.timm_backbones",
     "tokenshards.pipeline.tokenizers.fitted.perceptual",
 }
