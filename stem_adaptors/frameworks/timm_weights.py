@@ -107,10 +107,14 @@ def timm_weights(backbone: nn.Module, name: str, channels: int, classes: int, im
         except TypeError:  # convolutions take images of any size
             del options["img_size"]
             model = timm.create_model(plain, **options)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"--image-size is {image.size}, which {name} does not take ({shorten(str(error))}); give another") from None
     if stem:
         model.patch_embed.proj = nn.Conv2d(*stem)
     wanted, tensors = model.state_dict(), {key: tensor.detach().cpu() for key, tensor in backbone.state_dict().items()}
     if image is not None:
+        if 0 in _grid(model):
+            raise ConfigError(f"--image-size is {image.size}, less than a patch of {name}; give a larger one")
         first = str(model.default_cfg["first_conv"])
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith((f"{first}.", "patch_embed."))}
         if POSITIONS in tensors and POSITIONS in wanted:

@@ -78,6 +78,9 @@ def test_a_model_of_timm_becomes_one_of_images(tokens: Path, tmp_path: Path, nam
     assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
     told = call_cli("export", "classifier", run, file, "--image-size", "96", "--patch", "8", expect=2)[1]
     assert told == f"error: --patch is 8; {name} has a patch of its own. Leave --patch out\n"
+    if "vit" in name:
+        told = call_cli("export", "classifier", run, file, "--image-size", "8", expect=2)[1]
+        assert told == f"error: --image-size is 8, less than a patch of {name}; give a larger one\n"
     told = call_cli("export", "classifier", run, file, expect=2)[1]
     assert told == f"error: the stem for tokens of {name} is none of timm's; expected --image-size N, for an encoder of images\n"
 
