@@ -51,7 +51,7 @@ def decisions(
     same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
     hidden = [] if request.mask is None else [f"masking       {_masking(request.mask)} ({default if same_mask else given})"]
     return [
-        f"data          {data}, {sites} sites with {layout.ids_per_site} ids; {_measured(request.val)}",
+        f"data          {data}, {sites} sites with {counted(layout.ids_per_site, 'id')}; {_measured(request.val)}",
         f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({model_from if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
