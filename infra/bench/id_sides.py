@@ -39,7 +39,7 @@ class RecognitionChoice:
 
 
 RECOGNITION = {
-    32: RecognitionChoice(site=16, levels=1, codes=2048),
+    32: RecognitionChoice(site=16, levels=1, codes=1280),
     64: RecognitionChoice(site=8, levels=1, codes=1536),
     128: RecognitionChoice(site=8, levels=2, codes=896),
 }
