@@ -1,4 +1,4 @@
-"""One training of the comparison: a small classifier on one side's tokens, from one seed, until its seconds are spent."""
+"""One training of a comparison: a small classifier on one side's tokens, or some of them, from one seed, until its seconds are spent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import allowed_augmentations
 from tokenshards.stem_adaptors.comparison.paired import packed
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
+from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.data.subsets import Subset, subset_of
 from tokenshards.stem_adaptors.training.timed_trainer import TimedTrainer, clock_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
@@ -43,6 +46,8 @@ TRAIN = TrainConfig(lr=2e-3)
 BATCH, MEASURED_TOGETHER = 64, 100
 WARMUP = 0.1
 """Share of the seconds in which the rate rises."""
+STEPS_BETWEEN_ENDS = 100
+"""Of a subset, whose epochs may be of one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +61,21 @@ class Run:
     seed: int
     seconds: float
     device: str = "cpu"
+    train_url: str = ""
+    """Absolute URL of the dataset to learn from; empty for `side`/train in the comparison's store."""
+    val_url: str = ""
+    """Absolute URL of the dataset to measure on; empty for `side`/val."""
+    subset: Subset | None = None
+    """The images to learn from, drawn by the seed; None for all."""
 
     @property
     def key(self) -> str:
-        """A digest of everything that the result depends on."""
+        """A digest of everything that the result depends on: `data` stands for the places of both datasets."""
         recipe = [asdict(part) for part in (MODEL, AUGMENT, TRAIN)]
-        settings = {**asdict(self), "recipe": [*recipe, BATCH, WARMUP, TOKENS_A_SIDE]}
+        own = {name: value for name, value in asdict(self).items() if name not in ("train_url", "val_url")}
+        if self.subset is None:
+            del own["subset"]  # results of before there were subsets keep their names
+        settings = {**own, "recipe": [*recipe, BATCH, WARMUP, TOKENS_A_SIDE]}
         return sha256_hex(json.dumps(settings, sort_keys=True).encode())[:16]
 
     @property
@@ -77,24 +91,35 @@ def train_run(out_url: str, storage_options: dict[str, Any], run: Run) -> dict[s
     """
     torch.set_num_threads(1)
     store = Store(out_url, storage_options=storage_options)
-    train, val = (open_dataset(f"{store.location}/{run.side}/{part}", storage_options=storage_options) for part in ("train", "val"))
+    own = f"{store.location}/{run.side}"
+    train = open_dataset(run.train_url or f"{own}/train", storage_options=storage_options)
+    val = open_dataset(run.val_url or f"{own}/val", storage_options=storage_options)
+    chosen = train if run.subset is None else subset_of(train, run.subset, run.seed)
     device = torch.device(run.device)
     begun = clock_of(device)
     with tempfile.TemporaryDirectory(prefix="tokenshards-compare-") as folder:
         request = TrainRequest(
-            data=train,
+            data=chosen,
             val=None,
             out=Store(folder),
             model=_model(train),
             augment=allowed_augmentations(train.spec, AUGMENT),
-            loader=LoaderConfig(batch_size=min(BATCH, len(train)), seed=run.seed),
+            loader=LoaderConfig(batch_size=min(BATCH, sample_count(chosen)), seed=run.seed),
             train=replace(TRAIN, seed=run.seed, device=run.device, checkpoint_seconds=1e6),
         )
-        trainer = TimedTrainer(request, device, begun=begun, seconds=run.seconds, warmup=WARMUP)
+        trainer = TimedTrainer(
+            request,
+            device,
+            begun=begun,
+            seconds=run.seconds,
+            warmup=WARMUP,
+            steps_between_ends=1 if run.subset is None else STEPS_BETWEEN_ENDS,
+        )
         trainer.train()
-    right_N = _right(trainer, val, device)
+    right_N = _right(trainer, train, val, device)
     found = {
         **trainer.figures(),
+        "run": run.key,
         "side": run.side,
         "seed": run.seed,
         "right": packed(right_N),
@@ -116,13 +141,14 @@ def _model(dataset: TokenDataset) -> ModelConfig:
 
 
 @torch.inference_mode()
-def _right(trainer: TimedTrainer, val: TokenDataset, device: torch.device) -> npt.NDArray[np.bool_]:
-    """Return which labelled images, in stored order, are classified correctly."""
+def _right(trainer: TimedTrainer, train: TokenDataset, val: TokenDataset, device: torch.device) -> npt.NDArray[np.bool_]:
+    """Return which labelled images, in stored order, are classified correctly. Classes are matched by name."""
     model = trainer.model.eval()
-    config = LoaderConfig(batch_size=min(MEASURED_TOGETHER, len(val)), order="sequential", end="pad")
+    known = class_map(val.classes, train.classes, val.store.url, missing_is_error=False).to(device)
+    config = LoaderConfig(batch_size=min(MEASURED_TOGETHER, sample_count(val)), order="sequential", end="pad")
     right = []
     for batch in TokenLoader(val, config, device=device):
         logits_BC = model(batch.ids_BLQ, mask_BL=batch.mask_BL, shapes_BD=batch.shapes_BD)
         kept_B = (batch.weights_B > 0) & (batch.labels_B >= 0)
-        right.append((logits_BC.argmax(dim=1) == batch.labels_B)[kept_B].cpu().numpy())
+        right.append((logits_BC.argmax(dim=1) == known[batch.labels_B])[kept_B].cpu().numpy())
     return np.concatenate(right)

@@ -19,7 +19,7 @@ from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 
-__all__ = ["Ints", "Selection", "labels_of", "sample_count", "select"]
+__all__ = ["Ints", "Selection", "labels_and_hashes", "labels_of", "sample_count", "select"]
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -87,7 +87,7 @@ def select(
     if rows is not None:
         kept = _chosen_rows(kept, rows)
     if classes is not None or fraction < 1.0:
-        labels_N, hashes_N = _labels_and_hashes(dataset, seed, hashes=fraction < 1.0)
+        labels_N, hashes_N = labels_and_hashes(dataset, seed, hashes=fraction < 1.0)
         if classes is not None:
             unknown = sorted(wanted - set(table), key=str)
             if unknown:
@@ -105,7 +105,7 @@ def select(
 
 def labels_of(dataset: TokenDataset) -> Ints:
     """Return the class index of every row, -1 where it has no label. Reads the labels of all shards."""
-    return _labels_and_hashes(dataset, 0, hashes=False)[0]
+    return labels_and_hashes(dataset, 0, hashes=False)[0]
 
 
 def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:
@@ -120,7 +120,7 @@ def _chosen_rows(kept: Ints, rows: Sequence[int] | Ints) -> Ints:
     return chosen
 
 
-def _labels_and_hashes(dataset: TokenDataset, seed: int, *, hashes: bool) -> tuple[Ints, npt.NDArray[np.uint64]]:
+def labels_and_hashes(dataset: TokenDataset, seed: int, *, hashes: bool) -> tuple[Ints, npt.NDArray[np.uint64]]:
     """Read the class indices of all rows and, if asked for, keyed hashes of their sample ids. Reads no token ids."""
     labels: list[Ints] = [np.zeros(0, np.int64)]
     digests: list[tuple[int, ...]] = []

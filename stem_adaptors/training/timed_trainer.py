@@ -16,8 +16,8 @@ from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 __all__ = ["Silent", "TimedTrainer", "clock_of"]
 
-EPOCHS = 10_000
-"""More than any budget allows. The schedule is laid over their steps, and a step takes the rate at the share of the seconds spent."""
+EPOCHS = 10_000_000
+"""More than any budget allows, of a single image too. The schedule is laid over their steps, and a step takes the rate at the share of the seconds spent."""
 RESERVED_SECONDS = 2.0
 """For what comes after the last step: the weights and the curves of the run."""
 
@@ -50,9 +50,16 @@ class TimedTrainer(Trainer):
     So a training can't be repeated step by step: a machine that is slower for a while takes fewer steps.
     """
 
-    def __init__(self, request: TrainRequest, device: torch.device, *, begun: float, seconds: float, warmup: float) -> None:
-        """`begun`: value of `clock_of` from which seconds count. `warmup`: share of the seconds in which the rate rises."""
+    def __init__(
+        self, request: TrainRequest, device: torch.device, *, begun: float, seconds: float, warmup: float, steps_between_ends: int = 1
+    ) -> None:
+        """`begun`: value of `clock_of` from which seconds count. `warmup`: share of the seconds in which the rate rises.
+
+        `steps_between_ends`: steps from the end of an epoch, which writes weights and curves, to the next end that does. Otherwise few
+        images, whose epochs take few steps, would spend half of their seconds on ends.
+        """
         self._begun, self._started = begun, time.perf_counter()
+        self._steps_between_ends, self._ended = steps_between_ends, 0
         self._step_seconds = seconds - min(RESERVED_SECONDS, seconds / 10)
         self.spent_seconds = self.seconds = 0.0
         train = replace(request.train, epochs=EPOCHS, warmup_epochs=warmup * EPOCHS)
@@ -84,6 +91,12 @@ class TimedTrainer(Trainer):
             if self._writer is not None:  # as after each epoch: what starts from this run takes these weights
                 self._writer.best(self.model.state_dict(), {"epoch": self.epoch, "weights": "last"})
             raise
+
+    def _end_epoch(self) -> None:
+        if self.step - self._ended < self._steps_between_ends and not self._stop:
+            return
+        self._ended = self.step
+        super()._end_epoch()
 
     def _train_step(self, batch: Batch) -> Tensor:
         spent = (clock_of(self.device) - self._begun) / self._step_seconds
