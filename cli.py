@@ -21,6 +21,7 @@ from tokenshards.pipeline.commands import import_tokenizer, interop, look, maint
 from tokenshards.pipeline.commands.options import refused_value
 from tokenshards.stem_adaptors.commands import (
     compare,
+    curve,
     demo,
     evaluate,
     export_classifier,
@@ -60,7 +61,7 @@ app = typer.Typer(
 )
 
 for _module in (
-    tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, compare, demo, publish
+    tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, compare, curve, demo, publish
 ):  # fmt: skip
     app.add_typer(_module.app)
 interop.import_app.add_typer(import_tokenizer.app)
@@ -124,10 +125,8 @@ def main() -> None:
         short = ("can't start new thread", "can't allocate memory")  # messages of Python's threads and of torch's allocator
         if isinstance(error, MemoryError) or any(words in str(error) for words in short):
             why = shorten(str(error).splitlines()[0] if str(error) else "MemoryError", 300)
-            print(
-                f"error: this machine is out of memory or threads ({why}); give the machine more memory, or use fewer --workers",
-                file=sys.stderr,
-            )
+            advice = "give the machine more memory, or use fewer --workers"
+            print(f"error: this machine is out of memory or threads ({why}); {advice}", file=sys.stderr)
             sys.exit(3)
         if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in ("ray", "torch", "filelock"):
             error = package_error(f"this command needs {package}", error, install_hint("ray" if package == "ray" else "train"))

@@ -104,6 +104,7 @@ STEM_ADAPTORS = (
     "cluster",
     "frameworks",
     "comparison",
+    "curves",
     "commands",
 )
 ORDERS = (
@@ -112,8 +113,8 @@ ORDERS = (
     ("pipeline.tokenizers", TOKENIZERS),
     ("stem_adaptors", STEM_ADAPTORS),
 )
-# Training knows of the pipeline only what the shards are made of. Commands and comparisons begin with images, and use both sides.
-BOTH_SIDES = ("tokenshards.stem_adaptors.commands", "tokenshards.stem_adaptors.comparison")
+# Training knows of the pipeline only what the shards are made of. Commands, comparisons and curves begin with images, and use both sides.
+BOTH_SIDES = tuple(f"tokenshards.stem_adaptors.{room}" for room in ("commands", "comparison", "curves"))
 CONTRACT = (
     "words",
     "errors",

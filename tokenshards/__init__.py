@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.augment.registry import register_augmentation
     from tokenshards.stem_adaptors.augment.transform import TokenTransform
     from tokenshards.stem_adaptors.commands.comparing import compare
+    from tokenshards.stem_adaptors.commands.curving import curve
     from tokenshards.stem_adaptors.commands.evaluating import evaluate
     from tokenshards.stem_adaptors.commands.evaluation_report import EvaluationReport
     from tokenshards.stem_adaptors.commands.predicting import Prediction, predict
@@ -80,6 +81,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "curve",
     "evaluate",
     "load_tokenizer",
     "open_dataset",
@@ -122,6 +124,7 @@ _HOMES = {
     "PretrainReport": "stem_adaptors.commands.pretraining",
     "build": "stem_adaptors.training.build",
     "compare": "stem_adaptors.commands.comparing",
+    "curve": "stem_adaptors.commands.curving",
     "evaluate": "stem_adaptors.commands.evaluating",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",
     "open_dataset": "pipeline.tokenizers.token_datasets",

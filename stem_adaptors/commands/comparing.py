@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 from tokenshards.pipeline.commands.process import open_runner, worker_count
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.config import RayConfig
 from tokenshards.pipeline.devices import choose_device
-from tokenshards.pipeline.errors import ConfigError
-from tokenshards.pipeline.reports.drawings import publish_drawing
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.stem_adaptors.commands.compare_options import CompareOptions
-from tokenshards.stem_adaptors.comparison.comparison import Trainings, compare_tokenizers
+from tokenshards.stem_adaptors.commands.written_files import Writers, checked_places, write_places
+from tokenshards.stem_adaptors.comparison.comparison import compare_tokenizers
 from tokenshards.stem_adaptors.comparison.plot import plot_png
 from tokenshards.stem_adaptors.comparison.result import Comparison
+from tokenshards.stem_adaptors.comparison.run_results import Trainings
 from tokenshards.stem_adaptors.comparison.table import as_html, as_markdown
-from tokenshards.stem_adaptors.reporting.curves import load_pyplot
 
 __all__ = ["compare", "run_comparison"]
 
-WRITERS: dict[str, Callable[[Comparison], bytes]] = {
+WRITERS: Writers[Comparison] = {
     ".html": lambda found: as_html(found, plot_png(found)).encode(),
     ".md": lambda found: as_markdown(found).encode(),
     ".png": plot_png,
@@ -46,12 +43,7 @@ def compare(options: CompareOptions) -> Comparison:
 
 def run_comparison(options: CompareOptions) -> Comparison:
     """Compare as the options say, and write the files of `--to`. Raises what `compare` raises."""
-    places = [Path(place) for place in options.to or ()]
-    for place in places:
-        if place.suffix.lower() not in WRITERS:
-            raise ConfigError(f"--to is {place}; expected a file that ends in {', '.join(WRITERS)}")
-        if place.suffix.lower() in (".png", ".html"):
-            load_pyplot()  # a missing package is told before the work
+    places = checked_places(options.to, WRITERS)
     request, cluster = options.request(), RayConfig(address=options.address)
     open_runner(options.runner, request.run, cluster)  # a wrong name, or a missing Ray, is told before the work, as is a missing GPU
     if options.runner == "local" and request.minutes:
@@ -59,8 +51,7 @@ def run_comparison(options: CompareOptions) -> Comparison:
     found = compare_tokenizers(
         request, TerminalReporter(quiet=options.quiet), lambda run: open_runner(options.runner, run, cluster), _trainings(options)
     )
-    for place in places:
-        publish_drawing(place, WRITERS[place.suffix.lower()](found))
+    write_places(places, WRITERS, found)
     return found
 
 

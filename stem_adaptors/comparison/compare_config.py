@@ -10,11 +10,25 @@ from tokenshards.pipeline.config import RunConfig, SourceConfig
 from tokenshards.pipeline.errors import ConfigError, require
 from tokenshards.pipeline.tokenizers.pixels.small_file import FORMATS
 
-__all__ = ["BASELINES", "PIXELS", "CompareRequest", "Side"]
+__all__ = ["BASELINES", "MOST_PIXEL_SIDE", "PIXELS", "CompareRequest", "ImageSources", "Side"]
 
 PIXELS = "pixels"
 BASELINES = (*FORMATS, PIXELS)
 MOST_PIXEL_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSources:
+    """Labelled images to learn from and to measure on, and where what is made of them is kept."""
+
+    images_url: str
+    images: SourceConfig = field(repr=False)
+    val_url: str
+    val: SourceConfig = field(repr=False)
+    val_option: str = "--val"
+    """The option that gives `val_url`, for messages."""
+    out_url: str
+    run: RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +67,13 @@ class CompareRequest:
         require(self.device.partition(":")[0] in ("cpu", "cuda"), "--device", self.device, "cpu, cuda, or cuda:NUMBER")
         for name in self.against:
             require(name in BASELINES, "--against", name, f"some of {', '.join(BASELINES)}, or none")
+
+    @property
+    def sources(self) -> ImageSources:
+        """Both sources."""
+        return ImageSources(
+            images_url=self.images_url, images=self.images, val_url=self.val_url, val=self.val, out_url=self.out_url, run=self.run
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

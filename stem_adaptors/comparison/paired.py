@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["interval", "packed", "resampled", "unpacked"]
+__all__ = ["Floats", "interval", "packed", "resampled", "unpacked"]
 
 Floats = npt.NDArray[np.float64]
 

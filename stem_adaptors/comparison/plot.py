@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from tokenshards.stem_adaptors.comparison.result import Comparison, Row
 from tokenshards.stem_adaptors.reporting.curves import load_pyplot
 
-__all__ = ["plot_png"]
+__all__ = ["plot_png", "png_of", "points"]
 
 FILES = {"jpeg": ("C1", "JPEG"), "webp": ("C2", "WebP")}
 
@@ -38,6 +39,11 @@ def plot_png(found: Comparison) -> bytes:
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return png_of(plt, figure)
+
+
+def png_of(plt: Any, figure: Any) -> bytes:
+    """Return a finished figure as a PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
@@ -51,8 +57,11 @@ def _values(row: Row) -> tuple[float, float, float]:
     return probe, probe, probe
 
 
-def _points(axes: Any, rows: list[Row], *, colour: str, label: str, line: str) -> None:
-    values = [_values(row) for row in rows]
+def points(axes: Any, bytes_: Sequence[float], values: Sequence[tuple[float, float, float]], *, colour: str, label: str, line: str) -> None:
+    """Draw values with their intervals (value, low, high) at stored bytes."""
     errors = [[max(0.0, value - low) for value, low, _ in values], [max(0.0, high - value) for value, _, high in values]]
-    bytes_ = [row.side.stored_bytes for row in rows]
     axes.errorbar(bytes_, [value for value, _, _ in values], errors, color=colour, label=label, linestyle=line, marker="o", capsize=3)
+
+
+def _points(axes: Any, rows: list[Row], *, colour: str, label: str, line: str) -> None:
+    points(axes, [row.side.stored_bytes or 0.0 for row in rows], list(map(_values, rows)), colour=colour, label=label, line=line)

@@ -14,10 +14,10 @@ import numpy as np
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.words import short_repr
 from tokenshards.stem_adaptors.comparison.compare_config import CompareRequest, Side
-from tokenshards.stem_adaptors.comparison.paired import interval, resampled, unpacked
+from tokenshards.stem_adaptors.comparison.paired import Floats, interval, resampled, unpacked
 from tokenshards.stem_adaptors.comparison.timed_run import Run
 
-__all__ = ["Comparison", "Row", "Score"]
+__all__ = ["Comparison", "Row", "Score", "score_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +87,12 @@ class Comparison:
             over, best = None, ""
             if side.kind == "tokens" and found and files:
                 file = max(files, key=lambda file: float(right[file.place].mean()))
-                over, best = _score(float(right[place].mean() - right[file.place].mean()), means[place] - means[file.place]), file.name
+                over, best = score_of(float(right[place].mean() - right[file.place].mean()), means[place] - means[file.place]), file.name
             rows.append(
                 Row(
                     side=side,
                     probe=probes[place]["top1"] if place in probes else None,
-                    top1=_score(float(right[place].mean()), means[place]) if found else None,
+                    top1=score_of(float(right[place].mean()), means[place]) if found else None,
                     per_seed=tuple(one["top1"] for one in found),
                     epochs=round(float(np.mean([one["epochs"] for one in found])), 1) if found else None,
                     over_files=over,
@@ -116,6 +116,7 @@ def _files_for(side: Side, sides: Sequence[Side]) -> list[Side]:
     return [other for other in sides if budgets and other.budget == budgets[0]]
 
 
-def _score(value: float, draws_R: Any) -> Score:
+def score_of(value: float, draws_R: Floats) -> Score:
+    """Return a value with the interval of its resamples."""
     low, high = interval(draws_R)
     return Score(value=round(value, 4), low=low, high=high)

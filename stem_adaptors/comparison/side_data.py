@@ -17,9 +17,9 @@ from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store, display_url
 from tokenshards.pipeline.tokenizers.base import Tokenizer
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
-from tokenshards.stem_adaptors.comparison.compare_config import CompareRequest
+from tokenshards.stem_adaptors.comparison.compare_config import ImageSources
 
-__all__ = ["Counted", "SideData", "tokenized"]
+__all__ = ["Counted", "SideData", "digest_of", "tokenized"]
 
 
 class Counted:
@@ -68,11 +68,16 @@ class SideData:
     @property
     def digest(self) -> str:
         """Of both manifests, which name every object: where a conversion is made anew, results of the old one are not taken."""
-        return sha256_hex(f"{self.train.digest} {self.val.digest}".encode())[:16]
+        return digest_of(self.train, self.val)
+
+
+def digest_of(train: TokenDataset, val: TokenDataset) -> str:
+    """Return the digest of both manifests."""
+    return sha256_hex(f"{train.digest} {val.digest}".encode())[:16]
 
 
 def tokenized(
-    request: CompareRequest, store: Store, place: str, name: str, open_runner: Callable[[], Runner], reporter: TerminalReporter
+    sources: ImageSources, store: Store, place: str, name: str, open_runner: Callable[[], Runner], reporter: TerminalReporter
 ) -> SideData:
     """Make or finish both datasets of a side whose tokenizer lies in `place`/tokenizer, and open them. Labels of both are one table.
 
@@ -86,7 +91,7 @@ def tokenized(
             out_url=f"{root}/{part}",
             tokenizer_url=f"{root}/{tokenizer}",
             source=replace(source, yes=True),  # doubts were settled before any work
-            run=request.run,
+            run=sources.run,
             out_options=options,
             tokenizer_options=options,
         )
@@ -94,10 +99,10 @@ def tokenized(
             Conversion(conversion, _Bar(reporter, f"{name}, {part}"), open_runner()).run()
         except LiveRunError:
             raise LiveRunError(
-                f"{display_url(request.out_url)}: another comparison works on {name} there. Wait for it, stop it, or give another --out"
+                f"{display_url(sources.out_url)}: another comparison works on {name} there. Wait for it, stop it, or give another --out"
             ) from None
         return open_dataset(f"{root}/{part}", storage_options=options)
 
-    train = converted("train", request.images_url, request.images, "tokenizer")
-    val = converted("val", request.val_url, request.val, "train")  # with the class table of the training images
+    train = converted("train", sources.images_url, sources.images, "tokenizer")
+    val = converted("val", sources.val_url, sources.val, "train")  # with the class table of the training images
     return SideData(train, val, load_tokenizer(Store(f"{root}/tokenizer", storage_options=options), ""))

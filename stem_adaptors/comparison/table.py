@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.result import Comparison, Row, Score
 
-__all__ = ["HEADER", "SHORT", "as_html", "as_markdown", "footnotes", "rows_of"]
+__all__ = ["HEADER", "SHORT", "as_html", "as_markdown", "footnotes", "html_page", "markdown_table", "number_cell", "rows_of", "share_cells"]
 
 HEADER = (
     "side", "px", "ids", "bytes", "default", "publish", "compact", "of order-0", "tables kB", "PSNR dB", "SSIM", "codes used", "fit s",
@@ -39,28 +39,30 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{side.name} ({file['side']} px, quality {file['quality']})" if file else side.name,
         str(side.size),
         f"{facts['ids']:,.0f}" if tokens else _NONE,
-        _number(side.stored_bytes, 1),
-        _number(facts.get("default"), 1),
-        _number(facts.get("publish"), 1),
-        _number(facts.get("compact"), 1),
-        _number(share, 2),
-        _number(tables, 0),
-        _number(facts.get("psnr_db"), 2),
-        _number(facts.get("ssim"), 3),
+        number_cell(side.stored_bytes, 1),
+        number_cell(facts.get("default"), 1),
+        number_cell(facts.get("publish"), 1),
+        number_cell(facts.get("compact"), 1),
+        number_cell(share, 2),
+        number_cell(tables, 0),
+        number_cell(facts.get("psnr_db"), 2),
+        number_cell(facts.get("ssim"), 3),
         _NONE if not usage else " + ".join(f"{used:.0%}" for used in usage),
-        _number(facts.get("fit_cpu_seconds"), 1),
-        _number(facts.get("encode_images_per_second") if tokens else None, 0),
+        number_cell(facts.get("fit_cpu_seconds"), 1),
+        number_cell(facts.get("encode_images_per_second") if tokens else None, 0),
         _NONE if row.probe is None else f"{row.probe:.1%}",
-        *_shares(row.top1, sign=False),
-        *_shares(row.over_files, sign=True),
+        *share_cells(row.top1, sign=False),
+        *share_cells(row.over_files, sign=True),
     )
 
 
-def _number(value: float | None, digits: int) -> str:
+def number_cell(value: float | None, digits: int) -> str:
+    """Return a number, or `-` for None."""
     return _NONE if value is None else f"{value:,.{digits}f}"
 
 
-def _shares(score: Score | None, *, sign: bool) -> tuple[str, str]:
+def share_cells(score: Score | None, *, sign: bool) -> tuple[str, str]:
+    """Return a share and its interval in percent; with `sign` as a difference in points."""
     if score is None:
         return _NONE, _NONE
     if sign:
@@ -86,8 +88,13 @@ def footnotes(found: Comparison) -> list[str]:
 
 def as_markdown(found: Comparison) -> str:
     """Return the table with its footnotes."""
-    lines = [_markdown_row(HEADER), _markdown_row(["---", *["---:"] * (len(HEADER) - 1)]), *map(_markdown_row, rows_of(found))]
-    return "\n".join([*lines, "", *(f"- {note}" for note in footnotes(found)), ""])
+    return markdown_table(HEADER, rows_of(found), footnotes(found))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """Return a table with its footnotes as Markdown; all columns but the first hold numbers."""
+    lines = [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)]), *map(_markdown_row, rows)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -96,14 +103,19 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def as_html(found: Comparison, plot: bytes | None) -> str:
     """Return one page with everything in it; `plot` is a PNG."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
-    body = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows_of(found))
+    return html_page("Tokenizers compared", HEADER, rows_of(found), footnotes(found), plot)
+
+
+def html_page(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plot: bytes | None) -> str:
+    """Return a table, a plot of top-1 against bytes and footnotes as one page; `plot` is a PNG."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
     drawn = "" if plot is None else f'<img alt="top-1 against bytes" src="data:image/png;base64,{base64.b64encode(plot).decode()}">'
-    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in footnotes(found))
+    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<title>Tokenizers compared</title>
+<title>{html.escape(title)}</title>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em; color: #222; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
@@ -111,14 +123,14 @@ th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd; 
 th:first-child, td:first-child {{ text-align: left; }}
 img {{ max-width: 100%; }}
 </style>
-<h1>Tokenizers compared</h1>
+<h1>{html.escape(title)}</h1>
 <div style="overflow-x: auto"><table>
 <tr>{head}</tr>
 {body}
 </table></div>
 {drawn}
 <ul>
-{notes}
+{listed}
 </ul>
 </html>
 """

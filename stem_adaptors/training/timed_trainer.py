@@ -17,7 +17,8 @@ from tokenshards.stem_adaptors.training.training_request import TrainRequest
 __all__ = ["Silent", "TimedTrainer", "clock_of"]
 
 EPOCHS = 10_000_000
-"""More than any budget allows, of a single image too. The schedule is laid over their steps, and a step takes the rate at the share of the seconds spent."""
+"""More than any time allows, even with one step each. The schedule is laid over their steps, and a step takes the rate at the share of the
+seconds spent."""
 RESERVED_SECONDS = 2.0
 """For what comes after the last step: the weights and the curves of the run."""
 

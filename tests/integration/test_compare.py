@@ -72,7 +72,7 @@ def made(images: Path) -> tuple[Path, dict[str, Any]]:
     to = [word for name in ("t.html", "t.md", "t.png", "t.json") for word in ("--to", str(images / "new" / name))]
     given = [*SIDES, str(images / "own.tok"), str(images / "tokens")]
     inline = patch("tokenshards.stem_adaptors.commands.comparing.open_runner", lambda *_: InlineRunner())  # 22 conversions in one process
-    few = patch("tokenshards.stem_adaptors.comparison.comparison.CHOSEN_ON", 8)
+    few = patch("tokenshards.stem_adaptors.comparison.image_sides.CHOSEN_ON", 8)
     with inline, few:
         out, told = call_cli(*command(images, images / "out", *to, "--to", str(images / "T.JSON"), tokenizers=given))
     assert f"wrote {images / 'new' / 't.html'}" in out and "over file" in out

@@ -1,0 +1,1 @@
+"""How accuracy grows with the bytes that are stored (`curve`)."""
