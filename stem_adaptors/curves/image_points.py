@@ -36,7 +36,7 @@ class ImagePoints:
     def _fewer(self, budget: int) -> Point:
         images, (least, of_what) = self.files.fitting(budget), least_images(self._request.choice, self._pixels.train)
         if images < least:
-            held = f"it holds {counted(images, 'file')} of {self.files.mean:,.0f} bytes, not {of_what}"
+            held = f"room for {counted(images, 'file')} of {self.files.mean:,.0f} bytes, not for {of_what}"
             return Point(side=FEWER, budget=budget, absent=held)
         point = Point(side=FEWER, budget=budget, images=images, bytes_per_image=self.files.mean)
         return trained(point, self._request, side=self._place, data=self._pixels.digest)

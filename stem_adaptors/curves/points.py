@@ -23,7 +23,7 @@ def least_images(choice: str, dataset: TokenDataset) -> tuple[int, str]:
     classes = sum(count > 0 for count in dataset.manifest.class_counts)
     if choice == "random" or classes == 1:
         return 1, "an image"
-    return classes, f"an image of each of {classes:,} classes"
+    return classes, f"one of each of {classes:,} classes"
 
 
 def trained(point: Point, request: CurveRequest, *, side: str, data: str, train_url: str = "", val_url: str = "") -> Point:

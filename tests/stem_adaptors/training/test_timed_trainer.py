@@ -60,10 +60,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 @pytest.fixture
 def train(dataset: TokenDataset, tmp_path: Path) -> Callable[..., TimedTrainer]:
-    def trained(seconds: float, warmup: float = 0.0, lr: float = 1e-3) -> TimedTrainer:
+    def trained(seconds: float, warmup: float = 0.0, lr: float = 1e-3, **more: int) -> TimedTrainer:
         request = request_for(dataset, tmp_path / "run", tmp_path / "cache", ema_decay=0.0, lr=lr)
         request = replace(request, augment=replace(AUGMENT, mixup_alpha=0.0))
-        trainer = TimedTrainer(request, torch.device("cpu"), begun=100.0, seconds=seconds, warmup=warmup)
+        trainer = TimedTrainer(request, torch.device("cpu"), begun=100.0, seconds=seconds, warmup=warmup, **more)
         trainer.train()
         return trainer
 
@@ -100,6 +100,30 @@ def test_the_last_weights_are_kept(clock: Clock, train: Callable[..., TimedTrain
     trainer = train(5.0)
     kept = load_file(tmp_path / "run" / "best.safetensors")
     assert kept and all(torch.equal(tensor, kept[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_epochs_of_few_steps_do_not_all_write_their_end(clock: Clock, train: Callable[..., TimedTrainer], tmp_path: Path) -> None:
+    trainer = train(12.0, steps_between_ends=3)  # ten steps, five epochs of two
+    assert [record["step"] for record in trainer.log.records] == [4, 8] and trainer.step == 10
+    kept = load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in trainer.model.state_dict().items()), "the last weights"
+
+
+def test_a_stop_does_not_wait_for_an_end(clock: Clock, train: Callable[..., TimedTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimedTrainer, "_train_step", stops_after(TimedTrainer._train_step, STEPS))
+    with pytest.raises(SystemExit):
+        train(1000.0, steps_between_ends=100)
+    assert len(clock.places) == STEPS
+
+
+def stops_after(step: Callable[..., torch.Tensor], steps: int) -> Callable[..., torch.Tensor]:
+    def stepped(self: TimedTrainer, *given: Any) -> torch.Tensor:
+        loss = step(self, *given)
+        if self.step == steps - 1:
+            self.request_stop(15)
+        return loss
+
+    return stepped
 
 
 def test_seconds_of_a_cpu_are_those_that_the_process_used() -> None:
