@@ -251,9 +251,9 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
 def test_shards_to_classifiers(readme: Page, away: Path) -> None:
     home = copied_home(away, "stem_adaptors")
     page = Page(TRAINING).run()
-    first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train"]
+    first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train", "export classifier", "curve"]
     assert page.ran == [*first, "train?", "train?", "train?", "preview", "train", "fit-tokenadapt", "train", "pretrain", "train"]
-    made = ("augmented.png", "probe/run.json", "mixed/run.json", "noisy/run.json", "own_list/run.json", "fine/run.json")
+    made = ("augmented.png", "budgets.html", "probe/run.json", "mixed/run.json", "noisy/run.json", "own_list/run.json", "fine/run.json")
     assert [name for name in made if not (home / name).exists()] == []
     assert page.names["right"] > 0 and len(page.names["run"].classes) == 3
     assert page.names["place"]["epoch"] == 2 and page.names["logits_BC"].shape == (16, 3)

@@ -103,8 +103,8 @@ def test_the_last_weights_are_kept(clock: Clock, train: Callable[..., TimedTrain
 
 
 def test_epochs_of_few_steps_do_not_all_write_their_end(clock: Clock, train: Callable[..., TimedTrainer], tmp_path: Path) -> None:
-    trainer = train(12.0, steps_between_ends=3)  # ten steps, five epochs of two
-    assert [record["step"] for record in trainer.log.records] == [4, 8] and trainer.step == 10
+    trainer = train(12.0, steps_between_ends=3)  # 10.8 of them for steps, two an epoch
+    assert [record["step"] for record in trainer.log.records] == [4, 8] and trainer.step == 11
     kept = load_file(tmp_path / "run" / "best.safetensors")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in trainer.model.state_dict().items()), "the last weights"
 
