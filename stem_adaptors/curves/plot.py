@@ -23,8 +23,9 @@ def plot_png(found: Curve) -> bytes:
             values = [(score.value, score.low, score.high) for score in scores.values()]
             points(axes, list(scores), values, colour=colour, label=side, line="-")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: byte_text(round(value))))
-    axes.xaxis.set_minor_formatter(plt.NullFormatter())
+    budgets = sorted({row.budget for row in found.rows})
+    axes.set_xticks(budgets, [byte_text(budget) for budget in budgets])
+    axes.minorticks_off()
     axes.set(xlabel="stored bytes, without the tokenizer", ylabel=f"top-1 after {found.minutes:g} minutes, 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
