@@ -51,6 +51,17 @@ class TestTwoLevelsOfLargeSites(TokenizerContract):
         assert (layout.grid, layout.ids_per_site, layout.combine) == ((4, 4), 2, "sum")
 
 
+def test_each_level_names_the_nearest_row_to_what_the_levels_before_it_left() -> None:
+    tokenizer, images = TestTwoLevelsOfLargeSites.tokenizer, sample_images(3, 64)
+    rest = tokenizer._features(images).astype(np.float64)
+    ids_BLQ = tokenizer.encode(images).ids_BLQ
+    for level, table in enumerate(tokenizer.codebook().values()):
+        distances = np.square(rest[:, :, None] - table.astype(np.float64)).sum(axis=3)
+        chosen = np.take_along_axis(distances, ids_BLQ[:, :, level, None].astype(int), axis=2)[..., 0]
+        np.testing.assert_allclose(chosen, distances.min(axis=2), rtol=1e-4)
+        rest -= table[ids_BLQ[:, :, level]]
+
+
 def test_the_order_of_images_and_repetitions_do_not_matter() -> None:
     images = sample_images(20, 32)
     first, statistics = fit(images, codes=16)
