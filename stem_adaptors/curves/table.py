@@ -20,7 +20,7 @@ def rows_of(found: Curve) -> list[tuple[str, ...]]:
 def _cells(row: CurveRow) -> tuple[str, ...]:
     budget = byte_text(row.budget)
     if row.absent:
-        return (f"{row.side}: {row.absent}", budget, *["-"] * (len(HEADER) - 2))
+        return (row.side, budget, *["-"] * (len(HEADER) - 2))
     return (
         f"{row.side} ({row.detail})" if row.detail else row.side,
         budget,
@@ -34,7 +34,7 @@ def _cells(row: CurveRow) -> tuple[str, ...]:
 
 
 def footnotes(found: Curve) -> list[str]:
-    """Return what the columns mean."""
+    """Return what the columns mean, and why sides are missing."""
     chosen = "an equal share of each class" if found.choice == "stratified" else "any images"
     notes = [
         f"`images`: as many as the budget holds, {chosen}, drawn by each seed; `bytes/image` of tokens: their ids alone. The tokenizer "
@@ -48,7 +48,7 @@ def footnotes(found: Curve) -> list[str]:
             "average, of which the scan counts without headers and tables, which are the same in all files. `over images`: points above "
             "the better of both."
         )
-    return notes
+    return notes + [f"`{row.side}` at {byte_text(row.budget)} is missing: {row.absent}." for row in found.rows if row.absent]
 
 
 def as_markdown(found: Curve) -> str:

@@ -72,7 +72,7 @@ def test_every_side_has_its_figures_at_every_budget(folder: Path, made: tuple[di
     assert rows["fewer images", 20_000]["images"] == 20_000 * 60 // sum(files) and rows["fewer images", 1_000_000]["images"] == 60
     assert rows["tokens", 600]["bytes_per_image"] == round(mean, 2)
     assert rows["fewer images", 20_000]["bytes_per_image"] == round(sum(files) / 60, 2)
-    assert rows["fewer images", 600]["absent"].startswith("room for 0 files of ") and "fewer images: room" in out
+    assert rows["fewer images", 600]["absent"].startswith("room for 0 files of ") and "fewer images at 600 B is missing: room" in out
     assert rows["fewer images", 600]["top1"] is None and f"fewer images at 600 B: left out: {rows['fewer images', 600]['absent']}" in told
     for (side, budget), row in rows.items():
         if row["absent"]:

@@ -20,7 +20,7 @@ def test_cells_say_what_the_rows_hold() -> None:
     tokens, absent, _, _, files, jpegs = rows
     assert tokens[:5] == ("tokens", "1 kB", "10", "100.0", "3.5") and tokens[5] == f"{RIGHT[SMALL].mean():.1%}"
     assert tokens[7] == " ".join(f"{100 * seed.mean():.1f}" for seed in RIGHT[SMALL]) and tokens[8][0] in "+-"
-    assert absent == (f"fewer images: {ABSENT.absent}", "1 kB", *["-"] * 8)
+    assert absent == ("fewer images", "1 kB", *["-"] * 8)
     assert files[:4] == ("fewer images", "5 kB", "2", "2,500.0") and files[8:] == ("-", "-")
     assert jpegs[:3] == ("jpeg (8 px, quality 3)", "5 kB", "60")
 
@@ -29,7 +29,8 @@ def test_footnotes_name_the_tokenizer_and_the_sides_that_are_there() -> None:
     alone, all_sides = footnotes(curve_of([SMALL], RIGHT)), footnotes(curve_of(POINTS, RIGHT))
     assert "The tokenizer takes 8.4 kB more (codebook, weights, model of the codec), which are in no budget." in alone[0]
     assert "an equal share of each class" in alone[0] and "after 2 minutes on each side, 2 seeds, 40 images of --val" in alone[1]
-    assert len(alone) == 2 and len(all_sides) == 3 and "`fewer images`" in all_sides[2]
+    assert len(alone) == 2 and len(all_sides) == 4 and "`fewer images`" in all_sides[2]
+    assert all_sides[3] == f"`fewer images` at 1 kB is missing: {ABSENT.absent}."
 
 
 def test_markdown_and_page_have_every_cell() -> None:
