@@ -94,21 +94,8 @@ def timm_weights(backbone: nn.Module, name: str, channels: int, classes: int, im
         else:
             options |= {"img_size": image.size, "patch_size": image.vit_patch}
         model = timm.create_model(plain, **options)
-    elif not name.startswith("timm:"):
-        raise ConfigError(f"the model of the run is {name}, which timm does not know; expected a ViT of ours, or timm:NAME")
-    elif image is not None and image.patch is not None:
-        raise ConfigError(f"--patch is {image.patch}; {name} has a patch of its own. Leave --patch out")
-    elif image is None:
-        raise ConfigError(f"the stem for tokens of {name} is none of timm's; expected --image-size N, for an encoder of images")
     else:
-        plain, options = name.removeprefix("timm:"), {"num_classes": classes, "img_size": image.size}
-        try:
-            model = timm.create_model(plain, **options)
-        except TypeError:  # convolutions take images of any size
-            del options["img_size"]
-            model = timm.create_model(plain, **options)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"--image-size is {image.size}, which {name} does not take ({shorten(str(error))}); give another") from None
+        plain, options, model = _of_timm(timm, name, classes, image)
     if stem:
         model.patch_embed.proj = nn.Conv2d(*stem)
     wanted, tensors = model.state_dict(), {key: tensor.detach().cpu() for key, tensor in backbone.state_dict().items()}
@@ -123,6 +110,24 @@ def timm_weights(backbone: nn.Module, name: str, channels: int, classes: int, im
     model.load_state_dict(fitting, strict=False)
     fresh, unused = wanted.keys() - fitting.keys(), backbone.state_dict().keys() - fitting.keys()
     return TimmWeights(tensors=fitting, name=plain, options=options, fresh=tuple(sorted(fresh)), unused=tuple(sorted(unused)), stem=stem)
+
+
+def _of_timm(timm: Any, name: str, classes: int, image: ImageShape | None) -> tuple[str, dict[str, Any], nn.Module]:
+    """Return the name, the options and a new model of timm for images. Raises ConfigError for what is none, or is no model of images."""
+    if not name.startswith("timm:"):
+        raise ConfigError(f"the model of the run is {name}, which timm does not know; expected a ViT of ours, or timm:NAME")
+    if image is None:
+        raise ConfigError(f"the stem for tokens of {name} is none of timm's; expected --image-size N, for an encoder of images")
+    if image.patch is not None:
+        raise ConfigError(f"--patch is {image.patch}; {name} has a patch of its own. Leave --patch out")
+    plain, options = name.removeprefix("timm:"), {"num_classes": classes, "img_size": image.size}
+    try:
+        return plain, options, timm.create_model(plain, **options)
+    except TypeError:  # convolutions take images of any size
+        del options["img_size"]
+        return plain, options, timm.create_model(plain, **options)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--image-size is {image.size}, which {name} does not take ({shorten(str(error))}); give another") from None
 
 
 def _sizes(backbone: VisionTransformer, classes: int) -> dict[str, Any]:
