@@ -151,8 +151,9 @@ def run() -> None:
     # Threads of Ray and of torch's process groups sometimes crash the interpreter during its normal shutdown, after all work is done.
     # torchrun counts such a crash as a failure and stops the other ranks. After Ctrl-C, threads may retry an unreachable store for minutes.
     if "ray" in sys.modules or "WORLD_SIZE" in os.environ or code in (130, 143):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             sys.stdout.flush()
             sys.stderr.flush()
+            sys.modules["multiprocessing.util"]._run_finalizers(0)  # semaphores of a stopped pool, which Python calls leaked otherwise
         os._exit(int(code or 0))
     sys.exit(code)
