@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenshards.pipeline.shards.codecs import codec_names, get_codec
     from tokenshards.pipeline.shards.dataset import Batch, Sample, TokenDataset, open_dataset
-    from tokenshards.pipeline.shards.reader import ShardData, ShardReader
+    from tokenshards.pipeline.shards.masks import MaskFormat, masks_of
+    from tokenshards.pipeline.shards.reader import ShardReader
+    from tokenshards.pipeline.shards.rows import ShardData
     from tokenshards.pipeline.shards.spec import CodebookInfo, Layout, Preprocess, TokenizerSpec
     from tokenshards.pipeline.shards.version import FORMAT_VERSION
     from tokenshards.pipeline.shards.writer import EncodedShard, ShardRows, encode_shard
@@ -22,6 +24,7 @@ __all__ = [
     "CodebookInfo",
     "EncodedShard",
     "Layout",
+    "MaskFormat",
     "Preprocess",
     "Sample",
     "ShardData",
@@ -32,10 +35,11 @@ __all__ = [
     "codec_names",
     "encode_shard",
     "get_codec",
+    "masks_of",
     "open_dataset",
 ]
 
-_MODULES = ("spec", "version", "codecs", "reader", "dataset", "writer")
+_MODULES = ("spec", "version", "codecs", "masks", "rows", "reader", "dataset", "writer")
 """Where the names are: first the modules that do not load Arrow."""
 
 

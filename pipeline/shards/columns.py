@@ -20,6 +20,7 @@ _MEANINGS = {
     "label": "label of the image, null if it has none",
     "length": "number of sites of the row",
     "shape": "grid of the row: height and width; for videos frames, height and width",
+    "mask": "class number of each pixel, row by row, of the view that the tokens show; null if the image has no mask",
     "orig_width": "width of the source image in pixels, 0 if unknown",
     "orig_height": "height of the source image in pixels, 0 if unknown",
     "orig_bytes": "size of the encoded source image in bytes",

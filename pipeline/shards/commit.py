@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.records import Untaken
-from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, MASK_VERSION, check_version
 from tokenshards.pipeline.shards.zstd import compress, decompress
 from tokenshards.pipeline.storage.store import Store
 
@@ -32,6 +32,7 @@ __all__ = [
 
 MAX_COMMIT_VOCABULARY = 1 << 20
 _ACCOUNTS_OF_1_1 = ("absent", "absent_example", "left_out", "left_out_examples", "lost", "lost_example")
+_MASKS_OF_1_3 = ("masked_rows", "mask_pixels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,10 @@ class Commit:
     """Further inputs of damaged containers, estimated by bytes."""
     lost_example: str = ""
     """Sample id of the first damage."""
+    masked_rows: int = 0
+    """Rows with a mask."""
+    mask_pixels: list[list[int]] = field(default_factory=list)
+    """[value, pixels] pairs over their masks, in ascending order of the value."""
 
     @property
     def untaken(self) -> Untaken:
@@ -94,10 +99,11 @@ class Commit:
         return self.untaken.left_out_count
 
     def to_bytes(self) -> bytes:
-        """Return the sealed canonical JSON of this commit; it is of format 1.0 unless inputs are absent, left out or lost."""
+        """Return the sealed canonical JSON of this commit; it is of format 1.0 unless it counts what later versions count."""
         value = asdict(self)
-        empty = [name for name in _ACCOUNTS_OF_1_1 if not value[name]]
-        version = FORMAT_VERSION if len(empty) == len(_ACCOUNTS_OF_1_1) else ACCOUNTS_VERSION
+        empty = [name for name in (*_ACCOUNTS_OF_1_1, *_MASKS_OF_1_3) if not value[name]]
+        accounts = ACCOUNTS_VERSION if any(value[name] for name in _ACCOUNTS_OF_1_1) else FORMAT_VERSION
+        version = MASK_VERSION if self.masked_rows else accounts
         return seal({"format_version": version, **{name: part for name, part in value.items() if name not in empty}})
 
     @classmethod

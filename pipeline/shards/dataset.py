@@ -29,9 +29,10 @@ from tokenshards.pipeline.errors import (
 from tokenshards.pipeline.records import TokenBatch, concatenate_tokens
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, Manifest, ShardEntry, load_manifest
+from tokenshards.pipeline.shards.masks import MASK, MaskFormat, Masks, masks_of
 from tokenshards.pipeline.shards.random_access import RowGroups
-from tokenshards.pipeline.shards.reader import ShardData, ShardReader
-from tokenshards.pipeline.shards.rows import Batch, Sample
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.rows import Batch, Sample, ShardData, class_indices
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.storage.store import Store
@@ -110,6 +111,16 @@ class TokenDataset:
         return self.manifest.classes
 
     @property
+    def mask(self) -> MaskFormat | None:
+        """Format of the masks; None for a dataset without masks."""
+        return None if self.manifest.mask is None else self.manifest.mask.format
+
+    @property
+    def mask_classes(self) -> int:
+        """The largest class number in any mask and one more; 0 without masks."""
+        return 0 if self.manifest.mask is None else self.manifest.mask.classes
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which names every object of the dataset."""
         return sha256_hex(self.store.read(self.manifest.name))
@@ -157,18 +168,21 @@ class TokenDataset:
                 f"{path}: the tokenizer {reader.fingerprint[:12]}… made it; this dataset has the tokenizer {self.spec.fingerprint[:12]}…. "
                 "Ids of two tokenizers cannot be mixed; tokenize the source of that shard again"
             )
-        if reader.num_rows != entry.rows:
-            raise CorruptObjectError(path, f"{reader.num_rows} rows; the manifest says {entry.rows}")
+        if (found := (reader.num_rows, reader.mask)) != (stated := (entry.rows, self.mask)):
+            raise CorruptObjectError(path, f"{found[0]} rows, masks: {found[1]}; the manifest says {stated[0]} rows, masks: {stated[1]}")
         return reader
 
-    def batches(self, batch_size: int, *, columns: Sequence[str] = ()) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, columns: Sequence[str] = (), masks: bool = False) -> Iterator[Batch]:
         """Yield every row once, in shard order, in batches of `batch_size` rows; the last batch may be smaller.
 
-        `columns` names further columns, such as `view` or `meta.width`, for `Batch.table`. Raises the errors of `open_shard`.
+        `columns` names further columns, such as `view` or `meta.width`, for `Batch.table`; `masks` fills `Batch.masks_BHW`. Raises the
+        errors of `open_shard`, ConfigError for masks of a dataset without masks.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-        names = tuple(dict.fromkeys(("sample_id", "label", *columns)))
+        if masks and self.mask is None:
+            raise ConfigError(f"{self.store.url} has no masks; tokenize its images with --masks or --mask-column")
+        names = tuple(dict.fromkeys(("sample_id", "label", *columns, *((MASK,) if masks else ()))))
         pending: list[ShardData] = []
         held = 0
         for entry in self.shards:
@@ -177,13 +191,13 @@ class TokenDataset:
                 data, start = reader.read_row_group(group, names), 0
                 while held + len(data) - start >= batch_size:
                     stop = start + batch_size - held
-                    yield self._batch([*pending, _rows(data, start, stop)], columns)
+                    yield self._batch([*pending, data.part(start, stop)], columns, masks)
                     pending, held, start = [], 0, stop
                 if start < len(data):
-                    pending.append(_rows(data, start, len(data)))
+                    pending.append(data.part(start, len(data)))
                     held += len(data) - start
         if pending:
-            yield self._batch(pending, columns)
+            yield self._batch(pending, columns, masks)
 
     def sample(self, sample_id: str, view: int = 0) -> Sample:
         """Return one row by its key. The first call reads the key columns of all shards; later calls read a single row group.
@@ -226,10 +240,12 @@ class TokenDataset:
         if not -count <= place < count:
             raise IndexError(f"row {place} of a dataset of {count} rows")
         group, at = self._groups.find(place % count)
-        data = _rows(group, at, at + 1)
+        data = group.part(at, at + 1)
         ids_BLQ = np.array(data.tokens.ids_BLQ)  # a copy, so that one row does not keep its whole group in memory
         tokens = TokenBatch(ids_BLQ, data.tokens.lengths_B, data.tokens.shapes_BD)
-        return Sample(tokens, data.table.column("label")[0].as_py(), data.table)
+        masks_BHW = self._masks(data.table)
+        mask_HW = masks_BHW[0].copy() if masks_BHW is not None and data.table.column(MASK)[0].is_valid else None
+        return Sample(tokens, data.table.column("label")[0].as_py(), data.table, mask_HW)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield every row in shard order."""
@@ -239,20 +255,18 @@ class TokenDataset:
         pieces: list[tuple[ShardData, int, int]] = []
         for row in rows:
             group, at = self._groups.find(row)
-            if pieces and rows.step == 1 and pieces[-1][0] is group:
-                pieces[-1] = (group, pieces[-1][1], at + 1)
-            else:
-                pieces.append((group, at, at + 1))
+            first = pieces.pop()[1] if pieces and rows.step == 1 and pieces[-1][0] is group else at
+            pieces.append((group, first, at + 1))
         if not pieces and not len(self):
             raise IndexError(f"a slice of {self!r}, which has no rows; expected at least one")
         if not pieces:
             pieces = [(self._groups.find(0)[0], 0, 0)]
         schemas = [group.table.schema for group, _, _ in pieces]
         shared = [field.name for field in schemas[0] if all(field.name in one.names and one.field(field.name) == field for one in schemas)]
-        batch = self._batch([_rows(*piece) for piece in pieces], shared)
-        tokens = batch.tokens
-        # A copy: torch wants writable memory, and a few rows should not keep their whole group in memory.
-        return replace(batch, tokens=replace(tokens, ids_BLQ=np.array(tokens.ids_BLQ)))
+        batch = self._batch([group.part(start, stop) for group, start, stop in pieces], shared, MASK in shared)
+        # Copies: torch wants writable memory, and a few rows should not keep their whole group in memory.
+        masks_BHW = None if batch.masks_BHW is None else np.array(batch.masks_BHW)
+        return replace(batch, tokens=replace(batch.tokens, ids_BLQ=np.array(batch.ids_BLQ)), masks_BHW=masks_BHW)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without open files and cached rows, so that a worker process opens its own."""
@@ -268,33 +282,19 @@ class TokenDataset:
             return pa.table({"sample_id": pa.array([], pa.string()), "view": pa.array([], pa.int16())})
         return pa.concat_tables([self.open_shard(entry).read_columns(("sample_id", "view")) for entry in self.shards])
 
-    def _batch(self, pieces: list[ShardData], columns: Sequence[str]) -> Batch:
-        names = list(dict.fromkeys(("sample_id", "label", *columns)))
+    def _batch(self, pieces: list[ShardData], columns: Sequence[str], masks: bool) -> Batch:
+        names = list(dict.fromkeys(("sample_id", "label", *columns, *((MASK,) if masks else ()))))
         table = pa.concat_tables([piece.table.select(names) for piece in pieces])
         return Batch(
             pieces[0].tokens if len(pieces) == 1 else concatenate_tokens([piece.tokens for piece in pieces]),
             self._class_indices(table.column("label")),
             table.column("sample_id").to_pylist(),
             table.select(list(columns)),
+            self._masks(table) if masks else None,
         )
 
+    def _masks(self, table: pa.Table) -> Masks | None:
+        return None if self.mask is None or MASK not in table.column_names else masks_of(table.column(MASK), self.mask)
+
     def _class_indices(self, labels: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-        if labels.null_count == len(labels):
-            return np.full(len(labels), -1, np.int64)
-        kind = pa.int64() if all(isinstance(name, int) for name in self.classes) else pa.string()
-        plain = labels.cast(kind)
-        indices = pc.index_in(plain, value_set=pa.array(self.classes, kind))
-        if indices.null_count != labels.null_count:
-            stray = plain.filter(pc.and_(indices.is_null(), plain.is_valid()))[0].as_py()
-            raise CorruptObjectError(str(self.manifest.name), f"a shard has the label {shorten(stray)}, which is not in the class table")
-        index_B: npt.NDArray[np.int64] = indices.fill_null(-1).to_numpy().astype(np.int64)
-        return index_B
-
-
-def _rows(data: ShardData, start: int, stop: int) -> ShardData:
-    tokens = data.tokens
-    lengths_B = None if tokens.lengths_B is None else tokens.lengths_B[start:stop]
-    shapes_BD = None if tokens.shapes_BD is None else tokens.shapes_BD[start:stop]
-    counts_B = lengths_B if shapes_BD is None else shapes_BD.prod(axis=1)
-    sites = tokens.ids_BLQ.shape[1] if counts_B is None else int(counts_B.max(initial=0))
-    return ShardData(TokenBatch(tokens.ids_BLQ[start:stop, :sites], lengths_B, shapes_BD), data.table.slice(start, stop - start))
+        return class_indices(labels, self.classes, self.manifest.name)

@@ -10,6 +10,7 @@ from tokenshards.pipeline.canonical import canonical_json, sha256_hex
 from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import short_repr
@@ -40,6 +41,11 @@ class JoinedDataset(TokenDataset):
                     f"{part.store.url} has the views {part.manifest.view_policy!r} of each image, {first.store.url} "
                     f"{first.manifest.view_policy!r}; expected the same views. Tokenize both with the same --views"
                 )
+            if part.mask != first.mask:
+                raise ConfigError(
+                    f"{part.store.url} has {_masks_of(part)}, {first.store.url} has {_masks_of(first)}; expected the same masks in all. "
+                    "Tokenize both with --masks or --mask-column, and with the same --mask-bits"
+                )
         digests = [part.digest for part in parts]
         if len(set(digests)) < len(digests):
             raise ConfigError(f"open_dataset got one dataset twice: {', '.join(part.store.url for part in parts)}; name each once")
@@ -52,6 +58,7 @@ class JoinedDataset(TokenDataset):
             first.manifest,
             classes=tuple(counts),
             class_counts=tuple(counts.values()),
+            mask=_joined_masks(parts),
             totals={} if -1 in ids else {"id_count": sum(ids)},
             name=f"manifest-{self._digest}.json",
             shards=[entry for part in parts for entry in part.shards],
@@ -79,6 +86,21 @@ class JoinedDataset(TokenDataset):
     def open_shard(self, entry: ShardEntry) -> ShardReader:
         """Open a shard of any part."""
         return self._owners[entry.path].open_shard(entry)
+
+
+def _masks_of(part: TokenDataset) -> str:
+    mask = part.mask
+    return "no masks" if mask is None else f"masks of {mask.width} x {mask.height} pixels in {mask.dtype}"
+
+
+def _joined_masks(parts: Sequence[TokenDataset]) -> MaskTotals | None:
+    found = [part.manifest.mask for part in parts if part.manifest.mask is not None]
+    if not found:
+        return None
+    total = MaskTotals(format=found[0].format)
+    for mask in found:
+        total = total.with_counts(mask.images, mask.pixels.items())
+    return total
 
 
 def _joined_counts(parts: Sequence[TokenDataset]) -> dict[int | str, int]:

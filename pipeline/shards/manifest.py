@@ -15,9 +15,10 @@ from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unsea
 from tokenshards.pipeline.errors import CorruptObjectError, MissingObjectError
 from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.commit import ObjectRef
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable, encode_shard_table, read_shard_table
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, PUBLISHED_VERSION, check_version
+from tokenshards.pipeline.shards.version import ACCOUNTS_VERSION, FORMAT_VERSION, MASK_VERSION, PUBLISHED_VERSION, check_version
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.view_policy import ViewPolicy
 from tokenshards.pipeline.words import short_repr
@@ -70,6 +71,8 @@ class Manifest:
     """Name of the view policy: which views of each image are rows."""
     published: bool = False
     """True for a public copy. It has no plan, commits or quarantine, so the shard table alone lists its objects."""
+    mask: MaskTotals | None = None
+    """Format and counts of the masks; None for a dataset without masks."""
     name: str = ""
     table: ObjectRef | None = None
     shards: Sequence[ShardEntry] = field(default_factory=ShardTable)
@@ -143,6 +146,7 @@ def _read_manifest(store: Store, name: str, sha256: str) -> Manifest:
                 "plan_ids": tuple(value["plan_ids"]),
                 "classes": tuple(value["classes"]),
                 "class_counts": tuple(value["class_counts"]),
+                "mask": MaskTotals.from_json(value["mask"]) if "mask" in value else None,
                 "name": name,
                 "table": table,
                 "shards": read_shard_table(store, table),
@@ -165,6 +169,8 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
     del table_data  # frees memory before `load_manifest` reads the table back
     untaken = manifest.untaken
     version = PUBLISHED_VERSION if manifest.published else ACCOUNTS_VERSION if untaken != Untaken() else FORMAT_VERSION
+    if manifest.mask is not None:
+        version = MASK_VERSION
     value = {
         "format_version": version,
         "generation": manifest.generation,
@@ -182,6 +188,7 @@ def publish_manifest(store: Store, manifest: Manifest, between: Any = None) -> M
         "table": asdict(table),
         **({} if manifest.view_policy == "one" else {"view_policy": manifest.view_policy}),
         **({"published": True} if manifest.published else {}),
+        **({} if manifest.mask is None else {"mask": manifest.mask.to_json()}),
     }
     data = seal(value)
     sha256 = sha256_hex(data)

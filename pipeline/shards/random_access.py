@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from tokenshards.pipeline.shards.manifest import ShardEntry
-from tokenshards.pipeline.shards.reader import ShardData, ShardReader
+from tokenshards.pipeline.shards.reader import ShardReader
+from tokenshards.pipeline.shards.rows import ShardData
 
 __all__ = ["RowGroups"]
 

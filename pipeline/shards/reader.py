@@ -30,7 +30,9 @@ from tokenshards.pipeline.shards.codebook import unpack_codebook
 from tokenshards.pipeline.shards.codecs import codec_names, get_codec
 from tokenshards.pipeline.shards.compact.model import CompactModel
 from tokenshards.pipeline.shards.compact.model_file import Models, model_path, models_of, remember_model, unpacked_model
+from tokenshards.pipeline.shards.masks import MASK, stated_format
 from tokenshards.pipeline.shards.pages import read_fixed_lists
+from tokenshards.pipeline.shards.rows import ShardData
 from tokenshards.pipeline.shards.schema import KEY_PREFIX, META_PREFIX, VIEW_NAMES, row_schema
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import Codec
@@ -42,17 +44,6 @@ from tokenshards.pipeline.thread_map import map_in_order
 __all__ = ["ShardData", "ShardReader"]
 
 _ROW_NAMES = tuple(row_schema(None, {}).names)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardData:
-    """Rows of a shard: the ids, and an Arrow table of the other columns that the caller named."""
-
-    tokens: TokenBatch
-    table: pa.Table
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 class ShardReader:
@@ -79,8 +70,10 @@ class ShardReader:
         self.spec = _parse_spec(self.metadata["spec"], self.metadata["fingerprint"], path)
         self.codec = _find_codec(self.metadata["codec"], path, _with_own(self.metadata.get("codec.model"), models, path))
         self._token_columns = self.codec.columns(self.spec)
-        names = file.schema_arrow.names
-        self.row_columns = tuple(name for name in names if name in (*_ROW_NAMES, *VIEW_NAMES) or name.startswith(META_PREFIX))
+        self.mask = stated_format(self.metadata.get("mask"), file.schema_arrow, path)
+        """Format of the masks; None for a shard without the column `mask`."""
+        names, known = file.schema_arrow.names, (*_ROW_NAMES, *VIEW_NAMES, *((MASK,) if self.mask else ()))
+        self.row_columns = tuple(name for name in names if name in known or name.startswith(META_PREFIX))
         """Names of all columns except the token columns and the columns of a newer minor version."""
         absent = sorted({*_ROW_NAMES, *self._token_columns} - set(names))
         if absent:

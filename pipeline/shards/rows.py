@@ -1,21 +1,45 @@
 """Rows of a dataset as readers get them: one row, or a batch in shard order.
 
-Shapes: B rows, L sites (those of the longest row of a batch if rows vary), Q ids per site.
+Shapes: B rows, L sites (those of the longest row of a batch if rows vary), Q ids per site; H, W pixels of a mask.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tokenshards.pipeline.errors import CorruptObjectError, shorten
 from tokenshards.pipeline.records import Label, TokenBatch
+from tokenshards.pipeline.shards.masks import MASK, Masks
 from tokenshards.pipeline.words import same_fields, short_repr
 
-__all__ = ["Batch", "Sample"]
+__all__ = ["Batch", "Sample", "ShardData", "class_indices"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardData:
+    """Rows of a shard: the ids, and an Arrow table of the other columns that the caller named."""
+
+    tokens: TokenBatch
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> ShardData:
+        """Return some of the rows, padded to the longest of them."""
+        tokens = self.tokens
+        lengths_B = None if tokens.lengths_B is None else tokens.lengths_B[start:stop]
+        shapes_BD = None if tokens.shapes_BD is None else tokens.shapes_BD[start:stop]
+        counts_B = lengths_B if shapes_BD is None else shapes_BD.prod(axis=1)
+        sites = tokens.ids_BLQ.shape[1] if counts_B is None else int(counts_B.max(initial=0))
+        return ShardData(TokenBatch(tokens.ids_BLQ[start:stop, :sites], lengths_B, shapes_BD), self.table.slice(start, stop - start))
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # its own __eq__: arrays have no truth value
@@ -33,6 +57,8 @@ class Batch:
     sample_ids: list[str]
     table: pa.Table
     """The columns of `batches(columns=...)`."""
+    masks_BHW: Masks | None = None
+    """Class numbers of the pixels, of `batches(masks=True)` and of slices; a row without a mask is all `TokenDataset.mask.ignore`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -66,6 +92,8 @@ class Sample:
     label: Label
     table: pa.Table
     """The row's columns except the ids."""
+    mask_HW: Masks | None = field(default=None, compare=False)  # the table has it, too
+    """Class numbers of the pixels; None for an image without a mask, and in a dataset without masks."""
 
     def __repr__(self) -> str:
         sample_id = self.row.get("sample_id")
@@ -84,6 +112,20 @@ class Sample:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The columns except the ids as Python values, by name."""
-        found: dict[str, Any] = self.table.to_pylist()[0]
+        """The columns except ids and mask as Python values, by name."""
+        found: dict[str, Any] = self.table.drop_columns([MASK] if MASK in self.table.column_names else []).to_pylist()[0]
         return found
+
+
+def class_indices(labels: pa.ChunkedArray, classes: Sequence[int | str], where: str) -> npt.NDArray[np.int64]:
+    """Return the index [B] of each label in the class table, -1 for null; raises CorruptObjectError for a label outside of it."""
+    if labels.null_count == len(labels):
+        return np.full(len(labels), -1, np.int64)
+    kind = pa.int64() if all(isinstance(name, int) for name in classes) else pa.string()
+    plain = labels.cast(kind)
+    indices = pc.index_in(plain, value_set=pa.array(classes, kind))
+    if indices.null_count != labels.null_count:
+        stray = plain.filter(pc.and_(indices.is_null(), plain.is_valid()))[0].as_py()
+        raise CorruptObjectError(where, f"a shard has the label {shorten(stray)}, which is not in the class table")
+    index_B: npt.NDArray[np.int64] = indices.fill_null(-1).to_numpy().astype(np.int64)
+    return index_B

@@ -10,6 +10,7 @@ __all__ = [
     "ACCOUNTS_VERSION",
     "COMPACT_VERSION",
     "FORMAT_VERSION",
+    "MASK_VERSION",
     "NEWEST_VERSION",
     "PUBLISHED_VERSION",
     "check_version",
@@ -28,7 +29,10 @@ PUBLISHED_VERSION = "1.1"
 COMPACT_VERSION = "1.2"
 """Version of the plans and shards with the codec `compact`, which no reader before knows."""
 
-NEWEST_VERSION = COMPACT_VERSION
+MASK_VERSION = "1.3"
+"""Version of the plans, shards, commits and manifests of images with masks."""
+
+NEWEST_VERSION = MASK_VERSION
 """The newest version that this package writes, and that of the newest plans that it works on."""
 
 _VERSION = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")

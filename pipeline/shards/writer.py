@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tokenshards.pipeline.canonical import canonical_json
 from tokenshards.pipeline.errors import CorruptObjectError, shorten
 from tokenshards.pipeline.records import Label, TokenBatch
 from tokenshards.pipeline.shards.codebook import Tables, pack_codebook
+from tokenshards.pipeline.shards.masks import MASK, MaskFormat, PackedMask, count_mask_pixels, mask_array
 from tokenshards.pipeline.shards.schema import (
     KEY_PREFIX,
     META_PREFIX,
@@ -25,13 +26,15 @@ from tokenshards.pipeline.shards.schema import (
 )
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.token_columns import Codec, PageOptions, check_tokens
-from tokenshards.pipeline.shards.version import FORMAT_VERSION, check_version
+from tokenshards.pipeline.shards.version import FORMAT_VERSION, MASK_VERSION, check_version
 
 __all__ = ["EncodedShard", "ShardRows", "encode_quarantine", "encode_shard", "read_quarantine"]
 
 ROW_COMPRESSION_LEVEL = 3
 ROW_ENCODINGS = {"sample_id": "PLAIN", "orig_bytes": "PLAIN"}
 """Columns whose values rarely repeat; all other columns use dictionaries."""
+MASK_GROUP_BYTES = 1 << 25
+"""Most bytes of masks in a row group, which readers decode as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class ShardRows:
     crop: npt.NDArray[np.float32] | None = None
     """[N, 4]: left, top, width, height in the source image; given together with `flip` if images have several views."""
     flip: npt.NDArray[np.bool_] | None = None
+    mask: list[PackedMask] | None = None
+    """Of `pack_mask`; given together with a MaskFormat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class EncodedShard:
     token_bytes: int
     """Compressed bytes of the token columns."""
     id_count: int
+    mask_pixels: list[list[int]] = field(default_factory=list)
+    """[value, pixels] pairs over all masks."""
 
 
 def encode_shard(
@@ -69,6 +76,7 @@ def encode_shard(
     codec: Codec,
     label_type: LabelType,
     meta_types: MetaTypes,
+    mask: MaskFormat | None = None,
     codebook: Tables | None = None,
     copies: bool = True,
     extra_metadata: Mapping[str, str] | None = None,
@@ -80,7 +88,7 @@ def encode_shard(
     none or it is too large.
     Calls `on_progress` after each row group, because `publish` compresses a large shard for many minutes.
     Raises ValueError for no rows, members of unequal length, a repeated key (sample_id, view), a label or value of another type than
-    stated, or ids that contradict the spec.
+    stated, ids that contradict the spec, or masks that contradict `mask`.
     """
     tokens = check_tokens(tokens, spec)
     columns = _row_columns(rows, label_type, meta_types, expected=len(tokens))
@@ -88,18 +96,21 @@ def encode_shard(
     token_columns = codec.encode(tokens, spec)
     for name, array in reversed(token_columns.items()):
         columns = columns.add_column(at, pa.field(name, array.type, nullable=False), array)
+    masks = _Masks.of(rows, mask, at + len(token_columns), expected=len(tokens))
     metadata = {
-        "format_version": codec.format_version,
+        "format_version": codec.format_version if masks is None else MASK_VERSION,
         "spec": canonical_json(spec.to_json()).decode().strip(),
         "fingerprint": spec.fingerprint,
         "codec": codec.name,
+        **({} if masks is None else {"mask": canonical_json(masks.format.to_json()).decode().strip()}),
         **(extra_metadata or {}),
     }
     if copies:
         packed = {"codebook": pack_codebook(codebook) if codebook else None, "codec.model": codec.model_copy()}
         metadata |= {key: text for key, text in packed.items() if text is not None}
-    data = min((_write(columns, options, metadata, on_progress) for options in codec.page_options(spec)), key=len)
-    return EncodedShard(data, len(tokens), _column_bytes(data, set(token_columns)), _id_count(tokens, spec))
+    data = min((_write(columns, masks, options, metadata, on_progress) for options in codec.page_options(spec)), key=len)
+    pixels = [] if masks is None else count_mask_pixels(masks.packed, masks.format)
+    return EncodedShard(data, len(tokens), _column_bytes(data, set(token_columns)), _id_count(tokens, spec), pixels)
 
 
 def encode_quarantine(rows: list[dict[str, Any]]) -> bytes:
@@ -160,8 +171,41 @@ def _row_columns(rows: ShardRows, label_type: LabelType, meta_types: MetaTypes, 
     return pa.table([pa.array(values[field.name], type=field.type) for field in schema], schema=schema)
 
 
-def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str], on_progress: Callable[[], None]) -> bytes:
-    leaves = {field.name: _leaf(field) for field in columns.schema}
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """The masks of a shard, which become a column row group by row group, because they take much memory."""
+
+    packed: list[PackedMask]
+    format: MaskFormat
+    place: int
+    """Number of the column."""
+
+    @classmethod
+    def of(cls, rows: ShardRows, format: MaskFormat | None, place: int, *, expected: int) -> _Masks | None:
+        found = None if rows.mask is None else len(rows.mask)
+        if found != (None if format is None else expected):
+            raise ValueError(f"{found} masks with the format {format}; expected {expected} masks and their format, or neither")
+        return None if format is None or rows.mask is None else cls(rows.mask, format, place)
+
+    @property
+    def field(self) -> pa.Field:
+        return pa.field(MASK, self.format.arrow_type)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a row group."""
+        return max(1, MASK_GROUP_BYTES // (self.format.pixels * np.dtype(self.format.dtype).itemsize))
+
+    def add_to(self, columns: pa.Table, start: int) -> pa.Table:
+        return columns.add_column(self.place, self.field, mask_array(self.packed[start : start + len(columns)], self.format))
+
+
+def _write(
+    columns: pa.Table, masks: _Masks | None, options: PageOptions, metadata: Mapping[str, str], on_progress: Callable[[], None]
+) -> bytes:
+    schema = columns.schema if masks is None else columns.schema.insert(masks.place, masks.field)
+    group_rows = options.row_group_rows if masks is None else min(options.row_group_rows, masks.most_rows)
+    leaves = {field.name: _leaf(field) for field in schema}
     tokens = leaves["tokens"]
     encodings = {leaves[name]: encoding for name, encoding in ROW_ENCODINGS.items()}
     if options.encoding != "RLE_DICTIONARY":
@@ -172,7 +216,7 @@ def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str],
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
-        columns.schema,
+        schema,
         compression=dict.fromkeys(leaves.values(), "zstd") | {tokens: options.compression},
         compression_level=levels,
         use_dictionary=[leaf for leaf in leaves.values() if leaf not in encodings],
@@ -181,8 +225,9 @@ def _write(columns: pa.Table, options: PageOptions, metadata: Mapping[str, str],
         write_statistics=[leaves["sample_id"]],
         write_page_checksum=True,
     ) as writer:
-        for start in range(0, columns.num_rows, options.row_group_rows):
-            writer.write_table(columns.slice(start, options.row_group_rows), row_group_size=options.row_group_rows)
+        for start in range(0, columns.num_rows, group_rows):
+            piece = columns.slice(start, group_rows)
+            writer.write_table(piece if masks is None else masks.add_to(piece, start), row_group_size=group_rows)
             on_progress()
         # Not as schema metadata: Arrow would store that a second time under its own footer key.
         writer.add_key_value_metadata({KEY_PREFIX + key: value for key, value in sorted(metadata.items())})

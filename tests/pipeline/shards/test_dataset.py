@@ -61,12 +61,12 @@ def make_entry(number: int, reference: ObjectRef, count: int | None) -> ShardEnt
     )  # fmt: skip
 
 
-def publish(store: Store, spec: TokenizerSpec, entries: list[ShardEntry], classes: tuple[str, ...] = CLASSES) -> None:
+def publish(store: Store, spec: TokenizerSpec, entries: list[ShardEntry], classes: tuple[str, ...] = CLASSES, **more: Any) -> None:
     publish_manifest(
         store,
         Manifest(
             generation=0, parent=None, plan_ids=("p",), spec=spec, classes=classes, class_counts=(0,) * len(classes),
-            totals={}, statistics={}, card={}, tokenizer_objects={}, label_type="string", shards=entries,
+            totals={}, statistics={}, card={}, tokenizer_objects={}, label_type="string", shards=entries, **more,
         ),
     )  # fmt: skip
 
