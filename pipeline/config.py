@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tokenshards.pipeline.errors import require
+from tokenshards.pipeline.mask_rules import MaskRules
 from tokenshards.pipeline.view_policy import ViewPolicy
 
 __all__ = [
@@ -35,7 +36,7 @@ class RetryConfig:
 
 
 UNREADABLE = ("stop", "quarantine")
-_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes", "frozen"}
+_OF_A_RUN = {"storage_options", "allow_private_hosts", "unreadable", "urls", "yes", "frozen", "masks"}
 _OF_FORMAT_1_0 = {"all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard", "rules"}
 """Planned fields of SourceConfig that format 1.0 knows. A planned field that joins later makes its plan one of a newer format."""
 _AS_IN_FORMAT_1_0: dict[str, Any] = {"tar_key": "first-dot", "sixteen_bit": "high-byte"}
@@ -130,6 +131,9 @@ class SourceConfig:
     path_template: str | None = None
     """Path of an image as a pattern of columns, such as `train/{id}.jpg`."""
     image_rules: ImageRules = field(default_factory=ImageRules)
+    masks: str | None = None
+    """Folder or URL of masks with the paths of their images; None where a column or a member holds them, or where there are none."""
+    mask_rules: MaskRules = field(default_factory=MaskRules)
     urls: UrlLimits = field(default_factory=UrlLimits)
     yes: bool = False
     """Settle every doubt about the input as it was understood."""
@@ -152,6 +156,8 @@ class SourceConfig:
         require(not (self.label and self.label_from) or by_table, "--label", self.label, "nothing beside --label-from, but for file:TABLE")
         require(self.tar_key in TAR_KEYS, "--key", self.tar_key, " or ".join(TAR_KEYS))
         require(self.tars_per_shard >= 1, "--tars-per-shard", self.tars_per_shard, "at least 1")
+        if not self.frozen:
+            self.mask_rules.check(self.masks)
         require(self.unreadable in (None, *UNREADABLE), "--unreadable", self.unreadable, " or ".join(UNREADABLE))
 
     def planned(self) -> dict[str, Any]:
@@ -162,6 +168,8 @@ class SourceConfig:
         usual = asdict(SourceConfig())
         shaping = {name: value for name, value in asdict(self).items() if name in SHAPING_FIELDS}
         needed = {name: value for name, value in shaping.items() if name in _OF_FORMAT_1_0 or value != usual[name]}
+        if "mask_rules" in needed:
+            needed["mask_rules"] = self.mask_rules.to_json()
         return {**needed, "meta": list(self.meta)}
 
     def with_planned(self, planned: dict[str, Any]) -> SourceConfig:
@@ -169,7 +177,9 @@ class SourceConfig:
         known = {part.name for part in fields(ImageRules)}
         rules = ImageRules(**{name: value for name, value in planned.get("image_rules", {}).items() if name in known})
         mine = {name: getattr(self, name) for name in _OF_A_RUN} | {"frozen": True}
-        return SourceConfig(**{**mine, **planned, "meta": tuple(planned.get("meta", ())), "image_rules": rules})
+        masks = MaskRules.from_json(planned.get("mask_rules", {}))
+        parts = {"meta": tuple(planned.get("meta", ())), "image_rules": rules, "mask_rules": masks}
+        return SourceConfig(**{**mine, **planned, **parts})
 
     @property
     def beyond_format_1_0(self) -> bool:
@@ -179,10 +189,19 @@ class SourceConfig:
         newer = {**{name: value for name, value in planned.items() if name not in _OF_FORMAT_1_0}, **rules}
         return any(value != _AS_IN_FORMAT_1_0.get(name) for name, value in newer.items())
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether images have masks."""
+        return self.masks is not None or self.mask_rules.mask_column is not None
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SourceConfig:
         """Return the config that `asdict` turned into JSON types."""
-        parts = {"image_rules": ImageRules(**value["image_rules"]), "urls": UrlLimits(**value["urls"])}
+        parts = {
+            "image_rules": ImageRules(**value["image_rules"]),
+            "mask_rules": MaskRules.from_json(value["mask_rules"]),
+            "urls": UrlLimits(**value["urls"]),
+        }
         return cls(**{**value, "meta": tuple(value["meta"]), **parts})
 
 

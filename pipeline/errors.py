@@ -26,8 +26,7 @@
 
     BadInput                        one input failed permanently; it becomes a quarantine row and never stops the run
 
-Every message says what failed, the value seen, the value expected, and what to do. The exit code is 2 where what was given must change: an
-option that does not fit, or a name of something that is not there.
+Every message says what failed, the value seen, the value expected, and what to do. The exit code is 2 where what was given must change.
 """
 
 from __future__ import annotations
@@ -278,6 +277,7 @@ class Reason(StrEnum):
     CHANGED_SINCE_PLAN = "changed_since_plan"
     DUPLICATE_ID = "duplicate_id"
     BAD_LABEL = "bad_label"
+    BAD_MASK = "bad_mask"
     NO_IMAGE = "no_image"
     BAD_CONTAINER = "bad_container"
     KILLED_WORKER = "killed_worker"

@@ -55,6 +55,11 @@ class PlanRow:
     row_stop: int = 0
     only: tuple[str, ...] | None = None
     """For retried rows of a table: the ids `path#row` to take; the other rows are committed already."""
+    mask_path: str | None = None
+    """Path of the mask below the folder of masks, or the place that a table names; None where no file is its mask."""
+    mask_size: int = -1
+    mask_version: str = ""
+    """Size and version of the mask, as those of the input."""
     skip: tuple[str, ...] | None = None
     """For a retried tar or file: the sample ids to leave out, because they are committed already."""
 
@@ -70,6 +75,8 @@ class ImageRecord:
     uri: str = ""
     keep_bytes: bool = True
     """Whether the quarantine may keep its bytes; False for a file outside the folder of the table that names it."""
+    mask: bytes | None = None
+    """Encoded bytes of its mask; None where it has none, or where nobody asked for masks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ def verify_command(
                 "ok": ok,
                 **counts,
                 **({"shards_open": found.shards_open} if found.shards_open else {}),
+                **({} if found.masks is None else {"mask": found.masks.to_json()}),
                 "problems": problems,
                 "unreferenced": found.unreferenced,
                 **({} if compared is None else {"re_encoded": compared.to_json()}),
@@ -101,7 +102,8 @@ def verify_command(
             shards = f"{found.shards_checked:,} of {counted(total, 'shard exists', 'shards exist')} yet,"
         else:
             shards = f"{counted(found.shards_checked, 'shard')} and"
-        checked = f"{shards} {counted(found.rows_checked, 'row')} checked"
+        masked = "" if found.masks is None else f", {found.masks.images:,} of them with a mask"
+        checked = f"{shards} {counted(found.rows_checked, 'row')} checked{masked}"
         print(f"{store.url}: {'ok' if found.ok else counted(len(found.problems), 'problem')}, {checked}")
         print_table([(problem.object, problem.kind, problem.detail) for problem in found.problems])
         if found.damaged:

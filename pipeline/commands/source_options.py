@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ACCESS", "IMAGES", "LABELLING", "SourceOptions", "Splits", "takes_source"]
 
 _INPUT, _LABELS, _IMAGES, _URLS = "Input", "Labels and metadata", "Images", "URLs in tables"
+_MASKS = "Masks"
 
 AllFiles = Annotated[
     bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.", rich_help_panel=_INPUT)
@@ -124,6 +125,34 @@ SixteenBit = Annotated[
         rich_help_panel=_IMAGES,
     ),
 ]
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Masks of class numbers, each with the path of its image in FOLDER: a/b.png for a/b.jpg.",
+        rich_help_panel=_MASKS,
+    ),
+]
+MaskColumn = Annotated[
+    str | None,
+    typer.Option(help="Table column with masks; of a tar the suffix of the member, such as `seg.png`.", rich_help_panel=_MASKS),
+]
+MaskSuffix = Annotated[
+    str, typer.Option(help="What names of masks have behind the name of the image, such as `_mask`.", rich_help_panel=_MASKS)
+]
+MaskIgnore = Annotated[
+    list[str] | None,
+    typer.Option(help="Values of pixels without a class, beside 255; with commas, or repeated.", rich_help_panel=_MASKS),
+]
+MaskMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW", help="Store a value as another class number, such as 255=1; with commas, or repeated.", rich_help_panel=_MASKS
+    ),
+]
+MaskBits = Annotated[
+    int | None, typer.Option(help="Bits of a stored class number, 8 or 16.", show_default="as a sample needs", rich_help_panel=_MASKS)
+]
 UrlAttempts = Annotated[int, typer.Option(help="Attempts per URL before it is quarantined.", rich_help_panel=_URLS)]
 UrlTimeout = Annotated[float, typer.Option(help="Longest silence of a host in seconds.", rich_help_panel=_URLS)]
 UrlTime = Annotated[float, typer.Option(help="Longest time for one URL in seconds.", rich_help_panel=_URLS)]
@@ -142,6 +171,12 @@ LABELLING = (
     "tars_per_shard",
     "yes",
     "unreadable",
+    "masks",
+    "mask_column",
+    "mask_suffix",
+    "mask_ignore",
+    "mask_map",
+    "mask_bits",
 )
 """Options that a tokenizer's fit or evaluation has no use for: it looks at images alone."""
 IMAGES = ("max_pixels", "accept_truncated", "sixteen_bit")
@@ -174,6 +209,12 @@ class SourceOptions:
     max_pixels: MaxPixels = 1 << 27
     accept_truncated: AcceptTruncated = False
     sixteen_bit: SixteenBit = "auto"
+    masks: Masks = None
+    mask_column: MaskColumn = None
+    mask_suffix: MaskSuffix = ""
+    mask_ignore: MaskIgnore = None
+    mask_map: MaskMap = None
+    mask_bits: MaskBits = None
     url_attempts: UrlAttempts = 3
     url_timeout: UrlTimeout = 30.0
     url_time: UrlTime = 120.0
@@ -185,9 +226,11 @@ class SourceOptions:
     def config(self, where: str | None, storage_option: list[str] | None) -> SourceConfig:
         """Return the config of the source at `where`. Raises ConfigError for an invalid value, before any listing."""
         from tokenshards.pipeline.config import ImageRules, SourceConfig, UrlLimits
+        from tokenshards.pipeline.mask_rules import MaskRules, parse_values
         from tokenshards.pipeline.sources.labels.rule import LabelRule
 
         LabelRule.parse(self.label_from)
+        ignored, mapped = parse_values(self.mask_ignore, self.mask_map)
         return SourceConfig(
             all_files=self.all_files,
             split=self.split,
@@ -207,6 +250,14 @@ class SourceOptions:
             no_labels=self.no_labels,
             meta=tuple(self.meta or ()),
             image_rules=ImageRules(max_pixels=self.max_pixels, accept_truncated=self.accept_truncated, sixteen_bit=self.sixteen_bit),
+            masks=self.masks,
+            mask_rules=MaskRules(
+                mask_column=self.mask_column,
+                mask_suffix=self.mask_suffix,
+                mask_ignore=ignored,
+                mask_map=mapped,
+                mask_bits=self.mask_bits,
+            ),
             urls=UrlLimits(
                 attempts=self.url_attempts,
                 timeout_seconds=self.url_timeout,

@@ -25,6 +25,7 @@ def closing_notes(store: Store, plan: Plan, manifest: Manifest) -> Iterator[str]
     if plan.classes and (new := manifest.classes[len(plan.classes) :]):
         what = f"the class {new[0]!r} is" if len(new) == 1 else f"{len(new):,} classes, such as {new[0]!r}, are"
         yield f"{what} not in the given class table; added at its end"
+    yield from _mask_notes(manifest)
     yield from remark_notes(manifest.totals.get("image_remarks", {}))
     if lost := manifest.untaken.lost:
         yield (
@@ -41,6 +42,15 @@ def closing_notes(store: Store, plan: Plan, manifest: Manifest) -> Iterator[str]
         with contextlib.suppress(FormatError, MissingObjectError, TransientStorageError):  # `verify` names damage; this is only a note
             if line := hosts_in_quarantine(store, manifest).describe():
                 yield line
+
+
+def _mask_notes(manifest: Manifest) -> Iterator[str]:
+    if manifest.mask is None:
+        return
+    rows = int(manifest.totals["images_committed"]) * manifest.views
+    if without := (rows - manifest.mask.images) // manifest.views:
+        images = counted(rows // manifest.views, "image has", "images have")
+        yield f"{without:,} of {images} no mask; their masks are null, and count as pixels without a class"
 
 
 def _quarantined(store: Store, manifest: Manifest) -> Iterator[dict[str, Any]]:

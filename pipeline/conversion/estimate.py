@@ -15,6 +15,7 @@ from tokenshards.pipeline.planning.planner import Listing
 from tokenshards.pipeline.shards.codebook import carries_copies
 from tokenshards.pipeline.sources import SourceSummary, open_source
 from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
+from tokenshards.pipeline.sources.mask_values import settle_masks
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.tokenizers.base import Tokenizer, describe_tokenizer
 from tokenshards.pipeline.tokenizers.config import OwnFitConfig
@@ -120,6 +121,7 @@ def estimate_job(
     config = replace(fit_config, sample=min(fit_config.sample, SAMPLE_IMAGES))
     with Listing(source.list_rows(), order_seed=0, keep_order=source.ordered, sample=SAMPLE_IMAGES, sample_seed=config.seed) as listing:
         settle_sixteen_bit(source, listing.sample)
+        settle_masks(source, listing.sample)
         doubt_lfs_pointers(source, listing.sample)
         matched = understand(source, source_config, say, classes)
         used = tokenizer or fit_own_tokenizer(source, listing.sample, config).tokenizer

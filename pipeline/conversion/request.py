@@ -166,7 +166,7 @@ def sixteen_bit_note(plan: Plan, request: TokenizeRequest) -> str | None:
 def _options_of(config: SourceConfig) -> dict[str, Any]:
     """Return the planned source options by the names that people give them."""
     values = {name: value for name, value in asdict(config).items() if name in SHAPING_FIELDS}
-    values |= values.pop("image_rules")
+    values |= values.pop("image_rules") | values.pop("mask_rules")
     del values["rules"]
     return {"--key" if name == "tar_key" else f"--{name.replace('_', '-')}": value for name, value in values.items()}
 

@@ -43,6 +43,7 @@ from tokenshards.pipeline.sources import ImageSource, open_source, source_root
 from tokenshards.pipeline.sources.base import readable_text
 from tokenshards.pipeline.sources.labels.values import LabelType, integer_in
 from tokenshards.pipeline.sources.lfs import doubt_lfs_pointers
+from tokenshards.pipeline.sources.mask_values import plan_of_masks, settle_masks
 from tokenshards.pipeline.sources.pixel_depth import settle_sixteen_bit
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
@@ -118,8 +119,10 @@ class Conversion:
             keep_order=source.ordered,
             sample=sample,
             sample_seed=request.fit.seed,
+            mask_files=source.config.takes_masks and not source.ordered,
         ) as listing:
             settle_sixteen_bit(source, listing.sample or listing.spread)
+            settle_masks(source, listing.sample or listing.spread)
             doubt_lfs_pointers(source, listing.sample or listing.spread)
             classes: tuple[int | str, ...] = ()
             if request.tokenizer_url:
@@ -143,6 +146,13 @@ class Conversion:
                     say(f"note: {note}")
             if not classes:
                 classes = source.summary.class_order
+            mask = plan_of_masks(source, tokenizer.spec.preprocess.size)
+            if mask is not None:
+                pixels, values = (
+                    f"{mask['width']} x {mask['height']} pixels",
+                    f"{mask['dtype']}, {mask['ignore']:,} for pixels without a class",
+                )
+                say(f"masks are stored as {pixels} of {values}, each the class under the middle of a pixel of the view")
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
             config = request.plan
             if needs_model(config.codec):
@@ -162,6 +172,7 @@ class Conversion:
                 label_type=common_label_type(classes, source.summary),
                 meta_types=dict(source.summary.meta_types),
                 matched=tuple(matched),
+                mask=mask,
                 format_version=plan_version(source.config, newer_inputs=source.summary.newer_inputs, codec=config.codec),
             )
             plan = write_plan(self._store, listing, plan_request, request.source.tars_per_shard)

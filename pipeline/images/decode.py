@@ -34,6 +34,7 @@ __all__ = [
     "USUAL_RULES",
     "decode_image",
     "decoding",
+    "exif_orientation",
     "image_extensions",
     "open_image",
     "prepare_image",
@@ -98,7 +99,7 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.
     BadInput for an image whose range of values is not defined, such as one of 16 bits.
     """
     plain = _resizable(image, b"")
-    orientation = _orientation(image) if preprocess.exif_orientation else 1
+    orientation = exif_orientation(image) if preprocess.exif_orientation else 1
     width, height = plain.size
     upright = (height, width) if orientation >= 5 else (width, height)
     return np.asarray(usual_view(SourceImage(plain, (0, 0, width, height), 1.0, orientation, *upright), preprocess))
@@ -140,7 +141,7 @@ def _open_image(data: bytes, turned: bool, rules: ImageRules, wanted: int | None
         pixels, dark = _resizable(image, data), False
     else:
         pixels, dark = _eight_bits(deep, image, data, rules)
-    orientation = _orientation(image) if turned else 1
+    orientation = exif_orientation(image) if turned else 1
     upright = (height, width) if orientation >= 5 else (width, height)
     remarks = [remark for remark, holds in ((Remark.TRUNCATED, cut), (Remark.DARK_16_BIT, dark)) if holds]
     return OpenedImage(SourceImage(pixels, region, region[2] / width, orientation, *upright), tuple(remarks))
@@ -255,7 +256,8 @@ def _resizable(image: Image.Image, data: bytes) -> Image.Image:
     return image if mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 where it has none that can be read."""
     if image.format == "JXL" and not getattr(image, "jpeg", False):
         return 1  # its decoder has turned the image already, and the format says to ignore EXIF; a packed JPEG is not turned
     try:

@@ -25,39 +25,18 @@ from tokenshards.pipeline.activity import DECODE, doing
 from tokenshards.pipeline.config import ImageRules
 from tokenshards.pipeline.errors import BadInput
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.pipeline.images.decode import USUAL_RULES, decode_image
-from tokenshards.pipeline.images.failures import first_bytes
+from tokenshards.pipeline.images.decode import USUAL_RULES
 from tokenshards.pipeline.images.remarks import Remark
-from tokenshards.pipeline.images.views import decode_views
-from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, InputRecord, Label, LeftOutRecord, SourceRecord, Untaken
+from tokenshards.pipeline.job.decoded_rows import DecodedRow, Decoding, MaskDecoding, decode_rows, quarantine_row
+from tokenshards.pipeline.records import AbsentRecord, FailedRecord, InputRecord, LeftOutRecord, SourceRecord, Untaken
 from tokenshards.pipeline.shards.spec import Preprocess
-from tokenshards.pipeline.storage.redaction import MASK
-from tokenshards.pipeline.view_policy import ONE_VIEW, Box, ViewPolicy
+from tokenshards.pipeline.view_policy import ONE_VIEW, ViewPolicy
 
 __all__ = ["CpuSlots", "DecodedBatch", "DecodedRow", "decode_batches"]
-
-MAX_QUARANTINED_BYTES = 4 << 20
 
 CpuSlots = contextlib.AbstractContextManager[Any]
 """A thread holds a slot while it computes."""
 UNBOUNDED: CpuSlots = contextlib.nullcontext()
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedRow:
-    """The columns that a shard stores for one view of a decoded image, besides the tokens."""
-
-    sample_id: str
-    label: Label
-    meta: dict[str, Any]
-    width: int
-    height: int
-    bytes_in: int
-    """Encoded bytes of the image, the same for all views of the image."""
-    view: int = 0
-    box: Box | None = None
-    """The crop of the source that the view shows; None if each image has one view."""
-    mirrored: bool = False
 
 
 @dataclass(slots=True)
@@ -89,39 +68,24 @@ def decode_batches(
     rules: ImageRules = USUAL_RULES,
     views: ViewPolicy = ONE_VIEW,
     seed: int = 0,
+    masks: MaskDecoding | None = None,
     threads: int = 0,
     cpus: CpuSlots = UNBOUNDED,
 ) -> Generator[DecodedBatch]:
-    """Yield the batches of a shard in order.
+    """Yield the batches of a shard in order. `masks` says how masks are stored; None leaves them undecoded.
 
     With `threads=0` the caller's thread decodes and holds one encoded image at a time, because encoded images can be large. With threads,
     the next batches are decoded while the consumer uses one batch. Memory then holds at most three more batches of pixels and 2 x `threads`
     encoded images. An exception of `records` is raised after all complete batches. When the generator is closed, the threads stop after
     the current read. A thread holds a slot of `cpus` while it decodes an image. Shards that share `cpus` share this limit.
     """
-    decoding = _Decoding(preprocess, rules, views, seed, max(1, batch_rows // views.count))
+    decoding = Decoding(preprocess, rules, views, seed, max(1, batch_rows // views.count), masks)
     if threads == 0:
         while (batch := _decode_inline(records, decoding, cpus)).inputs or batch.untaken.left_out:
             yield batch
         return
     with _Decoders(records, decoding, threads, cpus) as decoders:
         yield from decoders.batches()
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoding:
-    """How images become rows; `seed` is the seed of random views."""
-
-    preprocess: Preprocess
-    rules: ImageRules
-    views: ViewPolicy
-    seed: int
-    inputs: int
-    """Inputs of one batch."""
-
-    def blank(self) -> DecodedBatch:
-        size = self.preprocess.size
-        return DecodedBatch(np.zeros((self.inputs * self.views.count, size, size, 3), np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +109,8 @@ def _next_input(records: Iterator[SourceRecord], batch: DecodedBatch) -> InputRe
     return None
 
 
-def _decode_inline(records: Iterator[SourceRecord], decoding: _Decoding, cpus: CpuSlots) -> DecodedBatch:
-    batch = decoding.blank()
+def _decode_inline(records: Iterator[SourceRecord], decoding: Decoding, cpus: CpuSlots) -> DecodedBatch:
+    batch = DecodedBatch(decoding.blank_pixels())
     last = time.perf_counter()
     for number in range(decoding.inputs):
         record = _next_input(records, batch)
@@ -160,37 +124,21 @@ def _decode_inline(records: Iterator[SourceRecord], decoding: _Decoding, cpus: C
     return batch
 
 
-def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: InputRecord, decoding: _Decoding) -> _Outcome:
+def _decode_into(images_BHWC: npt.NDArray[np.uint8], number: int, record: InputRecord, decoding: Decoding) -> _Outcome:
     if isinstance(record, AbsentRecord):
         return _Outcome(0, 0.0, untaken=record)
     started = time.perf_counter()
     size = len(record.data or b"")
     if isinstance(record, FailedRecord):
-        return _Outcome(size, 0.0, failed=_quarantine_row(record, record.error), untaken=record if record.stands_for > 1 else None)
+        return _Outcome(size, 0.0, failed=quarantine_row(record, record.error), untaken=record if record.stands_for > 1 else None)
     try:
         with doing(DECODE, record.sample_id):
             crash_point("decode", record.sample_id)
-            rows, remarks = _decode_rows(images_BHWC, number, record, decoding)
+            count = decoding.views.count
+            rows, remarks = decode_rows(images_BHWC[number * count : (number + 1) * count], record, decoding)
     except BadInput as error:
-        return _Outcome(size, time.perf_counter() - started, failed=_quarantine_row(record, error))
+        return _Outcome(size, time.perf_counter() - started, failed=quarantine_row(record, error))
     return _Outcome(size, time.perf_counter() - started, rows=rows, remarks=remarks)
-
-
-def _decode_rows(
-    images_BHWC: npt.NDArray[np.uint8], number: int, record: ImageRecord, decoding: _Decoding
-) -> tuple[tuple[DecodedRow, ...], tuple[Remark, ...]]:
-    known = (record.sample_id, record.label, record.meta)
-    count, size = decoding.views.count, len(record.data)
-    if count == 1:
-        image = decode_image(record.data, decoding.preprocess, decoding.rules)
-        images_BHWC[number] = image.pixels_HWC
-        return (DecodedRow(*known, image.width, image.height, size),), image.remarks
-    found = decode_views(
-        record.data, decoding.preprocess, decoding.views, seed=decoding.seed, sample_id=record.sample_id, rules=decoding.rules
-    )
-    images_BHWC[number * count : (number + 1) * count] = found.pixels_VHWC
-    seen = enumerate(zip(found.boxes, found.mirrored, strict=True))
-    return tuple(DecodedRow(*known, found.width, found.height, size, view, box, mirrored) for view, (box, mirrored) in seen), found.remarks
 
 
 def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
@@ -208,30 +156,13 @@ def _take(batch: DecodedBatch, number: int, outcome: _Outcome) -> None:
         batch.untaken.take(outcome.untaken)
 
 
-def _quarantine_row(record: ImageRecord | FailedRecord, error: BadInput) -> dict[str, Any]:
-    data, detail = record.data, error.detail
-    if isinstance(record, ImageRecord) and not record.keep_bytes:  # a message must not show them either
-        data, detail = None, detail.replace(first_bytes(record.data), MASK)
-    elif data is not None and len(data) > MAX_QUARANTINED_BYTES:
-        data = None
-    return {
-        "sample_id": record.sample_id,
-        "uri": record.uri,
-        "stage": str(error.stage),
-        "reason": str(error.reason),
-        "detail": detail,
-        "label": None if record.label is None else str(record.label),
-        "data": data,
-    }
-
-
 _Pending = tuple[DecodedBatch, list[Future[_Outcome]]]
 
 
 class _Decoders:
     """One thread reads records and hands the records to decoding threads, one batch ahead of the consumer."""
 
-    def __init__(self, records: Iterator[SourceRecord], decoding: _Decoding, threads: int, cpus: CpuSlots) -> None:
+    def __init__(self, records: Iterator[SourceRecord], decoding: Decoding, threads: int, cpus: CpuSlots) -> None:
         self._records = records
         self._decoding = decoding
         self._cpus = cpus
@@ -278,7 +209,7 @@ class _Decoders:
         self._ready.put(last)
 
     def _submit_batch(self) -> _Pending:
-        batch = self._decoding.blank()
+        batch = DecodedBatch(self._decoding.blank_pixels())
         outcomes: list[Future[_Outcome]] = []
         for number in range(self._decoding.inputs):
             self._room.acquire()  # wait before the read: an image that waits for room must not use memory yet

@@ -14,7 +14,8 @@ from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, PlanRow, SourceRecord
 from tokenshards.pipeline.sources import read_slice
 from tokenshards.pipeline.sources.base import file_record
-from tokenshards.pipeline.sources.fetch import expected_bytes, fetch_ahead, fetch_file, urls_to_probe
+from tokenshards.pipeline.sources.fetch import ImageAndMask, expected_bytes, fetch_ahead, fetch_file, urls_to_probe
+from tokenshards.pipeline.sources.mask_folder import fetch_mask, mask_store
 from tokenshards.pipeline.storage.store import Store, is_absolute
 from tokenshards.pipeline.words import counted
 
@@ -55,14 +56,23 @@ def _read_rows(
     store: Store, config: SourceConfig, plan: Plan, rows: list[PlanRow], killers: frozenset[str], more_urls: Iterable[str]
 ) -> Iterator[SourceRecord]:
     files = [row for row in rows if row.kind == "file"]
-    threads = 0 if store.is_local and not any(is_absolute(row.path) for row in files) else REMOTE_FETCH_THREADS
+    masks = mask_store(store, config.masks) or store
+    local = store.is_local and masks.is_local and not any(is_absolute(path) for row in files for path in (row.path, row.mask_path or ""))
+    threads = 0 if local else REMOTE_FETCH_THREADS
     wanted = [row for row in files if row.sample_id not in killers and not row.skip]
     others = ProbeUrls(urls_to_probe(wanted), more_urls)
 
-    def fetch(row: PlanRow) -> bytes | UnreadableObjectError:
+    def fetch(row: PlanRow) -> bytes | ImageAndMask | UnreadableObjectError:
         try:
-            return fetch_file(store, row, config, others=others)
+            data = fetch_file(store, row, config, others=others)
+            return data if row.mask_path is None else ImageAndMask(data, mask_of(row))
         except UnreadableObjectError as error:
+            return error
+
+    def mask_of(row: PlanRow) -> bytes | BadInput:
+        try:
+            return fetch_mask(store, row, config)
+        except BadInput as error:
             return error
 
     ahead = URLS_AHEAD if others else ROWS_AHEAD
@@ -92,7 +102,8 @@ def _read_rows(
             if isinstance(data, UnreadableObjectError):
                 unreadable.append(data)
             elif not unreadable:  # after a first unreadable object we read the others only to name all unreadable ones
-                yield file_record(store, row, data)
+                mask = data.mask if isinstance(data, ImageAndMask) else None
+                yield file_record(store, row, data.image if isinstance(data, ImageAndMask) else data, mask)
     if unreadable:
         raise _all_unreadable(unreadable)
 

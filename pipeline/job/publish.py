@@ -108,6 +108,8 @@ def publish_shard(
         attempt=attempt,
         seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
         made_by=made_by,
+        masked_rows=sum(mask is not None for mask in content.rows.mask or ()),
+        mask_pixels=encoded.mask_pixels if encoded else [],
         **asdict(content.untaken),
     )
     # Another driver may have finished while we encoded the shard and wrote two objects.
@@ -155,6 +157,7 @@ def _encode(
         codec=get_codec(plan.codec, models_of(out)),
         label_type=plan.label_type,  # type: ignore[arg-type]
         meta_types=plan.meta_types,  # type: ignore[arg-type]
+        mask=None if plan.mask is None else plan.mask_format,
         codebook=tokenizer.codebook() if copies else None,
         copies=copies,
         extra_metadata={"plan_id": plan.plan_id, "shard": str(shard)},

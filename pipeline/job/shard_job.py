@@ -23,6 +23,7 @@ from tokenshards.pipeline.fault_injection import crash_point
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.images.extras import extra_versions
 from tokenshards.pipeline.job.batches import CpuSlots, DecodedBatch, DecodedRow, decode_batches
+from tokenshards.pipeline.job.decoded_rows import MaskDecoding
 from tokenshards.pipeline.job.inputs import read_inputs
 from tokenshards.pipeline.job.probe_urls import EarlierUrls
 from tokenshards.pipeline.job.publish import ShardContent, committed_by_another, made_by, publish_shard
@@ -177,7 +178,8 @@ def _only_inputs(context: InputContext, shard: int, killers: frozenset[str]) -> 
 def _inputs(context: InputContext, shard: int, killers: frozenset[str]) -> Iterator[SourceRecord]:
     with doing(FETCH, str(shard)):
         rows = read_shard_rows(context.out, context.plan, shard)
-        records = read_inputs(context.source, context.source_config, context.plan, rows, killers, EarlierUrls(context.out, context.plan))
+        urls = EarlierUrls(context.out, context.plan)
+        records = read_inputs(context.source, context.source_config, context.plan, rows, killers, urls)
     fetching = doing(FETCH, str(shard))
     while True:
         with fetching:
@@ -196,6 +198,7 @@ def _decoded(context: InputContext, records: Iterator[SourceRecord]) -> Generato
         rules=context.source_config.image_rules,
         views=plan.views,
         seed=plan.order_seed,
+        masks=None if plan.mask is None else MaskDecoding(plan.mask_format, context.source_config.mask_rules),
         threads=context.decode_threads,
         cpus=context.cpus,
     )
@@ -265,6 +268,7 @@ def _shard_rows(rows: list[DecodedRow], plan: Plan) -> ShardRows:
         orig_width=np.array([row.width for row in rows], np.int32),
         orig_height=np.array([row.height for row in rows], np.int32),
         orig_bytes=np.array([row.bytes_in for row in rows], np.int64),
+        mask=None if plan.mask is None else [row.mask for row in rows],
     )
 
 

@@ -51,6 +51,9 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
         older = manifest_histograms(parent)
         if older is not None and histograms is not None:
             histograms = [left + right for left, right in zip(older, histograms, strict=True)] if histograms else older
+    masks = survey.masks
+    if masks is not None and parent is not None and parent.mask is not None:
+        masks = masks.with_counts(parent.mask.images, parent.mask.pixels.items())
     classes = class_table(plan.classes, counts)
     manifest = Manifest(
         generation=plan.generation,
@@ -61,6 +64,7 @@ def close_generation(store: Store, plan: Plan, survey: Survey, spec: TokenizerSp
         class_counts=tuple(counts.get(label, 0) for label in classes),
         label_type=plan.label_type,
         view_policy=plan.view_policy,
+        mask=masks,
         totals=_totals(survey, parent),
         statistics={"histogram": [pack_counts(counts) for counts in histograms or ()]},
         card=plan.card,

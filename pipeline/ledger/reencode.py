@@ -22,10 +22,12 @@ from tokenshards.pipeline.errors import ConfigError, IncompleteError, PlanError
 from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.job.batches import DecodedBatch, decode_batches
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
+from tokenshards.pipeline.job.decoded_rows import MaskDecoding
 from tokenshards.pipeline.job.originals import read_originals
 from tokenshards.pipeline.ledger.state import DatasetState
 from tokenshards.pipeline.records import FailedRecord, ImageRecord
 from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.masks import MASK, Masks, PackedMask, mask_array, masks_of
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import Store
@@ -37,6 +39,8 @@ from tokenshards.pipeline.words import counted
 __all__ = ["Reencoding", "ReencodingConfig", "reencode_sample"]
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
+Stored = tuple[Ids, Masks | None]
+"""Ids [L, Q] and mask [H, W] of a row."""
 MAX_ROWS = 100_000
 EXAMPLES = 5
 
@@ -72,6 +76,9 @@ class Reencoding:
     rows_drawn: int = 0
     rows_encoded: int = 0
     rows_different: int = 0
+    masks: int = 0
+    """Masks that were made again, or are missing on one side."""
+    masks_different: int = 0
     ids: int = 0
     ids_equal: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -86,7 +93,7 @@ class Reencoding:
     @property
     def ok(self) -> bool:
         """True if enough ids agree. A row without its source is not a difference; but if no row has a source, the check fails."""
-        return self.agreement is not None and self.agreement >= self.config.min_agreement
+        return self.agreement is not None and self.agreement >= self.config.min_agreement and not self.masks_different
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -99,6 +106,7 @@ class Reencoding:
             "ids": self.ids,
             "ids_equal": self.ids_equal,
             "agreement": self.agreement,
+            **({"masks": self.masks, "masks_different": self.masks_different} if self.masks else {}),
             "min_agreement": self.config.min_agreement,
             "left_out": dict(sorted(self.left_out.items())),
             "examples": self.examples,
@@ -115,6 +123,9 @@ class Reencoding:
         if self.left_out:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
             lines.append(f"left out, because the source has changed since tokenization: {reasons}")
+        if self.masks:
+            differ = counted(self.masks_different, "differs", "differ") if self.masks_different else "all are the same"
+            lines.append(f"{counted(self.masks, 'mask')} made again: {differ}")
         lines += [f"  {example}" for example in self.examples]
         if self.rows_different:
             lines.append(
@@ -125,7 +136,7 @@ class Reencoding:
             lines.append(f"images were decoded by {self.decoder} when the rows were made, and by {DECODER} now, which gives other pixels")
         if self.agreement is None:
             lines.append("no row could be encoded again: give the present place of the source with --source")
-        elif not self.ok:
+        elif self.agreement < self.config.min_agreement:
             lines.append(f"agreement is {self.agreement:.4%}; expected at least {self.config.min_agreement:.4%} (--min-agreement)")
         return lines
 
@@ -153,8 +164,8 @@ class _Reencoder:
         self._source_config = first.source_config(source)
         self._source = source_root(config.source_url or str(first.source["url"]), self._source_config)
         self._plan = first
-        self._waiting: dict[str, dict[int, Ids]] = {}
-        """Sample id -> view -> stored ids [L, Q], for drawn rows whose images are being read."""
+        self._waiting: dict[str, dict[int, Stored]] = {}
+        """Sample id -> view -> what is stored, for drawn rows whose images are being read."""
         spec = tokenizer.spec
         self._found = Reencoding(config=config, device=describe_device(tokenizer), dtype=spec.dtype, decoder=spec.preprocess.decoder)
 
@@ -162,7 +173,14 @@ class _Reencoder:
         plan, rules = self._plan, self._source_config.image_rules  # all generations of a dataset have the same view policy
         preprocess, threads = self._tokenizer.spec.preprocess, max(1, os.cpu_count() or 1)
         decoded = decode_batches(
-            self._records(), preprocess, plan.batch_rows, rules=rules, views=plan.views, seed=plan.order_seed, threads=threads
+            self._records(),
+            preprocess,
+            plan.batch_rows,
+            rules=rules,
+            views=plan.views,
+            seed=plan.order_seed,
+            masks=None if plan.mask is None else MaskDecoding(plan.mask_format, self._source_config.mask_rules),
+            threads=threads,
         )
         with closing(decoded) as batches:
             for batch in batches:
@@ -177,11 +195,11 @@ class _Reencoder:
             return
         tokens = self._tokenizer.encode(batch.images_BHWC).take(np.array(batch.slots))
         for row, made_LQ, sites in zip(batch.rows, tokens.ids_BLQ, tokens.sites_B, strict=True):
-            stored_LQ = self._waiting[row.sample_id].pop(row.view, None)
-            if stored_LQ is not None:
-                self._count(
-                    row.sample_id if self._plan.views.count == 1 else f"{row.sample_id} view {row.view}", stored_LQ, made_LQ[:sites]
-                )
+            stored = self._waiting[row.sample_id].pop(row.view, None)
+            if stored is not None:
+                name = row.sample_id if self._plan.views.count == 1 else f"{row.sample_id} view {row.view}"
+                self._count(name, stored[0], made_LQ[:sites])
+                self._count_mask(name, stored[1], row.mask)
 
     def _count(self, sample_id: str, stored_LQ: Ids, made_LQ: Ids) -> None:
         both = min(len(stored_LQ), len(made_LQ))
@@ -194,6 +212,18 @@ class _Reencoder:
             self._found.rows_different += 1
             self._show(f"{sample_id}: {total - equal:,} of {total:,} ids differ")
 
+    def _count_mask(self, name: str, stored_HW: Masks | None, packed: PackedMask) -> None:
+        if stored_HW is None and packed is None:
+            return
+        made_HW = None if packed is None else masks_of(mask_array([packed], self._plan.mask_format), self._plan.mask_format)[0]
+        self._found.masks += 1
+        if stored_HW is None or made_HW is None:
+            self._found.masks_different += 1
+            self._show(f"{name}: the mask is {'not stored' if stored_HW is None else 'no longer in the source'}")
+        elif different := int(np.count_nonzero(stored_HW != made_HW)):
+            self._found.masks_different += 1
+            self._show(f"{name}: {different:,} of {stored_HW.size:,} pixels of the mask differ")
+
     def _show(self, example: str) -> None:
         if len(self._found.examples) < EXAMPLES:
             self._found.examples.append(example)
@@ -201,9 +231,9 @@ class _Reencoder:
     def _records(self) -> Iterator[ImageRecord | FailedRecord]:
         """Yield the images of the drawn rows, shard by shard; put their stored ids into `_waiting` first."""
         for entry, rows in self._drawn():
-            stored: dict[str, dict[int, Ids]] = {}
-            for name, view, ids_LQ in self._stored(entry, rows):
-                stored.setdefault(name, {})[view] = ids_LQ
+            stored: dict[str, dict[int, Stored]] = {}
+            for name, view, kept in self._stored(entry, rows):
+                stored.setdefault(name, {})[view] = kept
             self._waiting.update(stored)
             plan = self._state.plans.get(entry.plan_id)
             if plan is None:
@@ -222,16 +252,21 @@ class _Reencoder:
             entry = shards[int(place)]
             yield entry, drawn[owners == place] - (int(stops[place]) - entry.rows)
 
-    def _stored(self, entry: ShardEntry, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, int, Ids]]:
+    def _stored(self, entry: ShardEntry, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, int, Stored]]:
         reader = ShardReader.open(self._store, str(entry.path))
         start = 0
         for group in range(reader.num_row_groups):
             stop = start + reader.row_group_rows(group)
             inside = rows[(rows >= start) & (rows < stop)] - start
             if len(inside):
-                data = reader.read_row_group(group, ("sample_id", "view"))
+                data = reader.read_row_group(group, ("sample_id", "view", *((MASK,) if reader.mask else ())))
+                masks: list[Masks | None] = [None] * len(inside)
+                if reader.mask is not None:
+                    column = data.table.column(MASK).take(inside)
+                    valid = column.is_valid().to_pylist()
+                    masks = [mask_HW if there else None for mask_HW, there in zip(masks_of(column, reader.mask), valid, strict=True)]
                 names, views = (data.table[column].take(inside).to_pylist() for column in ("sample_id", "view"))
                 tokens = data.tokens.take(inside)
-                for name, view, ids_LQ, sites in zip(names, views, tokens.ids_BLQ, tokens.sites_B, strict=True):
-                    yield name, view, ids_LQ[:sites]
+                for name, view, ids_LQ, sites, mask_HW in zip(names, views, tokens.ids_BLQ, tokens.sites_B, masks, strict=True):
+                    yield name, view, (ids_LQ[:sites], mask_HW)
             start = stop

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.canonical import keyed_hashes64, sha256_hex
 from tokenshards.pipeline.errors import CorruptObjectError, FormatError, MissingObjectError
+from tokenshards.pipeline.ledger.mask_check import count_masks, differs_from_commit
 from tokenshards.pipeline.ledger.survey import Problem, size_problem
 from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, read_commit
 from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.writer import read_quarantine
@@ -34,6 +36,8 @@ class ShardCheck:
     exists: bool = False
     """Whether the shard has a commit, even a damaged one, or an entry in the manifest."""
     rows: int = 0
+    masks: MaskTotals | None = None
+    """Counts of the masks; None without masks."""
     problems: list[Problem] = field(default_factory=list)
     references: list[ObjectRef] = field(default_factory=list)
     """Data and quarantine objects that the commit or the manifest names."""
@@ -114,6 +118,7 @@ class ShardChecker:
         try:
             reader = ShardReader.open(data, path, models=models_of(self.store))
             content = reader.read()
+            check.masks = count_masks(reader, content.table)
         except (FormatError, MissingObjectError) as error:  # also a model of its codec that is lost with all copies
             check.add(path, "corrupt", str(error))
             return []
@@ -121,6 +126,8 @@ class ShardChecker:
             check.add(path, "fingerprint", f"made by tokenizer {reader.fingerprint[:12]}, the dataset by {self.spec.fingerprint[:12]}")
         if commit is not None and len(content) != commit.rows:
             check.add(path, "rows", f"{counted(len(content), 'row')}; its commit says {commit.rows}")
+        if commit is not None and (odd := differs_from_commit(check.masks, commit)):
+            check.add(path, "masks", odd)
         sample_ids: list[str] = content.table["sample_id"].to_pylist()
         numbers = content.table["view"].to_pylist()
         keys = (f"{view}\0{sample_id}" for sample_id, view in zip(sample_ids, numbers, strict=True))

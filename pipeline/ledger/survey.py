@@ -17,6 +17,7 @@ from tokenshards.pipeline.planning.plan import Plan
 from tokenshards.pipeline.records import Untaken
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, merge_labels, read_commit, unpack_counts
 from tokenshards.pipeline.shards.manifest import Manifest
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.shards.shard_table import ShardEntry, ShardTable
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.object_sizes import object_sizes
@@ -65,6 +66,8 @@ class Survey:
     id_count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     labels: dict[Any, int] = field(default_factory=dict)
+    masked_rows: int = 0
+    mask_pixels: Counter[int] = field(default_factory=Counter)
     histograms: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
 
     @property
@@ -93,6 +96,13 @@ class Survey:
     def images(self) -> int:
         """Number of committed inputs; each has one row per view."""
         return self.rows // self.plan.views.count
+
+    @property
+    def masks(self) -> MaskTotals | None:
+        """Counts of the masks; None for a plan without masks."""
+        if self.plan.mask is None:
+            return None
+        return MaskTotals(format=self.plan.mask_format).with_counts(self.masked_rows, self.mask_pixels.items())
 
     @property
     def balanced(self) -> bool:
@@ -205,6 +215,8 @@ def _add(survey: Survey, commit: Commit, spec: TokenizerSpec) -> None:
     for stage, seconds in commit.seconds.items():
         survey.seconds[stage] = survey.seconds.get(stage, 0.0) + seconds
     merge_labels(survey.labels, commit.labels)
+    survey.masked_rows += commit.masked_rows
+    survey.mask_pixels.update({value: count for value, count in commit.mask_pixels})
     survey.histograms = _merged(survey.histograms, commit, spec)
 
 

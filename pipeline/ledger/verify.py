@@ -13,13 +13,14 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tokenshards.pipeline.errors import NotFoundError
+from tokenshards.pipeline.errors import NotFoundError, shorten
 from tokenshards.pipeline.ledger.orphans import find_unreferenced
 from tokenshards.pipeline.ledger.shard_check import ShardCheck, ShardChecker
 from tokenshards.pipeline.ledger.state import DatasetState, read_state
 from tokenshards.pipeline.ledger.survey import Problem
 from tokenshards.pipeline.shards.commit import ObjectRef
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.storage.object_sizes import object_sizes
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
@@ -38,6 +39,8 @@ class Verification:
     shards_open: int = 0
     """Planned shards that an unfinished job has not made yet."""
     rows_checked: int = 0
+    masks: MaskTotals | None = None
+    """Counts of the masks of all rows that were checked; None without masks."""
     complete: bool = False
     """True if the newest generation has a readable manifest."""
     problems: list[Problem] = field(default_factory=list)
@@ -85,6 +88,8 @@ def verify_dataset(
         found.shards_checked += check.exists
         found.shards_open += not check.exists
         found.rows_checked += check.rows
+        if check.masks is not None:
+            found.masks = (found.masks or MaskTotals(format=check.masks.format)).with_counts(check.masks.images, check.masks.pixels.items())
         found.problems += check.problems
         found.referenced |= {reference.path for reference in check.references}
         if check.problems:
@@ -93,6 +98,8 @@ def verify_dataset(
         hashes.append(check.id_hashes)
         on_shard(done, len(tasks))
     _check_unique(hashes, found)
+    if sample is None and first_shard == 0:
+        _check_masks(found)
     _check_complete(found)
     if found.complete and sample is None and first_shard == 0:
         found.unreferenced = find_unreferenced(store, state, found.referenced, sizes)
@@ -129,6 +136,17 @@ def _check_unique(hashes: list[npt.NDArray[np.uint64]], found: Verification) -> 
     twice = int(np.count_nonzero(everything[1:] == everything[:-1]))
     if twice:
         found.problems.append(Problem("shards/", "duplicate_ids", f"{twice} (sample_id, view) pairs occur more than once"))
+
+
+def _check_masks(found: Verification) -> None:
+    """Compare the masks of all shards with what the manifest says; a damaged shard is told already."""
+    manifest = found.state.manifest
+    if manifest is None or found.bad_shards or found.shards_open or len(found.state.plan_ids) > manifest.generation:
+        return
+    empty = manifest.mask is not None and not manifest.mask.images
+    if found.masks != manifest.mask and not (empty and (found.masks is None or not found.masks.images)):
+        stated, seen = (None if masks is None else masks.to_json() for masks in (manifest.mask, found.masks))
+        found.problems.append(Problem(manifest.name, "masks", f"it says {shorten(stated)}; the shards hold {shorten(seen)}"))
 
 
 def _check_complete(found: Verification) -> None:

@@ -40,6 +40,9 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+MASK_COLUMNS = (pa.field("mask_path", pa.binary()), pa.field("mask_size", pa.int64()), pa.field("mask_version", pa.string()))
+"""Further columns of plans whose masks are files of their own; null for an input without such a mask."""
+
 _BUCKET_BITS = 6
 _MORE_BITS = 7
 _PIECE_ROWS = 1 << 14
@@ -52,8 +55,14 @@ GROUP_ROWS = 256
 """Most rows that exist as Python objects at the same time; more would slow down the garbage collector."""
 
 
-def _columns(rows: list[PlanRow]) -> dict[str, Any]:
+def _columns(rows: list[PlanRow], mask_files: bool) -> dict[str, Any]:
+    masks = {
+        "mask_path": [None if row.mask_path is None else row.mask_path.encode("utf-8", "surrogateescape") for row in rows],
+        "mask_size": [None if row.mask_path is None else row.mask_size for row in rows],
+        "mask_version": [None if row.mask_path is None else row.mask_version for row in rows],
+    }
     return {
+        **(masks if mask_files else {}),
         "kind": [row.kind for row in rows],
         "sample_id": [row.sample_id for row in rows],
         "path": [None if row.path == row.sample_id else row.path.encode("utf-8", "surrogateescape") for row in rows],
@@ -88,12 +97,14 @@ def table_to_rows(table: pa.Table, label_type: str | None, meta_types: Mapping[s
     def label(text: str | None) -> Label:
         return int(text) if text is not None and label_type == "int64" else text
 
-    table = table.select([name for name in table.column_names if name in PLAN_SCHEMA.names])  # a newer minor version may have more columns
+    known = {*PLAN_SCHEMA.names, *(field.name for field in MASK_COLUMNS)}
+    table = table.select([name for name in table.column_names if name in known])  # a newer minor version may have more columns
     return [
         PlanRow(
             **{
                 **value,
                 "path": value["sample_id"] if value["path"] is None else value["path"].decode("utf-8", "surrogateescape"),
+                **_mask(value),
                 "label": label(value["label"]),
                 "meta": meta(value["meta"]),
                 "only": None if value["only"] is None else tuple(value["only"]),
@@ -104,15 +115,25 @@ def table_to_rows(table: pa.Table, label_type: str | None, meta_types: Mapping[s
     ]
 
 
+def _mask(value: dict[str, Any]) -> dict[str, Any]:
+    path = value.get("mask_path")
+    if path is None:
+        return {"mask_path": None, "mask_size": -1, "mask_version": ""}
+    return {"mask_path": path.decode("utf-8", "surrogateescape")}
+
+
 class RowSpool:
     """Plan rows on local disk, to be cut into shards. For any listing, memory is bounded by one chunk, one piece and one shard."""
 
-    def __init__(self, folder: Path, *, order_seed: int, keep_order: bool) -> None:
+    def __init__(self, folder: Path, *, order_seed: int, keep_order: bool, mask_files: bool = False) -> None:
+        self._mask_files = mask_files
+        self.schema = pa.schema([*PLAN_SCHEMA, *(MASK_COLUMNS if mask_files else ())])
+        """Schema of the plan's parts."""
         self._key = f"order-{order_seed}"
         self._keep_order = keep_order
-        self._pending: dict[str, list[Any]] = _columns([])
+        self._pending: dict[str, list[Any]] = _columns([], mask_files)
         self._buckets = _Buckets(folder, "bucket", shift=64 - _BUCKET_BITS, bits=0 if keep_order else _BUCKET_BITS)
-        self._schema = PLAN_SCHEMA.append(pa.field("hash", pa.uint64(), nullable=False))
+        self._schema = self.schema.append(pa.field("hash", pa.uint64(), nullable=False))
         self.rows = 0
         self.inputs = 0
         """Planned inputs without those in tars, whose members are counted at commit."""
@@ -130,7 +151,7 @@ class RowSpool:
         self.rows += len(rows)
         self.inputs += sum(row.inputs for row in rows if row.inputs > 0)
         self.tars += sum(row.inputs < 0 for row in rows)
-        for name, values in _columns(rows).items():
+        for name, values in _columns(rows, self._mask_files).items():
             self._pending[name] += values
         if len(self._pending["kind"]) >= CHUNK_ROWS:
             self._flush()
@@ -138,7 +159,7 @@ class RowSpool:
     def _flush(self) -> None:
         hashes = np.array(keyed_hashes64(self._key, self._pending["sample_id"]), np.uint64)
         table = pa.table({**self._pending, "hash": hashes}, schema=self._schema)
-        self._pending = _columns([])
+        self._pending = _columns([], self._mask_files)
         self._buckets.add(table)
 
     def shards(self, rows_per_shard: int, tars_per_shard: int = 1) -> Iterator[pa.Table]:

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokenshards.pipeline.canonical import canonical_json, known_fields, seal, sha256_hex, unseal
+from tokenshards.pipeline.canonical import known_fields, seal, sha256_hex, unseal
 from tokenshards.pipeline.config import PlanConfig, SourceConfig
 from tokenshards.pipeline.errors import CorruptObjectError, FormatError, MissingObjectError, PlanError
 from tokenshards.pipeline.planning.partition import table_to_rows
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.compact.model_file import model_of_name
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER, read_sealed
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.split_index import refuse_split_root
 from tokenshards.pipeline.shards.version import (
     ACCOUNTS_VERSION,
     COMPACT_VERSION,
     FORMAT_VERSION,
+    MASK_VERSION,
     NEWEST_VERSION,
     check_version,
     version_numbers,
@@ -48,7 +48,6 @@ __all__ = [
     "plan_version",
     "read_part",
     "read_shard_rows",
-    "rows_digest_input",
     "rows_of_shard",
 ]
 
@@ -99,6 +98,8 @@ class Plan:
     card: dict[str, str]
     generation: int
     earlier_plans: tuple[str, ...]
+    mask: dict[str, Any] | None = None
+    """Format of the masks, and where they come from; None for a plan without masks."""
     format_version: str = FORMAT_VERSION
     """The format version that made the plan; it never changes."""
     newer_json: bytes = field(init=False, default=b"", repr=False)
@@ -134,6 +135,8 @@ class Plan:
         known = {part.name for part in fields(SourceConfig)}
         before_rules_had_numbers = {"rules": 1}
         planned = {name: value for name, value in self.source["options"].items() if name in known}
+        if self.mask is not None and self.mask["kind"] == "folder" and asked.masks is None:
+            asked = replace(asked, masks=str(self.mask["source"]))
         return asked.with_planned({**before_rules_had_numbers, **planned})
 
     def refuse_newer(self) -> None:
@@ -143,6 +146,19 @@ class Plan:
                 f"{self.path}: made in format {self.format_version}; this version can read such a dataset, but works only on plans up to "
                 f"format {NEWEST_VERSION}. Use the version of tokenshards that made the plan"
             )
+
+    @property
+    def has_mask_files(self) -> bool:
+        """Whether the parts have the columns of masks in files of their own."""
+        return self.mask is not None and self.mask["kind"] in ("folder", "column")
+
+    @property
+    def mask_format(self) -> MaskFormat:
+        """Format of the masks of a plan that has some; raises CorruptObjectError if it is none."""
+        try:
+            return MaskFormat.from_json(self.mask or {})
+        except ValueError as error:
+            raise CorruptObjectError(self.path, str(error)) from None
 
     @property
     def config(self) -> PlanConfig:
@@ -166,33 +182,13 @@ class Plan:
             return self.newer_json
         value = asdict(self)
         del value["newer_json"]
+        if self.mask is None:
+            del value["mask"]  # the field came later
         return seal(value)
 
     def part_of(self, shard: int) -> PlanPart:
         """Return the part that holds a shard."""
         return self.parts[(shard - self.first_shard) // PART_SHARDS]
-
-
-def rows_digest_input(table: pa.Table) -> bytes | bytearray:
-    """Return the bytes that a part's digest covers for one shard: canonical JSON of [sample_id, size, version] for every row."""
-    sizes = pc.cast(table["size"], pa.string())
-    rows = pc.binary_join_element_wise('["', table["sample_id"], '",', sizes, ',"', table["version"], '"],', "")
-    text = bytearray(b"[")
-    for chunk in rows.chunks:
-        text += _text_of(chunk)
-    if text.count(b'"') == 4 * len(rows) > 0 and b"\\" not in text and np.frombuffer(text, np.uint8).min() >= 0x20:
-        text[-1:] = b"]\n"
-        return text
-    # JSON escapes quotes, backslashes and control characters, so the fast concatenation above would differ from JSON here.
-    columns = (table["sample_id"].to_pylist(), table["size"].to_pylist(), table["version"].to_pylist())
-    return canonical_json(list(zip(*columns, strict=True)))
-
-
-def _text_of(strings: pa.StringArray) -> memoryview:
-    """Return the concatenated strings of an array as UTF-8, without a copy."""
-    _, offsets, data = strings.buffers()
-    ends = np.frombuffer(offsets, np.int32)[[strings.offset, strings.offset + len(strings)]]
-    return memoryview(data)[ends[0] : ends[1]]
 
 
 def plan_version(config: SourceConfig, *, newer_inputs: bool, codec: str = "default") -> str:
@@ -201,6 +197,8 @@ def plan_version(config: SourceConfig, *, newer_inputs: bool, codec: str = "defa
     `newer_inputs`: the listing found inputs that a worker may find absent or leave out, or that format 1.0 would read otherwise.
     `codec`: the name of the plan.
     """
+    if config.takes_masks:
+        return MASK_VERSION
     if model_of_name(codec) is not None:
         return COMPACT_VERSION
     return ACCOUNTS_VERSION if newer_inputs or config.beyond_format_1_0 else FORMAT_VERSION

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from tokenshards.pipeline.canonical import canonical_json, keyed_hashes64, sha256_hex
 from tokenshards.pipeline.config import PlanConfig
 from tokenshards.pipeline.fault_injection import crash_point
-from tokenshards.pipeline.planning.partition import GROUP_ROWS, PLAN_SCHEMA, RowSpool
-from tokenshards.pipeline.planning.plan import CURRENT_PLAN, PART_SHARDS, Plan, PlanPart, plan_pointer, rows_digest_input
+from tokenshards.pipeline.planning.part_digest import rows_digest_input
+from tokenshards.pipeline.planning.partition import GROUP_ROWS, RowSpool
+from tokenshards.pipeline.planning.plan import CURRENT_PLAN, PART_SHARDS, Plan, PlanPart, plan_pointer
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.version import FORMAT_VERSION
 from tokenshards.pipeline.storage.store import Store
@@ -54,6 +55,8 @@ class PlanRequest:
     meta_types: dict[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
     """The summary of the listing as lines of text."""
+    mask: dict[str, Any] | None = None
+    """What `Plan.mask` records; its place is no part of the plan's identity."""
     format_version: str = FORMAT_VERSION
     """See `plan_version`; a later generation has the version of the generation before."""
 
@@ -82,7 +85,7 @@ def spool_parts(spool: RowSpool, folder: Path, config: PlanConfig, first_shard: 
     for table in spool.shards(rows_per_shard, tars_per_shard):
         if writer is None:
             file = str(folder / f"part-{number:05d}.parquet")
-            writer = pq.ParquetWriter(file, PLAN_SCHEMA, compression="zstd", use_dictionary=list(REPETITIVE_COLUMNS))
+            writer = pq.ParquetWriter(file, spool.schema, compression="zstd", use_dictionary=list(REPETITIVE_COLUMNS))
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         digest.update(rows_digest_input(table))
         rows += table.num_rows
@@ -111,9 +114,15 @@ def plan_id_of(request: PlanRequest, shard_rows: int, digests: list[str]) -> str
                 "view_policy": request.config.views,
                 "generation": request.generation,
                 "parts": digests,
+                **({} if request.mask is None else {"mask": _identity_of_masks(request.mask)}),
             }
         )
     )
+
+
+def _identity_of_masks(mask: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies the masks of a plan: a folder may move, but another column holds other masks."""
+    return {name: value for name, value in mask.items() if name != "source" or mask["kind"] != "folder"}
 
 
 class Listing:
@@ -122,8 +131,12 @@ class Listing:
     Use it as a context manager; memory is bounded for any length of the listing.
     """
 
-    def __init__(self, rows: Iterable[PlanRow], *, order_seed: int, keep_order: bool, sample: int, sample_seed: int) -> None:
+    def __init__(
+        self, rows: Iterable[PlanRow], *, order_seed: int, keep_order: bool, sample: int, sample_seed: int, mask_files: bool = False
+    ) -> None:
+        """`mask_files`: rows may have masks in files of their own."""
         self._rows = rows
+        self._mask_files = mask_files
         self._order_seed = order_seed
         self._sample_size = sample
         self._sample_key = f"sample-{sample_seed}"
@@ -137,7 +150,7 @@ class Listing:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenshards-plan-")
         try:
             self.folder = Path(self._folder.name)
-            self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order)
+            self.spool = RowSpool(self.folder, order_seed=self._order_seed, keep_order=self.keep_order, mask_files=self._mask_files)
             self._spool_and_sample()
         except BaseException:  # __exit__ will not run, and a process that ends by os._exit does not clean up
             self._folder.cleanup()
@@ -204,6 +217,7 @@ def write_plan(store: Store, listing: Listing, request: PlanRequest, tars_per_sh
         card=request.card,
         generation=request.generation,
         earlier_plans=request.earlier_plans,
+        mask=request.mask,
         format_version=request.format_version,
     )
     publish_plan_json(store, plan)

@@ -19,6 +19,7 @@ from tokenshards.pipeline.shards.manifest import Manifest, ShardEntry, load_mani
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.writer import read_quarantine
 from tokenshards.pipeline.sources.base import readable_text
+from tokenshards.pipeline.sources.mask_folder import mask_store
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import counted
 
@@ -62,8 +63,9 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
     quarantined = sum(entry.quarantined for entry in failed)
     if not quarantined:
         return None
-    rows = rows_to_retry(store, source, last, [entry.shard for entry in failed])
-    with Listing(rows, order_seed=last.order_seed, keep_order=False, sample=0, sample_seed=0) as listing:
+    rows = rows_to_retry(store, source, last, [entry.shard for entry in failed], mask_store(source, config.masks))
+    settings: dict[str, Any] = {"order_seed": last.order_seed, "keep_order": False, "sample": 0, "sample_seed": 0}
+    with Listing(rows, **settings, mask_files=last.has_mask_files) as listing:
         request = PlanRequest(
             fingerprint=last.fingerprint,
             config=last.config,
@@ -77,23 +79,25 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
             card={**last.card, "retried": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
             label_type=last.label_type,
             meta_types=last.meta_types,
+            mask=last.mask,
             matched=(f"{counted(quarantined, 'quarantined input')} of generation {last.generation}",),
             format_version=last.format_version,
         )
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
 
 
-def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int]) -> Iterator[PlanRow]:
+def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int], masks: Store | None) -> Iterator[PlanRow]:
     """Yield a plan row, with current size and version, for each quarantined input or slice of these shards.
 
     Files are planned one by one, and table rows by their number. A tar is read again as a whole, because only reading shows its samples,
-    but its committed samples are skipped. Raises PlanError if a failed input belongs to no planned row.
+    but its committed samples are skipped. `masks` is the store of a folder of masks. Raises PlanError if a failed input belongs to no
+    planned row.
     """
     with ThreadPoolExecutor(1 if source.is_local else STAT_THREADS) as pool:
         for shard in shards:
             commit, _ = read_commit(store, plan.plan_id, shard)
             if commit.quarantine is not None:
-                yield from pool.map(lambda row: _as_it_is_now(source, row), _rows_of_shard(store, plan, commit))
+                yield from pool.map(lambda row: _as_it_is_now(source, row, masks), _rows_of_shard(store, plan, commit))
 
 
 def waiting_failures(store: Store, retry: Plan, to_do: Iterable[int]) -> Callable[[ShardEntry], Callable[[dict[str, Any]], bool]]:
@@ -158,7 +162,9 @@ def _committed_ids(store: Store, commit: Commit) -> frozenset[str]:
     return frozenset(ShardReader.open(store, commit.data.path).read_columns(("sample_id",))["sample_id"].to_pylist())
 
 
-def _as_it_is_now(source: Store, row: PlanRow) -> PlanRow:
-    """Return the row with the current size and version of its object; a missing object will fail again."""
+def _as_it_is_now(source: Store, row: PlanRow, masks: Store | None) -> PlanRow:
+    """Return the row with the current size and version of its object and its mask; a missing one will fail again."""
     info = None if row.version == "" else source.info(row.path)  # URIs of a table have no planned version
-    return row if info is None else replace(row, size=info.size, version=info.version)
+    row = row if info is None else replace(row, size=info.size, version=info.version)
+    mask = None if masks is None or row.mask_path is None else masks.info(row.mask_path)
+    return row if mask is None else replace(row, mask_size=mask.size, mask_version=mask.version)

@@ -15,6 +15,7 @@ from tokenshards.pipeline.storage.store import Store
 
 __all__ = [
     "ImageSource",
+    "bad_mask",
     "check_unchanged",
     "file_record",
     "read_file_row",
@@ -69,13 +70,21 @@ def read_file_row(store: Store, row: PlanRow, config: SourceConfig) -> ImageReco
         return file_record(store, row, error)
 
 
-def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput) -> ImageRecord | FailedRecord:
-    """Return the record of a `file` row from the bytes or the error of its fetch."""
+def file_record(store: Store, row: PlanRow, fetched: bytes | BadInput, mask: bytes | BadInput | None = None) -> ImageRecord | FailedRecord:
+    """Return the record of a `file` row from the bytes or the error of its fetch, and of that of its mask."""
     uri = store.place(row.path)
     if isinstance(fetched, BadInput):
         return FailedRecord(sample_id=row.sample_id, error=fetched, label=row.label, uri=uri)
     keep = row.version != "" or not is_outside(store, row.path)  # only the rows of tables have no version
-    return ImageRecord(sample_id=row.sample_id, data=fetched, label=row.label, meta=row.meta, uri=uri, keep_bytes=keep)
+    if isinstance(mask, BadInput):
+        return FailedRecord(sample_id=row.sample_id, error=bad_mask(mask), data=fetched if keep else None, label=row.label, uri=uri)
+    return ImageRecord(sample_id=row.sample_id, data=fetched, label=row.label, meta=row.meta, uri=uri, keep_bytes=keep, mask=mask)
+
+
+def bad_mask(error: BadInput) -> BadInput:
+    """Return why an image cannot be taken whose mask could not be fetched; a change and the store's own words keep their reason."""
+    kept = error.reason in (Reason.CHANGED_SINCE_PLAN, Reason.UNREADABLE, Reason.BAD_MASK)
+    return BadInput(error.reason if kept else Reason.BAD_MASK, f"its mask: {error.detail}", error.stage)
 
 
 def check_unchanged(store: Store, row: PlanRow) -> None:

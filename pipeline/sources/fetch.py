@@ -11,6 +11,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ from tokenshards.pipeline.storage.store import Store, readable
 from tokenshards.pipeline.thread_map import map_in_order
 
 __all__ = [
+    "ImageAndMask",
     "MAX_BYTES",
     "expected_bytes",
     "fetch_ahead",
@@ -175,13 +177,23 @@ class _Held:
             self.bytes += count
 
 
+@dataclass(frozen=True, slots=True)
+class ImageAndMask:
+    """The bytes of an image, and the bytes or the error of its mask."""
+
+    image: bytes
+    mask: bytes | BadInput
+
+
 def _size_of_result(result: object) -> int:
+    if isinstance(result, ImageAndMask):
+        return len(result.image) + _size_of_result(result.mask)
     return len(result) if isinstance(result, bytes) else 0
 
 
 def expected_bytes(row: PlanRow) -> int:
-    """Return the size of a file row in bytes, a guess for a table's URL."""
-    return row.size if row.size >= 0 else UNKNOWN_BYTES
+    """Return the size of a file row and its mask in bytes, a guess for a table's URL."""
+    return (row.size if row.size >= 0 else UNKNOWN_BYTES) + max(0, row.mask_size)
 
 
 def refuse_unmounted(store: Store, path: str) -> None:

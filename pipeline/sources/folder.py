@@ -16,11 +16,15 @@ from tokenshards.pipeline.sources.junk import HIDDEN, is_hidden, junk_kind_of_fo
 from tokenshards.pipeline.sources.label_files import likely_tables
 from tokenshards.pipeline.sources.label_table import LabelTable
 from tokenshards.pipeline.sources.labels.rule import LabelRule
+from tokenshards.pipeline.sources.mask_folder import MaskFolder
 from tokenshards.pipeline.sources.splits import ALL_SPLITS, asked_split, known_split, split_at
 from tokenshards.pipeline.sources.summary import Doubt, LeftOut, SourceSummary, extension
 from tokenshards.pipeline.storage.store import Store
 
 __all__ = ["FolderSource"]
+
+MASKS = "of the masks"
+"""What lies in the folder of masks is no image."""
 
 
 @dataclass(slots=True)
@@ -67,6 +71,12 @@ class FolderSource:
             path_template=no_columns,
             image_member="it has no samples of several members",
         )
+        if config.mask_rules.mask_column is not None and not config.frozen:
+            column = shorten(config.mask_rules.mask_column)
+            raise SourceError(
+                f"{store.url} is a folder of images, and --mask-column was given as {column}: {no_columns}. Give --masks FOLDER"
+            )
+        self._masks: MaskFolder | None = None
         if config.tar_key != "auto":
             raise SourceError(f"{store.url} is a folder of images, and --key was given as {config.tar_key!r}: it has no tars. Leave it out")
         if self._rule.kind == "tar":
@@ -78,7 +88,19 @@ class FolderSource:
         return self.store.root if self.store.is_local else self.store.url
 
     def list_rows(self) -> Iterator[PlanRow]:
-        """Yield a row per matched file in any order, with one folder in memory at a time; fills `summary`."""
+        """Yield a row per matched file in any order, with one folder in memory at a time, and its mask if there are masks; fills `summary`.
+
+        Settles in `config` where masks are, and how their paths differ from those of images. Raises SourceError if no image has a mask.
+        """
+        if self.config.masks is None:
+            yield from self._images()
+            return
+        self._masks = masks = MaskFolder.open(self.store, self.config)
+        yield from masks.joined(self._images())
+        self.config = masks.settled(self.config)
+        masks.describe(self.summary)
+
+    def _images(self) -> Iterator[PlanRow]:
         self.summary = summary = SourceSummary(noun=self.summary.noun)
         self._settle()
         rules, all_files, images = self.config.rules, self.config.all_files, image_extensions()
@@ -98,6 +120,8 @@ class FolderSource:
             junk = place.junk
             if junk is None and rules > 1 and (all_files or name[slash] == "."):  # others are no images by their extension
                 junk = junk_kind_of_name(name[slash:]) if rules > 2 else HIDDEN if name[slash] == "." else None
+            if junk is None and self._masks is not None and self._masks.holds(name):
+                junk = MASKS
             if junk is not None:
                 summary.leave_out(junk, name)
                 continue
@@ -126,7 +150,8 @@ class FolderSource:
         config = self.config
         if config.rules < 3 or config.frozen or config.split is not None or config.label_from is not None or config.no_labels:
             return
-        names = [name for name in self.store.folders() if junk_kind_of_folder(name) is None]
+        masks = self._masks.recorded if self._masks is not None else None
+        names = [name for name in self.store.folders() if junk_kind_of_folder(name) is None and name != masks]
         splits = {split for name in names if (split := known_split(name)) is not None}
         if len(splits) > 1 or (splits and all(known_split(name) for name in names)):
             self.config = replace(config, split=ALL_SPLITS)

@@ -86,7 +86,8 @@ class SourceSummary:
     id_rule: str = ""
     label_rule: str = ""
     meta_rule: str = ""
-    """How ids, labels and meta columns are made."""
+    mask_rule: str = ""
+    """How ids, labels, meta columns and masks are made."""
     newer_inputs: bool = False
     """Whether a worker may find inputs absent, leave out files of a container, or read inputs in another way than format 1.0."""
     notes: list[str] = field(default_factory=list)
@@ -152,7 +153,13 @@ class SourceSummary:
         if self.examples:
             rows.append(("for example", ", ".join(self.examples)))
         nothing = next((note for note in self.notes if note.startswith(NO_LABELS)), "")
-        rules = (("image", self.image_rule), ("id", self.id_rule), ("label", nothing or self.label_rule), ("metadata", self.meta_rule))
+        rules = (
+            ("image", self.image_rule),
+            ("id", self.id_rule),
+            ("label", nothing or self.label_rule),
+            ("metadata", self.meta_rule),
+            ("masks", self.mask_rule),
+        )
         rows += [(name, rule) for name, rule in rules if rule]
         if self.classes:
             shown = ", ".join(f"{_cut(label)} ({count:,})" for label, count in self._largest())
@@ -168,7 +175,7 @@ class SourceSummary:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; of the classes the first ten by number of inputs."""
         plain = ("noun", "files", "bytes", "rows", "images", "beside", "examples", "tables_beside", "unlabelled", "notes")
-        rules = ("image_rule", "id_rule", "label_rule", "meta_rule", "label_type", "meta_types")
+        rules = ("image_rule", "id_rule", "label_rule", "meta_rule", "mask_rule", "label_type", "meta_types")
         return {
             **{name: getattr(self, name) for name in (*plain, *rules)},
             "matched": dict(self.matched),

@@ -38,6 +38,7 @@ class Columns:
     id: str | None = None
     label: str | None = None
     meta: tuple[str, ...] = ()
+    mask: str | None = None
     status: str | None = None
     """Column in which who made the table says whether the image could be had, as img2dataset does."""
     split: str | None = None
@@ -58,7 +59,7 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """All columns to read, each once; image or template first."""
         parts = [name for _, name in self.template]
-        named = (self.image, *parts, self.id, self.label, *self.meta, self.status, self.split)
+        named = (self.image, *parts, self.id, self.label, *self.meta, self.mask, self.status, self.split)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -158,6 +159,8 @@ def choose_columns(
         config = replace(config, image_column=usual[0])
     if usual[1] is not None and config.label is None and config.label_from is None and not config.no_labels:
         config = replace(config, label=usual[1])
+    mask = _mask_column(_Choice(kinds, config, where), config.mask_rules.mask_column)
+    kinds = {name: kind for name, kind in kinds.items() if name != mask}
     choice = _Choice(kinds, config, where)
     image: str | None = None
     template: tuple[tuple[str, str | None], ...] = ()
@@ -178,7 +181,7 @@ def choose_columns(
         beside = f"images in column {', '.join(further)} would not be taken: --image-column NAME takes another column than {image}"
         note = f"{note}; {beside}" if note else beside
     holds: Holds = "bytes" if image is not None and kinds[image] == "bytes" else "encoded" if encoded else "URIs"
-    taken = (image, label, config.id_column, *config.meta)
+    taken = (image, label, config.id_column, *config.meta, mask)
     columns = Columns(
         image=image,
         holds=holds,
@@ -186,11 +189,18 @@ def choose_columns(
         id=_id_column(choice, config.id_column, image),
         label=label,
         meta=tuple(choice.required(name, "--meta") for name in config.meta),
+        mask=mask,
         status=choice.found((STATUS_NAME,), "string") if STATUS_NAME not in taken else None,
         split=choice.found((SPLIT_NAME,), "string") if SPLIT_NAME not in (image, label) else None,
         notes=(note,) if note else (),
     )
     return replace(columns, others=tuple(name for name in kinds if name not in columns.names))
+
+
+def _mask_column(choice: _Choice, name: str | None) -> str | None:
+    if name is not None and choice.kinds[choice.required(name, "--mask-column")] not in ("bytes", "string", "null"):
+        raise choice.refuse(f"--mask-column names {name!r} of type {choice.kinds[name]}; {_EXPECTED}")
+    return name
 
 
 def _id_column(choice: _Choice, name: str | None, image: str | None) -> str | None:

@@ -15,7 +15,7 @@ from tokenshards.pipeline.errors import (
     shorten,
 )
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, Label, LeftOutRecord, PlanRow, SourceRecord
-from tokenshards.pipeline.sources.base import check_unchanged, readable_text
+from tokenshards.pipeline.sources.base import bad_mask, check_unchanged, readable_text
 from tokenshards.pipeline.sources.fetch import MAX_BYTES, fetch_file
 from tokenshards.pipeline.sources.hosts.uris import is_outside
 from tokenshards.pipeline.sources.labels.cell_values import fitting_meta, plain_label, whole_number
@@ -73,7 +73,7 @@ def column_names(schema: Any, columns: Columns, partition: dict[str, str | None]
         if name in partition and name not in schema.names:
             continue
         fields = []
-        if name == columns.image and columns.holds == "bytes":
+        if (name == columns.image and columns.holds == "bytes") or name == columns.mask:
             kind = schema.field(name).type
             fields = [
                 f"{name}.{part}" for part in ("bytes", "path") if hasattr(kind, "get_field_index") and kind.get_field_index(part) >= 0
@@ -135,7 +135,7 @@ class _Reader:
             self._table = open_text(store, self._info)
             usual = self._table.usual
             head: dict[str, Any] = next(self._table.rows(), {}) if self._table.is_json else {}
-            named = (config.image_column, config.label, config.id_column, *config.meta)
+            named = (config.image_column, config.label, config.id_column, config.mask_rules.mask_column, *config.meta)
             kinds = dict.fromkeys((*self._table.names, *head, *(name for name in named if name and head)), "string")
         for column in self._partition:
             kinds.setdefault(column, "string")
@@ -182,11 +182,25 @@ class _Reader:
         try:
             if data is None or isinstance(data, str):
                 data, keep = self._from_text(cell["path"] if data is None else data, sample_id)
-            if len(data) > MAX_BYTES:
-                raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; expected at most {MAX_BYTES}", Stage.FETCH)
+            _refuse_large(data)
         except BadInput as error:
             return FailedRecord(sample_id=sample_id, error=error, label=label, uri=uri)
-        return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri, keep_bytes=keep)
+        try:
+            mask = self._mask(cells, sample_id)
+        except BadInput as error:
+            return FailedRecord(sample_id=sample_id, error=bad_mask(error), data=data if keep else None, label=label, uri=uri)
+        return ImageRecord(sample_id=sample_id, data=data, label=label, meta=meta, uri=uri, keep_bytes=keep, mask=mask)
+
+    def _mask(self, cells: dict[str, Any], sample_id: str) -> bytes | None:
+        """Return the bytes of the mask of a row, None where its cell is empty."""
+        cell = None if self.columns.mask is None else cells[self.columns.mask]
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        text = cell.get("path") if isinstance(cell, dict) and data is None else data
+        if text is None or text == "" or text == b"":
+            return None
+        found: bytes = self._from_text(text, sample_id)[0] if isinstance(text, str) else text
+        _refuse_large(found)
+        return found
 
     def _from_text(self, text: str, sample_id: str) -> tuple[bytes, bool]:
         """Return the bytes that a text holds or names, and whether the quarantine may keep them."""
@@ -227,6 +241,11 @@ class _Reader:
                 )
             found[name] = value
         return found
+
+
+def _refuse_large(data: bytes) -> None:
+    if len(data) > MAX_BYTES:
+        raise BadInput(Reason.TOO_LARGE, f"{len(data)} bytes; expected at most {MAX_BYTES}", Stage.FETCH)
 
 
 def is_of_split(cell: Any, wanted: str) -> bool:

@@ -62,6 +62,8 @@ class Seen:
     """Some of their splits."""
     paths: list[npt.NDArray[np.int64]] | None = field(default_factory=list)
     """Hashes of the file names of all tables with bytes; None once a row has none."""
+    masked: int = 0
+    """Rows that name a mask; those with the bytes of one are not counted."""
     some_paths: bool = False
     """Whether a row of bytes has a file name."""
     no_path: str = ""
@@ -114,6 +116,7 @@ class Seen:
             summary.notes.append(f"values of column {name} are of several types: they are kept as {summary.meta_types[name]}")
         summary.notes += first.notes
         self._finish_rows(first)
+        self._finish_masks(first)
         rows = max(0, summary.rows)
         if first.label is not None:
             self._doubt(null_column(first.label, summary.unlabelled, rows, f"--label NAME, or --meta {first.label}"))
@@ -181,6 +184,19 @@ class Seen:
             summary.notes.append(f"backslashes in {counted(self.backslashes, 'path')} are taken as separators of folders")
         if self.probed:
             self._doubt(where_images_are(self.store, self.probed, config))
+
+    def _finish_masks(self, first: Columns) -> None:
+        summary = self.summary
+        if first.mask is None:
+            return
+        summary.mask_rule = f"column {first.mask}"
+        if first.holds != "URIs":
+            return
+        summary.mask_rule += f", {self.masked:,} of {counted(summary.rows, 'row has', 'rows have')} one"
+        if not self.masked and not self.config.frozen:
+            raise SourceError(
+                f"{self._where}: no row has a mask in column {first.mask}; expected the path or URL of a mask. Leave --mask-column out"
+            )
 
     def _doubt(self, doubt: Doubt | None) -> None:
         if doubt is not None:

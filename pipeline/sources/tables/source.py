@@ -74,6 +74,7 @@ class TableSource:
             config,
             store.url,
             "a set of tables",
+            masks="a table names its masks in a column: --mask-column NAME",
             all_files="a table names its images",
             image_member=no_members,
             key_column="it is for --label-from file:TABLE; the label of a table is a column of its own",

@@ -33,6 +33,7 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
     id_at = -1 if columns.id is None else where_is[columns.id]
     status_at = -1 if columns.status is None else where_is[columns.status]
     split_at = -1 if columns.split is None or split_of_file(name) is not None else where_is[columns.split]
+    mask_at = -1 if columns.mask is None else where_is[columns.mask]
     metas = [(column, where_is[column]) for column in columns.meta]
     template = columns.template
     parts = [where_is[column] for _, column in template if column is not None]
@@ -82,5 +83,16 @@ def uri_rows(path: str, columns: Columns, rows: Iterable[Any], pick: Pick, seen:
             seen.outside += not store.is_local or is_outside(store, place, links=False)
         elif number < PROBED_PATHS and "://" not in place:
             seen.probed.append(place)
-        yield PlanRow(kind="file", sample_id=sample_id, path=place, size=-1, version="", inputs=1, label=label, meta=meta)
+        seen.masked += mask_at >= 0 and bool(cells[mask_at])
+        mask = None if mask_at < 0 else _mask_place(cells[mask_at], places, f"{where}: row {number}", str(columns.mask))
+        yield PlanRow(kind="file", sample_id=sample_id, path=place, size=-1, version="", inputs=1, label=label, meta=meta, mask_path=mask)
     seen.backslashes += places.backslashes
+
+
+def _mask_place(cell: Any, places: Places, where: str, column: str) -> str | None:
+    """Return the place of a mask that a cell names, None for an empty cell. Raises SourceError for anything but a path or URL."""
+    if not cell:
+        return None
+    if not isinstance(cell, str) or cell.startswith("data:"):
+        raise SourceError(f"{where}: {column} is {shorten(cell)}; expected a path or a URL of a mask, as in the column of images")
+    return places.resolve(cell if cell.isascii() else valid_utf8(cell))

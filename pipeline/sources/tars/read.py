@@ -24,6 +24,7 @@ from tokenshards.pipeline.sources.tars.labels import (
     planned_meta,
     raw_label,
 )
+from tokenshards.pipeline.sources.tars.mask_members import mask_of, mask_suffix, read_mask
 from tokenshards.pipeline.sources.tars.members import (
     ARCHIVES,
     SNIFFED_BYTES,
@@ -144,7 +145,7 @@ class _Reader:
         self._told = told_members(config.image_member)
         self._labels: dict[str, object] | None = None
         self._table: LabelTable | None = None
-        self._wanted = wanted_split(config, row.path)
+        self._wanted, self._mask = wanted_split(config, row.path), mask_suffix(config)
         self._samples = 0
         self.left_out: dict[str, tuple[int, str]] = {}
 
@@ -188,7 +189,9 @@ class _Reader:
         """Read what the plan needs of a member."""
         sample.parts[part.suffix] = part
         try:
-            if is_image(part.suffix, self._told):
+            if part.suffix == self._mask:
+                read_mask(self._archive, part)
+            elif is_image(part.suffix, self._told):
                 if sample.sniffed:
                     for suffix in sample.images:
                         sample.parts[suffix].data = None
@@ -262,9 +265,7 @@ class _Reader:
             detail = f"--image-member is {self._config.image_member}; the sample has {_names(sample.images)}"
             yield self.failure(key, BadInput(Reason.NO_IMAGE, detail, Stage.FETCH))
         elif "cls" in sample.parts or "json" in sample.parts or self._config.label in sample.parts:
-            detail = (
-                f"the members {', '.join(sample.parts)} hold no image; expected an extension such as jpg, png or webp, or --image-member"
-            )
+            detail = f"the members {', '.join(sample.parts)} hold no image; expected an extension such as jpg or png, or --image-member"
             yield self.failure(key, BadInput(Reason.NO_IMAGE, detail, Stage.FETCH))
         else:
             for kind, name in stray_parts(sample):
@@ -285,9 +286,10 @@ class _Reader:
                 raw = raw_label(sample, value, self._config, self._row.path)
             label = planned_label(raw, self._label_type, where, self._config)
             meta = planned_meta(sample, value, self._meta_types, where)
+            mask = mask_of(sample, self._mask)
         except BadInput as error:
             return self.failure(name, error, part.data)
-        return ImageRecord(sample_id=f"{self._row.sample_id}#{name}", data=part.data, label=label, meta=meta, uri=self._uri)
+        return ImageRecord(sample_id=f"{self._row.sample_id}#{name}", data=part.data, label=label, meta=meta, uri=self._uri, mask=mask)
 
 
 def _about(lost: int) -> str:

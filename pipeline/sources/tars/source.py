@@ -16,6 +16,7 @@ from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tars.earlier_rules import describe_before, read_tar_before
+from tokenshards.pipeline.sources.tars.mask_members import describe_masks
 from tokenshards.pipeline.sources.tars.read import read_tar_by_members
 from tokenshards.pipeline.sources.tars.rules import describe, survey_tars
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
@@ -45,6 +46,7 @@ class TarSource:
             id_column=no_columns,
             image_column=members,
             **({} if names_table(config.label_from) else {"key_column": "there is no --label-from file:TABLE"}),
+            masks="a mask is a member of its sample: --mask-column seg.png takes it",
             image_root="its images are members of tars",
             path_template="its images are members of tars",
         )
@@ -66,6 +68,7 @@ class TarSource:
         else:
             survey, self.config = survey_tars(self.store, self.files, self.config)
             describe(survey, self.config, summary)
+            describe_masks(survey, self.config, summary, self.store.url)
             empty = {path for path in survey.without_images if survey.complete}
             partners = self.config.label_from and self.config.label_from.startswith("file:")
             if partners:

@@ -28,6 +28,7 @@ from tokenshards.pipeline.sources.tars.labels import (
     raw_meta,
     tar_stem,
 )
+from tokenshards.pipeline.sources.tars.mask_members import mask_suffix
 from tokenshards.pipeline.sources.tars.members import (
     SNIFFED_BYTES,
     Part,
@@ -129,11 +130,14 @@ class TarSurvey:
     def _seen_in(self, info: ObjectInfo) -> Iterator[_Seen]:
         """Yield what a tar holds, then its damage if there is some."""
         local, told, needed = self.store.is_local, told_members(self.config.image_member), self._texts()
+        masks = mask_suffix(self.config)
         least, most = LOCAL_BLOCKS if local else REMOTE_BLOCKS
 
         def load(sample: TarSample, part: Part) -> None:
             sample.parts[part.suffix] = part
             try:
+                if part.suffix == masks:
+                    return
                 if is_image(part.suffix, told):
                     if sample.sniffed:
                         sample.images, sample.sniffed = [], False
