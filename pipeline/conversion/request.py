@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from tokenshards.pipeline.config import SHAPING_FIELDS, PlanConfig, RunConfig, SourceConfig
@@ -17,11 +17,21 @@ from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
-from tokenshards.pipeline.storage.store import Store, display_url, is_absolute
+from tokenshards.pipeline.sources.mask_folder import find_masks
+from tokenshards.pipeline.storage.store import Store, absolute_url, display_url, is_absolute
 from tokenshards.pipeline.tokenizers.config import FitConfig, OwnFitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
 
-__all__ = ["Outcome", "Reporter", "TokenizeRequest", "check_fit_options", "check_request", "check_source", "sixteen_bit_note"]
+__all__ = [
+    "Outcome",
+    "Reporter",
+    "TokenizeRequest",
+    "check_fit_options",
+    "check_request",
+    "check_source",
+    "sixteen_bit_note",
+    "with_absolute_masks",
+]
 
 PROBED_ROWS = 16
 SIXTEEN_BIT = "--sixteen-bit"
@@ -105,6 +115,9 @@ def check_request(plan: Plan, request: TokenizeRequest) -> None:
     for option, wanted in _options_of(request.source).items():
         if wanted not in (untouched[option], planned[option]):
             different.append(f"{option} {wanted} (the plan has {planned[option]})")
+    if request.source.masks is not None and (plan.mask is None or plan.mask["kind"] != "folder"):
+        have = "no masks" if plan.mask is None else f"masks in the {plan.mask['kind']} {plan.mask['source']}"
+        different.append(f"--masks {display_url(request.source.masks)} (the plan has {have})")
     if request.tokenizer_url is not None:
         store, prefix = resolve_tokenizer(request.tokenizer_url, request.tokenizer_options)
         fingerprint = load_tokenizer(store, prefix).spec.fingerprint
@@ -147,6 +160,14 @@ def _fitted_otherwise(given: OwnFitOptions, spec: TokenizerSpec, statistics: dic
         )
         if wanted is not None and have is not None and wanted != have
     ]
+
+
+def with_absolute_masks(request: TokenizeRequest) -> TokenizeRequest:
+    """Return the request with the folder of masks as every process finds it. Raises SourceError if it is not there."""
+    if request.source.masks is None:
+        return request
+    _, store = find_masks(source_root(request.source_url, request.source), request.source.masks)
+    return replace(request, source=replace(request.source, masks=absolute_url(store.location)))
 
 
 def sixteen_bit_note(plan: Plan, request: TokenizeRequest) -> str | None:

@@ -18,6 +18,7 @@ from tokenshards.pipeline.conversion.request import (
     check_request,
     check_source,
     sixteen_bit_note,
+    with_absolute_masks,
 )
 from tokenshards.pipeline.conversion.resume import PlanRun
 from tokenshards.pipeline.conversion.understand import understand
@@ -75,7 +76,8 @@ class Conversion:
         Raises DoubtError where the input is in grave doubt, before any plan is made, IncompleteError, TooManyBadInputsError, LiveRunError,
         and the errors of planning and storage.
         """
-        request, store = self._request, self._store
+        self._request = request = with_absolute_masks(self._request)
+        store = self._store
         self._refuse_second_driver()
         chain = load_chain(store)
         if not chain:
@@ -148,11 +150,7 @@ class Conversion:
                 classes = source.summary.class_order
             mask = plan_of_masks(source, tokenizer.spec.preprocess.size)
             if mask is not None:
-                pixels, values = (
-                    f"{mask['width']} x {mask['height']} pixels",
-                    f"{mask['dtype']}, {mask['ignore']:,} for pixels without a class",
-                )
-                say(f"masks are stored as {pixels} of {values}, each the class under the middle of a pixel of the view")
+                say(f"masks: {mask['width']} x {mask['height']} pixels of {mask['dtype']}; {mask['ignore']:,} is a pixel without a class")
             objects = save_tokenizer(tokenizer, self._store, TOKENIZER_FOLDER, statistics)
             config = request.plan
             if needs_model(config.codec):

@@ -20,7 +20,9 @@ from tokenshards.pipeline.planning.plan import load_chain
 from tokenshards.pipeline.quality.fidelity import psnr
 from tokenshards.pipeline.records import ImageRecord, TokenBatch, concatenate_tokens
 from tokenshards.pipeline.reports.drawings import image_grid, image_table, publish_drawing, side_by_side
+from tokenshards.pipeline.reports.mask_drawings import mask_caption, mask_colours, no_mask, with_legend
 from tokenshards.pipeline.shards.dataset import Sample, TokenDataset, open_dataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.storage.store import display_url
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
@@ -74,7 +76,12 @@ def preview_dataset(
     ids = [str(sample.row["sample_id"]) for sample in samples]
     captions = [_caption(sample) for sample in samples]
     if source_url is None:
-        drawing = image_grid(images, captions, columns=min(8, max(1, round(len(images) ** 0.5))))
+        columns = min(8, max(1, round(len(images) ** 0.5)))
+        if dataset.mask is None:
+            drawing = image_grid(images, captions, columns=columns)
+        else:
+            groups = [[(image, caption)] for image, caption in zip(images, captions, strict=True)]
+            drawing = _with_masks(groups, samples, dataset.mask, columns=min(4, columns))
         _save(drawing, to)
         return Preview(to, ids, [])
     originals = _originals(dataset, source_url, set(ids), reading or SourceConfig(storage_options=options))
@@ -85,9 +92,16 @@ def preview_dataset(
             "exists there unchanged; give the source that was tokenized"
         )
     pairs = [(originals[ids[index]], images[index]) for index in kept]
-    drawing = side_by_side([original for original, _ in pairs], [image for _, image in pairs], [captions[index] for index in kept])
+    fidelity = [psnr(original, image) for original, image in pairs]
+    names, shown = [captions[index] for index in kept], [samples[index] for index in kept]
+    if dataset.mask is None:
+        drawing = side_by_side([original for original, _ in pairs], [image for _, image in pairs], names)
+    else:
+        told = [f"tokens, {decibels:.1f} dB" for decibels in fidelity]
+        groups = [[(pair[0], name), (pair[1], text)] for pair, name, text in zip(pairs, names, told, strict=True)]
+        drawing = _with_masks(groups, shown, dataset.mask, columns=2)
     _save(drawing, to)
-    return Preview(to, [ids[index] for index in kept], [round(psnr(original, image), 3) for original, image in pairs])
+    return Preview(to, [ids[index] for index in kept], [round(decibels, 3) for decibels in fidelity])
 
 
 def preview_views(
@@ -115,6 +129,17 @@ def views_drawing(dataset: TokenDataset, samples: Sequence[Sample], views: Views
 def spread_samples(dataset: TokenDataset, count: int) -> list[Sample]:
     """Return samples spread over a dataset."""
     return list(_chosen(dataset, count, (), None))
+
+
+def _with_masks(groups: list[list[tuple[Pixels, str]]], samples: Sequence[Sample], mask: MaskFormat, columns: int) -> Any:
+    """Draw groups of images with their captions, `columns` groups in a row, each with the mask of its sample at its end, and a legend."""
+    for group, sample in zip(groups, samples, strict=True):
+        found = sample.mask_HW
+        drawn = no_mask(mask.height, mask.width) if found is None else mask_colours(found, mask.ignore)
+        group.append((drawn, mask_caption(found, mask.ignore)))
+    images, captions = zip(*(tile for group in groups for tile in group), strict=True)
+    classes = {int(value) for sample in samples if sample.mask_HW is not None for value in np.unique(sample.mask_HW)} - {mask.ignore}
+    return with_legend(image_grid(images, captions, columns * len(groups[0])), classes)
 
 
 def _greyed(pixels_BHWC: Pixels, hidden_Bhw: npt.NDArray[np.bool_]) -> Pixels:

@@ -65,6 +65,8 @@ class StorageReport:
     """One example of each rule, of `absent` and of `lost`."""
     image_remarks: dict[str, int] = field(default_factory=dict)
     """Remark of the decoder -> images that were taken all the same."""
+    masked_rows: int | None = None
+    """Rows with a mask; None without masks, and where `status` does not read commits."""
     estimated: bool = False
     """True if the images are estimated from the number of shards, because `status` does not read commits."""
 
@@ -78,6 +80,7 @@ class StorageReport:
             "left_out": {},
             "examples": {},
             "image_remarks": {},
+            "masked_rows": None,
             "estimated": False,
         }
         return {name: getattr(self, name) for name in self.__slots__ if name not in usual or getattr(self, name) != usual[name]}
@@ -98,6 +101,7 @@ class StorageReport:
             ("images", f"{about}{self.images_committed:,}{planned}"),
             *([("without a label", f"{self.unlabelled:,}")] if self.unlabelled else []),
             *([("views", f"{self.views} per image, one row each")] if self.views > 1 else []),
+            *([] if self.masked_rows is None else [("rows with a mask", f"{self.masked_rows:,}")]),
             ("quarantined", f"{about}{self.images_quarantined:,}{f'  ({reasons})' if reasons else ''}"),
             *([("absent", f"{about}{self.images_absent:,}{self._example('absent')}")] if self.images_absent else []),
             *([("lost", f"about {self.images_lost_about:,} in damaged tars{self._example('lost')}")] if self.images_lost_about else []),
@@ -263,6 +267,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
     counted = [part for part in parts if part]
     histograms = [np.sum(levels, axis=0) for levels in zip(*counted, strict=True)] if counted and None not in parts else None
     remarks = sum((survey.image_remarks for survey in surveys), Counter(totals.get("image_remarks", {})))
+    masks = [one.mask for one in (manifest,) if one is not None and one.mask] + [survey.masks for survey in surveys if survey.masks]
     values = {
         "images_planned": planned,
         "images_committed": committed,
@@ -273,6 +278,7 @@ def _sums(manifest: Manifest | None, surveys: list[Survey]) -> tuple[dict[str, A
         "left_out": untaken.left_out,
         "examples": untaken.examples,
         "image_remarks": dict(sorted(remarks.items())),
+        "masked_rows": sum(mask.images for mask in masks) if masks else None,
         "shards_committed": totals.get("shards", 0) + sum(len(survey.done) for survey in surveys),
         "bytes_in": totals.get("bytes_in", 0) + sum(survey.bytes_in for survey in surveys),
         "bits_per_token": round(8 * token_bytes / id_count, 4) if id_count else 0.0,

@@ -29,6 +29,8 @@ from tokenshards.pipeline.words import counted
 
 __all__ = ["MaskFolder", "fetch_mask", "find_masks", "mask_store"]
 
+SAME = "."
+"""Recorded place of masks that lie among the images."""
 LOOKED_AT = 4096
 """Images whose paths decide how many leading folders masks lack."""
 MOST_BELOW = 4
@@ -51,8 +53,8 @@ class _File:
 @lru_cache(maxsize=64)
 def mask_store(source: Store, masks: str | None) -> Store | None:
     """Return the store of a folder of masks, named by a path below the source, an absolute path or a URL; None without a folder."""
-    if masks is None:
-        return None
+    if masks is None or masks == SAME:
+        return None if masks is None else source
     place = masks if is_absolute(masks) else source.join(masks) if source.is_local else f"{source.url.rstrip('/')}/{masks}".rstrip("/")
     same = split_protocol(place)[0] == split_protocol(source.location)[0]
     return SourceStore(place, storage_options=source.storage_options if same else {}, retry=source.retry)
@@ -79,7 +81,7 @@ def find_masks(source: Store, asked: str) -> tuple[str, Store]:
 def _recorded(source: Store, store: Store) -> str:
     root, place = (one.root if one.is_local else one.url.rstrip("/") for one in (source, store))
     if place == root:
-        return ""
+        return SAME
     return place[len(root) + 1 :] if place.startswith(f"{root}/") else display_url(absolute_url(store.location))
 
 
@@ -114,7 +116,7 @@ class MaskFolder:
             recorded, store = find_masks(source, asked)
         if store is None:
             raise SourceError(f"--masks {asked}: expected a folder")
-        if recorded == "" and not config.mask_rules.mask_suffix:
+        if recorded == SAME and not config.mask_rules.mask_suffix:
             raise SourceError(
                 f"--masks is SRC itself, {source.url}; expected --mask-suffix too, such as _mask, which tells masks from images, or a "
                 "folder of masks alone"
@@ -130,7 +132,7 @@ class MaskFolder:
             if kind not in kinds or junk_kind(info.path) is not None:
                 continue
             stem = info.path[: -len(kind)]
-            if self.recorded == "" and not stem.endswith(suffix):
+            if self.recorded == SAME and not stem.endswith(suffix):
                 continue
             before = self._files.get(stem)
             if before is None or (before.extension not in LOSSLESS_EXTENSIONS, before.extension) > (kind not in LOSSLESS_EXTENSIONS, kind):
@@ -138,7 +140,7 @@ class MaskFolder:
 
     def holds(self, name: str) -> bool:
         """Return whether a path below the source is that of a mask, and so of no image."""
-        if self.recorded == "":
+        if self.recorded == SAME:
             return posixpath.splitext(name)[0].endswith(self._rules.mask_suffix)
         return not is_absolute(self.recorded) and name.startswith(f"{self.recorded}/")
 
