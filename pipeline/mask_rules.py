@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tokenshards.pipeline.canonical import known_fields
 from tokenshards.pipeline.errors import ConfigError, require, shorten
 
 __all__ = ["MaskRules", "parse_values"]
@@ -72,7 +73,8 @@ class MaskRules:
     def from_json(cls, value: dict[str, Any]) -> MaskRules:
         """Return the rules that `asdict` turned into JSON types."""
         pairs = tuple((int(old), int(new)) for old, new in value.get("mask_map", ()))
-        return cls(**{**value, "mask_ignore": tuple(value.get("mask_ignore", ())), "mask_map": pairs})
+        known = known_fields(cls, value)
+        return cls(**{**known, "mask_ignore": tuple(value.get("mask_ignore", ())), "mask_map": pairs})
 
 
 def parse_values(ignore: list[str] | None, mapped: list[str] | None) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:

@@ -16,6 +16,7 @@ PIPELINE = (
     "optional_packages",
     "canonical",
     "view_policy",
+    "mask_rules",
     "config",
     "records",
     "fault_injection",
@@ -53,6 +54,7 @@ SOURCES = (
     "base",
     "sample",
     "junk",
+    "mask_folder",
     "lfs",
     "nothing_found",
     "beside",
@@ -67,6 +69,7 @@ SOURCES = (
     "folder",
     "location",
     "slices",
+    "mask_values",
 )
 TOKENIZERS = (
     "config",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from tokenshards.pipeline.commands.mask_options import MASKING, MaskBits, MaskColumn, MaskIgnore, MaskMap, Masks, MaskSuffix
 from tokenshards.pipeline.commands.options import AllowPrivateHosts, SrcOptions, Unreadable, side_options
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["ACCESS", "IMAGES", "LABELLING", "SourceOptions", "Splits", "takes_source"]
 
 _INPUT, _LABELS, _IMAGES, _URLS = "Input", "Labels and metadata", "Images", "URLs in tables"
-_MASKS = "Masks"
 
 AllFiles = Annotated[
     bool, typer.Option("--all-files", help="Take every file, not only those with an image extension.", rich_help_panel=_INPUT)
@@ -125,34 +125,6 @@ SixteenBit = Annotated[
         rich_help_panel=_IMAGES,
     ),
 ]
-Masks = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Masks of class numbers, each with the path of its image in FOLDER: a/b.png for a/b.jpg.",
-        rich_help_panel=_MASKS,
-    ),
-]
-MaskColumn = Annotated[
-    str | None,
-    typer.Option(help="Table column with masks; of a tar the suffix of the member, such as `seg.png`.", rich_help_panel=_MASKS),
-]
-MaskSuffix = Annotated[
-    str, typer.Option(help="What names of masks have behind the name of the image, such as `_mask`.", rich_help_panel=_MASKS)
-]
-MaskIgnore = Annotated[
-    list[str] | None,
-    typer.Option(help="Values of pixels without a class, beside 255; with commas, or repeated.", rich_help_panel=_MASKS),
-]
-MaskMap = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="OLD=NEW", help="Store a value as another class number, such as 255=1; with commas, or repeated.", rich_help_panel=_MASKS
-    ),
-]
-MaskBits = Annotated[
-    int | None, typer.Option(help="Bits of a stored class number, 8 or 16.", show_default="as a sample needs", rich_help_panel=_MASKS)
-]
 UrlAttempts = Annotated[int, typer.Option(help="Attempts per URL before it is quarantined.", rich_help_panel=_URLS)]
 UrlTimeout = Annotated[float, typer.Option(help="Longest silence of a host in seconds.", rich_help_panel=_URLS)]
 UrlTime = Annotated[float, typer.Option(help="Longest time for one URL in seconds.", rich_help_panel=_URLS)]
@@ -171,12 +143,7 @@ LABELLING = (
     "tars_per_shard",
     "yes",
     "unreadable",
-    "masks",
-    "mask_column",
-    "mask_suffix",
-    "mask_ignore",
-    "mask_map",
-    "mask_bits",
+    *MASKING,
 )
 """Options that a tokenizer's fit or evaluation has no use for: it looks at images alone."""
 IMAGES = ("max_pixels", "accept_truncated", "sixteen_bit")

@@ -86,7 +86,7 @@ def plan_retry(store: Store, source: Store, config: SourceConfig) -> tuple[Plan,
         return write_plan(store, listing, request, config.tars_per_shard), quarantined
 
 
-def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int], masks: Store | None) -> Iterator[PlanRow]:
+def rows_to_retry(store: Store, source: Store, plan: Plan, shards: Iterable[int], masks: Store | None = None) -> Iterator[PlanRow]:
     """Yield a plan row, with current size and version, for each quarantined input or slice of these shards.
 
     Files are planned one by one, and table rows by their number. A tar is read again as a whole, because only reading shows its samples,

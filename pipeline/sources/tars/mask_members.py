@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import BadInput, Reason, SourceError, Stage
+from tokenshards.pipeline.errors import BadInput, Reason, Stage
 from tokenshards.pipeline.sources.base import bad_mask, readable_text
 from tokenshards.pipeline.sources.fetch import MAX_BYTES
-from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tars.archive import Archive
 from tokenshards.pipeline.sources.tars.headers import BadMember
 from tokenshards.pipeline.sources.tars.members import Part, TarSample
-from tokenshards.pipeline.words import counted
 
-if TYPE_CHECKING:
-    from tokenshards.pipeline.sources.tars.survey import TarSurvey
-
-__all__ = ["describe_masks", "mask_of", "mask_suffix", "read_mask"]
-
-NAMES_SHOWN = 12
+__all__ = ["mask_of", "mask_suffix", "read_mask"]
 
 
 def mask_suffix(config: SourceConfig) -> str | None:
@@ -45,20 +36,3 @@ def mask_of(sample: TarSample, suffix: str | None) -> bytes | None:
     if part.error is not None or part.data is None:
         raise bad_mask(part.error or BadInput(Reason.EMPTY, f"{part.member.name} was not read", Stage.FETCH))
     return part.data
-
-
-def describe_masks(survey: TarSurvey, config: SourceConfig, summary: SourceSummary, where: str) -> None:
-    """Say which members are masks. Raises SourceError if the samples that were seen have none."""
-    suffix = mask_suffix(config)
-    if suffix is None:
-        return
-    there, seen = survey.suffixes[suffix], f"{'all' if survey.complete else 'the first'} {counted(survey.samples, 'sample')}"
-    summary.mask_rule = f"member .{suffix} of a sample, {there:,} of {seen}"
-    if there or config.frozen or (config.yes and not survey.complete):
-        return
-    names = ", ".join(f".{name}" for name, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none"
-    sure = "" if survey.complete else ". If others have one, --yes goes on"
-    raise SourceError(
-        f"{where}: none of {seen} has the member that --mask-column {config.mask_rules.mask_column} names; they have {names}. Expected the "
-        f"suffix of the masks, such as seg.png{sure}"
-    )

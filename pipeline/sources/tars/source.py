@@ -10,20 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.config import SourceConfig
+from tokenshards.pipeline.errors import SourceError
 from tokenshards.pipeline.records import PlanRow, SourceRecord
 from tokenshards.pipeline.sources.base import readable_text, refuse_options
 from tokenshards.pipeline.sources.label_table import names_table
 from tokenshards.pipeline.sources.labels.values import LabelType, MetaType
 from tokenshards.pipeline.sources.summary import SourceSummary
 from tokenshards.pipeline.sources.tars.earlier_rules import describe_before, read_tar_before
-from tokenshards.pipeline.sources.tars.mask_members import describe_masks
+from tokenshards.pipeline.sources.tars.mask_members import mask_suffix
 from tokenshards.pipeline.sources.tars.read import read_tar_by_members
 from tokenshards.pipeline.sources.tars.rules import describe, survey_tars
+from tokenshards.pipeline.sources.tars.survey import TarSurvey
 from tokenshards.pipeline.storage.store import ObjectInfo, Store
+from tokenshards.pipeline.words import counted
 
 __all__ = ["TarSource", "read_tar"]
 
 NO_IMAGES = "tars without images"
+NAMES_SHOWN = 12
 
 
 class TarSource:
@@ -68,7 +72,7 @@ class TarSource:
         else:
             survey, self.config = survey_tars(self.store, self.files, self.config)
             describe(survey, self.config, summary)
-            describe_masks(survey, self.config, summary, self.store.url)
+            _describe_masks(survey, self.config, summary, self.store.url)
             empty = {path for path in survey.without_images if survey.complete}
             partners = self.config.label_from and self.config.label_from.startswith("file:")
             if partners:
@@ -93,3 +97,20 @@ def read_tar(
     """Yield the records of one tar by the rules of its plan; raises TransientStorageError, and by rules 3 SourceError."""
     read = read_tar_by_members if config.rules >= 3 else read_tar_before
     return read(store, row, config, label_type, meta_types)
+
+
+def _describe_masks(survey: TarSurvey, config: SourceConfig, summary: SourceSummary, where: str) -> None:
+    """Say which members are masks. Raises SourceError if the samples that were seen have none."""
+    suffix = mask_suffix(config)
+    if suffix is None:
+        return
+    there, seen = survey.suffixes[suffix], f"{'all' if survey.complete else 'the first'} {counted(survey.samples, 'sample')}"
+    summary.mask_rule = f"member .{suffix} of a sample, {there:,} of {seen}"
+    if there or config.frozen or (config.yes and not survey.complete):
+        return
+    names = ", ".join(f".{name}" for name, _ in survey.suffixes.most_common(NAMES_SHOWN)) or "none"
+    sure = "" if survey.complete else ". If others have one, --yes goes on"
+    raise SourceError(
+        f"{where}: none of {seen} has the member that --mask-column {config.mask_rules.mask_column} names; they have {names}. Expected the "
+        f"suffix of the masks, such as seg.png{sure}"
+    )

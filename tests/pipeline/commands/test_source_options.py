@@ -14,6 +14,7 @@ from tests.datasets import call_cli, write_images
 from tokenshards.pipeline.commands.options import StorageOptions
 from tokenshards.pipeline.commands.source_options import LABELLING, takes_source
 from tokenshards.pipeline.config import ImageRules, SourceConfig, UrlLimits
+from tokenshards.pipeline.mask_rules import MaskRules
 
 GIVEN = {
     "all_files": ["--all-files"],
@@ -33,6 +34,8 @@ GIVEN = {
     "as_text": ["--as-text"],
     "meta": ["--meta", "a", "--meta", "b"],
     "image_rules": ["--max-pixels", "9", "--accept-truncated", "--sixteen-bit", "high-byte"],
+    "masks": ["--masks", "s3://b/masks"],
+    "mask_rules": ["--mask-suffix", "_m", "--mask-ignore", "7,9", "--mask-map", "255=1", "--mask-ignore", "8", "--mask-bits", "16"],
     "urls": ["--url-attempts", "4", "--url-timeout", "5", "--url-time", "6", "--url-concurrency", "7"],
     "allow_private_hosts": ["--allow-private-hosts"],
     "unreadable": ["--unreadable", "quarantine"],
@@ -58,6 +61,8 @@ WANTED: dict[str, Any] = {
     "allow_private_hosts": True,
     "unreadable": "quarantine",
     "image_rules": ImageRules(max_pixels=9, accept_truncated=True, sixteen_bit="high-byte"),
+    "masks": "s3://b/masks",
+    "mask_rules": MaskRules(mask_suffix="_m", mask_ignore=(7, 8, 9), mask_map=((255, 1),), mask_bits=16),
     "urls": UrlLimits(attempts=4, timeout_seconds=5, total_seconds=6, per_host=7),
     "storage_options": {"anon": True},
 }
@@ -82,6 +87,7 @@ def test_every_field_of_the_config_has_an_option_whose_value_arrives() -> None:
     assert GIVEN.keys() == WANTED.keys() == {part.name for part in fields(SourceConfig)} - of_no_option
     config = read_with([word for words in GIVEN.values() for word in words])
     assert {name: getattr(config, name) for name in WANTED} == WANTED
+    assert read_with(["--mask-column", "seg.png"]).mask_rules.mask_column == "seg.png"
     assert read_with(["--no-labels"]).no_labels and read_with([]) == SourceConfig()
     assert read_with(["--storage-option", "anon=true"]).storage_options == {"anon": True}
 

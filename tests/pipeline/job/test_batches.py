@@ -18,8 +18,9 @@ from PIL import Image
 from tokenshards.pipeline.config import ImageRules
 from tokenshards.pipeline.errors import BadInput, Reason, Stage, TransientStorageError
 from tokenshards.pipeline.images.decode import DecodedImage, decode_image
-from tokenshards.pipeline.job import batches
-from tokenshards.pipeline.job.batches import MAX_QUARANTINED_BYTES, DecodedBatch, decode_batches
+from tokenshards.pipeline.job import decoded_rows
+from tokenshards.pipeline.job.batches import DecodedBatch, decode_batches
+from tokenshards.pipeline.job.decoded_rows import MAX_QUARANTINED_BYTES
 from tokenshards.pipeline.records import AbsentRecord, FailedRecord, ImageRecord, LeftOutRecord, SourceRecord
 from tokenshards.pipeline.shards.spec import Preprocess
 
@@ -146,7 +147,7 @@ def test_what_a_decoder_raises_by_mistake_reaches_the_taker(threads: int, monkey
     def decode(data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(batches, "decode_image", decode)
+    monkeypatch.setattr(decoded_rows, "decode_image", decode)
     with pytest.raises(MemoryError, match="no room"):
         list(decode_batches(iter([good(0)]), PREPROCESS, 4, threads=threads))
     assert decoding_threads() == []
@@ -158,7 +159,7 @@ class Blocked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.released = threading.Event()
         self.handed = 0
-        monkeypatch.setattr(batches, "decode_image", self.decode)
+        monkeypatch.setattr(decoded_rows, "decode_image", self.decode)
 
     def decode(self, data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         assert self.released.wait(SECONDS)
@@ -246,7 +247,7 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._lock = threading.Lock()
         self._now = self.most = 0
-        monkeypatch.setattr(batches, "decode_image", self.decode)
+        monkeypatch.setattr(decoded_rows, "decode_image", self.decode)
 
     def decode(self, data: bytes, preprocess: Preprocess, rules: ImageRules) -> DecodedImage:
         with self._lock:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex
 from tokenshards.pipeline.config import PlanConfig
 from tokenshards.pipeline.errors import CorruptObjectError, PlanError
+from tokenshards.pipeline.planning.part_digest import rows_digest_input
 from tokenshards.pipeline.planning.partition import PLAN_SCHEMA
-from tokenshards.pipeline.planning.plan import CURRENT_PLAN, Plan, load_plan, read_part, read_shard_rows, rows_digest_input
+from tokenshards.pipeline.planning.plan import CURRENT_PLAN, Plan, load_plan, read_part, read_shard_rows
 from tokenshards.pipeline.planning.planner import Listing, PlanRequest, plan_id_of, write_plan
 from tokenshards.pipeline.records import PlanRow
 from tokenshards.pipeline.shards.manifest import read_sealed
@@ -59,10 +60,10 @@ def test_a_plan_keeps_the_version_that_its_inputs_need(tmp_path: Path) -> None:
     old, new = (write(Store(str(tmp_path / version)), asked=request(format_version=version)) for version in ("1.0", "1.1"))
     assert (old.format_version, new.format_version) == ("1.0", "1.1") and old.plan_id != new.plan_id
     assert read_sealed(Store(str(tmp_path / "1.1")), CURRENT_PLAN)["format_version"] == "1.1"
-    for version in ("1.1", "1.2"):  # 1.2 has the codec compact
+    for version in ("1.1", "1.2", "1.3"):  # 1.2 has the codec compact, 1.3 has masks
         replace(new, format_version=version).refuse_newer()
-    with pytest.raises(PlanError, match=r"made in format 1\.3; .*only on plans up to format 1\.2"):
-        replace(new, format_version="1.3").refuse_newer()
+    with pytest.raises(PlanError, match=r"made in format 1\.4; .*only on plans up to format 1\.3"):
+        replace(new, format_version="1.4").refuse_newer()
 
 
 def test_identity_is_inputs_and_settings_and_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tokenshards.pipeline.config import SHAPING_FIELDS, ImageRules, SourceConfig, UrlLimits
+from tokenshards.pipeline.mask_rules import MaskRules
 from tokenshards.pipeline.planning.plan import plan_version
 
 OF_1_0 = {"all_files", "image_column", "id_column", "label", "no_labels", "meta", "tars_per_shard", "rules"}
@@ -40,7 +41,11 @@ def test_what_reads_as_version_1_0_does_is_a_plan_of_1_0(options: dict[str, Any]
 
 def newer_values() -> dict[str, Any]:
     """Return a value that is not the usual one for every planned field that 1.0 does not know."""
-    samples: dict[str, Any] = {"tar_key": "last-dot", "image_rules": ImageRules(accept_truncated=True)}
+    samples: dict[str, Any] = {
+        "tar_key": "last-dot",
+        "image_rules": ImageRules(accept_truncated=True),
+        "mask_rules": MaskRules(mask_column="m"),
+    }
     found = {}
     for part in fields(SourceConfig):
         if part.name in SHAPING_FIELDS - OF_1_0:
@@ -50,9 +55,9 @@ def newer_values() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "value"), newer_values().items())
-def test_each_newer_option_makes_a_plan_of_1_1(name: str, value: Any) -> None:
+def test_each_newer_option_makes_a_plan_of_a_newer_version(name: str, value: Any) -> None:
     config = SourceConfig(**{name: value})
-    assert config.beyond_format_1_0 and plan_version(config, newer_inputs=False) == "1.1"
+    assert config.beyond_format_1_0 and plan_version(config, newer_inputs=False) == ("1.3" if name == "mask_rules" else "1.1")
     assert set(config.planned()) == {*OF_1_0, name}
     back = SourceConfig(yes=True, storage_options={"key": "k"}, label_from="parent", split="test").with_planned(config.planned())
     kept = replace(config, yes=True, storage_options={"key": "k"}, frozen=True)
