@@ -49,8 +49,8 @@ def _mask_notes(manifest: Manifest) -> Iterator[str]:
         return
     rows = int(manifest.totals["images_committed"]) * manifest.views
     if without := (rows - manifest.mask.images) // manifest.views:
-        images = counted(rows // manifest.views, "image has", "images have")
-        yield f"{without:,} of {images} no mask; their masks are null, and count as pixels without a class"
+        images = counted(rows // manifest.views, "image")
+        yield f"{without:,} of {images} {'has' if without == 1 else 'have'} no mask: null in the column, read as pixels without a class"
 
 
 def _quarantined(store: Store, manifest: Manifest) -> Iterator[dict[str, Any]]:

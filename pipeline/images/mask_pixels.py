@@ -43,7 +43,7 @@ def decode_mask(data: bytes, size: tuple[int, int], rules: MaskRules, *, ignore:
     try:
         raw = raw_mask(data, max_pixels=max_pixels, turned=turned)
     except BadInput as error:
-        raise _bad(error.detail) from None
+        raise _bad(error.detail if error.reason is Reason.BAD_MASK else f"the mask cannot be read: {error.detail}") from None
     width, height = raw.shape[1], raw.shape[0]
     if (width, height) != size:
         hint = "; it would fit if the image were not turned by its EXIF orientation" if turned and (height, width) == size else ""

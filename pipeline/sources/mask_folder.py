@@ -171,10 +171,11 @@ class MaskFolder:
     def describe(self, summary: SourceSummary) -> None:
         """Say which images have masks, and which masks have no image."""
         below = self._rules.mask_below
-        less = f"; the first {counted(below, 'folder')} of an image's path {'is' if below == 1 else 'are'} not in that of its mask"
+        folders = "folder of an image's path is" if below == 1 else f"{below} folders of an image's path are"
+        less = f"; the first {folders} not in that of its mask" if below else ""
         summary.mask_rule = (
             f"folder {display_url(self._root)}: {self._used:,} of {counted(self._images, 'image has', 'images have')} one, such as "
-            f"{self._example}{less if below else ''}"
+            f"{self._example}{less}"
         )
         if self._without:
             lacking = self._images - self._used

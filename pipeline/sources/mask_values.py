@@ -80,6 +80,10 @@ def settle_masks(source: ImageSource, rows: Sequence[PlanRow]) -> None:
     bits = rules.mask_bits or (16 if any(value > 254 and value != 255 for value in free) else 8)
     source.config = replace(config, mask_rules=rules.settled(bits=bits))
     _describe(source, found, free, bits)
+    if bits == 16 and rules.mask_bits is None and 255 in free and IGNORE["uint16"] not in found.values:
+        summary.doubts.append(
+            Doubt(sentence="255 is a class of these masks of 16 bits", option="--mask-ignore 255 if it means a pixel without a class")
+        )
 
 
 def _describe(source: ImageSource, found: _Look, free: list[int], bits: int) -> None:
@@ -99,10 +103,6 @@ def _describe(source: ImageSource, found: _Look, free: list[int], bits: int) -> 
                 option="--mask-map 255=1 makes it the class 1, --mask-ignore 255 if it is meant so",
                 grave=True,
             )
-        )
-    elif bits == 16 and 255 in found.values and ignore not in found.values and rules.mask_bits is None and 255 not in rules.mask_ignore:
-        summary.doubts.append(
-            Doubt(sentence="255 is a class of these masks of 16 bits", option="--mask-ignore 255 if it means a pixel without a class")
         )
 
 

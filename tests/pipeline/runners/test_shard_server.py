@@ -21,7 +21,7 @@ from tokenshards.pipeline.errors import (
     StoreAccessError,
     TransientStorageError,
 )
-from tokenshards.pipeline.job import batches
+from tokenshards.pipeline.job import decoded_rows
 from tokenshards.pipeline.job.job_spec import JobSpec
 from tokenshards.pipeline.job.shard_job import ShardProgress
 from tokenshards.pipeline.runners import shard_server
@@ -104,7 +104,7 @@ def test_shards_side_by_side_on_one_cpu_decode_and_encode_in_turn(job: JobSpec, 
 
         return run
 
-    monkeypatch.setattr(batches, "decode_image", counted(batches.decode_image))
+    monkeypatch.setattr(decoded_rows, "decode_image", counted(decoded_rows.decode_image))
     monkeypatch.setattr(type(server.context.tokenizer), "encode", counted(type(server.context.tokenizer).encode))
     threads = [threading.Thread(target=server.serve, args=(command("run"), nothing)) for _ in range(3)]
     for thread in threads:
