@@ -17,7 +17,7 @@ from tokenshards.pipeline.shards.manifest import Manifest, load_pointer
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.sources import source_root
 from tokenshards.pipeline.sources.base import readable_text
-from tokenshards.pipeline.sources.mask_folder import find_masks
+from tokenshards.pipeline.sources.mask_folder import find_masks, mask_store
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url, is_absolute
 from tokenshards.pipeline.tokenizers.config import FitConfig, OwnFitConfig
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer, resolve_tokenizer
@@ -207,6 +207,13 @@ def check_source(store: Store, chain: list[Plan], request: TokenizeRequest) -> N
         raise SourceError(
             f"{source.url}: none of {len(rows)} planned inputs exists there, such as {readable_text(rows[0].path)}. {store.url} was "
             f"made from {first.source['url']}. Give the present place of these inputs, or choose another output"
+        )
+    masks = mask_store(source, first.source_config(request.source).masks)
+    paths = [row.mask_path for row in rows if row.mask_path is not None]
+    if masks is not None and paths and not any(_is_there(masks, path) for path in paths):
+        raise SourceError(
+            f"{masks.url}: none of {len(paths)} planned masks exists there, such as {readable_text(paths[0])}. Give their present "
+            "place with --masks, or choose another output"
         )
 
 

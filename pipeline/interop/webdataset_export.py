@@ -1,6 +1,7 @@
 """`export webdataset`: write a dataset as WebDataset tars, in shard order and bounded memory; equal datasets give equal bytes.
 
-    00000.tar, 00001.tar, …     samples `00000042.tokens.npy` (ids [L, Q]), `.cls` (class index, if there is a label) and `.json`
+    00000.tar, 00001.tar, …     samples `00000042.tokens.npy` (ids [L, Q]), `.cls` (class index, if there is a label) and `.json`;
+                                with masks `.mask.png`, whose pixels are class numbers, for rows that have one
     codebook.safetensors        the vectors of the ids, if the tokenizer has any
     dataset.json                classes, tokenizer spec, counts; written last, so if it exists the export is complete
 
@@ -22,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import CODEBOOK_PATH, Batch, TokenDataset, open_dataset
+from tokenshards.pipeline.shards.masks import MASK, Masks
 from tokenshards.pipeline.shards.schema import META_PREFIX
 from tokenshards.pipeline.storage.store import Store
 
@@ -117,6 +120,7 @@ def _index(dataset: TokenDataset, tars: int, rows_per_tar: int) -> bytes:
         "views": dataset.views,
         "fingerprint": dataset.spec.fingerprint,
         "spec": dataset.spec.to_json(),
+        **({} if dataset.manifest.mask is None else {"mask": dataset.manifest.mask.to_json()}),
         "card": dataset.manifest.card,
     }
     return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
@@ -126,13 +130,17 @@ def _samples(dataset: TokenDataset) -> Iterator[dict[str, bytes]]:
     """Yield name -> bytes of the members of each sample. Keys are row numbers, because a WebDataset key may not contain a dot."""
     meta = _meta_names(dataset)
     row = 0
-    for batch in dataset.batches(BATCH_ROWS, columns=["sample_id", "view", "label", *meta]):
-        for values, ids_LQ, label, shape in zip(batch.table.to_pylist(), *_rows(batch), strict=True):
+    masked = dataset.mask is not None
+    for batch in dataset.batches(BATCH_ROWS, columns=["sample_id", "view", "label", *meta, *([MASK] if masked else [])], masks=masked):
+        table = batch.table.drop_columns([MASK]) if masked else batch.table
+        for values, ids_LQ, label, shape, mask_HW in zip(table.to_pylist(), *_rows(batch), _masks(batch), strict=True):
             described: dict[str, Any] = {name: values[name] for name in ("sample_id", "view", "label")}
             described["meta"] = {name.removeprefix(META_PREFIX): values[name] for name in meta}
             if shape is not None:
                 described["shape"] = shape
             members = {"tokens.npy": _npy(ids_LQ), "json": json.dumps(described, ensure_ascii=False).encode()}
+            if mask_HW is not None:
+                members["mask.png"] = _png(mask_HW)
             if label >= 0:
                 members["cls"] = str(label).encode()
             yield {f"{row:08d}.{suffix}": data for suffix, data in members.items()}
@@ -146,6 +154,20 @@ def _rows(batch: Batch) -> tuple[list[npt.NDArray[Any]], list[int], list[list[in
     sites_B = tokens.lengths_B if tokens.shapes_BD is None else tokens.shapes_BD.prod(axis=1)
     counts = [tokens.ids_BLQ.shape[1]] * len(batch) if sites_B is None else sites_B.tolist()
     return [ids_LQ[:sites] for ids_LQ, sites in zip(tokens.ids_BLQ, counts, strict=True)], batch.labels_B.tolist(), shapes
+
+
+def _masks(batch: Batch) -> list[Masks | None]:
+    """Return the mask of each row; None for a row without one."""
+    if batch.masks_BHW is None:
+        return [None] * len(batch)
+    valid = batch.table.column(MASK).is_valid().to_pylist()
+    return [mask_HW if there else None for mask_HW, there in zip(batch.masks_BHW, valid, strict=True)]
+
+
+def _png(mask_HW: Masks) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(mask_HW)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _meta_names(dataset: TokenDataset) -> list[str]:

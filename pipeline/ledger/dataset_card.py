@@ -107,6 +107,10 @@ def _lines(manifest: Manifest, columns: list[Column], data_files: list[str]) -> 
     yield f"| images | {images:,}{f', {views} views per image, one row each' if views > 1 else ''} |"
     if manifest.classes:
         yield f"| classes | {len(manifest.classes):,} |"
+    if manifest.mask is not None:
+        masks = manifest.mask
+        size, last = f"{masks.format.width} x {masks.format.height} pixels", masks.classes - 1
+        yield f"| masks | of {counted(masks.images, 'row')}, {size}, classes 0 to {last:,}, {masks.format.ignore:,} for none |"
     if failed := int(totals.get("images_quarantined", 0)):
         yield f"| left out | {counted(failed, 'input')} that could not be read |"
     untaken = manifest.untaken
@@ -141,8 +145,9 @@ def _front_matter(manifest: Manifest, rows: int, data_files: list[str]) -> Itera
     if not known:
         yield f"license_name: {json.dumps(licence, ensure_ascii=False)}"
     yield "tags: [tokenshards, image-tokens]"
-    if manifest.classes:
-        yield "task_categories: [image-classification]"
+    tasks = [*(["image-classification"] if manifest.classes else []), *(["image-segmentation"] if manifest.mask is not None else [])]
+    if tasks:
+        yield f"task_categories: [{', '.join(tasks)}]"
     yield f"size_categories: [{_size_category(rows)}]"
     if data_files:
         yield from ("configs:", "- config_name: default", "  data_files:", "  - split: train")

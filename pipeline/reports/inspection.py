@@ -17,6 +17,7 @@ from tokenshards.pipeline.reports.drawings import plot_usage, usage_text_histogr
 from tokenshards.pipeline.reports.storage_table import StorageReport, dataset_report, fit_rows
 from tokenshards.pipeline.shards.columns import Column, dataset_columns
 from tokenshards.pipeline.shards.manifest import Manifest, load_manifest, load_pointer
+from tokenshards.pipeline.shards.masks import MaskTotals
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.code_usage import code_usage
@@ -56,6 +57,7 @@ class Inspection:
             "fit": self.fitted,
             "card": {} if self.manifest is None else self.manifest.card,
             "classes": classes,
+            **({} if self.manifest is None or self.manifest.mask is None else {"mask": self.manifest.mask.to_json()}),
             "columns": [{"name": column.name, "type": column.type} for column in self.columns],
             "code_usage": self.usage,
             **({} if self.codec is None else {"codec": self.codec.to_json()}),
@@ -97,6 +99,8 @@ class Inspection:
                     f", rows of each ({self.manifest.views} per image)" if self.manifest.views > 1 else ""
                 )
                 tables.append((counts, rows))
+        if self.manifest is not None and self.manifest.mask is not None:
+            tables.append(_mask_table(self.manifest.mask))
         if self.columns:
             tables.append(("columns", [(column.name, column.type, column.meaning) for column in self.columns]))
         if self.histograms:
@@ -116,6 +120,17 @@ class Inspection:
         if not self.histograms:
             raise ConfigError(f"{self.url}: no ids are counted yet, so there is nothing to plot in {path}")
         plot_usage(self.histograms, Path(path))
+
+
+def _mask_table(mask: MaskTotals) -> tuple[str, Rows]:
+    """Return the pixels of each class as a table."""
+    total = max(1, sum(mask.pixels.values()))
+    each = [("no class" if value == mask.format.ignore else str(value), count) for value, count in sorted(mask.pixels.items())]
+    rows: Rows = [(name, f"{count:,}", f"{count / total:.2%}") for name, count in each[:CLASSES_SHOWN]]
+    if len(each) > CLASSES_SHOWN:
+        rows.append(("…", counted(len(each) - CLASSES_SHOWN, "more class"), ""))
+    size = f"{mask.format.width}×{mask.format.height} {mask.format.dtype}"
+    return f"masks of {counted(mask.images, 'row')}, {size}: pixels of each class", rows
 
 
 def inspect_dataset(store: Store) -> Inspection:

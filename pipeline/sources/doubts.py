@@ -23,6 +23,7 @@ FEW_CLASSES = 5
 FEW_IMAGES, GRAVE_IMAGES = 10, 100
 """From how many labelled images on, many classes are a doubt, and a grave one."""
 _NUMBER = re.compile(r"-?[0-9]+")
+_LIKE_MASK = re.compile(r"\b(seg|masks?|seg(mentation)?_?masks?|label_?(map|ids)|annotations?|segmentations?)\b", re.IGNORECASE)
 _DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)(0[1-9]|1[0-2])(\2(0[1-9]|[12][0-9]|3[01]))?([T_ -].*)?")
 _SHARD = re.compile(r"[0-9]{4,}|(part|shard|chunk|batch)[-_ ]?[0-9]+", re.IGNORECASE)
 ANY_IMAGES = {"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages", "photos", "pictures"}
@@ -59,10 +60,12 @@ def refuse_grave(summary: SourceSummary, asked: SourceConfig) -> None:
 def several_images(samples: int, example: str, members: Sequence[str], *, lost: int) -> Doubt:
     """Return the doubt about samples of tars with several images each, of which `lost` images would not be taken."""
     shown = ", ".join(members[:4])
+    mask = next((name for name in members if _LIKE_MASK.search(name)), None)
     what = f"{lost:,} of their images would be lost" if lost else "each image is a row of its own"
     return Doubt(
         sentence=f"{counted(samples, 'sample')} such as {example} {'holds' if samples == 1 else 'hold'} several images ({shown}): {what}",
-        option=f"--image-member {members[0]} takes one a sample, --image-member all takes each",
+        option=f"--image-member {members[0]} takes one a sample, --image-member all takes each"
+        + (f", --mask-column {mask} takes it as the mask of the image" if mask else ""),
         grave=lost > 0,
     )
 

@@ -20,7 +20,7 @@ from tokenshards.pipeline.conversion.request import Reporter
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.storage.redaction import S3_PROTOCOLS
 from tokenshards.pipeline.storage.side_options import PROFILE_VARIABLES, options_of, parse_pairs
-from tokenshards.pipeline.storage.store import display_url
+from tokenshards.pipeline.storage.store import display_url, is_absolute
 from tokenshards.pipeline.submit.forwarding import credentials, forwarded_variables, refuse_secret_options, refuse_secret_urls
 from tokenshards.pipeline.submit.job_client import ray_client, start_job
 from tokenshards.pipeline.submit.job_entry import CLUSTER_PYTHON
@@ -64,6 +64,8 @@ class Submission:
             option, _, value = text.partition("=")
             if option.endswith("-option"):  # one by one: a later value of the same option hides no earlier one from Ray
                 refuse_secret_options(parse_pairs([value]), option)
+            if option == "--masks" and is_absolute(value):  # a relative path begins at SRC on a node
+                _check_reachable(option, value, self.local_paths)
             refuse_secret_urls(option, [text])
 
     def given(self, kind: str) -> dict[str, Any]:
