@@ -13,7 +13,7 @@ import PIL
 import pytest
 from safetensors.numpy import load_file
 
-from tests import make_golden_inputs
+from tests import make_golden_inputs, make_golden_masks
 from tests.datasets import call_cli, content
 from tests.make_golden_runs import RUNS, STEP_OF_DEATH, tokenize_arguments, train_arguments, write_golden_images
 from tokenshards.pipeline.ledger.verify import verify_dataset
@@ -95,6 +95,29 @@ def test_a_half_done_output_of_version_1_1_completes(tmp_path: Path) -> None:
     assert found.totals | clock == expected.totals | clock and found.untaken.absent == len(make_golden_inputs.ABSENT) == 5
     assert found.plan_ids == expected.plan_ids and verify_dataset(store).ok
     assert Counter(read_sealed(store, name)["format_version"] for name in json_objects(out) if "commits" in name) == {"1.0": 2, "1.1": 2}
+
+
+@needs_pillow_13
+def test_a_half_done_output_of_version_1_3_completes(tmp_path: Path) -> None:
+    """Its plan says in which column the masks are, and how they are stored."""
+    folder, out = make_golden_masks.FOLDER, tmp_path / "out"
+    source = make_golden_masks.table_at(tmp_path / "table").parent
+    shutil.copytree(folder / "half_done", out)
+    committed = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+    _, said = call_cli("tokenize", str(source), str(out), "--workers", "1")
+    assert "2 of 4 shards are done" in said
+    assert content(out) == content(folder / "tokens") and len(content(out)) == make_golden_masks.IMAGES
+    assert {name: (out / "shards" / name).read_bytes() for name in committed} == committed
+    store = Store(str(out))
+    found, expected = load_manifest(store), load_manifest(Store(str(folder / "tokens")))
+    assert found.plan_ids == expected.plan_ids and found.mask == expected.mask and verify_dataset(store).ok
+    assert found.mask is not None and found.mask.images == make_golden_masks.IMAGES - len(make_golden_masks.UNMASKED)
+    for row in open_dataset(str(out)):
+        number = int(row.sample_id.rpartition("#")[2])
+        if number in make_golden_masks.UNMASKED:
+            assert row.mask_HW is None
+        else:
+            np.testing.assert_array_equal(row.mask_HW, make_golden_masks.table_mask(number))
 
 
 def json_objects(out: Path) -> list[str]:
