@@ -42,7 +42,8 @@ from tokenize_overhead import find_images, replicate  # noqa: E402
 from tokenshards.pipeline.config import PlanConfig, RayConfig, RunConfig  # noqa: E402
 from tokenshards.pipeline.conversion.request import TokenizeRequest  # noqa: E402
 from tokenshards.pipeline.conversion.tokenize import Conversion  # noqa: E402
-from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow  # noqa: E402
+from tokenshards.pipeline.job.batches import DecodedBatch  # noqa: E402
+from tokenshards.pipeline.job.decoded_rows import DecodedRow  # noqa: E402
 from tokenshards.pipeline.job.job_spec import JobSpec  # noqa: E402
 from tokenshards.pipeline.planning.plan import read_shard_rows  # noqa: E402
 from tokenshards.pipeline.records import TokenBatch  # noqa: E402

@@ -123,6 +123,8 @@ def estimate_job(
         settle_sixteen_bit(source, listing.sample)
         settle_masks(source, listing.sample)
         doubt_lfs_pointers(source, listing.sample)
+        if source.config.takes_masks:
+            source.summary.notes.append("this estimate counts no masks: neither their time nor their bytes")
         matched = understand(source, source_config, say, classes)
         used = tokenizer or fit_own_tokenizer(source, listing.sample, config).tokenizer
         spool = listing.spool

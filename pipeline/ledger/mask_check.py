@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 
-from tokenshards.pipeline.errors import CorruptObjectError
 from tokenshards.pipeline.shards.commit import Commit
-from tokenshards.pipeline.shards.masks import MASK, MaskTotals, masks_of
+from tokenshards.pipeline.shards.masks import MaskTotals, masks_of
 from tokenshards.pipeline.shards.reader import ShardReader
 
 __all__ = ["count_masks", "differs_from_commit"]
 
 
-def count_masks(reader: ShardReader, columns: pa.Table) -> MaskTotals | None:
-    """Return rows with a mask and pixels by value of the columns of a shard; None for a shard without masks. Raises CorruptObjectError."""
+def count_masks(reader: ShardReader) -> MaskTotals | None:
+    """Return rows with a mask and pixels by value of a shard, one row group in memory; None for a shard without masks.
+
+    Raises CorruptObjectError.
+    """
     if reader.mask is None:
         return None
-    column = columns.column(MASK)
-    try:
+    found = MaskTotals(format=reader.mask)
+    for group in range(reader.num_row_groups):
+        column = reader.read_masks(group)
         masks_BHW = masks_of(column, reader.mask)[column.is_valid().to_numpy()]
-    except ValueError as error:
-        raise CorruptObjectError(reader.path, str(error)) from None
-    counts_V = np.bincount(masks_BHW.ravel(), minlength=1)
-    pixels = [(int(value), int(counts_V[value])) for value in np.flatnonzero(counts_V)]
-    return MaskTotals(format=reader.mask).with_counts(len(masks_BHW), pixels)
+        counts_V = np.bincount(masks_BHW.ravel(), minlength=1)
+        found = found.with_counts(len(masks_BHW), [(int(value), int(counts_V[value])) for value in np.flatnonzero(counts_V)])
+    return found
 
 
 def differs_from_commit(found: MaskTotals | None, commit: Commit) -> str:

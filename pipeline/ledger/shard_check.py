@@ -17,7 +17,7 @@ from tokenshards.pipeline.planning.plan import Plan, read_shard_rows
 from tokenshards.pipeline.shards.commit import Commit, ObjectRef, commit_path, read_commit
 from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.manifest import ShardEntry
-from tokenshards.pipeline.shards.masks import MaskTotals
+from tokenshards.pipeline.shards.masks import MASK, MaskTotals
 from tokenshards.pipeline.shards.reader import ShardReader
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.shards.writer import read_quarantine
@@ -117,8 +117,8 @@ class ShardChecker:
     def _read_data(self, views: int, path: str, data: bytes, commit: Commit | None, check: ShardCheck) -> list[str]:
         try:
             reader = ShardReader.open(data, path, models=models_of(self.store))
-            content = reader.read()
-            check.masks = count_masks(reader, content.table)
+            content = reader.read([name for name in reader.row_columns if name != MASK])
+            check.masks = count_masks(reader)
         except (FormatError, MissingObjectError) as error:  # also a model of its codec that is lost with all copies
             check.add(path, "corrupt", str(error))
             return []

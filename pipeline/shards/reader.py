@@ -168,6 +168,10 @@ class ShardReader:
         with _decoding(self.path):
             return _complete(self._file.read(columns=list(names), use_threads=False), self.num_rows, names)
 
+    def read_masks(self, row_group: int) -> pa.ChunkedArray:
+        """Return the column `mask` of one row group alone, for `masks_of`; ConfigError for a shard without masks."""
+        return self._read_group(self._opened, row_group, self._known((MASK,))).column(MASK)
+
     def _all_tokens(self) -> TokenBatch:
         layout = self.spec.layout
         if layout.variable:

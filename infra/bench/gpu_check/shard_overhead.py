@@ -19,8 +19,9 @@ from common import seconds_of
 from tokenshards.pipeline.config import PlanConfig, RunConfig
 from tokenshards.pipeline.conversion.request import TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
-from tokenshards.pipeline.job.batches import DecodedBatch, DecodedRow
+from tokenshards.pipeline.job.batches import DecodedBatch
 from tokenshards.pipeline.job.context import open_context
+from tokenshards.pipeline.job.decoded_rows import DecodedRow
 from tokenshards.pipeline.job.job_spec import JobSpec, ShardSummary
 from tokenshards.pipeline.job.shard_job import JobContext, tokenize_shard
 from tokenshards.pipeline.planning.plan import read_shard_rows
