@@ -71,7 +71,7 @@ def _read_rows(
 
     def mask_of(row: PlanRow) -> bytes | BadInput:
         try:
-            return fetch_mask(store, row, config)
+            return fetch_mask(store, row, config, others)
         except BadInput as error:
             return error
 

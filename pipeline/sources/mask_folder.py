@@ -85,12 +85,12 @@ def _recorded(source: Store, store: Store) -> str:
     return place[len(root) + 1 :] if place.startswith(f"{root}/") else display_url(absolute_url(store.location))
 
 
-def fetch_mask(store: Store, row: PlanRow, config: SourceConfig) -> bytes:
-    """Return the bytes of the mask of a `file` row, from the folder of masks or where its table says. Raises what `fetch_file` does."""
+def fetch_mask(store: Store, row: PlanRow, config: SourceConfig, others: Iterable[str] = ()) -> bytes:
+    """Return the bytes of the mask of a `file` row, from the folder of masks or where its table says, as `fetch_file` does."""
     masks = mask_store(store, config.masks) or store
     path = str(row.mask_path)
     mask = PlanRow(kind="file", sample_id=row.sample_id, path=path, size=row.mask_size, version=row.mask_version, inputs=1)
-    return fetch_file(masks, mask, config)
+    return fetch_file(masks, mask, config, others=others)
 
 
 class MaskFolder:
@@ -105,6 +105,7 @@ class MaskFolder:
         self._images = 0
         self._without = ""
         self._example = ""
+        self._proposed = ""
 
     @classmethod
     def open(cls, source: Store, config: SourceConfig) -> MaskFolder:
@@ -177,6 +178,8 @@ class MaskFolder:
             f"folder {display_url(self._root)}: {self._used:,} of {counted(self._images, 'image has', 'images have')} one, such as "
             f"{self._example}{less}"
         )
+        if self._proposed:
+            summary.notes.append(self._proposed)
         if self._without:
             lacking = self._images - self._used
             summary.notes.append(f"{counted(lacking, 'image has', 'images have')} no mask, such as {self._without}; stored without one")
@@ -198,22 +201,27 @@ class MaskFolder:
 
     def _settle(self, paths: list[str]) -> None:
         counts = [self._matches(paths, below, self._rules.mask_suffix) for below in range(MOST_BELOW + 1)]
-        self._rules = replace(self._rules, mask_below=counts.index(max(counts)))
-        if 2 * max(counts) >= len(paths):
+        best = max(counts)
+        self._rules = replace(self._rules, mask_below=counts.index(best))
+        if 2 * best >= len(paths):
             return
         others = self._suffixes(paths)
-        if others and not max(counts):
+        with_suffix, without = "--mask-suffix {}, which {:,} have", "no --mask-suffix, as {1:,} fit without"
+        proposed = " or ".join((with_suffix if name else without).format(name, fit) for name, fit in others)
+        if others and best:
+            self._proposed = f"few of the first {len(paths):,} images have a mask of their own name; expected {proposed}?"
+        if others and not best:
             raise SourceError(
                 f"--masks {display_url(self._root)}: of {counted(len(paths), 'image')} looked at none has a mask of its own name"
                 f"{f' and the suffix {self._rules.mask_suffix}' if self._rules.mask_suffix else ''}, such as {paths[0]}; expected "
-                f"{' or '.join(f'--mask-suffix {name}, which {count:,} have' for name, count in others)}"
+                f"{proposed}"
             )
 
     def _suffixes(self, paths: list[str]) -> list[tuple[str, int]]:
         """Return the known suffixes that the masks of half of the images or more have, the most frequent first."""
         known = [name for name in ("", *KNOWN_SUFFIXES) if name != self._rules.mask_suffix]
         counts = [(name, max(self._matches(paths, below, name) for below in range(MOST_BELOW + 1))) for name in known]
-        return sorted(((name or "''", count) for name, count in counts if 2 * count >= len(paths) > 0), key=lambda pair: -pair[1])
+        return sorted(((name, count) for name, count in counts if 2 * count >= len(paths) > 0), key=lambda pair: -pair[1])
 
     def _matches(self, paths: list[str], below: int, suffix: str) -> int:
         return sum(self._mask_of(path, below, suffix) is not None for path in paths)

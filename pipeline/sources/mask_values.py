@@ -15,7 +15,7 @@ from tokenshards.pipeline.images.mask_pixels import raw_mask
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
 from tokenshards.pipeline.shards.masks import IGNORE, MaskFormat
 from tokenshards.pipeline.sources.base import ImageSource
-from tokenshards.pipeline.sources.fetch import fetch_ahead
+from tokenshards.pipeline.sources.fetch import fetch_ahead, urls_to_probe
 from tokenshards.pipeline.sources.mask_folder import fetch_mask, mask_store
 from tokenshards.pipeline.sources.slices import read_slice
 from tokenshards.pipeline.sources.summary import Doubt
@@ -108,7 +108,7 @@ def _describe(source: ImageSource, found: _Look, free: list[int], bits: int) -> 
 
 def _look(source: ImageSource, rows: Sequence[PlanRow]) -> _Look:
     config = replace(source.config, unreadable="quarantine")
-    found = _Look()
+    found, others = _Look(), urls_to_probe(row for row in rows if row.kind == "file")
 
     def values(item: tuple[str, bytes | PlanRow | BadInput | None]) -> np.ndarray | None:
         data = item[1]
@@ -116,7 +116,7 @@ def _look(source: ImageSource, rows: Sequence[PlanRow]) -> _Look:
             raise data
         if data is None:
             return None
-        data = fetch_mask(source.store, data, config) if isinstance(data, PlanRow) else data
+        data = fetch_mask(source.store, data, config, others) if isinstance(data, PlanRow) else data
         return np.asarray(np.unique(raw_mask(data, max_pixels=config.image_rules.max_pixels, turned=False)))
 
     masks = mask_store(source.store, config.masks) or source.store

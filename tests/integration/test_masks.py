@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import tokenshards
-from tests.datasets import call_cli, call_json, content, kill_three_times, quarantine_of, run_cli
+from tests.datasets import call_cli, call_json, content, quarantine_of, run_cli
 from tests.masks import COLOURS, agreement, drawn_mask, json_lines, pixel_tokenizer, png, write_masked, write_table, write_tar
 from tokenshards.pipeline.ledger.verify import verify_dataset
 from tokenshards.pipeline.planning.plan import load_plan, read_shard_rows
@@ -217,10 +217,7 @@ def test_bad_masks_are_quarantined_and_mended_by_a_retry(made: Path, tmp_path: P
 def test_a_mask_that_changed_since_the_plan_is_found(made: Path, tmp_path: Path) -> None:
     for name in ("images", "masks", "pixels.tok"):
         shutil.copytree(made / name, tmp_path / name)
-    fault = {"TOKENSHARDS_FAULT": f"point=after-plan-json,times=1,victim=self,log={tmp_path / 'log'}"}
-    run_cli(*arguments(tmp_path, "out"), env=fault, expect=-signal.SIGKILL)
-    assert not (tmp_path / "out" / "plan" / "current.json").exists()
-    fault = {"TOKENSHARDS_FAULT": f"point=after-data-put,times=1,victim=driver,log={tmp_path / 'log2'}"}
+    fault = {"TOKENSHARDS_FAULT": f"point=after-data-put,times=1,victim=driver,log={tmp_path / 'log'}"}
     run_cli(*arguments(tmp_path, "out"), env=fault, expect=-signal.SIGKILL)
     shutil.rmtree(tmp_path / "out" / "shards")
     (tmp_path / "masks" / "class_0" / "004.png").write_bytes(png(drawn_mask(5)))
@@ -231,13 +228,27 @@ def test_a_mask_that_changed_since_the_plan_is_found(made: Path, tmp_path: Path)
     assert quarantine_of(tmp_path / "out") == {"class_1/005.png": "bad_mask"}
 
 
-def test_a_run_that_is_killed_again_and_again_gives_the_same_bytes(made: Path) -> None:
-    words = arguments(made, "killed")
-    kill_three_times(words, made)
-    run_cli(*words)
-    assert shards_of(made / "killed") == shards_of(made / "out") and agreement(made / "killed") == COUNT
-    totals = [open_dataset(str(made / name)).manifest.mask for name in ("killed", "out")]
-    assert totals[0] == totals[1]
+POINTS = ("after-listing", "after-plan-part", "after-plan-json", "after-data-put", "after-quarantine-put", "after-commit-put")
+END_POINTS = ("after-last-commit", "between-manifest-and-pointer")
+
+
+def test_a_run_that_is_killed_at_every_crash_point_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    for name in ("images", "masks", "pixels.tok"):
+        shutil.copytree(made / name, tmp_path / name)
+    (tmp_path / "masks" / "class_1" / "001.png").write_bytes(b"no mask")
+    call_cli(*arguments(tmp_path, "undisturbed", "--max-bad", "1"))
+    words = arguments(tmp_path, "killed", "--max-bad", "1", "-q")
+    for point in (*POINTS, *END_POINTS):
+        victim = "driver" if point.endswith("-put") else "self"
+        fault = f"point={point},times=1,victim={victim},log={tmp_path / point}"
+        run_cli(*words, env={"TOKENSHARDS_FAULT": fault}, expect=-signal.SIGKILL)
+        assert not (tmp_path / "killed" / "manifest.json").exists()
+    call_cli(*words)
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    assert shards_of(killed) == shards_of(undisturbed) and agreement(killed) == COUNT - 1
+    assert quarantine_of(killed) == quarantine_of(undisturbed) == {"class_1/001.png": "bad_mask"}
+    assert open_dataset(str(killed)).manifest.mask == open_dataset(str(undisturbed)).manifest.mask
+    assert verify_dataset(Store(str(killed))).ok
 
 
 def test_masks_that_are_gone_are_an_outage_and_a_wrong_folder_is_an_error(made: Path, tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tokenshards.pipeline.config import SourceConfig
-from tokenshards.pipeline.errors import UnreadableObjectError
+from tokenshards.pipeline.errors import Reason, TransientStorageError, UnreadableObjectError
 from tokenshards.pipeline.job import inputs
 from tokenshards.pipeline.records import FailedRecord, ImageRecord, PlanRow
+from tokenshards.pipeline.sources import open_source
 from tokenshards.pipeline.storage.store import Store
 
 PLAN: Any = SimpleNamespace(label_type=None, meta_types={})
@@ -72,3 +74,36 @@ def test_all_unreadable_tars_of_a_shard_are_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UnreadableObjectError, match="a.tar") as caught:
         read(tars)
     assert caught.value.objects == ("a.tar", "c.tar")
+
+
+def masked_plan_row(tmp_path: Path) -> tuple[Store, SourceConfig, list[PlanRow]]:
+    """An image with a mask in a folder of its own, as planned."""
+    for place, data in (("i/a.png", b"image"), ("m/a.png", b"mask"), ("m/b.png", b"other")):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(data)
+    config = SourceConfig(masks=str(tmp_path / "m"))
+    source = open_source(str(tmp_path / "i"), config)
+    return source.store, source.config, list(source.list_rows())
+
+
+def test_an_image_comes_with_its_mask(tmp_path: Path) -> None:
+    store, config, planned = masked_plan_row(tmp_path)
+    (record,) = inputs.read_inputs(store, config, PLAN, planned, frozenset())
+    assert isinstance(record, ImageRecord) and (record.data, record.mask) == (b"image", b"mask")
+
+
+def test_a_mask_that_is_missing_or_changed_fails_its_image_and_an_outage_does_not(tmp_path: Path) -> None:
+    store, config, planned = masked_plan_row(tmp_path)
+    (tmp_path / "m" / "a.png").write_bytes(b"longer mask")
+    (record,) = inputs.read_inputs(store, config, PLAN, planned, frozenset())
+    assert isinstance(record, FailedRecord) and record.error.reason is Reason.CHANGED_SINCE_PLAN and record.data == b"image"
+    assert record.error.detail.startswith("its mask: planned with")
+    (tmp_path / "m" / "a.png").unlink()
+    (record,) = inputs.read_inputs(store, config, PLAN, planned, frozenset())
+    assert isinstance(record, FailedRecord) and record.error.reason is Reason.BAD_MASK
+    (tmp_path / "m" / "b.png").unlink()
+    with pytest.raises(TransientStorageError, match="this folder is empty"):
+        list(inputs.read_inputs(store, config, PLAN, planned, frozenset()))
+    (tmp_path / "m").rmdir()
+    with pytest.raises(TransientStorageError, match="the folder of the source is gone"):
+        list(inputs.read_inputs(store, config, PLAN, planned, frozenset()))

@@ -92,6 +92,16 @@ def test_suffixes_are_taken_and_proposed(tmp_path: Path) -> None:
         listed(tmp_path / "images", tmp_path / "masks", mask_suffix="_seg")
 
 
+def test_a_suffix_that_most_have_is_proposed_where_few_fit_without(tmp_path: Path) -> None:
+    write_masked(tmp_path, 6, suffix="_seg")
+    write(tmp_path / "masks", ["class_0/000.png"])
+    source, _ = listed(tmp_path / "images", tmp_path / "masks")
+    assert "few of the first 6 images have a mask of their own name; expected --mask-suffix _seg, which 6 have?" in source.summary.notes
+    write_masked(tmp_path / "bare", 6)
+    with pytest.raises(SourceError, match=r"and the suffix _m, .*expected no --mask-suffix, as 6 fit without"):
+        listed(tmp_path / "bare" / "images", tmp_path / "bare" / "masks", mask_suffix="_m")
+
+
 def test_masks_of_cityscapes_have_a_suffix_for_that_of_the_image(tmp_path: Path) -> None:
     for kind, folder in (("leftImg8bit", "leftImg8bit"), ("gtFine_labelIds", "gtFine"), ("gtFine_color", "gtFine")):
         write(tmp_path / folder, [f"train/aachen/aachen_{number}_{kind}.png" for number in range(3)])
