@@ -285,6 +285,26 @@ def test_a_plan_without_masks_takes_none_later(made: Path) -> None:
     assert "(the plan has no masks)" in call_cli(*arguments(made, "none"), expect=2)[1]
 
 
+def test_a_stored_mask_that_is_not_that_of_the_source_is_found(made: Path, tmp_path: Path) -> None:
+    """Only --re-encode can find it: the file of the mask changed without a trace in its size and age."""
+    for name in ("images", "pixels.tok"):
+        shutil.copytree(made / name, tmp_path / name)
+    for number in range(COUNT):
+        path = tmp_path / "masks" / f"class_{number % 2}" / f"{number:03d}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn_mask(number)).save(path)
+    call_cli(*arguments(tmp_path, "out"))
+    assert call_json("verify", str(tmp_path / "out"), "--re-encode", "99")["re_encoded"]["masks"] == COUNT
+    path = tmp_path / "masks" / "class_1" / "003.bmp"
+    age = path.stat().st_mtime_ns
+    Image.fromarray(drawn_mask(4)).save(path)
+    os.utime(path, ns=(age, age))
+    out, _ = call_cli("verify", str(tmp_path / "out"), "--re-encode", "99", expect=1)
+    assert f"{COUNT} masks made again: 1 differs" in out and "class_1/003.png: " in out and "of 576 pixels of the mask differ" in out
+    found = call_json("verify", str(tmp_path / "out"), "--re-encode", "99", expect=1)["re_encoded"]
+    assert not found["ok"] and (found["masks_different"], found["rows_different"]) == (1, 0)
+
+
 def test_damage_to_masks_is_found_and_repaired(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
     store = Store(str(tmp_path / "out"))
