@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.conversion.request import Outcome, Reporter, TokenizeRequest
 from tokenshards.pipeline.conversion.tokenize import Conversion
@@ -151,9 +153,11 @@ def tokenize_splits(request: TokenizeRequest, reporter: Reporter, open_runner: C
         part = replace(request, out_url=f"{request.out_url.rstrip('/')}/{name}", source=parts[name])
         if outcomes:  # the tokenizer of the first split, and its class table
             part = replace(part, tokenizer_url=first, tokenizer_options=request.out_options)
-            if _scales_16_bits(Store(first, storage_options=request.out_options, retry=request.run.retry)):
+            first_store = Store(first, storage_options=request.out_options, retry=request.run.retry)
+            if _scales_16_bits(first_store):
                 rules = replace(part.source.image_rules, sixteen_bit="scale")
                 part = replace(part, source=replace(part.source, image_rules=rules))
+            part = replace(part, source=_with_bits_of(first_store, part.source))
         reporter.say(f"split {name}:")
         try:
             outcomes[name] = Conversion(part, reporter, open_runner()).run()
@@ -180,3 +184,12 @@ def _scales_16_bits(first: Store) -> bool:
     """Return whether the first split scales 16-bit images: the others do so then too, even if no image in their own sample asks for it."""
     plan = load_plan(first)
     return plan is not None and plan.source_config(SourceConfig()).image_rules.sixteen_bit == "scale"
+
+
+def _with_bits_of(first: Store, config: SourceConfig) -> SourceConfig:
+    """Return the config of a further split with masks of the bits of the first one, so that the datasets can be opened together."""
+    plan = load_plan(first)
+    if plan is None or plan.mask is None or not config.takes_masks or config.mask_rules.mask_bits is not None:
+        return config
+    bits = 8 * np.dtype(plan.mask_format.dtype).itemsize
+    return replace(config, mask_rules=config.mask_rules.settled(bits=bits))

@@ -162,7 +162,8 @@ class MaskFolder:
             self._used += 1
             self._example = self._example or f"{stem}{file.extension} for {row.sample_id}"
             yield replace(row, mask_path=f"{stem}{file.extension}", mask_size=file.size, mask_version=file.version)
-        if self._images and not self._used and not self._config.frozen:
+        of_a_split = self._config.yes and self._config.split not in (None, ALL_SPLITS)
+        if self._images and not self._used and not self._config.frozen and not of_a_split:
             raise self._none_found(first)
 
     def settled(self, config: SourceConfig) -> SourceConfig:
@@ -174,10 +175,9 @@ class MaskFolder:
         below = self._rules.mask_below
         folders = "folder of an image's path is" if below == 1 else f"{below} folders of an image's path are"
         less = f"; the first {folders} not in that of its mask" if below else ""
-        summary.mask_rule = (
-            f"folder {display_url(self._root)}: {self._used:,} of {counted(self._images, 'image has', 'images have')} one, such as "
-            f"{self._example}{less}"
-        )
+        such = f", such as {self._example}{less}" if self._example else ""
+        images = counted(self._images, "image has", "images have")
+        summary.mask_rule = f"folder {display_url(self._root)}: {self._used:,} of {images} one{such}"
         if self._proposed:
             summary.notes.append(self._proposed)
         if self._without:
@@ -229,8 +229,9 @@ class MaskFolder:
     def _none_found(self, rows: list[PlanRow]) -> SourceError:
         masks = ", ".join(f"{stem}{file.extension}" for stem, file in islice(self._files.items(), 3)) or "none"
         images = ", ".join(row.sample_id for row in rows[:3])
+        split = f"; --yes takes the split {self._config.split} without masks" if self._config.split not in (None, ALL_SPLITS) else ""
         return SourceError(
             f"--masks {display_url(self._root)}: none of {counted(self._images, 'image')} has a mask there; expected the path of the image "
             f"with another extension. Images: {images}. Masks: {masks}. If names have an ending of their own, give --mask-suffix; if a "
-            "folder is missing in between, give the folder below which the paths are alike"
+            f"folder is missing in between, give the folder below which the paths are alike{split}"
         )

@@ -386,3 +386,29 @@ def test_the_functions_take_the_options_of_masks(made: Path) -> None:
     values = set(np.unique(np.concatenate([batch.masks_BHW for batch in dataset.batches(64, masks=True)])).tolist())
     assert values == {0, 1, 255} and report is not None and dataset.mask_classes == 2
     assert os.path.exists(made / "called" / "manifest.json")
+
+
+def test_the_splits_of_a_source_have_masks_of_one_format(made: Path, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        shutil.copytree(made / "images", tmp_path / "images" / split)
+    for split in ("train", "val"):
+        shutil.copytree(made / "masks", tmp_path / "masks" / split)
+    deep = tmp_path / "masks" / "train" / "class_0" / "000.png"
+    Image.fromarray(drawn_mask(0).astype(np.uint16) * 300).save(deep)
+    words = [
+        "tokenize",
+        str(tmp_path / "images"),
+        str(tmp_path / "out"),
+        "--tokenizer",
+        str(made / "pixels.tok"),
+        "--workers",
+        "1",
+        "--splits",
+    ]
+    call_cli(*words, "--masks", str(tmp_path / "masks"), "--yes")
+    found = [open_dataset(str(tmp_path / "out" / split)) for split in ("train", "val", "test")]
+    assert [dataset.mask.dtype for dataset in found if dataset.mask] == ["uint16"] * 3
+    assert [dataset.manifest.mask.images for dataset in found if dataset.manifest.mask] == [COUNT, COUNT, 0]
+    joined = tokenshards.open_dataset([str(tmp_path / "out" / split) for split in ("train", "val", "test")])
+    assert len(joined) == 3 * COUNT and joined.mask_classes > 255
+    assert "rows checked, 0 of them with a mask" in call_cli("verify", str(tmp_path / "out" / "test"))[0]

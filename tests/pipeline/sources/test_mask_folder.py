@@ -67,6 +67,19 @@ def test_masks_that_mirror_the_folder_of_a_split(tmp_path: Path) -> None:
     assert "4 of 4 images have one" in source.summary.mask_rule
 
 
+def test_a_split_without_masks_is_taken_where_the_user_says_so(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "images" / split, ["1.png", "2.png"])
+    write(tmp_path / "masks" / "train", ["1.png", "2.png"])
+    config = SourceConfig(masks=str(tmp_path / "masks"), split="test")
+    with pytest.raises(SourceError, match="none of 2 images has a mask there; .*; --yes takes the split test without masks"):
+        list(open_source(str(tmp_path / "images"), config).list_rows())
+    source, found = listed(tmp_path / "images", tmp_path / "masks", split="test")
+    assert found == {"test/1.png": None, "test/2.png": None} and source.summary.mask_rule.endswith(": 0 of 2 images have one")
+    settle_masks(source, list(source.list_rows()))
+    assert "stored as uint8, as nothing was seen" in source.summary.mask_rule
+
+
 @pytest.mark.parametrize("images", ["images", "leftImg8bit/deep"])
 def test_leading_folders_that_masks_lack_are_found_and_recorded(images: str, tmp_path: Path) -> None:
     write(tmp_path / images, ["x/1.png", "y/2.png"])
