@@ -93,6 +93,7 @@ TOKENIZERS = (
 STEM_ADAPTORS = (
     "field_types",
     "mask_config",
+    "segment_config",
     "config",
     "ranks",
     "precision",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.frameworks.with_loss import ClassifierWithLoss
     from tokenshards.stem_adaptors.mask_config import MaskConfig
     from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+    from tokenshards.stem_adaptors.segment_config import SegmentConfig
     from tokenshards.stem_adaptors.training.build import build
 
     __version__: str
@@ -63,6 +64,7 @@ __all__ = [
     "Prediction",
     "PretrainReport",
     "Sample",
+    "SegmentConfig",
     "TimmLoader",
     "TokenClassifier",
     "TokenClassifierModule",
@@ -106,6 +108,7 @@ _HOMES = {
     "Operation": "stem_adaptors.augment.operation",
     "Prediction": "stem_adaptors.commands.predicting",
     "Sample": "pipeline.shards.dataset",
+    "SegmentConfig": "stem_adaptors.segment_config",
     "TimmLoader": "stem_adaptors.frameworks.timm_models",
     "TokenClassifier": "stem_adaptors.models.classifier",
     "TokenClassifierModule": "stem_adaptors.frameworks.lightning_modules",

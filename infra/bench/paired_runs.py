@@ -198,7 +198,8 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
     mirrored_B111 = keys.chosen("flip", config.flip_prob)[:, None, None, None]
     x = torch.where(mirrored_B111, x.flip(-1), x)
     if config.crop == "rrc":
-        x = crops.random_resized_crop(x, keys, size, scale_min=config.crop_scale_min, ratio_max=config.crop_ratio_max)
+        grid, scales = (x.shape[-2], x.shape[-1]), {"scale_min": config.crop_scale_min, "ratio_max": config.crop_ratio_max}
+        x = crops.resample(x, crops.crop_boxes(keys, grid, **scales), size)
     else:
         x = enlarged(x, size)
     if config.noise_prob > 0:
@@ -207,7 +208,7 @@ def augmented(x: Tensor, targets_BC: Tensor, keys: SampleKeys, config: AugmentCo
     if float(keys[:1].uniform("mix")[0, 0]) < config.cutmix_prob:
         lam = embed_ops.beta_quantiles(config.cutmix_alpha)[keys[:1].integers("lambda", 1 << 16)[0]]
         sides_12 = (torch.tensor([x.shape[-2:]]) * (1 - lam).sqrt()).long()
-        x, targets_BC = embed_ops.cutmix_(x, targets_BC, keys, sides_12)
+        x, targets_BC = embed_ops.cutmix_(x, targets_BC, embed_ops.cutmix_box(keys, (x.shape[-2], x.shape[-1]), sides_12))
     return x, targets_BC
 
 

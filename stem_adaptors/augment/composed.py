@@ -34,6 +34,10 @@ class _Composed(Operation):
         """Return the first refusal of a part."""
         return next((found for part in self._own_parts() if (found := part.refusal(layout)) is not None), None)
 
+    def map_refusal(self) -> str | None:
+        """Return the first reason of a part."""
+        return next((found for part in self._own_parts() if (found := part.map_refusal()) is not None), None)
+
     def members(self) -> list[Operation]:
         """Return this operation and all within it."""
         return [self, *(member for part in self._own_parts() for member in part.members())]
@@ -188,7 +192,7 @@ class HalfBatch(_Composed):
         # On embeddings, ids without their vectors mean nothing any more, and the halves may have as many as their grids before a crop.
         with_ids = ("ids_BLQ",) if self.stage == "ids" or self.gives_ids else ()
         joined: dict[str, Any] = {}
-        for name in (*with_ids, "targets_BC", "x", "mask"):  # a comprehension with a name of its own is beyond torch.compile
+        for name in (*with_ids, "targets_BC", "x", "mask", "maps_BHW"):  # a comprehension with a name of its own is beyond torch.compile
             found = [getattr(part, name) for part in results]
             if found[0] is not None:
                 joined[name] = torch.cat(found)

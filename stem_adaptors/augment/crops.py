@@ -19,7 +19,7 @@ from tokenshards.pipeline.devices import wide_float
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Numbers
 
-__all__ = ["bicubic_taps", "centre_crop", "crop_boxes", "random_crop", "random_resized_crop", "resample", "resample_in_pieces"]
+__all__ = ["bicubic_taps", "centre_crop", "crop_boxes", "cut_windows", "resample", "resample_in_pieces", "window_boxes"]
 
 CROP_TRIES = 10
 PIECE_BYTES = 4 << 20
@@ -27,12 +27,6 @@ PIECE_BYTES = 4 << 20
 
 Taps = tuple[Tensor, Tensor]
 """The sites that make each output site, int32 [B, O, 4], and their weights."""
-
-
-def random_resized_crop(x_BDHW: Tensor, numbers: Numbers, size: tuple[int, int], *, scale_min: float, ratio_max: float) -> Tensor:
-    """Cut a random box out of each sample and resample it to `size`, bicubic (Token-RRC; SeiT, Park et al. 2023)."""
-    height, width = x_BDHW.shape[-2:]
-    return resample(x_BDHW, crop_boxes(numbers, (height, width), scale_min=scale_min, ratio_max=ratio_max), size)
 
 
 def crop_boxes(numbers: Numbers, grid: tuple[int, int], *, scale_min: float, ratio_max: float) -> Tensor:
@@ -152,11 +146,16 @@ def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
     return torch.where(distance <= 1, near, far)
 
 
-def random_crop(x_BDHW: Tensor, numbers: Numbers, size: tuple[int, int]) -> Tensor:
-    """Cut a window of `size` at a uniform place out of each sample (SeiT's option `--src`)."""
+def window_boxes(numbers: Numbers, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return int64 [B, 4] = top, left, height, width of a window of `size` at a uniform place (SeiT's option `--src`)."""
+    top_B1, left_B1 = numbers.integers("crop.y", grid[0] - size[0] + 1), numbers.integers("crop.x", grid[1] - size[1] + 1)
+    return torch.cat([top_B1, left_B1, torch.full_like(top_B1, size[0]), torch.full_like(left_B1, size[1])], dim=1)
+
+
+def cut_windows(x_BDHW: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a window of `size` out of each sample, at the top and left of its box."""
     x_BHWD = x_BDHW.movedim(1, -1)
-    height, width = x_BDHW.shape[-2:]
-    top_B1, left_B1 = numbers.integers("crop.y", height - size[0] + 1), numbers.integers("crop.x", width - size[1] + 1)
+    top_B1, left_B1 = boxes_B4[:, :1], boxes_B4[:, 1:2]
     rows_BH1 = (top_B1 + torch.arange(size[0], device=x_BDHW.device))[:, :, None]
     columns_B1W = (left_B1 + torch.arange(size[1], device=x_BDHW.device))[:, None, :]
     samples_B11 = torch.arange(len(x_BDHW), device=x_BDHW.device)[:, None, None]

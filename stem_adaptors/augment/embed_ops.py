@@ -160,14 +160,12 @@ def mixup(x_BDHW: Tensor, targets_BC: Tensor, lam_G: Tensor) -> tuple[Tensor, Te
     return mixed, _mix_targets(targets_BC, lam_G)
 
 
-def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, numbers: Numbers, sides_G2: Tensor) -> tuple[Tensor, Tensor]:
+def cutmix_(x_BDHW: Tensor, targets_BC: Tensor, edges_G4: Tensor) -> tuple[Tensor, Tensor]:
     """Fill one box, the same in all samples of a group, from their partners (Token-CutMix; SeiT, Park et al. 2023).
 
-    `sides_G2` are height and width of the boxes, int64; centres are uniform, boxes are clipped. Targets mix by the share of sites really
-    replaced.
+    `edges_G4` come from `cutmix_box`. Targets mix by the share of sites really replaced.
     """
     height, width = x_BDHW.shape[-2:]
-    edges_G4 = cutmix_box(numbers, (height, width), sides_G2)
     top_G, left_G, bottom_G, right_G = edges_G4.unbind(1)
     kept_G = 1 - ((bottom_G - top_G) * (right_G - left_G)) / (height * width)
     return fill_boxes_(x_BDHW, edges_G4), _mix_targets(targets_BC, kept_G)
@@ -206,7 +204,10 @@ def inside_boxes(shape: torch.Size, edges_G4: Tensor) -> Tensor:
 
 
 def cutmix_box(numbers: Numbers, grid: tuple[int, int], sides_G2: Tensor) -> Tensor:
-    """Return top, left, bottom, right of the box of each group, int64 [G, 4]. The key is the group's first sample."""
+    """Return top, left, bottom, right of the box of each group, int64 [G, 4], clipped to the grid. The key is the group's first sample.
+
+    `sides_G2`: height and width of the boxes before they are clipped, int64. Their centres are uniform.
+    """
     own = numbers[: len(sides_G2)]
     centres = [own.integers(f"cutmix.{name}", side) for name, side in zip("yx", grid, strict=True)]
     start_G2 = torch.cat(centres, dim=1) - sides_G2 // 2

@@ -117,15 +117,12 @@ def replace_synonyms(ids_BLQ: Tensor, numbers: Numbers, synonyms: Synonyms, shar
     return torch.where(replaced_BQL, other_BQL, ids_BQL).transpose(1, 2)
 
 
-def swap_blocks(ids_BLQ: Tensor, numbers: Numbers, plane: tuple[int, int], max_share: float) -> Tensor:
-    """Exchange two square blocks of every sample (as in SeiT). In a video, L = T * H * W, the blocks are the same in all frames.
+def swap_blocks(ids_BLQ: Tensor, corners_B22: Tensor, side_B: Tensor, plane: tuple[int, int]) -> Tensor:
+    """Exchange the two square blocks of every sample that `swap_corners` drew. In a video, L = T * H * W, all frames have the same blocks.
 
-    The side is floor(min(H, W) * U(0, max_share)). Both corners are uniform on [0, H - side - 1] x [0, W - side - 1]; they are drawn again,
-    up to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is. Both blocks are
-    read from the original; a site in both blocks takes what the first block held.
+    Both blocks are read from the original; a site in both blocks takes what the first block held.
     """
     height, width = plane
-    corners_B22, side_B = swap_corners(numbers, plane, max_share)
     move_B = (corners_B22[:, 1, 0] - corners_B22[:, 0, 0]) * width + (corners_B22[:, 1, 1] - corners_B22[:, 0, 1])
     offset_B22N = torch.arange(max(plane), device=ids_BLQ.device) - corners_B22[..., None]
     inside_B22N = (offset_B22N >= 0) & (offset_B22N < side_B[:, None, None, None])
@@ -142,7 +139,11 @@ def swap_blocks(ids_BLQ: Tensor, numbers: Numbers, plane: tuple[int, int], max_s
 
 
 def swap_corners(numbers: Numbers, plane: tuple[int, int], max_share: float) -> tuple[Tensor, Tensor]:
-    """Return the corners of both blocks, int64 [B, 2, 2], and their side [B] for `swap_blocks`; side 0 means no swap."""
+    """Return the corners of both blocks, int64 [B, 2, 2], and their side [B] for `swap_blocks` (as in SeiT); side 0 means no swap.
+
+    The side is floor(min(H, W) * U(0, max_share)). Both corners are uniform on [0, H - side - 1] x [0, W - side - 1]; they are drawn again,
+    up to SWAP_TRIES times, until their Euclidean distance exceeds the side. Without such a pair the sample stays as it is.
+    """
     side_B = (numbers.uniform("swap.side")[:, 0] * (max_share * min(plane))).long()
     height, width = plane
     room_BN = (height - side_B).clamp(min=1)[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
-from tokenshards.stem_adaptors.augment import embed_ops, index_ops
+from tokenshards.stem_adaptors.augment import embed_ops, index_ops, label_maps
 from tokenshards.stem_adaptors.augment.index_ops import meaningless
 from tokenshards.stem_adaptors.augment.keys import all_rows
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
@@ -78,8 +78,17 @@ class CutMix(Operation):
             sides_G2 = sides_G2 * hit_G[:, None]  # a box without sites changes nothing, and asks the device for no value
         if self.follows_attention:
             return self._cut(state, numbers, sides_G2)
-        x, targets_BC = embed_ops.cutmix_(state.embeddings, state.targets_BC, numbers, sides_G2)
-        return state._replace(x=x, targets_BC=targets_BC)
+        x = state.embeddings
+        edges_G4 = embed_ops.cutmix_box(numbers, (x.shape[-2], x.shape[-1]), sides_G2)
+        maps_BHW = state.maps_BHW
+        if maps_BHW is not None:
+            maps_BHW = label_maps.with_boxes_filled(maps_BHW, edges_G4, (x.shape[-2], x.shape[-1]))
+        x, targets_BC = embed_ops.cutmix_(x, state.targets_BC, edges_G4)
+        return state._replace(x=x, targets_BC=targets_BC, maps_BHW=maps_BHW)
+
+    def map_refusal(self) -> str | None:
+        """Attention mixes labels of whole images."""
+        return "cutmix(labels='attention') mixes labels of whole images; expected labels='area'" if self.follows_attention else None
 
     @staticmethod
     def _cut(state: TokenState, numbers: Numbers, sides_G2: Tensor) -> TokenState:
@@ -111,6 +120,10 @@ class Mixup(Operation):
     def refusal(self, layout: Layout) -> str | None:
         """Samples of different sizes have no site in common."""
         return meaningless(layout, not layout.variable, "mixup")
+
+    def map_refusal(self) -> str | None:
+        """A pixel has one class."""
+        return "mixup blends two images in every pixel, and a pixel of a mask has one class; use cutmix"
 
     def draws(self, data: Data) -> tuple[Draw, ...]:
         """The weight."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.shards.spec import Layout
-from tokenshards.stem_adaptors.augment import crops, embed_ops, index_ops
+from tokenshards.stem_adaptors.augment import crops, embed_ops, index_ops, label_maps
 from tokenshards.stem_adaptors.augment.crops import CROP_TRIES
 from tokenshards.stem_adaptors.augment.index_ops import meaningless
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
@@ -46,6 +46,14 @@ class Crop(Operation):
         return height, width
 
 
+def with_maps_cropped(state: TokenState, boxes_B4: Tensor, size: tuple[int, int], grid: tuple[int, int] | None = None) -> TokenState:
+    """Return the state, whose embeddings are not cropped yet, with its label maps cropped. `grid`: sites before the crop."""
+    if state.maps_BHW is None:
+        return state
+    sites = grid or (state.embeddings.shape[-2], state.embeddings.shape[-1])
+    return state._replace(maps_BHW=label_maps.cropped(state.maps_BHW, boxes_B4, sites, size))
+
+
 def cropped(side: int, share: float) -> int:
     """Return a share of a side as an even number of sites, at least 2. A side below 2, or a share of 1, gives the side itself."""
     return side if share == 1 else min(side, max(2, 2 * round(side * share / 2)))
@@ -70,13 +78,18 @@ class RandomResizedCrop(Crop):
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Crop all samples."""
         x, size = state.embeddings, self.size(state)
-        return state._replace(x=crops.random_resized_crop(x, numbers, size, scale_min=self.scale_min, ratio_max=self.ratio_max))
+        boxes_B4 = self._boxes(numbers, (x.shape[-2], x.shape[-1]))
+        return with_maps_cropped(state, boxes_B4, size)._replace(x=crops.resample(x, boxes_B4, size))
 
     def looked_up(self, look_up: Callable[[slice], Tensor], shape: torch.Size, state: TokenState, numbers: Numbers) -> TokenState:
         """Crop embeddings of this shape that are looked up piece by piece, so that they are never in memory as a whole."""
-        grid, size = (shape[-2], shape[-1]), self.out_grid(tuple(shape[2:]))[-2:]
-        boxes_B4 = crops.crop_boxes(numbers, grid, scale_min=self.scale_min, ratio_max=self.ratio_max)
-        return state._replace(x=crops.resample_in_pieces(look_up, crops.pieces(shape), boxes_B4, (size[0], size[1])))
+        grid, (height, width) = (shape[-2], shape[-1]), self.out_grid(tuple(shape[2:]))[-2:]
+        boxes_B4 = self._boxes(numbers, grid)
+        x = crops.resample_in_pieces(look_up, crops.pieces(shape), boxes_B4, (height, width))
+        return with_maps_cropped(state, boxes_B4, (height, width), grid)._replace(x=x)
+
+    def _boxes(self, numbers: Numbers, grid: tuple[int, int]) -> Tensor:
+        return crops.crop_boxes(numbers, grid, scale_min=self.scale_min, ratio_max=self.ratio_max)
 
 
 class RandomCrop(Crop):
@@ -90,7 +103,9 @@ class RandomCrop(Crop):
 
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Crop all samples."""
-        return state._replace(x=crops.random_crop(state.embeddings, numbers, self.size(state)))
+        x, size = state.embeddings, self.size(state)
+        boxes_B4 = crops.window_boxes(numbers, (x.shape[-2], x.shape[-1]), size)
+        return with_maps_cropped(state, boxes_B4, size)._replace(x=crops.cut_windows(x, boxes_B4, size))
 
 
 class CentreCrop(Crop):
@@ -102,6 +117,8 @@ class CentreCrop(Crop):
         """Crop all samples."""
         x, size = state.embeddings, self.size(state)
         if size != tuple(x.shape[-2:]):
+            if state.maps_BHW is not None:
+                state = state._replace(maps_BHW=label_maps.centre_cropped(state.maps_BHW, (x.shape[-2], x.shape[-1]), size))
             x = crops.centre_crop(x, size).movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
         return state._replace(x=x)
 

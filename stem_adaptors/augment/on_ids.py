@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenshards.pipeline.errors import require
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import Layout, TokenizerSpec
-from tokenshards.stem_adaptors.augment import index_ops
+from tokenshards.stem_adaptors.augment import index_ops, label_maps
 from tokenshards.stem_adaptors.augment.index_ops import SWAP_TRIES, meaningless
 from tokenshards.stem_adaptors.augment.numbers import Draw, Numbers
 from tokenshards.stem_adaptors.augment.on_embeddings import CentreCrop, RandomCrop
@@ -91,7 +91,10 @@ class Swap(Operation):
 
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Exchange two blocks of all samples."""
-        return state._replace(ids_BLQ=index_ops.swap_blocks(state.ids_BLQ, numbers, self.plane, self.max_share))
+        corners_B22, sides_B = index_ops.swap_corners(numbers, self.plane, self.max_share)
+        if state.maps_BHW is not None:
+            state = state._replace(maps_BHW=label_maps.swapped(state.maps_BHW, corners_B22, sides_B, self.plane))
+        return state._replace(ids_BLQ=index_ops.swap_blocks(state.ids_BLQ, corners_B22, sides_B, self.plane))
 
 
 class Flip(Operation):
@@ -110,7 +113,8 @@ class Flip(Operation):
 
     def forward(self, state: TokenState, numbers: Numbers) -> TokenState:
         """Mirror all samples."""
-        return state._replace(ids_BLQ=state.ids_BLQ.index_select(1, self.sites_L))
+        maps_BHW = None if state.maps_BHW is None else state.maps_BHW.flip(-1)
+        return state._replace(ids_BLQ=state.ids_BLQ.index_select(1, self.sites_L), maps_BHW=maps_BHW)
 
 
 class CropIds(Operation):

@@ -84,6 +84,13 @@ class Operation(nn.Module):
         """Return why the operation has no meaning in a layout; None where it has one."""
         return None
 
+    def map_refusal(self) -> str | None:
+        """Return why the operation cannot be used where the class of each pixel is learned; None where it can.
+
+        An operation that moves sites and leaves `TokenState.maps_BHW` as it is must have a reason here.
+        """
+        return None
+
     def load(self) -> None:
         """Read the files that `forward` needs. Called before the first batch, and never where a run is only measured."""
 

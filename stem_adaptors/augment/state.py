@@ -1,6 +1,7 @@
 """The samples of a step: as a transform gets them, as operations pass them on, and as a model gets them.
 
-Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes, P places of a model that draw.
+Shapes: B samples, R some of them, G mix groups, L sites, Q ids per site, D channels, C classes, P places of a model that draw, H x W pixels
+of a label map.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class TokenState(NamedTuple):
     """The model's code vectors: ids [B, N, Q] of any N sites -> float32 [B, N, D]."""
     cut: Cut | None = None
     """Where not None, `targets_BC` are those of the samples before CutMix."""
+    maps_BHW: Tensor | None = None
+    """Label maps, the class of each pixel, which operations move as they move sites; None where no pixels are learned."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -69,7 +72,7 @@ class TokenState(NamedTuple):
 
     def take(self, rows: slice | Tensor, groups: int = 1) -> TokenState:
         """Return some of the samples, as `groups` mix groups, without what other operations have cut."""
-        x, mask = self.x, self.mask
+        x, mask, maps_BHW = self.x, self.mask, self.maps_BHW
         return TokenState(
             self.ids_BLQ[rows],
             self.targets_BC[rows],
@@ -77,6 +80,7 @@ class TokenState(NamedTuple):
             None if x is None else x[rows],
             None if mask is None else mask[rows],
             self.vectors,
+            maps_BHW=None if maps_BHW is None else maps_BHW[rows],
         )
 
     def put(self, rows: Tensor, part: TokenState, taken: TokenState) -> TokenState:
@@ -85,8 +89,14 @@ class TokenState(NamedTuple):
         x = self.x if self.x is None or part.x is None else self.x.index_copy(0, rows, part.x)
         ids_BLQ = self.ids_BLQ if part.ids_BLQ is taken.ids_BLQ else self.ids_BLQ.index_copy(0, rows, part.ids_BLQ)
         same = part.targets_BC is taken.targets_BC
+        maps_BHW = self.maps_BHW
+        if maps_BHW is not None and part.maps_BHW is not None and part.maps_BHW is not taken.maps_BHW:
+            maps_BHW = maps_BHW.index_copy(0, rows, part.maps_BHW)
         return self._replace(
-            ids_BLQ=ids_BLQ, targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC), x=x
+            ids_BLQ=ids_BLQ,
+            targets_BC=self.targets_BC if same else self.targets_BC.index_copy(0, rows, part.targets_BC),
+            x=x,
+            maps_BHW=maps_BHW,
         )
 
     def where(self, hit_B: Tensor, other: TokenState) -> TokenState:
@@ -100,6 +110,7 @@ class TokenState(NamedTuple):
             ids_BLQ=_where(hit_B, other.ids_BLQ, self.ids_BLQ),
             targets_BC=_where(hit_B, other.targets_BC, self.targets_BC),
             x=None if self.x is None or other.x is None else _where(hit_B, other.x, self.x),
+            maps_BHW=None if self.maps_BHW is None or other.maps_BHW is None else _where(hit_B, other.maps_BHW, self.maps_BHW),
         )
 
 
@@ -113,6 +124,7 @@ class StepInputs(NamedTuple):
     """int32 [2, 1] digest of seed and epoch."""
     mask: Tensor | None
     shapes_BD: Tensor | None
+    maps_BHW: Tensor | None = None
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())
@@ -129,6 +141,8 @@ class Transformed(NamedTuple):
     """Numbers for the model's stochastic depth; None where it needs none."""
     cut: Cut | None = None
     """What CutMix with labels by attention replaced; `targets_BC` are then those before CutMix."""
+    maps_BHW: Tensor | None = None
+    """Label maps of what `x` shows."""
 
     def __repr__(self) -> str:
         return short_repr(self, **self._asdict())

@@ -95,6 +95,10 @@ class TokenAdapt(Operation):
         """Return the sides of the result, as those of `rrc`."""
         return cropped(grid[0], self.share), cropped(grid[1], self.share)
 
+    def map_refusal(self) -> str | None:
+        """The networks move images where no map can follow."""
+        return "token_adapt moves images inside of a network, and masks cannot follow; use flip and rrc"
+
     def draws(self, data: Data) -> tuple[Draw, ...]:
         """Mirror, rotation, shift, shear, and the crop."""
         return self.ranges.draws()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.codebook import Tables
 from tokenshards.pipeline.shards.spec import TokenizerSpec
-from tokenshards.stem_adaptors.augment import crops, index_ops
+from tokenshards.stem_adaptors.augment import crops, index_ops, label_maps
 from tokenshards.stem_adaptors.augment.declared import operations_of
 from tokenshards.stem_adaptors.augment.keys import all_rows, digest_halves
 from tokenshards.stem_adaptors.augment.language import text_of
@@ -113,6 +113,17 @@ class TokenTransform(nn.Module):
         grid = self.out_grid
         return x if grid is None else crops.centre_crop(x, (grid[-2], grid[-1]))
 
+    def evaluation_maps(self, maps_BHW: Tensor) -> Tensor:
+        """Return the part of label maps that `evaluation` leaves of embeddings."""
+        grid, whole = self.out_grid, self._grids[0]
+        return maps_BHW if grid is None else label_maps.centre_cropped(maps_BHW, (whole[-2], whole[-1]), (grid[-2], grid[-1]))
+
+    def require_maps_fit(self) -> None:
+        """Raise ConfigError for an operation that cannot be used where the class of each pixel is learned."""
+        for operation in self._list:
+            if (reason := operation.map_refusal()) is not None:
+                raise ConfigError(f"augment: {reason}")
+
     def forward(self, model: TokenModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return embeddings, soft targets [B, C] and the mask of sites (None where all exist) of an augmented batch.
 
@@ -177,7 +188,7 @@ class TokenTransform(nn.Module):
         if self._compiled:
             model.embedding.check(ids_BLQ)
         epoch_21 = digest_halves(f"{batch.seed} {batch.epoch}", device)
-        return StepInputs(ids_BLQ, batch.labels_B, batch.positions_B, epoch_21, mask, batch.shapes_BD)
+        return StepInputs(ids_BLQ, batch.labels_B, batch.positions_B, epoch_21, mask, batch.shapes_BD, batch.maps_BHW)
 
     def answers(self, model: TokenModel, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its logits [B, C]. This is what torch.compile may compile as one graph."""
@@ -196,7 +207,7 @@ class TokenTransform(nn.Module):
             state = self._augmented(model, inputs, numbers)
             x = state.embeddings if self.layout.grid else state.embeddings.transpose(1, 2)
             draws_BP = numbers.uniform(DROP_PATH, model.drop_path_draws) if self._paths(model) else None
-        return Transformed(x, state.targets_BC, inputs.mask, draws_BP, state.cut)
+        return Transformed(x, state.targets_BC, inputs.mask, draws_BP, state.cut, state.maps_BHW)
 
     def quantised(self, model: TokenModel, inputs: StepInputs) -> Tensor:
         """Return the ids [B, L, Q] of an augmented batch, of a transform that was made with `to_ids`."""
@@ -215,7 +226,8 @@ class TokenTransform(nn.Module):
     def _operated(self, model: TokenModel, inputs: StepInputs, numbers: DrawnNumbers) -> TokenState:
         targets_BC = soft_targets(inputs.labels_B, self.classes, self.smoothing)
         vectors = getattr(model.embedding, "vectors", None)
-        state = TokenState(inputs.ids_BLQ, targets_BC, self._groups(len(inputs.ids_BLQ)), vectors=vectors)
+        groups = self._groups(len(inputs.ids_BLQ))
+        state = TokenState(inputs.ids_BLQ, targets_BC, groups, vectors=vectors, maps_BHW=inputs.maps_BHW)
         for operation, suffix in zip(self._list, self._suffixes, strict=True):
             own = numbers.scoped(suffix)
             if operation.stage == "embeddings" and state.x is None:

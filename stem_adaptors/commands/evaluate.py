@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command("evaluate", epilog="Example: tokenshards evaluate run photos_val --confusion confusion.png")
 @takes(EvaluateOptions)
 def evaluate_command(options: EvaluateOptions) -> None:
-    """Top-1, top-5 and per-class accuracy of a run, measured on token shards or on images that are tokenized first."""
+    """Accuracy of a run (of one that learned masks: IoU), also by class, on token shards or on images that are tokenized first."""
     prepare_for_torch()
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.stem_adaptors.commands.evaluating import run_evaluation

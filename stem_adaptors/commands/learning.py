@@ -157,7 +157,8 @@ def _configs(options: RunOptions, chosen: TrainingData, objective: str, train_pa
     recipe_configs = {} if options.recipe is None else read_recipe(options.recipe)
     usual = usual_configs(chosen, objective, run_of(options.pretrained) if options.model is None else None)
     if unknown := sorted(recipe_configs.keys() - usual.keys()):
-        raise ConfigError(f"--recipe {options.recipe} has {unknown[0].upper()}, which is for `pretrain`; expected {', '.join(usual)}")
+        what = {"mask": "`pretrain`", "segment": "`train --objective segment`"}[unknown[0]]
+        raise ConfigError(f"--recipe {options.recipe} has {unknown[0].upper()}, which is for {what}; expected {', '.join(usual)}")
     if objective == "mtm" and options.recipe in recipe_names() and "mask" not in recipe_configs:
         others = ", ".join(name for name in recipe_names() if "mask" in read_recipe(name))
         raise ConfigError(f"--recipe {options.recipe} is for `train`; expected one for `pretrain`: {others}")

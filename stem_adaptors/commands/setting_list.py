@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from tokenshards.stem_adaptors import config
 from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 
 __all__ = ["descriptions", "setting_lines"]
 
@@ -18,6 +19,7 @@ PARTS = {
     "loader": config.LoaderConfig,
     "train": config.TrainConfig,
     "mask": MaskConfig,
+    "segment": SegmentConfig,
 }
 
 
@@ -38,7 +40,7 @@ def setting_lines() -> Iterator[str]:
     """
     yield (
         "PART.FIELD=DEFAULT (type): what it is. Of some fields `train` and `pretrain` choose the value by the data, and say so before they "
-        "start. The part `mask` is for `pretrain` alone."
+        "start. The part `mask` is for `pretrain` alone, `segment` for `train --objective segment`."
     )
     for part, kind in PARTS.items():
         texts = descriptions(kind)

@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command("train", epilog="Example: tokenshards train photos_train --val photos_val --out run")
 @takes(TrainOptions)
 def train_command(options: TrainOptions) -> None:
-    """Train a classifier from token shards alone. Under torchrun all its processes train; --resume continues bit for bit."""
+    """Train a classifier of images or pixels from token shards alone. Under torchrun all processes train; --resume continues bit for bit."""
     prepare_for_torch()
     from tokenshards.pipeline.errors import StoppedError
     from tokenshards.stem_adaptors.commands.training import run_training
@@ -30,8 +30,9 @@ def train_command(options: TrainOptions) -> None:
         return
     if options.as_json:
         print_json(report.to_json())
-    elif report.best_top1 is not None:
-        best = f"best top-1 {report.best_top1:.1%} after epoch {report.best_epoch}"
+    elif report.best_top1 is not None or report.best_miou is not None:
+        figure = f"top-1 {report.best_top1:.1%}" if report.best_top1 is not None else f"mean IoU {report.best_miou:.1%}"
+        best = f"best {figure} after epoch {report.best_epoch}"
         print(f"{report.run}: {best}. Look at {report.run}/curves.png")
     else:
         print(f"{report.run}: trained. Measure it with: tokenshards evaluate {report.run} DATA")

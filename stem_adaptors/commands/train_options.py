@@ -23,4 +23,8 @@ class TrainOptions(RunOptions):
             help="Learn and measure these classes only: names with commas between, or file:NAMES.txt with one a line; may be repeated.",
         ),
     ] = None
+    objective: Annotated[
+        str,
+        typer.Option(help="`classify`: the class of an image; `segment`: the class of each pixel, from the masks that `tokenize` stored."),
+    ] = "classify"
     train_part: Annotated[str | None, typer.Option(help="`all`, `head` (linear probe) or `attention`.", show_default="all")] = None

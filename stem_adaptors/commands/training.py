@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenshards.pipeline.commands.python_calls import as_function
+from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.stem_adaptors.commands.learning import TrainingReport, learn
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 
 __all__ = ["TrainReport", "run_training", "train"]
+
+OBJECTIVES = ("classify", "segment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,19 @@ class TrainReport(TrainingReport):
     """
 
     best_top1: float | None
-    """Accuracy on the validation set, 0 to 1; None without one."""
+    """Accuracy on the validation set, 0 to 1; None without one, and of a training on masks."""
+    best_miou: float | None = None
+    """Mean intersection over union on the validation set, 0 to 1, of a training on masks; else None."""
 
     def __repr__(self) -> str:
-        return self.shown(best_top1=self.best_top1)
+        return self.shown(**self._best())
 
     def to_json(self) -> dict[str, Any]:
         """Return what `train --json` prints."""
-        return {"run": self.run, "best_top1": self.best_top1, "best_epoch": self.best_epoch, **self.record}
+        return {"run": self.run, **self._best(), "best_epoch": self.best_epoch, **self.record}
+
+    def _best(self) -> dict[str, float | None]:
+        return {"best_top1": self.best_top1} if "segment" not in self.settings else {"best_miou": self.best_miou}
 
 
 @as_function(TrainOptions)
@@ -49,5 +57,8 @@ def train(options: TrainOptions) -> TrainReport:
 
 def run_training(options: TrainOptions) -> TrainReport:
     """Train as the options say. Raises what `train` raises."""
-    learned = learn(options, "classify", classes=options.classes or (), train_part=options.train_part)
-    return TrainReport(best_top1=learned.result.best_score, **learned.fields(options.out))
+    if options.objective not in OBJECTIVES:
+        raise ConfigError(f"--objective is {shorten(options.objective)}; expected {' or '.join(OBJECTIVES)} (`pretrain` learns mtm)")
+    learned = learn(options, options.objective, classes=options.classes or (), train_part=options.train_part)
+    score, of_pixels = learned.result.best_score, options.objective == "segment"
+    return TrainReport(best_top1=None if of_pixels else score, best_miou=score if of_pixels else None, **learned.fields(options.out))

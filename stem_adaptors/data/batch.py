@@ -1,6 +1,7 @@
 """A batch of token rows as tensors: the one type that all parts of training exchange.
 
-Shapes: B samples, L sites (the longest row of a ragged batch), Q ids per site, D dimensions of a ragged layout's shape.
+Shapes: B samples, L sites (the longest row of a ragged batch), Q ids per site, D dimensions of a ragged layout's shape, H x W pixels of
+a label map.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Batch:
     """int64 sites per row, for ragged layouts."""
     shapes_BD: Tensor | None = None
     """int64 grid per row, for grids and videos of varying size."""
+    maps_BHW: Tensor | None = None
+    """uint8 or int32 label maps, the class of each pixel; None unless the loader was asked for them."""
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other) if isinstance(other, Batch) else NotImplemented

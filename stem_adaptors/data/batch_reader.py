@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.class_names import own_class_map
+from tokenshards.stem_adaptors.data.label_maps import map_format
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.data.sources import Rows, join_rows, open_source
@@ -40,14 +41,16 @@ class BatchReader:
         *,
         workers: int = 1,
         tables: Sequence[Ints | None] | None = None,
+        label_maps: bool = False,
     ) -> None:
-        """Open every dataset. `workers`: processes that read for one rank; `tables`: a result of `class_tables`.
+        """Open every dataset. `workers`: processes that read for one rank; `tables`: a result of `class_tables`; `label_maps`: read them.
 
         Raises what `TokenLoader` raises.
         """
         self._mix = data if isinstance(data, Mix) else None
         parts = parts_of(data)
-        self._sources = [open_source(part, config, world_size, shared=world_size * workers > 1) for part in parts]
+        maps = map_format(data) if label_maps else None
+        self._sources = [open_source(part, config, world_size, shared=world_size * workers > 1, maps=maps) for part in parts]
         self._tables = [_class_map(part, data.classes) for part in parts] if tables is None else tables
         self._size, self._seed = sample_count(data), config.seed
         self._pad_id = max(data.spec.vocabulary)
@@ -66,6 +69,7 @@ class BatchReader:
             seed=self._seed,
             lengths_B=None if lengths_B is None else torch.from_numpy(lengths_B),
             shapes_BD=None if tokens.shapes_BD is None else torch.from_numpy(tokens.shapes_BD.astype(np.int64)),
+            maps_BHW=None if rows.maps_BHW is None else _as_tensor(rows.maps_BHW),
         )
 
     def close(self) -> None:
@@ -113,6 +117,10 @@ def class_tables(data: TrainingData, classes: Sequence[int | str], *, stacklevel
 def parts_of(data: TrainingData) -> tuple[TokenDataset | Selection, ...]:
     """Return the datasets and selections of a mix, or the one that is given."""
     return data.parts if isinstance(data, Mix) else (data,)
+
+
+def _as_tensor(maps_BHW: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(maps_BHW if maps_BHW.dtype == np.uint8 else maps_BHW.astype(np.int32))  # torch does little with uint16
 
 
 def _class_map(part: TokenDataset | Selection, classes: tuple[int | str, ...]) -> Ints | None:

@@ -1,6 +1,7 @@
 """Where copies of a dataset live on this machine, how large they may grow, and the shards themselves as checked bytes.
 
     CACHE/<digest of the manifest>/decoded.json, decoded-*/    the decoded set of the order `global`   (decoded.py)
+    CACHE/<digest of the manifest>/with_maps.json, with_maps-*/    the same with label maps            (decoded.py)
     CACHE/<digest of the manifest>/shards/                     downloaded shards of the window orders  (windows.py)
 
 Everything here may be deleted at any time; a later run makes what it needs again.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
 from tokenshards.pipeline.canonical import sha256_hex
@@ -22,6 +24,7 @@ from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, Fingerp
 from tokenshards.pipeline.shards.compact.model_file import models_of
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.shards.manifest import ShardEntry
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.shards.reader import ShardReader
 
 __all__ = ["GIGABYTE", "ShardCopies", "cache_root", "copies_folder", "decoded_bytes", "require_disk"]
@@ -51,15 +54,19 @@ def copies_folder(dataset: TokenDataset, cache_dir: str | None) -> Path:
     return folder
 
 
-def decoded_bytes(dataset: TokenDataset, rows: int) -> int:
-    """Return the bytes of `rows` decoded rows. Ragged layouts count by their mean length, or by the largest where the mean is unknown."""
+def decoded_bytes(dataset: TokenDataset, rows: int, maps: MaskFormat | None = None) -> int:
+    """Return the bytes of `rows` decoded rows, with label maps of the format `maps`.
+
+    Ragged layouts count by their mean length, or by the largest where the mean is unknown.
+    """
     spec, layout = dataset.spec, dataset.spec.layout
     ids_per_row = float(layout.sites * layout.ids_per_site)
     label_bytes = 8
     if layout.variable:
         ids_per_row = dataset.manifest.totals.get("id_count", ids_per_row * len(dataset)) / max(1, len(dataset))
         label_bytes += 8 + 4 * layout.shape_dims
-    return int(rows * (ids_per_row * spec.id_dtype.itemsize + label_bytes)) + 8
+    map_bytes = 0 if maps is None else maps.pixels * np.dtype(maps.dtype).itemsize
+    return int(rows * (ids_per_row * spec.id_dtype.itemsize + label_bytes + map_bytes)) + 8
 
 
 def require_disk(folder: Path, needed: int) -> None:

@@ -63,13 +63,14 @@ class TokenLoader:
         world_size: int | None = None,
         device: torch.device | str | None = None,
         classes: Sequence[int | str] | None = None,
+        label_maps: bool = False,
         **settings: Any,
     ) -> None:
         """Open the data. Batches are moved to `device`; to a GPU from page-locked memory, on a stream of their own.
 
         `settings` are fields of LoaderConfig by name, such as `batch_size=64`; they hold in place of those of `config`.
         `classes`: the names that labels index, such as those of a run, by default the data's own. Images of other classes get the label
-        -1, after a warning.
+        -1, after a warning. `label_maps`: batches hold the class of each pixel, of data that were tokenized with masks.
 
         Without `rank` and `world_size` the loader asks torch.distributed, or else torchrun's environment, each time that an iteration
         begins: a process group may be joined after the loader was made.
@@ -87,10 +88,10 @@ class TokenLoader:
             # CUDA's current device belongs to a thread, and another thread moves the batches.
             self.device = torch.device("cuda", torch.cuda.current_device())
         check_ranks(data, self.config, self.rank, self.world_size)
-        self._classes = None if classes is None else class_tables(data, classes)
+        self._classes, self._label_maps = None if classes is None else class_tables(data, classes), label_maps
         self.classes: tuple[int | str, ...] = data.classes if classes is None else tuple(classes)
         """Labels in the order of their class index."""
-        self._reader = BatchReader(data, self.config, self.world_size, tables=self._classes)
+        self._reader = BatchReader(data, self.config, self.world_size, tables=self._classes, label_maps=self._label_maps)
         self._state = initial_state(data, self.config)
         self._resumed = False  # the next pass continues at a place that load_state_dict set
         self._copies = DeviceCopies(self.device)
@@ -109,7 +110,7 @@ class TokenLoader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reader = BatchReader(self.data, self.config, self.world_size, tables=self._classes)
+        self._reader = BatchReader(self.data, self.config, self.world_size, tables=self._classes, label_maps=self._label_maps)
         self._copies = DeviceCopies(self.device)
 
     def __len__(self) -> int:
@@ -150,7 +151,7 @@ class TokenLoader:
         if self._finds_ranks and (found := found_ranks()) != (self.rank, self.world_size):
             check_ranks(self.data, self.config, *found)
             self._reader.close()
-            self._reader = BatchReader(self.data, self.config, found[1], tables=self._classes)
+            self._reader = BatchReader(self.data, self.config, found[1], tables=self._classes, label_maps=self._label_maps)
             self.rank, self.world_size = found
         size = self.config.batch_size
         batches = self._batches = Prefetcher(self._made(state), self.config.prefetch_batches)

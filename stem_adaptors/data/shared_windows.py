@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from tokenshards.pipeline.canonical import canonical_json, seal, sha256_hex, unseal
 from tokenshards.pipeline.errors import CorruptObjectError
-from tokenshards.stem_adaptors.data.decoded import Arrays, map_array
+from tokenshards.stem_adaptors.data.decoded_rows import Arrays, map_array
 
 __all__ = ["SharedWindows"]
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.decoded import DecodedSet
 from tokenshards.stem_adaptors.data.order import GlobalOrder, WindowedOrder, drawn_views
@@ -42,6 +43,8 @@ class Rows:
     labels_B: Ints
     """Indices into the class table of the dataset itself."""
     rows_B: Ints
+    maps_BHW: npt.NDArray[Any] | None = None
+    """Label maps, where they are wanted."""
 
 
 class Source(Protocol):
@@ -54,19 +57,22 @@ class Source(Protocol):
         """Stop the work in the background."""
 
 
-def open_source(data: TokenDataset | Selection, config: LoaderConfig, world_size: int, *, shared: bool) -> Source:
+def open_source(
+    data: TokenDataset | Selection, config: LoaderConfig, world_size: int, *, shared: bool, maps: MaskFormat | None = None
+) -> Source:
     """Open a dataset or selection in the order of the config. `shared`: other processes of this machine read the same windows.
 
-    Raises ConfigError where the cache budget is too small for the data, and the errors of decoding.
+    `maps`: format of the label maps, where they are wanted. Raises ConfigError where the cache budget is too small for the data, and the
+    errors of decoding.
     """
-    return _GlobalSource(data, config) if config.order == "global" else _WindowedSource(data, config, world_size, shared)
+    return _GlobalSource(data, config, maps) if config.order == "global" else _WindowedSource(data, config, world_size, shared, maps)
 
 
 class _GlobalSource:
-    def __init__(self, data: TokenDataset | Selection, config: LoaderConfig) -> None:
+    def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, maps: MaskFormat | None) -> None:
         dataset, self._selected = _split(data)
         self._size, self._seed, self._views = sample_count(data), config.seed, dataset.views
-        self._decoded = DecodedSet.open(dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb)
+        self._decoded = DecodedSet.open(dataset, cache_dir=config.cache_dir, cache_gb=config.cache_gb, maps=maps)
         self._order = lru_cache(maxsize=4)(self._order_of)
 
     def take(self, draws_B: Ints) -> Rows:
@@ -74,7 +80,7 @@ class _GlobalSource:
         rows_B = np.empty_like(positions_B)
         for epoch, places in _groups(epochs_B):
             rows_B[places] = self._rows(epoch, positions_B[places])
-        return Rows(self._decoded.take(rows_B), self._decoded.labels_N[rows_B], rows_B)
+        return Rows(self._decoded.take(rows_B), self._decoded.labels_N[rows_B], rows_B, self._decoded.take_maps(rows_B))
 
     def close(self) -> None:
         pass
@@ -91,7 +97,9 @@ class _GlobalSource:
 class _WindowedSource:
     """Holds one window of each lane that is being read, while the store loads the next window."""
 
-    def __init__(self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int, shared: bool) -> None:
+    def __init__(
+        self, data: TokenDataset | Selection, config: LoaderConfig, world_size: int, shared: bool, maps: MaskFormat | None
+    ) -> None:
         dataset, self._selected = _split(data)
         self._size, self._config, self._views = sample_count(data), config, dataset.views
         images_S = np.array([entry.rows for entry in dataset.shards], np.int64) // self._views
@@ -106,6 +114,7 @@ class _WindowedSource:
             window_shards=config.window_shards,
             lanes=every // math.gcd(every, config.batch_size, world_size),
             shared_windows=2 * every if shared else 0,
+            maps=maps,
         )
         self._order = lru_cache(maxsize=4)(self._order_of)
         self._held: dict[At, Window] = {}
@@ -127,7 +136,7 @@ class _WindowedSource:
             if self._shuffle:
                 rows = drawn_rows(rows, self._config.seed, at[0], self._views)
             window = self._window(at, int(positions[0]))
-            parts.append((places, Rows(window.take(rows), window.labels(rows), rows)))
+            parts.append((places, Rows(window.take(rows), window.labels(rows), rows, window.take_maps(rows))))
             if self._last_draw(at) <= newest:
                 self._store.release(self._held.pop(at))
         return join_rows(parts, len(draws_B))
@@ -209,6 +218,8 @@ def join_rows(parts: list[tuple[Places, Rows]], size: int) -> Rows:
     lengths_B = None if first.lengths_B is None else np.zeros(size, first.lengths_B.dtype)
     shapes_BD = None if first.shapes_BD is None else np.zeros((size, first.shapes_BD.shape[1]), first.shapes_BD.dtype)
     labels_B, rows_B = np.empty(size, np.int64), np.empty(size, np.int64)
+    maps = parts[0][1].maps_BHW
+    maps_BHW = None if maps is None else np.empty((size, *maps.shape[1:]), maps.dtype)
     for places, rows in parts:
         tokens = rows.tokens
         ids_BQL[places, :, : tokens.ids_BLQ.shape[1]] = tokens.ids_BLQ.transpose(0, 2, 1)
@@ -217,7 +228,9 @@ def join_rows(parts: list[tuple[Places, Rows]], size: int) -> Rows:
         if shapes_BD is not None and tokens.shapes_BD is not None:
             shapes_BD[places] = tokens.shapes_BD
         labels_B[places], rows_B[places] = rows.labels_B, rows.rows_B
-    return Rows(TokenBatch(ids_BQL.transpose(0, 2, 1), lengths_B, shapes_BD), labels_B, rows_B)
+        if maps_BHW is not None and rows.maps_BHW is not None:
+            maps_BHW[places] = rows.maps_BHW
+    return Rows(TokenBatch(ids_BQL.transpose(0, 2, 1), lengths_B, shapes_BD), labels_B, rows_B, maps_BHW)
 
 
 def _split(data: TokenDataset | Selection) -> tuple[TokenDataset, Ints | None]:

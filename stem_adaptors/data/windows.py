@@ -17,8 +17,10 @@ import numpy.typing as npt
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.stem_adaptors.data.cache import GIGABYTE, ShardCopies, copies_folder, decoded_bytes
-from tokenshards.stem_adaptors.data.decoded import Arrays, DecodedRows, Rows, array_names, decode_shards, decoding_threads, write_rows
+from tokenshards.stem_adaptors.data.decoded_rows import Arrays, DecodedRows, Rows, array_names, write_rows
+from tokenshards.stem_adaptors.data.decoding import decode_shards, decoding_threads
 from tokenshards.stem_adaptors.data.shared_windows import SharedWindows
 
 __all__ = ["Window", "WindowStore"]
@@ -47,6 +49,10 @@ class Window:
         """Return the class indices of the given dataset rows."""
         return self._rows.labels_N[self._places_of(rows_B)]
 
+    def take_maps(self, rows_B: Rows) -> npt.NDArray[Any] | None:
+        """Return a copy [B, H, W] of the label maps of the given dataset rows; None where they were not asked for."""
+        return self._rows.take_maps(self._places_of(rows_B))
+
     def _places_of(self, rows_B: Rows) -> Rows:
         shard_B = np.searchsorted(self._first_rows, rows_B, side="right") - 1
         within_B = rows_B - self._first_rows[shard_B]
@@ -74,19 +80,24 @@ class WindowStore:
         window_shards: int,
         lanes: int = 1,
         shared_windows: int = 0,
+        maps: MaskFormat | None = None,
         threads: int | None = None,
     ) -> None:
-        """`lanes`: number of lanes that this process reads. Raises ConfigError where `cache_gb` cannot hold two windows of each."""
-        self.dataset = dataset
+        """`lanes`: number of lanes that this process reads; `maps`: format of the label maps, where they are wanted.
+
+        Raises ConfigError where `cache_gb` cannot hold two windows of each lane.
+        """
+        self.dataset, self._maps = dataset, maps
         counts = np.array([entry.rows for entry in dataset.shards], np.int64)
         self._counts, self._first_rows = counts, np.cumsum(counts) - counts
-        _require_budget(dataset, np.sort(counts)[::-1], cache_gb, window_shards, 2 * lanes)
+        _require_budget(dataset, np.sort(counts)[::-1], cache_gb, window_shards, 2 * lanes, maps)
         sizes = sorted((entry.size for entry in dataset.shards), reverse=True)
         folder = None if dataset.is_local else copies_folder(dataset, cache_dir) / "shards"
         self._copies = ShardCopies(dataset, folder, sum(sizes[: 2 * lanes * window_shards]))
         self._shared: SharedWindows | None = None
         if shared_windows:
-            self._shared = SharedWindows(copies_folder(dataset, cache_dir) / "windows", array_names(dataset.spec), shared_windows)
+            folder = copies_folder(dataset, cache_dir) / ("windows" if maps is None else "windows_with_maps")
+            self._shared = SharedWindows(folder, array_names(dataset.spec, maps), shared_windows)
         self._threads = threads or decoding_threads()
         self._loading: dict[tuple[int, ...], Future[Window]] = {}
         self._closed = threading.Event()
@@ -135,14 +146,14 @@ class WindowStore:
             future.set_exception(error)
 
     def _decode(self, shards: tuple[int, ...]) -> Window:
-        spec = self.dataset.spec
+        spec, maps = self.dataset.spec, self._maps
 
         def write(sinks: Mapping[str, BinaryIO]) -> dict[str, tuple[np.dtype[Any], list[int]]]:
-            return write_rows(self._until_closed(decode_shards(self._copies, shards, self._threads)), spec, sinks)
+            return write_rows(self._until_closed(decode_shards(self._copies, shards, self._threads, maps)), spec, sinks, maps)
 
         arrays = None if self._shared is None else self._shared.load(shards, write)
         if arrays is None:
-            memory = {name: io.BytesIO() for name in array_names(spec)}
+            memory = {name: io.BytesIO() for name in array_names(spec, maps)}
             arrays = {name: np.frombuffer(memory[name].getbuffer(), dtype).reshape(shape) for name, (dtype, shape) in write(memory).items()}
         places = np.array(shards, np.int64)
         return Window(shards, self._first_rows[places], self._counts[places], DecodedRows(spec, arrays))
@@ -154,9 +165,16 @@ class WindowStore:
             yield arrays
 
 
-def _require_budget(dataset: TokenDataset, largest: npt.NDArray[np.int64], cache_gb: float, window_shards: int, windows: int) -> None:
+def _require_budget(
+    dataset: TokenDataset,
+    largest: npt.NDArray[np.int64],
+    cache_gb: float,
+    window_shards: int,
+    windows: int,
+    maps: MaskFormat | None,
+) -> None:
     """Raise ConfigError where the windows exceed the budget. `largest` holds the rows of shards in falling order."""
-    needed = [decoded_bytes(dataset, int(rows)) for rows in np.cumsum(largest)]
+    needed = [decoded_bytes(dataset, int(rows), maps) for rows in np.cumsum(largest)]
     if not needed:
         return
     budget = cache_gb * GIGABYTE

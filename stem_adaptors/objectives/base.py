@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.stem_adaptors.config import AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
@@ -21,6 +22,7 @@ from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.models.embedding import Statistics
 from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 
 __all__ = ["Align", "Answers", "Blueprint", "Measure", "Objective"]
 
@@ -67,6 +69,10 @@ class Blueprint:
     augment: AugmentConfig
     mask: MaskConfig | None = None
     """What a masked token modelling hides; None for other objectives."""
+    segment: SegmentConfig | None = None
+    """The head of a training on masks; None for other objectives."""
+    maps: MaskFormat | None = None
+    """Format of the label maps of a training on masks; None for other objectives."""
     label_smoothing: float = 0.0
     seed: int = 0
     draws: int
@@ -89,6 +95,8 @@ class Objective(nn.Module, ABC):
     score: ClassVar[str]
     """The figure of the validation set that chooses the best weights."""
     higher_is_better: ClassVar[bool] = True
+    reads_label_maps: ClassVar[bool] = False
+    """Whether batches must hold the class of each pixel."""
 
     model: nn.Module
     """The model that is optimised, averaged and saved."""
@@ -102,6 +110,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def require(cls, data: TrainingData) -> None:
         """Raise ConfigError where nothing can be learned from the data."""
+
+    @classmethod
+    def classes_of(cls, data: TrainingData) -> tuple[int | str, ...]:
+        """Return the names of the classes that are learned: by default those of the images."""
+        return data.classes
 
     @abstractmethod
     def forward(self, batch: Batch) -> Answers:

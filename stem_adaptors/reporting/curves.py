@@ -18,15 +18,19 @@ __all__ = ["confusion_png", "curves_png", "load_pyplot"]
 
 NAMED_CLASSES = 40
 """Class names are written beside a confusion matrix of up to this many classes."""
+_TOP1 = ("top1", "top-1 accuracy")
 
 
 def curves_png(records: Sequence[dict[str, Any]]) -> bytes:
-    """Return loss and accuracy (of a pre-training, of hidden ids) over epochs, side by side; `records` are those of metrics.jsonl."""
+    """Return loss and score over epochs, side by side: accuracy, of a pre-training that of hidden ids, of masks the mean overlap.
+
+    `records` are those of metrics.jsonl.
+    """
     plt = load_pyplot()
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [record["epoch"] for record in records]
-    masked = any("train_masked_accuracy" in record for record in records)
-    score = ("masked_accuracy", "share of hidden tokens that are right") if masked else ("top1", "top-1 accuracy")
+    scores = {"masked_accuracy": "share of hidden tokens that are right", "miou": "mean intersection over union"}
+    score = next(((name, title) for name, title in scores.items() if any(f"train_{name}" in record for record in records)), _TOP1)
     for axis, suffix, title in ((loss, "loss", "loss"), (accuracy, *score)):
         for prefix, name in (("train", "training, augmented"), ("val", "validation"), ("ema_val", "validation, averaged weights")):
             values = [record.get(f"{prefix}_{suffix}") for record in records]

@@ -44,6 +44,10 @@ class TrainingReporter:
         parts = [f"epoch {record['epoch']:>3}/{record['epochs']}", f"loss {record['train_loss']:.3f}"]
         if "val_top1" in record:
             parts.append(f"val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.1%}  top-5 {record['val_top5']:.1%}")
+        if "val_miou" in record:
+            parts.append(f"val loss {record['val_loss']:.3f}  mean IoU {record['val_miou']:.1%}  pixels {record['val_pixel_accuracy']:.1%}")
+        if "ema_val_miou" in record:
+            parts.append(f"averaged {record['ema_val_miou']:.1%}")
         if "ema_val_top1" in record:
             parts.append(f"averaged {record['ema_val_top1']:.1%}")
         for prefix, name in (("train", "hidden tokens right"), ("val", "val"), ("ema_val", "averaged")):

@@ -1,4 +1,4 @@
-"""What a training has decided, in five lines for a person, before the first step."""
+"""What a training has decided, in a few lines for a person, before the first step."""
 
 from __future__ import annotations
 
@@ -45,17 +45,22 @@ def decisions(
     sites = " x ".join(map(str, layout.grid)) if layout.grid else str(layout.sites)
     parts = request.data.parts if isinstance(request.data, Mix) else (request.data,)
     labels = f" of {counted(len(run.classes), 'class')}{left_out_words(parts)}" if request.mask is None else ", labels are not read"
+    if run.maps is not None:
+        labels = f" with masks of {run.maps.height} x {run.maps.width} pixels and {counted(len(run.classes), 'class')}"
     data = f"{count:,} images{labels}"
     same_recipe = run.train == usual["train"] and run.loader.batch_size == usual["loader"].batch_size
     same_mask = request.mask == usual.get("mask")
     same_augment = augmentation_words(run.augment) == augmentation_words(usual["augment"])
-    hidden = [] if request.mask is None else [f"masking       {_masking(request.mask)} ({default if same_mask else given})"]
+    own = [] if request.mask is None else [f"masking       {_masking(request.mask)} ({default if same_mask else given})"]
+    if (segment := request.segment) is not None:
+        head = "a linear layer" if segment.head == "linear" else f"{segment.head} of {segment.channels} channels"
+        own.append(f"head          {head} ({default if segment == usual.get('segment') else given})")
     return [
         f"data          {data}, {sites} sites with {counted(layout.ids_per_site, 'id')}; {_measured(request.val)}",
         f"model         {run.model.name}, {weights:,} weights{part}{scaled} ({model_from if run.model == usual['model'] else given})",
         f"recipe        {_recipe(run.train, steps, run.loader.batch_size)} ({default if same_recipe else given})",
         f"augmentation  {augmentation_words(run.augment)} ({default if same_augment else given})",
-        *hidden,
+        *own,
         f"place         {_place(run.train, precision, device, ranks)}, seed {run.train.seed}",
     ]
 

@@ -9,14 +9,16 @@ from typing import Any
 
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.dataset import open_dataset
-from tokenshards.stem_adaptors.augment import augmentation_named, default_augmentations
+from tokenshards.stem_adaptors.augment import allowed_augmentations, augmentation_named, default_augmentations
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.class_choice import class_part, named_classes, whole_images
+from tokenshards.stem_adaptors.data.label_maps import map_classes, map_format
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.recipes import recipe_file
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.run_directory import Run
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "fine_tuning_configs",
     "pretraining_configs",
     "read_recipe",
+    "segmenting_configs",
     "smaller_batch_note",
     "training_data",
     "usual_configs",
@@ -41,6 +44,8 @@ _STEPS_PER_EPOCH = 24
 _BATCH_SIZES = (16, 1024)
 _SAMPLES_SEEN = 60_000
 _EPOCHS = (40, 300)
+_MOST_SCORES = 1 << 26
+"""Most numbers of a batch's scores of pixels: 256 MB."""
 _SAMPLES_PRETRAINED = 400_000
 _EPOCHS_PRETRAINED = (40, 400)
 
@@ -126,6 +131,27 @@ def pretraining_configs(data: TrainingData) -> dict[str, Any]:
     return {"model": model, "augment": augment, "loader": loader, "train": replace(train, lr=2e-3), "mask": mask}
 
 
+def segmenting_configs(data: TrainingData, start: Run | None = None) -> dict[str, Any]:
+    """Return the configs of a training on masks: those of `default_configs`, of the whole grid, with one linear layer as the head.
+
+    Operations on single ids and CutMix are off, labels are not smoothed, and small data are mirrored. The batch is so small that the scores
+    of its pixels take at most `_MOST_SCORES` numbers. `start`: the run that the first weights come from.
+    """
+    configs = default_configs(data) if start is None else fine_tuning_configs(data, start)
+    augment = replace(configs["augment"], synonym_prob=0.0, swap_prob=0.0, crop_share=1.0, cutmix_prob=0.0)
+    if whole_count(data) < _SMALL:
+        augment = replace(augment, flip_prob=0.5)
+    scores = map_classes(data) * map_format(data).pixels
+    batch_size = min(configs["loader"].batch_size, max(1, _MOST_SCORES // scores))
+    return {
+        **configs,
+        "augment": allowed_augmentations(data.spec, augment),
+        "loader": replace(configs["loader"], batch_size=batch_size),
+        "train": replace(configs["train"], label_smoothing=0.0),
+        "segment": SegmentConfig(),
+    }
+
+
 def fine_tuning_configs(data: TrainingData, start: Run) -> dict[str, Any]:
     """Return the configs of a classifier that starts from the weights of a run: its model, and after a pre-training a rate for it.
 
@@ -145,17 +171,26 @@ def usual_configs(data: TrainingData, objective: str = "classify", start: Run | 
     if objective == "mtm":
         configs = pretraining_configs(data)
         return configs if start is None else {**configs, "model": start.model}
+    if objective == "segment":
+        return segmenting_configs(data, start)
     return default_configs(data) if start is None else fine_tuning_configs(data, start)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
     """Run a recipe, by its name or path, and return its configs by part name.
 
-    A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER, TRAIN and, for `pretrain`, MASK. Raises ConfigError where there
-    is no such recipe or file, where it fails, defines none of these names, or defines one with another type.
+    A recipe is a Python file that defines some of MODEL, AUGMENT, LOADER, TRAIN, for `pretrain` MASK, and for masks SEGMENT. Raises
+    ConfigError where there is no such recipe or file, where it fails, defines none of these names, or defines one with another type.
     """
     path = recipe_file(recipe)
-    kinds = {"model": ModelConfig, "augment": AugmentConfig, "loader": LoaderConfig, "train": TrainConfig, "mask": MaskConfig}
+    kinds = {
+        "model": ModelConfig,
+        "augment": AugmentConfig,
+        "loader": LoaderConfig,
+        "train": TrainConfig,
+        "mask": MaskConfig,
+        "segment": SegmentConfig,
+    }
     try:
         names = runpy.run_path(path)
     except Exception as error:  # a user's file may raise anything

@@ -27,6 +27,7 @@ from tokenshards.pipeline.canonical import seal, unseal
 from tokenshards.pipeline.errors import ConfigError, CorruptObjectError, FormatVersionError, MissingObjectError, NotFoundError, shorten
 from tokenshards.pipeline.shards.codebook import load_codebook
 from tokenshards.pipeline.shards.dataset import TokenDataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.words import same_fields, short_repr
@@ -38,6 +39,7 @@ from tokenshards.stem_adaptors.models.embedding import Statistics, embedding_sta
 from tokenshards.stem_adaptors.models.own_code import require_own_code_allowed
 from tokenshards.stem_adaptors.objectives import OBJECTIVES, Blueprint, Objective
 from tokenshards.stem_adaptors.objectives.classify import ClassifyObjective
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.checkpoints import load_model, read_checkpoint, read_weights
 
 __all__ = [
@@ -65,10 +67,10 @@ METRICS_CSV = "metrics.csv"
 CURVES = "curves.png"
 WEIGHTS = {"best": BEST, "last": CHECKPOINT, "ema": CHECKPOINT}
 """The object that each choice of --weights reads."""
-VERSION = 4
-READABLE = (1, 2, 3, 4)
-"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups. Versions 1 and 2 have no `objective`; versions
-1 to 3 have no `mask`."""
+VERSION = 5
+READABLE = (1, 2, 3, 4, 5)
+"""Versions of run.json. Version 1, until 0.1.0, has no `draws` and no size of mix groups; `objective` came with version 3, `mask` with 4,
+`segment` and `maps` with 5."""
 TOKENIZER_OBJECTS = ("tokenizer/tokenizer.json", "tokenizer/codebook.safetensors", "tokenizer/weights.safetensors")
 
 # Fields that may change between the parts of one training: where it runs, and how often it is saved.
@@ -98,6 +100,10 @@ class Run:
     """What is learned: a name of `objectives.OBJECTIVES`."""
     mask: MaskConfig | None = None
     """What a masked token modelling hides; None for other objectives."""
+    segment: SegmentConfig | None = None
+    """The head of a training on masks; None for other objectives."""
+    maps: MaskFormat | None = None
+    """Format of the masks that were learned; None for other objectives."""
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other) if isinstance(other, Run) else NotImplemented
@@ -115,6 +121,8 @@ class Run:
             model=self.model,
             augment=self.augment,
             mask=self.mask,
+            segment=self.segment,
+            maps=self.maps,
             label_smoothing=self.train.label_smoothing,
             seed=self.train.seed,
             draws=self.draws,
@@ -125,6 +133,7 @@ class Run:
         """Return the content of run.json."""
         parts = {name: asdict(getattr(self, name)) for name in ("model", "augment", "loader", "train")}
         statistics = None if self.statistics is None else [values.tolist() for values in self.statistics]
+        optional: dict[str, Any] = {"mask": self.mask, "segment": self.segment, "maps": self.maps}
         return {
             "format": "tokenshards-run",
             "version": VERSION,
@@ -136,7 +145,7 @@ class Run:
             "data": self.data,
             "draws": self.draws,
             "objective": self.objective,
-            "mask": None if self.mask is None else asdict(self.mask),
+            **{name: None if part is None else asdict(part) for name, part in optional.items()},
         }
 
     def save(self, store: Store, dataset: TokenDataset) -> None:
@@ -157,9 +166,9 @@ class Run:
         if self.objective != other.objective:
             raise ConfigError(
                 f"--resume: this run learns {self.objective!r}, and the command {other.objective!r}. Give the command that started the run "
-                "(`pretrain` for 'mtm', `train` for 'classify'), or another --out"
+                "(`pretrain` for 'mtm', `train` for 'classify', `train --objective segment` for 'segment'), or another --out"
             )
-        for part in ("model", "augment", "loader", "train", "mask"):
+        for part in ("model", "augment", "loader", "train", "mask", "segment", "maps"):
             mine, theirs = getattr(self, part), getattr(other, part)
             for field in () if mine is None else fields(mine):
                 if field.name in FREE_FIELDS.get(part, ()):
@@ -209,6 +218,8 @@ def load_run(place: str | os.PathLike[str] | Store) -> Run:
             draws=1 if version == 1 else value["draws"],
             objective=_known_objective(value["objective"] if version > 2 else "classify"),
             mask=MaskConfig(**value["mask"]) if version > 3 and value["mask"] is not None else None,
+            segment=SegmentConfig(**value["segment"]) if version > 4 and value["segment"] is not None else None,
+            maps=MaskFormat(**value["maps"]) if version > 4 and value["maps"] is not None else None,
         )
     except (KeyError, TypeError) as error:
         raise CorruptObjectError(RUN_JSON, f"not a run ({type(error).__name__}: {error})") from None

@@ -10,7 +10,9 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards.manifest import MANIFEST_POINTER
 from tokenshards.stem_adaptors.augment import mix_group_size, mixes
 from tokenshards.stem_adaptors.config import DRAWS
+from tokenshards.stem_adaptors.data.label_maps import map_format
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.objectives import OBJECTIVES
 from tokenshards.stem_adaptors.ranks import Ranks
 from tokenshards.stem_adaptors.training.run_directory import RUN_JSON, Run, load_run, statistics_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
@@ -62,7 +64,7 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
     )
     if augment.mix_group and draws > 1 and mixes(augment) and same_batch:
         _require_whole_groups(augment.mix_group, request.loader.batch_size, ranks.world_size, request.train.accumulate)
-    state = loader.state_dict()
+    state, kind = loader.state_dict(), OBJECTIVES[request.objective]
     # A resumed run must find these unchanged: the data, identified by digests, and the source of the initial weights.
     digests = {name: state[name] for name in ("manifest", "subset", "mix_weights")}
     return Run(
@@ -71,12 +73,14 @@ def run_for(request: TrainRequest, loader: TokenLoader, recorded: Run | None, ra
         loader=request.loader,
         train=request.train,
         spec=dataset.spec,
-        classes=request.data.classes,
+        classes=kind.classes_of(request.data),
         statistics=None if request.model.raw_embeddings else statistics_of(dataset),
         data={**digests, "url": dataset.store.url, "pretrained": request.pretrained},
         draws=draws,
         objective=request.objective,
         mask=request.mask,
+        segment=request.segment,
+        maps=map_format(request.data) if kind.reads_label_maps else None,
     )
 
 

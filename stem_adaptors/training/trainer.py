@@ -56,7 +56,8 @@ class Trainer:
         config, data = request.train, request.data
         kind = OBJECTIVES[request.objective]
         kind.require(data)
-        self.loader = TokenLoader(data, request.loader, rank=ranks.rank, world_size=ranks.world_size, device=device)
+        maps = kind.reads_label_maps
+        self.loader = TokenLoader(data, request.loader, rank=ranks.rank, world_size=ranks.world_size, device=device, label_maps=maps)
         self._recorded = recorded_run(request, ranks, device)
         before = None if self._recorded is None else self._recorded.augment
         self._adapt = AdaptCopy(request.augment, before, request.out, request.storage_options)

@@ -18,6 +18,7 @@ from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.adapt_copy import absolute_files
 from tokenshards.stem_adaptors.training.defaults import training_data
 from tokenshards.stem_adaptors.training.trainer import Trainer
@@ -50,6 +51,8 @@ class TrainingJob:
     """What to learn: a name of `objectives.OBJECTIVES`."""
     mask: MaskConfig | None = None
     """What a masked token modelling hides; None for other objectives."""
+    segment: SegmentConfig | None = None
+    """The head of a training on masks; None for other objectives."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """May hold credentials, so it is never shown."""
 
@@ -61,8 +64,9 @@ class TrainingJob:
     def from_json(cls, value: dict[str, Any]) -> TrainingJob:
         """Return the job from the value that `to_json` returned."""
         configs = {name: kind(**value[name]) for name, kind in _CONFIGS.items()}
-        mask = None if value["mask"] is None else MaskConfig(**value["mask"])
-        return cls(**{**value, **configs, "classes": tuple(value["classes"]), "mix": tuple(value["mix"]), "mask": mask})
+        optional = {"mask": MaskConfig, "segment": SegmentConfig}
+        own = {name: None if value[name] is None else kind(**value[name]) for name, kind in optional.items()}
+        return cls(**{**value, **configs, **own, "classes": tuple(value["classes"]), "mix": tuple(value["mix"])})
 
     def made_absolute(self) -> TrainingJob:
         """Return the job with absolute local paths, so that a process with another working directory finds them."""
@@ -123,6 +127,7 @@ class TrainingJob:
             train=self.train,
             objective=self.objective,
             mask=self.mask,
+            segment=self.segment,
             pretrained=self.pretrained,
             resume=resume,
             storage_options=self.storage_options,

@@ -12,6 +12,7 @@ from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelC
 from tokenshards.stem_adaptors.data.loader import TrainingData
 from tokenshards.stem_adaptors.data.selection import Selection
 from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 
 __all__ = ["Reporter", "TrainRequest", "TrainResult"]
 
@@ -44,6 +45,8 @@ class TrainRequest:
     """What to learn: a name of `objectives.OBJECTIVES`."""
     mask: MaskConfig | None = None
     """What a masked token modelling hides; None for other objectives."""
+    segment: SegmentConfig | None = None
+    """The head of a training on masks; None for other objectives."""
     pretrained: str | None = None
     resume: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)

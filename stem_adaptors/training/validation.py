@@ -58,7 +58,8 @@ class Validation:
             cache_gb=loader.cache_gb,
             prefetch_batches=loader.prefetch_batches,
         )
-        self.loader = TokenLoader(val, config, rank=ranks.rank, world_size=ranks.world_size, device=device)
+        maps = objective.reads_label_maps
+        self.loader = TokenLoader(val, config, rank=ranks.rank, world_size=ranks.world_size, device=device, label_maps=maps)
 
     def measure(self, average: AveragedWeights | None, precision: torch.dtype, step: int) -> tuple[dict[str, Any], list[Candidate]]:
         """Return the fields for the record of an epoch, and the weights that may be the best so far."""

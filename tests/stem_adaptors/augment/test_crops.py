@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.stem_adaptors.augment.layouts import GRIDS, keys_of
 from tests.stem_adaptors.augment.test_embed_ops import SHAPES, VIDEO, numbers, values
 from tokenshards.stem_adaptors.augment import crops
 from tokenshards.stem_adaptors.augment.keys import SampleKeys
+
+
+def resized_crop(x: Tensor, keys: SampleKeys, size: tuple[int, int], scale_min: float) -> Tensor:
+    boxes_B4 = crops.crop_boxes(keys, (x.shape[-2], x.shape[-1]), scale_min=scale_min, ratio_max=4 / 3)
+    return crops.resample(x, boxes_B4, size)
+
+
+def window_crop(x: Tensor, keys: SampleKeys, size: tuple[int, int]) -> Tensor:
+    return crops.cut_windows(x, crops.window_boxes(keys, (x.shape[-2], x.shape[-1]), size), size)
 
 
 def drawn_box(keys: SampleKeys, sample: int, height: int, width: int, scale_min: float, ratio_max: float) -> tuple[int, int, int, int]:
@@ -75,7 +85,7 @@ def test_boxes_spread_over_scales_ratios_and_places() -> None:
 def test_resized_crop_equals_crop_and_interpolate(shape: tuple[int, ...], size: tuple[int, int]) -> None:
     keys = keys_of(shape[0])
     x_BDHW = values(*shape)
-    result = crops.random_resized_crop(x_BDHW, keys, size, scale_min=0.08, ratio_max=4 / 3)
+    result = resized_crop(x_BDHW, keys, size, scale_min=0.08)
     for sample in range(shape[0]):
         top, left, tall, wide = drawn_box(keys, sample, *shape[2:], 0.08, 4 / 3)
         cut = x_BDHW[sample : sample + 1, :, top : top + tall, left : left + wide]
@@ -100,20 +110,20 @@ def test_a_whole_box_of_the_same_size_changes_nothing() -> None:
 
 def test_frames_of_a_video_are_cropped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     x, keys = values(*VIDEO), keys_of(VIDEO[0])
-    resized = crops.random_resized_crop(x, keys, (4, 4), scale_min=0.2, ratio_max=4 / 3)
-    windows = crops.random_crop(x, keys, (4, 3))
+    resized = resized_crop(x, keys, (4, 4), scale_min=0.2)
+    windows = window_crop(x, keys, (4, 3))
     for frame in range(VIDEO[2]):
-        alone = crops.random_resized_crop(x[:, :, frame], keys, (4, 4), scale_min=0.2, ratio_max=4 / 3)
+        alone = resized_crop(x[:, :, frame], keys, (4, 4), scale_min=0.2)
         assert torch.equal(resized[:, :, frame], alone)
-        assert torch.equal(windows[:, :, frame], crops.random_crop(x[:, :, frame], keys, (4, 3)))
+        assert torch.equal(windows[:, :, frame], window_crop(x[:, :, frame], keys, (4, 3)))
     monkeypatch.setattr(crops, "PIECE_BYTES", 1)
-    assert torch.equal(crops.random_resized_crop(x, keys, (4, 4), scale_min=0.2, ratio_max=4 / 3), resized), "one sample at a time"
+    assert torch.equal(resized_crop(x, keys, (4, 4), scale_min=0.2), resized), "one sample at a time"
 
 
 def test_half_precision_is_resampled_in_float32() -> None:
     x_BDHW, keys = values(4, 3, 8, 8).bfloat16(), keys_of(4)
-    result = crops.random_resized_crop(x_BDHW, keys, (7, 7), scale_min=0.08, ratio_max=4 / 3)
-    expected = crops.random_resized_crop(x_BDHW.float(), keys, (7, 7), scale_min=0.08, ratio_max=4 / 3)
+    result = resized_crop(x_BDHW, keys, (7, 7), scale_min=0.08)
+    expected = resized_crop(x_BDHW.float(), keys, (7, 7), scale_min=0.08)
     assert torch.equal(result, expected.bfloat16())
 
 
@@ -125,7 +135,7 @@ def test_random_and_centre_crop(shape: tuple[int, ...]) -> None:
     keys, x_BDHW = keys_of(shape[0]), values(*shape)
     height, width = shape[2:]
     size = (height - 2, width - 3)
-    result = crops.random_crop(x_BDHW, keys, size)
+    result = window_crop(x_BDHW, keys, size)
     for sample in range(shape[0]):
         top, left = int(numbers(keys, sample).integers("crop.y", 3)), int(numbers(keys, sample).integers("crop.x", 4))
         assert torch.equal(result[sample], x_BDHW[sample, :, top : top + size[0], left : left + size[1]])
@@ -139,6 +149,6 @@ def test_seits_centre_crop_takes_rows_2_to_29() -> None:
 
 def test_places_of_random_crops_are_even() -> None:
     x_BDHW = torch.arange(12.0).view(1, 1, 3, 4).expand(6000, 1, 3, 4)
-    corners = crops.random_crop(x_BDHW, keys_of(6000), (2, 2))[:, 0, 0, 0]
+    corners = window_crop(x_BDHW, keys_of(6000), (2, 2))[:, 0, 0, 0]
     counts = np.bincount(corners.long().numpy(), minlength=12).reshape(3, 4)[:2, :3]
     assert counts.sum() == 6000 and abs(counts - 1000).max() < 5 * (6000 * 1 / 6 * 5 / 6) ** 0.5

@@ -218,7 +218,7 @@ def test_cutmix_fills_one_box_from_the_mirrored_partner(shape: tuple[int, ...], 
             expected_targets[sample] = kept * targets_BC[sample] + (1 - kept) * targets_BC[samples - 1 - sample]
         sides_G2 = sides_of(torch.tensor([lam], dtype=torch.float64), shape)
         masked = embed_ops._filled_by_mask(x, embed_ops.cutmix_box(keys, (height, width), sides_G2))
-        result, targets = embed_ops.cutmix_(x, targets_BC, keys, sides_G2)
+        result, targets = embed_ops.cutmix_(x, targets_BC, embed_ops.cutmix_box(keys, (height, width), sides_G2))
         assert torch.equal(result, expected) and torch.equal(masked, expected)
         torch.testing.assert_close(targets, expected_targets)
 
@@ -249,8 +249,9 @@ def test_groups_are_mixed_as_batches_of_their_own(shape: tuple[int, ...], groups
     lam_G = draw_lambda(keys, 1.0, groups)
     assert lam_G.unique().numel() == groups
     hit_B = keys.chosen("coloradapt", 0.6)
-    cut, cut_targets = embed_ops.cutmix_(x.clone(), targets_BC, keys, sides_of(lam_G, shape))
-    masked = embed_ops._filled_by_mask(x, embed_ops.cutmix_box(keys, (shape[-2], shape[-1]), sides_of(lam_G, shape)))
+    edges_G4 = embed_ops.cutmix_box(keys, (shape[-2], shape[-1]), sides_of(lam_G, shape))
+    cut, cut_targets = embed_ops.cutmix_(x.clone(), targets_BC, edges_G4)
+    masked = embed_ops._filled_by_mask(x, edges_G4)
     mixed, mixed_targets = embed_ops.mixup(x, targets_BC, lam_G)
     coloured = embed_ops.adapt_colour_(x.clone(), hit_B, groups)
     assert torch.equal(cut, masked)
@@ -258,10 +259,11 @@ def test_groups_are_mixed_as_batches_of_their_own(shape: tuple[int, ...], groups
         own = slice(group, None, groups)
         lam = draw_lambda(keys[own], 1.0)
         assert torch.equal(lam, lam_G[group : group + 1])
+        edges_14 = embed_ops.cutmix_box(keys[own], (shape[-2], shape[-1]), sides_of(lam, shape))
         for found, expected in zip(
             (cut[own], cut_targets[own], mixed[own], mixed_targets[own], coloured[own]),
             (
-                *embed_ops.cutmix_(x[own].clone(), targets_BC[own], keys[own], sides_of(lam, shape)),
+                *embed_ops.cutmix_(x[own].clone(), targets_BC[own], edges_14),
                 *embed_ops.mixup(x[own], targets_BC[own], lam),
                 embed_ops.adapt_colour_(x[own].clone(), hit_B[own]),
             ),

@@ -130,7 +130,7 @@ def swapped(ids_HW: np.ndarray, first: list[int], second: list[int], side: int) 
 def test_blocks_change_places_with_all_ids_of_a_site(layout: Layout, share: float) -> None:
     height, width = layout.grid
     ids_BLQ, keys = wide(ids_of(spec_of(layout), 40)), keys_of(40)
-    result = index_ops.swap_blocks(ids_BLQ, keys, (height, width), share)
+    result = index_ops.swap_blocks(ids_BLQ, *index_ops.swap_corners(keys, (height, width), share), (height, width))
     sides = keys.uniform("swap.side").tolist()
     changed = 0
     for sample in range(40):
@@ -170,9 +170,9 @@ def test_a_sample_stays_when_no_two_blocks_are_far_enough_apart() -> None:
 def test_swap_moves_the_same_blocks_of_every_frame() -> None:
     layout, keys = video(3, 8, 6), keys_of(30)
     ids_BLQ = wide(ids_of(spec_of(layout), 30))
-    result = index_ops.swap_blocks(ids_BLQ, keys, (8, 6), 0.5).reshape(30, 3, 48, 1)
+    result = index_ops.swap_blocks(ids_BLQ, *index_ops.swap_corners(keys, (8, 6), 0.5), (8, 6)).reshape(30, 3, 48, 1)
     for frame in range(3):
-        alone = index_ops.swap_blocks(ids_BLQ.reshape(30, 3, 48, 1)[:, frame], keys, (8, 6), 0.5)
+        alone = index_ops.swap_blocks(ids_BLQ.reshape(30, 3, 48, 1)[:, frame], *index_ops.swap_corners(keys, (8, 6), 0.5), (8, 6))
         assert torch.equal(result[:, frame], alone)
 
 

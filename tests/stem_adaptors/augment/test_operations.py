@@ -47,7 +47,7 @@ def test_one_of_gives_each_sample_one_operation(levels: int) -> None:
     found = transform.state(embedded(spec), batch_at(ids_BLQ, keys)).ids_BLQ
     synonyms = index_ops.Synonyms.packed(index_ops.synonym_table(tables_of(spec), 5, "l2"))
     replaced = index_ops.replace_synonyms(ids_BLQ, keys, synonyms, 1.0)
-    moved = index_ops.swap_blocks(ids_BLQ, keys, (8, 8), 0.5)
+    moved = index_ops.swap_blocks(ids_BLQ, *index_ops.swap_corners(keys, (8, 8), 0.5), (8, 8))
     kinds = set()
     for sample, draw in enumerate(keys.uniform("eda")[:, 0].tolist()):
         kind = 0 if draw < 0.3 else 1 if draw < 0.7 else 2

@@ -210,7 +210,8 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     synonyms = index_ops.Synonyms.packed(index_ops.synonym_table(tables_of(spec), 5, "l2"))
     draw_B = keys.uniform("eda")[:, 0, None, None]
     replaced = index_ops.replace_synonyms(expected, keys, synonyms, 0.25)
-    moved = index_ops.swap_blocks(expected, keys, layout.grid[-2:], 0.5)  # type: ignore[arg-type]
+    plane = (layout.grid[-2], layout.grid[-1])
+    moved = index_ops.swap_blocks(expected, *index_ops.swap_corners(keys, plane, 0.5), plane)
     expected = torch.where(draw_B < 0.25, replaced, torch.where(draw_B < 0.5, moved, expected))
     flipped = expected[:, index_ops.mirrored_sites(layout)]
     expected = torch.where(keys.chosen("flip", 0.5)[:, None, None], flipped, expected)
@@ -218,13 +219,13 @@ def test_operations_follow_each_other_in_seits_order(layout: Layout) -> None:
     assert torch.equal(transform.state(model, batch).ids_BLQ, expected)
     assert transform.out_grid is not None
     height, width = transform.out_grid[-2:]
-    x = crops.random_resized_crop(model.embed(expected), keys, (height, width), scale_min=0.08, ratio_max=4 / 3)
+    x = crops.resample(model.embed(expected), crops.crop_boxes(keys, plane, scale_min=0.08, ratio_max=4 / 3), (height, width))
     noisy_B = keys.chosen("noise", 0.5)
     x = embed_ops.adapt_colour_(x, ~noisy_B)
     x = embed_ops.add_noise_(x, keys, noisy_B, channel_std=1.0, std=1.0, mask=None, pool=embed_ops.noise_pool())
     x = embed_ops.drop_sites_(x, keys, 0.1)
     sides_G2 = sides_of(draw_lambda(keys, 1.0), (height, width))
-    x, mixed_BC = embed_ops.cutmix_(x, soft_targets(batch.labels_B, 5, 0.1), keys, sides_G2)
+    x, mixed_BC = embed_ops.cutmix_(x, soft_targets(batch.labels_B, 5, 0.1), embed_ops.cutmix_box(keys, (height, width), sides_G2))
     found, found_BC, _ = transform(model, batch)
     assert torch.equal(found, x) and torch.equal(found_BC, mixed_BC)
 
