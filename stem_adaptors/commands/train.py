@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command("train", epilog="Example: tokenshards train photos_train --val photos_val --out run")
 @takes(TrainOptions)
 def train_command(options: TrainOptions) -> None:
-    """Train a classifier of images or pixels from token shards alone. Under torchrun all processes train; --resume continues bit for bit."""
+    """Train a classifier of images or pixels from token shards alone. Under torchrun all processes train; --resume continues exactly."""
     prepare_for_torch()
     from tokenshards.pipeline.errors import StoppedError
     from tokenshards.stem_adaptors.commands.training import run_training

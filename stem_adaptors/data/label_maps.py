@@ -27,8 +27,8 @@ def map_format(data: Data) -> MaskFormat:
     for dataset, found in zip(datasets, formats, strict=True):
         if found != formats[0]:
             raise ConfigError(
-                f"{dataset.store.url} has masks of {found}; {datasets[0].store.url} of {formats[0]}. Expected one format: tokenize both "
-                "with the same tokenizer and the same --mask-bits"
+                f"{dataset.store.url} has masks of {_words(found)}; {datasets[0].store.url} of {_words(formats[0])}. Expected one format: "
+                "tokenize both with the same tokenizer and the same --mask-bits"
             )
     return formats[0]
 
@@ -47,6 +47,10 @@ def _format(dataset: TokenDataset) -> MaskFormat:
     if dataset.mask is None:
         raise ConfigError(f"{dataset.store.url} has no masks; expected the class of each pixel. {NEEDED}")
     return dataset.mask
+
+
+def _words(found: MaskFormat) -> str:
+    return f"{found.width} x {found.height} pixels in {found.dtype}"
 
 
 def _datasets(data: Data) -> list[TokenDataset]:

@@ -27,8 +27,9 @@ def require_labels(data: TokenDataset | Selection | Mix, otherwise: str) -> None
     """Raise ConfigError where no image has a label. `otherwise`: what else the user may do, as a sentence without its full stop."""
     if has_labels(data):
         return
-    where = data.dataset.store.url if isinstance(data, Selection | Mix) else data.store.url
+    dataset = data.dataset if isinstance(data, Selection | Mix) else data
+    masks = "" if dataset.mask is None else ". The images have masks, which `train --objective segment` learns"
     raise ConfigError(
-        f"{where}: none of the {sample_count(data):,} images has a label; expected labels. Tokenize the images with their labels (a folder "
-        f"for each class, or --label-from). {otherwise}"
+        f"{dataset.store.url}: none of the {sample_count(data):,} images has a label; expected labels. Tokenize the images with their "
+        f"labels (a folder for each class, or --label-from). {otherwise}{masks}"
     )

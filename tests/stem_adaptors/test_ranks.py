@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.datasets import ROOT
+from tests.datasets import ROOT, convert
 from tests.forks import fork_context
+from tests.masked_images import write_masked_images
 from tests.ports import free_ports
-from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
+from tests.stem_adaptors.training.small_runs import FIT, MODEL, KeptReporter, Stopped, death_after, fit, request_for, tokenize_pair
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.devices import choose_device
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
@@ -32,6 +34,7 @@ from tokenshards.stem_adaptors.augment.adapt_sizes import AdaptSizes
 from tokenshards.stem_adaptors.config import AugmentConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.run_directory import load_run
 from tokenshards.stem_adaptors.training.trainer import Trainer
@@ -194,6 +197,27 @@ def test_a_pretraining_on_two_processes_equals_one(places: tuple[Path, Path], tm
     for found, record in zip(records, expected.records, strict=True):
         for name in names:
             assert found[name] == pytest.approx(record[name], rel=1e-4)
+
+
+def test_a_segmenter_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
+    """Label maps are moved with their sample, and boxes of CutMix with their mix group."""
+    write_masked_images(tmp_path / "masked", 40, seed=4)
+    source = SourceConfig(masks=str(tmp_path / "masked" / "masks"), yes=True)
+    convert(tmp_path / "masked" / "images", tmp_path / "tokens", source=source, fit=FIT)
+    settings: dict[str, Any] = {
+        "objective": "segment",
+        "segment": SegmentConfig(head="upernet", channels=8),
+        "augment": AugmentConfig(ops="0.5*flip(), 0.5*swap(), rrc(share=1.0), cutmix()", mix_group=4),
+        "epochs": 2,
+        "loader": {"end": "pad"},
+    }
+    place = (tmp_path / "tokens", tmp_path / "tokens")
+    expected = alone(place, tmp_path / "one", **settings)
+    losses, records = train_with(2, *map(str, place), str(tmp_path / "two"), {**settings, "accumulate": 2}, 0)[0]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), rtol=1e-5, atol=0)
+    for found, record in zip(records, expected.records, strict=True):
+        for name in ("train_loss", "val_loss", "ema_val_loss", "train_miou", "val_images"):
+            assert found[name] == pytest.approx(record[name], rel=1e-3)
 
 
 def test_mix_groups_are_those_of_the_first_start(places: tuple[Path, Path], tmp_path: Path) -> None:
