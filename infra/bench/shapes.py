@@ -1,7 +1,7 @@
 """Images with shapes drawn over photographs, and their masks: what the bench of dense labels learns from.
 
-Classes: 0 background, 1 disc, 2 square, 3 triangle, 4 ring, 5 cross. Colours, sizes, angles and stripes are random, so that nothing but
-the form tells the class. The border between a shape and the background is one pixel of `ignore`.
+Classes: 0 background, 1 disc, 2 square, 3 triangle, 4 cross. Colours, sizes, angles and stripes are random, so that nothing but the form
+tells the class. Pixels that a shape covers in part, at its border, are to be ignored.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-CLASSES = ("background", "disc", "square", "triangle", "ring", "cross")
+CLASSES = ("background", "disc", "square", "triangle", "cross")
 IGNORE = 255
-MOST_SHAPES = 3
+MOST_SHAPES = 2
 SCALE = 4
 """Shapes are drawn so many times larger, and made smaller, for smooth edges."""
 
@@ -23,8 +23,8 @@ Points = list[tuple[float, float]]
 
 
 def outline(kind: str, x: float, y: float, radius: float, angle: float) -> Points:
-    """Return the corners of a shape around a centre; of discs and rings those of a circle."""
-    if kind in ("disc", "ring"):
+    """Return the corners of a shape around a centre; of a disc those of a polygon that looks like a circle."""
+    if kind == "disc":
         turns = [(2 * math.pi * step / 60, 1.0) for step in range(60)]
     elif kind == "cross":
         half = 0.33
@@ -38,19 +38,16 @@ def outline(kind: str, x: float, y: float, radius: float, angle: float) -> Point
 
 
 def drawn(photo: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Return a photo with one to three shapes over it, and its mask of class numbers."""
+    """Return a photo with one or two shapes over it, and its mask of class numbers."""
     size = photo.width
     image, mask = photo.convert("RGB"), np.zeros((size, size), np.uint8)
     for _ in range(rng.integers(1, MOST_SHAPES + 1)):
         number = int(rng.integers(1, len(CLASSES)))
-        radius = size * SCALE * rng.uniform(0.12, 0.28)
-        x, y = rng.uniform(0.15, 0.85, 2) * size * SCALE
+        radius = size * SCALE * rng.uniform(0.2, 0.4)
+        x, y = rng.uniform(0.25, 0.75, 2) * size * SCALE
         points = outline(CLASSES[number], x, y, radius, rng.uniform(0, 2 * math.pi))
         large = Image.new("L", (size * SCALE, size * SCALE))
-        pen = ImageDraw.Draw(large)
-        pen.polygon(points, fill=255)
-        if CLASSES[number] == "ring":
-            pen.polygon(outline("disc", x, y, radius * 0.55, 0.0), fill=0)
+        ImageDraw.Draw(large).polygon(points, fill=255)
         cover = np.asarray(large.resize((size, size), Image.Resampling.BOX), np.float32) / 255
         image = Image.fromarray(painted(np.asarray(image, np.float32), cover, rng))
         mask[cover >= 0.99] = number
