@@ -8,6 +8,7 @@ from typing import Any
 from tokenshards.pipeline.commands.python_calls import as_function
 from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.stem_adaptors.commands.learning import TrainingReport, learn
+from tokenshards.stem_adaptors.commands.segment_views import draw_segments
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 
 __all__ = ["TrainReport", "run_training", "train"]
@@ -61,4 +62,6 @@ def run_training(options: TrainOptions) -> TrainReport:
         raise ConfigError(f"--objective is {shorten(options.objective)}; expected {' or '.join(OBJECTIVES)} (`pretrain` learns mtm)")
     learned = learn(options, options.objective, classes=options.classes or (), train_part=options.train_part)
     score, of_pixels = learned.result.best_score, options.objective == "segment"
+    if of_pixels and learned.rank == 0:
+        draw_segments(options, learned.reporter)
     return TrainReport(best_top1=None if of_pixels else score, best_miou=score if of_pixels else None, **learned.fields(options.out))

@@ -8,6 +8,7 @@ RUN/
     best.safetensors        the best weights on the validation set
     metrics.jsonl .csv      one record per epoch
     curves.png              loss and accuracy over the epochs, drawn
+    segments.png            of a run that learned masks: some images, their masks and what the model finds
     tensorboard/            the same records as events; only where TensorBoard is installed and RUN is on a local disk
 """
 

@@ -1,0 +1,145 @@
+"""What are token datasets good for? Learning classes one group after another, few bytes, and the class of each pixel.
+
+    python infra/bench/scenarios.py --data DIR
+
+DIR has train/ and val/ with class folders (default: Tiny-ImageNet-10 beside the repository, or else generated images). Everything runs on
+64 pixels. Tokens are stored with the codec `compact`, of two kinds: `pixel_codes` (patch-kmeans, the default tokenizer) and `recognition`
+(layered-kmeans with 1,024 codes).
+- `continual`: five groups of two classes, with a replay memory of 20 and 100 kB: the command `continual` on either kind of tokens, against
+  JPEG files of as many bytes an image and original files that fit the memory.
+- `curve`: the command `curve` on recognition tokens at 10, 40 and 160 kB, against small JPEGs and fewer original files.
+- `dense`: shapes are drawn over the images (`shapes.py`). A segmenter with the same network and head learns their masks from pixel codes,
+  from recognition tokens and from pixels, each for the same CPU seconds of one thread.
+
+Three seeds. `--work` keeps everything, so that an interrupted bench continues; `--only` and `--seeds` select a part. Intervals are 95 % of
+a bootstrap over measured images and seeds, paired between sides. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from accuracy_per_byte import DATA
+from byte_budgets import generate_images
+from dense_sides import KINDS, SIDE, SIDES, dense_summary, prepare_dense, run_dense
+
+import tokenshards
+
+PARTS = ("continual", "curve", "dense")
+CONTINUAL_MINUTES = 0.2
+"""Of each of the five steps of a chain."""
+REPLAY, CURVE_BYTES = "20kB,100kB", "10kB,40kB,160kB"
+CURVE_MINUTES = 0.5
+DENSE_SECONDS = 200.0
+HEADS = ("upernet",)
+RECOGNITION = "layered-kmeans:codes=1024"
+
+
+def options_of(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, help="folder with train/ and val/; default: Tiny-ImageNet-10 beside the repository")
+    parser.add_argument("--work", type=Path, help="folder that keeps prepared data and results; default: in the temp folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=("linear", "upernet"), help="heads of the segmenter")
+    parser.add_argument("--quick", action="store_true", help="a run of some minutes that shows that everything works, nothing more")
+    options = parser.parse_args()
+    options.scale = 0.02 if options.quick else 1.0
+    if options.quick:
+        options.seeds = min(2, options.seeds)
+    return options
+
+
+def tokens_of(data: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """Store the images as tokens of each kind, what is missing of them; return where they are and the bytes of an image."""
+    found = {}
+    for side, kind in {**KINDS, "recognition": RECOGNITION}.items():
+        how: dict[str, Any] = {"kind": kind, "size": SIDE, "codec": "compact", "workers": 1}
+        tokenshards.tokenize(str(data / "train"), str(work / f"{side}.train"), **how)
+        val = {"tokenizer": str(work / f"{side}.train"), "codec": "compact", "workers": 1}
+        tokenshards.tokenize(str(data / "val"), str(work / f"{side}.val"), **val)
+        dataset = tokenshards.open_dataset(str(work / f"{side}.train"))
+        mean = dataset.manifest.totals["token_bytes"] / len(dataset)
+        found[side] = {"train": str(work / f"{side}.train"), "val": str(work / f"{side}.val"), "bytes_per_image": round(mean, 1)}
+    return found
+
+
+def continual_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of `continual` for each kind of tokens; the chains of reference are those of recognition tokens alone."""
+    found = {}
+    for side, tokens in tokens_of(data, work).items():
+        result = tokenshards.continual(
+            tokens["train"],
+            val=tokens["val"],
+            images=str(data / "train"),
+            val_images=str(data / "val"),
+            replay=REPLAY,
+            steps=5,
+            minutes=CONTINUAL_MINUTES * options.scale,
+            seeds=options.seeds,
+            references=side == "recognition",
+            out=str(work / f"continual.{side}"),
+        )
+        found[side] = {"bytes_per_image": tokens["bytes_per_image"], **result.to_json()}
+    return found
+
+
+def curve_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of `curve`."""
+    tokens = tokens_of(data, work)["recognition"]
+    result = tokenshards.curve(
+        tokens["train"],
+        val=tokens["val"],
+        images=str(data / "train"),
+        val_images=str(data / "val"),
+        bytes=CURVE_BYTES,
+        minutes=CURVE_MINUTES * options.scale,
+        seeds=options.seeds,
+        out=str(work / "curve"),
+    )
+    return {"bytes_per_image": tokens["bytes_per_image"], **result.to_json()}
+
+
+def dense_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return mean IoU of each side and head, with intervals."""
+    made = prepare_dense(data, work, options.quick)
+    seconds, seeds = DENSE_SECONDS * options.scale, list(range(options.seeds))
+    runs = run_dense(work, options.heads, seeds, seconds, options.workers)
+    spent = [run["cpu_seconds"] for run in runs]
+    return {
+        "sides": made,
+        "results": dense_summary(runs, seeds),
+        "cpu_seconds": [min(spent), max(spent)],
+        "epochs": {
+            f"{side} {head}": [run["epochs"] for run in runs if (run["side"], run["head"]) == (side, head)]
+            for side in SIDES
+            for head in options.heads
+        },
+    }
+
+
+def main() -> None:
+    options = options_of(str(__doc__))
+    work = options.work or Path(tempfile.gettempdir()) / "tokenshards-scenarios"
+    work.mkdir(parents=True, exist_ok=True)
+    data = options.data or (DATA if DATA.is_dir() else None)
+    if data is None:
+        data = work / "generated"
+        if not data.exists():
+            generate_images(data)
+    parts = {"continual": continual_part, "curve": curve_part, "dense": dense_part}
+    found = {name: parts[name](data, work, options) for name in options.only}
+    print(json.dumps({"bench": "scenarios", "data": data.name, "seeds": options.seeds, "quick": options.quick, **found}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
