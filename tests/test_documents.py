@@ -248,12 +248,34 @@ def test_images_to_shards(readme: Page, away: Path) -> None:
     assert [len(open_dataset(f"{name}.tokens")) for name in ("photos", "vit", "four", "views")] == [PHOTOS, PHOTOS, PHOTOS, 2 * PHOTOS]
 
 
+def write_grey_masks(photos: Path, masks: Path) -> None:
+    """Write a mask for each photo: three classes of brightness."""
+    for path in photos.rglob("*.*"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        target = (masks / path.relative_to(photos)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((grey // 86).astype(np.uint8)).save(target)
+
+
 def test_shards_to_classifiers(readme: Page, away: Path) -> None:
     home = copied_home(away, "stem_adaptors")
+    for photos, masks in (("photos", "masks"), ("val_photos", "val_masks")):
+        write_grey_masks(home / photos, home / masks)
     page = Page(TRAINING).run()
     first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train", "export classifier", "curve"]
-    assert page.ran == [*first, "train?", "train?", "train?", "preview", "train", "fit-tokenadapt", "train", "pretrain", "train"]
-    made = ("augmented.png", "budgets.html", "probe/run.json", "mixed/run.json", "noisy/run.json", "own_list/run.json", "fine/run.json")
+    masked = ["tokenize", "tokenize", "train", "evaluate", "train"]
+    assert page.ran == [*first, *masked, "train?", "train?", "train?", "preview", "train", "fit-tokenadapt", "train", "pretrain", "train"]
+    made = (
+        "augmented.png",
+        "budgets.html",
+        "segmenter/segments.png",
+        "pyramid/run.json",
+        "probe/run.json",
+        "mixed/run.json",
+        "noisy/run.json",
+        "own_list/run.json",
+        "fine/run.json",
+    )
     assert [name for name in made if not (home / name).exists()] == []
     assert page.names["right"] > 0 and len(page.names["run"].classes) == 3
     assert page.names["place"]["epoch"] == 2 and page.names["logits_BC"].shape == (16, 3)

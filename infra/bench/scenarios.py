@@ -34,12 +34,12 @@ from dense_sides import KINDS, SIDE, SIDES, dense_summary, prepare_dense, run_de
 import tokenshards
 
 PARTS = ("continual", "curve", "dense")
-CONTINUAL_MINUTES = 0.2
+CONTINUAL_MINUTES = 0.15
 """Of each of the five steps of a chain."""
 REPLAY, CURVE_BYTES = "20kB,100kB", "10kB,40kB,160kB"
-CURVE_MINUTES = 0.5
-DENSE_SECONDS = 200.0
-HEADS = ("upernet",)
+CURVE_MINUTES = 0.3
+DENSE_SECONDS = 150.0
+HEADS = ("linear",)
 RECOGNITION = "layered-kmeans:codes=1024"
 
 
