@@ -36,7 +36,7 @@ from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 SIDE = 64
 SIDES = ("pixels", "pixel_codes", "recognition")
-KINDS = {"pixel_codes": "patch-kmeans", "recognition": "layered-kmeans"}
+KINDS = {"pixel_codes": "patch-kmeans", "recognition": "layered-kmeans:codes=1024"}
 TOKENS_A_SIDE = 8
 """Tokens of the transformer along each axis, where the side has as many sites."""
 MEASURED_TOGETHER = 100

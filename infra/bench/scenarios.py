@@ -40,7 +40,6 @@ REPLAY, CURVE_BYTES = "20kB,100kB", "10kB,40kB,160kB"
 CURVE_MINUTES = 0.3
 DENSE_SECONDS = 150.0
 HEADS = ("linear",)
-RECOGNITION = "layered-kmeans:codes=1024"
 
 
 def options_of(description: str) -> argparse.Namespace:
@@ -62,7 +61,7 @@ def options_of(description: str) -> argparse.Namespace:
 def tokens_of(data: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Store the images as tokens of each kind, what is missing of them; return where they are and the bytes of an image."""
     found = {}
-    for side, kind in {**KINDS, "recognition": RECOGNITION}.items():
+    for side, kind in KINDS.items():
         how: dict[str, Any] = {"kind": kind, "size": SIDE, "codec": "compact", "workers": 1}
         tokenshards.tokenize(str(data / "train"), str(work / f"{side}.train"), **how)
         val = {"tokenizer": str(work / f"{side}.train"), "codec": "compact", "workers": 1}
