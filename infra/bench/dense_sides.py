@@ -36,7 +36,11 @@ from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
 SIDE = 64
 SIDES = ("pixels", "pixel_codes", "recognition")
-KINDS = {"pixel_codes": "patch-kmeans", "recognition": "layered-kmeans:codes=1024"}
+KINDS: dict[str, dict[str, Any]] = {
+    "pixel_codes": {"kind": "patch-kmeans", "size": SIDE},
+    "recognition": {"kind": "layered-kmeans", "size": SIDE, "codes": 1024},
+}
+"""How the tokenizer of each kind is made."""
 TOKENS_A_SIDE = 8
 """Tokens of the transformer along each axis, where the side has as many sites."""
 MEASURED_TOGETHER = 100
@@ -59,7 +63,7 @@ def prepare_dense(data: Path, work: Path, quick: bool) -> dict[str, Any]:
             save_tokenizer(pixels_of_size(SIDE), Store(str(work / side / "tokenizer")), "")
         for part in ("train", "val"):
             tokenizer = str(work / side / "tokenizer") if side == "pixels" else str(work / side / "train") if part == "val" else None
-            how: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else {"kind": KINDS[side], "size": SIDE}
+            how: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else KINDS[side]
             source = work / "shapes" / part
             codec = "default" if side == "pixels" else "compact"
             tokenshards.tokenize(

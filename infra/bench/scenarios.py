@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from accuracy_per_byte import DATA
 from byte_budgets import generate_images
-from dense_sides import KINDS, SIDE, SIDES, dense_summary, prepare_dense, run_dense
+from dense_sides import KINDS, SIDES, dense_summary, prepare_dense, run_dense
 
 import tokenshards
 
@@ -61,11 +61,9 @@ def options_of(description: str) -> argparse.Namespace:
 def tokens_of(data: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Store the images as tokens of each kind, what is missing of them; return where they are and the bytes of an image."""
     found = {}
-    for side, kind in KINDS.items():
-        how: dict[str, Any] = {"kind": kind, "size": SIDE, "codec": "compact", "workers": 1}
-        tokenshards.tokenize(str(data / "train"), str(work / f"{side}.train"), **how)
-        val = {"tokenizer": str(work / f"{side}.train"), "codec": "compact", "workers": 1}
-        tokenshards.tokenize(str(data / "val"), str(work / f"{side}.val"), **val)
+    for side, how in KINDS.items():
+        for part, given in (("train", how), ("val", {"tokenizer": str(work / f"{side}.train")})):
+            tokenshards.tokenize(str(data / part), str(work / f"{side}.{part}"), codec="compact", workers=1, **given)
         dataset = tokenshards.open_dataset(str(work / f"{side}.train"))
         mean = dataset.manifest.totals["token_bytes"] / len(dataset)
         found[side] = {"train": str(work / f"{side}.train"), "val": str(work / f"{side}.val"), "bytes_per_image": round(mean, 1)}

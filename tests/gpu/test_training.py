@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.datasets import convert
+from tests.masked_images import write_masked_images
 from tests.stem_adaptors.torchvision_shim import allow_torchvision
-from tests.stem_adaptors.training.small_runs import MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
+from tests.stem_adaptors.training.small_runs import FIT, MODEL, KeptReporter, Stopped, death_after, request_for, tokenize_pair
+from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
 from tokenshards.stem_adaptors.augment import PRESETS
 from tokenshards.stem_adaptors.commands.evaluation_report import evaluate_run
-from tokenshards.stem_adaptors.config import LoaderConfig, ModelConfig
+from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.mask_config import MaskConfig
 from tokenshards.stem_adaptors.ranks import Ranks, joined_ranks
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.checkpoints import read_checkpoint
 from tokenshards.stem_adaptors.training.evaluate import predict
 from tokenshards.stem_adaptors.training.run_directory import open_classifier
@@ -168,6 +172,28 @@ def test_a_pretraining_learns_what_one_on_the_cpu_learns(
     expected = every_loss(request_for(pair[0], tmp_path / "cpu", cache, precision="fp32", **mtm), torch.device("cpu"), monkeypatch)
     request = request_for(pair[0], tmp_path / "device", cache, precision=precision, val=pair[1], **mtm)
     assert every_loss(request, device, monkeypatch) == pytest.approx(expected, rel=5e-3 if precision == "fp32" else 0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_segmenter_learns_what_one_on_the_cpu_learns(
+    precision: str, cache: Path, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_masked_images(tmp_path / "masked", 64)
+    source = SourceConfig(masks=str(tmp_path / "masked" / "masks"), yes=True)
+    convert(tmp_path / "masked" / "images", tmp_path / "tokens", source=source, fit=FIT)
+    data = open_dataset(str(tmp_path / "tokens"))
+    segments: dict[str, Any] = {
+        "objective": "segment",
+        "segment": SegmentConfig(head="upernet", channels=8),
+        "model": KEYED,
+        "augment": AugmentConfig(ops="0.5*flip(), 0.5*swap(), rrc(share=1.0), 0.5*cutmix()", mix_group=4),
+        "epochs": 2,
+    }
+    expected = every_loss(request_for(data, tmp_path / "cpu", cache, precision="fp32", **segments), torch.device("cpu"), monkeypatch)
+    request = request_for(data, tmp_path / "device", cache, precision=precision, val=data, **segments)
+    assert every_loss(request, device, monkeypatch) == pytest.approx(expected, rel=5e-3 if precision == "fp32" else 0.05)
+    found = [evaluate_run(request.out, data, weights="last", device=torch.device(place), batch_size=8) for place in ("cpu", device)]
+    assert found[1].overlap.images == 64 and found[1].overlap.miou == pytest.approx(found[0].overlap.miou, abs=0.02)
 
 
 def test_a_run_that_fell_over_continues_on_the_device_and_its_checkpoint_opens_anywhere(

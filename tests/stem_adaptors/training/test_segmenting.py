@@ -22,8 +22,11 @@ from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.objectives import Blueprint
 from tokenshards.stem_adaptors.objectives.segment import SegmentObjective
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.training.run_directory import load_run, open_objective
 
 FIT = FitConfig(size=32, codes=64, iterations=4, patch=4)
@@ -47,6 +50,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
     convert(folder / "val" / "images", folder / "plain.tokens", tokenizer=str(folder / "train.tokens" / "tokenizer"))
     yield folder
+
+
+@pytest.fixture
+def no_recompilation() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
 
 
 def train(place: Path, out: str, **options: Any) -> tokenshards.TrainReport:
@@ -153,6 +164,30 @@ def test_an_image_weighs_as_much_as_any_other_whatever_its_ignored_pixels() -> N
     torch.testing.assert_close(loss_B, torch.stack(slow))
     nothing, counts = SegmentObjective._scored(logits, torch.full_like(labels, -1), 0.1)
     assert nothing.tolist() == [0.0, 0.0] and not counts.any()
+
+
+@pytest.mark.usefixtures("no_recompilation")
+@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_a_step_and_a_measurement_are_one_graph_each(place: Path, head: str) -> None:
+    dataset = open_dataset(str(place / "train.tokens"))
+    blueprint = Blueprint(
+        spec=dataset.spec,
+        tables=dataset.codebook(),
+        statistics=None,
+        classes=(0, 1, 2),
+        model=ModelConfig(name="vit_nano", depth=1, width=16, heads=2),
+        augment=AugmentConfig(ops="0.5*flip(), 0.5*swap(), rrc(share=1.0), 0.5*cutmix()", mix_group=4),
+        segment=SegmentConfig(head=head, channels=8),
+        maps=dataset.mask,
+        draws=DRAWS,
+    )
+    plain, compiled = (SegmentObjective.build(blueprint) for _ in range(2))
+    compiled.compile_model(backend="aot_eager")
+    loader = TokenLoader(dataset, batch_size=32, label_maps=True, cache_dir=str(place / "cache"))
+    for batch in (batch for _ in range(2) for batch in loader):
+        for one, other in ((plain(batch), compiled(batch)), (plain.answers(batch), compiled.answers(batch))):
+            torch.testing.assert_close(one.loss_B, other.loss_B)
+            assert (one.outputs - other.outputs).abs().sum() <= 2, "pixels whose scores are equal but for rounding"
 
 
 def test_images_without_a_mask_teach_nothing(place: Path) -> None:
