@@ -100,7 +100,8 @@ def digest_halves(text: str, device: torch.device) -> Tensor:
     """Return int32 [2, 1]: the two 32-bit halves of a 64-bit digest of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     halves = [int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])]
-    return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
+    with torch.inference_mode(False):  # it is kept for all: a graph that torch compiles takes no tensor of an inference
+        return torch.tensor(halves, dtype=torch.int32, device=device)[:, None]
 
 
 @functools.lru_cache(64)
