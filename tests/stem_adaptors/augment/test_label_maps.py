@@ -102,6 +102,7 @@ def moved_together(config: AugmentConfig, sites: tuple[int, int] = (8, 8), sampl
         "0.5*flip()",
         "swap(max_share=0.5)",
         "one_of(0.5*swap(max_share=0.5))",
+        "swap(max_share=0.8)",
         "random_crop(share=0.7)",
         "centre_crop(share=0.7)",
         "cutmix()",

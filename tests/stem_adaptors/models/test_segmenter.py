@@ -66,6 +66,11 @@ def test_the_pyramid_reads_the_ends_of_four_quarters() -> None:
     for number in range(4):  # each level has a part in the result
         changed = [level + (place == number) for place, level in enumerate(levels)]
         assert not torch.allclose(head(changed), head(levels), atol=1e-4), number
+    with torch.no_grad():
+        head.fuse[0].weight[:, :-8] = 0  # what is fused is the finest level alone: the others reach it from above
+    for number in range(4):
+        changed = [level + 3 * (place == number) for place, level in enumerate(levels)]
+        assert not torch.allclose(head(changed), head(levels), atol=1e-4), number
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
