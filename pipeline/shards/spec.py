@@ -22,6 +22,10 @@ Resize = Literal["squash", "crop"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
+KEPT_AS: dict[str, tuple[str, ...]] = {"pixels": ("file",)}
+"""Family -> entries of `config` that only say what images went through before they were encoded, such as a small JPEG. Whatever these
+entries say, an id means the same."""
+
 LayoutKind = Literal["grid", "pyramid", "sequence", "video"]
 Combine = Literal["single", "sum", "concat"]
 
@@ -129,7 +133,7 @@ class CodebookInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerSpec:
-    """Everything that decides what an id means. Two datasets may be mixed if and only if their fingerprints are equal.
+    """Everything that decides what an id means. One dataset has one fingerprint; two may be mixed if and only if their `meaning` is equal.
 
     >>> spec = tokenshards.open_dataset("photos.tokens").spec
     >>> spec.vocabulary, spec.preprocess.size, str(spec.id_dtype)
@@ -165,6 +169,16 @@ class TokenizerSpec:
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of the whole spec."""
         return sha256_hex(canonical_json(self.to_json()))
+
+    @property
+    def meaning(self) -> str:
+        """The fingerprint without what images went through before (`KEPT_AS`): what a model that learns from the ids has to know.
+
+        Pixels of whole images and pixels of small JPEGs have one meaning, and two fingerprints, because their figures must not be confused.
+        """
+        value = self.to_json()
+        value["config"] = {name: entry for name, entry in value["config"].items() if name not in KEPT_AS.get(self.family, ())}
+        return sha256_hex(canonical_json(value))
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec in plain JSON types; `from_json` returns an equal spec."""

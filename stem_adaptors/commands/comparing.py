@@ -17,6 +17,7 @@ from tokenshards.stem_adaptors.comparison.plot import plot_png
 from tokenshards.stem_adaptors.comparison.result import Comparison
 from tokenshards.stem_adaptors.comparison.run_results import Trainings
 from tokenshards.stem_adaptors.comparison.table import as_html, as_markdown
+from tokenshards.stem_adaptors.comparison.timed_run import Run, train_run
 
 __all__ = ["compare", "run_comparison"]
 
@@ -55,7 +56,7 @@ def run_comparison(options: CompareOptions) -> Comparison:
     return found
 
 
-def _trainings(options: CompareOptions) -> Trainings:
+def _trainings(options: CompareOptions) -> Trainings[Run]:
     if options.runner == "ray":
         from tokenshards.stem_adaptors.comparison.ray_runs import run_on_ray
 
@@ -63,4 +64,4 @@ def _trainings(options: CompareOptions) -> Trainings:
     from tokenshards.stem_adaptors.comparison.local_runs import run_locally
 
     workers = worker_count(options.workers)
-    return lambda out, stores, runs, done: run_locally(out, stores, runs, workers if options.device == "cpu" else 1, done)
+    return lambda out, stores, runs, done: run_locally(train_run, out, stores, runs, workers if options.device == "cpu" else 1, done)

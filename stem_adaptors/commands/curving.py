@@ -12,6 +12,7 @@ from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.stem_adaptors.commands.curve_options import CurveOptions
 from tokenshards.stem_adaptors.commands.written_files import Writers, checked_places, write_places
 from tokenshards.stem_adaptors.comparison.local_runs import run_locally
+from tokenshards.stem_adaptors.comparison.timed_run import train_run
 from tokenshards.stem_adaptors.curves.curve import measured_curve
 from tokenshards.stem_adaptors.curves.plot import plot_png
 from tokenshards.stem_adaptors.curves.result import Curve
@@ -50,7 +51,7 @@ def run_curve(options: CurveOptions) -> Curve:
         request,
         TerminalReporter(quiet=options.quiet),
         lambda run: open_runner("local", run, RayConfig()),
-        lambda out, stores, runs, done: run_locally(out, stores, runs, workers, done),
+        lambda out, stores, runs, done: run_locally(train_run, out, stores, runs, workers, done),
     )
     write_places(places, WRITERS, found)
     return found

@@ -35,7 +35,7 @@ EQUAL_BYTES = 1.05
 RESULT = "comparison.json"
 
 
-def compare_tokenizers(request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings) -> Comparison:
+def compare_tokenizers(request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings[Run]) -> Comparison:
     """Return the comparison, and keep it as `comparison.json` in the store of the request.
 
     Raises ConfigError where a tokenizer or an option is wrong or the images have no labels, DoubtError where the input is in grave doubt,
@@ -45,7 +45,7 @@ def compare_tokenizers(request: CompareRequest, reporter: TerminalReporter, open
 
 
 class _Making:
-    def __init__(self, request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings) -> None:
+    def __init__(self, request: CompareRequest, reporter: TerminalReporter, open_runner: OpenRunner, train: Trainings[Run]) -> None:
         self._request, self._reporter, self._train = request, reporter, train
         self._store = Store(request.out_url, storage_options=request.out_options)
         self._images = ImageSides(request.sources, self._store, open_runner, reporter)

@@ -11,20 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenshards.pipeline.errors import IncompleteError
-from tokenshards.stem_adaptors.comparison.timed_run import Run, train_run
 
 __all__ = ["end_with_parent", "run_locally"]
+
+R = TypeVar("R")
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_locally(
-    out_url: str, storage_options: dict[str, Any], runs: Sequence[Run], workers: int, done: Callable[[dict[str, Any]], None]
+    train: Callable[[str, dict[str, Any], R], dict[str, Any]],
+    out_url: str,
+    storage_options: dict[str, Any],
+    runs: Sequence[R],
+    workers: int,
+    done: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train all runs, `workers` at a time; `done` gets each result. Results are kept as they arrive, so that a stopped comparison goes on.
+    """Train all runs with `train`, `workers` at a time; `done` gets each result.
+
+    Results are kept as they arrive, so that a stopped comparison goes on.
 
     Raises IncompleteError where a process was killed, and the errors of a training.
     """
@@ -35,7 +43,7 @@ def run_locally(
     try:
         with ProcessPoolExecutor(min(workers, len(runs)), multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
             with _without_main(), _deaf_to_ctrl_c():
-                waiting = [pool.submit(train_run, out_url, storage_options, run) for run in runs]
+                waiting = [pool.submit(train, out_url, storage_options, run) for run in runs]
             try:
                 for finished in as_completed(waiting):
                     done(finished.result())

@@ -6,26 +6,30 @@ import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from tokenshards.pipeline.canonical import sha256_hex
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
+from tokenshards.pipeline.shards.spec import TokenizerSpec
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.augment import allowed_augmentations
 from tokenshards.stem_adaptors.comparison.paired import packed
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.class_names import class_map
-from tokenshards.stem_adaptors.data.loader import TokenLoader
+from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
 from tokenshards.stem_adaptors.data.selection import sample_count
 from tokenshards.stem_adaptors.data.subsets import Subset, subset_of
 from tokenshards.stem_adaptors.training.timed_trainer import TimedTrainer, clock_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
-__all__ = ["Run", "train_run"]
+__all__ = ["RECIPE", "Run", "made_trainer", "right_of", "train_run"]
+
+T = TypeVar("T", bound=TimedTrainer)
 
 MODEL = ModelConfig(name="vit_micro", width=96, depth=4, heads=3)
 TOKENS_A_SIDE = 8
@@ -48,6 +52,8 @@ WARMUP = 0.1
 """Share of the seconds in which the rate rises."""
 STEPS_BETWEEN_ENDS = 100
 """Of a subset, whose epochs may be of one step."""
+RECIPE: list[Any] = [*(asdict(part) for part in (MODEL, AUGMENT, TRAIN)), BATCH, WARMUP, TOKENS_A_SIDE]
+"""Everything that all trainings share, for the digests of their results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,10 @@ class Run:
     @property
     def key(self) -> str:
         """A digest of everything that the result depends on: `data` stands for the places of both datasets."""
-        recipe = [asdict(part) for part in (MODEL, AUGMENT, TRAIN)]
         own = {name: value for name, value in asdict(self).items() if name not in ("train_url", "val_url")}
         if self.subset is None:
             del own["subset"]  # results of before there were subsets keep their names
-        settings = {**own, "recipe": [*recipe, BATCH, WARMUP, TOKENS_A_SIDE]}
+        settings = {**own, "recipe": RECIPE}
         return sha256_hex(json.dumps(settings, sort_keys=True).encode())[:16]
 
     @property
@@ -98,25 +103,10 @@ def train_run(out_url: str, storage_options: dict[str, Any], run: Run) -> dict[s
     device = torch.device(run.device)
     begun = clock_of(device)
     with tempfile.TemporaryDirectory(prefix="tokenshards-compare-") as folder:
-        request = TrainRequest(
-            data=chosen,
-            val=None,
-            out=Store(folder),
-            model=_model(train),
-            augment=allowed_augmentations(train.spec, AUGMENT),
-            loader=LoaderConfig(batch_size=min(BATCH, sample_count(chosen)), seed=run.seed),
-            train=replace(TRAIN, seed=run.seed, device=run.device, checkpoint_seconds=1e6),
-        )
-        trainer = TimedTrainer(
-            request,
-            device,
-            begun=begun,
-            seconds=run.seconds,
-            warmup=WARMUP,
-            steps_between_ends=1 if run.subset is None else STEPS_BETWEEN_ENDS,
-        )
+        trainer = made_trainer(TimedTrainer, chosen, Store(folder), seed=run.seed, device=device, begun=begun, seconds=run.seconds)
         trainer.train()
-    right_N = _right(trainer, train, val, device)
+    known = class_map(val.classes, train.classes, val.store.url, missing_is_error=False)
+    right_N = right_of(trainer.model, known, val, device)
     found = {
         **trainer.figures(),
         "run": run.key,
@@ -132,19 +122,42 @@ def train_run(out_url: str, storage_options: dict[str, Any], run: Run) -> dict[s
     return found
 
 
-def _model(dataset: TokenDataset) -> ModelConfig:
+def made_trainer(
+    kind: type[T],
+    data: TrainingData,
+    out: Store,
+    *,
+    seed: int,
+    device: torch.device,
+    begun: float,
+    seconds: float,
+) -> T:
+    """Return the trainer of the recipe for these data. `begun` and `seconds` are those of TimedTrainer, `out` its run directory."""
+    request = TrainRequest(
+        data=data,
+        val=None,
+        out=out,
+        model=_model(data.spec),
+        augment=allowed_augmentations(data.spec, AUGMENT),
+        loader=LoaderConfig(batch_size=min(BATCH, sample_count(data)), seed=seed),
+        train=replace(TRAIN, seed=seed, device=str(device), checkpoint_seconds=1e6),
+    )
+    ends = 1 if isinstance(data, TokenDataset) else STEPS_BETWEEN_ENDS
+    return kind(request, device, begun=begun, seconds=seconds, warmup=WARMUP, steps_between_ends=ends)
+
+
+def _model(spec: TokenizerSpec) -> ModelConfig:
     """Return the model with the step of the stem that leaves about as many tokens on every side."""
-    grid = dataset.spec.layout.grid
+    grid = spec.layout.grid
     if not grid:
         return MODEL
     return replace(MODEL, stem="conv", stem_patch=max(1, round(max(grid[-2:]) / TOKENS_A_SIDE)))
 
 
 @torch.inference_mode()
-def _right(trainer: TimedTrainer, train: TokenDataset, val: TokenDataset, device: torch.device) -> npt.NDArray[np.bool_]:
-    """Return which labelled images, in stored order, are classified correctly. Classes are matched by name."""
-    model = trainer.model.eval()
-    known = class_map(val.classes, train.classes, val.store.url, missing_is_error=False).to(device)
+def right_of(model: nn.Module, known: Tensor, val: TokenDataset, device: torch.device) -> npt.NDArray[np.bool_]:
+    """Return which labelled images, in stored order, are classified correctly. `known` is the result of `class_map` for `val`."""
+    model, known = model.eval(), known.to(device)
     config = LoaderConfig(batch_size=min(MEASURED_TOGETHER, sample_count(val)), order="sequential", end="pad")
     right = []
     for batch in TokenLoader(val, config, device=device):

@@ -67,10 +67,10 @@ class Stock:
         """Return the smallest budget that holds so many images."""
         return -(-images * self.bytes // self.images)
 
-    def require_room(self, budgets: tuple[int, ...], least: int, of_what: str) -> None:
-        """Raise ConfigError where a budget holds fewer than `least` images, `of_what` in words."""
+    def require_room(self, option: str, budgets: tuple[int, ...], least: int, of_what: str) -> None:
+        """Raise ConfigError where a budget of an option holds fewer than `least` images, `of_what` in words."""
         if self.fitting(budgets[0]) < least:
             raise ConfigError(
-                f"--bytes has {budgets[0]:,} bytes, room for {self.fitting(budgets[0]):,} images of {self.mean:,.1f} bytes; expected room "
+                f"{option} has {budgets[0]:,} bytes, room for {self.fitting(budgets[0]):,} images of {self.mean:,.1f} bytes; expected room "
                 f"for {of_what}. Give at least {self.budget_for(least)} bytes"
             )

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.words import counted
-from tokenshards.stem_adaptors.comparison.image_sides import ImageSides, pixels_of_size
-from tokenshards.stem_adaptors.curves.curve_config import FEWER, JPEG, CurveRequest, Stock
-from tokenshards.stem_adaptors.curves.points import labelled_images, least_images, trained
+from tokenshards.stem_adaptors.comparison.image_sides import pixels_of_size
+from tokenshards.stem_adaptors.curves.both_sets import WholePixels
+from tokenshards.stem_adaptors.curves.curve_config import FEWER, JPEG, CurveRequest
+from tokenshards.stem_adaptors.curves.points import least_images, trained
 from tokenshards.stem_adaptors.curves.result import Point
 
 __all__ = ["ImagePoints"]
@@ -18,13 +19,9 @@ __all__ = ["ImagePoints"]
 class ImagePoints:
     """Makes the datasets of pixels of both sides."""
 
-    def __init__(self, request: CurveRequest, sides: ImageSides, size: int) -> None:
-        """`size`: pixels of a side, those of the tokenizer of the tokens."""
-        self._request, self._sides, self._size = request, sides, size
-        self._place, self._pixels = sides.pixels("pixels", pixels_of_size(size))
-        train = self._pixels.train
-        self.files = Stock(bytes=int(train.manifest.totals["bytes_in"]), images=len(train), labelled=labelled_images(train))
-        """The original files."""
+    def __init__(self, request: CurveRequest, pixels: WholePixels) -> None:
+        self._request, self._sides, self._size = request, pixels.sides, pixels.size
+        self._place, self._pixels, self.files = pixels.place, pixels.data, pixels.files
         self.measured: dict[str, TokenDataset] = {self._place: self._pixels.val}
         """The images to measure on of each place that was made."""
 

@@ -1,4 +1,4 @@
-"""What the sides of a curve share: how many images of a dataset have labels, how many a subset needs, and the trainings of a point."""
+"""What the sides of a curve share: how many images a subset needs, and the trainings of a point."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from tokenshards.stem_adaptors.curves.curve_config import CurveRequest
 from tokenshards.stem_adaptors.curves.result import Point
 from tokenshards.stem_adaptors.data.subsets import Subset
 
-__all__ = ["labelled_images", "least_images", "trained"]
-
-
-def labelled_images(dataset: TokenDataset) -> int:
-    """Return how many images have a label."""
-    return sum(dataset.manifest.class_counts) // dataset.views
+__all__ = ["least_images", "trained"]
 
 
 def least_images(choice: str, dataset: TokenDataset) -> tuple[int, str]:

@@ -27,7 +27,7 @@ MAX_CYCLE = 1 << 21
 
 
 class Mix:
-    """Datasets of one tokenizer, drawn from in proportion to their weights. An epoch has as many draws as all datasets have samples.
+    """Datasets whose ids mean the same, drawn from in proportion to their weights. An epoch has as many draws as all datasets have samples.
 
     Each dataset is read in its own order, epoch after epoch, so no sample comes again before every sample of its dataset has come.
     """
@@ -40,7 +40,7 @@ class Mix:
         """Draws from each dataset in one cycle."""
         first = self.parts[0].spec
         for number, data in enumerate(self.parts):
-            if data.spec.fingerprint != first.fingerprint:
+            if data.spec.meaning != first.meaning:
                 raise OtherTokenizerError(
                     f"dataset {number} of the mix was made by the tokenizer {data.spec.fingerprint[:12]}…; dataset 0 by "
                     f"{first.fingerprint[:12]}…. Ids of two tokenizers cannot be mixed; tokenize both with one (--tokenizer)"
@@ -81,8 +81,8 @@ class Mix:
 def mix(parts: Sequence[tuple[TokenDataset | Selection, float]]) -> Mix:
     """Return a mix of (dataset or selection, weight) pairs. Decimal weights are taken as written, so 0.1 is a tenth.
 
-    Raises OtherTokenizerError unless one tokenizer made all datasets, ConfigError for weights that are not positive or whose
-    proportions repeat only after more than 2,097,152 draws.
+    Raises OtherTokenizerError unless ids mean the same in all datasets (`TokenizerSpec.meaning`), ConfigError for weights that are not
+    positive or whose proportions repeat only after more than 2,097,152 draws.
     """
     return Mix(parts)
 

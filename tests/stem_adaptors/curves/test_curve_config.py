@@ -24,9 +24,9 @@ def test_a_budget_holds_as_many_images_of_mean_bytes_as_fit(bytes_: int, images:
 
 def test_a_budget_that_is_too_small_names_the_smallest() -> None:
     stock = Stock(bytes=1005, images=10, labelled=10)
-    stock.require_room((302, 5000), 3, "one of each of 3 classes")
+    stock.require_room("--bytes", (302, 5000), 3, "one of each of 3 classes")
     with pytest.raises(ConfigError) as told:
-        stock.require_room((301, 5000), 3, "one of each of 3 classes")
+        stock.require_room("--bytes", (301, 5000), 3, "one of each of 3 classes")
     assert str(told.value) == (
         "--bytes has 301 bytes, room for 2 images of 100.5 bytes; expected room for one of each of 3 classes. Give at least 302 bytes"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from tests.datasets import convert, write_images
 from tests.inline import InlineRunner
 from tokenshards.pipeline.shards import open_dataset
+from tokenshards.stem_adaptors.curves.both_sets import labelled_images
 from tokenshards.stem_adaptors.curves.measured_images import labelled_ids
-from tokenshards.stem_adaptors.curves.points import labelled_images, least_images
+from tokenshards.stem_adaptors.curves.points import least_images
 
 
 def test_an_image_of_several_views_is_one_and_those_without_a_label_are_none(tmp_path: Path) -> None:

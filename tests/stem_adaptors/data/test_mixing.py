@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.datasets import convert, write_images
+from tests.inline import InlineRunner
 from tests.pipeline.shards.test_dataset import build
 from tokenshards.pipeline.errors import ConfigError, OtherTokenizerError
+from tokenshards.pipeline.images.decode import DECODER
 from tokenshards.pipeline.shards import TokenDataset, open_dataset
+from tokenshards.pipeline.shards.spec import Preprocess
+from tokenshards.pipeline.storage.store import Store
+from tokenshards.pipeline.tokenizers.directory import save_tokenizer
+from tokenshards.pipeline.tokenizers.pixels.pixel_values import PixelValues
+from tokenshards.pipeline.tokenizers.pixels.small_file import SmallFile
 from tokenshards.stem_adaptors.config import LoaderConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.data.mixing import Mix, mix
@@ -99,3 +107,23 @@ def test_two_tokenizers_are_never_mixed(dataset: TokenDataset, tmp_path: Path) -
     with pytest.raises(OtherTokenizerError, match="dataset 1 of the mix") as caught:
         mix([(dataset, 1), (other, 1)])
     assert other.spec.fingerprint[:12] in str(caught.value)
+
+
+def test_pixels_of_whole_images_and_of_small_files_are_mixed(tmp_path: Path) -> None:
+    """Whole pixels are those of the images, the others have been through the file; pixels of another size are refused."""
+    write_images(tmp_path / "src", 12, side=16)
+    file = SmallFile(format="jpeg", side=4, quality=20)
+    made = {}
+    for name, side, stored in (("whole", 8, None), ("small", 8, file), ("other", 4, None)):
+        save_tokenizer(PixelValues(Preprocess(size=side, decoder=DECODER), stored), Store(str(tmp_path / f"{name}.tok")))
+        convert(tmp_path / "src", tmp_path / name, tokenizer=str(tmp_path / f"{name}.tok"), runner=InlineRunner())
+        made[name] = open_dataset(str(tmp_path / name))
+    whole, small = made["whole"], made["small"]
+    both = mix([(whole, 1), (small, 2)])
+    assert both.spec is whole.spec and both.weights == (1, 2)
+    ids_of = [{ids.tobytes() for ids in made[name][:].ids_BLQ} for name in ("whole", "small")]
+    assert ids_of[0].isdisjoint(ids_of[1])
+    (batch,) = TokenLoader(both, LoaderConfig(batch_size=24, cache_dir=str(tmp_path / "cache")))
+    assert [sum(ids.tobytes() in own for ids in batch.ids_BLQ.numpy()) for own in ids_of] == [8, 16]
+    with pytest.raises(OtherTokenizerError, match="dataset 1 of the mix"):
+        mix([(whole, 1), (made["other"], 1)])

@@ -60,6 +60,15 @@ def test_each_setting_makes_another_fingerprint() -> None:
     assert len({PixelValues(PREPROCESS, one).spec.fingerprint for one in files}) == len(files)
 
 
+def test_a_small_file_changes_the_fingerprint_and_not_the_meaning_of_an_id() -> None:
+    """Another size, or the same setting in another family, is another meaning."""
+    whole, small = (PixelValues(PREPROCESS, file).spec for file in (None, SmallFile(format="jpeg", side=8, quality=30)))
+    assert whole.meaning == small.meaning and whole.fingerprint != small.fingerprint
+    assert whole.meaning == type(whole).from_json(small.to_json()).meaning, "kept in JSON"
+    assert PixelValues(replace(PREPROCESS, size=2 * PREPROCESS.size)).spec.meaning != whole.meaning
+    assert replace(whole, family="patch-kmeans").meaning != replace(small, family="patch-kmeans").meaning
+
+
 def test_a_spec_of_another_form_is_refused() -> None:
     spec = replace(PixelValues(PREPROCESS).spec, config={"file": "jpeg"})
     with pytest.raises(TokenizerError, match="file is 'jpeg'; expected the settings of a small file or null"):
