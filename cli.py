@@ -21,6 +21,7 @@ from tokenshards.pipeline.commands import import_tokenizer, interop, look, maint
 from tokenshards.pipeline.commands.options import refused_value
 from tokenshards.stem_adaptors.commands import (
     compare,
+    continual,
     curve,
     demo,
     evaluate,
@@ -61,12 +62,12 @@ app = typer.Typer(
 )
 
 for _module in (
-    tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, compare, curve, demo, publish
+    tokenizers, tokenize, submit, look, maintain, preview, fit_tokenadapt, pretrain, train, evaluate, predict, compare, curve, continual,
+    demo, publish,
 ):  # fmt: skip
     app.add_typer(_module.app)
-interop.import_app.add_typer(import_tokenizer.app)
-interop.import_app.add_typer(import_classifier.app)
-interop.import_app.add_typer(import_tokenadapt.app)
+for _module in (import_tokenizer, import_classifier, import_tokenadapt):
+    interop.import_app.add_typer(_module.app)
 interop.export_app.add_typer(export_classifier.app)
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
@@ -125,8 +126,7 @@ def main() -> None:
         short = ("can't start new thread", "can't allocate memory")  # messages of Python's threads and of torch's allocator
         if isinstance(error, MemoryError) or any(words in str(error) for words in short):
             why = shorten(str(error).splitlines()[0] if str(error) else "MemoryError", 300)
-            advice = "give the machine more memory, or use fewer --workers"
-            print(f"error: this machine is out of memory or threads ({why}); {advice}", file=sys.stderr)
+            print(f"error: out of memory or threads ({why}); give the machine more memory, or use fewer --workers", file=sys.stderr)
             sys.exit(3)
         if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in ("ray", "torch", "filelock"):
             error = package_error(f"this command needs {package}", error, install_hint("ray" if package == "ray" else "train"))

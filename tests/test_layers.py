@@ -109,6 +109,7 @@ STEM_ADAPTORS = (
     "frameworks",
     "comparison",
     "curves",
+    "continual",
     "commands",
 )
 ORDERS = (
@@ -117,8 +118,8 @@ ORDERS = (
     ("pipeline.tokenizers", TOKENIZERS),
     ("stem_adaptors", STEM_ADAPTORS),
 )
-# Training knows of the pipeline only what the shards are made of. Commands, comparisons and curves begin with images, and use both sides.
-BOTH_SIDES = tuple(f"tokenshards.stem_adaptors.{room}" for room in ("commands", "comparison", "curves"))
+# Training knows of the pipeline only what the shards are made of. These rooms begin with images, and use both sides.
+BOTH_SIDES = tuple(f"tokenshards.stem_adaptors.{room}" for room in ("commands", "comparison", "curves", "continual"))
 CONTRACT = (
     "words",
     "errors",

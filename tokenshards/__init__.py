@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenshards.stem_adaptors.commands.curving import curve
     from tokenshards.stem_adaptors.commands.evaluating import evaluate
     from tokenshards.stem_adaptors.commands.evaluation_report import EvaluationReport
+    from tokenshards.stem_adaptors.commands.learning_continually import continual
     from tokenshards.stem_adaptors.commands.predicting import Prediction, predict
     from tokenshards.stem_adaptors.commands.pretraining import PretrainReport, pretrain
     from tokenshards.stem_adaptors.commands.training import TrainReport, train
@@ -83,6 +84,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "continual",
     "curve",
     "evaluate",
     "load_tokenizer",
@@ -127,6 +129,7 @@ _HOMES = {
     "PretrainReport": "stem_adaptors.commands.pretraining",
     "build": "stem_adaptors.training.build",
     "compare": "stem_adaptors.commands.comparing",
+    "continual": "stem_adaptors.commands.learning_continually",
     "curve": "stem_adaptors.commands.curving",
     "evaluate": "stem_adaptors.commands.evaluating",
     "load_tokenizer": "pipeline.tokenizers.image_tokenizer",

@@ -9,10 +9,9 @@ import typer
 
 from tokenshards.pipeline.commands.options import JsonFlag, Quiet, StorageOptions, Workers, parse_options
 from tokenshards.pipeline.commands.source_options import SourceOptions
+from tokenshards.stem_adaptors.commands.image_sources import Images, ValImages, image_sources
 
 if TYPE_CHECKING:
-    from tokenshards.pipeline.config import RunConfig
-    from tokenshards.stem_adaptors.comparison.compare_config import ImageSources
     from tokenshards.stem_adaptors.curves.curve_config import CurveRequest
 
 __all__ = ["CurveOptions"]
@@ -37,10 +36,8 @@ class CurveOptions(SourceOptions):
     )
     minutes: Annotated[float, typer.Option(help="Minutes of one core, or of one GPU, for each training.")] = 1.0
     seeds: Annotated[int, typer.Option(help="Trainings of each side and budget; each draws its own images.")] = 3
-    images: Annotated[
-        str | None, typer.Option("--images", help="The images that DATA was made from, for two sides of images: fewer, or small JPEGs.")
-    ] = None
-    val_images: Annotated[str | None, typer.Option(help="The images that the dataset of --val was made from.")] = None
+    images: Images = None
+    val_images: ValImages = None
     out: Annotated[str, typer.Option(help="Folder or URL that keeps everything; the same command continues there.")] = "curve"
     to: Annotated[
         list[str] | None,
@@ -63,31 +60,12 @@ class CurveOptions(SourceOptions):
             data_url=self.data,
             val_url=self.val,
             budgets=sizes_of("--bytes", self.bytes),
-            images=self._sources(run),
+            images=image_sources(self, self.images, self.val_images, self.out, run),
             choice=self.choice,
             minutes=self.minutes,
             seeds=self.seeds,
             out_url=self.out,
             storage_options=parse_options(self.storage_option),
             device=self.device,
-            run=run,
-        )
-
-    def _sources(self, run: RunConfig) -> ImageSources | None:
-        from tokenshards.pipeline.errors import ConfigError
-        from tokenshards.stem_adaptors.comparison.compare_config import ImageSources
-
-        if self.images is None and self.val_images is None:
-            return None
-        if self.images is None or self.val_images is None:
-            given, missing = ("--val-images", "--images") if self.images is None else ("--images", "--val-images")
-            raise ConfigError(f"{given} was given without {missing}; expected both, or neither for tokens alone")
-        return ImageSources(
-            images_url=self.images,
-            images=self.config(self.images, self.storage_option),
-            val_url=self.val_images,
-            val=self.config(self.val_images, self.storage_option),
-            val_option="--val-images",
-            out_url=self.out,
             run=run,
         )

@@ -6,12 +6,12 @@ Shapes: S seeds, N measured images, R resamples.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "interval", "packed", "resampled", "unpacked"]
+__all__ = ["Floats", "drawn", "interval", "packed", "resampled", "unpacked"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,12 +32,18 @@ def unpacked(texts: Sequence[str], images: int) -> Floats:
 def resampled(right: Mapping[str, Floats], resamples: int = RESAMPLES) -> dict[str, Floats]:
     """Return means [R] of each side over images and seeds drawn with replacement. Every side gets the same draws."""
     seeds, images = next(iter(right.values())).shape
-    rng, means = np.random.default_rng(0), {name: np.empty(resamples) for name in right}
-    for draw in range(resamples):
-        images_N, seeds_S = rng.integers(0, images, images), rng.integers(0, seeds, seeds)
+    means = {name: np.empty(resamples) for name in right}
+    for draw, (images_N, seeds_S) in enumerate(drawn(seeds, images, resamples)):
         for name, right_SN in right.items():
             means[name][draw] = right_SN[seeds_S].mean(axis=0)[images_N].mean()
     return means
+
+
+def drawn(seeds: int, images: int, resamples: int = RESAMPLES) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield images [N] and seeds [S] that are drawn with replacement, the same at each call."""
+    rng = np.random.default_rng(0)
+    for _ in range(resamples):
+        yield rng.integers(0, images, images), rng.integers(0, seeds, seeds)
 
 
 def interval(values_R: Floats) -> list[float]:

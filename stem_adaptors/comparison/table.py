@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.result import Comparison, Row, Score
 
-__all__ = ["HEADER", "SHORT", "as_html", "as_markdown", "footnotes", "html_page", "markdown_table", "number_cell", "rows_of", "share_cells"]
+__all__ = [
+    "HEADER",
+    "SHORT",
+    "as_html",
+    "as_markdown",
+    "footnotes",
+    "html_page",
+    "html_table",
+    "markdown_table",
+    "number_cell",
+    "rows_of",
+    "share_cells",
+]
 
 HEADER = (
     "side", "px", "ids", "bytes", "default", "publish", "compact", "of order-0", "tables kB", "PSNR dB", "SSIM", "codes used", "fit s",
@@ -106,11 +118,28 @@ def as_html(found: Comparison, plot: bytes | None) -> str:
     return html_page("Tokenizers compared", HEADER, rows_of(found), footnotes(found), plot)
 
 
-def html_page(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], plot: bytes | None) -> str:
-    """Return a table, a plot of top-1 against bytes and footnotes as one page; `plot` is a PNG."""
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table that scrolls where a page is narrow."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
-    drawn = "" if plot is None else f'<img alt="top-1 against bytes" src="data:image/png;base64,{base64.b64encode(plot).decode()}">'
+    return f"""<div style="overflow-x: auto"><table>
+<tr>{head}</tr>
+{body}
+</table></div>"""
+
+
+def html_page(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    plot: bytes | None,
+    *,
+    shown: str = "top-1 against bytes",
+    below: str = "",
+) -> str:
+    """Return a table, a plot and footnotes as one page. `plot` is a PNG, `shown` what it shows; `below` is HTML that follows."""
+    drawn = "" if plot is None else f'<img alt="{shown}" src="data:image/png;base64,{base64.b64encode(plot).decode()}">'
     listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f"""<!doctype html>
 <html lang="en">
@@ -124,13 +153,10 @@ th:first-child, td:first-child {{ text-align: left; }}
 img {{ max-width: 100%; }}
 </style>
 <h1>{html.escape(title)}</h1>
-<div style="overflow-x: auto"><table>
-<tr>{head}</tr>
-{body}
-</table></div>
+{html_table(header, rows)}
 {drawn}
 <ul>
 {listed}
 </ul>
-</html>
+{below}</html>
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,12 +23,14 @@ from tokenshards.stem_adaptors.comparison.paired import packed
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.loader import TokenLoader, TrainingData
-from tokenshards.stem_adaptors.data.selection import sample_count
+from tokenshards.stem_adaptors.data.selection import Selection, sample_count
 from tokenshards.stem_adaptors.data.subsets import Subset, subset_of
+from tokenshards.stem_adaptors.models.classifier import TokenClassifier
+from tokenshards.stem_adaptors.training.build import build
 from tokenshards.stem_adaptors.training.timed_trainer import TimedTrainer, clock_of
 from tokenshards.stem_adaptors.training.training_request import TrainRequest
 
-__all__ = ["RECIPE", "Run", "made_trainer", "right_of", "train_run"]
+__all__ = ["RECIPE", "Run", "made_model", "made_trainer", "right_of", "train_run"]
 
 T = TypeVar("T", bound=TimedTrainer)
 
@@ -123,7 +126,7 @@ def train_run(out_url: str, storage_options: dict[str, Any], run: Run) -> dict[s
 
 
 def made_trainer(
-    kind: type[T],
+    kind: Callable[..., T],
     data: TrainingData,
     out: Store,
     *,
@@ -132,7 +135,7 @@ def made_trainer(
     begun: float,
     seconds: float,
 ) -> T:
-    """Return the trainer of the recipe for these data. `begun` and `seconds` are those of TimedTrainer, `out` its run directory."""
+    """Return the trainer of the recipe for these data: `kind` makes it as TimedTrainer is made. `out`: its run directory."""
     request = TrainRequest(
         data=data,
         val=None,
@@ -144,6 +147,11 @@ def made_trainer(
     )
     ends = 1 if isinstance(data, TokenDataset) else STEPS_BETWEEN_ENDS
     return kind(request, device, begun=begun, seconds=seconds, warmup=WARMUP, steps_between_ends=ends)
+
+
+def made_model(data: TokenDataset | Selection) -> TokenClassifier:
+    """Return a new model of the recipe, as a trainer of such data has it."""
+    return build(_model(data.spec), data, augment=allowed_augmentations(data.spec, AUGMENT))[0]
 
 
 def _model(spec: TokenizerSpec) -> ModelConfig:

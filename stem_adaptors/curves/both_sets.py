@@ -10,18 +10,19 @@ from tokenshards.pipeline.planning.nesting import refuse_nested_stores
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store, display_url
+from tokenshards.pipeline.tokenizers.pixels.small_file import SmallFile
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.compare_config import MOST_PIXEL_SIDE, ImageSources
 from tokenshards.stem_adaptors.comparison.image_sides import ImageSides, OpenRunner, pixels_of_size
 from tokenshards.stem_adaptors.comparison.side_data import SideData, digest_of
-from tokenshards.stem_adaptors.curves.curve_config import TOKENS, Stock
+from tokenshards.stem_adaptors.curves.curve_config import JPEG, TOKENS, Stock
 from tokenshards.stem_adaptors.curves.measured_images import labelled_ids, shared_places
 from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.data.selection import Ints
 
-__all__ = ["BothSets", "WholePixels", "labelled_images", "listed_pixels", "shared_with_note"]
+__all__ = ["BothSets", "WholePixels", "jpegs_missing", "labelled_images", "listed_pixels", "shared_with_note"]
 
 TOKENIZER = "tokenizer"
 """Folder of a dataset."""
@@ -35,8 +36,8 @@ class BothSets:
     val: TokenDataset
 
     @classmethod
-    def opened(cls, data_url: str, val_url: str, out: Store, reporter: TerminalReporter) -> Self:
-        """Open both, and tell how many images of VAL have a class that DATA lacks.
+    def opened(cls, data_url: str, val_url: str, out: Store, reporter: TerminalReporter, unknown: str = "count as wrong") -> Self:
+        """Open both, and tell how many images of VAL have a class that DATA lacks, and what becomes of them (`unknown`).
 
         Raises ConfigError where a place lies within another or there are no labels, OtherTokenizerError where VAL has another tokenizer.
         """
@@ -49,7 +50,7 @@ class BothSets:
         known_C = class_map(val.classes, data.classes, f"--val {val.store.url}", missing_is_error=False)
         lost = sum(count for count, place in zip(val.manifest.class_counts, known_C.tolist(), strict=False) if place < 0)
         if lost:
-            reporter.say(f"note: --val has {counted(lost, 'image')} of classes that DATA has not, which count as wrong")
+            reporter.say(f"note: --val has {counted(lost, 'image')} of classes that DATA has not, which {unknown}")
         return cls(data=data, val=val)
 
     @property
@@ -75,6 +76,21 @@ def labelled_images(dataset: TokenDataset) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallFiles:
+    """The images of DATA and VAL as pixels, from small files."""
+
+    file: SmallFile
+    bytes_per_image: float
+    place: str
+    data: SideData
+
+    @property
+    def detail(self) -> str:
+        """The settings of the file, in words."""
+        return f"{self.file.side} px, quality {self.file.quality}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class WholePixels:
     """The images of DATA and VAL as pixels, from the original files."""
 
@@ -90,6 +106,23 @@ class WholePixels:
         """The original files."""
         train = self.data.train
         return Stock(bytes=int(train.manifest.totals["bytes_in"]), images=len(train), labelled=labelled_images(train))
+
+    def jpegs_of(self, budget: float) -> SmallFiles | None:
+        """Return the images as the best JPEGs whose mean bytes fit the budget; None where no resolution gets files so small.
+
+        `jpegs_missing` says the latter in words.
+        """
+        name, train = f"{JPEG} of {budget:,.1f} bytes", self.data.train
+        found = self.sides.small_file(name, JPEG, budget, self.data, train, f"{self.data.digest} measured on train")
+        if found is None:
+            return None
+        place, data = self.sides.pixels(name, pixels_of_size(self.size, found[0]))
+        return SmallFiles(file=found[0], bytes_per_image=found[1], place=place, data=data)
+
+
+def jpegs_missing(budget: float) -> str:
+    """Say why there are no JPEGs of so few bytes."""
+    return f"no resolution gets files down to {budget:.3g} bytes"
 
 
 def listed_pixels(sources: ImageSources, sets: BothSets, out: Store, open_runner: OpenRunner, reporter: TerminalReporter) -> WholePixels:

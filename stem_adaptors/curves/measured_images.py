@@ -13,16 +13,21 @@ from tokenshards.pipeline.errors import ConfigError, shorten
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.stem_adaptors.data.selection import Ints, labels_of
 
-__all__ = ["labelled_ids", "shared_places"]
+__all__ = ["labelled_ids", "sample_ids", "shared_places"]
 
 
 def labelled_ids(dataset: TokenDataset) -> list[str]:
     """Return the sample ids of labelled images in stored order: those that a training's `right` is about."""
+    ids, labels_N = sample_ids(dataset), labels_of(dataset)
+    return [ids[row] for row in range(0, len(ids), dataset.views) if labels_N[row] >= 0]
+
+
+def sample_ids(dataset: TokenDataset) -> list[str]:
+    """Return the sample id of each row."""
     ids: list[str] = []
     for entry in dataset.shards:
         ids += dataset.open_shard(entry).read_columns(("sample_id",)).column("sample_id").to_pylist()
-    labels_N = labels_of(dataset)
-    return [ids[row] for row in range(0, len(ids), dataset.views) if labels_N[row] >= 0]
+    return ids
 
 
 def shared_places(ids: Mapping[str, Sequence[str]]) -> dict[str, Ints]:

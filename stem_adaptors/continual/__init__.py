@@ -1,0 +1,1 @@
+"""Classes that come one group after another, with a replay memory that is measured in stored bytes (`continual`)."""
