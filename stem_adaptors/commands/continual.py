@@ -22,14 +22,15 @@ def continual_command(options: ContinualOptions) -> None:
     prepare_for_torch()
     from tokenshards.pipeline.reports.terminal import print_table
     from tokenshards.stem_adaptors.commands.learning_continually import run_continual
-    from tokenshards.stem_adaptors.continual.table import HEADER, footnotes, matrices_of, rows_of
+    from tokenshards.stem_adaptors.continual.table import HEADER, SHORT, footnotes, matrices_of, rows_of
 
     with doubts_as_json(options.as_json):
         found = run_continual(options)
     if options.as_json:
         print_json(found.to_json())
         return
-    print_table(rows_of(found), title=f"{found.out}: all figures are in continual.json", header=HEADER)
+    header = tuple(HEADER[place] for place in SHORT)
+    print_table(rows_of(found, SHORT), title=f"{found.out}: all figures are in continual.json", header=header)
     for note in footnotes(found):
         print(note.replace("`", ""))
     for name, header, rows in matrices_of(found) if options.matrix else ():

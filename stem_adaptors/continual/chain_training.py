@@ -1,7 +1,4 @@
-"""Trains a chain step by step. What a step needs and gives is kept, so that a killed chain goes on at the step that it had begun.
-
-Of each step lie in the store, in this order: the memory that it learns from (JSON of sample ids), its weights (safetensors) and its
-result (JSON), which has a digest of the weights and enters the name of the next step.
+"""Trains a chain step by step: choose the memory, learn the new classes beside it, measure.
 
 Shapes: N rows of a dataset, n rows of a selection, V labelled images to measure on.
 """
@@ -19,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenshards.pipeline.canonical import keyed_hashes64, sha256_hex
+from tokenshards.pipeline.canonical import keyed_hashes64
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.comparison.paired import packed
@@ -27,13 +24,14 @@ from tokenshards.stem_adaptors.comparison.timed_run import made_model, made_trai
 from tokenshards.stem_adaptors.continual.chain import Chain
 from tokenshards.stem_adaptors.continual.class_groups import class_groups
 from tokenshards.stem_adaptors.continual.herding import herded, normalised
+from tokenshards.stem_adaptors.continual.kept_steps import KeptSteps
 from tokenshards.stem_adaptors.continual.replay_memory import ReplayMemory, quotas
 from tokenshards.stem_adaptors.continual.seen_classes import SeenTrainer, features_of
 from tokenshards.stem_adaptors.curves.measured_images import sample_ids
 from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.selection import Ints, Selection, labels_of
-from tokenshards.stem_adaptors.training.checkpoints import load_model, read_weights, write_weights
+from tokenshards.stem_adaptors.training.checkpoints import copied_tensors, load_model
 from tokenshards.stem_adaptors.training.timed_trainer import clock_of
 
 __all__ = ["shared_draws", "train_chain"]
@@ -43,7 +41,7 @@ def train_chain(out_url: str, storage_options: dict[str, Any], chain: Chain) -> 
     """Train what is missing of a chain, keep its result and return it: `steps`, each with `right` as text of `packed` and its figures."""
     torch.set_num_threads(1)
     store = Store(out_url, storage_options=storage_options)
-    found = {"run": chain.key, "seed": chain.seed, "process": os.getpid(), "steps": _Steps(store, chain).run()}
+    found = {"run": chain.key, "seed": chain.seed, "process": os.getpid(), "steps": _Training(store, chain).run()}
     store.write(chain.path, json.dumps(found, sort_keys=True).encode())
     return found
 
@@ -84,9 +82,9 @@ class _Rows:
         return {self.ids[row]: row for row in np.flatnonzero(self._arrival_N >= 0).tolist()}
 
 
-class _Steps:
+class _Training:
     def __init__(self, store: Store, chain: Chain) -> None:
-        self._store, self._chain, self._device = store, chain, torch.device(chain.device)
+        self._steps, self._chain, self._device = KeptSteps(store, chain), chain, torch.device(chain.device)
         self._groups = class_groups(chain.classes, chain.steps, chain.seed)
 
         def opened(url: str) -> TokenDataset:
@@ -97,65 +95,25 @@ class _Steps:
         self._kept = self._learned if same else _Rows(opened(chain.memory_url), self._groups.names)
 
     def run(self) -> list[dict[str, Any]]:
-        keys, results = self._finished()
-        weights = self._weights(keys[-1]) if results else None
-        memory = self._memory_of(keys[-1]) if results else ReplayMemory()
-        for step in range(len(results), self._chain.until):
-            before = sha256_hex(json.dumps(results[-1], sort_keys=True).encode()) if results else ""
-            keys.append(self._chain.step_key(step, before))
-            if step:
-                memory = self._memory_for(step, keys[-1], memory, weights)
-            result, weights = self._trained(step, keys[-1], memory, weights)
-            results.append(result)
-            if step > 1:  # weights of the first step serve other chains
-                self._store.delete(_weights_path(keys[-2]))
-        for key in keys[1:]:
-            if self._store.info(_weights_path(key)) is not None:
-                self._store.delete(_weights_path(key))
-        return results
+        kept, chain = self._steps, self._chain
+        weights = kept.weights() if 0 < len(kept.results) < chain.until else None
+        memory = (kept.memory(kept.keys[-1]) if kept.keys else None) or ReplayMemory()
+        while (step := len(kept.results)) < chain.until:
+            if step and chain.images:
+                memory = self._memory_for(step, memory, weights)
+            result, weights = self._trained(step, memory, weights)
+            kept.finish(result, weights)
+        kept.close()
+        return kept.results
 
-    def _finished(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Return the names and the results of the steps up to the last one whose weights are there."""
-        keys: list[str] = []
-        results: list[dict[str, Any]] = []
-        whole, before = 0, ""
-        for step in range(self._chain.until):
-            key = self._chain.step_key(step, before)
-            if self._store.info(_result_path(key)) is None:
-                break
-            data = self._store.read(_result_path(key))
-            keys.append(key)
-            results.append(json.loads(data))
-            before = sha256_hex(data)
-            if self._store.info(_weights_path(key)) is not None and self._digest(key) == results[-1]["weights"]:
-                whole = step + 1
-        if len(results) == self._chain.until:
-            return keys, results  # a kill came between the last step and the result of the chain
-        return keys[:whole], results[:whole]
-
-    def _digest(self, key: str) -> str:
-        return sha256_hex(self._store.read(_weights_path(key)))
-
-    def _weights(self, key: str) -> Mapping[str, Tensor] | None:
-        return read_weights(self._store, _weights_path(key))[0] if self._store.info(_weights_path(key)) is not None else None
-
-    def _memory_of(self, key: str) -> ReplayMemory:
-        """Return the memory that a step had, none for the first step."""
-        if self._store.info(_memory_path(key)) is None:
-            return ReplayMemory()
-        return ReplayMemory(ids=tuple(tuple(ids) for _, ids in json.loads(self._store.read(_memory_path(key)))["classes"]))
-
-    def _memory_for(self, step: int, key: str, memory: ReplayMemory, weights: Mapping[str, Tensor] | None) -> ReplayMemory:
+    def _memory_for(self, step: int, before: ReplayMemory, weights: Mapping[str, Tensor] | None) -> ReplayMemory:
         """Return the memory that a step learns from. Its new images are chosen by the model of the step before, among its classes."""
-        images = self._chain.images
-        if not images:
-            return memory
-        if self._store.info(_memory_path(key)) is None:
-            memory = memory.with_classes(self._orders(step - 1, quotas(images, self._groups.seen(step - 1)), weights), images)
-            classes = list(zip(self._groups.names, memory.ids, strict=False))
-            self._store.write(_memory_path(key), json.dumps({"images": memory.images, "classes": classes}).encode())
-            return memory
-        return self._memory_of(key)
+        key, images, classes = self._steps.next_key, self._chain.images or 0, self._groups.seen(step - 1)
+        memory = self._steps.memory(key)
+        if memory is None:
+            memory = before.with_classes(self._orders(step - 1, quotas(images, classes), weights), images)
+            self._steps.keep_memory(key, memory, self._groups.names)
+        return memory
 
     def _orders(self, step: int, shares: tuple[int, ...], weights: Mapping[str, Tensor] | None) -> list[list[str]]:
         """Return the sample ids of each class of a group that has come, best first, as many as its share."""
@@ -178,47 +136,27 @@ class _Steps:
         return orders
 
     def _trained(
-        self, step: int, key: str, memory: ReplayMemory, weights: Mapping[str, Tensor] | None
+        self, step: int, memory: ReplayMemory, weights: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-        """Train, measure and keep a step; return its result and its weights."""
-        groups, chain, store = self._groups, self._chain, self._store
-        old = self._old_rows(step, memory)
+        """Train and measure a step; return its result and its weights."""
+        groups, chain = self._groups, self._chain
         new = self._learned.selection(self._learned.of_classes(groups.seen(step - 1), groups.seen(step)))
+        old = self._old_rows(step, memory)
         draws = shared_draws(groups.sizes[step], groups.seen(step - 1))
         data = Mix(list(zip((new, self._kept.selection(old)), draws, strict=True))) if len(old) else new
         begun = clock_of(self._device)
         kind = functools.partial(SeenTrainer, seen=groups.seen(step), weights=weights)
         with tempfile.TemporaryDirectory(prefix="tokenshards-continual-") as folder:
-            trainer = made_trainer(kind, data, Store(folder), seed=chain.seed, device=self._device, begun=begun, seconds=chain.step_seconds)
+            out = Store(folder)
+            trainer = made_trainer(kind, data, out, seed=chain.seed, device=self._device, begun=begun, seconds=chain.step_seconds)
             trainer.train()
         known = class_map(self._val.classes, groups.names, self._val.store.url, missing_is_error=False)
         right_V = right_of(trainer.model, known, self._val, self._device)
-        write_weights(store, _weights_path(key), trainer.model.state_dict(), {"step": step})
-        result = {
-            **trainer.figures(),
-            "weights": self._digest(key),
-            "right": packed(right_V),
-            "images": len(right_V),
-            "new": len(new),
-            "memory": len(old),
-        }
-        store.write(_result_path(key), json.dumps(result, sort_keys=True).encode())
-        return result, trainer.model.state_dict()
+        result = {**trainer.figures(), "right": packed(right_V), "images": len(right_V), "new": len(new), "memory": len(old)}
+        return result, copied_tensors(trainer.model.state_dict())
 
     def _old_rows(self, step: int, memory: ReplayMemory) -> Ints:
         """Return the rows that come back in a step."""
         if self._chain.images is None:
             return self._kept.of_classes(0, self._groups.seen(step - 1))
         return np.array([self._kept.row_of[name] for ids in memory.ids for name in ids], np.int64)
-
-
-def _result_path(key: str) -> str:
-    return f"steps/{key}.json"
-
-
-def _weights_path(key: str) -> str:
-    return f"steps/{key}.safetensors"
-
-
-def _memory_path(key: str) -> str:
-    return f"steps/{key}.memory.json"

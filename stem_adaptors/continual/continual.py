@@ -15,11 +15,13 @@ import numpy as np
 from tokenshards.pipeline.reports.terminal import TerminalReporter
 from tokenshards.pipeline.shards.dataset import TokenDataset
 from tokenshards.pipeline.storage.store import Store, absolute_url, display_url
+from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.image_sides import OpenRunner
 from tokenshards.stem_adaptors.comparison.run_results import Trainings, results_of
 from tokenshards.stem_adaptors.continual.chain import Chain
 from tokenshards.stem_adaptors.continual.class_groups import ClassGroups, class_groups
 from tokenshards.stem_adaptors.continual.continual_config import ALL, ContinualRequest
+from tokenshards.stem_adaptors.continual.kept_steps import KeptSteps
 from tokenshards.stem_adaptors.continual.lines import class_names, image_lines, token_lines
 from tokenshards.stem_adaptors.continual.paired_figures import rows_of_lines
 from tokenshards.stem_adaptors.continual.result import Continual
@@ -61,7 +63,10 @@ def measured_continual(
     places = shared_with_note(measured, reporter)
     chains = sorted(dict.fromkeys(chain for line in lines for chain in line.chains), key=lambda chain: chain.seed)
     results_of(list({chain.first.key: chain.first for chain in chains}.values()), store, train, reporter, "first step")
-    results = results_of(chains, store, train, reporter, "chain of steps")
+    begun = [len(KeptSteps(store, chain).results) for chain in chains if store.info(chain.path) is None]
+    if any(steps > 1 for steps in begun):
+        reporter.say(f"{counted(sum(begun) - len(begun), 'step')} of unfinished chains kept from before")
+    results = results_of(chains, store, train, reporter, "chain")
     groups_SN = _groups_of(sets.val, groups, places[TOKENS])
     found = Continual(
         out=display_url(request.out_url),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tokenshards.pipeline.words import counted
 from tokenshards.stem_adaptors.comparison.table import html_page, html_table, markdown_table, number_cell, share_cells
@@ -12,11 +12,15 @@ from tokenshards.stem_adaptors.continual.result import Continual, ContinualRow
 from tokenshards.stem_adaptors.curves.byte_sizes import byte_text
 from tokenshards.stem_adaptors.curves.curve_config import JPEG
 
-__all__ = ["HEADER", "as_html", "as_markdown", "footnotes", "matrices_of", "name_of", "rows_of"]
+__all__ = ["HEADER", "SHORT", "as_html", "as_markdown", "footnotes", "matrices_of", "name_of", "rows_of"]
 
 HEADER = (
     "side", "replay", "images", "bytes/image", "accuracy", "95 %", "incremental", "95 %", "forgetting", "95 %", "tokens ahead", "95 %",
 )  # fmt: skip
+
+
+SHORT = tuple(place for place in range(len(HEADER)) if place not in (3, 7))
+"""Columns that a terminal has room for: bytes of an image and the interval of `incremental` are left out."""
 
 
 def name_of(row: ContinualRow) -> str:
@@ -24,9 +28,9 @@ def name_of(row: ContinualRow) -> str:
     return row.side if row.budget is None else f"{row.side}, {byte_text(row.budget)}"
 
 
-def rows_of(found: Continual) -> list[tuple[str, ...]]:
-    """Return the cells of each row."""
-    return [_cells(row) for row in found.rows]
+def rows_of(found: Continual, places: Sequence[int] = range(len(HEADER))) -> list[tuple[str, ...]]:
+    """Return the cells of each row, of the columns at these places."""
+    return [tuple(cells[place] for place in places) for cells in map(_cells, found.rows)]
 
 
 def _cells(row: ContinualRow) -> tuple[str, ...]:
