@@ -262,12 +262,13 @@ def test_shards_to_classifiers(readme: Page, away: Path) -> None:
     for photos, masks in (("photos", "masks"), ("val_photos", "val_masks")):
         write_grey_masks(home / photos, home / masks)
     page = Page(TRAINING).run()
-    first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train", "export classifier", "curve"]
+    first = ["train", "evaluate", "evaluate", "predict", "train", "tokenize", "train", "train", "export classifier", "curve", "continual"]
     masked = ["tokenize", "tokenize", "train", "evaluate", "train"]
     assert page.ran == [*first, *masked, "train?", "train?", "train?", "preview", "train", "fit-tokenadapt", "train", "pretrain", "train"]
     made = (
         "augmented.png",
         "budgets.html",
+        "replay.html",
         "segmenter/segments.png",
         "pyramid/run.json",
         "probe/run.json",

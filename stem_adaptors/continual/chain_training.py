@@ -32,7 +32,6 @@ from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.mixing import Mix
 from tokenshards.stem_adaptors.data.selection import Ints, Selection, labels_of
 from tokenshards.stem_adaptors.training.checkpoints import copied_tensors, load_model
-from tokenshards.stem_adaptors.training.timed_trainer import clock_of
 
 __all__ = ["shared_draws", "train_chain"]
 
@@ -144,11 +143,10 @@ class _Training:
         old = self._old_rows(step, memory)
         draws = shared_draws(groups.sizes[step], groups.seen(step - 1))
         data = Mix(list(zip((new, self._kept.selection(old)), draws, strict=True))) if len(old) else new
-        begun = clock_of(self._device)
         kind = functools.partial(SeenTrainer, seen=groups.seen(step), weights=weights)
         with tempfile.TemporaryDirectory(prefix="tokenshards-continual-") as folder:
             out = Store(folder)
-            trainer = made_trainer(kind, data, out, seed=chain.seed, device=self._device, begun=begun, seconds=chain.step_seconds)
+            trainer = made_trainer(kind, data, out, seed=chain.seed, device=self._device, begun=0.0, seconds=chain.step_seconds)
             trainer.train()
         known = class_map(self._val.classes, groups.names, self._val.store.url, missing_is_error=False)
         right_V = right_of(trainer.model, known, self._val, self._device)

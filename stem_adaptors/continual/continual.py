@@ -7,6 +7,7 @@ at the step that it had begun, and a command with other budgets or more seeds tr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -62,7 +63,8 @@ def measured_continual(
         reporter.say(message)
     places = shared_with_note(measured, reporter)
     chains = sorted(dict.fromkeys(chain for line in lines for chain in line.chains), key=lambda chain: chain.seed)
-    results_of(list({chain.first.key: chain.first for chain in chains}.values()), store, train, reporter, "first step")
+    firsts = Counter(chain.first for chain in chains)
+    results_of([first for first, count in firsts.items() if count > 1], store, train, reporter, "first step")
     begun = [len(KeptSteps(store, chain).results) for chain in chains if store.info(chain.path) is None]
     if any(steps > 1 for steps in begun):
         reporter.say(f"{counted(sum(begun) - len(begun), 'step')} of unfinished chains kept from before")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.datasets import convert, write_images
 from tests.inline import InlineRunner
-from tokenshards.stem_adaptors.continual import chain_training
+from tokenshards.stem_adaptors.continual import seen_classes
 from tokenshards.stem_adaptors.continual.chain import Chain
 from tokenshards.stem_adaptors.training import timed_trainer
 
@@ -33,5 +33,5 @@ def chain_of(folder: Path, **changes: Any) -> Chain:
 def count_steps(patch: pytest.MonkeyPatch) -> None:
     """Let a second pass at each look at the clock, which a training makes once a step: it makes as many steps on any machine."""
     looks = iter(range(10**9))
-    for module in (timed_trainer, chain_training):
+    for module in (timed_trainer, seen_classes):
         patch.setattr(module, "clock_of", lambda device: float(next(looks)))
