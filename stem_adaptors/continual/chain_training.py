@@ -57,9 +57,9 @@ class _Rows:
         self.dataset = dataset
         own = {str(name): name for name in dataset.classes}
         self.classes = tuple(own.get(name, name) for name in names)
-        self.known = class_map(dataset.classes, names, dataset.store.url, missing_is_error=False)
-        """Place in the order of each class index; -1 where the class is none of them."""
-        self._arrival_N = self.known.numpy()[labels_of(dataset)]
+        known_C = class_map(dataset.classes, names, dataset.store.url, missing_is_error=False).numpy()
+        self._arrival_N = known_C[labels_of(dataset)]
+        """The place of each row's class in the order in which they come; -1 for rows that are not learned from."""
         self._arrival_N[np.arange(len(dataset)) % dataset.views > 0] = -1
 
     def of_classes(self, start: int, stop: int) -> Ints:

@@ -29,15 +29,21 @@ class KeptSteps:
         self.keys: list[str] = []
         """Names of the finished steps."""
         self.results: list[dict[str, Any]] = []
-        """Of the finished steps; without weights to go on from, a step is not finished, unless it is the last."""
+        """Of the finished steps. Without what the next one starts from, weights and memory, a step is not finished, save for the last."""
         whole = 0
         while len(self.keys) < chain.until and store.info(f"steps/{(key := self.next_key)}.json") is not None:
             self.keys.append(key)
             self.results.append(json.loads(store.read(f"steps/{key}.json")))
-            if store.info(_weights(key)) is not None and self._weights_digest(key) == self.results[-1]["weights"]:
+            if self._is_whole(key):
                 whole = len(self.keys)
-        if len(self.keys) < chain.until:
+        if len(self.keys) < chain.steps:
             del self.keys[whole:], self.results[whole:]
+
+    def _is_whole(self, key: str) -> bool:
+        has_memory = len(self.keys) > 1 and bool(self._chain.images)
+        if has_memory and self._store.info(_memory(key)) is None:
+            return False
+        return self._store.info(_weights(key)) is not None and self._weights_digest(key) == self.results[-1]["weights"]
 
     @property
     def next_key(self) -> str:

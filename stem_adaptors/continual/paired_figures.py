@@ -32,20 +32,17 @@ def rows_of_lines(
     `groups_SN`: the step in which the class of each measured image comes, for each seed; -1 for classes that never come.
     """
     right = {line: _right(line, results, places) for line in lines if line.chains}
-    drawn_RF = resampled_figures(right, groups_SN)
+    drawn_RF, whole_RN = resampled_figures(right, groups_SN), np.ones((1, groups_SN.shape[1]))
+    counts = {line: [hits_of(*one, whole_RN) for one in zip(right_STN, groups_SN, strict=True)] for line, right_STN in right.items()}
     rows = []
     for line in lines:
         if not line.chains:
             rows.append(ContinualRow(side=line.side, budget=line.budget, bytes_per_image=line.bytes_per_image, absent=line.absent))
             continue
-        found, seeds = [results[chain]["steps"] for chain in line.chains], range(len(line.chains))
-        once = [hits_of(right[line][seed], groups_SN[seed], np.ones((1, groups_SN.shape[1]))) for seed in seeds]
-        mean_F = _mean(once)
-        ahead = None
+        found, mean_F, ahead = [results[chain]["steps"] for chain in line.chains], _mean(counts[line]), None
         tokens = next((one for one in right if one.side == TOKENS and one.budget == line.budget), None)
         if tokens is not None and line.budget is not None and line.side != TOKENS:
-            theirs = [hits_of(right[tokens][seed], groups_SN[seed], np.ones((1, groups_SN.shape[1]))) for seed in seeds]
-            ahead = _figures(_mean(theirs) - mean_F, drawn_RF[tokens] - drawn_RF[line])
+            ahead = _figures(_mean(counts[tokens]) - mean_F, drawn_RF[tokens] - drawn_RF[line])
         scores = tuple(score_of(float(value), drawn_R) for value, drawn_R in zip(mean_F, drawn_RF[line].T, strict=True))
         rows.append(
             ContinualRow(
@@ -57,7 +54,7 @@ def rows_of_lines(
                 steps=scores[:-2],
                 tokens_ahead=ahead,
                 memory=tuple(tuple(step["memory"] for step in steps) for steps in found),
-                matrices=tuple(_plain(matrix_of(*counts)[0]) for counts in once),
+                matrices=tuple(_plain(matrix_of(*one)[0]) for one in counts[line]),
                 epochs=round(float(np.mean([step["epochs"] for steps in found for step in steps])), 1),
             )
         )

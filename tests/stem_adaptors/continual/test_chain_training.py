@@ -153,6 +153,11 @@ def test_a_killed_chain_ends_as_one_that_was_never_stopped(folder: Path, whole: 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     assert len(KeptSteps(Store(str(tmp_path)), chain_of(folder)).results) == finished and not list(tmp_path.glob("chains/*"))
     assert len(memories(tmp_path)) == finished - 1 + chosen
+    for path in tmp_path.glob("steps/*.memory.json") if finished == 2 else ():
+        if path.with_name(path.name.replace(".memory", "")) in before:  # of a finished step: the next one would not know what it held
+            path.unlink()
+            assert len(KeptSteps(Store(str(tmp_path)), chain_of(folder)).results) == 1
+            path.write_bytes(before[path])
     assert trained(folder, tmp_path) == steps and memories(tmp_path) == memories(out)
     assert {path: path.read_bytes() for path in before} == before, "nothing that was finished is made again"
 
@@ -163,7 +168,7 @@ def test_steps_whose_weights_are_lost_are_made_again(folder: Path, whole: Whole,
     (weights,) = tmp_path.glob("steps/*.safetensors")
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert KeptSteps(Store(str(tmp_path)), chain).results == []
+    assert KeptSteps(Store(str(tmp_path)), chain).results == KeptSteps(Store(str(tmp_path)), chain.first).results == []
     assert trained(folder, tmp_path) == whole[1]
 
 
