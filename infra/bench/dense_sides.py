@@ -58,6 +58,7 @@ def prepare_dense(data: Path, work: Path, quick: bool) -> dict[str, Any]:
             write_shapes(photos[: len(photos) // 10] if quick else photos, unfinished, size=SIDE, seed=seed)
             (work / "shapes").mkdir(exist_ok=True)
             unfinished.rename(work / "shapes" / part)
+            unfinished.parent.rmdir()
     for side in SIDES:
         if side == "pixels" and not (work / side / "tokenizer").exists():
             save_tokenizer(pixels_of_size(SIDE), Store(str(work / side / "tokenizer")), "")

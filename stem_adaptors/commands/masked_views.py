@@ -6,20 +6,21 @@ Shapes: B samples, L sites, Q ids per site, N patches, P sites of a patch, H x W
 from __future__ import annotations
 
 import functools
-import io
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenshards.pipeline.commands.options import parse_options
-from tokenshards.pipeline.errors import ConfigError, TokenshardsError
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.records import TokenBatch
 from tokenshards.pipeline.reports.previews import View, spread_samples, views_drawing
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.shards.spec import Layout
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.stem_adaptors.commands.pretrain_options import PretrainOptions
+from tokenshards.stem_adaptors.commands.run_drawings import keep_drawing
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.objectives.masked_tokens import MaskedTokenObjective
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
@@ -92,12 +93,8 @@ def draw_reconstructions(options: PretrainOptions, reporter: TrainingReporter) -
     stores = parse_options(options.storage_option)
     out = Store(options.out, storage_options=stores)
     dataset = open_dataset(options.val or options.data, storage_options=stores)
-    try:
-        drawing = views_drawing(dataset, spread_samples(dataset, SHOWN), functools.partial(masked_views, out))
-    except TokenshardsError as error:
-        reporter.say(f"note: no {RECONSTRUCTIONS} was drawn, {error}")
-        return
-    buffer = io.BytesIO()
-    drawing.save(buffer, format="PNG")
-    out.write(RECONSTRUCTIONS, buffer.getvalue())
-    reporter.say(f"{out.url}/{RECONSTRUCTIONS} shows what the model puts in the place of {RATIO:.0%} hidden sites")
+
+    def draw() -> Any:
+        return views_drawing(dataset, spread_samples(dataset, SHOWN), functools.partial(masked_views, out))
+
+    keep_drawing(out, RECONSTRUCTIONS, draw, f"what the model puts in the place of {RATIO:.0%} hidden sites", reporter)

@@ -5,7 +5,6 @@ Shapes: B samples, H x W pixels of a label map.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tokenshards.pipeline.commands.options import parse_options
-from tokenshards.pipeline.errors import ConfigError, TokenshardsError
+from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.job.context import TOKENIZER_FOLDER
 from tokenshards.pipeline.records import concatenate_tokens
 from tokenshards.pipeline.reports.drawings import image_table
@@ -22,6 +21,7 @@ from tokenshards.pipeline.reports.previews import spread_samples
 from tokenshards.pipeline.shards.dataset import TokenDataset, open_dataset
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.directory import load_tokenizer
+from tokenshards.stem_adaptors.commands.run_drawings import keep_drawing
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 from tokenshards.stem_adaptors.data.batch import Batch
 from tokenshards.stem_adaptors.objectives.segment import SegmentObjective
@@ -41,15 +41,11 @@ def draw_segments(options: TrainOptions, reporter: TrainingReporter) -> None:
     """
     stores = parse_options(options.storage_option)
     out = Store(options.out, storage_options=stores)
-    try:
-        drawing = segments_drawing(out, open_dataset(options.val or options.data, storage_options=stores))
-    except TokenshardsError as error:
-        reporter.say(f"note: no {SEGMENTS} was drawn, {error}")
-        return
-    buffer = io.BytesIO()
-    drawing.save(buffer, format="PNG")
-    out.write(SEGMENTS, buffer.getvalue())
-    reporter.say(f"{out.url}/{SEGMENTS} shows what the model finds")
+
+    def draw() -> Any:
+        return segments_drawing(out, open_dataset(options.val or options.data, storage_options=stores))
+
+    keep_drawing(out, SEGMENTS, draw, "what the model finds", reporter)
 
 
 def segments_drawing(run: Store, dataset: TokenDataset) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import tokenshards
 from tests.datasets import call_cli, call_json, convert, start_cli, write_images
 from tests.inline import InlineRunner
+from tests.integration.other_data import refuses_other_data
 from tokenshards.pipeline.commands.demo_images import write_digits
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
@@ -155,14 +156,8 @@ def test_what_cannot_be_is_one_sentence_before_any_work(folder: Path, more: list
 
 
 def test_data_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
-    convert(folder / "val", tmp_path / "other.tokens", runner=InlineRunner())
     arguments = command(folder, tmp_path / "out")
-    told = call_cli(*arguments, "--val", str(tmp_path / "other.tokens"), expect=2)[1]
-    assert "so its ids mean something else. Tokenize both sets with one tokenizer" in told and len(told.splitlines()) == 1
-    write_images(tmp_path / "plain", 6, classes=0)
-    convert(tmp_path / "plain", tmp_path / "plain.tokens", tokenizer=str(folder / "train.tokens"), runner=InlineRunner())
-    told = call_cli(*arguments, "--val", str(tmp_path / "plain.tokens"), expect=2)[1]
-    assert "none of the 6 images has a label" in told and len(told.splitlines()) == 1
+    refuses_other_data(arguments, folder, tmp_path)
     told = call_cli("continual", str(tmp_path / "plain.tokens"), *arguments[2:], expect=2)[1]
     assert "none of the 6 images has a label" in told and not (tmp_path / "out").exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -85,14 +84,6 @@ def test_operations_of_the_default_augmentation_are_few(levels: int) -> None:
         transform(model, batch)
     print(f"{levels} levels: {watch.counts.total()} operations")
     assert 150 < watch.counts.total() <= MOST_OPERATIONS, watch.counts.most_common()
-
-
-@pytest.fixture
-def no_recompilation() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("no_recompilation")

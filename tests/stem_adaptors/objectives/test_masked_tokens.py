@@ -99,14 +99,6 @@ def test_one_graph_trains_and_one_measures_for_all_steps_and_epochs() -> None:
         torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def no_recompilation() -> Any:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
 def test_what_is_predicted_are_the_ids_of_the_augmented_sample() -> None:
     """Without augmentation the targets are the stored ids; a flip moves them; a resized crop makes them the nearest codes."""
     layout = grid(6, 6)

@@ -52,14 +52,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
-@pytest.fixture
-def no_recompilation() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
 def train(place: Path, out: str, **options: Any) -> tokenshards.TrainReport:
     settings = {**SMALL, **options.pop("set", {})}
     given = {"val": str(place / "val.tokens"), "epochs": 3, "batch_size": 16, "lr": 5e-3, "cache_dir": str(place / "cache"), **options}
