@@ -34,9 +34,10 @@ def understood(request: ContinualRequest, sets: BothSets, groups: Sequence[Class
             yield f"{_name(line)}: left out: {line.absent}"
         elif line.budget is not None and (images := line.chains[0].images) is not None:
             old = [one.seen(step - 1) for one in groups[:1] for step in range(1, request.steps)]
-            shares = ", ".join(_range(quotas(images, classes)) for classes in old)
+            shares = ", ".join(_kept(quotas(images, classes), max(counts.values())) for classes in old)
             held = f"{counted(images, 'image')} of {line.bytes_per_image:,.1f} bytes"
-            yield f"{_name(line)}: {held}; in steps 2 to {request.steps} of each class seen before {shares}"
+            steps = "step 2" if request.steps == 2 else f"steps 2 to {request.steps}"
+            yield f"{_name(line)}: {held}; in {steps} of each class seen before {shares}"
             if images >= sets.stock.labelled:
                 yield f"note: {_name(line)} holds all images"
     chains = [chain for line in lines for chain in line.chains]
@@ -54,6 +55,11 @@ def _name(line: Line) -> str:
 def _names(names: Sequence[str], steps: int) -> str:
     most = max(1, MOST_NAMES // steps)
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most:,} more"
+
+
+def _kept(shares: Sequence[int], largest: int) -> str:
+    """Return how many images of a class are kept. `largest`: images of the largest class."""
+    return "all" if min(shares) >= largest else _range(shares)
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -76,7 +76,7 @@ def test_every_side_has_its_figures_at_every_budget(folder: Path, made: tuple[di
             difference = tokens["accuracy"]["value"] - mine["accuracy"]["value"]
             assert rows[key]["tokens_ahead"]["accuracy"]["value"] == pytest.approx(difference, abs=2e-4)
     assert "3 classes in 2 steps, in an order that each seed draws:" in told and "  seed 0: 1: class_" in told
-    assert f"tokens, 300 B: {int(300 / mean)} images of {mean:,.1f} bytes; in steps 2 to 2 of each class seen before " in told
+    assert f"tokens, 300 B: {int(300 / mean)} images of {mean:,.1f} bytes; in step 2 of each class seen before " in told
     assert "9 trainings of 0.01 minutes each, 0.09 minutes of one core in all; sides of the same images share step 1" in told
 
 
