@@ -70,6 +70,11 @@ def tokens_of(data: Path, work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def figures(result: Any) -> dict[str, Any]:
+    """Return the JSON of a result without its place on this machine."""
+    return {name: value for name, value in result.to_json().items() if name != "out"}
+
+
 def continual_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of `continual` for each kind of tokens; the chains of reference are those of recognition tokens alone."""
     found = {}
@@ -86,7 +91,7 @@ def continual_part(data: Path, work: Path, options: argparse.Namespace) -> dict[
             references=side == "recognition",
             out=str(work / f"continual.{side}"),
         )
-        found[side] = {"bytes_per_image": tokens["bytes_per_image"], **result.to_json()}
+        found[side] = {"bytes_per_image": tokens["bytes_per_image"], **figures(result)}
     return found
 
 
@@ -103,7 +108,7 @@ def curve_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str,
         seeds=options.seeds,
         out=str(work / "curve"),
     )
-    return {"bytes_per_image": tokens["bytes_per_image"], **result.to_json()}
+    return {"bytes_per_image": tokens["bytes_per_image"], **figures(result)}
 
 
 def dense_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def main() -> None:
             generate_images(data)
     parts = {"continual": continual_part, "curve": curve_part, "dense": dense_part}
     found = {name: parts[name](data, work, options) for name in options.only}
-    print(json.dumps({"bench": "scenarios", "data": data.name, "seeds": options.seeds, "quick": options.quick, **found}))
+    print(json.dumps({"name": "scenarios", "data": data.name, "seeds": options.seeds, "quick": options.quick, **found}))
 
 
 if __name__ == "__main__":
