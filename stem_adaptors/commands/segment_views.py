@@ -24,6 +24,7 @@ from tokenshards.pipeline.tokenizers.directory import load_tokenizer
 from tokenshards.stem_adaptors.commands.run_drawings import keep_drawing
 from tokenshards.stem_adaptors.commands.train_options import TrainOptions
 from tokenshards.stem_adaptors.data.batch import Batch
+from tokenshards.stem_adaptors.data.label_maps import map_format
 from tokenshards.stem_adaptors.objectives.segment import SegmentObjective
 from tokenshards.stem_adaptors.reporting.progress import TrainingReporter
 from tokenshards.stem_adaptors.training.run_directory import open_objective
@@ -53,19 +54,18 @@ def segments_drawing(run: Store, dataset: TokenDataset) -> Any:
     objective, found = open_objective(run)
     if not isinstance(objective, SegmentObjective):
         raise ConfigError(f"{run.url}: the run learned {found.objective!r}; expected one of `train --objective segment`")
-    samples, ignore = spread_samples(dataset, SHOWN), objective.maps.ignore
+    samples, maps, own = spread_samples(dataset, SHOWN), objective.maps, map_format(dataset)  # a mask of 16 bits ignores another value
     tokens = concatenate_tokens([sample.tokens for sample in samples])
     pixels_BHWC = load_tokenizer(dataset.store, TOKENIZER_FOLDER).decode(tokens)
     predicted_BHW = _predicted(objective, tokens.ids_BLQ.astype(np.int64))
-    rows = []
+    rows, classes = [], {int(value) for value in np.unique(predicted_BHW)} - {maps.ignore}
     for sample, pixels_HWC, predicted_HW in zip(samples, pixels_BHWC, predicted_BHW, strict=True):
         mask_HW = sample.mask_HW
-        blank = no_mask(objective.maps.height, objective.maps.width)
-        rows.append([pixels_HWC, blank if mask_HW is None else mask_colours(mask_HW, ignore), mask_colours(predicted_HW, ignore)])
-    classes = {int(value) for sample in samples if sample.mask_HW is not None for value in np.unique(sample.mask_HW)}
-    classes |= {int(value) for value in np.unique(predicted_BHW)}
-    table = image_table(rows, ["tokens", "mask", "found by\nthe model"], [sample.sample_id for sample in samples])
-    return with_legend(table, classes - {ignore})
+        drawn = no_mask(own.height, own.width) if mask_HW is None else mask_colours(mask_HW, own.ignore)
+        rows.append([pixels_HWC, drawn, mask_colours(predicted_HW, maps.ignore)])
+        if mask_HW is not None:
+            classes |= {int(value) for value in np.unique(mask_HW)} - {own.ignore}
+    return with_legend(image_table(rows, ["tokens", "mask", "found by\nthe model"], [sample.sample_id for sample in samples]), classes)
 
 
 def _predicted(objective: SegmentObjective, ids_BLQ: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

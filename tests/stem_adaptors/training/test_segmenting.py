@@ -19,9 +19,12 @@ from tests.stem_adaptors.objectives.test_overlap import slow_miou
 from tests.stem_adaptors.training.small_runs import Stopped, death_after
 from tokenshards.pipeline.config import SourceConfig
 from tokenshards.pipeline.errors import ConfigError
+from tokenshards.pipeline.mask_rules import MaskRules
 from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.shards.masks import MaskFormat
 from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.stem_adaptors.commands.segment_views import segments_drawing
 from tokenshards.stem_adaptors.config import DRAWS, AugmentConfig, ModelConfig
 from tokenshards.stem_adaptors.data.loader import TokenLoader
 from tokenshards.stem_adaptors.objectives import Blueprint
@@ -219,6 +222,17 @@ def test_data_without_masks_are_told_and_labels_point_to_masks(place: Path, tmp_
     assert "plain.tokens has no masks" in err
     _, err = call_cli("evaluate", str(place / "run"), str(place / "val.tokens"), "--confusion", str(tmp_path / "c.png"), expect=2)
     assert "--confusion draws a classifier of images" in err
+
+
+def test_masks_of_16_bits_are_measured_by_a_run_of_8(place: Path, tmp_path: Path) -> None:
+    source = SourceConfig(masks=str(place / "val" / "masks"), mask_rules=MaskRules(mask_bits=16, mask_ignore=(255,)), yes=True)
+    tokenizer = str(place / "train.tokens" / "tokenizer")
+    convert(place / "val" / "images", tmp_path / "wide", source=source, tokenizer=tokenizer)
+    assert open_dataset(str(tmp_path / "wide")).mask == MaskFormat.of_size(32, "uint16")
+    narrow, wide = (tokenshards.evaluate(str(place / "run"), data) for data in (str(place / "val.tokens"), str(tmp_path / "wide")))
+    assert narrow.overlap == wide.overlap
+    drawings = [segments_drawing(Store(str(place / "run")), open_dataset(str(data))) for data in (place / "val.tokens", tmp_path / "wide")]
+    assert drawings[0].tobytes() == drawings[1].tobytes()
 
 
 def test_masks_without_labels_are_learned(place: Path, tmp_path: Path) -> None:
