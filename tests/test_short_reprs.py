@@ -27,7 +27,17 @@ allow_torchvision()  # timm and Lightning import it
 LONGEST = 3 * 140
 OF_OTHERS = {"TokenClassifier", "ClassifierWithLoss", "TokenClassifierModule", "Operation"}
 """Modules of torch, which show their layers."""
-NOT_MADE = {"Layout", "TokenizerSpec", "AugmentConfig", "LoaderConfig", "MaskConfig", "ModelConfig", "TrainConfig", "Tokenizer"}
+NOT_MADE = {
+    "Layout",
+    "TokenizerSpec",
+    "AugmentConfig",
+    "LoaderConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "SegmentConfig",
+    "TrainConfig",
+    "Tokenizer",
+}
 """Settings, which show all their fields, and a protocol."""
 
 

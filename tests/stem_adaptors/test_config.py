@@ -13,11 +13,19 @@ from tests.datasets import call_cli
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.stem_adaptors.config import AugmentConfig, LoaderConfig, ModelConfig, TrainConfig
 from tokenshards.stem_adaptors.mask_config import MaskConfig
+from tokenshards.stem_adaptors.segment_config import SegmentConfig
 from tokenshards.stem_adaptors.settings import with_settings
 
 
 def configs() -> dict[str, Any]:
-    return {"model": ModelConfig(), "augment": AugmentConfig(), "loader": LoaderConfig(), "train": TrainConfig(), "mask": MaskConfig()}
+    return {
+        "model": ModelConfig(),
+        "augment": AugmentConfig(),
+        "loader": LoaderConfig(),
+        "train": TrainConfig(),
+        "mask": MaskConfig(),
+        "segment": SegmentConfig(),
+    }
 
 
 def test_settings_are_parsed_by_the_kind_of_their_field() -> None:

@@ -108,7 +108,7 @@ def test_the_run_says_what_it_hides_and_an_older_version_is_still_read(run: Path
     assert found.objective == "mtm" and found.mask == PRETRAINING["mask"]
     value = json.loads((run / "run.json").read_text())
     body = value.get("body", value)
-    assert body["version"] == 4 and body["mask"]["decoder_width"] == 16
+    assert body["version"] == 5 and body["segment"] is body["maps"] is None and body["mask"]["decoder_width"] == 16
     body.pop("mask")
     (tmp_path / "run.json").write_bytes(seal({**body, "version": 3, "objective": "classify"}))
     assert load_run(tmp_path).mask is None and load_run(tmp_path).objective == "classify"
