@@ -44,7 +44,7 @@ def test_settings_are_parsed_by_the_kind_of_their_field() -> None:
     [
         ("noise_prob=1", r"PART\.FIELD=VALUE"),
         ("augment.noise_prob", r"PART\.FIELD=VALUE"),
-        ("augmentation.noise_prob=1", "expected one of augment, loader, mask, model, train"),
+        ("augmentation.noise_prob=1", "expected one of augment, loader, mask, model, segment, train"),
         ("augment.noise=1", "it has .*noise_prob"),
         ("train.epochs=many", "'many' is not of type int"),
         ("train.epochs=true", "'true' is not of type int"),
