@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.make_golden import COMMIT, manifest, plan
-from tests.make_golden_runs import CLASSES, IMAGES, MODIFIED_SECONDS, SHARD_ROWS, SIDE, run_cli, write_golden_images
+from tests.make_golden_runs import CLASSES, IMAGES, MODIFIED_SECONDS, SHARD_ROWS, SIDE, keep_both_outputs, write_golden_images
 from tokenshards.pipeline.planning.plan import plan_pointer
 from tokenshards.pipeline.shards.commit import Commit
 from tokenshards.pipeline.shards.manifest import Manifest, publish_manifest
@@ -89,12 +88,7 @@ def main() -> None:
     write_golden_images(WORK / "images")
     write_table(FOLDER, WORK / "images")
     source = table_at(WORK / "table").parent
-    run_cli(*tokenize_arguments(source, WORK / "tokens"))
-    fault = f"point=after-commit-put,victim=driver,skip=2,log={WORK / 'commits.log'}"
-    run_cli(*tokenize_arguments(source, WORK / "half_done"), fault=fault, expect=-signal.SIGKILL)
-    for name in ("tokens", "half_done"):
-        shutil.copytree(WORK / name, FOLDER / name, ignore=shutil.ignore_patterns("runs", "README.md"))
-    print(f"{FOLDER}: {sum(path.stat().st_size for path in FOLDER.rglob('*') if path.is_file()):,} bytes")
+    keep_both_outputs(FOLDER, WORK, lambda out: tokenize_arguments(source, out), skip=2)
 
 
 if __name__ == "__main__":

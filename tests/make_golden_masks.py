@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.make_golden import COMMIT, ROWS, VOCABULARY, manifest, plan
-from tests.make_golden_runs import WORK, run_cli
+from tests.make_golden_runs import WORK, keep_both_outputs
 from tests.pipeline.shards.samples import make_rows, make_shard, make_spec, make_tokens
 from tokenshards.pipeline.planning.plan import Plan, plan_pointer
 from tokenshards.pipeline.shards.commit import Commit
@@ -127,12 +126,7 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     write_table(FOLDER)
     source = table_at(WORK / "table").parent
-    run_cli(*tokenize_arguments(source, WORK / "tokens"))
-    fault = f"point=after-commit-put,victim=driver,skip=1,log={WORK / 'commits.log'}"
-    run_cli(*tokenize_arguments(source, WORK / "half_done"), fault=fault, expect=-signal.SIGKILL)
-    for name in ("tokens", "half_done"):
-        shutil.copytree(WORK / name, FOLDER / name, ignore=shutil.ignore_patterns("runs", "README.md"))
-    print(f"{FOLDER}: {sum(path.stat().st_size for path in FOLDER.rglob('*') if path.is_file()):,} bytes")
+    keep_both_outputs(FOLDER, WORK, lambda out: tokenize_arguments(source, out), skip=1)
 
 
 if __name__ == "__main__":

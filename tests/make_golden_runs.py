@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 RUNS = Path(__file__).parent / "data" / "golden" / "runs_v1"
@@ -79,6 +80,19 @@ def run_cli(*arguments: str, fault: str = "", expect: int = 0) -> str:
     if done.returncode != expect:
         raise RuntimeError(f"{arguments}: exit code {done.returncode}, expected {expect}\n{done.stderr}")
     return done.stdout
+
+
+def keep_both_outputs(folder: Path, work: Path, arguments: Callable[[Path], list[str]], skip: int) -> None:
+    """Write `folder`/tokens, a finished output, and `folder`/half_done, whose driver was killed after the commit of `skip` + 1 shards.
+
+    `work`: folder in which they are made; `arguments`: the command that makes an output at a place.
+    """
+    run_cli(*arguments(work / "tokens"))
+    fault = f"point=after-commit-put,victim=driver,skip={skip},log={work / 'commits.log'}"
+    run_cli(*arguments(work / "half_done"), fault=fault, expect=-signal.SIGKILL)
+    for name in ("tokens", "half_done"):
+        shutil.copytree(work / name, folder / name, ignore=shutil.ignore_patterns("runs", "README.md"))
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()):,} bytes")
 
 
 def main() -> None:
