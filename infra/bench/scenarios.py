@@ -58,16 +58,14 @@ def options_of(description: str) -> argparse.Namespace:
     return options
 
 
-def tokens_of(data: Path, work: Path) -> dict[str, dict[str, Any]]:
-    """Store the images as tokens of each kind, what is missing of them; return where they are and the bytes of an image."""
-    found = {}
-    for side, how in KINDS.items():
-        for part, given in (("train", how), ("val", {"tokenizer": str(work / f"{side}.train")})):
-            tokenshards.tokenize(str(data / part), str(work / f"{side}.{part}"), codec="compact", workers=1, **given)
-        dataset = tokenshards.open_dataset(str(work / f"{side}.train"))
-        mean = dataset.manifest.totals["token_bytes"] / len(dataset)
-        found[side] = {"train": str(work / f"{side}.train"), "val": str(work / f"{side}.val"), "bytes_per_image": round(mean, 1)}
-    return found
+def tokens_of(side: str, data: Path, work: Path) -> dict[str, Any]:
+    """Store the images as tokens of a kind, what is missing of them; return where they are and the bytes of an image."""
+    train, val = (str(work / f"{side}.{part}") for part in ("train", "val"))
+    for part, place, given in (("train", train, KINDS[side]), ("val", val, {"tokenizer": train})):
+        tokenshards.tokenize(str(data / part), place, codec="compact", workers=1, **given)
+    dataset = tokenshards.open_dataset(train)
+    mean = dataset.manifest.totals["token_bytes"] / len(dataset)
+    return {"train": train, "val": val, "bytes_per_image": round(mean, 1)}
 
 
 def figures(result: Any) -> dict[str, Any]:
@@ -78,7 +76,8 @@ def figures(result: Any) -> dict[str, Any]:
 def continual_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of `continual` for each kind of tokens; the chains of reference are those of recognition tokens alone."""
     found = {}
-    for side, tokens in tokens_of(data, work).items():
+    for side in KINDS:
+        tokens = tokens_of(side, data, work)
         result = tokenshards.continual(
             tokens["train"],
             val=tokens["val"],
@@ -97,7 +96,7 @@ def continual_part(data: Path, work: Path, options: argparse.Namespace) -> dict[
 
 def curve_part(data: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of `curve`."""
-    tokens = tokens_of(data, work)["recognition"]
+    tokens = tokens_of("recognition", data, work)
     result = tokenshards.curve(
         tokens["train"],
         val=tokens["val"],

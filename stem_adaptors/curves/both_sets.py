@@ -21,6 +21,7 @@ from tokenshards.stem_adaptors.data.class_names import class_map
 from tokenshards.stem_adaptors.data.labels import require_labels
 from tokenshards.stem_adaptors.data.same_tokenizer import require_same_tokenizer
 from tokenshards.stem_adaptors.data.selection import Ints
+from tokenshards.stem_adaptors.training.validation import seen_in_training
 
 __all__ = ["BothSets", "WholePixels", "jpegs_missing", "labelled_images", "listed_pixels", "shared_with_note"]
 
@@ -37,7 +38,8 @@ class BothSets:
 
     @classmethod
     def opened(cls, data_url: str, val_url: str, out: Store, reporter: TerminalReporter, unknown: str = "count as wrong") -> Self:
-        """Open both, and tell how many images of VAL have a class that DATA lacks, and what becomes of them (`unknown`).
+        """Open both. Tell where they are one dataset, how many images of VAL have a class that DATA lacks, and what becomes of these
+        (`unknown`).
 
         Raises ConfigError where a place lies within another or there are no labels, OtherTokenizerError where VAL has another tokenizer.
         """
@@ -51,6 +53,8 @@ class BothSets:
         lost = sum(count for count, place in zip(val.manifest.class_counts, known_C.tolist(), strict=False) if place < 0)
         if lost:
             reporter.say(f"note: --val has {counted(lost, 'image')} of classes that DATA has not, which {unknown}")
+        if (note := seen_in_training(val, data)) is not None:
+            reporter.say(note)
         return cls(data=data, val=val)
 
     @property

@@ -11,13 +11,15 @@ from unittest.mock import patch
 import pytest
 
 import tokenshards
-from tests.datasets import call_cli, call_json, convert, start_cli, write_images
+from tests.datasets import SilentReporter, call_cli, call_json, convert, start_cli, write_images
 from tests.inline import InlineRunner
 from tests.integration.other_data import refuses_other_data
 from tokenshards.pipeline.commands.demo_images import write_digits
 from tokenshards.pipeline.errors import ConfigError
 from tokenshards.pipeline.shards import open_dataset
+from tokenshards.pipeline.storage.store import Store
 from tokenshards.pipeline.tokenizers.config import FitConfig
+from tokenshards.stem_adaptors.curves.both_sets import BothSets
 
 
 def command(folder: Path, out: Path, *more: str, replay: str = "0.6kB", steps: int = 3) -> list[str]:
@@ -131,6 +133,16 @@ def test_the_function_returns_the_result(folder: Path, tmp_path: Path) -> None:
     assert found.rows[0].images == 600 * 60 // data.manifest.totals["token_bytes"] and "| tokens |" in (tmp_path / "c.md").read_text()
     with pytest.raises(ConfigError, match="--replay has 'much'"):
         tokenshards.continual(data, val=folder / "val.tokens", replay="much", out=tmp_path)
+
+
+def test_a_validation_set_that_is_the_training_set_is_told(folder: Path, tmp_path: Path) -> None:
+    train, val = str(folder / "train.tokens"), str(folder / "val.tokens")
+    for other, told in ((train, 1), (val, 0)):
+        reporter = SilentReporter()
+        BothSets.opened(train, other, Store(str(tmp_path)), reporter)  # type: ignore[arg-type]
+        assert (
+            sum("is the training set, so the accuracy is that of images that were learned from" in line for line in reporter.lines) == told
+        )
 
 
 @pytest.mark.parametrize(
